@@ -1,0 +1,64 @@
+"""dqconvert: an ordinary float PyTorch Geometric model in, a trainable Degree-Quant model out.
+
+The public names load on first use (PEP 562), so that ``import dqconvert`` and ``dqconvert --help`` stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "prepare": "prepare",
+    "Prepared": "prepare",
+    "calibrate": "calibrate",
+    "PreparedModule": "rewrite.module",
+    "Report": "report",
+    "QConfig": "qconfig",
+    "QSpec": "qconfig",
+    "Protect": "qconfig",
+    "Rule": "qconfig",
+    "presets": "qconfig",
+    "DegreeProtection": "quant.protection",
+    "enable_observer": "quant.fake_quantize",
+    "disable_observer": "quant.fake_quantize",
+    "enable_fake_quant": "quant.fake_quantize",
+    "disable_fake_quant": "quant.fake_quantize",
+    "DQConvertError": "errors",
+    "ConfigError": "errors",
+    "TraceError": "errors",
+    "GuardError": "errors",
+    "ObserverError": "errors",
+    "CheckpointError": "errors",
+    "LoweringError": "errors",
+    "ExportError": "errors",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dqconvert' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps ``dqconvert.prepare`` the function: importing the file of the same name would bind the module there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,33 @@
+"""The errors that dqconvert raises: each says what was wrong, where, and what to do."""
+
+
+class DQConvertError(Exception):
+    """Base class of every error that dqconvert raises on purpose."""
+
+
+class ConfigError(DQConvertError, ValueError):
+    """A quantization config is wrong: the message names the field and the allowed values."""
+
+
+class TraceError(DQConvertError):
+    """A model could not be turned into a graph: the message names the module, the line and the way out."""
+
+
+class GuardError(DQConvertError):
+    """A prepared module was called in a way that its graph was not traced for (an argument, a branch on a size)."""
+
+
+class ObserverError(DQConvertError):
+    """A quantizer was asked to quantize before it saw any value."""
+
+
+class CheckpointError(DQConvertError):
+    """A checkpoint or artifact could not be read or does not fit the model."""
+
+
+class LoweringError(DQConvertError):
+    """A prepared module could not be turned into an integer module."""
+
+
+class ExportError(DQConvertError):
+    """An integer module could not be exported."""
