@@ -1,0 +1,24 @@
+"""The modules that a prepared model calls: quantizers with their observers, and the protection of nodes."""
+
+from dqconvert.quant.fake_quantize import (
+    FakeQuantize,
+    disable_fake_quant,
+    disable_observer,
+    enable_fake_quant,
+    enable_observer,
+)
+from dqconvert.quant.observers import OBSERVERS, Observer
+from dqconvert.quant.protection import DegreeProtection, Protection, gather_protected
+
+__all__ = [
+    "OBSERVERS",
+    "DegreeProtection",
+    "FakeQuantize",
+    "Observer",
+    "Protection",
+    "disable_fake_quant",
+    "disable_observer",
+    "enable_fake_quant",
+    "enable_observer",
+    "gather_protected",
+]

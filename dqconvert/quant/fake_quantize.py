@@ -1,0 +1,222 @@
+"""The quantizer of one value of a prepared model: a range that follows it, and the rounding to its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqconvert.errors import ConfigError, ObserverError
+from dqconvert.kernels import fake_quantize, qparams
+from dqconvert.qconfig import QSpec
+from dqconvert.quant.observers import is_empty, observer_for
+
+
+class FakeQuantize(nn.Module):
+    """Rounds a value to the grid of a range that it observes in training.
+
+    In training, each call first updates the range from the unprotected rows, then rounds these rows with the
+    new range; protected rows pass in full precision. In evaluation the range is fixed, and every row is
+    rounded: `protected` is ignored. NaN and infinities are not observed; rounded, NaN stays NaN and
+    infinities become the ends of the grid.
+
+    **Arguments**
+
+    - `spec`: how to quantize.
+    - `name`: what messages call this quantizer, such as `"convs.0.quant.message"`.
+    - `signed`: whether codes reach below zero (`spec.signed`, decided).
+    - `channels = None`: how many channels there are; required with `spec.granularity="channel"`, else
+      ignored.
+    - `channel_dim = 0`: the dimension of the channels.
+    - `row_dim = 0`: the dimension that `protected` ranges over.
+
+    **Attributes**
+
+    - `min_val`, `max_val`: buffers, the range: float32 whatever type the module is cast to, `[]` or
+      `[channels]`; inf and -inf until something was observed.
+    - `scale` (float32), `zero_point` (int32): the grid of that range. `quant_min`, `quant_max`: its codes.
+    - `observer_enabled = True`, `fake_quant_enabled = True`: whether to update the range and whether to
+      round. Of an unrounded value the input itself is returned.
+    - `calibrating = False`: observe in evaluation, too, all rows.
+
+    **Raises** `ConfigError` if `channels` is missing; `ObserverError` if it has to round before it observed
+    anything.
+
+    Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021.
+
+    ```python
+    >>> from dqconvert.qconfig import QSpec
+    >>> quantizer = FakeQuantize(QSpec(bits=4), name="conv.quant.message", signed=True)
+    >>> x, protected = torch.tensor([[-7.9, 0.3], [100.1, 7.3]]), torch.tensor([False, True])
+    >>> quantizer(x, protected).tolist()[1] == x[1].tolist()
+    True
+    >>> quantizer
+    FakeQuantize(conv.quant.message, bits=4, signed=True, affine, per tensor, minmax, range=[-7.9, 0.3])
+    >>> quantizer.eval()(x, protected).max() < 0.5
+    tensor(True)
+
+    ```
+    """
+
+    min_val: Tensor
+    max_val: Tensor
+
+    def __init__(
+        self,
+        spec: QSpec,
+        *,
+        name: str,
+        signed: bool,
+        channels: int | None = None,
+        channel_dim: int = 0,
+        row_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        shape: tuple[int, ...] = ()
+        if spec.granularity == "channel":
+            if channels is None:
+                raise ConfigError(f"quantizer {name!r}: granularity='channel' needs the number of channels")
+            shape = (channels,)
+        self.spec = spec
+        self.name = name
+        self.signed = signed
+        self.channel_dim = channel_dim if shape else None
+        self.row_dim = row_dim
+        self.quant_min, self.quant_max = spec.quant_range(signed)
+        self.observer = observer_for(spec)
+        self.observer_enabled = True
+        self.fake_quant_enabled = True
+        self.calibrating = False
+        self.register_buffer("min_val", torch.full(shape, torch.inf, dtype=torch.float32))
+        self.register_buffer("max_val", torch.full(shape, -torch.inf, dtype=torch.float32))
+        # Whether the range is known to hold something. The buffers are the truth; this spares looking at
+        # them, which would wait for an accelerator, in every call.
+        self._known_observed = False
+
+    @property
+    def scale(self) -> Tensor:
+        return self._qparams()[0]
+
+    @property
+    def zero_point(self) -> Tensor:
+        return self._qparams()[1]
+
+    def _qparams(self) -> tuple[Tensor, Tensor]:
+        return qparams(self.min_val, self.max_val, self.quant_min, self.quant_max, self.spec.symmetric)
+
+    def forward(self, x: Tensor, protected: Tensor | None = None) -> Tensor:
+        """Observes and rounds `x`, a floating tensor; `protected`: bool `[x.size(row_dim)]`, None for no row."""
+        if not self.training:
+            protected = None
+        observing = self.observer_enabled and (self.training or self.calibrating)
+        if observing:
+            self._observe(x, protected)
+        if not self.fake_quant_enabled:
+            return x
+        # Compiled and exported code cannot raise for what is in a buffer.
+        if not observing and not torch.compiler.is_compiling() and x.numel() > 0 and not self.is_observed():
+            raise ObserverError(
+                f"quantizer {self.name!r} never observed a value, so it has no range to quantize with: "
+                "train at least one step, or run dqconvert.calibrate"
+            )
+        scale, zero_point = self._qparams()
+        return fake_quantize(
+            x,
+            scale,
+            zero_point,
+            self.quant_min,
+            self.quant_max,
+            protected,
+            self.row_dim,
+            self.channel_dim,
+            self.spec.grad,
+        )
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor, protected: Tensor | None) -> None:
+        keep = None if protected is None else ~protected
+        lo, hi = self.observer.update((self.min_val, self.max_val), x, keep, self.row_dim, self.channel_dim)
+        # In place: the buffers may be shared between processes, or captured by compiled code.
+        self.min_val.copy_(lo)
+        self.max_val.copy_(hi)
+
+    def is_observed(self) -> bool:
+        """Whether every channel's range holds something.
+
+        Looks at the buffers, which waits for an accelerator, only until the answer was once yes. `eval()` and
+        `load_state_dict` look ahead, so that evaluating a trained or loaded quantizer waits for nothing.
+        """
+        if not self._known_observed and not self.min_val.is_meta:
+            self._known_observed = not bool(is_empty((self.min_val, self.max_val)).any())
+        return self._known_observed
+
+    def reset(self) -> None:
+        """Forgets the range, as if nothing had been observed."""
+        self.min_val.fill_(torch.inf)
+        self.max_val.fill_(-torch.inf)
+        self._known_observed = False
+
+    def train(self, mode: bool = True) -> FakeQuantize:
+        super().train(mode)
+        if not mode:
+            self.is_observed()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FakeQuantize:
+        # `fn` moves, shares or casts. A range is not cast: half precision would move the grid it was trained
+        # with.
+        before = {"min_val": self.min_val, "max_val": self.max_val}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = getattr(self, name)
+            if new.dtype != torch.float32:
+                setattr(self, name, old.to(new.device))
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        # With assign=True the buffers are the checkpoint's own tensors, in whatever type it has.
+        self.min_val, self.max_val = self.min_val.float(), self.max_val.float()
+        self._known_observed = False
+        self.is_observed()
+
+    def extra_repr(self) -> str:
+        scheme = "symmetric" if self.spec.symmetric else "affine"
+        parts = [self.name, f"bits={self.spec.bits}", f"signed={self.signed}", scheme]
+        parts += [f"per {self.spec.granularity}", repr(self.observer), f"range={self._range_text()}"]
+        return ", ".join(parts)
+
+    def _range_text(self) -> str:
+        if self.min_val.is_meta or not self.is_observed():
+            return "never observed"
+        if self.min_val.dim() > 0:
+            return f"{self.min_val.numel()} channels"
+        return f"[{self.min_val.item():.6g}, {self.max_val.item():.6g}]"
+
+
+def enable_observer(module: nn.Module) -> None:
+    """Lets a quantizer update its range in training: `model.apply(enable_observer)`."""
+    if isinstance(module, FakeQuantize):
+        module.observer_enabled = True
+
+
+def disable_observer(module: nn.Module) -> None:
+    """Freezes a quantizer's range: `model.apply(disable_observer)`."""
+    if isinstance(module, FakeQuantize):
+        module.observer_enabled = False
+
+
+def enable_fake_quant(module: nn.Module) -> None:
+    """Lets a quantizer round: `model.apply(enable_fake_quant)`."""
+    if isinstance(module, FakeQuantize):
+        module.fake_quant_enabled = True
+
+
+def disable_fake_quant(module: nn.Module) -> None:
+    """Makes a quantizer only observe: `model.apply(disable_fake_quant)`."""
+    if isinstance(module, FakeQuantize):
+        module.fake_quant_enabled = False

@@ -1,0 +1,144 @@
+"""How a quantizer's range follows the values it sees: one class per kind of range.
+
+An observer holds no state. It takes a range and a batch of values and returns the new range. A range is a
+pair of float32 tensors, `[]` or `[channels]`; `(inf, -inf)` is the range that never saw a value. NaN and
+infinities are never observed: one overflow in half precision would otherwise spoil a range for good.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dqconvert.errors import ConfigError
+from dqconvert.kernels import minmax_pair, percentile_pair
+from dqconvert.qconfig import QSpec
+
+RangePair: TypeAlias = tuple[Tensor, Tensor]
+
+
+def is_empty(pair: RangePair) -> Tensor:
+    """Where a range never saw a value: bool, shaped like the range."""
+    return pair[0] > pair[1]
+
+
+class Observer:
+    """Base class: what the range of one batch is, and how it changes the range so far.
+
+    A new kind of range is a subclass that sets `kind`, defines `batch_range` and `merge`, and stands in
+    `OBSERVERS`.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, spec: QSpec) -> None:
+        self.spec = spec
+
+    def batch_range(
+        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
+    ) -> RangePair:
+        """The range of these values alone, of the rows that `keep` (bool `[values.size(row_dim)]`) keeps."""
+        raise NotImplementedError
+
+    def merge(self, old: RangePair, batch: RangePair) -> RangePair:
+        """The range so far, changed by that of a batch; unchanged by an empty one."""
+        raise NotImplementedError
+
+    def update(
+        self, old: RangePair, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
+    ) -> RangePair:
+        """The range after observing `values`.
+
+        ```python
+        >>> from dqconvert.qconfig import QSpec
+        >>> observer = observer_for(QSpec(range="minmax"))
+        >>> observer.update((torch.tensor(0.0), torch.tensor(1.0)), torch.tensor([-3.0, 0.5]), None, 0, None)
+        (tensor(-3.), tensor(1.))
+
+        ```
+        """
+        return self.merge(old, self.batch_range(values, keep, row_dim, channel_dim))
+
+    def __repr__(self) -> str:
+        return self.kind
+
+
+class MinMaxObserver(Observer):
+    """Running minimum and maximum."""
+
+    kind = "minmax"
+
+    def batch_range(
+        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
+    ) -> RangePair:
+        return minmax_pair(values, keep=keep, row_dim=row_dim, channel_dim=channel_dim)
+
+    def merge(self, old: RangePair, batch: RangePair) -> RangePair:
+        return running(old, batch)
+
+
+class EMAObserver(MinMaxObserver):
+    """Exponential moving average of each batch's minimum and maximum."""
+
+    kind = "ema"
+
+    def merge(self, old: RangePair, batch: RangePair) -> RangePair:
+        assert self.spec.momentum_value is not None
+        return moving_average(old, batch, self.spec.momentum_value)
+
+
+class PercentileObserver(Observer):
+    """Each batch's low and high percentile, kept as running minimum and maximum or, with momentum, averaged.
+
+    Degree-Quant's way to a range that the few largest aggregations do not stretch.
+    """
+
+    kind = "percentile"
+
+    def batch_range(
+        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
+    ) -> RangePair:
+        p = self.spec.percentile_value
+        assert p is not None
+        return percentile_pair(
+            values, p, keep=keep, row_dim=row_dim, channel_dim=channel_dim, sample=self.spec.sample
+        )
+
+    def merge(self, old: RangePair, batch: RangePair) -> RangePair:
+        momentum = self.spec.momentum_value
+        return running(old, batch) if momentum is None else moving_average(old, batch, momentum)
+
+    def __repr__(self) -> str:
+        return f"percentile({self.spec.percentile_value})"
+
+
+def running(old: RangePair, batch: RangePair) -> RangePair:
+    """The smallest range that contains both."""
+    return torch.minimum(old[0], batch[0]), torch.maximum(old[1], batch[1])
+
+
+def moving_average(old: RangePair, batch: RangePair, momentum: float) -> RangePair:
+    """`old + momentum (batch - old)`; the first batch sets the range."""
+    first, nothing_new = is_empty(old), is_empty(batch)
+
+    def average(old_end: Tensor, batch_end: Tensor) -> Tensor:
+        moved = torch.where(first, batch_end, old_end + momentum * (batch_end - old_end))
+        return torch.where(nothing_new, old_end, moved)
+
+    return average(old[0], batch[0]), average(old[1], batch[1])
+
+
+OBSERVERS: dict[str, type[Observer]] = {
+    observer.kind: observer for observer in (MinMaxObserver, EMAObserver, PercentileObserver)
+}
+
+
+def observer_for(spec: QSpec) -> Observer:
+    """The observer that `spec.range` names. Raises `ConfigError` if there is none."""
+    if spec.range not in OBSERVERS:
+        raise ConfigError(
+            f"range={spec.range!r}: has no observer; allowed: {', '.join(map(repr, OBSERVERS))}"
+        )
+    return OBSERVERS[spec.range](spec)

@@ -1,0 +1,177 @@
+"""Degree-Quant's stochastic protection: which nodes pass in full precision in a training step.
+
+Tailor, Fernandez-Marques and Lane, *Degree-Quant: Quantization-Aware Training for Graph Neural Networks*,
+ICLR 2021, section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.transforms import BaseTransform
+
+from dqconvert.errors import ConfigError
+from dqconvert.kernels import protection_probability
+from dqconvert.qconfig import Protect
+
+
+class Protection(nn.Module):
+    """Draws, in training, the nodes of one row space that are protected in this step. It has no state.
+
+    A node is protected with a probability between `protect.p_min` and `protect.p_max` that grows with its
+    in-degree, or with a given one. Draws follow `torch.manual_seed`. In evaluation nothing is protected and
+    no random number is drawn.
+
+    ```python
+    >>> from dqconvert.qconfig import Protect
+    >>> protection = Protection(Protect(p_min=0.0, p_max=1.0))
+    >>> targets = torch.tensor([0, 0, 0, 1])
+    >>> protection([targets], num_nodes=2)[0]  # of the highest in-degree: always protected
+    tensor(True)
+    >>> protection.eval()([targets], num_nodes=2) is None
+    True
+
+    ```
+    """
+
+    def __init__(self, protect: Protect) -> None:
+        super().__init__()
+        self.protect = protect
+
+    def forward(
+        self,
+        targets: Sequence[Tensor],
+        num_nodes: int,
+        batch: Tensor | None = None,
+        given: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor | None:
+        """One draw for all nodes.
+
+        **Arguments**
+
+        - `targets`: per edge type that reaches these nodes, the target node of every edge, int64
+          `[num_edges]`.
+        - `num_nodes`: how many nodes there are.
+        - `batch = None`: int64 `[num_nodes]`, the graph of each node, as in-degrees compare within a graph.
+        - `given = None`: floating `[num_nodes]`, probabilities to use instead of those from in-degrees. 0 or
+          less is never, 1 or more always; NaN is never.
+        - `device = None`: where to draw; `None`: where `targets`, `batch` or `given` are. Of use where there
+          are none.
+
+        **Returns** bool `[num_nodes]`, True where protected; in evaluation None.
+
+        **Raises** `ConfigError` if `given` does not have one floating-point probability per node.
+        """
+        if not self.training:
+            return None
+        if given is not None:
+            _check_given(given, num_nodes)
+            if device is None:
+                device = targets[0].device if targets else given.device
+            probability = given.to(device)
+        else:
+            probability = protection_probability(
+                targets, num_nodes, self.protect.p_min, self.protect.p_max, batch, device
+            )
+        # Uniform numbers lie in [0, 1): a probability of 0 is never reached and one of 1 always.
+        return torch.rand(num_nodes, device=probability.device) < probability
+
+    def extra_repr(self) -> str:
+        return f"p_min={self.protect.p_min}, p_max={self.protect.p_max}"
+
+
+def _check_given(given: Tensor, num_nodes: int) -> None:
+    if not given.is_floating_point():
+        raise ConfigError(f"protect_prob must hold floating-point probabilities, got {given.dtype}")
+    if given.shape != (num_nodes,):
+        raise ConfigError(
+            "protect_prob must have one probability per node: "
+            f"got shape {tuple(given.shape)} for {num_nodes} nodes"
+        )
+
+
+def gather_protected(mask: Tensor | None, index: Tensor) -> Tensor | None:
+    """Which edges are protected, given which nodes are: an edge is, if the node that sends its message is.
+
+    **Arguments**
+
+    - `mask`: bool `[num_nodes]`, or None where nothing is protected.
+    - `index`: int64 `[num_edges]`, the sending node of each edge.
+
+    **Returns** bool `[num_edges]`, or None.
+
+    ```python
+    >>> gather_protected(torch.tensor([True, False]), torch.tensor([1, 0, 0]))
+    tensor([False,  True,  True])
+
+    ```
+    """
+    return None if mask is None else mask.index_select(0, index)
+
+
+class DegreeProtection(BaseTransform):
+    """A PyG transform that computes protection probabilities from the in-degrees of the whole graph.
+
+    It sets `protect_prob` (float32 `[num_nodes]`), which loaders cut along with the other node features: a
+    model trained on sampled neighbourhoods, in which in-degrees are cut short, so protects by the true ones.
+
+    In-degrees are counted on `edge_index` or, where that is missing, on `adj_t`. In a `HeteroData` each node
+    type has its own `protect_prob`, from in-degrees summed over the edge types that reach it. In a batch
+    in-degrees compare within each graph.
+
+    **Arguments**
+
+    - `p_min = 0.0`, `p_max = 0.1`: the bounds, `0 <= p_min <= p_max <= 1`.
+
+    **Raises** `ConfigError` for other bounds.
+
+    Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, section 3.
+
+    ```python
+    >>> data = Data(edge_index=torch.tensor([[0, 1, 3], [1, 2, 2]]), num_nodes=4)
+    >>> [round(p, 3) for p in DegreeProtection(p_max=0.2)(data).protect_prob.tolist()]
+    [0.1, 0.15, 0.2, 0.1]
+
+    ```
+    """
+
+    def __init__(self, p_min: float = 0.0, p_max: float = 0.1) -> None:
+        self.protect = Protect(p_min=p_min, p_max=p_max)
+
+    def forward(self, data: Data | HeteroData) -> Data | HeteroData:
+        if isinstance(data, HeteroData):
+            for node_type in data.node_types:
+                edges = [data[edge_type] for edge_type in data.edge_types if edge_type[2] == node_type]
+                self._set(data[node_type], edges)
+        else:
+            self._set(data, [data])
+        return data
+
+    def _set(self, nodes: Any, edges: Sequence[Any]) -> None:
+        targets = [index for store in edges if (index := _targets(store)) is not None]
+        batch = nodes.batch if "batch" in nodes else None
+        protect = self.protect
+        nodes.protect_prob = protection_probability(
+            targets, nodes.num_nodes, protect.p_min, protect.p_max, batch
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(p_min={self.protect.p_min}, p_max={self.protect.p_max})"
+
+
+def _targets(store: Any) -> Tensor | None:
+    """The target node of every edge in a store, or None if it has no edges."""
+    if "edge_index" in store:
+        return store.edge_index[1]
+    if "adj_t" not in store:
+        return None
+    adj_t = store.adj_t  # transposed: a row is a target
+    if isinstance(adj_t, Tensor):
+        # Not the public indices(), which would first merge parallel edges.
+        return adj_t.to_sparse_coo()._indices()[0]
+    return adj_t.coo()[0]  # torch_sparse.SparseTensor

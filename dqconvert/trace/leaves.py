@@ -1,0 +1,139 @@
+"""Which modules and functions stay whole in the graph: the tables."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch_geometric.nn
+import torch_geometric.utils
+from torch import nn
+from torch_geometric.nn.aggr import Aggregation
+from torch_geometric.nn.conv import MessagePassing
+
+WEIGHTED_MODULES: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.modules.conv._ConvNd,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    torch_geometric.nn.Linear,
+    torch_geometric.nn.HeteroLinear,
+    torch_geometric.nn.HeteroDictLinear,
+)
+"""Modules that multiply by a parameter matrix. A module that holds one is traced into, never kept whole."""
+
+_PYG_LEAVES: tuple[type[nn.Module], ...] = (
+    Aggregation,
+    torch_geometric.nn.Linear,
+    *(getattr(torch_geometric.nn.norm, name) for name in torch_geometric.nn.norm.__all__),
+)
+
+# Not PyG functions of tensors: they call back, build objects, or answer a question about types.
+_NOT_KEPT = {
+    "is_sparse",
+    "is_torch_sparse_tensor",
+    "is_torch_sparse_coo_tensor",
+    "is_torch_sparse_csr_tensor",
+    "is_torch_sparse_csc_tensor",
+    "to_networkx",
+    "from_networkx",
+    "to_networkit",
+    "from_networkit",
+    "to_trimesh",
+    "from_trimesh",
+    "to_cugraph",
+    "from_cugraph",
+    "to_dgl",
+    "from_dgl",
+    "from_rdmol",
+    "to_rdmol",
+    "from_smiles",
+    "to_smiles",
+    "total_influence",
+    "get_embeddings",
+    "get_embeddings_hetero",
+}
+
+_EXTRA_FUNCTIONS = (
+    "torch_geometric.nn.conv.gcn_conv:gcn_norm",
+    "torch_geometric.utils.num_nodes:maybe_num_nodes",
+    "torch_geometric.index:ptr2index",
+    "torch_geometric.index:index2ptr",
+    "torch_geometric.utils.sparse:cat",
+    "torch_geometric.utils.functions:cumsum",
+    "torch_geometric.utils._spmm:spmm",
+    "torch_geometric.nn.pool.glob:global_add_pool",
+    "torch_geometric.nn.pool.glob:global_mean_pool",
+    "torch_geometric.nn.pool.glob:global_max_pool",
+)
+
+
+def is_leaf_module(module: nn.Module) -> bool:
+    """Whether a module stays one ``call_module`` node.
+
+    torch's own layers and PyG's ``Linear``, norms and aggregations do, unless a weighted layer hides inside
+    (an attentional aggregation's gate network), which must become visible.
+    """
+    if isinstance(module, WEIGHTED_MODULES):
+        return type(module).__module__.startswith(("torch.nn.", "torch_geometric.nn.dense"))
+    own_torch = type(module).__module__.startswith("torch.nn.") and not isinstance(
+        module, nn.Sequential | nn.ModuleList | nn.ModuleDict
+    )
+    if not own_torch and not isinstance(module, _PYG_LEAVES):
+        return False
+    return not any(isinstance(child, WEIGHTED_MODULES) for child in module.modules())
+
+
+@functools.cache
+def leaf_functions() -> tuple[FunctionType, ...]:
+    """PyG's functions that stay one ``call_function`` node, so that the graph reads as the layer was written."""
+    found: dict[int, Callable[..., Any]] = {}
+    for name in torch_geometric.utils.__all__:
+        value = getattr(torch_geometric.utils, name, None)
+        if name not in _NOT_KEPT and inspect.isfunction(value):
+            found[id(value)] = value
+    for path in _EXTRA_FUNCTIONS:
+        module, name = path.split(":")
+        value = getattr(__import__(module, fromlist=[name]), name)
+        found[id(value)] = value
+    return tuple(value for value in found.values() if isinstance(value, FunctionType))
+
+
+GETITEM = operator.getitem
+"""How a part of an input is taken out."""
+
+STAGE_METHODS = ("message", "aggregate", "update", "edge_update")
+"""The methods of :class:`MessagePassing` whose results are marked."""
+
+
+def message_passing_layers(model: nn.Module) -> list[MessagePassing]:
+    """All message-passing layers of a model."""
+    return [module for module in model.modules() if isinstance(module, MessagePassing)]
+
+
+def clear_caches(model: nn.Module) -> None:
+    """Forgets what layers with ``cached=True`` computed for an earlier graph (in place: on a copy only)."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if name.startswith("_cached") and value is not None and not callable(value):
+                setattr(module, name, None)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module runs code of the user's that its ``forward`` does not show."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def uninitialized(model: nn.Module) -> list[str]:
+    """Names of the parameters of lazy layers that no input has reached yet."""
+    names = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedTensorMixin)]
+    return names + [n for n, b in model.named_buffers() if isinstance(b, torch.nn.UninitializedBuffer)]

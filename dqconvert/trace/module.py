@@ -1,0 +1,166 @@
+"""The ``torch.fx.GraphModule`` that traced and prepared models are.
+
+A plain ``GraphModule`` drops parameters that its graph does not use, loses ``node.meta`` and traces its own code
+again when it is pickled. This one keeps the user's module hierarchy, methods and attributes, and carries its graph
+as data.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+_PROTOTYPE = GraphModule(nn.Module(), Graph())
+_MODULE_STATE = set(vars(nn.Module()))
+
+
+class TracedModule(GraphModule):
+    """A ``GraphModule`` that is also an instance of the user's class.
+
+    ``graph`` is what the forward does; where the float model does structurally different things in training and in
+    evaluation, ``graph`` is the training one and ``eval_graph`` the other (``None`` otherwise). After editing a
+    graph call ``recompile()``.
+    """
+
+    eval_graph: Graph | None
+
+    @classmethod
+    def build(cls, root: nn.Module, graph: Graph, eval_graph: Graph | None = None, **state: Any) -> Any:
+        """Makes one from ``root``, whose submodules, parameters, buffers and attributes it takes over.
+
+        Args:
+            root: A module that nobody else uses.
+            graph: The forward, in terms of ``root``'s paths.
+            eval_graph: The forward in evaluation mode, where its structure differs.
+            state: Further attributes.
+        """
+        body = {key: value for key, value in vars(_PROTOTYPE).items() if key not in _MODULE_STATE}
+        body = {key: copy.copy(value) for key, value in body.items() if key not in ("_graph", "_code")}
+        return cls._assemble(_user_class(type(root)), {**vars(root), **body, **state}, graph, eval_graph)
+
+    @classmethod
+    def _assemble(cls, user: type[nn.Module], state: dict[str, Any], graph: Graph, eval_graph: Graph | None) -> Any:
+        # The forward lives on the class, so every instance needs a class of its own, as in torch.fx.
+        singleton = type(f"{cls.__name__}_{user.__name__}", (cls, user), {"_user_class": user, "_kind": cls})
+        module = object.__new__(singleton)
+        module.__dict__.update(state)
+        module.__dict__["eval_graph"] = eval_graph
+        module.graph = graph
+        return module
+
+    def recompile(self) -> Any:
+        """Generates the forward from the graphs again, after they were edited."""
+        cls = type(self)
+        if self.eval_graph is None:
+            return super().recompile()
+        train_graph = self._graph
+        try:
+            self._graph = self.eval_graph
+            super().recompile()
+            evaluate = cls.forward
+        finally:
+            self._graph = train_graph
+        code = super().recompile()
+        cls.forward = _by_mode(cls.forward, evaluate)
+        return code
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        graph, eval_graph, state = self._parts()
+        copied = self._kind._assemble(
+            self._user_class,
+            copy.deepcopy(state, memo),
+            copy.deepcopy(graph),
+            copy.deepcopy(eval_graph),
+        )
+        memo[id(self)] = copied
+        return copied
+
+    def __copy__(self) -> Any:
+        graph, eval_graph, state = self._parts()
+        return self._kind._assemble(self._user_class, dict(state), graph, eval_graph)
+
+    def __reduce__(self) -> Any:
+        graph, eval_graph, state = self._parts()
+        packed = (pack(graph), None if eval_graph is None else pack(eval_graph))
+        return _unpickle, (self._kind, self._user_class, state, *packed)
+
+    def _parts(self) -> tuple[Graph, Graph | None, dict[str, Any]]:
+        state = {key: value for key, value in self.__dict__.items() if key not in ("_graph", "eval_graph")}
+        return self._graph, self.eval_graph, state
+
+    _user_class: type[nn.Module]
+    _kind: type[TracedModule]
+
+
+def _user_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class that the user wrote, also for an instance that torch.fx gave a class of its own."""
+    if issubclass(cls, TracedModule):
+        return cls._user_class
+    return GraphModule if issubclass(cls, GraphModule) and cls.__name__ == "GraphModuleImpl" else cls
+
+
+def _by_mode(train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(train)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return (train if self.training else evaluate)(self, *args, **kwargs)
+
+    return forward
+
+
+def _unpickle(kind: type[TracedModule], user: type[nn.Module], state: dict[str, Any], graph: Any, eval_graph: Any) -> Any:
+    return kind._assemble(user, state, unpack(graph), None if eval_graph is None else unpack(eval_graph))
+
+
+class _Ref:
+    """Stands for a node in packed arguments."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+def pack(graph: Graph) -> list[tuple[Any, ...]]:
+    """A graph as a list of plain tuples; functions stay references, which pickle saves by name."""
+    index = {node: position for position, node in enumerate(graph.nodes)}
+
+    def refer(value: Any) -> Any:
+        return torch.fx.node.map_arg(value, lambda node: _Ref(index[node]))
+
+    return [
+        (node.op, node.name, node.target, refer(node.args), refer(node.kwargs), dict(node.meta)) for node in graph.nodes
+    ]
+
+
+def unpack(packed: list[tuple[Any, ...]]) -> Graph:
+    """The graph that :func:`pack` packed."""
+    graph = Graph()
+    nodes: list[Node] = []
+    for op, name, target, args, kwargs, meta in packed:
+        node = graph.create_node(op, target, _resolve(args, nodes), _resolve(kwargs, nodes), name=name)
+        node.meta.update(meta)
+        nodes.append(node)
+    return graph
+
+
+def _resolve(value: Any, nodes: list[Node]) -> Any:
+    if isinstance(value, _Ref):
+        return nodes[value.index]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_resolve(item, nodes) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(_resolve(item, nodes) for item in value)
+    if isinstance(value, dict):
+        return {key: _resolve(item, nodes) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_resolve(item, nodes) for item in (value.start, value.stop, value.step)))
+    return value

@@ -1,0 +1,92 @@
+"""One name per operation, however the user wrote it: ``x @ w``, ``x.matmul(w)`` and ``torch.matmul(x, w)`` are ``matmul``."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch.fx import Node
+
+# How Tensor's special methods are written in the graph: the operator, and whether the operands are swapped.
+OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
+    "add": (operator.add, False),
+    "sub": (operator.sub, False),
+    "mul": (operator.mul, False),
+    "div": (operator.truediv, False),
+    "true_divide": (operator.truediv, False),
+    "neg": (operator.neg, False),
+    "matmul": (operator.matmul, False),
+    "__pow__": (operator.pow, False),
+    "__floordiv__": (operator.floordiv, False),
+    "__mod__": (operator.mod, False),
+    "remainder": (operator.mod, False),
+    "__rsub__": (operator.sub, True),
+    "__rtruediv__": (operator.truediv, True),
+    "__rdiv__": (operator.truediv, True),
+    "__rpow__": (operator.pow, True),
+    "__rfloordiv__": (operator.floordiv, True),
+    "__rmod__": (operator.mod, True),
+    "__rmatmul__": (operator.matmul, True),
+    "__eq__": (operator.eq, False),
+    "ne": (operator.ne, False),
+    "lt": (operator.lt, False),
+    "le": (operator.le, False),
+    "gt": (operator.gt, False),
+    "ge": (operator.ge, False),
+    "__and__": (operator.and_, False),
+    "__or__": (operator.or_, False),
+    "__xor__": (operator.xor, False),
+    "__invert__": (operator.invert, False),
+    "__getitem__": (operator.getitem, False),
+}
+
+_SHORT = {
+    "truediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+    "multiply": "mul",
+    "subtract": "sub",
+    "iadd": "add",
+    "imul": "mul",
+    "isub": "sub",
+    "itruediv": "div",
+    "mm": "matmul",
+    "bmm": "matmul",
+    "absolute": "abs",
+    "concat": "cat",
+    "concatenate": "cat",
+    "getitem": "getitem",
+}
+
+
+def op_name(node: Node) -> str:
+    """The short name of what a node calls, the same for functions, methods, operators and in-place variants.
+
+    ``call_module`` nodes give ``"call_module"``: what they call is the module's type.
+    """
+    if node.op == "call_module":
+        return "call_module"
+    if node.op == "call_method":
+        name = str(node.target)
+    elif node.op == "call_function":
+        name = getattr(node.target, "__name__", str(node.target))
+    else:
+        return node.op
+    if name.endswith("_") and not name.startswith("_"):
+        name = name[:-1]
+    name = name.strip("_")
+    return _SHORT.get(name, name)
+
+
+def qualified_name(node: Node) -> str:
+    """The fx target's qualified name, as rules match it: ``torch.nn.functional.linear``, ``operator.mul``, ``view``."""
+    if node.op in ("call_method", "call_module", "get_attr", "placeholder", "output"):
+        return str(node.target)
+    target = node.target
+    module = getattr(target, "__module__", None) or "torch"
+    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", str(target))
+    module = {"_operator": "operator", "torch._C._nn": "torch.nn.functional", "torch._C": "torch"}.get(module, module)
+    if name.startswith(("_VariableFunctionsClass.", "_VariableFunctions.")):
+        module, name = "torch", name.split(".", 1)[1]
+    return f"{module}.{name}"

@@ -1,0 +1,98 @@
+"""Temporary changes to functions and names while a forward is recorded, undone whatever happens."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
+from typing import Any
+
+import torch
+
+from dqconvert.trace.values import BUILTIN_NAMES, MATH_NAMES
+
+_lock = threading.RLock()
+_MISSING = object()
+
+
+@contextmanager
+def patched(changes: Iterable[tuple[dict[str, Any] | type | ModuleType, str, Any]]) -> Iterator[None]:
+    """Sets names in namespaces (a module's ``__dict__``, a class or a module), and restores them at the end.
+
+    One recording at a time: another thread that records waits for its turn.
+    """
+    with _lock:
+        undo: list[tuple[Any, str, Any]] = []
+        try:
+            for place, name, value in changes:
+                names = place if isinstance(place, dict) else vars(place)
+                undo.append((place, name, names.get(name, _MISSING)))
+                _set(place, name, value)
+            yield
+        finally:
+            for place, name, value in reversed(undo):
+                _set(place, name, value)
+
+
+def _set(place: Any, name: str, value: Any) -> None:
+    if not isinstance(place, dict):
+        delattr(place, name) if value is _MISSING else setattr(place, name, value)
+    elif value is _MISSING:
+        place.pop(name, None)
+    else:
+        place[name] = value
+
+
+def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """The global names of the code that a recording of ``model`` runs through.
+
+    PyG's modules, the modules that define the classes of ``model``, and the modules whose functions those use.
+    torch and the standard library are left alone.
+    """
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    own = {cls.__module__ for cls in classes}
+    for name in list(own):
+        for value in list(vars(sys.modules.get(name, math)).values()):
+            if isinstance(value, FunctionType | type):
+                own.add(value.__module__)
+    names = {name for name in own if _is_foreign(name)}
+    names |= {name for name in sys.modules if name == "torch_geometric" or name.startswith("torch_geometric.")}
+    found = [vars(module) for name in sorted(names) if isinstance(module := sys.modules.get(name), ModuleType)]
+    # Code that PyG generates lives in modules that are in sys.modules under names of their own, or in none.
+    generated = {
+        id(function.__globals__): function.__globals__
+        for cls in classes
+        if _is_foreign(cls.__module__)
+        for function in vars(cls).values()
+        if isinstance(function, FunctionType)
+    }
+    known = {id(names) for names in found}
+    return found + [names for key, names in generated.items() if key not in known]
+
+
+def _is_foreign(module: str) -> bool:
+    top = module.split(".")[0]
+    return top not in sys.stdlib_module_names and top not in ("torch", "dqconvert", "numpy") or top == "__main__"
+
+
+def replacements(
+    spaces: Iterable[dict[str, Any]], functions: dict[int, Callable[..., Any]]
+) -> Iterator[tuple[Any, str, Any]]:
+    """The changes that make recorded code see traced numbers and recorded functions.
+
+    Args:
+        spaces: From :func:`namespaces`.
+        functions: ``id`` of a function to the function to call instead, wherever it was imported to.
+    """
+    for names in spaces:
+        for name, value in list(names.items()):
+            if id(value) in functions and isinstance(value, FunctionType):
+                yield names, name, functions[id(value)]
+        for name, value in BUILTIN_NAMES.items():
+            if name not in names:
+                yield names, name, value
+    for name, value in MATH_NAMES.items():
+        yield math, name, value

@@ -1,0 +1,126 @@
+"""The functions that a traced graph calls besides torch's and PyG's own.
+
+They do nothing that the float model did not do: they mark, they check, they undo Python's return conventions.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from dqconvert.errors import GuardError
+
+COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def stage_output(value: Tensor, stage: str, edge_index: Any = None, sender: int = 0) -> Tensor:
+    """Marks ``value`` as what a stage of a message-passing layer returned; the identity.
+
+    Args:
+        value: Any tensor.
+        stage: A :class:`~dqconvert.trace.note.Stage`.
+        edge_index: The connectivity that the layer passes messages over, for the edge-level stages.
+        sender: The row of ``edge_index`` that holds the nodes which send the messages.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(2)
+        >>> stage_output(x, "message") is x
+        True
+    """
+    return value
+
+
+def guard(left: Any, comparison: str, right: Any, expected: bool, source: str) -> None:
+    """Checks that a Python comparison of sizes comes out as it did while tracing.
+
+    Raises:
+        GuardError: If it does not; the graph then holds the wrong branch.
+
+    Example:
+        >>> guard(3, "<", 5, True, "model.py:7")
+        >>> guard(7, "<", 5, True, "model.py:7")
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.GuardError: model.py:7: the model was traced where `7 < 5` was True, and now it is False: ...
+    """
+    if bool(COMPARISONS[comparison](left, right)) is not expected:
+        raise GuardError(
+            f"{source}: the model was traced where `{left} {comparison} {right}` was {expected}, and now it is "
+            f"{not expected}: the forward branches on a size. Prepare it with example_inputs like these."
+        )
+
+
+def pinned(value: Any, expected: Any, name: str) -> None:
+    """Checks that a forward argument is what it was while tracing.
+
+    Raises:
+        GuardError: If it is not.
+
+    Example:
+        >>> pinned(None, None, "edge_weight")
+        >>> pinned(2, None, "edge_weight")
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.GuardError: argument 'edge_weight' was absent (None) when the model was prepared, and ...
+    """
+    if value is expected:
+        return
+    if expected is None:
+        raise GuardError(
+            f"argument {name!r} was absent (None) when the model was prepared, and its graph has no place for it: "
+            f"prepare the model again with {name!r} among the example_inputs."
+        )
+    if isinstance(value, Tensor) or type(value) is not type(expected) or value != expected:
+        raise GuardError(
+            f"argument {name!r} was {expected!r} when the model was prepared and is {value!r} now: "
+            f"prepare the model again with example_inputs that hold it."
+        )
+
+
+def same_keys(value: dict[Any, Any], expected: tuple[Any, ...], name: str) -> None:
+    """Checks that a dict argument has the keys that it had while tracing.
+
+    Raises:
+        GuardError: If it does not.
+
+    Example:
+        >>> same_keys({"paper": 1}, ("paper",), "x_dict")
+    """
+    if set(value) != set(expected):
+        raise GuardError(
+            f"argument {name!r} had the keys {sorted(map(str, expected))} when the model was prepared and has "
+            f"{sorted(map(str, value))} now: prepare the model again with example_inputs like these."
+        )
+
+
+def setitem(target: Tensor, index: Any, value: Any) -> Tensor:
+    """``target[index] = value``, returning ``target`` so that later reads depend on the write.
+
+    Example:
+        >>> import torch
+        >>> setitem(torch.zeros(2), 0, 1.0)
+        tensor([1., 0.])
+    """
+    target[index] = value
+    return target
+
+
+def by_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
+    """A constant that the float model chose by ``self.training``.
+
+    Example:
+        >>> by_mode(True, 0.5, 0.0)
+        0.5
+    """
+    return when_training if training else when_evaluating

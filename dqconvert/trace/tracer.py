@@ -1,0 +1,371 @@
+"""Float module in, verified ``torch.fx`` graph out."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch_geometric.data.data import BaseData
+
+from dqconvert.errors import GuardError, TraceError
+from dqconvert.trace import leaves, verify
+from dqconvert.trace.inputs import Inputs, bind, drop_edges, enlarge, shallow
+from dqconvert.trace.make_inputs import make_inputs
+from dqconvert.trace.merge import add_sizes, merge_modes, remove_unused, same_graph, same_structure
+from dqconvert.trace.module import TracedModule
+from dqconvert.trace.note import note_of
+from dqconvert.trace.recorder import Recorder
+from dqconvert.trace.runtime import guard, pinned, same_keys
+from dqconvert.trace.values import Untraceable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Island:
+    """A module that the graph calls as a whole because it could not be looked into."""
+
+    module: str
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A float model as a graph.
+
+    Attributes:
+        module: The model as a :class:`TracedModule`: same parameters, same outputs, bit for bit.
+        islands: Modules kept whole, and why.
+        remarks: What could not be checked, in words for the report.
+    """
+
+    module: TracedModule
+    islands: tuple[Island, ...] = ()
+    remarks: tuple[str, ...] = field(default=())
+
+
+def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forward", strict: bool = False) -> Trace:
+    """Turns a float PyG model into a graph whose nodes know their stage, module and source line.
+
+    The model is copied first and never changed. The graph is checked against it, outputs and gradients, in both modes,
+    on the example and on a second input of other sizes.
+
+    Args:
+        model: Any ``nn.Module``.
+        example_inputs: A tuple or dict of the method's arguments, or a PyG data object; ``None`` makes them up.
+        method: The method to trace.
+        strict: Raise where a module would have to stay a float leaf.
+
+    Raises:
+        TraceError: If inputs cannot be made up or are rejected, if the root module branches on tensor values, or if
+            the graph does not compute what the model computes.
+
+    Example:
+        >>> from torch_geometric.nn import GCNConv
+        >>> traced = trace(GCNConv(8, 4)).module
+        >>> [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
+        ['lin', 'aggr_module']
+    """
+    with preserved_random_state():
+        root = _copy(model)
+        inputs, second = _inputs(root, example_inputs, method)
+        train, evaluate, islands = _record_modes(root, inputs, method, strict)
+        remarks: list[str] = []
+        if second is None:
+            remarks.append("no second input of other sizes could be derived: checked on the example inputs alone")
+        else:
+            second = _add_second_sizes(root, second, method, (train, evaluate), islands, remarks)
+        eval_graph: Graph | None = evaluate
+        if same_structure(train, evaluate) is None:
+            merge_modes(train, evaluate)
+            eval_graph = None
+        traced = TracedModule.build(copy.deepcopy(root), train, eval_graph)
+        _drop_empty_guards(root, traced, inputs, method)
+        for graph in (train, evaluate):
+            remove_unused(graph)
+        traced.recompile()
+        _verify(root, traced, [inputs] if second is None else [inputs, second], method, frozenset(islands))
+        _restore_modes(model, traced)
+    return Trace(module=traced, islands=tuple(islands.values()), remarks=tuple(remarks))
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leaves every global random generator as it was."""
+    states = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        root = copy.deepcopy(model)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be deep-copied ({error}): prepare() works on a copy. Clear tensors with "
+            f"gradient history that the model keeps as attributes."
+        ) from error
+    for parameter in root.parameters():
+        parameter.grad = None
+    leaves.clear_caches(root)
+    return root
+
+
+def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
+    modes = {path: module.training for path, module in model.named_modules()}
+    for path, module in traced.named_modules():
+        module.training = modes[path]
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------
+
+
+def _inputs(root: nn.Module, example: Any, method: str) -> tuple[Inputs, Inputs | None]:
+    if example is None:
+        return make_inputs(copy.deepcopy(root), method)
+    inputs = bind(root, method, example)
+    # Lazy layers settle their shapes here, on our copy.
+    trial = root if leaves.uninitialized(root) else copy.deepcopy(root)
+    _run_once(trial, method, inputs)
+    second = enlarge(inputs)
+    if second is not None:
+        try:
+            _run_once(copy.deepcopy(root), method, second)
+        except TraceError:
+            second = None
+    return inputs, second
+
+
+def _run_once(root: nn.Module, method: str, inputs: Inputs) -> None:
+    args, kwargs = inputs.call()
+    root.eval()
+    try:
+        with torch.no_grad():
+            getattr(root, method)(*args, **kwargs)
+    except Exception as error:
+        raise TraceError(
+            f"{type(root).__name__}.{method} rejects the example_inputs ({_summary(inputs)}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _summary(inputs: Inputs) -> str:
+    def one(value: Any) -> str:
+        return f"{str(value.dtype)[6:]} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+    return ", ".join(f"{name}: {one(value)}" for name, value in inputs.arguments.items() if name in inputs.given)
+
+
+# -- recording ---------------------------------------------------------------------------------------------------
+
+
+def _record_modes(
+    root: nn.Module, inputs: Inputs, method: str, strict: bool
+) -> tuple[Graph, Graph, dict[str, Island]]:
+    """Records both modes; what cannot be recorded in either stays whole in both."""
+    islands: dict[str, Island] = {}
+    while True:
+        try:
+            train = record(root, inputs, method, True, frozenset(islands))
+            return train, record(root, inputs, method, False, frozenset(islands)), islands
+        except Untraceable as failure:
+            path = failure.module
+            while path in islands and path:
+                path = path.rpartition(".")[0]
+            if not path or strict:
+                where = f"module {failure.module!r}" if failure.module else f"the root module ({type(root).__name__})"
+                raise TraceError(
+                    f"{failure.source}: {where} {failure.reason}; a graph cannot hold that. Compute it with tensor "
+                    f"operations (torch.where), or move it into a submodule, which then stays in float."
+                ) from None
+            _drop_children(islands, path)
+            islands[path] = Island(module=path, reason=failure.reason, source=failure.source)
+
+
+def _drop_children(islands: dict[str, Island], path: str) -> None:
+    for inner in [name for name in islands if name.startswith(f"{path}.")]:
+        del islands[inner]
+
+
+def record(
+    root: nn.Module,
+    inputs: Inputs,
+    method: str,
+    training: bool,
+    kept: frozenset[str],
+    values: dict[str, Tensor] | None = None,
+) -> Graph:
+    """Records one forward of a copy of ``root``; ``values`` collects every node's value by the node's name.
+
+    Raises:
+        Untraceable: If a module does what a graph cannot hold.
+    """
+    model = copy.deepcopy(root).train(training)
+    recorder = Recorder(model, kept, values)
+    torch.manual_seed(verify.SEED)
+    arguments = {name: _bind_argument(recorder, inputs, name) for name in inputs.signature.parameters}
+    _pin(recorder, inputs)
+    args, kwargs = Inputs(inputs.signature, arguments, frozenset(arguments)).bound_call()
+    with recorder.active(), torch.enable_grad():
+        result = recorder.call_root(getattr(model, method), args, kwargs)
+        recorder.output(result)
+    return recorder.graph
+
+
+def _bind_argument(recorder: Recorder, inputs: Inputs, name: str) -> Any:
+    """Makes an argument's placeholder and connects the tensors and numbers in it with the graph."""
+    parameter = inputs.signature.parameters[name]
+    value = shallow(inputs.arguments[name])
+    target = {parameter.VAR_POSITIONAL: f"*{name}", parameter.VAR_KEYWORD: f"**{name}"}.get(parameter.kind, name)
+    default = () if parameter.default is parameter.empty else (parameter.default,)
+    node = recorder.placeholder(target, value, default)
+    if name not in inputs.given and not isinstance(value, int | float):
+        return value
+    return _bind_parts(recorder, value, node, name)
+
+
+def _bind_parts(recorder: Recorder, value: Any, node: Node, name: str) -> Any:
+    if isinstance(value, Tensor) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return recorder.bind_input(value, node)
+    if isinstance(value, BaseData):
+        return _bind_data(recorder, value, node, name)
+    if isinstance(value, dict):
+        if value:
+            recorder.check_input(same_keys, (node, tuple(value), name))
+        return {key: _bind_item(recorder, item, node, key, f"{name}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_bind_item(recorder, item, node, index, f"{name}[{index}]") for index, item in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _bind_item(recorder: Recorder, item: Any, node: Node, key: Any, name: str) -> Any:
+    if item is None or isinstance(item, bool | str):
+        return item
+    part = recorder.input_node(leaves.GETITEM, (node, key), item, f"argument {name}")
+    return _bind_parts(recorder, item, part, name)
+
+
+def _bind_data(recorder: Recorder, data: BaseData, node: Node, name: str) -> BaseData:
+    for store in data.stores:
+        key = store._key
+        owner = node
+        if key is not None:
+            owner = recorder.input_node(leaves.GETITEM, (node, key), None, f"argument {name}[{key!r}]")
+        for attribute, value in list(store.items()):
+            if isinstance(value, bool | str) or not isinstance(value, Tensor | int | float):
+                continue
+            part = recorder.input_node(getattr, (owner, attribute), value, f"argument {name}.{attribute}")
+            store[attribute] = recorder.bind_input(value, part)
+    graphs = data.__dict__.get("_num_graphs")
+    if isinstance(graphs, int):
+        part = recorder.input_node(getattr, (node, "_num_graphs"), graphs, f"argument {name}._num_graphs")
+        data.__dict__["_num_graphs"] = recorder.bind_input(graphs, part)
+    return data
+
+
+def _pin(recorder: Recorder, inputs: Inputs) -> None:
+    """Arguments that a graph cannot follow (absent tensors, flags, words) must stay as they are."""
+    for node in [node for node in recorder.graph.nodes if node.op == "placeholder"]:
+        name = str(node.target).lstrip("*")
+        value = inputs.arguments[name]
+        if value is None or isinstance(value, bool | str):
+            recorder.check_input(pinned, (node, value, name))
+
+
+# -- a second size -----------------------------------------------------------------------------------------------
+
+
+def _add_second_sizes(
+    root: nn.Module,
+    second: Inputs,
+    method: str,
+    graphs: tuple[Graph, Graph],
+    islands: dict[str, Island],
+    remarks: list[str],
+) -> Inputs | None:
+    """Records the second input too: tells which sizes follow the graph, and catches sizes that became constants."""
+    for graph, training in zip(graphs, (True, False), strict=True):
+        other = record(root, second, method, training, frozenset(islands))
+        different = same_graph(graph, other)
+        if different is None:
+            add_sizes(graph, other)
+            continue
+        if any(node.target is guard for node in different):
+            remarks.append(
+                f"{note_of(different[0]).source}: the forward branches on a size; the graph holds the branch of the "
+                f"example inputs and checks for it when it runs"
+            )
+            return None
+        raise TraceError(
+            f"{note_of(different[0]).source}: {_words(different[0])} became a constant of the example inputs while "
+            f"tracing (on inputs of another size it is {_words(different[1])}): the forward turns a size or a value "
+            f"into a Python number where the recording cannot follow."
+        )
+    return second
+
+
+def _words(node: Node) -> str:
+    return f"`{node.format_node()}`" if node.op != "output" else "the output"
+
+
+def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, method: str) -> None:
+    """Layers shortcut on ``index.numel() == 0``. Where the graph agrees with the model on a graph without edges, the
+    shortcut changed nothing, and empty graphs need not be refused."""
+    empty = drop_edges(inputs)
+    if empty is None:
+        return
+    graphs = [graph for graph in (traced.graph, traced.eval_graph) if graph is not None]
+    guards = [node for graph in graphs for node in graph.nodes if node.target is guard and _on_emptiness(node)]
+    if not guards:
+        return
+    saved = [(node, node.args) for node in guards]
+    for node in guards:
+        node.args = (0, "==", 0, True, node.args[4])
+    traced.recompile()
+    try:
+        agreed = all(verify.compare(root, method, traced, empty, mode) is None for mode in (True, False))
+    except (RuntimeError, IndexError, ValueError, GuardError):  # the model itself refuses graphs without edges
+        agreed = False
+    for node, args in saved:
+        node.args = args
+        if agreed:
+            node.graph.erase_node(node)
+
+
+def _on_emptiness(node: Node) -> bool:
+    left, symbol, right = node.args[:3]
+    return isinstance(left, Node) and (right, symbol) in {(0, "=="), (0, "!="), (0, ">"), (1, ">="), (1, "<"), (0, "<=")}
+
+
+# -- checking ----------------------------------------------------------------------------------------------------
+
+
+def _verify(
+    root: nn.Module, traced: TracedModule, all_inputs: list[Inputs], method: str, kept: frozenset[str]
+) -> None:
+    for position, inputs in enumerate(all_inputs):
+        for training in (True, False):
+            difference = verify.compare(root, method, traced, inputs, training)
+            if difference is not None:
+                values: dict[str, Tensor] = {}
+                record(root, inputs, method, training, kept, values)
+                node = verify.first_wrong_node(traced, inputs, training, values)
+                mode = "training" if training else "evaluation"
+                which = "the example inputs" if position == 0 else "a second input of other sizes"
+                raise TraceError(
+                    f"the traced graph of {type(root).__name__} does not compute what the model computes: in {mode} "
+                    f"mode on {which}, {difference}; {node}. This is a limit of the tracer; please report the model."
+                )

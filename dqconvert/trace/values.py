@@ -1,0 +1,279 @@
+"""Python numbers that remember the graph node they came from.
+
+``x.size(0)`` is a plain ``int`` to PyTorch. While recording it is a :class:`TracedInt`: it counts as an ``int``
+wherever C code wants one, and arithmetic on it is written into the graph. What cannot be written down is either
+re-checked at run time (a comparison becomes a guard) or refused (see :class:`Untraceable`), never lost silently.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch.fx import Node
+
+from dqconvert.trace.runtime import COMPARISONS
+
+if TYPE_CHECKING:
+    from dqconvert.trace.recorder import Recorder
+
+
+class Untraceable(Exception):  # noqa: N818  (a signal between the recorder and its driver, not a user's error)
+    """Something that a graph cannot hold: the module that does it must stay a float leaf.
+
+    Attributes:
+        module: Path of the innermost registered module that was running.
+        reason: What it did.
+        source: File and line.
+    """
+
+    def __init__(self, module: str, reason: str, source: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.module = module
+        self.reason = reason
+        self.source = source
+
+
+class Traced:
+    """Mixin of the numbers below.
+
+    Attributes:
+        node: The graph node that computes the number.
+        recorder: The recording it belongs to; when that is over, the number behaves as a plain one.
+        from_values: Whether it was read out of a tensor (``index.max().item()``) rather than off a shape.
+    """
+
+    node: Node
+    recorder: Recorder
+    from_values: bool
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (plain_type(self), (plain(self),))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return plain(self)
+
+    def __hash__(self) -> int:
+        return hash(plain(self))
+
+    def __bool__(self) -> bool:
+        return _compare("!=")(self, 0)
+
+    def __str__(self) -> str:
+        return self.__repr__()
+
+    def __repr__(self) -> str:
+        # A number that becomes text (a dict key, a file name) leaves the graph.
+        if self.recorder.recording:
+            self.recorder.guard(self, "==", plain(self))
+        return repr(plain(self))
+
+    def __format__(self, spec: str) -> str:
+        self.__repr__()
+        return format(plain(self), spec)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return _apply(round, self) if digits is None else _apply(round, self, digits)
+
+    def __trunc__(self) -> Any:
+        return _apply(math.trunc, self)
+
+    def __floor__(self) -> Any:
+        return _apply(math.floor, self)
+
+    def __ceil__(self) -> Any:
+        return _apply(math.ceil, self)
+
+
+class TracedInt(Traced, int):
+    """An ``int`` that knows its node."""
+
+    __hash__ = Traced.__hash__
+
+
+class TracedFloat(Traced, float):
+    """A ``float`` that knows its node."""
+
+    __hash__ = Traced.__hash__
+
+
+def plain_type(value: Traced) -> type:
+    """``int`` or ``float``."""
+    return int if isinstance(value, int) else float
+
+
+def plain(value: Any) -> Any:
+    """The number without its memory; other values as they are."""
+    if isinstance(value, TracedInt):
+        return int.__int__(value)
+    if isinstance(value, TracedFloat):
+        return float.__float__(value)
+    return value
+
+
+def _apply(function: Callable[..., Any], *args: Any) -> Any:
+    """Computes a number from numbers and writes the call into the graph."""
+    result = function(*map(plain, args))
+    recorder = next(arg.recorder for arg in args if isinstance(arg, Traced))
+    return recorder.number(result, function, args) if recorder.recording else result
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        return _apply(function, self, other) if isinstance(other, int | float) else NotImplemented
+
+    return method
+
+
+def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        return _apply(function, other, self) if isinstance(other, int | float) else NotImplemented
+
+    return method
+
+
+def _unary(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda self: _apply(function, self)
+
+
+def _compare(symbol: str) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, int | float):
+            return NotImplemented
+        if self.recorder.recording:
+            return self.recorder.guard(self, symbol, other)
+        return COMPARISONS[symbol](plain(self), plain(other))
+
+    return method
+
+
+_BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow"]
+_COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+for _cls in (TracedInt, TracedFloat):
+    for _name in _BINARY:
+        setattr(_cls, f"__{_name}__", _binary(getattr(operator, _name)))
+        setattr(_cls, f"__r{_name}__", _reflected(getattr(operator, _name)))
+    for _name, _symbol in _COMPARE.items():
+        setattr(_cls, f"__{_name}__", _compare(_symbol))
+    for _name in ("neg", "pos", "abs"):
+        setattr(_cls, f"__{_name}__", _unary(getattr(operator, _name)))
+    _cls.__hash__ = Traced.__hash__  # type: ignore[method-assign]
+
+
+# -- what the names `int`, `float`, `len` … mean to recorded code ------------------------------------------------
+# Python converts the result of __int__ and __len__ to a plain int, so recorded modules see these instead.
+
+
+class _IntMeta(type):
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, int)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, int)
+
+    def __eq__(cls, other: Any) -> bool:
+        return other is int or other is cls
+
+    def __hash__(cls) -> int:
+        return hash(int)
+
+    def __call__(cls, value: Any = 0, *args: Any) -> Any:
+        return _convert(int, value, *args)
+
+
+class _FloatMeta(type):
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, float)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, float)
+
+    def __eq__(cls, other: Any) -> bool:
+        return other is float or other is cls
+
+    def __hash__(cls) -> int:
+        return hash(float)
+
+    def __call__(cls, value: Any = 0.0) -> Any:
+        return _convert(float, value)
+
+
+class IntName(metaclass=_IntMeta):
+    """Stands for the builtin ``int`` in the modules that are recorded."""
+
+
+class FloatName(metaclass=_FloatMeta):
+    """Stands for the builtin ``float`` in the modules that are recorded."""
+
+
+def _convert(kind: type, value: Any, *args: Any) -> Any:
+    from torch import Tensor
+
+    if isinstance(value, kind) and isinstance(value, Traced):
+        return value
+    if isinstance(value, Traced):
+        return _apply(kind, value)
+    if isinstance(value, Tensor):
+        item = value.item()
+        return item if isinstance(item, kind) else _apply(kind, item) if isinstance(item, Traced) else kind(item)
+    return kind(value, *args)
+
+
+def traced_len(value: Any) -> int:
+    """``len`` that keeps the length of a tensor symbolic."""
+    from torch import Tensor
+
+    return value.size(0) if isinstance(value, Tensor) and value.dim() > 0 else len(value)
+
+
+def traced_range(*args: int) -> range:
+    """``range`` that guards its bounds: the loop is unrolled in the graph."""
+    for arg in args:
+        if isinstance(arg, TracedInt) and arg.recorder.recording:
+            arg.recorder.guard(arg, "==", plain(arg))
+    return range(*map(plain, args))
+
+
+def _extremum(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(*args: Any, **kwargs: Any) -> Any:
+        values = args[0] if len(args) == 1 and isinstance(args[0], tuple | list) else args
+        numbers = not kwargs and len(values) > 1 and all(isinstance(value, int | float) for value in values)
+        if numbers and any(isinstance(value, Traced) for value in values):
+            first = values[0]
+            for other in values[1:]:
+                same = isinstance(first, Traced) and isinstance(other, Traced) and first.node is other.node
+                if not same and (isinstance(first, Traced) or isinstance(other, Traced)):
+                    first = _apply(function, first, other)
+                elif not same:
+                    first = function(first, other)
+            return first
+        return function(*args, **kwargs)
+
+    return method
+
+
+def _math(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(*args: Any) -> Any:
+        if any(isinstance(arg, Traced) for arg in args):
+            return _apply(function, *args)
+        return function(*args)
+
+    return method
+
+
+BUILTIN_NAMES: dict[str, Any] = {
+    "int": IntName,
+    "float": FloatName,
+    "len": traced_len,
+    "range": traced_range,
+    "min": _extremum(min),
+    "max": _extremum(max),
+}
+"""Names that recorded modules see instead of the builtins."""
+
+MATH_NAMES: dict[str, Any] = {
+    name: _math(getattr(math, name)) for name in ("sqrt", "log", "log2", "log10", "log1p", "exp", "pow", "isqrt")
+}
+"""Functions of :mod:`math` that would otherwise turn a traced number into a plain one."""

@@ -1,0 +1,107 @@
+"""Holds a traced graph against the model it came from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from dqconvert.trace.inputs import Inputs
+from dqconvert.trace.module import TracedModule
+from dqconvert.trace.note import note_of
+
+SEED = 20210504
+
+
+def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: bool) -> dict[str, Tensor]:
+    """Runs a forward and a backward and returns everything that they produced.
+
+    Returns:
+        ``"output 0"`` …, ``"gradient of NAME"`` for the parameters and ``"gradient of input 0"`` … for floating point
+        inputs, and ``"buffer NAME"`` for the buffers afterwards.
+    """
+    torch.manual_seed(SEED)
+    module.train(training)
+    leaves: list[Tensor] = []
+
+    def fresh(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            return tensor
+        leaves.append(tensor.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    args, kwargs = inputs.map(fresh).call()
+    with torch.enable_grad():
+        results = [value for value in pytree.tree_leaves(call(*args, **kwargs)) if isinstance(value, Tensor)]
+    found = {f"output {i}": value.detach() for i, value in enumerate(results)}
+    loss = [
+        (value.float() * torch.linspace(0.5, 1.5, max(value.numel(), 1)).to(value.device)[: value.numel()].view_as(value)).sum()
+        for value in results
+        if value.is_floating_point() and value.requires_grad and value.layout == torch.strided
+    ]
+    if loss:
+        torch.stack(loss).sum().backward()
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            found[f"gradient of {name}"] = parameter.grad
+    for index, leaf in enumerate(leaves):
+        if leaf.grad is not None:
+            found[f"gradient of input {index}"] = leaf.grad
+    for name, buffer in module.named_buffers():
+        found[f"buffer {name}"] = buffer
+    return found
+
+
+def difference(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> str | None:
+    """What differs between two runs, in words; ``None`` if nothing does. Values must agree bit for bit."""
+    for name in [*expected, *actual]:
+        if name not in actual or name not in expected:
+            return f"{name} exists only in the {'float model' if name in expected else 'graph'}"
+        a, b = expected[name], actual[name]
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"{name} is {a.dtype} {list(a.shape)} in the float model and {b.dtype} {list(b.shape)} in the graph"
+        if a.layout == torch.strided and not _equal(a, b):
+            worst = (a.double() - b.double()).abs().nan_to_num(float("inf")).max().item()
+            return f"{name} differs by up to {worst:.3g}"
+    return None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
+
+
+def compare(model: nn.Module, method: str, graph: nn.Module, inputs: Inputs, training: bool) -> str | None:
+    """Runs copies of the float model and of the graph on the same inputs and says what differs."""
+    expected_on, actual_on = copy.deepcopy(model), copy.deepcopy(graph)
+    expected = run(expected_on, getattr(expected_on, method), inputs, training)
+    return difference(expected, run(actual_on, actual_on.forward, inputs, training))
+
+
+def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, recorded: dict[str, Tensor]) -> str:
+    """Names the first node whose value is not the one in ``recorded`` (from a recording of the same inputs)."""
+    module = copy.deepcopy(graph).train(training)
+    wrong: list[str] = []
+
+    class Watch(torch.fx.Interpreter):
+        def run_node(self, node: Node) -> Any:
+            value = super().run_node(node)
+            known = recorded.get(node.name)
+            if isinstance(value, Tensor) and known is not None and not wrong:
+                difference_here = difference({"the value": known}, {"the value": value})
+                if difference_here is not None:
+                    wrong.append(f"the first node that differs is `{node.format_node()}` ({note_of(node).source})")
+            return value
+
+    torch.manual_seed(SEED)
+    args, _ = inputs.bound_call()
+    picked = module.graph if training or module.eval_graph is None else module.eval_graph
+    try:
+        Watch(module, graph=picked).run(*args)
+    except Exception as error:  # the difference may be a crash: report it as one
+        wrong.append(f"running the graph node by node fails with {type(error).__name__}: {error}")
+    return wrong[0] if wrong else "every forward value agrees, the backward does not"
