@@ -61,7 +61,7 @@ def with_validity(
     values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
 ) -> tuple[Tensor, Tensor]:
     """All values as a matrix with one row per range, and which of them count: the kept, finite ones."""
-    valid = values.isfinite()
+    valid = values.float().isfinite()  # as the float32 that ranges are
     if keep is not None:
         valid = valid & along(keep, values, row_dim)
     return by_channel(values, channel_dim), by_channel(valid, channel_dim)

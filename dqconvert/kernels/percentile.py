@@ -60,7 +60,7 @@ def _(
         matrix = matrix[:, columns]
     matrix = matrix.to(wide_dtype(matrix.dtype))
     # kthvalue selects in linear time, but cannot leave out what is not finite.
-    if matrix.numel() == 0 or not all(end.isfinite() for end in torch.aminmax(matrix)):
+    if matrix.numel() == 0 or not all(end.float().isfinite() for end in torch.aminmax(matrix)):
         return plain_percentile_pair(matrix, p, None, 0, None if channel_dim is None else 0, None)
     n = matrix.size(1)
     lo = matrix.kthvalue(max(1, int(n * p)), dim=1).values

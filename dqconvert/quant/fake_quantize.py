@@ -54,7 +54,7 @@ class FakeQuantize(nn.Module):
     True
     >>> quantizer
     FakeQuantize(conv.quant.message, bits=4, signed=True, affine, per tensor, minmax, range=[-7.9, 0.3])
-    >>> quantizer.eval()(x, protected).max() < 0.5
+    >>> quantizer.eval()(x, protected).max() < 0.6
     tensor(True)
 
     ```
@@ -107,7 +107,7 @@ class FakeQuantize(nn.Module):
         return qparams(self.min_val, self.max_val, self.quant_min, self.quant_max, self.spec.symmetric)
 
     def forward(self, x: Tensor, protected: Tensor | None = None) -> Tensor:
-        """Observes and rounds `x`, a floating tensor; `protected`: bool `[x.size(row_dim)]`, None for no row."""
+        """Observes and rounds `x`, a floating tensor; `protected` is bool `[x.size(row_dim)]` or None."""
         if not self.training:
             protected = None
         observing = self.observer_enabled and (self.training or self.calibrating)

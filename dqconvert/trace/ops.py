@@ -69,6 +69,8 @@ def op_name(node: Node) -> str:
         return "call_module"
     if node.op == "call_method":
         name = str(node.target)
+    elif node.target is getattr:
+        return "t" if node.args[1] in ("T", "mT", "H", "mH") else "getattr"
     elif node.op == "call_function":
         name = getattr(node.target, "__name__", str(node.target))
     else:

@@ -8,6 +8,8 @@ node that made it turns the calls into a graph.
 from __future__ import annotations
 
 import functools
+import os
+import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -113,7 +115,7 @@ class Recorder(TorchFunctionMode):
         frame = sys._getframe(1)
         while frame is not None:
             name = frame.f_code.co_filename
-            if not name.startswith(_INTERNAL) and "/dqconvert/trace/" not in name and name != "<string>":
+            if not name.startswith(_INTERNAL) and not _GENERATED.search(name):
                 break
             if frame.f_back is None:
                 break
@@ -506,7 +508,16 @@ class Recorder(TorchFunctionMode):
         )
 
 
-_INTERNAL = (torch.__path__[0], "<frozen", "<eval_with_key", contextmanager.__code__.co_filename, functools.__file__)
+_INTERNAL = (
+    torch.__path__[0] + os.sep,
+    os.path.dirname(__file__) + os.sep,
+    sys.modules[MessagePassing.__module__].__file__ or "",
+    "<",
+    contextmanager.__code__.co_filename,
+    functools.__file__,
+)
+# PyG writes each layer's propagate to a temporary file; the line that calls it says more.
+_GENERATED = re.compile(r"_(propagate|edge_updater)_\w+\.py$")
 _CONSTANTS = (
     bool,
     int,

@@ -218,7 +218,7 @@ def record(
     arguments = {name: _bind_argument(recorder, inputs, name) for name in inputs.signature.parameters}
     _pin(recorder, inputs)
     args, kwargs = Inputs(inputs.signature, arguments, frozenset(arguments)).bound_call()
-    with recorder.active(), torch.enable_grad():
+    with torch.enable_grad(), recorder.active():
         result = recorder.call_root(getattr(model, method), args, kwargs)
         recorder.output(result)
     return recorder.graph

@@ -1,0 +1,209 @@
+"""Protection in the graph: one probability and one draw per row space and forward, handed to every quantizer there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch_geometric.data.data import BaseData
+
+from dqconvert.errors import ConfigError
+from dqconvert.qconfig import Protect
+from dqconvert.quant import Protection, gather_protected
+from dqconvert.rewrite.spaces import Level, RowSpaces, Sender, Size, dimensions, input_ancestors, input_name, is_input
+from dqconvert.trace.note import Note, annotate, note_of
+from dqconvert.trace.ops import op_name
+
+ARGUMENT = "protect_prob"
+"""The optional forward argument that takes probabilities computed elsewhere."""
+
+
+def given_probability(argument: Any, data: Any, key: str | None, spaces: int) -> Tensor | None:
+    """The protection probabilities that the caller gave for one row space, if any.
+
+    Args:
+        argument: ``protect_prob`` as passed: ``None``, a tensor, or a dict by node type.
+        data: The PyG data object that forward takes, or ``None``.
+        key: The node type of the row space; ``None`` in a homogeneous graph.
+        spaces: How many row spaces of nodes the model has.
+
+    Raises:
+        ConfigError: If one tensor is given for several row spaces.
+
+    Example:
+        >>> import torch
+        >>> given_probability({"paper": torch.ones(2)}, None, "paper", 2)
+        tensor([1., 1.])
+    """
+    if argument is None and isinstance(data, BaseData):
+        store: Any = data if key is None else data[key]
+        argument = getattr(store, ARGUMENT, None)
+    if isinstance(argument, dict):
+        return argument.get(key)
+    if argument is not None and spaces > 1:
+        raise ConfigError(
+            f"{ARGUMENT} is one tensor, and the model has {spaces} kinds of nodes: pass a dict of node type to tensor."
+        )
+    return argument
+
+
+class Masks:
+    """Writes protection nodes into a graph as quantizers ask for them.
+
+    Args:
+        graph: The graph to write into.
+        rows: Its row spaces.
+        protect: The probabilities.
+        modules: Takes the :class:`Protection` modules by name (shared by the graphs of a model).
+        prefix: Path of the container that those are registered in.
+    """
+
+    def __init__(
+        self, graph: Graph, rows: RowSpaces, protect: Protect, modules: dict[str, nn.Module], prefix: str
+    ) -> None:
+        self.graph = graph
+        self.rows = rows
+        self.protect = protect
+        self.modules = modules
+        self.prefix = prefix
+        self._order = {node: position for position, node in enumerate(graph.nodes)}
+        self._nodes: dict[Size, Node] = {}
+        self._edges: dict[tuple[Node, int], Node] = {}
+        self._spaces = sorted(rows.nodes)
+
+    def of(self, value: Node) -> Node | None:
+        """The node that holds the protection of the rows of ``value``; ``None`` if nothing is known about them."""
+        if self.rows.level(value) is Level.NODE:
+            space = self.rows.space(value)
+            return None if space is None else self._of_nodes(space)
+        sender = self.rows.sender(value)
+        return None if sender is None else self._of_edges(sender)
+
+    def position(self, node: Node) -> float:
+        """Where a node stands in the graph, for nodes from before and nodes from here alike."""
+        return self._order[node]
+
+    def add(self, node: Node) -> None:
+        """Takes note of a node that somebody else inserted."""
+        self._order[node] = self._order.get(node.prev, 0.0) + 1e-6
+
+    def _of_edges(self, sender: Sender) -> Node | None:
+        key = (sender.edge_index, sender.row)
+        if key not in self._edges:
+            mask = self._of_nodes(sender.space)
+            if mask is None:
+                return None
+            with self._after([mask, sender.edge_index]) as place:
+                index = self._call(place, _getitem, (sender.edge_index, sender.row))
+                self._edges[key] = self._call(place, gather_protected, (mask, index))
+        return self._edges[key]
+
+    def _of_nodes(self, space: Size) -> Node | None:
+        if space not in self._nodes:
+            holder = self._first_value(space)
+            if holder is None:
+                return None
+            self._nodes[space] = self._draw(space, *holder)
+        return self._nodes[space]
+
+    def _draw(self, space: Size, holder: Node, dim: int) -> Node:
+        connectivity = self._received(space)
+        batch = self._batch(space)
+        argument = next((n for n in self.graph.nodes if n.op == "placeholder" and n.target == ARGUMENT), None)
+        data = next((n for n in self.graph.nodes if n.op == "placeholder" and _takes_data(n)), None)
+        with self._after([holder, batch, argument, data, *(edge_index for edge_index, _ in connectivity)]) as place:
+            targets = [self._call(place, _getitem, pair) for pair in connectivity]
+            rows = self._method(place, "size", (holder, dim))
+            device = self._call(place, getattr, (holder, "device"))
+            given = self._call(place, given_probability, (argument, data, _type_of(holder), len(self._spaces)))
+            name = "protect" if len(self._spaces) == 1 else f"protect_{self._spaces.index(space)}"
+            self.modules.setdefault(name, Protection(self.protect))
+            node = place.create_node("call_module", f"{self.prefix}.{name}", (targets, rows, batch, given, device))
+            return self._placed(annotate(node, Note(source=note_of(holder).source)))
+
+    # -- what a draw needs -----------------------------------------------------------------------------------------
+
+    def _received(self, space: Size) -> list[tuple[Node, int]]:
+        """The connectivities given to the model that reach these nodes, and the row that holds the receivers."""
+        found: dict[tuple[Node, int], None] = {}
+        for sender in self.rows.targets.get(space, []):
+            for edge_index in input_ancestors(sender.edge_index):
+                found[edge_index, 1 - sender.row] = None
+        return list(found)
+
+    def _first_value(self, space: Size) -> tuple[Node, int] | None:
+        for node in self.graph.nodes:
+            sizes = dimensions(note_of(node))
+            if space in sizes and node.op != "get_attr":
+                return node, sizes.index(space)
+        return None
+
+    def _batch(self, space: Size) -> Node | None:
+        for node in self.graph.nodes:
+            named = input_name(node) == "batch" or input_name(node).endswith("_batch") or _pools_by(node)
+            if is_input(node) and named and dimensions(note_of(node)) == [space] and not note_of(node).is_float:
+                return node
+        return None
+
+    # -- writing nodes ---------------------------------------------------------------------------------------------
+
+    def _after(self, nodes: Iterable[Node | None]) -> _Place:
+        last = max((node for node in nodes if node is not None), key=self.position)
+        if last.op == "placeholder":  # placeholders stay together at the top
+            last = max((n for n in self.graph.nodes if n.op == "placeholder"), key=self.position)
+        return _Place(self.graph, last)
+
+    def _call(self, place: _Place, function: Any, args: tuple[Any, ...]) -> Node:
+        return self._placed(annotate(place.create_node("call_function", function, args), Note()))
+
+    def _method(self, place: _Place, name: str, args: tuple[Any, ...]) -> Node:
+        return self._placed(annotate(place.create_node("call_method", name, args), Note()))
+
+    def _placed(self, node: Node) -> Node:
+        self.add(node)
+        return node
+
+
+class _Place:
+    """A point in the graph that moves on behind each node created at it."""
+
+    def __init__(self, graph: Graph, after: Node) -> None:
+        self.graph = graph
+        self.last = after
+
+    def __enter__(self) -> _Place:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def create_node(self, op: str, target: Any, args: tuple[Any, ...]) -> Node:
+        with self.graph.inserting_after(self.last):
+            self.last = self.graph.create_node(op, target, args)
+        return self.last
+
+
+def _getitem(edge_index: Tensor, row: int) -> Tensor:
+    return edge_index[row]
+
+
+def _takes_data(node: Node) -> bool:
+    return any(user.target is getattr and is_input(user) for user in node.users)
+
+
+def _type_of(holder: Node) -> str | None:
+    """The node type of ``x_dict["paper"]`` and ``data["paper"].x``; ``None`` in a homogeneous graph."""
+    while is_input(holder) and holder.op != "placeholder":
+        owner, key = holder.args[:2]
+        if holder.target is not getattr and isinstance(key, str):
+            return key
+        if not isinstance(owner, Node):
+            break
+        holder = owner
+    return None
+
+
+def _pools_by(node: Node) -> bool:
+    return any(op_name(user).startswith("global_") and node in user.args[1:] for user in node.users)

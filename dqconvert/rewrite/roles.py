@@ -1,0 +1,342 @@
+"""What each value is: the role that a quantizer would have on it, by tables of operations.
+
+The words (weight, input, feature, edge_weight, message, aggregate, update) are Degree-Quant's (Tailor et al., ICLR
+2021, and its implementation). Nothing is inserted here; a :class:`Site` says where a quantizer belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, Node
+
+from dqconvert.rewrite.open import call_with_weights
+from dqconvert.rewrite.signs import Signs
+from dqconvert.rewrite.spaces import Level, RowSpaces, is_input
+from dqconvert.trace.note import Stage, note_of
+from dqconvert.trace.ops import op_name, qualified_name
+from dqconvert.trace.runtime import stage_output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A place for a quantizer.
+
+    Attributes:
+        role: The role of the value there.
+        value: The node whose value is quantized.
+        user: The one node that sees the quantized value; ``None`` if all users do.
+        module: Path of the module that the quantizer belongs to.
+        op: Qualified name of the operation that gives the value its role, as rules match it.
+        level: What one row of the value belongs to.
+        row_dim: The dimension of the rows.
+        protected: Whether protected rows pass in full precision here.
+        nonnegative: Whether the value cannot be negative.
+        source: File and line.
+    """
+
+    role: str
+    value: Node
+    user: Node | None
+    module: str
+    op: str
+    level: Level
+    row_dim: int
+    protected: bool
+    nonnegative: bool
+    source: str
+
+
+# Operations that move values without changing them. A quantized value stays on its grid through them.
+_SHAPES = {
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "transpose",
+    "permute",
+    "t",
+    "contiguous",
+    "expand",
+    "expand_as",
+    "clone",
+    "detach",
+    "alias",
+    "movedim",
+}
+_MOVES = _SHAPES | {
+    "index_select",
+    "getitem",
+    "dropout",
+    "repeat",
+    "repeat_interleave",
+    "chunk",
+    "split",
+    "unbind",
+    "narrow",
+    "select",
+    "gather",
+    "flip",
+    "roll",
+}
+_JOINS = {"cat", "stack"}
+
+# Nonlinearities between an attention logit and its softmax.
+_LOGIT_MAPS = {"leaky_relu", "relu", "tanh", "elu", "selu", "gelu", "silu", "sigmoid", "dropout", "clamp", "softplus"}
+_COEFFICIENTS = {"softmax", "sigmoid", "tanh", "hardtanh", "hardsigmoid"}
+
+# Where the activations and the parameters of weighted operations are: positions of the operands.
+_OPERANDS: dict[str, tuple[int, ...]] = {
+    "linear": (0, 1),
+    "matmul": (0, 1),
+    "addmm": (1, 2),
+    "baddbmm": (1, 2),
+    "bilinear": (0, 1, 2),
+    "conv1d": (0, 1),
+    "conv2d": (0, 1),
+    "conv3d": (0, 1),
+    "embedding": (0, 1),
+}
+
+
+class Roles:
+    """Finds the sites of one graph.
+
+    Args:
+        graph: The traced graph, weights visible.
+        root: The module that its paths refer to.
+        rows: Its row spaces.
+        islands: Paths of modules that stay whole.
+    """
+
+    def __init__(self, graph: Graph, root: nn.Module, rows: RowSpaces, islands: frozenset[str]) -> None:
+        self.graph = graph
+        self.root = root
+        self.rows = rows
+        self.islands = islands
+        self.signs = Signs(root)
+        self.sites: list[Site] = []
+        self._on: dict[Node, Site] = {}
+
+    def find(self) -> list[Site]:
+        """All sites, in the order in which the graph computes their values."""
+        for node in self.graph.nodes:
+            if node.op == "call_module" and node.target in self.islands:
+                self._island(node)
+            elif node.target is stage_output:
+                self._stage(node)
+            elif node.target is call_with_weights:
+                self._whole(node)
+            elif op_name(node) == "softmax":
+                self._softmax(node)
+            elif op_name(node) in _OPERANDS or op_name(node) == "einsum":
+                self._weighted(node)
+            elif op_name(node) == "mul":
+                self._product(node)
+        return self.sites
+
+    # -- one method per kind of node -------------------------------------------------------------------------------
+
+    def _weighted(self, node: Node) -> None:
+        """A matrix product: with a parameter it is a weighted op, in a message it may weight the edges."""
+        operands = [operand for operand in self._operands(node) if isinstance(operand, Node)]
+        weights = [operand for operand in operands if self.rows.parameter_only(operand)]
+        values = [operand for operand in operands if not self.rows.parameter_only(operand)]
+        if weights and values:
+            self._weighted_op(node, values, weights, node)
+        elif len(values) == 2:
+            self._edge_factor(node, values[0], values[1])
+
+    def _product(self, node: Node) -> None:
+        """A multiplication: with an attention vector it is a weighted op, in a message it may weight the edges."""
+        operands = [operand for operand in node.args if isinstance(operand, Node) and note_of(operand).is_float]
+        if len(operands) != 2:
+            return
+        weights = [operand for operand in operands if self.rows.parameter_only(operand)]
+        if not weights:
+            self._edge_factor(node, *operands)
+            return
+        # `(x * att).sum(-1)` is a product with a vector; `x * gain`, as norms have it, is not.
+        users = list(node.users)
+        summed = len(users) == 1 and op_name(users[0]) == "sum"
+        values = [operand for operand in operands if not self.rows.parameter_only(operand)]
+        if values and summed and max(size[0] for size in _sizes(weights[0])) > 1:
+            self._weighted_op(node, values, weights, users[0])
+
+    def _weighted_op(self, node: Node, values: list[Node], weights: list[Node], output: Node) -> None:
+        for value in values:
+            if note_of(value).is_float:
+                self._add_input(value, node)
+        for weight in weights:
+            self._add_weight(weight, node)
+        self._add("feature", output, op=node)
+
+    def _stage(self, node: Node) -> None:
+        stage, value = note_of(node).stage, node.args[0]
+        assert isinstance(value, Node)
+        if stage is Stage.MESSAGE:
+            self._add("message", node, op=node)
+        elif stage is Stage.AGGREGATE:
+            self._add("aggregate", node, op=node)
+        elif stage is Stage.LAYER and self._grid(value, _SHAPES) is None:
+            self._add("update", node, op=node)
+
+    def _edge_factor(self, node: Node, left: Node, right: Node) -> None:
+        """In a message, the norm or attention coefficient that multiplies the features."""
+        if note_of(node).stage is not Stage.MESSAGE:
+            return
+        factor = self._factor(left, right)
+        if factor is None:
+            return
+        base = self._through(factor, _SHAPES)
+        if self._grid(base, _MOVES) is None and self.rows.level(base) is Level.EDGE:
+            self._add("edge_weight", base, user=node if base is factor else self._step_above(factor, base), op=node)
+
+    def _factor(self, left: Node, right: Node) -> Node | None:
+        """Which of two operands weights the other: the one from the graph alone, the squashed one, the smaller one."""
+        alone = [operand for operand in (left, right) if not self.rows.from_features(operand)]
+        squashed = [operand for operand in (left, right) if self._is_coefficient(operand)]
+        larger = max(_elements(left), _elements(right))
+        smaller = [operand for operand in (left, right) if _elements(operand) < larger]
+        if len(alone) == 2:
+            return None
+        return next((picked[0] for picked in (alone, squashed, smaller) if len(picked) == 1), None)
+
+    def _is_coefficient(self, node: Node) -> bool:
+        """Whether a value came out of a squashing function, moved or dropped out at most."""
+        return op_name(self._through(node, _MOVES)) in _COEFFICIENTS
+
+    def _softmax(self, node: Node) -> None:
+        """Attention logits are features, quantized before their nonlinearity."""
+        value = node.args[0] if node.args else None
+        if not isinstance(value, Node) or note_of(node).stage not in (Stage.MESSAGE, Stage.EDGE_UPDATE):
+            return
+        logit = self._through(value, _LOGIT_MAPS | _SHAPES)
+        if self._grid(logit, _MOVES) is None and not is_input(logit):
+            self._add("feature", logit, op=node)
+
+    def _whole(self, node: Node) -> None:
+        """A recurrent or multi-head layer: its weights, inputs and outputs, and nothing inside."""
+        weights = node.args[1]
+        assert isinstance(weights, dict)
+        for weight in weights.values():
+            self._add_weight(weight, node)
+        self._boundary(node, list(node.args[2:]) + list(node.kwargs.values()))
+
+    def _island(self, node: Node) -> None:
+        self._boundary(node, list(node.args) + list(node.kwargs.values()))
+
+    def _boundary(self, node: Node, arguments: list[Any]) -> None:
+        for value in _nodes(arguments):
+            if note_of(value).is_float and not self.rows.parameter_only(value):
+                self._add_input(value, node)
+        outputs = [node] if note_of(node).is_float else [n for n in node.users if note_of(n).is_float]
+        for output in outputs:
+            self._add("feature", output, op=node)
+
+    # -- adding sites ----------------------------------------------------------------------------------------------
+
+    def _add_input(self, value: Node, user: Node) -> None:
+        if self._grid(value, _MOVES | _JOINS) is None:
+            self._add("input", value, user=user, op=user)
+
+    def _add_weight(self, weight: Node, user: Node) -> None:
+        """On the parameter itself if it is only reshaped or picked from on its way, else on what is computed from it."""
+        base = self._through(weight, _MOVES - {"dropout"})
+        place = base if base.op == "get_attr" else weight
+        if place not in self._on:
+            owner = str(place.target).rpartition(".")[0] if place.op == "get_attr" else note_of(user).module
+            self._add("weight", place, op=user, module=owner)
+
+    def _add(self, role: str, value: Node, *, op: Node, user: Node | None = None, module: str | None = None) -> None:
+        if value in self._on and user is None:
+            return
+        level = Level.PARAMETER if role == "weight" else self.rows.level(value)
+        site = Site(
+            role=role,
+            value=value,
+            user=user,
+            module=note_of(op).module if module is None else module,
+            op=qualified_name(op),
+            level=level,
+            row_dim=0 if level in (Level.PARAMETER, Level.GRAPH) else self.rows.row_dim(value),
+            protected=level is Level.NODE
+            or (level is Level.EDGE and (role == "message" or self.rows.from_features(value))),
+            nonnegative=self.signs.is_nonnegative(value),
+            source=note_of(op).source,
+        )
+        self.sites.append(site)
+        if user is None:
+            self._on[value] = site
+
+    # -- walking the graph -----------------------------------------------------------------------------------------
+
+    def _operands(self, node: Node) -> Iterator[Any]:
+        arguments = list(node.args) + list(node.kwargs.values())
+        if op_name(node) == "einsum":
+            yield from _nodes(arguments[1:])
+            return
+        for position in _OPERANDS[op_name(node)]:
+            if position < len(arguments):
+                yield arguments[position]
+
+    def _through(self, node: Node, names: set[str]) -> Node:
+        """The value that ``node`` shows, seen through the operations in ``names``."""
+        while node not in self._on and self._passes(node, names):
+            step = node.args[0]
+            assert isinstance(step, Node)
+            node = step
+        return node
+
+    def _step_above(self, node: Node, base: Node) -> Node:
+        """The first operation after ``base`` on the way to ``node``."""
+        while node.args[0] is not base:
+            step = node.args[0]
+            assert isinstance(step, Node)
+            node = step
+        return node
+
+    def _passes(self, node: Node, names: set[str]) -> bool:
+        if node.op == "call_module":
+            kind = self.root.get_submodule(str(node.target))
+            passes = isinstance(kind, nn.Identity) or (isinstance(kind, nn.Dropout) and "dropout" in names)
+        else:
+            marker = node.target is stage_output and note_of(node).stage is not Stage.MESSAGE
+            passes = marker or op_name(node) in names
+        return passes and bool(node.args) and isinstance(node.args[0], Node) and not is_input(node)
+
+    def _grid(self, node: Node, names: set[str]) -> Site | None:
+        """The quantizer whose grid the value is already on; ``None`` if it is on none."""
+        node = self._through(node, names)
+        if node in self._on:
+            return self._on[node]
+        if op_name(node) in _JOINS & names and node.args and isinstance(node.args[0], tuple | list):
+            grids = [self._grid(part, names) if isinstance(part, Node) else None for part in node.args[0]]
+            return grids[0] if grids and all(grid is grids[0] for grid in grids) else None
+        return None
+
+
+def _sizes(node: Node) -> list[tuple[int, ...]]:
+    note = note_of(node)
+    return list(zip(*note.sizes, strict=True)) or [(1,)]
+
+
+def _elements(node: Node) -> int:
+    sizes = note_of(node).sizes
+    return int(torch.Size(sizes[-1]).numel()) if sizes else 1
+
+
+def _nodes(value: Any) -> Iterator[Node]:
+    if isinstance(value, Node):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _nodes(item)
+    elif isinstance(value, dict):
+        yield from _nodes(list(value.values()))

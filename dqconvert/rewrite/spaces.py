@@ -1,0 +1,272 @@
+"""What the rows of each value are: nodes, edges, graphs, or nothing that protection could mean.
+
+A row space is recognised by its size on *two* inputs: a dimension of 13 on the example and 17 on the second input is
+the nodes if the tensor that messages are gathered from has 13 and 17 rows. The second input is made such that no two
+spaces grow alike, so neither N == E nor a hidden width that equals N can be mistaken.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from torch.fx import Graph, Node
+
+from dqconvert.trace.note import Note, Stage, note_of
+from dqconvert.trace.ops import op_name
+from dqconvert.trace.runtime import stage_output
+
+Size = tuple[int, ...]
+"""A dimension on the example input and on the second input."""
+
+
+class Level(enum.StrEnum):
+    """What one row of a value belongs to."""
+
+    NODE = "node"
+    EDGE = "edge"
+    GRAPH = "graph"
+    PARAMETER = "parameter"
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Where the messages of a row space of edges come from.
+
+    Attributes:
+        edge_index: The node that holds the connectivity.
+        row: Which row of it holds the nodes that send.
+        space: Size of the row space of the sending nodes.
+    """
+
+    edge_index: Node
+    row: int
+    space: Size
+
+
+def dimensions(note: Note) -> list[Size]:
+    """Every dimension of a value, on both inputs."""
+    if not note.sizes or any(len(size) != len(note.sizes[0]) for size in note.sizes):
+        return []
+    return list(zip(*note.sizes, strict=True))
+
+
+class RowSpaces:
+    """The row spaces of one graph.
+
+    Args:
+        graph: A traced graph.
+        parameters: Paths of the model's parameters.
+    """
+
+    def __init__(self, graph: Graph, parameters: frozenset[str]) -> None:
+        self.graph = graph
+        self.parameters = parameters
+        self.nodes: set[Size] = set()
+        self.edges: set[Size] = set()
+        self.targets: dict[Size, list[Sender]] = {}
+        """Row spaces of nodes that receive messages, and over which edges."""
+        self._senders: dict[int, Sender] = {}
+        self._parameter_only: dict[Node, bool] = {}
+        self._from_features: dict[Node, bool] = {}
+        self._find_spaces()
+        for node in graph.nodes:
+            self._parameter_only[node] = self._is_parameter_only(node)
+            self._from_features[node] = self._is_from_features(node)
+
+    # -- finding the spaces ----------------------------------------------------------------------------------------
+
+    def _find_spaces(self) -> None:
+        received: dict[int, Size] = {}
+        for node in self.graph.nodes:
+            note = note_of(node)
+            gathered = _gather(node)
+            if gathered is not None:
+                source, dim, edge_index = gathered
+                self.nodes.add(dimensions(note_of(source))[dim])
+                self.edges.add(dimensions(note_of(edge_index))[1])
+            if node.target is stage_output and note.stage is Stage.AGGREGATE:
+                rows = [size for size in dimensions(note) if _grows(size)]
+                if rows:
+                    received[note.propagation] = rows[0]
+        self.nodes.update(received.values())
+        for node in self.graph.nodes:
+            if node.target is stage_output and len(node.args) == 4:
+                edge_index, row = node.args[2], node.args[3]
+                if isinstance(edge_index, Node) and _is_edge_index(edge_index):
+                    self._add_sender(node, edge_index, int(row), received)
+
+    def _add_sender(self, marker: Node, edge_index: Node, row: int, received: dict[int, Size]) -> None:
+        propagation = note_of(marker).propagation
+        target = received.get(propagation)
+        sources = [
+            dimensions(note_of(source))[dim]
+            for source, dim, over, side in _gathers_over(self.graph, edge_index)
+            if side == row and over is edge_index
+        ]
+        space = sources[0] if sources else target
+        if space is None:
+            return
+        sender = Sender(edge_index, row, space)
+        self._senders[propagation] = sender
+        self.edges.add(dimensions(note_of(edge_index))[1])
+        if target is not None:
+            self.targets.setdefault(target, []).append(sender)
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def level(self, node: Node) -> Level:
+        """What one row of the node's value belongs to."""
+        if self.parameter_only(node):
+            return Level.PARAMETER
+        sizes = dimensions(note_of(node))
+        if any(size in self.nodes for size in sizes):
+            return Level.NODE
+        return Level.EDGE if any(size in self.edges for size in sizes) else Level.GRAPH
+
+    def row_dim(self, node: Node) -> int:
+        """The dimension that holds the rows; 0 where there are none."""
+        sizes = dimensions(note_of(node))
+        spaces = self.nodes if self.level(node) is Level.NODE else self.edges
+        return next((dim for dim, size in enumerate(sizes) if size in spaces), 0)
+
+    def space(self, node: Node) -> Size | None:
+        """The row space of a node-level value."""
+        return next((size for size in dimensions(note_of(node)) if size in self.nodes), None)
+
+    def sender(self, node: Node) -> Sender | None:
+        """Which nodes send along the rows of an edge-level value; ``None`` if that is unknown."""
+        propagation = note_of(node).propagation
+        size = dimensions(note_of(node))[self.row_dim(node)]
+        own = self._senders.get(propagation)
+        if own is not None and dimensions(note_of(own.edge_index))[1] == size:
+            return own
+        # Outside of a layer: the edges that the value was gathered over, else the first ones of that size.
+        for ancestor in _ancestors(node):
+            gathered = _gather(ancestor)
+            if gathered is not None and dimensions(note_of(gathered[2]))[1] == size:
+                source, dim, edge_index = gathered
+                row = next((s.row for s in self._senders.values() if s.edge_index is edge_index), 0)
+                return Sender(edge_index, row, dimensions(note_of(source))[dim])
+        return next((s for s in self._senders.values() if dimensions(note_of(s.edge_index))[1] == size), None)
+
+    def parameter_only(self, node: Node) -> bool:
+        """Whether the value is a parameter or computed from parameters alone."""
+        return self._parameter_only[node]
+
+    def from_features(self, node: Node) -> bool:
+        """Whether the value was computed from node features, rather than from the graph and edge features alone."""
+        return self._from_features[node]
+
+    def _is_parameter_only(self, node: Node) -> bool:
+        if node.op == "get_attr":
+            return node.target in self.parameters
+        if node.op not in ("call_function", "call_method") or not note_of(node).is_tensor:
+            return False
+        inputs = [n for n in node.all_input_nodes if note_of(n).is_tensor]
+        return bool(inputs) and all(self._parameter_only[n] for n in inputs)
+
+    def _is_from_features(self, node: Node) -> bool:
+        note = note_of(node)
+        if is_input(node):
+            return note.is_tensor and not _is_index(node) and any(size in self.nodes for size in dimensions(note))
+        # Sizes are numbers of the graph, whatever tensor they were read from.
+        return any(self._from_features[n] for n in node.all_input_nodes if note_of(n).is_tensor or is_input(n))
+
+
+def is_input(node: Node) -> bool:
+    """Whether a node is a forward argument, or a part taken out of one."""
+    if node.op == "placeholder":
+        return True
+    return node.op == "call_function" and note_of(node).source.startswith("argument ")
+
+
+def input_name(node: Node) -> str:
+    """The name of an input or of the part of it: ``"x"``, ``"batch"`` also for ``data.batch``; ``""`` if it has none."""
+    if node.op == "placeholder":
+        return str(node.target).lstrip("*")
+    return str(node.args[1]) if len(node.args) > 1 else ""
+
+
+def is_parameter_path(module: nn.Module) -> frozenset[str]:
+    """Paths of all parameters, under every name they are registered with."""
+    return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+
+
+def _is_index(node: Node) -> bool:
+    """Whether an input says which rows belong together, rather than describing them."""
+    return _is_edge_index(node) or input_name(node) in ("batch", "ptr") or input_name(node).endswith("_batch")
+
+
+def _is_edge_index(node: Node) -> bool:
+    note = note_of(node)
+    return (
+        note.is_tensor
+        and not note.is_float
+        and note.ndim == 2
+        and all(size[0] == 2 for size in note.sizes)
+    )
+
+
+def _grows(size: Size) -> bool:
+    return len(set(size)) > 1 or len(size) == 1
+
+
+def _gather(node: Node) -> tuple[Node, int, Node] | None:
+    """``(source, dim, edge_index)`` if a node gathers rows along one row of an edge_index."""
+    found = _gather_side(node)
+    return None if found is None else found[:3]
+
+
+def _gather_side(node: Node) -> tuple[Node, int, Node, int] | None:
+    name = op_name(node)
+    if name == "index_select" and len(node.args) >= 3:
+        source, dim, index = node.args[:3]
+    elif name == "getitem" and len(node.args) == 2 and isinstance(node.args[1], Node):
+        source, dim, index = node.args[0], 0, node.args[1]
+    else:
+        return None
+    if not isinstance(source, Node) or not isinstance(index, Node) or not isinstance(dim, int):
+        return None
+    taken = _row_of_edge_index(index)
+    ndim = note_of(source).ndim
+    if taken is None or not dimensions(note_of(source)) or not -ndim <= dim < ndim:
+        return None
+    return source, dim % ndim, *taken
+
+
+def _row_of_edge_index(index: Node) -> tuple[Node, int] | None:
+    """``(edge_index, row)`` if a vector is one row of a ``[2, E]`` tensor: ``edge_index[0]`` or unpacked."""
+    if op_name(index) != "getitem" or not isinstance(index.args[1], int) or not isinstance(index.args[0], Node):
+        return None
+    source = index.args[0]
+    if op_name(source) == "unbind" and isinstance(source.args[0], Node):
+        source = source.args[0]
+    return (source, index.args[1] % 2) if _is_edge_index(source) else None
+
+
+def _gathers_over(graph: Graph, edge_index: Node) -> Iterator[tuple[Node, int, Node, int]]:
+    for row in [edge_index, *edge_index.users]:
+        for index in row.users:
+            for user in [index, *index.users]:
+                found = _gather_side(user)
+                if found is not None:
+                    yield found
+
+
+def _ancestors(node: Node) -> Iterator[Node]:
+    seen, queue = {node}, [node]
+    while queue:
+        current = queue.pop(0)
+        yield current
+        for parent in current.all_input_nodes:
+            if parent not in seen and note_of(parent).is_tensor:
+                seen.add(parent)
+                queue.append(parent)
+
+
+def input_ancestors(node: Node) -> list[Node]:
+    """The integer ``[2, E]`` inputs that a connectivity was derived from."""
+    return [n for n in _ancestors(node) if is_input(n) and _is_edge_index(n)]
