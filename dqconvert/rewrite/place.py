@@ -12,7 +12,7 @@ from dqconvert.errors import ConfigError
 from dqconvert.qconfig import KIND_OF_ROLE, QConfig, QSpec, RuleLedger
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Entry, LeftFloat
-from dqconvert.rewrite.protect import Masks
+from dqconvert.rewrite.protect import Masks, last_of
 from dqconvert.rewrite.roles import Site
 from dqconvert.trace.note import annotate, note_of
 
@@ -106,11 +106,7 @@ class Placer:
 
     def _insert(self, graph: Graph, site: Site, path: str, masks: Masks | None) -> Node:
         mask = masks.of(site.value) if masks is not None and site.protected else None
-        last = site.value
-        if mask is not None and masks is not None and masks.position(mask) > masks.position(site.value):
-            last = mask
-        if last.op == "placeholder":
-            last = [n for n in graph.nodes if n.op == "placeholder"][-1]
+        last = last_of(graph, [site.value] if mask is None else [site.value, mask])
         arguments = (site.value,) if mask is None else (site.value, mask)
         if site.user is None:
             with graph.inserting_after(last):
@@ -120,10 +116,7 @@ class Placer:
             with graph.inserting_before(site.user):
                 node = graph.create_node("call_module", path, arguments)
             self._redirect(site, node)
-        if masks is not None:
-            masks.add(node)
-        note = note_of(site.value)
-        return annotate(node, note)
+        return annotate(node, note_of(site.value))
 
     def _redirect(self, site: Site, node: Node) -> None:
         assert site.user is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,16 @@ from torch_geometric.data.data import BaseData
 from dqconvert.errors import ConfigError
 from dqconvert.qconfig import Protect
 from dqconvert.quant import Protection, gather_protected
-from dqconvert.rewrite.spaces import Level, RowSpaces, Sender, Size, dimensions, input_ancestors, input_name, is_input
+from dqconvert.rewrite.spaces import (
+    Level,
+    RowSpaces,
+    Sender,
+    Size,
+    dimensions,
+    input_ancestors,
+    input_name,
+    is_input,
+)
 from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.ops import op_name
 
@@ -68,7 +78,6 @@ class Masks:
         self.protect = protect
         self.modules = modules
         self.prefix = prefix
-        self._order = {node: position for position, node in enumerate(graph.nodes)}
         self._nodes: dict[Size, Node] = {}
         self._edges: dict[tuple[Node, int], Node] = {}
         self._spaces = sorted(rows.nodes)
@@ -81,14 +90,6 @@ class Masks:
         sender = self.rows.sender(value)
         return None if sender is None else self._of_edges(sender)
 
-    def position(self, node: Node) -> float:
-        """Where a node stands in the graph, for nodes from before and nodes from here alike."""
-        return self._order[node]
-
-    def add(self, node: Node) -> None:
-        """Takes note of a node that somebody else inserted."""
-        self._order[node] = self._order.get(node.prev, 0.0) + 1e-6
-
     def _of_edges(self, sender: Sender) -> Node | None:
         key = (sender.edge_index, sender.row)
         if key not in self._edges:
@@ -96,8 +97,8 @@ class Masks:
             if mask is None:
                 return None
             with self._after([mask, sender.edge_index]) as place:
-                index = self._call(place, _getitem, (sender.edge_index, sender.row))
-                self._edges[key] = self._call(place, gather_protected, (mask, index))
+                index = place.call("call_function", operator.getitem, (sender.edge_index, sender.row))
+                self._edges[key] = place.call("call_function", gather_protected, (mask, index))
         return self._edges[key]
 
     def _of_nodes(self, space: Size) -> Node | None:
@@ -114,14 +115,15 @@ class Masks:
         argument = next((n for n in self.graph.nodes if n.op == "placeholder" and n.target == ARGUMENT), None)
         data = next((n for n in self.graph.nodes if n.op == "placeholder" and _takes_data(n)), None)
         with self._after([holder, batch, argument, data, *(edge_index for edge_index, _ in connectivity)]) as place:
-            targets = [self._call(place, _getitem, pair) for pair in connectivity]
-            rows = self._method(place, "size", (holder, dim))
-            device = self._call(place, getattr, (holder, "device"))
-            given = self._call(place, given_probability, (argument, data, _type_of(holder), len(self._spaces)))
-            name = "protect" if len(self._spaces) == 1 else f"protect_{self._spaces.index(space)}"
+            targets = [place.call("call_function", operator.getitem, pair) for pair in connectivity]
+            rows = place.call("call_method", "size", (holder, dim))
+            device = place.call("call_function", getattr, (holder, "device"))
+            key, spaces = _type_of(holder), len(self._spaces)
+            given = place.call("call_function", given_probability, (argument, data, key, spaces))
+            name = "protect" if spaces == 1 else f"protect_{self._spaces.index(space)}"
             self.modules.setdefault(name, Protection(self.protect))
-            node = place.create_node("call_module", f"{self.prefix}.{name}", (targets, rows, batch, given, device))
-            return self._placed(annotate(node, Note(source=note_of(holder).source)))
+            arguments = (targets, rows, batch, given, device)
+            return place.call("call_module", f"{self.prefix}.{name}", arguments, note_of(holder).source)
 
     # -- what a draw needs -----------------------------------------------------------------------------------------
 
@@ -150,20 +152,13 @@ class Masks:
     # -- writing nodes ---------------------------------------------------------------------------------------------
 
     def _after(self, nodes: Iterable[Node | None]) -> _Place:
-        last = max((node for node in nodes if node is not None), key=self.position)
-        if last.op == "placeholder":  # placeholders stay together at the top
-            last = max((n for n in self.graph.nodes if n.op == "placeholder"), key=self.position)
-        return _Place(self.graph, last)
+        return _Place(self.graph, last_of(self.graph, [node for node in nodes if node is not None]))
 
-    def _call(self, place: _Place, function: Any, args: tuple[Any, ...]) -> Node:
-        return self._placed(annotate(place.create_node("call_function", function, args), Note()))
 
-    def _method(self, place: _Place, name: str, args: tuple[Any, ...]) -> Node:
-        return self._placed(annotate(place.create_node("call_method", name, args), Note()))
-
-    def _placed(self, node: Node) -> Node:
-        self.add(node)
-        return node
+def last_of(graph: Graph, nodes: list[Node]) -> Node:
+    """The last of some nodes; the last placeholder instead of an earlier one, as placeholders stay together."""
+    last = max(nodes)
+    return max(node for node in graph.nodes if node.op == "placeholder") if last.op == "placeholder" else last
 
 
 class _Place:
@@ -179,14 +174,10 @@ class _Place:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def create_node(self, op: str, target: Any, args: tuple[Any, ...]) -> Node:
+    def call(self, op: str, target: Any, args: tuple[Any, ...], source: str = "") -> Node:
         with self.graph.inserting_after(self.last):
-            self.last = self.graph.create_node(op, target, args)
+            self.last = annotate(self.graph.create_node(op, target, args), Note(source=source))
         return self.last
-
-
-def _getitem(edge_index: Tensor, row: int) -> Tensor:
-    return edge_index[row]
 
 
 def _takes_data(node: Node) -> bool:

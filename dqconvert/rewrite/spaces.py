@@ -172,8 +172,7 @@ class RowSpaces:
         note = note_of(node)
         if is_input(node):
             return note.is_tensor and not _is_index(node) and any(size in self.nodes for size in dimensions(note))
-        # Sizes are numbers of the graph, whatever tensor they were read from.
-        return any(self._from_features[n] for n in node.all_input_nodes if note_of(n).is_tensor or is_input(n))
+        return not _reads_size(node) and any(self._from_features[n] for n in node.all_input_nodes)
 
 
 def is_input(node: Node) -> bool:
@@ -190,7 +189,7 @@ def input_name(node: Node) -> str:
     return str(node.args[1]) if len(node.args) > 1 else ""
 
 
-def is_parameter_path(module: nn.Module) -> frozenset[str]:
+def parameter_paths(module: nn.Module) -> frozenset[str]:
     """Paths of all parameters, under every name they are registered with."""
     return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
 
@@ -208,6 +207,11 @@ def _is_edge_index(node: Node) -> bool:
         and note.ndim == 2
         and all(size[0] == 2 for size in note.sizes)
     )
+
+
+def _reads_size(node: Node) -> bool:
+    """Whether a node reads a number of the graph off a tensor, whatever the tensor holds."""
+    return op_name(node) in ("size", "numel") or (node.target is getattr and not note_of(node).is_tensor)
 
 
 def _grows(size: Size) -> bool:
@@ -261,8 +265,8 @@ def _ancestors(node: Node) -> Iterator[Node]:
     while queue:
         current = queue.pop(0)
         yield current
-        for parent in current.all_input_nodes:
-            if parent not in seen and note_of(parent).is_tensor:
+        for parent in () if _reads_size(current) else current.all_input_nodes:
+            if parent not in seen:
                 seen.add(parent)
                 queue.append(parent)
 

@@ -47,12 +47,18 @@ class TracedModule(GraphModule):
     @classmethod
     def _assemble(cls, user: type[nn.Module], state: dict[str, Any], graph: Graph, eval_graph: Graph | None) -> Any:
         # The forward lives on the class, so every instance needs a class of its own, as in torch.fx.
-        singleton = type(f"{cls.__name__}_{user.__name__}", (cls, user), {"_user_class": user, "_kind": cls})
+        names = {"_user_class": user, "_kind": cls, **cls._namespace(user)}
+        singleton = type(f"{cls.__name__}_{user.__name__}", (cls, user), names)
         module = object.__new__(singleton)
         module.__dict__.update(state)
         module.__dict__["eval_graph"] = eval_graph
         module.graph = graph
         return module
+
+    @classmethod
+    def _namespace(cls, user: type[nn.Module]) -> dict[str, Any]:
+        """Attributes of an instance's class that depend on the user's class."""
+        return {}
 
     def recompile(self) -> Any:
         """Generates the forward from the graphs again, after they were edited."""

@@ -1,0 +1,135 @@
+"""What ``prepare`` did: which quantizers it inserted where, and what stayed in float and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One inserted quantizer.
+
+    Attributes:
+        path: Its name in the module's state: ``"convs.0.quant.message"``.
+        module: Path of the module whose value it quantizes.
+        role: The value's role: weight, input, feature, edge_weight, message, aggregate or update.
+        kind: What the config calls it: weight, activation, message or aggregate.
+        level: What one row of the value belongs to: node, edge, graph or parameter.
+        op: The operation that gives the value its role.
+        source: File and line of that operation.
+        bits: Bit width; ``None`` for a user's own quantizer.
+        signed: Whether codes are signed; ``None`` for a user's own quantizer.
+        scheme: The rest of the scheme in words, or the name of the user's quantizer.
+        protected: Whether protected rows pass in full precision here.
+    """
+
+    path: str
+    module: str
+    role: str
+    kind: str
+    level: str
+    op: str
+    source: str
+    bits: int | None
+    signed: bool | None
+    scheme: str
+    protected: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftFloat:
+    """A value or module that stays in float.
+
+    Attributes:
+        what: Its module path and role, or the module as a whole.
+        reason: Why.
+        source: File and line.
+    """
+
+    what: str
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What was inserted, what stayed float and why, what could not be checked.
+
+    ``print(report)`` shows tables; :meth:`to_dict` is JSON-ready.
+
+    Example:
+        >>> from torch_geometric.nn import GCNConv
+        >>> from dqconvert import prepare
+        >>> report = prepare(GCNConv(8, 4), "int8-dq").report
+        >>> report.totals["role"]
+        {'weight': 1, 'input': 1, 'feature': 1, 'edge_weight': 1, 'message': 1, 'aggregate': 1, 'update': 1}
+    """
+
+    model: str
+    entries: tuple[Entry, ...]
+    left_float: tuple[LeftFloat, ...] = ()
+    remarks: tuple[str, ...] = ()
+    protection: tuple[str, ...] = field(default=())
+    """Paths of the modules that draw the protected nodes."""
+
+    @property
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Number of quantizers per role, per kind and per bit width."""
+        return {
+            "role": _count((entry.role for entry in self.entries), _ROLE_ORDER),
+            "kind": _count((entry.kind for entry in self.entries), _KIND_ORDER),
+            "bits": _count(str(entry.bits or "own") for entry in self.entries),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for JSON, with stable keys."""
+        return {**asdict(self), "totals": self.totals}
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._inserted()
+        if self.left_float:
+            yield self._floats()
+        for remark in self.remarks:
+            yield f"note: {remark}"
+
+    def _inserted(self) -> Table:
+        table = Table(title=f"{self.model}: {len(self.entries)} quantizers", title_justify="left")
+        table.add_column("quantizer", overflow="fold")
+        for name in ("level", "bits", "scheme"):
+            table.add_column(name)
+        table.add_column("protected", justify="center")
+        for entry in self.entries:
+            sign = "" if entry.signed is None else " signed" if entry.signed else " unsigned"
+            bits = "own" if entry.bits is None else f"{entry.bits}{sign}"
+            table.add_row(entry.path, entry.level, bits, entry.scheme, "yes" if entry.protected else "")
+        table.caption = ", ".join(f"{number} {role}" for role, number in self.totals["role"].items())
+        return table
+
+    def _floats(self) -> Table:
+        table = Table(title="stays in float", title_justify="left")
+        for name in ("what", "why", "where"):
+            table.add_column(name, overflow="fold")
+        for left in self.left_float:
+            table.add_row(left.what, left.reason, left.source)
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=100, no_color=True, highlight=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
+
+
+_ROLE_ORDER = ("weight", "input", "feature", "edge_weight", "message", "aggregate", "update")
+_KIND_ORDER = ("weight", "activation", "message", "aggregate")
+
+
+def _count(values: Iterable[str], order: tuple[str, ...] = ()) -> dict[str, int]:
+    counted = Counter(values)
+    return {key: counted[key] for key in [*order, *sorted(set(counted) - set(order))] if counted[key]}

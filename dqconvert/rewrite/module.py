@@ -1,0 +1,53 @@
+"""The module that :func:`dqconvert.prepare` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph
+
+from dqconvert.qconfig import QConfig
+from dqconvert.quant import FakeQuantize
+from dqconvert.report import Report
+from dqconvert.trace import Island, TracedModule
+
+
+class PreparedModule(TracedModule):
+    """A trainable quantized model: the user's parameters, methods and attributes, and quantizers among them.
+
+    Train it with the loop that trained the float model. In training mode ranges are observed and nodes are
+    protected; in evaluation mode everything is quantized and nothing is random.
+
+    Attributes:
+        qconfig: The config it was prepared with.
+        report: What was inserted where.
+        source: The float graphs (training, and evaluation where it differs), to prepare it again from.
+        method: The method of the user's class that ``forward`` stands for.
+        islands: Modules kept whole, and why.
+    """
+
+    qconfig: QConfig
+    report: Report
+    source: tuple[Graph, Graph | None]
+    method: str
+    islands: tuple[Island, ...]
+
+    @classmethod
+    def _namespace(cls, user: type[nn.Module]) -> dict[str, Any]:
+        return {"reset_parameters": _reset_parameters} if hasattr(user, "reset_parameters") else {}
+
+    def quantizers(self) -> Iterator[tuple[str, FakeQuantize]]:
+        """Path and module of every :class:`~dqconvert.quant.FakeQuantize`, in the order of registration."""
+        for path, module in self.named_modules():
+            if isinstance(module, FakeQuantize):
+                yield path, module
+
+
+def _reset_parameters(self: PreparedModule, *args: Any, **kwargs: Any) -> Any:
+    """The user's ``reset_parameters``; the ranges of the old weights go with them."""
+    result = self._user_class.reset_parameters(self, *args, **kwargs)  # type: ignore[operator]
+    for _, quantizer in self.quantizers():
+        quantizer.reset()
+    return result
