@@ -75,9 +75,9 @@ def prepare(
         torch.Size([5, 7])
     """
     config = as_qconfig(qconfig)
-    again = isinstance(model, PreparedModule)
-    traced = traced_again(model) if again else trace(model, example_inputs, method=method, strict=strict)
-    module = rewrite(traced, config, method=model.method if again else method)
-    if again:
+    if isinstance(model, PreparedModule):
+        module = rewrite(traced_again(model), config, method=model.method)
         keep_ranges(model, module)
+    else:
+        module = rewrite(trace(model, example_inputs, method=method, strict=strict), config, method=method)
     return Prepared(module, module.report)

@@ -145,9 +145,7 @@ class QSpec:
         is_share = 0 < as_number(self.percentile) < 0.5
         self._check_option("percentile", is_share, "a number between 0 and 0.5, or None", ["percentile"])
         is_share = 0 < as_number(self.momentum) <= 1
-        self._check_option(
-            "momentum", is_share, "a number above 0 and up to 1, or None", ["ema", "percentile"]
-        )
+        self._check_option("momentum", is_share, "a number above 0 and up to 1, or None", ["ema", "percentile"])
         is_share = 0 < as_number(self.sample) <= 1
         self._check_option("sample", is_share, "a number above 0 and up to 1, or None", ["percentile"])
 
@@ -158,9 +156,7 @@ class QSpec:
         require(field, value, is_share, allowed)
         if self.range not in ranges:
             used_by = " or ".join(map(repr, ranges))
-            raise ConfigError(
-                f"{field}={value!r}: needs range={used_by}; with range={self.range!r} it must be None"
-            )
+            raise ConfigError(f"{field}={value!r}: needs range={used_by}; with range={self.range!r} it must be None")
         object.__setattr__(self, field, float(value))
 
     @property
@@ -633,9 +629,7 @@ def _rule(row: Any, base: QConfig, path: str) -> Rule:
     require(path, row, isinstance(row, Mapping), "a dict of Rule fields or a Rule")
     require_known_keys(row, [field.name for field in fields(Rule)], f"{path}.")
     if "spec" not in row:
-        raise ConfigError(
-            f"{path}.spec: missing; give a dict of QSpec fields, or 'float' to leave the value in float"
-        )
+        raise ConfigError(f"{path}.spec: missing; give a dict of QSpec fields, or 'float' to leave the value in float")
     keys = {key: value for key, value in row.items() if key != "spec"}
     try:
         rule = Rule(**keys, spec=row["spec"] if callable(row["spec"]) else None)

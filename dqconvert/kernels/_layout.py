@@ -57,9 +57,7 @@ def kept_values(values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: 
     return by_channel(values, channel_dim)
 
 
-def with_validity(
-    values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
-) -> tuple[Tensor, Tensor]:
+def with_validity(values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> tuple[Tensor, Tensor]:
     """All values as a matrix with one row per range, and which of them count: the kept, finite ones."""
     valid = values.float().isfinite()  # as the float32 that ranges are
     if keep is not None:

@@ -73,9 +73,7 @@ def protection_probability(
     ```
     """
     if batch is not None and batch.shape != (num_nodes,):
-        raise ValueError(
-            f"batch must have one entry per node: got shape {tuple(batch.shape)} for {num_nodes} nodes"
-        )
+        raise ValueError(f"batch must have one entry per node: got shape {tuple(batch.shape)} for {num_nodes} nodes")
     if device is None:
         device = index[0].device if index else batch.device if batch is not None else None
     if num_nodes == 0 or sum(targets.numel() for targets in index) == 0:

@@ -18,9 +18,7 @@ _EPS = torch.finfo(torch.float32).eps
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def qparams(
-    min_val: Tensor, max_val: Tensor, quant_min: int, quant_max: int, symmetric: bool
-) -> tuple[Tensor, Tensor]:
+def qparams(min_val: Tensor, max_val: Tensor, quant_min: int, quant_max: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """The grid that covers a range: `(scale, zero_point)`.
 
     The range is widened to contain zero, so that zero is on the grid. With `n = quant_max - quant_min`:

@@ -22,9 +22,7 @@ def plain_minmax_pair(
 
 
 @torch.library.custom_op("dqconvert::minmax_pair", mutates_args=())
-def _minmax_pair(
-    values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
-) -> tuple[Tensor, Tensor]:
+def _minmax_pair(values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> tuple[Tensor, Tensor]:
     return plain_minmax_pair(values, keep, row_dim, channel_dim)
 
 

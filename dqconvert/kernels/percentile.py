@@ -42,9 +42,7 @@ def _sampled(matrix: Tensor, sample: float | None) -> Tensor | None:
 
 
 # Sampling draws random numbers, so equal calls must neither be merged nor run again in a backward pass.
-@torch.library.custom_op(
-    "dqconvert::percentile_pair", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
-)
+@torch.library.custom_op("dqconvert::percentile_pair", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _percentile_pair(
     values: Tensor, p: float, keep: Tensor | None, row_dim: int, channel_dim: int | None, sample: float | None
 ) -> tuple[Tensor, Tensor]:

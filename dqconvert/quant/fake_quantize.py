@@ -175,9 +175,7 @@ class FakeQuantize(nn.Module):
                 setattr(self, name, old.to(new.device))
         return self
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         # With assign=True the buffers are the checkpoint's own tensors, in whatever type it has.
         self.min_val, self.max_val = self.min_val.float(), self.max_val.float()

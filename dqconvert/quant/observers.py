@@ -36,9 +36,7 @@ class Observer:
     def __init__(self, spec: QSpec) -> None:
         self.spec = spec
 
-    def batch_range(
-        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
-    ) -> RangePair:
+    def batch_range(self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> RangePair:
         """The range of these values alone, of the rows that `keep` (bool `[values.size(row_dim)]`) keeps."""
         raise NotImplementedError
 
@@ -70,9 +68,7 @@ class MinMaxObserver(Observer):
 
     kind = "minmax"
 
-    def batch_range(
-        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
-    ) -> RangePair:
+    def batch_range(self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> RangePair:
         return minmax_pair(values, keep=keep, row_dim=row_dim, channel_dim=channel_dim)
 
     def merge(self, old: RangePair, batch: RangePair) -> RangePair:
@@ -97,14 +93,10 @@ class PercentileObserver(Observer):
 
     kind = "percentile"
 
-    def batch_range(
-        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
-    ) -> RangePair:
+    def batch_range(self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> RangePair:
         p = self.spec.percentile_value
         assert p is not None
-        return percentile_pair(
-            values, p, keep=keep, row_dim=row_dim, channel_dim=channel_dim, sample=self.spec.sample
-        )
+        return percentile_pair(values, p, keep=keep, row_dim=row_dim, channel_dim=channel_dim, sample=self.spec.sample)
 
     def merge(self, old: RangePair, batch: RangePair) -> RangePair:
         momentum = self.spec.momentum_value
@@ -138,7 +130,5 @@ OBSERVERS: dict[str, type[Observer]] = {
 def observer_for(spec: QSpec) -> Observer:
     """The observer that `spec.range` names. Raises `ConfigError` if there is none."""
     if spec.range not in OBSERVERS:
-        raise ConfigError(
-            f"range={spec.range!r}: has no observer; allowed: {', '.join(map(repr, OBSERVERS))}"
-        )
+        raise ConfigError(f"range={spec.range!r}: has no observer; allowed: {', '.join(map(repr, OBSERVERS))}")
     return OBSERVERS[spec.range](spec)

@@ -90,8 +90,7 @@ def _check_given(given: Tensor, num_nodes: int) -> None:
         raise ConfigError(f"protect_prob must hold floating-point probabilities, got {given.dtype}")
     if given.shape != (num_nodes,):
         raise ConfigError(
-            "protect_prob must have one probability per node: "
-            f"got shape {tuple(given.shape)} for {num_nodes} nodes"
+            f"protect_prob must have one probability per node: got shape {tuple(given.shape)} for {num_nodes} nodes"
         )
 
 
@@ -156,9 +155,7 @@ class DegreeProtection(BaseTransform):
         targets = [index for store in edges if (index := _targets(store)) is not None]
         batch = nodes.batch if "batch" in nodes else None
         protect = self.protect
-        nodes.protect_prob = protection_probability(
-            targets, nodes.num_nodes, protect.p_min, protect.p_max, batch
-        )
+        nodes.protect_prob = protection_probability(targets, nodes.num_nodes, protect.p_min, protect.p_max, batch)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(p_min={self.protect.p_min}, p_max={self.protect.p_max})"

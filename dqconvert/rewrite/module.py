@@ -47,7 +47,8 @@ class PreparedModule(TracedModule):
 
 def _reset_parameters(self: PreparedModule, *args: Any, **kwargs: Any) -> Any:
     """The user's ``reset_parameters``; the ranges of the old weights go with them."""
-    result = self._user_class.reset_parameters(self, *args, **kwargs)  # type: ignore[operator]
+    user: Any = self._user_class
+    result = user.reset_parameters(self, *args, **kwargs)
     for _, quantizer in self.quantizers():
         quantizer.reset()
     return result

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from dqconvert.trace.leaves import WEIGHTED_MODULES, has_hooks
-from dqconvert.trace.note import Note, Stage, annotate, note_of
+from dqconvert.trace.note import Note, annotate, note_of
 
 
 def call_with_weights(module: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -36,7 +36,10 @@ def open_leaves(graph: Graph, root: nn.Module) -> None:
 
     A module with hooks stays as it is, for its hooks must run, and so does an embedding with ``max_norm``.
     """
+    reads: dict[str, Node] = {}  # a layer that is called twice has its weight read, and quantized, once
     for node in list(graph.nodes):
+        if node.op == "get_attr":
+            reads.setdefault(str(node.target), node)
         if node.op != "call_module":
             continue
         module = root.get_submodule(node.target)
@@ -45,64 +48,72 @@ def open_leaves(graph: Graph, root: nn.Module) -> None:
             continue
         opener = next((fn for kind, fn in _OPENERS.items() if isinstance(module, kind)), _open_whole)
         with graph.inserting_before(node):
-            opened = opener(graph, node, module)
+            opened = opener(_Leaf(graph, node, module, reads))
         annotate(opened, note_of(node))
         node.replace_all_uses_with(opened)
         graph.erase_node(node)
 
 
-def _attribute(graph: Graph, node: Node, module: nn.Module, name: str) -> Node | None:
-    value = getattr(module, name, None)
-    if not isinstance(value, Tensor):
-        return None
-    read = graph.create_node("get_attr", f"{node.target}.{name}")
-    note = replace(note_of(node), module=str(node.target), sizes=(tuple(value.shape),) * 2, dtype=value.dtype)
-    return annotate(read, replace(note, stage=Stage.NONE, propagation=-1))
+@dataclass(frozen=True)
+class _Leaf:
+    """A call of a leaf module that is being opened."""
+
+    graph: Graph
+    node: Node
+    module: nn.Module
+    reads: dict[str, Node]
+
+    def parameter(self, name: str) -> Node | None:
+        """The node that reads one of the module's parameters; ``None`` if it has none of that name."""
+        owner, _, attribute = name.rpartition(".")
+        value = getattr(self.module.get_submodule(owner), attribute, None)
+        if not isinstance(value, Tensor):
+            return None
+        path = f"{self.node.target}.{name}"
+        if path not in self.reads:
+            note = Note(module=path.rpartition(".")[0], source=note_of(self.node).source, dtype=value.dtype)
+            read = self.graph.create_node("get_attr", path)
+            self.reads[path] = annotate(read, replace(note, sizes=(tuple(value.shape),) * 2))
+        return self.reads[path]
+
+    def argument(self, position: int) -> Any:
+        """An argument of the call, by position or by name."""
+        if len(self.node.args) > position:
+            return self.node.args[position]
+        return self.node.kwargs[list(inspect.signature(self.module.forward).parameters)[position]]
 
 
-def _argument(node: Node, name: str, position: int) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs[name]
+def _open_linear(leaf: _Leaf) -> Node:
+    return leaf.graph.call_function(F.linear, (leaf.argument(0), leaf.parameter("weight"), leaf.parameter("bias")))
 
 
-def _open_linear(graph: Graph, node: Node, module: nn.Module) -> Node:
-    weight, bias = _attribute(graph, node, module, "weight"), _attribute(graph, node, module, "bias")
-    return graph.call_function(F.linear, (_argument(node, _first_parameter(module), 0), weight, bias))
+def _open_bilinear(leaf: _Leaf) -> Node:
+    weights = leaf.parameter("weight"), leaf.parameter("bias")
+    return leaf.graph.call_function(F.bilinear, (leaf.argument(0), leaf.argument(1), *weights))
 
 
-def _first_parameter(module: nn.Module) -> str:
-    return next(iter(inspect.signature(module.forward).parameters))
+def _open_embedding(leaf: _Leaf) -> Node:
+    assert isinstance(module := leaf.module, nn.Embedding)
+    options = (
+        module.padding_idx,
+        module.max_norm,
+        module.norm_type,
+        module.scale_grad_by_freq,
+        module.sparse,
+    )
+    return leaf.graph.call_function(F.embedding, (leaf.argument(0), leaf.parameter("weight"), *options))
 
 
-def _open_bilinear(graph: Graph, node: Node, module: nn.Module) -> Node:
-    weight, bias = _attribute(graph, node, module, "weight"), _attribute(graph, node, module, "bias")
-    inputs = _argument(node, "input1", 0), _argument(node, "input2", 1)
-    return graph.call_function(F.bilinear, (*inputs, weight, bias))
-
-
-def _open_embedding(graph: Graph, node: Node, module: nn.Module) -> Node:
-    assert isinstance(module, nn.Embedding)
-    options = (module.padding_idx, module.max_norm, module.norm_type, module.scale_grad_by_freq, module.sparse)
-    weight = _attribute(graph, node, module, "weight")
-    return graph.call_function(F.embedding, (_argument(node, "input", 0), weight, *options))
-
-
-def _open_whole(graph: Graph, node: Node, module: nn.Module) -> Node:
+def _open_whole(leaf: _Leaf) -> Node:
     """Weight matrices become arguments; biases and everything inside stay as they are."""
-    whole = annotate(graph.create_node("get_attr", str(node.target)), Note(module=str(node.target)))
-    names = [name for name, parameter in module.named_parameters() if parameter.dim() > 1]
-    weights = {name: _attribute_path(graph, node, module, name) for name in names}
-    return graph.call_function(call_with_weights, (whole, weights, *node.args), dict(node.kwargs))
+    path = str(leaf.node.target)
+    whole = annotate(leaf.graph.create_node("get_attr", path), Note(module=path))
+    names = [name for name, parameter in leaf.module.named_parameters() if parameter.dim() > 1]
+    weights = {name: leaf.parameter(name) for name in names}
+    return leaf.graph.call_function(call_with_weights, (whole, weights, *leaf.node.args), dict(leaf.node.kwargs))
 
 
-def _attribute_path(graph: Graph, node: Node, module: nn.Module, name: str) -> Node:
-    value = module.get_parameter(name)
-    read = graph.create_node("get_attr", f"{node.target}.{name}")
-    owner = f"{node.target}.{name}".rpartition(".")[0]
-    source = note_of(node).source
-    return annotate(read, Note(module=owner, source=source, sizes=(tuple(value.shape),) * 2, dtype=value.dtype))
-
-
-_OPENERS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[Graph, Node, nn.Module], Node]] = {
+_OPENERS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[_Leaf], Node]] = {
     (nn.Linear, torch_geometric.nn.Linear): _open_linear,
     nn.Bilinear: _open_bilinear,
     nn.Embedding: _open_embedding,

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from dqconvert.errors import ConfigError
-from dqconvert.qconfig import KIND_OF_ROLE, QConfig, QSpec, RuleLedger
+from dqconvert.qconfig import KIND_OF_ROLE, QSpec, RuleLedger
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Entry, LeftFloat
 from dqconvert.rewrite.protect import Masks, last_of
@@ -87,7 +87,9 @@ class Placer:
         else:
             quantizer = spec()
             if not isinstance(quantizer, nn.Module):
-                raise ConfigError(f"the factory {spec!r} for {path} returned a {type(quantizer).__name__}, not a module")
+                raise ConfigError(
+                    f"the factory {spec!r} for {path} returned a {type(quantizer).__name__}, not a module"
+                )
         attach(self.root, path, quantizer)
         return quantizer
 
@@ -180,4 +182,3 @@ def _channels(site: Site) -> tuple[int, int]:
 def _scheme(spec: QSpec) -> str:
     parts = ["symmetric" if spec.symmetric else "affine", f"per {spec.granularity}", spec.range, spec.grad]
     return ", ".join(parts)
-

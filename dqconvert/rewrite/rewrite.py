@@ -39,7 +39,7 @@ def rewrite(trace: Trace, qconfig: QConfig, method: str = "forward") -> Prepared
         >>> from dqconvert.qconfig import presets
         >>> from dqconvert.trace import trace
         >>> module = rewrite(trace(SAGEConv(8, 4)), presets["int8-dq"])
-        >>> [path for path, _ in module.quantizers()][:2]
+        >>> [entry.path for entry in module.report.entries][:2]
         ['quant.message', 'quant.aggregate']
     """
     root = trace.module
@@ -68,7 +68,13 @@ def rewrite(trace: Trace, qconfig: QConfig, method: str = "forward") -> Prepared
         protection=tuple(f"{prefix}.{name}" for name in protections),
     )
     graph, eval_graph, state = root._parts()
-    state |= {"qconfig": qconfig, "report": report, "source": source, "method": method, "islands": trace.islands}
+    state |= {
+        "qconfig": qconfig,
+        "report": report,
+        "source": source,
+        "method": method,
+        "islands": trace.islands,
+    }
     return PreparedModule._assemble(root._user_class, state, graph, eval_graph)
 
 

@@ -6,7 +6,7 @@ The words (weight, input, feature, edge_weight, message, aggregate, update) are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,19 @@ _MOVES = _SHAPES | {
 _JOINS = {"cat", "stack"}
 
 # Nonlinearities between an attention logit and its softmax.
-_LOGIT_MAPS = {"leaky_relu", "relu", "tanh", "elu", "selu", "gelu", "silu", "sigmoid", "dropout", "clamp", "softplus"}
+_LOGIT_MAPS = {
+    "leaky_relu",
+    "relu",
+    "tanh",
+    "elu",
+    "selu",
+    "gelu",
+    "silu",
+    "sigmoid",
+    "dropout",
+    "clamp",
+    "softplus",
+}
 _COEFFICIENTS = {"softmax", "sigmoid", "tanh", "hardtanh", "hardsigmoid"}
 
 # Where the activations and the parameters of weighted operations are: positions of the operands.

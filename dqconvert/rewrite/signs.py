@@ -9,15 +9,58 @@ from torch_geometric.nn import aggr
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name
 
-_NONNEGATIVE = {"relu", "relu6", "sigmoid", "softmax", "abs", "square", "exp", "hardsigmoid", "softplus", "norm", "threshold"}
+_NONNEGATIVE = {
+    "relu",
+    "relu6",
+    "sigmoid",
+    "softmax",
+    "abs",
+    "square",
+    "exp",
+    "hardsigmoid",
+    "softplus",
+    "norm",
+    "threshold",
+}
 _NONNEGATIVE_MODULES = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softmax, nn.Hardsigmoid, nn.Softplus)
 
 # Operations that keep nonnegative values nonnegative.
 _KEEPS = {
-    *("view", "reshape", "flatten", "squeeze", "unsqueeze", "transpose", "permute", "t", "contiguous", "expand"),
-    *("clone", "detach", "index_select", "getitem", "dropout", "repeat", "chunk", "split", "unbind", "gather"),
+    *(
+        "view",
+        "reshape",
+        "flatten",
+        "squeeze",
+        "unsqueeze",
+        "transpose",
+        "permute",
+        "t",
+        "contiguous",
+        "expand",
+    ),
+    *(
+        "clone",
+        "detach",
+        "index_select",
+        "getitem",
+        "dropout",
+        "repeat",
+        "chunk",
+        "split",
+        "unbind",
+        "gather",
+    ),
     *("stage_output", "cat", "stack", "sum", "mean", "max", "min", "amax", "amin", "sqrt"),
-    *("scatter", "global_add_pool", "global_mean_pool", "global_max_pool", "maximum", "minimum", "float", "to"),
+    *(
+        "scatter",
+        "global_add_pool",
+        "global_mean_pool",
+        "global_max_pool",
+        "maximum",
+        "minimum",
+        "float",
+        "to",
+    ),
 }
 _ARITHMETIC = {"add", "mul", "div"}
 _KEEPING_MODULES = (

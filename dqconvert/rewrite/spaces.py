@@ -201,12 +201,7 @@ def _is_index(node: Node) -> bool:
 
 def _is_edge_index(node: Node) -> bool:
     note = note_of(node)
-    return (
-        note.is_tensor
-        and not note.is_float
-        and note.ndim == 2
-        and all(size[0] == 2 for size in note.sizes)
-    )
+    return note.is_tensor and not note.is_float and note.ndim == 2 and all(size[0] == 2 for size in note.sizes)
 
 
 def _reads_size(node: Node) -> bool:

@@ -135,5 +135,5 @@ def has_hooks(module: nn.Module) -> bool:
 
 def uninitialized(model: nn.Module) -> list[str]:
     """Names of the parameters of lazy layers that no input has reached yet."""
-    names = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedTensorMixin)]
+    names = [n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)]
     return names + [n for n, b in model.named_buffers() if isinstance(b, torch.nn.UninitializedBuffer)]

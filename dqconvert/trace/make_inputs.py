@@ -145,7 +145,7 @@ def _edge_widths(model: nn.Module, widths: list[int]) -> list[int | None]:
     found = [getattr(m, name, None) for m in model.modules() for name in ("edge_dim", "edge_channels")]
     known: list[int | None] = [value for value in found if isinstance(value, int) and value > 0]
     linears = [getattr(m, "in_features", getattr(m, "in_channels", 0)) for m in model.modules()]
-    known += [value for value in linears if isinstance(value, int) and 0 < value]
+    known += [value for value in linears if isinstance(value, int) and value > 0]
     return list(dict.fromkeys([*known, *widths, 1]))[:10]
 
 

@@ -12,7 +12,16 @@ from dqconvert.trace.runtime import by_mode
 
 # Reading these has no effect, so nodes that nobody uses can go.
 _PURE_METHODS = {"size", "numel", "item"}
-_PURE_FUNCTIONS = {getattr, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, min, max}
+_PURE_FUNCTIONS = {
+    getattr,
+    operator.getitem,
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.floordiv,
+    min,
+    max,
+}
 
 
 def remove_unused(graph: Graph) -> None:

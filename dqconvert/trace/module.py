@@ -49,7 +49,7 @@ class TracedModule(GraphModule):
         # The forward lives on the class, so every instance needs a class of its own, as in torch.fx.
         names = {"_user_class": user, "_kind": cls, **cls._namespace(user)}
         singleton = type(f"{cls.__name__}_{user.__name__}", (cls, user), names)
-        module = object.__new__(singleton)
+        module: Any = object.__new__(singleton)
         module.__dict__.update(state)
         module.__dict__["eval_graph"] = eval_graph
         module.graph = graph
@@ -122,7 +122,9 @@ def _by_mode(train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callabl
     return forward
 
 
-def _unpickle(kind: type[TracedModule], user: type[nn.Module], state: dict[str, Any], graph: Any, eval_graph: Any) -> Any:
+def _unpickle(
+    kind: type[TracedModule], user: type[nn.Module], state: dict[str, Any], graph: Any, eval_graph: Any
+) -> Any:
     return kind._assemble(user, state, unpack(graph), None if eval_graph is None else unpack(eval_graph))
 
 
@@ -140,7 +142,8 @@ def pack(graph: Graph) -> list[tuple[Any, ...]]:
     index = {node: position for position, node in enumerate(graph.nodes)}
 
     def refer(value: Any) -> Any:
-        return torch.fx.node.map_arg(value, lambda node: _Ref(index[node]))
+        stand_in: Callable[[Node], Any] = lambda node: _Ref(index[node])  # noqa: E731
+        return torch.fx.node.map_arg(value, stand_in)
 
     return [
         (node.op, node.name, node.target, refer(node.args), refer(node.kwargs), dict(node.meta)) for node in graph.nodes

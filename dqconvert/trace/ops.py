@@ -86,8 +86,8 @@ def qualified_name(node: Node) -> str:
     if node.op in ("call_method", "call_module", "get_attr", "placeholder", "output"):
         return str(node.target)
     target = node.target
-    module = getattr(target, "__module__", None) or "torch"
-    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", str(target))
+    module = str(getattr(target, "__module__", None) or "torch")
+    name = str(getattr(target, "__qualname__", None) or getattr(target, "__name__", target))
     module = {"_operator": "operator", "torch._C._nn": "torch.nn.functional", "torch._C": "torch"}.get(module, module)
     if name.startswith(("_VariableFunctionsClass.", "_VariableFunctions.")):
         module, name = "torch", name.split(".", 1)[1]

@@ -75,7 +75,7 @@ def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
 
 def _is_foreign(module: str) -> bool:
     top = module.split(".")[0]
-    return top not in sys.stdlib_module_names and top not in ("torch", "dqconvert", "numpy") or top == "__main__"
+    return (top not in sys.stdlib_module_names and top not in ("torch", "dqconvert", "numpy")) or top == "__main__"
 
 
 def replacements(

@@ -33,9 +33,27 @@ from dqconvert.trace.runtime import COMPARISONS, guard, setitem, stage_output
 from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain
 
 # Calls that answer with a Python value which follows from a tensor's contents.
-_READS_VALUES = {"__bool__", "is_nonzero", "equal", "allclose", "__contains__", "tolist", "numpy", "__array__"}
+_READS_VALUES = {
+    "__bool__",
+    "is_nonzero",
+    "equal",
+    "allclose",
+    "__contains__",
+    "tolist",
+    "numpy",
+    "__array__",
+}
 # Integers that never depend on the graph's size.
-_PLAIN_INTS = {"dim", "ndimension", "element_size", "get_device", "stride", "storage_offset", "__hash__", "ndim"}
+_PLAIN_INTS = {
+    "dim",
+    "ndimension",
+    "element_size",
+    "get_device",
+    "stride",
+    "storage_offset",
+    "__hash__",
+    "ndim",
+}
 _NO_RESULT = {"retain_grad", "requires_grad_", "_assert", "_assert_async", "_check", "__repr__", "__format__"}
 _SIDE_EFFECTS = {torch._C._set_grad_enabled}
 
@@ -269,7 +287,9 @@ class Recorder(TorchFunctionMode):
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             if recorder.recording and recorder._touches(args, kwargs):
-                recorder.fail(f"calls the autograd function {cls.__name__}, whose backward a graph of its parts would lose")
+                recorder.fail(
+                    f"calls the autograd function {cls.__name__}, whose backward a graph of its parts would lose"
+                )
             return original.__func__(cls, *args, **kwargs)
 
         return classmethod(apply)

@@ -171,9 +171,7 @@ def _summary(inputs: Inputs) -> str:
 # -- recording ---------------------------------------------------------------------------------------------------
 
 
-def _record_modes(
-    root: nn.Module, inputs: Inputs, method: str, strict: bool
-) -> tuple[Graph, Graph, dict[str, Island]]:
+def _record_modes(root: nn.Module, inputs: Inputs, method: str, strict: bool) -> tuple[Graph, Graph, dict[str, Island]]:
     """Records both modes; what cannot be recorded in either stays whole in both."""
     islands: dict[str, Island] = {}
     while True:
@@ -230,7 +228,7 @@ def _bind_argument(recorder: Recorder, inputs: Inputs, name: str) -> Any:
     value = shallow(inputs.arguments[name])
     target = {parameter.VAR_POSITIONAL: f"*{name}", parameter.VAR_KEYWORD: f"**{name}"}.get(parameter.kind, name)
     default = () if parameter.default is parameter.empty else (parameter.default,)
-    node = recorder.placeholder(target, value, default)
+    node = recorder.placeholder(stars + name, value, default)
     if name not in inputs.given and not isinstance(value, int | float):
         return value
     return _bind_parts(recorder, value, node, name)
@@ -337,7 +335,12 @@ def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, me
     traced.recompile()
     try:
         agreed = all(verify.compare(root, method, traced, empty, mode) is None for mode in (True, False))
-    except (RuntimeError, IndexError, ValueError, GuardError):  # the model itself refuses graphs without edges
+    except (
+        RuntimeError,
+        IndexError,
+        ValueError,
+        GuardError,
+    ):  # the model itself refuses graphs without edges
         agreed = False
     for node, args in saved:
         node.args = args
@@ -347,15 +350,20 @@ def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, me
 
 def _on_emptiness(node: Node) -> bool:
     left, symbol, right = node.args[:3]
-    return isinstance(left, Node) and (right, symbol) in {(0, "=="), (0, "!="), (0, ">"), (1, ">="), (1, "<"), (0, "<=")}
+    return isinstance(left, Node) and (right, symbol) in {
+        (0, "=="),
+        (0, "!="),
+        (0, ">"),
+        (1, ">="),
+        (1, "<"),
+        (0, "<="),
+    }
 
 
 # -- checking ----------------------------------------------------------------------------------------------------
 
 
-def _verify(
-    root: nn.Module, traced: TracedModule, all_inputs: list[Inputs], method: str, kept: frozenset[str]
-) -> None:
+def _verify(root: nn.Module, traced: TracedModule, all_inputs: list[Inputs], method: str, kept: frozenset[str]) -> None:
     for position, inputs in enumerate(all_inputs):
         for training in (True, False):
             difference = verify.compare(root, method, traced, inputs, training)

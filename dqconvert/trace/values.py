@@ -87,13 +87,13 @@ class Traced:
         return _apply(math.ceil, self)
 
 
-class TracedInt(Traced, int):
+class TracedInt(Traced, int):  # type: ignore[misc]
     """An ``int`` that knows its node."""
 
     __hash__ = Traced.__hash__
 
 
-class TracedFloat(Traced, float):
+class TracedFloat(Traced, float):  # type: ignore[misc]
     """A ``float`` that knows its node."""
 
     __hash__ = Traced.__hash__
@@ -159,7 +159,7 @@ for _cls in (TracedInt, TracedFloat):
         setattr(_cls, f"__{_name}__", _compare(_symbol))
     for _name in ("neg", "pos", "abs"):
         setattr(_cls, f"__{_name}__", _unary(getattr(operator, _name)))
-    _cls.__hash__ = Traced.__hash__  # type: ignore[method-assign]
+    setattr(_cls, "__hash__", Traced.__hash__)  # noqa: B010  (defining __eq__ took it away)
 
 
 # -- what the names `int`, `float`, `len` … mean to recorded code ------------------------------------------------

@@ -40,7 +40,10 @@ def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: b
         results = [value for value in pytree.tree_leaves(call(*args, **kwargs)) if isinstance(value, Tensor)]
     found = {f"output {i}": value.detach() for i, value in enumerate(results)}
     loss = [
-        (value.float() * torch.linspace(0.5, 1.5, max(value.numel(), 1)).to(value.device)[: value.numel()].view_as(value)).sum()
+        (
+            value.float()
+            * torch.linspace(0.5, 1.5, max(value.numel(), 1)).to(value.device)[: value.numel()].view_as(value)
+        ).sum()
         for value in results
         if value.is_floating_point() and value.requires_grad and value.layout == torch.strided
     ]

@@ -1,0 +1,235 @@
+"""Node classification on Cora and CiteSeer: train in float, prepare, fine-tune, compare.
+
+    python examples/citation.py --root data --dataset Cora --preset int8-dq --preset int4-dq --seeds 10
+
+Per seed, a float model is trained as the papers do (Planetoid's split, row-normalized features, 200 epochs).
+Each preset then prepares a copy of it, and the loop that trained the float model fine-tunes that copy. Every
+model is the one of its best validation epoch; the test nodes are looked at once, in evaluation mode, where
+everything is quantized.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+from torch_geometric import seed_everything
+from torch_geometric.data import Data
+from torch_geometric.datasets import Planetoid
+from torch_geometric.nn import GATConv, GCNConv, GINConv
+from torch_geometric.transforms import NormalizeFeatures
+
+import dqconvert
+
+DATASETS = ("Cora", "CiteSeer")
+
+
+class GCN(nn.Module):
+    """Kipf and Welling, ICLR 2017: two layers, 16 hidden units. Ordinary PyG code, written for float."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = GCNConv(in_channels, 16)
+        self.conv2 = GCNConv(16, out_channels)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = F.dropout(x, p=0.5, training=self.training)
+        x = self.conv1(x, edge_index).relu()
+        x = F.dropout(x, p=0.5, training=self.training)
+        return self.conv2(x, edge_index)
+
+
+class GAT(nn.Module):
+    """Veličković et al., ICLR 2018: two layers, 8 heads of 8 units, dropout on features and attention."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = GATConv(in_channels, 8, heads=8, dropout=0.6)
+        self.conv2 = GATConv(8 * 8, out_channels, heads=1, concat=False, dropout=0.6)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = F.dropout(x, p=0.6, training=self.training)
+        x = F.elu(self.conv1(x, edge_index))
+        x = F.dropout(x, p=0.6, training=self.training)
+        return self.conv2(x, edge_index)
+
+
+class GIN(nn.Module):
+    """Xu et al., ICLR 2019, for nodes: two layers whose MLPs have 16 hidden units."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = GINConv(nn.Sequential(nn.Linear(in_channels, 16), nn.ReLU(), nn.Linear(16, 16)))
+        self.conv2 = GINConv(nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, out_channels)))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = F.dropout(x, p=0.5, training=self.training)
+        x = self.conv1(x, edge_index).relu()
+        x = F.dropout(x, p=0.5, training=self.training)
+        return self.conv2(x, edge_index)
+
+
+# Each with its learning rate, which serves the fine-tuning too.
+MODELS: dict[str, tuple[type[nn.Module], float]] = {
+    "GCN": (GCN, 0.01),
+    "GAT": (GAT, 0.005),
+    "GIN": (GIN, 0.01),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model: accuracies in percent. `preset` is "float" or a preset's name."""
+
+    dataset: str
+    model: str
+    preset: str
+    seed: int
+    val: float
+    test: float
+
+
+def fit(model: nn.Module, data: Data, epochs: int, lr: float) -> float:
+    """Trains `model` in place, float or prepared alike, and returns the best validation accuracy.
+
+    The model ends with the state of its best validation epoch, the latest of equals. The first fifth of the
+    epochs does not stand for election: there, a prepared model's ranges still move.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=5e-4)
+    best, state = -1.0, model.state_dict()
+    for epoch in range(epochs):
+        model.train()
+        optimizer.zero_grad()
+        out = model(data.x, data.edge_index)
+        F.cross_entropy(out[data.train_mask], data.y[data.train_mask]).backward()
+        optimizer.step()
+        if epoch >= epochs // 5 and (val := accuracy(model, data, data.val_mask)) >= best:
+            best, state = val, copy.deepcopy(model.state_dict())
+    model.load_state_dict(state)
+    return best
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Data, mask: Tensor) -> float:
+    """Percent of the nodes in `mask` that `model` labels right in evaluation mode."""
+    predicted = model.eval()(data.x, data.edge_index).argmax(dim=-1)
+    return 100 * float((predicted == data.y)[mask].float().mean())
+
+
+def runs_of_seed(dataset: str, data: Data, seed: int, args: argparse.Namespace) -> list[Run]:
+    """The float model of this seed, and each preset's."""
+    build, lr = MODELS[args.model]
+    num_classes = int(data.y.max()) + 1
+
+    def new_model() -> nn.Module:
+        seed_everything(seed)
+        return build(data.num_features, num_classes).to(data.x.device)
+
+    def run(preset: str, model: nn.Module, epochs: int) -> Run:
+        val = fit(model, data, epochs, lr)
+        return Run(dataset, args.model, preset, seed, val, accuracy(model, data, data.test_mask))
+
+    model = new_model()
+    runs = [run("float", model, args.float_epochs)]
+    for preset in args.preset:
+        start = new_model() if args.from_scratch else model
+        prepared, _ = dqconvert.prepare(start, preset, (data.x, data.edge_index))
+        seed_everything(seed)
+        runs.append(run(preset, prepared, args.epochs))
+    return runs
+
+
+def load(root: str, name: str) -> Data:
+    """Planetoid's graph with its standard split, from `<root>/Planetoid`; PyG downloads it if missing."""
+    folder = Path(root) / "Planetoid"
+    try:
+        return Planetoid(str(folder), name, transform=NormalizeFeatures())[0]
+    except OSError as error:
+        sys.exit(f"{name} is not in {folder} and could not be downloaded or unpacked there: {error}")
+
+
+def summary(runs: list[Run]) -> list[dict[str, str | int | float]]:
+    """Mean and standard deviation over seeds for each dataset, model and preset, in the order of the runs."""
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.dataset, run.model, run.preset), []).append(run)
+    rows: list[dict[str, str | int | float]] = []
+    for (dataset, model, preset), group in groups.items():
+        row: dict[str, str | int | float] = {
+            "dataset": dataset,
+            "model": model,
+            "preset": preset,
+            "seeds": len(group),
+        }
+        for split, values in (("val", [run.val for run in group]), ("test", [run.test for run in group])):
+            row[f"{split}_mean"] = statistics.fmean(values)
+            row[f"{split}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        rows.append(row)
+    return rows
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    where = "folder of the data, which lies in DIR/Planetoid (default: $DQCONVERT_DATA)"
+    parser.add_argument("--root", default=os.environ.get("DQCONVERT_DATA"), metavar="DIR", help=where)
+    parser.add_argument("--dataset", default="all", choices=[*DATASETS, "all"])
+    parser.add_argument("--model", default="GCN", choices=list(MODELS))
+    presets = list(dqconvert.presets)
+    parser.add_argument("--preset", action="append", choices=presets, help="repeatable (default: int8-dq)")
+    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N-1 (default: 10)")
+    parser.add_argument("--float-epochs", type=int, default=200, metavar="N", help="default: 200")
+    epochs = "of a prepared model (default: 50; from scratch as many as in float)"
+    parser.add_argument("--epochs", type=int, metavar="N", help=epochs)
+    scratch = "train the prepared models from new weights, not from the float model's"
+    parser.add_argument("--from-scratch", action="store_true", help=scratch)
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--json", action="store_true", help="print every run and the summary as JSON")
+    args = parser.parse_args(argv)
+    if args.root is None:
+        parser.error("say where the data is, or is to be downloaded to: --root DIR, or set DQCONVERT_DATA")
+    args.preset = args.preset or ["int8-dq"]
+    args.epochs = args.epochs or (args.float_epochs if args.from_scratch else 50)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    runs: list[Run] = []
+    progress = Console(stderr=True)
+    silent = args.json or not progress.is_terminal
+    for dataset in DATASETS if args.dataset == "all" else [args.dataset]:
+        data = load(args.root, dataset).to(args.device)
+        for seed in track(range(args.seeds), dataset, console=progress, disable=silent):
+            range(args.seeds), dataset, console=progress, disable=args.json or not progress.is_terminal
+        ):
+            runs += runs_of_seed(dataset, data, seed, args)
+    rows = summary(runs)
+    if args.json:
+        print(json.dumps({"runs": [asdict(run) for run in runs], "summary": rows}, indent=2))
+        return
+    table = Table(
+        title=f"Accuracy in %, mean ± standard deviation over {args.seeds} seeds", title_justify="left"
+    )
+    for name in ("dataset", "model", "preset", "validation", "test"):
+        table.add_column(name)
+    for row in rows:
+        splits = [f"{row[f'{split}_mean']:.1f} ± {row[f'{split}_std']:.1f}" for split in ("val", "test")]
+        table.add_row(str(row["dataset"]), str(row["model"]), str(row["preset"]), *splits)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
