@@ -213,8 +213,6 @@ def main(argv: list[str] | None = None) -> None:
     for dataset in DATASETS if args.dataset == "all" else [args.dataset]:
         data = load(args.root, dataset).to(args.device)
         for seed in track(range(args.seeds), dataset, console=progress, disable=silent):
-            range(args.seeds), dataset, console=progress, disable=args.json or not progress.is_terminal
-        ):
             runs += runs_of_seed(dataset, data, seed, args)
     rows = summary(runs)
     if args.json:

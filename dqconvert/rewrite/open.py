@@ -93,7 +93,8 @@ def _open_bilinear(leaf: _Leaf) -> Node:
 
 
 def _open_embedding(leaf: _Leaf) -> Node:
-    assert isinstance(module := leaf.module, nn.Embedding)
+    module = leaf.module
+    assert isinstance(module, nn.Embedding)
     options = (
         module.padding_idx,
         module.max_norm,

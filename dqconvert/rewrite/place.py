@@ -45,7 +45,7 @@ class Placer:
         self.entries: list[Entry] = []
         self.left_float: list[LeftFloat] = []
         self._count: Counter[tuple[str, str]] = Counter()
-        self._shared: dict[tuple[Node, Any], tuple[Node, str]] = {}
+        self._shared: dict[tuple[Node, Any], Node] = {}
 
     def place(self, graph: Graph, sites: list[Site], masks: Masks | None) -> None:
         """Inserts quantizers for all sites, in place."""
@@ -57,17 +57,17 @@ class Placer:
                 continue
             shared = self._shared.get((site.value, spec)) if site.user is not None else None
             if shared is not None:
-                self._redirect(site, shared[0])
+                self._redirect(site, shared)
                 continue
             path = self._path(site)
             if self.known is not None and path not in self.known:
                 self._leave(site, "reached in evaluation only, so training never sets its range")
                 continue
             quantizer = self._quantizer(site, spec, path)
+            self.placed[path] = quantizer
             node = self._insert(graph, site, path, masks)
             if site.user is not None:
-                self._shared[site.value, spec] = (node, path)
-            self.placed[path] = quantizer
+                self._shared[site.value, spec] = node
             self.entries.append(self._entry(site, spec, path))
 
     # -- names and modules -----------------------------------------------------------------------------------------
@@ -109,7 +109,8 @@ class Placer:
     def _insert(self, graph: Graph, site: Site, path: str, masks: Masks | None) -> Node:
         mask = masks.of(site.value) if masks is not None and site.protected else None
         last = last_of(graph, [site.value] if mask is None else [site.value, mask])
-        arguments = (site.value,) if mask is None else (site.value, mask)
+        own = not isinstance(self.placed[path], FakeQuantize)  # a user's quantizer takes both arguments always
+        arguments = (site.value, mask) if own or mask is not None else (site.value,)
         if site.user is None:
             with graph.inserting_after(last):
                 node = graph.create_node("call_module", path, arguments)

@@ -259,7 +259,7 @@ class Roles:
             self._add("input", value, user=user, op=user)
 
     def _add_weight(self, weight: Node, user: Node) -> None:
-        """On the parameter itself if it is only reshaped or picked from on its way, else on what is computed from it."""
+        """On the parameter if it is only reshaped or picked from on its way, else on what is computed from it."""
         base = self._through(weight, _MOVES - {"dropout"})
         place = base if base.op == "get_attr" else weight
         if place not in self._on:

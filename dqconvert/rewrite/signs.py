@@ -121,7 +121,7 @@ class Signs:
 
 
 def _may_be_negative(operand: object) -> bool:
-    """Whether an operand of an arithmetic operation is a negative number or an integer tensor, whose sign is unknown."""
+    """Whether an operand of arithmetic is a negative number or an integer tensor, whose sign is unknown."""
     if isinstance(operand, Node):
         return not note_of(operand).is_float
     return isinstance(operand, int | float) and operand < 0

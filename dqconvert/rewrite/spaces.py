@@ -183,7 +183,7 @@ def is_input(node: Node) -> bool:
 
 
 def input_name(node: Node) -> str:
-    """The name of an input or of the part of it: ``"x"``, ``"batch"`` also for ``data.batch``; ``""`` if it has none."""
+    """The name of an input or of a part of it: ``"x"``, ``"batch"`` also for ``data.batch``; ``""`` for none."""
     if node.op == "placeholder":
         return str(node.target).lstrip("*")
     return str(node.args[1]) if len(node.args) > 1 else ""

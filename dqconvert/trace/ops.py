@@ -1,4 +1,4 @@
-"""One name per operation, however the user wrote it: ``x @ w``, ``x.matmul(w)`` and ``torch.matmul(x, w)`` are ``matmul``."""
+"""One name per operation, however it is written: ``x @ w``, ``x.matmul(w)``, ``torch.matmul(x, w)`` are ``matmul``."""
 
 from __future__ import annotations
 

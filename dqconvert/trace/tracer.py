@@ -226,7 +226,7 @@ def _bind_argument(recorder: Recorder, inputs: Inputs, name: str) -> Any:
     """Makes an argument's placeholder and connects the tensors and numbers in it with the graph."""
     parameter = inputs.signature.parameters[name]
     value = shallow(inputs.arguments[name])
-    target = {parameter.VAR_POSITIONAL: f"*{name}", parameter.VAR_KEYWORD: f"**{name}"}.get(parameter.kind, name)
+    stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
     default = () if parameter.default is parameter.empty else (parameter.default,)
     node = recorder.placeholder(stars + name, value, default)
     if name not in inputs.given and not isinstance(value, int | float):

@@ -1,0 +1,480 @@
+"""Protection as a prepared model shows it: who is protected, how often, and what that does to the values."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import zoo
+from torch import nn
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import GCN, GATConv, GCNConv, GINConv, SAGEConv
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+
+import dqconvert
+from dqconvert import Protect, QConfig, QSpec, Rule, presets
+
+# Coarse, so that no random value is on the grid by chance: what passes unchanged was protected.
+COARSE = QSpec(bits=3, range="percentile", grad="clip")
+
+
+def coarse(p_min, p_max, **kinds):
+    kinds = dict.fromkeys(["activation", "message", "aggregate"], COARSE) | kinds
+    return QConfig(protect=Protect(p_min=p_min, p_max=p_max), **kinds)
+
+
+def expected_probability(targets, num_nodes, p_min, p_max, batch=None):
+    """p_min + (p_max - p_min) * share of nodes of the same graph with at most this in-degree."""
+    degree = [sum(int(target) == node for target in targets) for node in range(num_nodes)]
+    batch = [0] * num_nodes if batch is None else batch.tolist()
+    shares = []
+    for node in range(num_nodes):
+        graph = [other for other in range(num_nodes) if batch[other] == batch[node]]
+        shares.append(sum(degree[other] <= degree[node] for other in graph) / len(graph))
+    return torch.tensor([p_min + (p_max - p_min) * share for share in shares])
+
+
+class Watch:
+    """Records, per forward, the rows that each quantizer lets pass unchanged, and the draws."""
+
+    def __init__(self, module, report):
+        self.passed, self.draws = {}, []
+        for entry in report.entries:
+            quantizer = module.get_submodule(entry.path)
+            quantizer.register_forward_hook(self._watch(entry.path, getattr(quantizer, "row_dim", 0)))
+        for path in report.protection:
+            module.get_submodule(path).register_forward_hook(lambda m, a, drawn: self.draws.append(drawn))
+
+    def _watch(self, path, row_dim):
+        def hook(module, arguments, out):
+            others = [dim for dim in range(out.dim()) if dim != row_dim]
+            same = out == arguments[0]
+            self.passed.setdefault(path, []).append(same.all(dim=others) if others else same)
+
+        return hook
+
+    def last(self, path):
+        return self.passed[path][-1]
+
+    @property
+    def draw(self):
+        return self.draws[-1]
+
+
+def watched(model, config, example):
+    module, report = dqconvert.prepare(model, config, example)
+    return module.train(), Watch(module, report)
+
+
+def assert_frequencies(draws, expected):
+    """Within four standard errors, and exact where the probability is 0 or 1."""
+    frequency = torch.stack(draws).float().mean(dim=0)
+    error = (expected * (1 - expected) / len(draws)).sqrt()
+    assert ((frequency - expected).abs() <= 4 * error + 1e-6).all()
+
+
+# -- all and nothing ---------------------------------------------------------------------------------------------
+
+NODE_LAYERS = [
+    *("GCNConv", "GATv2Conv", "GINConv", "SAGEConv", "SAGEConv_max", "GraphConv", "PNAConv"),
+    *("ChebConv", "EdgeConv", "GCN", "GraphSAGE_layer_norm", "GIN_graph_norm", "GIN_jk_lstm", "EdgeCNN", "Tied"),
+]
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize("name", NODE_LAYERS)
+def test_all_protected_is_float(name):
+    """But for weights and what comes from the graph alone (a GCN norm), which are never protected."""
+    case = zoo.CASES[name]
+    model = without_dropout(case.model())
+    config = replace(presets["int4-dq"], weight=None)
+    roles = dqconvert.prepare(model, config, case.inputs()).report.totals["role"]
+    if "edge_weight" in roles:
+        rules = [Rule(role="edge_weight", module=".*", op="torch.mul", spec=None)]
+        rules = rules if name in ("GCNConv", "ChebConv", "GCN", "Tied") else []
+        config = replace(config, rules=rules)
+    try:
+        module, _ = dqconvert.prepare(model, config, case.inputs())
+    except dqconvert.ConfigError:
+        module, _ = dqconvert.prepare(
+            model, replace(config, rules=[Rule(role="edge_weight", spec=None)]), case.inputs()
+        )
+    for size in (zoo.TRACED, zoo.OTHER):
+        inputs = case.inputs(size)
+        expected = zoo.train_step(copy.deepcopy(model), inputs)
+        zoo.assert_same(zoo.train_step(module, inputs, protect_prob=torch.ones(size[0])), expected)
+
+
+@pytest.mark.parametrize("name", NODE_LAYERS)
+def test_all_protected_leaves_weights_quantized(name):
+    case = zoo.CASES[name]
+    model = without_dropout(case.model())
+    protect_prob = torch.ones(zoo.TRACED[0])
+    whole, _ = dqconvert.prepare(model, "int4-dq", case.inputs())
+    edge_weight = {"rules": []}
+    roles = whole.report.totals["role"]
+    weights_only = replace(presets["int4-dq"], activation=None, message=None, aggregate=None)
+    if "edge_weight" in roles:
+        edge_weight = {"rules": [Rule(role="edge_weight", spec=presets["int4-dq"].activation)]}
+    weights, _ = dqconvert.prepare(model, replace(weights_only, **edge_weight), case.inputs())
+    out = zoo.train_step(whole, case.inputs(), protect_prob=protect_prob)
+    expected = zoo.train_step(weights, case.inputs(), protect_prob=protect_prob)
+    zoo.assert_same(out, expected)
+    assert not torch.equal(out[0], zoo.train_step(model, case.inputs())[0])
+
+
+def test_all_protected_leaves_ranges_unset():
+    """Ranges are observed on unprotected values only."""
+    module, report = dqconvert.prepare(SAGEConv(zoo.WIDTH, 4), "int8-dq", zoo.graph())
+    zoo.train_step(module, zoo.graph(), protect_prob=torch.ones(zoo.TRACED[0]))
+    for entry in report.entries:
+        quantizer = module.get_submodule(entry.path)
+        assert quantizer.is_observed() == (entry.role == "weight"), entry.path
+
+
+@pytest.mark.parametrize("name", [*NODE_LAYERS, "TransformerConv_attr", "WeightedGCN", "GraphClassifier"])
+def test_none_protected_is_plain_quantization(name):
+    case = zoo.CASES[name]
+    model = without_dropout(case.model())
+    config = presets["int8-dq"]
+    protected, _ = dqconvert.prepare(model, config, case.inputs())
+    plain, report = dqconvert.prepare(model, replace(config, protect=None), case.inputs())
+    assert report.protection == ()
+    inputs = case.inputs(zoo.OTHER)
+    if name == "WeightedGCN":
+        protected.eval(), plain.eval()
+        for module in (protected, plain):
+            for quantizer in [q for _, q in module.quantizers()]:
+                quantizer.train()
+        out = protected(*inputs, protect_prob=torch.zeros(zoo.OTHER[0])), plain(*inputs)
+        zoo.assert_same(out[0], out[1])
+    else:
+        zoo.assert_same(
+            zoo.train_step(protected, inputs, protect_prob=torch.zeros(zoo.OTHER[0])),
+            zoo.train_step(plain, inputs),
+        )
+    zoo.assert_same(dict(protected.state_dict()), dict(plain.state_dict()))
+
+
+# -- how often ---------------------------------------------------------------------------------------------------
+
+
+def test_frequencies_follow_the_in_degree():
+    x, edge_index = zoo.graph(zoo.OTHER)
+    module, watch = watched(GCNConv(zoo.WIDTH, 4), coarse(0.1, 0.8), zoo.graph())
+    with torch.no_grad():
+        for _ in range(2000):
+            module(x, edge_index)
+    expected = expected_probability(edge_index[1], zoo.OTHER[0], 0.1, 0.8)
+    assert expected.unique().numel() > 4
+    assert_frequencies(watch.draws, expected)
+    assert_frequencies(watch.passed["lin.quant.input"], expected)
+
+
+def test_in_degrees_compare_within_each_graph_of_a_batch():
+    inputs = zoo.with_batch(zoo.OTHER)
+    module, watch = watched(zoo.GraphClassifier(), coarse(0.0, 1.0), zoo.with_batch(zoo.TRACED))
+    with torch.no_grad():
+        for _ in range(2000):
+            module(*inputs)
+    expected = expected_probability(inputs[1][1], zoo.OTHER[0], 0.0, 1.0, inputs[2])
+    for graph in range(3):
+        assert expected[inputs[2] == graph].max() == 1
+    assert_frequencies(watch.draws, expected)
+
+
+def test_in_degrees_compare_within_each_graph_of_a_batch_object():
+    batch = zoo.data(zoo.OTHER)
+    module, watch = watched(zoo.DataClassifier(), coarse(0.0, 1.0), zoo.data())
+    with torch.no_grad():
+        for _ in range(300):
+            module(batch)
+    assert_frequencies(
+        watch.draws, expected_probability(batch.edge_index[1], batch.num_nodes, 0.0, 1.0, batch.batch)
+    )
+
+
+def test_given_probabilities_are_used_instead():
+    x, edge_index = zoo.graph(zoo.OTHER)
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(0.0, 0.1), zoo.graph())
+    given = torch.linspace(0, 1, zoo.OTHER[0])
+    with torch.no_grad():
+        for _ in range(2000):
+            module(x, edge_index, protect_prob=given)
+    assert_frequencies(watch.draws, given)
+
+
+def test_probabilities_on_the_data_are_used():
+    model = zoo.DataNodes()
+    data = zoo.data(zoo.OTHER, batched=False)
+    data.protect_prob = (torch.arange(zoo.OTHER[0]) % 3 == 0).float()
+    module, watch = watched(model, coarse(0.0, 0.1), zoo.data(batched=False))
+    module(data)
+    assert torch.equal(watch.draw, data.protect_prob.bool())
+
+
+def test_the_transform_gives_what_the_model_computes():
+    data = zoo.data(zoo.OTHER)
+    transformed = dqconvert.DegreeProtection(0.0, 0.5)(zoo.data(zoo.OTHER))
+    module, watch = watched(zoo.DataClassifier(), coarse(0.0, 0.5), zoo.data())
+    draws = []
+    for inputs in (data, transformed):
+        zoo.run(module, (inputs,))
+        draws.append(watch.draw)
+    assert torch.equal(draws[0], draws[1])
+    assert draws[0].any()
+
+
+def test_zero_and_one_are_never_and_always():
+    x, edge_index = zoo.graph(zoo.OTHER)
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(1.0, 1.0), zoo.graph())
+    module(x, edge_index)
+    assert watch.draw.all()
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(0.0, 0.0), zoo.graph())
+    module(x, edge_index)
+    assert not watch.draw.any()
+
+
+# -- who ---------------------------------------------------------------------------------------------------------
+
+
+def some(nodes):
+    """Probabilities of 0 and 1 in no regular pattern: a draw without chance."""
+    return (torch.rand(nodes, generator=torch.Generator().manual_seed(3)) < 0.5).float()
+
+
+def test_node_values_are_protected_row_by_row():
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(0.0, 0.1, weight=COARSE), zoo.graph())
+    given = some(zoo.OTHER[0])
+    module(*zoo.graph(zoo.OTHER), protect_prob=given)
+    degree = zoo.graph(zoo.OTHER)[1][1].bincount(minlength=zoo.OTHER[0])
+    for path in ("lin_l.quant.feature", "lin_r.quant.feature", "quant.update"):
+        assert torch.equal(watch.last(path), given.bool()), path
+    # A node without in-edges aggregates to exactly zero, which every grid holds.
+    assert torch.equal(watch.last("quant.aggregate"), given.bool() | (degree == 0))
+    assert not watch.last("lin_l.quant.weight").all()
+
+
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+def test_an_edge_is_protected_iff_its_sender_is(flow):
+    x, edge_index = zoo.graph(zoo.OTHER)
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4, flow=flow), coarse(0.0, 0.1), zoo.graph())
+    given = some(zoo.OTHER[0])
+    module(x, edge_index, protect_prob=given)
+    sender = edge_index[0 if flow == "source_to_target" else 1]
+    assert torch.equal(watch.last("quant.message"), given.bool()[sender])
+
+
+def test_in_degrees_are_those_of_receivers_under_reversed_flow():
+    x, edge_index = zoo.graph(zoo.OTHER)
+    conv = SAGEConv(zoo.WIDTH, 4, flow="target_to_source")
+    module, watch = watched(conv, coarse(0.0, 1.0), zoo.graph())
+    with torch.no_grad():
+        for _ in range(500):
+            module(x, edge_index)
+    assert_frequencies(watch.draws, expected_probability(edge_index[0], zoo.OTHER[0], 0.0, 1.0))
+
+
+def test_added_self_loops_are_protected_as_their_node_and_not_counted():
+    x, edge_index = zoo.graph(zoo.OTHER)
+    module, watch = watched(GCNConv(zoo.WIDTH, 4), coarse(0.0, 0.1), zoo.graph())
+    given = some(zoo.OTHER[0])
+    module(x, edge_index, protect_prob=given)
+    with_loops, _ = gcn_norm(edge_index, num_nodes=zoo.OTHER[0])
+    assert with_loops.size(1) > edge_index.size(1)
+    assert torch.equal(watch.last("quant.message"), given.bool()[with_loops[0]])
+
+
+def test_what_comes_from_the_graph_alone_is_never_protected(prepared):
+    expected = {
+        "GCNConv": {"weight": False, "edge_weight": False, "message": True, "aggregate": True},
+        "GATConv": {"weight": False, "edge_weight": True, "message": True, "aggregate": True},
+        "TransformerConv": {"weight": False, "edge_weight": True, "message": True, "aggregate": True},
+        "GraphConv_weight": {"weight": False, "edge_weight": False, "message": True, "aggregate": True},
+    }
+    for name, roles in expected.items():
+        _, report = prepared(name)
+        for role, protected in roles.items():
+            assert {e.protected for e in report.entries if e.role == role} == {protected}, (name, role)
+
+
+def test_an_mlp_of_edge_features_is_not_protected(prepared):
+    _, report = prepared("NNConv")
+    inside = [e for e in report.entries if e.module.startswith("nn") and e.role != "weight"]
+    assert {e.level for e in inside} == {"edge"}
+    assert not any(e.protected for e in inside)
+
+
+def test_pooled_values_are_not_protected(prepared):
+    _, report = prepared("GraphClassifier")
+    head = [e for e in report.entries if e.module == "head" and e.role != "weight"]
+    assert [e.level for e in head] == ["graph", "graph"]
+    assert not any(e.protected for e in head)
+
+
+def test_attention_is_protected_by_the_sender():
+    x, edge_index = zoo.graph(zoo.OTHER)
+    conv = GATConv(zoo.WIDTH, 4, heads=2, add_self_loops=False)
+    module, watch = watched(conv, coarse(0.0, 0.1), zoo.graph())
+    given = some(zoo.OTHER[0])
+    module(x, edge_index, protect_prob=given)
+    sender = given.bool()[edge_index[0]]
+    assert torch.equal(watch.last("quant.message"), sender)
+    # A lone in-edge has a coefficient of exactly 1, which the grid may hold: so only one direction.
+    assert watch.last("quant.edge_weight")[sender].all()
+    assert not watch.last("quant.edge_weight")[~sender].all()
+
+
+def test_rows_may_lie_along_another_dimension():
+    """Features [time, nodes, width]: protection belongs to the nodes."""
+    _, edge_index = zoo.graph()
+    x = torch.randn(2, zoo.TRACED[0], zoo.WIDTH)
+    module, watch = watched(GCNConv(zoo.WIDTH, 4), coarse(0.0, 0.1), (x, edge_index))
+    given = some(zoo.TRACED[0])
+    module(x, edge_index, protect_prob=given)
+    assert torch.equal(watch.last("lin.quant.input"), given.bool())
+    assert torch.equal(watch.last("quant.update"), given.bool())
+
+
+def test_bipartite_graphs_draw_per_side():
+    """Senders have no in-edges: they are protected with p_min; receivers by their in-degree."""
+    x = torch.randn(9, zoo.WIDTH), torch.randn(4, zoo.WIDTH)
+    edge_index = torch.stack([torch.arange(12) % 9, torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3])])
+    module, report = dqconvert.prepare(
+        SAGEConv((zoo.WIDTH, zoo.WIDTH), 5), coarse(0.0, 1.0), (x, edge_index)
+    )
+    watch = Watch(module.train(), report)
+    module(x, edge_index)
+    assert not watch.last("quant.message").any()
+    drawn = {len(draw): draw for draw in watch.draws}
+    assert not drawn.get(9, torch.zeros(9)).any()
+    assert drawn[4][0]
+
+
+# -- sizes that coincide -----------------------------------------------------------------------------------------
+
+
+def ring(nodes, width=zoo.WIDTH):
+    """As many edges as nodes, the senders in another order than the nodes."""
+    order = torch.randperm(nodes, generator=torch.Generator().manual_seed(5))
+    return torch.randn(nodes, width), torch.stack([order, order.roll(1)])
+
+
+@pytest.mark.parametrize("nodes", [8, zoo.WIDTH])
+@pytest.mark.parametrize("example", ["ring", "other"])
+@pytest.mark.parametrize("form", ["tensors", "Data", "Batch"])
+def test_as_many_edges_as_nodes(nodes, example, form):
+    class OnData(SAGEConv):
+        def forward(self, data):
+            return super().forward(data.x, data.edge_index)
+
+    def shaped(x, edge_index):
+        if form == "tensors":
+            return x, edge_index
+        parts = Data(x=x, edge_index=edge_index)
+        return (parts if form == "Data" else Batch.from_data_list([parts]),)
+
+    conv = (SAGEConv if form == "tensors" else OnData)(zoo.WIDTH, 4)
+    x, edge_index = ring(nodes)
+    traced = shaped(x, edge_index) if example == "ring" else shaped(*zoo.graph())
+    module, watch = watched(conv, coarse(0.0, 0.1), traced)
+    given = some(nodes)
+    module(*shaped(x, edge_index), protect_prob=given)
+    assert torch.equal(watch.last("lin_l.quant.feature"), given.bool())
+    assert torch.equal(watch.last("quant.message"), given.bool()[edge_index[0]])
+    assert not torch.equal(watch.last("quant.message"), given.bool())
+
+
+@pytest.mark.parametrize("name", ["GCN", "GAT", "GIN"])
+def test_width_equal_to_the_number_of_nodes(name):
+    case = zoo.CASES[name]
+    x, edge_index = ring(8)
+    module, report = dqconvert.prepare(without_dropout(case.model()), coarse(0.0, 0.1), (x, edge_index))
+    other, report_other = dqconvert.prepare(without_dropout(case.model()), coarse(0.0, 0.1), zoo.graph(zoo.OTHER))
+    assert [(e.path, e.level, e.protected) for e in report.entries] == [
+        (e.path, e.level, e.protected) for e in report_other.entries
+    ]
+    given = some(8)
+    zoo.assert_same(
+        zoo.train_step(module, (x, edge_index), protect_prob=given),
+        zoo.train_step(other, (x, edge_index), protect_prob=given),
+    )
+
+
+# -- one draw ----------------------------------------------------------------------------------------------------
+
+
+def test_one_draw_is_shared_by_all_layers():
+    model = GCN(zoo.WIDTH, 8, 3, 4, act=None)
+    module, watch = watched(model, coarse(0.3, 0.7), zoo.graph())
+    torch.manual_seed(4)
+    module(*zoo.graph(zoo.OTHER))
+    after = torch.get_rng_state()
+    assert len(watch.draws) == 1
+    for layer in range(3):
+        for path in ("lin.quant.feature", "quant.aggregate"):
+            assert torch.equal(watch.last(f"convs.{layer}.{path}"), watch.draw), (layer, path)
+    torch.manual_seed(4)
+    torch.rand(zoo.OTHER[0])
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_each_forward_draws_anew():
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(0.5, 0.5), zoo.graph())
+    for _ in range(2):
+        module(*zoo.graph(zoo.OTHER))
+    assert len(watch.draws) == 2
+    assert not torch.equal(*watch.draws)
+
+
+def test_values_at_hand_of_the_draw_are_quantized_by_unprotected_rows_only():
+    """A protected node with huge features leaves the range alone."""
+    x, edge_index = zoo.graph()
+    x[0] = 1e6
+    module, _ = dqconvert.prepare(GINConv(zoo.mlp(zoo.WIDTH, 4)), "int8-qat", (x, edge_index))
+    module, _ = dqconvert.prepare(
+        GINConv(zoo.mlp(zoo.WIDTH, 4)), QConfig(message=QSpec(), protect=Protect()), (x, edge_index)
+    )
+    module.train()(x, edge_index, protect_prob=torch.eye(len(x))[0])
+    assert module.quant.message.max_val == x[edge_index[0][edge_index[0] != 0]].max()
+
+
+# -- evaluation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["GCN", "GAT", "NoisyInTraining"])
+def test_nothing_is_protected_in_evaluation(name):
+    case = zoo.CASES[name]
+    module, report = dqconvert.prepare(case.model(), coarse(0.5, 1.0), case.inputs())
+    for _ in range(3):  # until every range has seen something
+        zoo.train_step(module, case.inputs(), protect_prob=torch.zeros(zoo.TRACED[0]))
+    expected = zoo.evaluate(module, case.inputs())
+    zoo.assert_same(zoo.evaluate(module, case.inputs(), protect_prob=torch.ones(zoo.TRACED[0])), expected)
+    watch = Watch(module, report)
+    zoo.evaluate(module, case.inputs())
+    assert all(drawn is None for drawn in watch.draws)
+    assert not watch.last(next(e.path for e in report.entries if e.role == "feature")).any()
+
+
+def test_protection_follows_train_and_eval():
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(0.5, 1.0), zoo.graph())
+    module.train()(*zoo.graph())
+    module.eval()(*zoo.graph())
+    module.train()(*zoo.graph())
+    assert [draw is None for draw in watch.draws] == [False, True, False]
+
+
+def test_protection_survives_copies():
+    module, report = dqconvert.prepare(SAGEConv(zoo.WIDTH, 4), coarse(1.0, 1.0), zoo.graph())
+    copied = copy.deepcopy(module).train()
+    watch = Watch(copied, report)
+    copied(*zoo.graph())
+    assert watch.draw.all()
