@@ -16,7 +16,7 @@ from dqconvert.errors import DQConvertError
 
 
 class _Commands(TyperGroup):
-    """The group of all commands, where every :class:`DQConvertError` ends: one line on stderr, exit code 1."""
+    """The group of all commands. Every :class:`DQConvertError` ends here: one line on stderr, exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -46,7 +46,7 @@ class GraphSpec:
             ``d ** -exponent``. Citation and social networks have 1 to 2.
         homophily: Share of edges drawn within a class; the others are drawn without regard to class.
         words_per_node: Length of each node's text.
-        on_topic: Share of a text's words drawn from its class's vocabulary; the others are drawn from all words.
+        on_topic: Share of a text's words drawn from its class's vocabulary; the others are any words.
         num_train: Training nodes per class.
         num_val: Validation nodes per class. All other nodes are test nodes.
     """
@@ -105,15 +105,16 @@ def make_graph(seed: int = 0, spec: GraphSpec | None = None) -> Data:
     """A random graph with hubs, whose labels show in its edges and, faintly, in its features.
 
     A degree-corrected stochastic block model (Karrer and Newman, 2011): the ends of an edge are drawn in
-    proportion to the nodes' weights, which are Pareto distributed. Features are a short text's word frequencies.
+    proportion to the nodes' weights, which are Pareto distributed. Features are a text's word frequencies.
 
     Args:
         seed: Seed of the graph; the global random state is left alone.
         spec: Sizes and probabilities; ``None``: the defaults.
 
     Returns:
-        ``x`` float ``[num_nodes, num_words]``, rows summing to 1; ``edge_index`` ``[2, num_edges]``, undirected,
-        without self-loops; ``y`` ``[num_nodes]``; ``train_mask``, ``val_mask``, ``test_mask`` bool ``[num_nodes]``.
+        ``x`` float ``[num_nodes, num_words]``, rows summing to 1; ``edge_index`` ``[2, num_edges]``,
+        undirected, without self-loops; ``y`` ``[num_nodes]``; ``train_mask``, ``val_mask`` and ``test_mask``
+        bool ``[num_nodes]``.
 
     Example:
         >>> data = make_graph(seed=0)
@@ -234,8 +235,8 @@ def run(
 def fit(model: nn.Module, data: Data, epochs: int, tick: Tick = lambda: None) -> float:
     """Trains `model` in place, float or prepared alike, and returns its test accuracy in percent.
 
-    The model is the one of its best validation epoch, the latest of equals, and stays in that state. The first
-    fifth of the epochs does not stand for election: there, a prepared model's ranges still move.
+    The model is the one of its best validation epoch, the latest of equals, and stays in that state. The
+    first fifth of the epochs does not stand for election: there, a prepared model's ranges still move.
     """
     optimizer = _optimizer(model)
     best, state = -1.0, model.state_dict()
@@ -314,9 +315,11 @@ def show(result: Result, console: Console, *, report: bool = True) -> None:
     console.print(table)
     console.print(
         f"Generated graph (seed {result.seed}): {result.nodes:,} nodes, {result.edges:,} edges, in-degree "
-        f"{result.mean_in_degree:.1f} on average and {result.max_in_degree} at most. Each preset was prepared from "
-        f"the float checkpoint and fine-tuned for {result.epochs} epochs; accuracy is that of the quantized model "
-        f"on the test nodes. Step time is a ratio: medians of alternating steps. {result.seconds:.0f} s in all."
+        f"{result.mean_in_degree:.1f} on average and {result.max_in_degree} at most. Each preset was prepared "
+        f"from the float checkpoint and fine-tuned for {result.epochs} epochs; accuracy is that of the "
+        "quantized model on the test nodes. Step time is a ratio: medians of alternating steps. "
+        f"{result.seconds:.0f} s in all.",
+        highlight=False,
     )
     if result.checkpoint is not None:
         console.print(f"Float checkpoint: {result.checkpoint}", soft_wrap=True)
@@ -341,7 +344,7 @@ def _checkpoint_path(out: Path | None) -> Iterator[Path]:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CheckpointError(f"{out}: no folder to write to: {error.strerror or error}") from error
+            raise CheckpointError(f"{out}: cannot create this folder: {error.strerror or error}") from error
         yield out / "float.pt"
 
 

@@ -41,6 +41,11 @@ class Entry:
     scheme: str
     protected: bool
 
+    @property
+    def codes(self) -> str:
+        """The integers that the quantizer rounds to: ``"int8"``, ``"uint4"``; ``"own"`` for a user's own quantizer."""
+        return "own" if self.bits is None else f"{'' if self.signed else 'u'}int{self.bits}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LeftFloat:
@@ -99,15 +104,16 @@ class Report:
             yield f"note: {remark}"
 
     def _inserted(self) -> Table:
-        table = Table(title=f"{self.model}: {len(self.entries)} quantizers", title_justify="left")
+        """One row per quantizer; the scheme has a column only where quantizers differ in it."""
+        schemes = list(dict.fromkeys(entry.scheme for entry in self.entries))
+        same = f" ({schemes[0]})" if len(schemes) == 1 else ""
+        table = Table(title=f"{self.model}: {len(self.entries)} quantizers{same}", title_justify="left")
         table.add_column("quantizer", overflow="fold")
-        for name in ("level", "bits", "scheme"):
-            table.add_column(name)
-        table.add_column("protected", justify="center")
+        for name in ("level", "codes", "protected", *(["scheme"] if not same else [])):
+            table.add_column(name, overflow="fold")
         for entry in self.entries:
-            sign = "" if entry.signed is None else " signed" if entry.signed else " unsigned"
-            bits = "own" if entry.bits is None else f"{entry.bits}{sign}"
-            table.add_row(entry.path, entry.level, bits, entry.scheme, "yes" if entry.protected else "")
+            row = [entry.path, entry.level, entry.codes, "yes" if entry.protected else ""]
+            table.add_row(*row, *([entry.scheme] if not same else []))
         table.caption = ", ".join(f"{number} {role}" for role, number in self.totals["role"].items())
         return table
 

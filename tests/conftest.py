@@ -5,9 +5,9 @@ import functools
 
 import pytest
 import torch
-import zoo
 
 import dqconvert
+import zoo
 
 
 @pytest.fixture(autouse=True)

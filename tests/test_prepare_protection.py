@@ -5,22 +5,27 @@ from dataclasses import replace
 
 import pytest
 import torch
-import zoo
 from torch import nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GCN, GATConv, GCNConv, GINConv, SAGEConv
+from torch_geometric.nn import GCN, GATConv, GCNConv, GINConv, SAGEConv, TopKPooling, global_mean_pool
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 import dqconvert
+import zoo
 from dqconvert import Protect, QConfig, QSpec, Rule, presets
 
-# Coarse, so that no random value is on the grid by chance: what passes unchanged was protected.
-COARSE = QSpec(bits=3, range="percentile", grad="clip")
+SPEC = QSpec()
 
 
-def coarse(p_min, p_max, **kinds):
-    kinds = dict.fromkeys(["activation", "message", "aggregate"], COARSE) | kinds
+def protecting(p_min, p_max, **kinds):
+    """All activations quantized; no whole row is on the grid by chance, so what passes unchanged was protected."""
+    kinds = dict.fromkeys(["activation", "message", "aggregate"], SPEC) | kinds
     return QConfig(protect=Protect(p_min=p_min, p_max=p_max), **kinds)
+
+
+def draws_only(p_min, p_max):
+    """As little as possible besides the draw, for tests of frequencies."""
+    return QConfig(message=SPEC, protect=Protect(p_min=p_min, p_max=p_max))
 
 
 def expected_probability(targets, num_nodes, p_min, p_max, batch=None):
@@ -35,10 +40,10 @@ def expected_probability(targets, num_nodes, p_min, p_max, batch=None):
 
 
 class Watch:
-    """Records, per forward, the rows that each quantizer lets pass unchanged, and the draws."""
+    """Records, per forward, what each quantizer is told, the rows that it passes unchanged, and the draws."""
 
     def __init__(self, module, report):
-        self.passed, self.draws = {}, []
+        self.passed, self.told, self.draws = {}, {}, []
         for entry in report.entries:
             quantizer = module.get_submodule(entry.path)
             quantizer.register_forward_hook(self._watch(entry.path, getattr(quantizer, "row_dim", 0)))
@@ -47,6 +52,7 @@ class Watch:
 
     def _watch(self, path, row_dim):
         def hook(module, arguments, out):
+            self.told.setdefault(path, []).append(arguments[1] if len(arguments) > 1 else None)
             others = [dim for dim in range(out.dim()) if dim != row_dim]
             same = out == arguments[0]
             self.passed.setdefault(path, []).append(same.all(dim=others) if others else same)
@@ -79,6 +85,7 @@ NODE_LAYERS = [
     *("GCNConv", "GATv2Conv", "GINConv", "SAGEConv", "SAGEConv_max", "GraphConv", "PNAConv"),
     *("ChebConv", "EdgeConv", "GCN", "GraphSAGE_layer_norm", "GIN_graph_norm", "GIN_jk_lstm", "EdgeCNN", "Tied"),
 ]
+WITH_NORM = ["GCNConv", "ChebConv", "GCN", "Tied"]
 
 
 def without_dropout(model):
@@ -95,18 +102,10 @@ def test_all_protected_is_float(name):
     """But for weights and what comes from the graph alone (a GCN norm), which are never protected."""
     case = zoo.CASES[name]
     model = without_dropout(case.model())
-    config = replace(presets["int4-dq"], weight=None)
-    roles = dqconvert.prepare(model, config, case.inputs()).report.totals["role"]
-    if "edge_weight" in roles:
-        rules = [Rule(role="edge_weight", module=".*", op="torch.mul", spec=None)]
-        rules = rules if name in ("GCNConv", "ChebConv", "GCN", "Tied") else []
-        config = replace(config, rules=rules)
-    try:
-        module, _ = dqconvert.prepare(model, config, case.inputs())
-    except dqconvert.ConfigError:
-        module, _ = dqconvert.prepare(
-            model, replace(config, rules=[Rule(role="edge_weight", spec=None)]), case.inputs()
-        )
+    rules = [Rule(role="edge_weight", spec=None)] if name in WITH_NORM else []
+    config = replace(presets["int4-dq"], weight=None, rules=rules)
+    module, report = dqconvert.prepare(model, config, case.inputs())
+    assert {"message", "aggregate", "feature"} <= set(report.totals["role"])
     for size in (zoo.TRACED, zoo.OTHER):
         inputs = case.inputs(size)
         expected = zoo.train_step(copy.deepcopy(model), inputs)
@@ -118,13 +117,10 @@ def test_all_protected_leaves_weights_quantized(name):
     case = zoo.CASES[name]
     model = without_dropout(case.model())
     protect_prob = torch.ones(zoo.TRACED[0])
-    whole, _ = dqconvert.prepare(model, "int4-dq", case.inputs())
-    edge_weight = {"rules": []}
-    roles = whole.report.totals["role"]
-    weights_only = replace(presets["int4-dq"], activation=None, message=None, aggregate=None)
-    if "edge_weight" in roles:
-        edge_weight = {"rules": [Rule(role="edge_weight", spec=presets["int4-dq"].activation)]}
-    weights, _ = dqconvert.prepare(model, replace(weights_only, **edge_weight), case.inputs())
+    config = presets["int4-dq"]
+    rules = [Rule(role="edge_weight", spec=config.activation)] if name in WITH_NORM else []
+    unprotected = replace(config, activation=None, message=None, aggregate=None, rules=rules)
+    whole, weights = (dqconvert.prepare(model, c, case.inputs()).module for c in (config, unprotected))
     out = zoo.train_step(whole, case.inputs(), protect_prob=protect_prob)
     expected = zoo.train_step(weights, case.inputs(), protect_prob=protect_prob)
     zoo.assert_same(out, expected)
@@ -167,9 +163,12 @@ def test_none_protected_is_plain_quantization(name):
 # -- how often ---------------------------------------------------------------------------------------------------
 
 
+INPUTS_ONLY = {"activation": SPEC, "protect": Protect(p_min=0.1, p_max=0.8)}
+
+
 def test_frequencies_follow_the_in_degree():
     x, edge_index = zoo.graph(zoo.OTHER)
-    module, watch = watched(GCNConv(zoo.WIDTH, 4), coarse(0.1, 0.8), zoo.graph())
+    module, watch = watched(GCNConv(zoo.WIDTH, 4), QConfig(**INPUTS_ONLY), zoo.graph())
     with torch.no_grad():
         for _ in range(2000):
             module(x, edge_index)
@@ -181,9 +180,9 @@ def test_frequencies_follow_the_in_degree():
 
 def test_in_degrees_compare_within_each_graph_of_a_batch():
     inputs = zoo.with_batch(zoo.OTHER)
-    module, watch = watched(zoo.GraphClassifier(), coarse(0.0, 1.0), zoo.with_batch(zoo.TRACED))
+    module, watch = watched(zoo.GraphClassifier(), draws_only(0.0, 1.0), zoo.with_batch(zoo.TRACED))
     with torch.no_grad():
-        for _ in range(2000):
+        for _ in range(1000):
             module(*inputs)
     expected = expected_probability(inputs[1][1], zoo.OTHER[0], 0.0, 1.0, inputs[2])
     for graph in range(3):
@@ -193,21 +192,19 @@ def test_in_degrees_compare_within_each_graph_of_a_batch():
 
 def test_in_degrees_compare_within_each_graph_of_a_batch_object():
     batch = zoo.data(zoo.OTHER)
-    module, watch = watched(zoo.DataClassifier(), coarse(0.0, 1.0), zoo.data())
+    module, watch = watched(zoo.DataClassifier(), draws_only(0.0, 1.0), zoo.data())
     with torch.no_grad():
         for _ in range(300):
             module(batch)
-    assert_frequencies(
-        watch.draws, expected_probability(batch.edge_index[1], batch.num_nodes, 0.0, 1.0, batch.batch)
-    )
+    assert_frequencies(watch.draws, expected_probability(batch.edge_index[1], batch.num_nodes, 0.0, 1.0, batch.batch))
 
 
 def test_given_probabilities_are_used_instead():
     x, edge_index = zoo.graph(zoo.OTHER)
-    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(0.0, 0.1), zoo.graph())
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), protecting(0.0, 0.1), zoo.graph())
     given = torch.linspace(0, 1, zoo.OTHER[0])
     with torch.no_grad():
-        for _ in range(2000):
+        for _ in range(500):
             module(x, edge_index, protect_prob=given)
     assert_frequencies(watch.draws, given)
 
@@ -216,7 +213,7 @@ def test_probabilities_on_the_data_are_used():
     model = zoo.DataNodes()
     data = zoo.data(zoo.OTHER, batched=False)
     data.protect_prob = (torch.arange(zoo.OTHER[0]) % 3 == 0).float()
-    module, watch = watched(model, coarse(0.0, 0.1), zoo.data(batched=False))
+    module, watch = watched(model, protecting(0.0, 0.1), zoo.data(batched=False))
     module(data)
     assert torch.equal(watch.draw, data.protect_prob.bool())
 
@@ -224,7 +221,7 @@ def test_probabilities_on_the_data_are_used():
 def test_the_transform_gives_what_the_model_computes():
     data = zoo.data(zoo.OTHER)
     transformed = dqconvert.DegreeProtection(0.0, 0.5)(zoo.data(zoo.OTHER))
-    module, watch = watched(zoo.DataClassifier(), coarse(0.0, 0.5), zoo.data())
+    module, watch = watched(zoo.DataClassifier(), protecting(0.0, 0.5), zoo.data())
     draws = []
     for inputs in (data, transformed):
         zoo.run(module, (inputs,))
@@ -235,10 +232,10 @@ def test_the_transform_gives_what_the_model_computes():
 
 def test_zero_and_one_are_never_and_always():
     x, edge_index = zoo.graph(zoo.OTHER)
-    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(1.0, 1.0), zoo.graph())
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), protecting(1.0, 1.0), zoo.graph())
     module(x, edge_index)
     assert watch.draw.all()
-    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(0.0, 0.0), zoo.graph())
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), protecting(0.0, 0.0), zoo.graph())
     module(x, edge_index)
     assert not watch.draw.any()
 
@@ -247,12 +244,12 @@ def test_zero_and_one_are_never_and_always():
 
 
 def some(nodes):
-    """Probabilities of 0 and 1 in no regular pattern: a draw without chance."""
-    return (torch.rand(nodes, generator=torch.Generator().manual_seed(3)) < 0.5).float()
+    """Probabilities of 0 and 1: a draw without chance."""
+    return (torch.arange(nodes) * 7 % 5 < 2).float()
 
 
 def test_node_values_are_protected_row_by_row():
-    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(0.0, 0.1, weight=COARSE), zoo.graph())
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), protecting(0.0, 0.1, weight=SPEC), zoo.graph())
     given = some(zoo.OTHER[0])
     module(*zoo.graph(zoo.OTHER), protect_prob=given)
     degree = zoo.graph(zoo.OTHER)[1][1].bincount(minlength=zoo.OTHER[0])
@@ -266,7 +263,7 @@ def test_node_values_are_protected_row_by_row():
 @pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
 def test_an_edge_is_protected_iff_its_sender_is(flow):
     x, edge_index = zoo.graph(zoo.OTHER)
-    module, watch = watched(SAGEConv(zoo.WIDTH, 4, flow=flow), coarse(0.0, 0.1), zoo.graph())
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4, flow=flow), protecting(0.0, 0.1), zoo.graph())
     given = some(zoo.OTHER[0])
     module(x, edge_index, protect_prob=given)
     sender = edge_index[0 if flow == "source_to_target" else 1]
@@ -276,7 +273,7 @@ def test_an_edge_is_protected_iff_its_sender_is(flow):
 def test_in_degrees_are_those_of_receivers_under_reversed_flow():
     x, edge_index = zoo.graph(zoo.OTHER)
     conv = SAGEConv(zoo.WIDTH, 4, flow="target_to_source")
-    module, watch = watched(conv, coarse(0.0, 1.0), zoo.graph())
+    module, watch = watched(conv, draws_only(0.0, 1.0), zoo.graph())
     with torch.no_grad():
         for _ in range(500):
             module(x, edge_index)
@@ -285,7 +282,7 @@ def test_in_degrees_are_those_of_receivers_under_reversed_flow():
 
 def test_added_self_loops_are_protected_as_their_node_and_not_counted():
     x, edge_index = zoo.graph(zoo.OTHER)
-    module, watch = watched(GCNConv(zoo.WIDTH, 4), coarse(0.0, 0.1), zoo.graph())
+    module, watch = watched(GCNConv(zoo.WIDTH, 4), protecting(0.0, 0.1), zoo.graph())
     given = some(zoo.OTHER[0])
     module(x, edge_index, protect_prob=given)
     with_loops, _ = gcn_norm(edge_index, num_nodes=zoo.OTHER[0])
@@ -323,21 +320,25 @@ def test_pooled_values_are_not_protected(prepared):
 def test_attention_is_protected_by_the_sender():
     x, edge_index = zoo.graph(zoo.OTHER)
     conv = GATConv(zoo.WIDTH, 4, heads=2, add_self_loops=False)
-    module, watch = watched(conv, coarse(0.0, 0.1), zoo.graph())
     given = some(zoo.OTHER[0])
-    module(x, edge_index, protect_prob=given)
     sender = given.bool()[edge_index[0]]
-    assert torch.equal(watch.last("quant.message"), sender)
-    # A lone in-edge has a coefficient of exactly 1, which the grid may hold: so only one direction.
-    assert watch.last("quant.edge_weight")[sender].all()
-    assert not watch.last("quant.edge_weight")[~sender].all()
+    for role, path in (("edge_weight", "quant.edge_weight"), ("message", "quant.message")):
+        config = QConfig(protect=Protect(), rules=[Rule(role=role, spec=SPEC)])
+        module, watch = watched(conv, config, zoo.graph())
+        module(x, edge_index, protect_prob=given)
+        # A lone in-edge has a coefficient of 1, which is on the grid.
+        alone = edge_index[1].bincount()[edge_index[1]] == 1
+        passed = watch.last(path)
+        assert passed[sender].all()
+        assert not passed[~sender & ~alone].any()
+        assert torch.equal(passed, sender) or role == "edge_weight"
 
 
 def test_rows_may_lie_along_another_dimension():
     """Features [time, nodes, width]: protection belongs to the nodes."""
     _, edge_index = zoo.graph()
     x = torch.randn(2, zoo.TRACED[0], zoo.WIDTH)
-    module, watch = watched(GCNConv(zoo.WIDTH, 4), coarse(0.0, 0.1), (x, edge_index))
+    module, watch = watched(GCNConv(zoo.WIDTH, 4), protecting(0.0, 0.1), (x, edge_index))
     given = some(zoo.TRACED[0])
     module(x, edge_index, protect_prob=given)
     assert torch.equal(watch.last("lin.quant.input"), given.bool())
@@ -348,9 +349,7 @@ def test_bipartite_graphs_draw_per_side():
     """Senders have no in-edges: they are protected with p_min; receivers by their in-degree."""
     x = torch.randn(9, zoo.WIDTH), torch.randn(4, zoo.WIDTH)
     edge_index = torch.stack([torch.arange(12) % 9, torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3])])
-    module, report = dqconvert.prepare(
-        SAGEConv((zoo.WIDTH, zoo.WIDTH), 5), coarse(0.0, 1.0), (x, edge_index)
-    )
+    module, report = dqconvert.prepare(SAGEConv((zoo.WIDTH, zoo.WIDTH), 5), protecting(0.0, 1.0), (x, edge_index))
     watch = Watch(module.train(), report)
     module(x, edge_index)
     assert not watch.last("quant.message").any()
@@ -385,7 +384,7 @@ def test_as_many_edges_as_nodes(nodes, example, form):
     conv = (SAGEConv if form == "tensors" else OnData)(zoo.WIDTH, 4)
     x, edge_index = ring(nodes)
     traced = shaped(x, edge_index) if example == "ring" else shaped(*zoo.graph())
-    module, watch = watched(conv, coarse(0.0, 0.1), traced)
+    module, watch = watched(conv, protecting(0.0, 0.1), traced)
     given = some(nodes)
     module(*shaped(x, edge_index), protect_prob=given)
     assert torch.equal(watch.last("lin_l.quant.feature"), given.bool())
@@ -397,8 +396,8 @@ def test_as_many_edges_as_nodes(nodes, example, form):
 def test_width_equal_to_the_number_of_nodes(name):
     case = zoo.CASES[name]
     x, edge_index = ring(8)
-    module, report = dqconvert.prepare(without_dropout(case.model()), coarse(0.0, 0.1), (x, edge_index))
-    other, report_other = dqconvert.prepare(without_dropout(case.model()), coarse(0.0, 0.1), zoo.graph(zoo.OTHER))
+    module, report = dqconvert.prepare(without_dropout(case.model()), protecting(0.0, 0.1), (x, edge_index))
+    other, report_other = dqconvert.prepare(without_dropout(case.model()), protecting(0.0, 0.1), zoo.graph(zoo.OTHER))
     assert [(e.path, e.level, e.protected) for e in report.entries] == [
         (e.path, e.level, e.protected) for e in report_other.entries
     ]
@@ -413,36 +412,31 @@ def test_width_equal_to_the_number_of_nodes(name):
 
 
 def test_one_draw_is_shared_by_all_layers():
-    model = GCN(zoo.WIDTH, 8, 3, 4, act=None)
-    module, watch = watched(model, coarse(0.3, 0.7), zoo.graph())
+    module, watch = watched(GCN(zoo.WIDTH, 8, 3, 4, act=None), protecting(0.3, 0.7), zoo.graph())
     torch.manual_seed(4)
     module(*zoo.graph(zoo.OTHER))
     after = torch.get_rng_state()
     assert len(watch.draws) == 1
     for layer in range(3):
         for path in ("lin.quant.feature", "quant.aggregate"):
-            assert torch.equal(watch.last(f"convs.{layer}.{path}"), watch.draw), (layer, path)
+            assert torch.equal(watch.told[f"convs.{layer}.{path}"][0], watch.draw), (layer, path)
     torch.manual_seed(4)
     torch.rand(zoo.OTHER[0])
     assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_each_forward_draws_anew():
-    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(0.5, 0.5), zoo.graph())
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), protecting(0.5, 0.5), zoo.graph())
     for _ in range(2):
         module(*zoo.graph(zoo.OTHER))
     assert len(watch.draws) == 2
     assert not torch.equal(*watch.draws)
 
 
-def test_values_at_hand_of_the_draw_are_quantized_by_unprotected_rows_only():
-    """A protected node with huge features leaves the range alone."""
+def test_protected_values_leave_the_range_alone():
     x, edge_index = zoo.graph()
     x[0] = 1e6
-    module, _ = dqconvert.prepare(GINConv(zoo.mlp(zoo.WIDTH, 4)), "int8-qat", (x, edge_index))
-    module, _ = dqconvert.prepare(
-        GINConv(zoo.mlp(zoo.WIDTH, 4)), QConfig(message=QSpec(), protect=Protect()), (x, edge_index)
-    )
+    module, _ = dqconvert.prepare(GINConv(zoo.mlp(zoo.WIDTH, 4)), draws_only(0.0, 0.1), (x, edge_index))
     module.train()(x, edge_index, protect_prob=torch.eye(len(x))[0])
     assert module.quant.message.max_val == x[edge_index[0][edge_index[0] != 0]].max()
 
@@ -453,7 +447,7 @@ def test_values_at_hand_of_the_draw_are_quantized_by_unprotected_rows_only():
 @pytest.mark.parametrize("name", ["GCN", "GAT", "NoisyInTraining"])
 def test_nothing_is_protected_in_evaluation(name):
     case = zoo.CASES[name]
-    module, report = dqconvert.prepare(case.model(), coarse(0.5, 1.0), case.inputs())
+    module, report = dqconvert.prepare(case.model(), protecting(0.5, 1.0), case.inputs())
     for _ in range(3):  # until every range has seen something
         zoo.train_step(module, case.inputs(), protect_prob=torch.zeros(zoo.TRACED[0]))
     expected = zoo.evaluate(module, case.inputs())
@@ -465,7 +459,7 @@ def test_nothing_is_protected_in_evaluation(name):
 
 
 def test_protection_follows_train_and_eval():
-    module, watch = watched(SAGEConv(zoo.WIDTH, 4), coarse(0.5, 1.0), zoo.graph())
+    module, watch = watched(SAGEConv(zoo.WIDTH, 4), protecting(0.5, 1.0), zoo.graph())
     module.train()(*zoo.graph())
     module.eval()(*zoo.graph())
     module.train()(*zoo.graph())
@@ -473,8 +467,39 @@ def test_protection_follows_train_and_eval():
 
 
 def test_protection_survives_copies():
-    module, report = dqconvert.prepare(SAGEConv(zoo.WIDTH, 4), coarse(1.0, 1.0), zoo.graph())
+    module, report = dqconvert.prepare(SAGEConv(zoo.WIDTH, 4), protecting(1.0, 1.0), zoo.graph())
     copied = copy.deepcopy(module).train()
     watch = Watch(copied, report)
     copied(*zoo.graph())
     assert watch.draw.all()
+
+
+# -- pooling -----------------------------------------------------------------------------------------------------
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = SAGEConv(zoo.WIDTH, 8)
+        self.pool = TopKPooling(8, ratio=0.5)
+        self.conv2 = SAGEConv(8, 4)
+
+    def forward(self, x, edge_index, batch):
+        h = self.conv1(x, edge_index)
+        h, edge_index, _, batch, _, _ = self.pool(h, edge_index, None, batch)
+        return global_mean_pool(self.conv2(h, edge_index), batch)
+
+
+def test_pooled_rows_keep_their_protection():
+    inputs = zoo.with_batch(zoo.OTHER)
+    module, watch = watched(Pooled(), protecting(0.0, 0.1), zoo.with_batch(zoo.TRACED))
+    kept = []
+    module.pool.select.register_forward_hook(lambda m, a, selected: kept.append(selected.node_index))
+    given = some(zoo.OTHER[0])
+    zoo.train_step(module, inputs, protect_prob=given)
+    assert torch.equal(watch.last("conv1.quant.update"), given.bool())
+    after = watch.told["conv2.lin_l.quant.feature"][-1]
+    if kept:
+        assert torch.equal(after, given.bool()[kept[-1]])
+    assert len(after) < len(given)
+    assert zoo.evaluate(module, inputs).isfinite().all()

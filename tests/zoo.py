@@ -1,6 +1,7 @@
 """Layers and models with example inputs, shared by the tests: what a PyG user might bring to ``prepare``."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def as_batch(size):
 
 def mlp(*widths):
     layers = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -80,6 +80,7 @@ class RowSpaces:
 
     def _find_spaces(self) -> None:
         received: dict[int, Size] = {}
+        node_dims: dict[int, int] = {}
         for node in self.graph.nodes:
             note = note_of(node)
             gathered = _gather(node)
@@ -87,10 +88,13 @@ class RowSpaces:
                 source, dim, edge_index = gathered
                 self.nodes.add(dimensions(note_of(source))[dim])
                 self.edges.add(dimensions(note_of(edge_index))[1])
+                if isinstance(node.args[1], int):  # as the layer writes it: from the front, or from the back
+                    node_dims.setdefault(note.propagation, node.args[1])
             if node.target is stage_output and note.stage is Stage.AGGREGATE:
-                rows = [size for size in dimensions(note) if _grows(size)]
-                if rows:
-                    received[note.propagation] = rows[0]
+                sizes = dimensions(note)
+                dim = node_dims.get(note.propagation, -2)
+                if -len(sizes) <= dim < len(sizes):
+                    received[note.propagation] = sizes[dim]
         self.nodes.update(received.values())
         for node in self.graph.nodes:
             if node.target is stage_output and len(node.args) == 4:

@@ -10,6 +10,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch_geometric.backend
 import torch_geometric.nn
 import torch_geometric.utils
 from torch import nn
@@ -110,6 +111,9 @@ def leaf_functions() -> tuple[FunctionType, ...]:
 
 GETITEM = operator.getitem
 """How a part of an input is taken out."""
+
+HEURISTICS = ((torch_geometric.backend, torch_geometric.backend.use_segment_matmul_heuristic),)
+"""Functions that pick the faster of two ways to compute the same, by module."""
 
 STAGE_METHODS = ("message", "aggregate", "update", "edge_update")
 """The methods of :class:`MessagePassing` whose results are marked."""

@@ -29,8 +29,8 @@ from dqconvert.trace import leaves
 from dqconvert.trace.note import Note, Stage, annotate, describe
 from dqconvert.trace.ops import OPERATORS
 from dqconvert.trace.patching import namespaces, patched, replacements
-from dqconvert.trace.runtime import COMPARISONS, guard, setitem, stage_output
-from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain
+from dqconvert.trace.runtime import COMPARISONS, check_sorted, guard, setitem, stage_output
+from dqconvert.trace.values import KeptFloat, Traced, TracedFloat, TracedInt, Untraceable, plain
 
 # Calls that answer with a Python value which follows from a tensor's contents.
 _READS_VALUES = {
@@ -102,11 +102,17 @@ class Recorder(TorchFunctionMode):
         functions = {id(fn): self._wrap_function(fn) for fn in leaves.leaf_functions()}
         for layer in leaves.message_passing_layers(self.root):
             self._bracket(layer)
+        for module in self.root.modules():
+            for name, value in list(vars(module).items()):
+                if type(value) is float:
+                    setattr_plain(module, name, KeptFloat(value))
         changes = [
             *replacements(namespaces(self.root), functions),
             (nn.Module, "__call__", self._module_call(nn.Module.__call__)),
             (Aggregation, "__call__", self._module_call(Aggregation.__call__)),
             (Function, "apply", self._autograd_function(Function.__dict__["apply"])),
+            (Aggregation, "assert_sorted_index", lambda _, index: self._check_sorted(index)),
+            *((vars(module), "use_segment_matmul_heuristic", self._unwatched(fn)) for module, fn in leaves.HEURISTICS),
         ]
         with patched(changes), self:
             self.recording = True
@@ -309,6 +315,19 @@ class Recorder(TorchFunctionMode):
 
         return call
 
+    def _unwatched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Runs a function that chooses between equal computations, whose choice the graph may hold."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.paused():
+                return function(*_plain(args), **_plain(kwargs))
+
+        return call
+
+    def _check_sorted(self, index: Tensor | None) -> None:
+        if index is not None:
+            self._node("call_function", check_sorted, (index,), {})
+
     def _bracket(self, layer: MessagePassing) -> None:
         """Makes the layer say which part of it is running. The methods are set on the instance, which is a copy."""
         layer.fuse = False  # messages must be visible, also over a sparse adjacency
@@ -380,7 +399,9 @@ class Recorder(TorchFunctionMode):
         outcome = COMPARISONS[symbol](plain(left), plain(right))
         if isinstance(left, Traced) and isinstance(right, Traced) and left.node is right.node:
             return outcome
-        if any(isinstance(side, Traced) and side.from_values for side in (left, right)):
+        # Numbers found equal were compared to see that inputs fit together: that check can be repeated.
+        fits = outcome is (symbol in ("==", "<=", ">=")) and plain(left) == plain(right)
+        if not fits and any(isinstance(side, Traced) and side.from_values for side in (left, right)):
             self.fail(f"branches on a number read out of a tensor ({plain(left)} {symbol} {plain(right)})")
         sides = tuple(side.node if isinstance(side, Traced) else side for side in (left, right))
         if (*sides, symbol) not in self._guards:
@@ -482,6 +503,8 @@ class Recorder(TorchFunctionMode):
             return self._tensor_argument(value)
         if isinstance(value, Traced):
             return value.node
+        if isinstance(value, KeptFloat):
+            return float(value)
         if isinstance(value, torch.device | torch.dtype):
             return self._origin.get(value, value)
         if value is None or isinstance(value, _CONSTANTS):

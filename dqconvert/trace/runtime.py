@@ -88,6 +88,39 @@ def pinned(value: Any, expected: Any, name: str) -> None:
         )
 
 
+def present(value: Any, name: str) -> None:
+    """Checks that an optional argument that was given while tracing is given.
+
+    Raises:
+        GuardError: If it is not; the graph holds the branch that uses it.
+
+    Example:
+        >>> present(1, "batch")
+    """
+    if value is None:
+        raise GuardError(
+            f"argument {name!r} was given when the model was prepared and is absent now, and its graph cannot do "
+            f"without: prepare the model again without {name!r} among the example_inputs."
+        )
+
+
+def check_sorted(index: Tensor) -> None:
+    """Checks that an aggregation's index is sorted, as some aggregations need it.
+
+    Raises:
+        GuardError: If it is not.
+
+    Example:
+        >>> import torch
+        >>> check_sorted(torch.tensor([0, 0, 2]))
+    """
+    if not bool((index[1:] >= index[:-1]).all()):
+        raise GuardError(
+            "the aggregation needs an index sorted by target node; sort the edges, for instance with "
+            "data.sort(sort_by_row=False)."
+        )
+
+
 def same_keys(value: dict[Any, Any], expected: tuple[Any, ...], name: str) -> None:
     """Checks that a dict argument has the keys that it had while tracing.
 

@@ -17,13 +17,14 @@ from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
-from dqconvert.trace.inputs import Inputs, bind, drop_edges, enlarge, shallow
+from dqconvert.trace.grow import drop_edges, enlarge
+from dqconvert.trace.inputs import Inputs, bind, shallow
 from dqconvert.trace.make_inputs import make_inputs
 from dqconvert.trace.merge import add_sizes, merge_modes, remove_unused, same_graph, same_structure
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
 from dqconvert.trace.recorder import Recorder
-from dqconvert.trace.runtime import guard, pinned, same_keys
+from dqconvert.trace.runtime import guard, pinned, present, same_keys
 from dqconvert.trace.values import Untraceable
 
 
@@ -139,13 +140,13 @@ def _inputs(root: nn.Module, example: Any, method: str) -> tuple[Inputs, Inputs 
     # Lazy layers settle their shapes here, on our copy.
     trial = root if leaves.uninitialized(root) else copy.deepcopy(root)
     _run_once(trial, method, inputs)
-    second = enlarge(inputs)
-    if second is not None:
+    for second in enlarge(inputs):
         try:
             _run_once(copy.deepcopy(root), method, second)
-        except TraceError:
-            second = None
-    return inputs, second
+        except TraceError:  # this guess at what the rows are was wrong
+            continue
+        return inputs, second
+    return inputs, None
 
 
 def _run_once(root: nn.Module, method: str, inputs: Inputs) -> None:
@@ -281,6 +282,8 @@ def _pin(recorder: Recorder, inputs: Inputs) -> None:
         value = inputs.arguments[name]
         if value is None or isinstance(value, bool | str):
             recorder.check_input(pinned, (node, value, name))
+        elif node.args == (None,):
+            recorder.check_input(present, (node, name))
 
 
 # -- a second size -----------------------------------------------------------------------------------------------

@@ -99,6 +99,13 @@ class TracedFloat(Traced, float):  # type: ignore[misc]
     __hash__ = Traced.__hash__
 
 
+class KeptFloat(float):
+    """A float attribute of a recorded module.
+
+    ``ratio * x.size(0)`` asks the left operand first, and a plain ``float`` would swallow the traced number.
+    """
+
+
 def plain_type(value: Traced) -> type:
     """``int`` or ``float``."""
     return int if isinstance(value, int) else float
@@ -160,6 +167,23 @@ for _cls in (TracedInt, TracedFloat):
     for _name in ("neg", "pos", "abs"):
         setattr(_cls, f"__{_name}__", _unary(getattr(operator, _name)))
     setattr(_cls, "__hash__", Traced.__hash__)  # noqa: B010  (defining __eq__ took it away)
+
+
+def _kept(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    usual = getattr(float, f"__{name}__")
+
+    def method(self: float, other: Any) -> Any:
+        if isinstance(other, Traced):
+            return _apply(function, float(self), other)
+        result = usual(self, other)
+        return KeptFloat(result) if isinstance(result, float) else result
+
+    return method
+
+
+for _name in _BINARY:
+    setattr(KeptFloat, f"__{_name}__", _kept(_name, getattr(operator, _name)))
+    setattr(KeptFloat, f"__r{_name}__", _kept(f"r{_name}", getattr(operator, _name)))
 
 
 # -- what the names `int`, `float`, `len` … mean to recorded code ------------------------------------------------

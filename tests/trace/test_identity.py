@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-import zoo
 
 import dqconvert
+import zoo
 from dqconvert import QConfig
 
 

@@ -1,0 +1,263 @@
+"""Other sizes of the same inputs: the graph and a part of it side by side, or the graph without its edges.
+
+Which tensors hold nodes and which hold edges follows from the connectivities among them, from names, from dict keys
+(node types and edge types) and from sizes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.data.data import BaseData
+
+from dqconvert.trace.inputs import Inputs
+
+Type: TypeAlias = Any
+"""A node type (``None`` in a homogeneous graph, ``0`` and ``1`` for a pair) or an edge type (a tuple of three)."""
+
+Place: TypeAlias = tuple[Type, str]
+"""Where a tensor was found: the type whose rows it holds, and its name."""
+
+_HYPEREDGE = "hyperedge"
+_NODE_NAMES = ("x", "z", "pos", "batch", "h", "node_attr", "node_type", "features", "feat", "normal", "x_0")
+
+
+def enlarge(inputs: Inputs) -> Iterator[Inputs]:
+    """The disjoint union of the inputs with a part of themselves: other sizes, every value in its domain.
+
+    What is neither node nor edge stays as it is, so the model may reject the result. Yields candidates: with the nodes
+    along the first dimension of their features, and along the last but one (``[time, nodes, features]``).
+    """
+    for graph in (_Graph.among(inputs, 0), _Graph.among(inputs, -2)):
+        if graph is not None:
+            yield _map(inputs, graph.grow)
+
+
+def drop_edges(inputs: Inputs) -> Inputs | None:
+    """The inputs with all edges taken out; ``None`` if there are none, or it is not clear which rows are edges."""
+    graph = _Graph.among(inputs, 0)
+    return None if graph is None or not any(graph.edges.values()) else _map(inputs, graph.drop)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """The graph among some inputs, and which part of it a second copy keeps.
+
+    Attributes:
+        nodes: Number of nodes of each type.
+        parts: How many nodes of each type, from the first on, the copy keeps.
+        ends: For each connectivity, the types that its two rows point to.
+        edges: For each connectivity, how many edges it has.
+        kept: For each connectivity, which of its edges the copy keeps: those among the kept nodes.
+        graphs: Number of graphs in the batch.
+        batch: The batch vector; ``None`` without one.
+        node_dim: The dimension of node features that holds the nodes.
+    """
+
+    nodes: dict[Type, int]
+    parts: dict[Type, int]
+    ends: dict[Place, tuple[Type, Type]]
+    edges: dict[Place, int]
+    kept: dict[Place, Tensor]
+    graphs: int
+    batch: Tensor | None
+    node_dim: int
+
+    @staticmethod
+    def among(inputs: Inputs, node_dim: int) -> _Graph | None:
+        found: dict[Place, Tensor] = {}
+
+        def look(place: Place, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                found[place] = value
+            return value
+
+        _map(inputs, look)
+        if node_dim == -2 and not any(name == "x" and value.dim() > 2 for (_, name), value in found.items()):
+            return None
+        pair = any(kind in (0, 1) and kind is not None for kind, _ in found)
+        indices = {place: value.cpu() for place, value in found.items() if _is_connectivity(place, value)}
+        ends = {place: _ends(place, pair) for place in indices}
+        nodes = _count_nodes(found, indices, ends, node_dim)
+        if nodes is None:
+            return None
+        batch = next((value for (_, name), value in found.items() if name == "batch"), None)
+        graphs = int(batch.max()) + 1 if batch is not None and batch.numel() else 1
+        parts, kept = _part(indices, ends, nodes)
+        edges = {place: index.size(1) for place, index in indices.items()}
+        return _Graph(nodes, parts, ends, edges, kept, graphs, batch, node_dim)
+
+    def grow(self, place: Place, value: Any) -> Any:
+        """One of the inputs, with its second copy behind it."""
+        kind, name = place
+        part = self.parts.get(kind, 0)
+        part_batch = None if self.batch is None else self.batch[:part]
+        part_graphs = int(part_batch.max()) + 1 if part_batch is not None and part_batch.numel() else 1
+        if isinstance(value, int) and not isinstance(value, bool):
+            sizes = {"num_nodes": self.nodes.get(kind, 0) + part}
+            sizes |= dict.fromkeys(("batch_size", "num_graphs", "_num_graphs"), self.graphs + part_graphs)
+            return sizes.get(name, value)
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return value
+        if place in self.edges:
+            shift = torch.tensor([[self.nodes[end]] for end in self.ends[place]], device=value.device)
+            return torch.cat([value, value[:, self.kept[place].to(value.device)] + shift], dim=1)
+        if name == "batch":
+            return torch.cat([value, value[:part] + self.graphs])
+        if name == "ptr":
+            added = torch.tensor([part]) if part_batch is None else torch.bincount(part_batch).cumsum(0)
+            return torch.cat([value, value[-1] + added])
+        rows, over = self._rows(place, value)
+        if rows == "node":
+            dim = _node_dim(name, value, self.node_dim)
+            return torch.cat([value, value.narrow(dim, 0, part)], dim=dim)
+        if rows == "edge" and over is not None:
+            return torch.cat([value, value[self.kept[over].to(value.device)]])
+        return torch.cat([value, value[:part_graphs]]) if rows == "graph" else value
+
+    def drop(self, place: Place, value: Any) -> Any:
+        """One of the inputs, without its edges."""
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return value
+        if place in self.edges:
+            return value[:, :0]
+        return value[:0] if self._rows(place, value)[0] == "edge" else value
+
+    def _rows(self, place: Place, value: Tensor) -> tuple[str, Place | None]:
+        """What the rows of a tensor are, and for edges, of which connectivity: by type, by name, by size."""
+        kind, name = place
+        over = [index for index, edges in self.edges.items() if edges == value.size(0)]
+        over = [index for index in over if index[0] == kind] or (over if kind is None else [])
+        if over and (isinstance(kind, tuple) or "edge" in name):
+            return "edge", over[0]
+        if value.size(_node_dim(name, value, self.node_dim)) == self.nodes.get(kind, -1):
+            return "node", None
+        if over and name not in _NODE_NAMES:
+            return "edge", over[0]
+        return ("graph" if self.batch is not None and value.size(0) == self.graphs else ""), None
+
+
+def _is_connectivity(place: Place, value: Tensor) -> bool:
+    kind, name = place
+    return (
+        value.layout == torch.strided
+        and value.dim() == 2
+        and value.size(0) == 2
+        and not value.is_floating_point()
+        and value.dtype != torch.bool
+        and (isinstance(kind, tuple) or "edge" in name or "adj" in name or name.endswith("index"))
+    )
+
+
+def _ends(place: Place, pair: bool) -> tuple[Type, Type]:
+    kind = place[0]
+    if isinstance(kind, tuple):
+        return kind[0], kind[-1]
+    if kind == _HYPEREDGE:
+        return None, _HYPEREDGE
+    return (0, 1) if pair else (kind, kind)
+
+
+def _count_nodes(
+    found: dict[Place, Tensor], indices: dict[Place, Tensor], ends: dict[Place, tuple[Type, Type]], node_dim: int
+) -> dict[Type, int] | None:
+    """Number of nodes per type; ``None`` if tensors disagree, or a connectivity points past the end."""
+    nodes: dict[Type, int] = {}
+    likely = {p: v for p, v in found.items() if v.dim() and p not in indices and not isinstance(p[0], tuple)}
+    named = {p: v for p, v in likely.items() if p[1] in _NODE_NAMES}
+    for (kind, name), value in (named or likely).items():
+        rows = value.size(_node_dim(name, value, node_dim))
+        if "edge" not in name and nodes.setdefault(kind, rows) != rows:
+            return None
+    for kind, name in likely:  # further node types that only unusual names tell of
+        if kind is not None:
+            nodes.setdefault(kind, likely[kind, name].size(0))
+    for place, index in indices.items():
+        if index.numel() and place[0] == _HYPEREDGE:
+            nodes.setdefault(_HYPEREDGE, int(index[1].max()) + 1)
+        for row, end in zip(index, ends[place], strict=True):
+            if end not in nodes or (row.numel() and int(row.max()) >= nodes[end]):
+                return None
+    return nodes or None
+
+
+def _part(
+    indices: dict[Place, Tensor], ends: dict[Place, tuple[Type, Type]], nodes: dict[Type, int]
+) -> tuple[dict[Type, int], dict[Place, Tensor]]:
+    """How many nodes of each type the second copy has, and which edges lie among them.
+
+    All counts must grow, and no two end up equal: dimensions are told apart by how they grow.
+    """
+    best: tuple[dict[Type, int], dict[Place, Tensor]] = dict(nodes), {}
+    for extra in [*range(16), max(nodes.values())]:
+        parts: dict[Type, int] = {}
+        taken: set[int] = set()
+        for kind, number in nodes.items():
+            part = min(number, max(1, (number + 1) // 2) + extra)
+            while number + part in taken and part > 1:
+                part -= 1
+            parts[kind] = part
+            taken.add(number + part)
+        kept = {}
+        for place, index in indices.items():
+            inside = (index[0] < parts[ends[place][0]]) & (index[1] < parts[ends[place][1]])
+            kept[place] = inside.nonzero().view(-1)
+        best = parts, kept
+        grown = [index.size(1) + len(kept[place]) for place, index in indices.items() if index.size(1)]
+        grew = all(len(kept[place]) or not index.size(1) for place, index in indices.items())
+        if grew and len({*taken, *grown}) == len(nodes) + len(grown):
+            return best
+    parts, kept = best
+    counts = {number + parts[kind] for kind, number in nodes.items()}
+    for place, index in indices.items():  # a copy of the whole: double an edge where counts collide
+        while index.size(1) and index.size(1) + len(kept[place]) in counts and len(kept[place]):
+            kept[place] = torch.cat([kept[place], kept[place][:1]])
+        counts.add(index.size(1) + len(kept[place]))
+    return parts, kept
+
+
+def _node_dim(name: str, value: Tensor, node_dim: int) -> int:
+    return value.dim() - 2 if node_dim == -2 and name == "x" and value.dim() > 2 else 0
+
+
+# -- every tensor with its type and name ---------------------------------------------------------------------------
+
+
+def _map(inputs: Inputs, function: Callable[[Place, Any], Any]) -> Inputs:
+    """The inputs with ``function(place, value)`` in place of every tensor and number given."""
+    arguments = dict(inputs.arguments)
+    for name in inputs.given:
+        arguments[name] = _map_value(None, name, arguments[name], function)
+    return Inputs(inputs.signature, arguments, inputs.given)
+
+
+def _map_value(kind: Type, name: str, value: Any, function: Callable[[Place, Any], Any]) -> Any:
+    if isinstance(value, BaseData):
+        return _map_data(value, function)
+    if isinstance(value, dict):
+        typed = all(isinstance(item, Tensor | None) for item in value.values())
+        return {
+            key: _map_value(key if typed else kind, name if typed else str(key), item, function)
+            for key, item in value.items()
+        }
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(item, Tensor | None) for item in value):
+        return tuple(_map_value(row, name, item, function) for row, item in enumerate(value))
+    if isinstance(value, tuple | list) and any(isinstance(item, dict) for item in value):
+        return type(value)(_map_value(kind, name, item, function) for item in value)
+    return function((_HYPEREDGE if kind is None and name.startswith("hyperedge_") else kind, name), value)
+
+
+def _map_data(data: BaseData, function: Callable[[Place, Any], Any]) -> BaseData:
+    copied = copy.copy(data)
+    for store in copied.stores:
+        for key, item in list(store.items()):
+            store[key] = function((store._key, str(key)), item)
+    if isinstance(copied, Data | HeteroData) and "_num_graphs" in copied.__dict__:
+        copied.__dict__["_num_graphs"] = function((None, "_num_graphs"), copied.__dict__["_num_graphs"])
+    return copied

@@ -1,0 +1,60 @@
+"""The citation study: a short run on real data where there is any, and its messages where there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "citation.py"
+DATA = os.environ.get("DQCONVERT_DATA")
+
+
+@pytest.fixture(scope="module")
+def example() -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLE))
+
+
+@pytest.mark.skipif(DATA is None, reason="DQCONVERT_DATA does not name a folder with Planetoid/Cora")
+@pytest.mark.timeout(300)
+def test_cora_with_one_seed(example: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--dataset", "Cora", "--seeds", "1", "--float-epochs", "40", "--epochs", "5", "--json"]
+    example["main"](argv)
+    printed = json.loads(capsys.readouterr().out)
+    assert [run["preset"] for run in printed["runs"]] == ["float", "int8-dq"]
+    assert all(run["test"] > 70 for run in printed["runs"])
+    assert [row["test_mean"] for row in printed["summary"]] == [run["test"] for run in printed["runs"]]
+
+
+def test_summary_is_the_mean_over_seeds(example: dict[str, Any]) -> None:
+    found = [("float", 0, 80.0), ("int8-dq", 0, 79.0), ("float", 1, 82.0), ("int8-dq", 1, 79.0)]
+    runs = [example["Run"]("Cora", "GCN", preset, seed, val=test - 1, test=test) for preset, seed, test in found]
+    rows = example["summary"](runs)
+    assert [(row["preset"], row["seeds"], row["val_mean"], row["test_mean"]) for row in rows] == [
+        ("float", 2, 80.0, 81.0),
+        ("int8-dq", 2, 78.0, 79.0),
+    ]
+    assert [row["test_std"] for row in rows] == [pytest.approx(2**0.5), 0.0]
+
+
+def test_without_data_it_says_what_to_pass(
+    example: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DQCONVERT_DATA", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        example["main"]([])
+    assert stopped.value.code == 2
+    assert "--root DIR, or set DQCONVERT_DATA" in capsys.readouterr().err
+
+
+def test_failed_download_is_explained(example: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setitem(example["load"].__globals__, "Planetoid", no_network)
+    with pytest.raises(SystemExit, match="could not be downloaded or unpacked there: no network"):
+        example["main"](["--root", str(tmp_path), "--dataset", "Cora"])
