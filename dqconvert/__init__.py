@@ -18,6 +18,8 @@ _HOME = {
     "calibrate": "calibrate",
     "PreparedModule": "rewrite.module",
     "Report": "report",
+    "save": "checkpoint",
+    "load": "checkpoint",
     "QConfig": "qconfig",
     "QSpec": "qconfig",
     "Protect": "qconfig",

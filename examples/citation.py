@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         print(json.dumps({"runs": [asdict(run) for run in runs], "summary": rows}, indent=2))
         return
-    table = Table(title=f"Accuracy in %, mean ± standard deviation over {args.seeds} seeds", title_justify="left")
+    table = Table(title=f"Accuracy in %, mean ± standard deviation, seeds: {args.seeds}", title_justify="left")
     for name in ("dataset", "model", "preset", "validation", "test"):
         table.add_column(name)
     for row in rows:

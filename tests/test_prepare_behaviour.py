@@ -322,8 +322,9 @@ def pickled(module):
     return pickle.loads(pickle.dumps(module))
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("name", "duplicate"), [*((name, pickled) for name in ALL), *((name, copy.deepcopy) for name in SOME)]
+)
 def test_a_copy_does_the_same(prepared, name, duplicate):
     case = zoo.CASES[name]
     module, report = prepared(name)
@@ -335,11 +336,6 @@ def test_a_copy_does_the_same(prepared, name, duplicate):
     expected = zoo.evaluate(module, inputs)
     zoo.assert_same(zoo.evaluate(copied, inputs), expected)
     zoo.assert_same(zoo.train_step(copied, inputs), zoo.train_step(module, inputs))
-    zoo.train_step(copied, inputs, seed=2)
-    for value in copied.parameters():
-        value.data.zero_()
-    module.load_state_dict(module.state_dict())
-    assert any(p.any() for p in module.parameters())
 
 
 def test_a_copy_shares_nothing(prepared):
@@ -703,17 +699,18 @@ ODD_CASES = [*zoo.LAYERS, *zoo.BASIC, "WeightedGCN", "EdgeFeatures"]
 def test_odd_graphs(prepared, name):
     """Whatever the float model accepts, the prepared one accepts, and gives the same without quantizers."""
     case = zoo.CASES[name]
-    used = 0
+    model, (plain, _), (module, _) = case.model(), prepared(name, QConfig()), prepared(name)
+    zoo.train_step(module, case.inputs())
+    state, used = copy.deepcopy(model.state_dict()), 0
     for label, (nodes, edge_index) in ODD_GRAPHS.items():
         inputs = odd_inputs(case, nodes, edge_index)
         if not accepts(case.model(), inputs):
             continue
         used += 1
-        model, (plain, _) = case.model(), prepared(name, QConfig())
+        for candidate in (model, plain):
+            candidate.load_state_dict(state)  # running statistics of the graph before
         zoo.assert_same(zoo.train_step(plain, inputs), zoo.train_step(model, inputs))
         zoo.assert_same(zoo.evaluate(plain, inputs), zoo.evaluate(model, inputs))
-        module, _ = prepared(name)
-        zoo.train_step(module, case.inputs())
         out, grads = zoo.train_step(module, inputs)
         expected = zoo.evaluate(model, inputs).isfinite()
         assert (out.isfinite() | ~expected).all(), label

@@ -114,7 +114,7 @@ class Placer:
         if site.user is None:
             with graph.inserting_after(last):
                 node = graph.create_node("call_module", path, arguments)
-            site.value.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node and user is not mask)
+            site.value.replace_all_uses_with(node, delete_user_cb=lambda user: user is not mask and node < user)
         else:
             with graph.inserting_before(site.user):
                 node = graph.create_node("call_module", path, arguments)

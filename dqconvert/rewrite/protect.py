@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch_geometric.data.data import BaseData
@@ -18,9 +19,11 @@ from dqconvert.rewrite.spaces import (
     RowSpaces,
     Sender,
     Size,
+    ancestors,
     dimensions,
-    input_ancestors,
+    input_connectivities,
     input_name,
+    is_connectivity,
     is_input,
 )
 from dqconvert.trace.note import Note, annotate, note_of
@@ -103,14 +106,37 @@ class Masks:
 
     def _of_nodes(self, space: Size) -> Node | None:
         if space not in self._nodes:
+            survivors = self._survivors(space)
             holder = self._first_value(space)
-            if holder is None:
-                return None
-            self._nodes[space] = self._draw(space, *holder)
-        return self._nodes[space]
+            if survivors is not None:
+                self._nodes[space] = self._carry_over(*survivors)
+            elif holder is not None:
+                self._nodes[space] = self._draw(space, *holder)
+        return self._nodes.get(space)
+
+    def _survivors(self, space: Size) -> tuple[Size, Node] | None:
+        """The larger row space that these rows were picked from, and the index that picked them (a top-k pooling)."""
+        holder = self._first_value(space)
+        if holder is None or is_input(holder[0]):
+            return None
+        for node in self.graph.nodes:
+            picked = _picked(node)
+            if picked is None or dimensions(note_of(node))[:1] != [space]:
+                continue
+            source, index = picked
+            before = dimensions(note_of(source))[0]
+            if before in self.rows.nodes and before != space:
+                return before, index
+        return None
+
+    def _carry_over(self, before: Size, index: Node) -> Node:
+        """Rows that survive a pooling keep their protection."""
+        mask = self._of_nodes(before)
+        with self._after([mask, index]) as place:
+            return place.call("call_function", gather_protected, (mask, index))
 
     def _draw(self, space: Size, holder: Node, dim: int) -> Node:
-        connectivity = self._received(space)
+        connectivity = self._received(space, holder)
         batch = self._batch(space)
         argument = next((n for n in self.graph.nodes if n.op == "placeholder" and n.target == ARGUMENT), None)
         data = next((n for n in self.graph.nodes if n.op == "placeholder" and _takes_data(n)), None)
@@ -127,13 +153,25 @@ class Masks:
 
     # -- what a draw needs -----------------------------------------------------------------------------------------
 
-    def _received(self, space: Size) -> list[tuple[Node, int]]:
-        """The connectivities given to the model that reach these nodes, and the row that holds the receivers."""
+    def _received(self, space: Size, holder: Node) -> list[tuple[Node, int]]:
+        """The connectivities that reach these nodes, and the row that holds the receivers.
+
+        Those given to the model, before any self-loops are added; for rows that the model makes (clusters), the first
+        connectivity that it makes among them.
+        """
         found: dict[tuple[Node, int], None] = {}
         for sender in self.rows.targets.get(space, []):
-            for edge_index in input_ancestors(sender.edge_index):
+            if not is_input(holder):
+                return [(self._first_connectivity(sender.edge_index, holder), 1 - sender.row)]
+            for edge_index in input_connectivities(sender.edge_index):
                 found[edge_index, 1 - sender.row] = None
         return list(found)
+
+    def _first_connectivity(self, edge_index: Node, holder: Node) -> Node:
+        """Where the connectivity among rows that the model makes first appears, before self-loops are added to it."""
+        before = set(ancestors(holder))  # the connectivities of the rows that these were made from
+        made = [n for n in ancestors(edge_index) if is_connectivity(n) and n not in before and not is_input(n)]
+        return min(made, default=edge_index)
 
     def _first_value(self, space: Size) -> tuple[Node, int] | None:
         for node in self.graph.nodes:
@@ -178,6 +216,19 @@ class _Place:
         with self.graph.inserting_after(self.last):
             self.last = annotate(self.graph.create_node(op, target, args), Note(source=source))
         return self.last
+
+
+def _picked(node: Node) -> tuple[Node, Node] | None:
+    """``(source, index)`` if a node picks rows by an index vector: ``x[perm]``, ``x.index_select(0, perm)``."""
+    name, args = op_name(node), node.args
+    index = args[1] if name == "getitem" and len(args) == 2 else args[2] if name == "index_select" else None
+    if not isinstance(index, Node) or not isinstance(args[0], Node) or note_of(index).ndim != 1:
+        return None
+    along = 0 if name == "getitem" else args[1]
+    ndim = note_of(args[0]).ndim
+    # A boolean mask may pick from rows that were sorted before; positions say where rows come from.
+    positions = note_of(index).dtype in (torch.int64, torch.int32)
+    return (args[0], index) if positions and ndim and along in (0, -ndim) and note_of(node).is_tensor else None
 
 
 def _takes_data(node: Node) -> bool:

@@ -16,7 +16,7 @@ from torch.fx import Graph, Node
 
 from dqconvert.rewrite.open import call_with_weights
 from dqconvert.rewrite.signs import Signs
-from dqconvert.rewrite.spaces import Level, RowSpaces, is_input
+from dqconvert.rewrite.spaces import Level, RowSpaces, gather, is_input
 from dqconvert.trace.note import Stage, note_of
 from dqconvert.trace.ops import op_name, qualified_name
 from dqconvert.trace.runtime import stage_output
@@ -151,6 +151,8 @@ class Roles:
                 self._weighted(node)
             elif op_name(node) == "mul":
                 self._product(node)
+            elif (gathered := gather(node)) is not None and self.rows.parameter_only(gathered[0]):
+                self._add_weight(gathered[0], node)  # an embedding table that messages are taken from
         return self.sites
 
     # -- one method per kind of node -------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ spaces grow alike, so neither N == E nor a hidden width that equals N can be mis
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 from torch.fx import Graph, Node
+from torch.nn.utils.parametrize import is_parametrized
 
 from dqconvert.trace.note import Note, Stage, note_of
 from dqconvert.trace.ops import op_name
@@ -83,7 +85,7 @@ class RowSpaces:
         node_dims: dict[int, int] = {}
         for node in self.graph.nodes:
             note = note_of(node)
-            gathered = _gather(node)
+            gathered = gather(node)
             if gathered is not None:
                 source, dim, edge_index = gathered
                 self.nodes.add(dimensions(note_of(source))[dim])
@@ -99,7 +101,7 @@ class RowSpaces:
         for node in self.graph.nodes:
             if node.target is stage_output and len(node.args) == 4:
                 edge_index, row = node.args[2], node.args[3]
-                if isinstance(edge_index, Node) and _is_edge_index(edge_index):
+                if isinstance(edge_index, Node) and is_connectivity(edge_index):
                     self._add_sender(node, edge_index, int(row), received)
 
     def _add_sender(self, marker: Node, edge_index: Node, row: int, received: dict[int, Size]) -> None:
@@ -148,8 +150,8 @@ class RowSpaces:
         if own is not None and dimensions(note_of(own.edge_index))[1] == size:
             return own
         # Outside of a layer: the edges that the value was gathered over, else the first ones of that size.
-        for ancestor in _ancestors(node):
-            gathered = _gather(ancestor)
+        for ancestor in ancestors(node):
+            gathered = gather(ancestor)
             if gathered is not None and dimensions(note_of(gathered[2]))[1] == size:
                 source, dim, edge_index = gathered
                 row = next((s.row for s in self._senders.values() if s.edge_index is edge_index), 0)
@@ -194,16 +196,21 @@ def input_name(node: Node) -> str:
 
 
 def parameter_paths(module: nn.Module) -> frozenset[str]:
-    """Paths of all parameters, under every name they are registered with."""
-    return frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+    """Paths of all parameters, under every name they are registered with, and of parametrized ones (weight norm)."""
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for path, owner in module.named_modules():
+        if is_parametrized(owner):
+            names |= {f"{path}.{name}" if path else name for name in owner.parametrizations}
+    return frozenset(names)
 
 
 def _is_index(node: Node) -> bool:
     """Whether an input says which rows belong together, rather than describing them."""
-    return _is_edge_index(node) or input_name(node) in ("batch", "ptr") or input_name(node).endswith("_batch")
+    return is_connectivity(node) or input_name(node) in ("batch", "ptr") or input_name(node).endswith("_batch")
 
 
-def _is_edge_index(node: Node) -> bool:
+def is_connectivity(node: Node) -> bool:
+    """Whether a node holds an integer tensor of shape ``[2, E]``."""
     note = note_of(node)
     return note.is_tensor and not note.is_float and note.ndim == 2 and all(size[0] == 2 for size in note.sizes)
 
@@ -217,7 +224,7 @@ def _grows(size: Size) -> bool:
     return len(set(size)) > 1 or len(size) == 1
 
 
-def _gather(node: Node) -> tuple[Node, int, Node] | None:
+def gather(node: Node) -> tuple[Node, int, Node] | None:
     """``(source, dim, edge_index)`` if a node gathers rows along one row of an edge_index."""
     found = _gather_side(node)
     return None if found is None else found[:3]
@@ -247,7 +254,7 @@ def _row_of_edge_index(index: Node) -> tuple[Node, int] | None:
     source = index.args[0]
     if op_name(source) == "unbind" and isinstance(source.args[0], Node):
         source = source.args[0]
-    return (source, index.args[1] % 2) if _is_edge_index(source) else None
+    return (source, index.args[1] % 2) if is_connectivity(source) else None
 
 
 def _gathers_over(graph: Graph, edge_index: Node) -> Iterator[tuple[Node, int, Node, int]]:
@@ -259,10 +266,11 @@ def _gathers_over(graph: Graph, edge_index: Node) -> Iterator[tuple[Node, int, N
                     yield found
 
 
-def _ancestors(node: Node) -> Iterator[Node]:
-    seen, queue = {node}, [node]
+def ancestors(node: Node) -> Iterator[Node]:
+    """The node and everything it was computed from, nearest first; sizes read off a tensor do not count."""
+    seen, queue = {node}, deque([node])
     while queue:
-        current = queue.pop(0)
+        current = queue.popleft()
         yield current
         for parent in () if _reads_size(current) else current.all_input_nodes:
             if parent not in seen:
@@ -270,6 +278,6 @@ def _ancestors(node: Node) -> Iterator[Node]:
                 queue.append(parent)
 
 
-def input_ancestors(node: Node) -> list[Node]:
+def input_connectivities(node: Node) -> list[Node]:
     """The integer ``[2, E]`` inputs that a connectivity was derived from."""
-    return [n for n in _ancestors(node) if is_input(n) and _is_edge_index(n)]
+    return [n for n in ancestors(node) if is_input(n) and is_connectivity(n)]

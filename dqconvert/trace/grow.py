@@ -32,9 +32,10 @@ def enlarge(inputs: Inputs) -> Iterator[Inputs]:
     """The disjoint union of the inputs with a part of themselves: other sizes, every value in its domain.
 
     What is neither node nor edge stays as it is, so the model may reject the result. Yields candidates: with the nodes
-    along the first dimension of their features, and along the last but one (``[time, nodes, features]``).
+    along the first dimension of their features, along the last but one (``[time, nodes, features]``), and with the
+    same nodes and some edges twice (a model with a fixed number of nodes).
     """
-    for graph in (_Graph.among(inputs, 0), _Graph.among(inputs, -2)):
+    for graph in (_Graph.among(inputs, 0), _Graph.among(inputs, -2), _Graph.among(inputs, 0, fixed=True)):
         if graph is not None:
             yield _map(inputs, graph.grow)
 
@@ -70,7 +71,7 @@ class _Graph:
     node_dim: int
 
     @staticmethod
-    def among(inputs: Inputs, node_dim: int) -> _Graph | None:
+    def among(inputs: Inputs, node_dim: int, fixed: bool = False) -> _Graph | None:
         found: dict[Place, Tensor] = {}
 
         def look(place: Place, value: Any) -> Any:
@@ -84,13 +85,17 @@ class _Graph:
         pair = any(kind in (0, 1) and kind is not None for kind, _ in found)
         indices = {place: value.cpu() for place, value in found.items() if _is_connectivity(place, value)}
         ends = {place: _ends(place, pair) for place in indices}
+        edges = {place: index.size(1) for place, index in indices.items()}
+        if fixed:
+            twice = {place: torch.arange((number + 1) // 2) for place, number in edges.items()}
+            none: dict[Type, int] = dict.fromkeys((end for pair_of in ends.values() for end in pair_of), 0)
+            return _Graph(none, none, ends, edges, twice, 1, None, 0) if edges else None
         nodes = _count_nodes(found, indices, ends, node_dim)
         if nodes is None:
             return None
         batch = next((value for (_, name), value in found.items() if name == "batch"), None)
         graphs = int(batch.max()) + 1 if batch is not None and batch.numel() else 1
         parts, kept = _part(indices, ends, nodes)
-        edges = {place: index.size(1) for place, index in indices.items()}
         return _Graph(nodes, parts, ends, edges, kept, graphs, batch, node_dim)
 
     def grow(self, place: Place, value: Any) -> Any:

@@ -427,7 +427,12 @@ class Recorder(TorchFunctionMode):
         return annotate(node, self._note(value, source=f"argument {name!r}"))
 
     def bind_input(self, value: Any, node: Node) -> Any:
-        """Connects an input's value (a tensor or a number) with the node that reads it."""
+        """Connects an input's value (a tensor or a number) with the node that reads it.
+
+        A tensor that already serves as another input is aliased: each argument has a node of its own.
+        """
+        if isinstance(value, Tensor) and self._node_of(value) is not None:
+            value = torch.ops.aten.alias.default(value)
         return self._bind(value, node)
 
     def input_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any, source: str) -> Node:

@@ -1,0 +1,97 @@
+"""``save`` and ``load``: a prepared module as one safetensors file, and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dqconvert.checkpoint import container
+from dqconvert.checkpoint.document import KIND, aliases_of, describe, tensors_of
+from dqconvert.checkpoint.rebuild import rebuild
+from dqconvert.errors import CheckpointError
+from dqconvert.rewrite import PreparedModule
+
+__all__ = ["load", "save"]
+
+
+def save(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    factory: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> None:
+    """Saves a prepared module: its tensors, its graphs, its ranges and its report, in one safetensors file.
+
+    The same module gives the same bytes. The file is written whole or not at all; one that was there is replaced.
+
+    Args:
+        module: A prepared module, in any state of training.
+        path: Where to write.
+        factory: What made the float model (``"pkg.mod:Class"``): information for whoever opens the file.
+        kwargs: With which arguments, likewise.
+
+    Raises:
+        CheckpointError: If the file cannot be written, or the module holds what a file cannot: a quantizer of the
+            user's own, or something else than tensors in its ``state_dict``.
+
+    Example:
+        >>> import torch, dqconvert
+        >>> from torch_geometric.nn import SAGEConv
+        >>> module, _ = dqconvert.prepare(SAGEConv(8, 4), "int4-dq")
+        >>> dqconvert.save(module, "/tmp/sage.dq")
+        >>> again = dqconvert.load("/tmp/sage.dq", model=SAGEConv(8, 4))
+        >>> torch.equal(again.lin_l.weight, module.lin_l.weight)
+        True
+    """
+    if not isinstance(module, PreparedModule):
+        raise CheckpointError(
+            f"save() takes a prepared module, not a {type(module).__name__}: call dqconvert.prepare first, or save a "
+            f"float model with torch.save(model.state_dict(), path)."
+        )
+    tensors = tensors_of(module)
+    aliases = aliases_of(tensors)
+    stored = {name: value for name, value in tensors.items() if name not in aliases}
+    container.write(path, stored, describe(module, factory=factory, kwargs=kwargs))
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> PreparedModule:
+    """Loads what :func:`save` saved.
+
+    Nothing that the file names is imported or called: the module is rebuilt on the float model given.
+
+    Args:
+        path: A prepared file.
+        model: An instance of the float model that it was made from, with any weights. It is copied, not changed; the
+            result is on its device.
+
+    Returns:
+        The prepared module, in the state it was saved in: ready to train on, to evaluate, to prepare again.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, of a newer version or no prepared file, or if the model is
+            not the one that it was made from.
+
+    Example:
+        >>> import dqconvert
+        >>> from torch_geometric.nn import SAGEConv
+        >>> dqconvert.save(dqconvert.prepare(SAGEConv(8, 4), "int4-dq").module, "/tmp/sage.dq")
+        >>> dqconvert.load("/tmp/sage.dq", model=SAGEConv(8, 5))
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.CheckpointError: /tmp/sage.dq: does not fit SAGEConv: 'lin_l.weight' is [4, 8] in the file and
+        [5, 8] in the model; ...
+    """
+    tensors, document = container.read(path)
+    if document.get("kind") != KIND:
+        raise CheckpointError(f"{path}: is of the kind {document.get('kind')!r}, which this version cannot load.")
+    if model is None:
+        made = f"; it was made by {document['factory']}" if document.get("factory") else ""
+        raise CheckpointError(
+            f"{path}: is a prepared file of a {document.get('model')}: pass model=, an instance of the float "
+            f"model{made}. A file never names code to run."
+        )
+    return rebuild(document, tensors, model, str(path))

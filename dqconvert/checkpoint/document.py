@@ -1,0 +1,187 @@
+"""What a prepared file says about its module, as JSON-ready data, and which tensors it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch_geometric
+from torch import Tensor, nn
+from torch.fx import Graph
+
+import dqconvert
+from dqconvert.checkpoint.graph_data import encode_graph
+from dqconvert.errors import CheckpointError, ConfigError
+from dqconvert.quant import FakeQuantize, Protection
+from dqconvert.rewrite import PreparedModule
+from dqconvert.rewrite.place import Quantizers
+
+KIND = "prepared"
+
+FLAGS = ("observer_enabled", "fake_quant_enabled")
+"""Switches of a quantizer that a file keeps."""
+
+
+def describe(
+    module: PreparedModule,
+    *,
+    factory: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    lenient: bool = False,
+) -> dict[str, Any]:
+    """Everything about a prepared module but its tensors, as JSON-ready data with stable keys.
+
+    Args:
+        module: A prepared module.
+        factory: What built the float model, as information for people.
+        kwargs: Its arguments, likewise.
+        lenient: Describe what a file cannot hold by its text, for display only.
+
+    Raises:
+        CheckpointError: If the module holds something that a file cannot, such as a quantizer of the user's own.
+    """
+    train, evaluate = module.source
+    own = _own_quantizers(module)
+    if own and not lenient:
+        raise CheckpointError(
+            f"{own[0]} is a {type(module.get_submodule(own[0])).__name__}, a quantizer of your own, which only your "
+            f"code can make again: save module.state_dict() instead, and prepare the model again to load it."
+        )
+    return {
+        "kind": KIND,
+        "versions": {
+            "dqconvert": dqconvert.__version__,
+            "torch": str(torch.__version__),
+            "torch_geometric": str(torch_geometric.__version__),
+        },
+        "model": module._user_class.__name__,
+        "method": module.method,
+        "factory": factory,
+        "kwargs": _plain_kwargs(kwargs),
+        "qconfig": _qconfig(module, lenient),
+        "report": asdict(module.report),
+        "islands": [asdict(island) for island in module.islands],
+        "quantizers": [_quantizer(path, quantizer) for path, quantizer in module.quantizers()],
+        "protections": [
+            {"path": path, **asdict(child.protect)}
+            for path, child in module.named_modules()
+            if isinstance(child, Protection)
+        ],
+        "modules": {
+            path: _class_name(child)
+            for path, child in module.named_modules(remove_duplicate=False)
+            if not isinstance(child, Quantizers | FakeQuantize | Protection)
+        },
+        "state": {} if lenient else _state(module),
+        "graphs": {
+            "train": encode_graph(module.graph, lenient=lenient),
+            "eval": _optional(module.eval_graph, lenient),
+            "float_train": encode_graph(train, lenient=lenient),
+            "float_eval": _optional(evaluate, lenient),
+        },
+    }
+
+
+def _optional(graph: Graph | None, lenient: bool) -> Any:
+    return None if graph is None else encode_graph(graph, lenient=lenient)
+
+
+def _class_name(module: nn.Module) -> str:
+    return getattr(module, "_user_class", type(module)).__name__
+
+
+def _plain_kwargs(kwargs: Mapping[str, Any] | None) -> Any:
+    return None if kwargs is None else json.loads(json.dumps(dict(kwargs), default=repr))
+
+
+def _qconfig(module: PreparedModule, lenient: bool) -> Any:
+    try:
+        return module.qconfig.to_dict()
+    except ConfigError as error:
+        if lenient:
+            return repr(module.qconfig)
+        raise CheckpointError(f"the module cannot be saved: its qconfig's {error}") from error
+
+
+def _own_quantizers(module: nn.Module) -> list[str]:
+    return [
+        f"{path}.{name}" if path else name
+        for path, holder in module.named_modules()
+        if isinstance(holder, Quantizers)
+        for name, child in holder.named_children()
+        if not isinstance(child, FakeQuantize | Protection)
+    ]
+
+
+def _quantizer(path: str, quantizer: FakeQuantize) -> dict[str, Any]:
+    """The arguments of its constructor, and its switches."""
+    return {
+        "path": path,
+        "spec": asdict(quantizer.spec),
+        "name": quantizer.name,
+        "signed": quantizer.signed,
+        "channels": None if quantizer.channel_dim is None else quantizer.min_val.numel(),
+        "channel_dim": quantizer.channel_dim or 0,
+        "row_dim": quantizer.row_dim,
+        "flags": {flag: getattr(quantizer, flag) for flag in FLAGS},
+    }
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------
+
+
+def tensors_of(module: PreparedModule) -> dict[str, Tensor]:
+    """Every tensor that the module computes with, by name, tied ones under each of their names.
+
+    The ``state_dict``, buffers that are not part of it, and plain attributes that the graph reads.
+
+    Raises:
+        CheckpointError: If the ``state_dict`` holds something else than tensors.
+    """
+    state = module.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"state_dict()[{name!r}] is a {type(value).__name__}: a file holds tensors only. Keep such state in "
+                f"the model's constructor."
+            )
+    return {**state, **_beside_state(module, set(state))}
+
+
+def _beside_state(module: PreparedModule, state: set[str]) -> dict[str, Tensor]:
+    found = {name: value for name, value in module.named_buffers(remove_duplicate=False) if name not in state}
+    graphs = [graph for graph in (module.graph, module.eval_graph, *module.source) if graph is not None]
+    for path in [str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"]:
+        owner, _, name = path.rpartition(".")
+        value = getattr(module.get_submodule(owner), name)
+        if isinstance(value, Tensor) and path not in state:
+            found[path] = value
+    return found
+
+
+def aliases_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tied tensors and the name that each is stored under.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> aliases_of({"decoder": weight, "encoder": weight, "bias": torch.ones(2)})
+        {'encoder': 'decoder'}
+    """
+    first: dict[int, str] = {}
+    return {name: first[id(value)] for name, value in tensors.items() if first.setdefault(id(value), name) != name}
+
+
+def _state(module: PreparedModule) -> dict[str, Any]:
+    """What tensors do not say: which are tied or frozen, which parts are in which mode."""
+    tensors = tensors_of(module)
+    modes = {path: child.training for path, child in module.named_modules()}
+    return {
+        "aliases": aliases_of(tensors),
+        "beside": sorted(set(tensors) - set(module.state_dict())),
+        "frozen": [name for name, value in module.named_parameters() if not value.requires_grad],
+        "training": module.training,
+        "modes": {path: mode for path, mode in modes.items() if mode is not module.training},
+    }

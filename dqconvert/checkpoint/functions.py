@@ -1,0 +1,127 @@
+"""The functions that a graph in a file may call, by name: the allow-list.
+
+A file names functions by strings. A name is looked up here and nowhere else, and nothing is imported for it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator
+from inspect import getmembers, isfunction
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import get_overridable_functions, resolve_name
+
+from dqconvert import quant
+from dqconvert.rewrite import open as opened
+from dqconvert.rewrite import protect
+from dqconvert.trace import runtime
+from dqconvert.trace.leaves import leaf_functions
+from dqconvert.trace.values import MATH_NAMES
+
+Function = Callable[..., Any]
+
+_OURS: tuple[Function, ...] = (
+    *(value for _, value in getmembers(runtime, isfunction) if value.__module__ == runtime.__name__),
+    opened.call_with_weights,
+    protect.given_probability,
+    quant.gather_protected,
+)
+"""What the graphs of this package call besides torch and PyG. A new function of the rewriting goes here."""
+
+_BUILTINS = ("getattr", "min", "max", "round", "int", "float", "abs", "len")
+
+_OPERATORS = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift"),
+    *("neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge", "getitem"),
+)
+
+# Functions that make tensors, and so are not overridable by their arguments.
+_MAKERS = (
+    "arange as_strided as_tensor empty empty_like eye fill full full_like linspace logspace normal ones ones_like rand "
+    "rand_like randint randint_like randn randn_like randperm range scalar_tensor sparse_coo_tensor sparse_csr_tensor "
+    "tensor tril_indices triu_indices vander zeros zeros_like"
+)
+
+# Methods of a tensor that run given code or reach past its values: no model's arithmetic needs them.
+_NO_METHODS = {
+    *("apply_", "map_", "map2_", "register_hook", "register_post_accumulate_grad_hook", "backward"),
+    *("set_", "resize_", "resize_as_", "share_memory_", "storage", "untyped_storage", "data_ptr", "numpy"),
+}
+_MORE_METHODS = {
+    *("item", "size", "numel", "to", "type", "type_as", "stride", "unflatten", "to_padded_tensor", "to_sparse_coo"),
+    *("to_sparse_csr", "to_sparse_csc", "new_empty", "new_full", "new_ones", "new_tensor", "new_zeros"),
+}
+_ARITHMETIC = (
+    "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift",
+    "neg pos abs invert eq ne lt le gt ge getitem setitem contains",
+)
+
+
+def _tables() -> Iterator[tuple[str, Function]]:
+    for space, functions in get_overridable_functions().items():
+        for function in functions:
+            name = resolve_name(function)
+            if name is not None and space is not Tensor and not name.startswith("torch.Tensor."):
+                yield name, function
+    for name in _MAKERS.split():
+        yield f"torch.{name}", getattr(torch, name)
+    for name in _OPERATORS:
+        yield f"operator.{name}", getattr(operator, name)
+    for name in _BUILTINS:
+        yield f"builtins.{name}", getattr(builtins, name)
+    for name in (*MATH_NAMES, "trunc", "floor", "ceil"):
+        yield f"math.{name}", getattr(math, name)
+    yield "torch._C._set_grad_enabled", torch._C._set_grad_enabled
+    named: tuple[Any, ...] = (*leaf_functions(), *_OURS)
+    for function in named:
+        yield f"{function.__module__}.{function.__qualname__}", function
+
+
+@functools.cache
+def allowed_functions() -> dict[str, Function]:
+    """Every function that a graph in a file may call, by the name it has there."""
+    found: dict[str, Function] = {}
+    for name, function in _tables():
+        found.setdefault(name, function)
+    return found
+
+
+@functools.cache
+def _names() -> dict[Any, str]:
+    found: dict[Any, str] = {}
+    for name, function in allowed_functions().items():
+        found.setdefault(function, name)
+    return found
+
+
+def function_name(function: Function) -> str | None:
+    """The name of a function in files; ``None`` if files cannot hold it.
+
+    Example:
+        >>> function_name(torch.cat), function_name(operator.add), function_name(print)
+        ('torch.cat', 'operator.add', None)
+    """
+    return _names().get(function)
+
+
+@functools.cache
+def allowed_methods() -> frozenset[str]:
+    """The methods of a tensor that a graph in a file may call.
+
+    Example:
+        >>> [name in allowed_methods() for name in ("view", "__rsub__", "apply_", "__reduce__")]
+        [True, True, False, False]
+    """
+    names = [resolve_name(function) or "" for function in get_overridable_functions()[Tensor]]
+    plain = {name.removeprefix("torch.Tensor.") for name in names if re.fullmatch(r"torch\.Tensor\.[a-z]\w*", name)}
+    binary, others = _ARITHMETIC
+    special = {f"__{side}{name}__" for name in binary.split() for side in ("", "r", "i")}
+    special |= {f"__{name}__" for name in others.split()}
+    return frozenset((plain - _NO_METHODS) | special | _MORE_METHODS)

@@ -1,0 +1,282 @@
+"""A graph as JSON-ready data and back.
+
+Reading generates code from what a file says, and torch.fx writes some of its strings into that code as they are. So
+nothing is taken on trust here: functions and methods come from the allow-list, names must be identifiers, paths must
+exist in the module.
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, Node
+
+from dqconvert.checkpoint.functions import allowed_functions, allowed_methods, function_name
+from dqconvert.errors import CheckpointError
+from dqconvert.trace.note import Note, Stage, annotate, note_of
+from dqconvert.trace.ops import qualified_name
+
+Data = dict[str, Any]
+
+_TORCH_WORDS = (torch.dtype, torch.layout, torch.memory_format)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------
+
+
+def encode_graph(graph: Graph, *, lenient: bool = False) -> list[Data]:
+    """A graph as a list of dicts, one per node.
+
+    Args:
+        graph: A traced or rewritten graph.
+        lenient: Write down what a file cannot hold by its text, for display only, instead of refusing it.
+
+    Raises:
+        CheckpointError: If the graph calls a function, or holds a constant, that files have no word for.
+    """
+    encode = _Encoder(lenient)
+    return [encode.node(node) for node in graph.nodes]
+
+
+class _Encoder:
+    def __init__(self, lenient: bool) -> None:
+        self.lenient = lenient
+
+    def node(self, node: Node) -> Data:
+        args = [self.value(arg, node) for arg in node.args]
+        kwargs = {key: self.value(value, node) for key, value in node.kwargs.items()}
+        data = {"op": node.op, "name": node.name, "target": self.target(node), "args": args, "kwargs": kwargs}
+        return {**data, "note": _encode_note(note_of(node))}
+
+    def target(self, node: Node) -> str:
+        if node.op != "call_function":
+            return str(node.target)
+        name = function_name(node.target)  # type: ignore[arg-type]
+        return self._word(f"the function {qualified_name(node)}", qualified_name(node), node) if name is None else name
+
+    def value(self, value: Any, node: Node) -> Any:
+        if isinstance(value, Node):
+            return {"node": value.name}
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else {"float": str(value)}
+        if isinstance(value, _TORCH_WORDS):
+            return {type(value).__name__: str(value).removeprefix("torch.")}
+        if isinstance(value, torch.device):
+            return {"device": str(value)}
+        if isinstance(value, complex):
+            return {"complex": [value.real, value.imag]}
+        if value is ...:
+            return {"ellipsis": True}
+        return self._container(value, node)
+
+    def _container(self, value: Any, node: Node) -> Any:
+        if isinstance(value, slice):
+            return {"slice": [self.value(part, node) for part in (value.start, value.stop, value.step)]}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            kind = f"{type(value).__module__}:{type(value).__qualname__}"
+            return {"namedtuple": [kind, *(self.value(item, node) for item in value)]}
+        if isinstance(value, tuple):
+            return {"tuple": [self.value(item, node) for item in value]}
+        if isinstance(value, list):
+            return [self.value(item, node) for item in value]
+        if isinstance(value, dict):
+            return {"dict": [[self.value(key, node), self.value(item, node)] for key, item in value.items()]}
+        return self._word(f"a {type(value).__name__}", repr(value), node)
+
+    def _word(self, what: str, text: str, node: Node) -> Any:
+        if self.lenient:
+            return text
+        raise CheckpointError(
+            f"{note_of(node).source or node.name}: the graph holds {what}, which a file cannot name. Save "
+            f"module.state_dict() instead, and prepare the model again to load it."
+        )
+
+
+def _encode_note(note: Note) -> Data:
+    """A note without the fields that say nothing."""
+    data: Data = {"module": note.module, "call": note.call, "stage": note.stage.value, "source": note.source}
+    data |= {"propagation": note.propagation, "sizes": [list(size) for size in note.sizes]}
+    data["dtype"] = None if note.dtype is None else str(note.dtype).removeprefix("torch.")
+    empty = {"module": "", "call": 0, "stage": "none", "source": "", "propagation": -1, "sizes": [], "dtype": None}
+    return {key: value for key, value in data.items() if value != empty[key]}
+
+
+# -- reading -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def wellformed(where: str) -> Iterator[None]:
+    """Turns the errors that data of an unexpected shape causes into a :class:`CheckpointError`."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, AssertionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        detail = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{where} is malformed ({detail}): the file was not written by dqconvert.") from error
+
+
+def decode_graph(nodes: list[Data], root: nn.Module | None = None) -> Graph:
+    """The graph that :func:`encode_graph` wrote.
+
+    Args:
+        nodes: What it returned.
+        root: The module whose paths the graph must keep to; ``None`` if the graph is only to be looked at.
+
+    Raises:
+        CheckpointError: If the data is malformed, calls what is not allowed, or names a path that ``root`` lacks.
+    """
+    with wellformed("the graph in the file"):
+        decode = _Decoder(root)
+        for data in nodes:
+            decode.node(data)
+        if not decode.nodes or list(decode.graph.nodes)[-1].op != "output":
+            raise CheckpointError("the graph in the file has no output.")
+        decode.graph.lint()
+        return decode.graph
+
+
+class _Decoder:
+    def __init__(self, root: nn.Module | None) -> None:
+        self.root = root
+        self.graph = Graph()
+        self.nodes: dict[str, Node] = {}
+        self.words: dict[str, Callable[[Any], Any]] = {
+            "node": lambda name: self.nodes[name],
+            "float": float,
+            "complex": lambda parts: complex(*map(float, parts)),
+            "device": lambda name: torch.device(str(name)),
+            "ellipsis": lambda _: ...,
+            "slice": lambda parts: slice(*map(self.value, parts)),
+            "tuple": lambda items: tuple(map(self.value, items)),
+            "dict": lambda pairs: {self.value(key): self.value(item) for key, item in pairs},
+            "namedtuple": self._namedtuple,
+            **{kind.__name__: _torch_word(kind) for kind in _TORCH_WORDS},
+        }
+
+    def node(self, data: Data) -> None:
+        op, name = data["op"], data["name"]
+        args = tuple(map(self.value, data["args"]))
+        kwargs = {_identifier(key): self.value(value) for key, value in data["kwargs"].items()}
+        target = self.target(op, data["target"], args)
+        if name in self.nodes:
+            raise CheckpointError(f"the graph in the file has two nodes called {name!r}.")
+        node = self.graph.create_node(op, target, args, kwargs, name=_identifier(name))
+        self.nodes[name] = annotate(node, _decode_note(data["note"]))
+
+    def target(self, op: str, target: Any, args: tuple[Any, ...]) -> Any:
+        if not isinstance(target, str):
+            raise TypeError(f"a target is a {type(target).__name__}")
+        if op == "call_function":
+            function = _allowed(target)
+            if function is getattr and not (len(args) == 2 and _is_plain(args[1])):
+                raise CheckpointError(f"the graph in the file reads the attribute {args[1:]!r}, which is not allowed.")
+            return function
+        if op == "call_method":
+            if target not in allowed_methods():
+                raise CheckpointError(f"the graph in the file calls the method {target!r}, which is not allowed.")
+            return target
+        if op in ("get_attr", "call_module"):
+            return self._path(op, target)
+        if op == "placeholder":
+            _identifier(target.lstrip("*") if target.count("*") <= 2 else target)
+            return target
+        if op == "output":
+            return "output"
+        raise CheckpointError(f"the graph in the file has a node of the unknown kind {op!r}.")
+
+    def _path(self, op: str, target: str) -> str:
+        if self.root is None:
+            return target
+        owner, _, name = target.rpartition(".")
+        try:
+            found = getattr(self.root.get_submodule(owner), name)
+        except AttributeError as error:
+            raise CheckpointError(
+                f"the graph in the file uses {target!r}, which the given model does not have: it is of another class, "
+                f"or was made with other arguments."
+            ) from error
+        expected = nn.Module if op == "call_module" else torch.Tensor | nn.Module | bool
+        if not isinstance(found, expected) or (isinstance(found, bool) and name != "training"):
+            raise CheckpointError(f"the graph in the file uses {target!r}, which is a {type(found).__name__} here.")
+        return target
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.value(item) for item in value]
+        if isinstance(value, dict):
+            [(word, content)] = value.items()
+            return self.words[word](content)
+        return value
+
+    def _namedtuple(self, content: list[Any]) -> Any:
+        kind = _known_namedtuple(content[0], self.root)
+        items = tuple(map(self.value, content[1:]))
+        return items if kind is None else kind(*items)
+
+
+def _known_namedtuple(name: str, root: nn.Module | None) -> Any:
+    """A named tuple's class, looked up among the names of the modules that define the given model."""
+    if root is None:
+        return None
+    import sys
+
+    own = {cls.__module__ for module in root.modules() for cls in type(module).__mro__}
+    module, _, qualname = name.partition(":")
+    kind = vars(sys.modules[module]).get(qualname) if module in own and module in sys.modules else None
+    if not (isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")):
+        raise CheckpointError(
+            f"the graph in the file returns the named tuple {name!r}, which is not defined beside the given model."
+        )
+    return kind
+
+
+def _allowed(name: str) -> Callable[..., Any]:
+    function = allowed_functions().get(name)
+    if function is None:
+        raise CheckpointError(
+            f"the graph in the file calls {name!r}, which is not allowed: the file was written with other versions of "
+            f"dqconvert, torch or torch_geometric, or not by dqconvert."
+        )
+    return function
+
+
+def _identifier(name: Any) -> str:
+    if not isinstance(name, str) or not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
+        raise CheckpointError(f"the graph in the file has the name {name!r}, which is not a name in Python.")
+    return name
+
+
+def _is_plain(name: Any) -> bool:
+    return isinstance(name, str) and name.isidentifier() and not name.startswith("__")
+
+
+def _torch_word(kind: type) -> Callable[[Any], Any]:
+    def read(name: Any) -> Any:
+        value = getattr(torch, name) if _is_plain(name) else None
+        if not isinstance(value, kind):
+            raise ValueError(f"there is no {kind.__name__} {name!r}")
+        return value
+
+    return read
+
+
+def _decode_note(data: Mapping[str, Any]) -> Note:
+    dtype = data.get("dtype")
+    return Note(
+        module=str(data.get("module", "")),
+        call=int(data.get("call", 0)),
+        stage=Stage(data.get("stage", "none")),
+        propagation=int(data.get("propagation", -1)),
+        source=str(data.get("source", "")),
+        sizes=tuple(tuple(int(part) for part in size) for size in data.get("sizes", [])),
+        dtype=None if dtype is None else _torch_word(torch.dtype)(dtype),
+    )

@@ -1,0 +1,174 @@
+"""A prepared module again, from what a file says and the float model that its reader holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqconvert.checkpoint.document import FLAGS, aliases_of
+from dqconvert.checkpoint.fit import check_fit, shapes_of
+from dqconvert.checkpoint.graph_data import decode_graph, wellformed
+from dqconvert.errors import CheckpointError
+from dqconvert.qconfig import Protect, QConfig, QSpec
+from dqconvert.quant import FakeQuantize, Protection
+from dqconvert.report import Entry, LeftFloat, Report
+from dqconvert.rewrite import PreparedModule
+from dqconvert.rewrite.place import attach, container_name
+from dqconvert.trace import Island
+from dqconvert.trace.leaves import clear_caches
+
+
+def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module, where: str) -> PreparedModule:
+    """Makes the module that a file describes.
+
+    Args:
+        document: From :func:`dqconvert.checkpoint.document.describe`.
+        tensors: The file's tensors, tied ones once.
+        model: A float instance of the model; it is copied.
+        where: The file, as messages call it.
+
+    Raises:
+        CheckpointError: If the model is not the one that the file was made from, or the document is malformed.
+    """
+    root = _copy(model)
+    with wellformed(f"{where}: the description of the module"):
+        state, aliases = document["state"], document["state"]["aliases"]
+        every = {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}}
+        saved = {name: value for name, value in every.items() if name not in state["beside"]}
+        inserted = tuple(f"{entry['path']}." for entry in document["quantizers"])
+        own = {name: value for name, value in saved.items() if not aliases.get(name, name).startswith(inserted)}
+        check_fit(model, shapes_of(root.state_dict(keep_vars=True)), shapes_of(own), where)
+        _check_ties(root, {alias: name for alias, name in aliases.items() if alias in own}, where)
+        _take_dtypes(root, every)
+        _attach_all(root, document)
+        root.load_state_dict(saved)
+        for name in state["beside"]:
+            _set_tensor(root, name, every[name])
+        module = _build(root, document)
+        _set_modes(module, document)
+    return module
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    if isinstance(model, PreparedModule):
+        raise CheckpointError("model= is a prepared module: pass the float model that the file was made from.")
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"model= is a {type(model).__name__}: pass an instance of the float model.")
+    try:
+        root = copy.deepcopy(model)
+    except Exception as error:  # whatever the attributes of a user's model raise
+        raise CheckpointError(
+            f"{type(model).__name__} cannot be deep-copied ({error}): load() works on a copy."
+        ) from error
+    for parameter in root.parameters():
+        parameter.grad = None
+    clear_caches(root)
+    return root
+
+
+def _check_ties(root: nn.Module, aliases: Mapping[str, str], where: str) -> None:
+    """Tensors that are one in the file must be one in the model, and the other way round, or it trains differently."""
+    here = aliases_of({n: v for n, v in root.state_dict(keep_vars=True).items() if isinstance(v, Tensor)})
+    for name in sorted(set(here) ^ set(aliases)):
+        other, place = (here[name], "model") if name in here else (aliases[name], "file")
+        raise CheckpointError(
+            f"{where}: {name!r} and {other!r} are one tensor in the {place} and two in the other: the model is of "
+            f"another class, or ties its layers differently."
+        )
+
+
+def _take_dtypes(root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Casts the model to the types that were saved, as loading would round to its own."""
+    for path, module in root.named_modules():
+        for table in (module._parameters, module._buffers):
+            for name, value in table.items():
+                saved = tensors.get(f"{path}.{name}" if path else name)
+                if value is None or saved is None or torch.nn.parameter.is_lazy(value) or value.dtype == saved.dtype:
+                    continue
+                if isinstance(value, nn.Parameter):
+                    value.data = value.data.to(saved.dtype)
+                else:
+                    table[name] = value.to(saved.dtype)
+
+
+def _attach_all(root: nn.Module, document: Mapping[str, Any]) -> None:
+    device = next((value.device for value in root.parameters()), torch.device("cpu"))
+    made: list[tuple[str, nn.Module]] = [(data["path"], _quantizer(data)) for data in document["quantizers"]]
+    for data in document["protections"]:
+        protect = Protect(p_min=data["p_min"], p_max=data["p_max"])
+        made.append((data["path"], Protection(protect)))
+    for path, module in made:
+        owner, container, name = f".{path}".rsplit(".", 2)
+        holder = root.get_submodule(owner.lstrip("."))
+        if container != container_name(holder) or not name.isidentifier():
+            raise CheckpointError(f"the file has a quantizer {path!r}, where the model has something of its own.")
+        attach(root, path, module.to(device))
+
+
+def _quantizer(data: Mapping[str, Any]) -> FakeQuantize:
+    quantizer = FakeQuantize(
+        QSpec(**data["spec"]),
+        name=data["name"],
+        signed=data["signed"],
+        channels=data["channels"],
+        channel_dim=data["channel_dim"],
+        row_dim=data["row_dim"],
+    )
+    for flag in FLAGS:
+        setattr(quantizer, flag, bool(data["flags"][flag]))
+    return quantizer
+
+
+def _set_tensor(root: nn.Module, path: str, value: Tensor) -> None:
+    """Sets a buffer outside the ``state_dict``, or a plain attribute that the graph reads."""
+    owner_path, _, name = path.rpartition(".")
+    owner = root.get_submodule(owner_path)
+    present = getattr(owner, name, None)
+    if not isinstance(present, Tensor) or isinstance(present, nn.Parameter):
+        raise CheckpointError(f"the file has the tensor {path!r}, which the given model does not have.")
+    setattr(owner, name, value.to(present.device))
+
+
+def _build(root: nn.Module, document: Mapping[str, Any]) -> PreparedModule:
+    graphs = {
+        name: None if data is None else decode_graph(data, root)
+        for name, data in document["graphs"].items()
+        if name in ("train", "eval", "float_train", "float_eval")
+    }
+    train = graphs["train"]
+    assert train is not None
+    return PreparedModule.build(
+        root,
+        train,
+        graphs["eval"],
+        qconfig=QConfig.from_dict(document["qconfig"]),
+        report=_report(document["report"]),
+        source=(graphs["float_train"], graphs["float_eval"]),
+        method=str(document["method"]),
+        islands=tuple(Island(**island) for island in document["islands"]),
+    )
+
+
+def _report(data: Mapping[str, Any]) -> Report:
+    return Report(
+        model=data["model"],
+        entries=tuple(Entry(**entry) for entry in data["entries"]),
+        left_float=tuple(LeftFloat(**left) for left in data["left_float"]),
+        remarks=tuple(data["remarks"]),
+        protection=tuple(data["protection"]),
+    )
+
+
+def _set_modes(module: PreparedModule, document: Mapping[str, Any]) -> None:
+    state = document["state"]
+    module.train(bool(state["training"]))
+    children = dict(module.named_modules())
+    for path, mode in state["modes"].items():
+        children[path].training = bool(mode)
+    frozen = set(state["frozen"])
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen)

@@ -1,0 +1,139 @@
+"""Reading what ``torch.save`` wrote, in a way that a damaged or hostile file cannot exploit."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dqconvert.errors import CheckpointError
+from dqconvert.weights.survey import Survey, survey
+
+# How files begin: those of torch.save since torch 1.6, and those before.
+ZIP = b"PK\x03\x04"
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+def load_archive(path: str | os.PathLike[str], *, trust: bool = False, classes: Sequence[Any] = ()) -> Any:
+    """Reads a file that ``torch.save`` wrote; tensors come to the CPU.
+
+    Every size in the file is checked before anything is allocated, and in newer files every checksum.
+
+    Args:
+        path: The file.
+        trust: Whether to run the code that the file names. Otherwise it may hold tensors and plain containers only.
+        classes: Further classes that it may hold without trust.
+
+    Raises:
+        CheckpointError: If it is missing, damaged, something else, or holds what it may not.
+    """
+    start = read_start(path)
+    source: Any
+    if start.startswith(ZIP):
+        found, source = _check_zip(path), os.fspath(path)
+    elif start.startswith(LEGACY):
+        data = Path(path).read_bytes()
+        found, source = _check_legacy(path, data), io.BytesIO(data)
+    else:
+        raise CheckpointError(f"{path}: is not a checkpoint: neither a safetensors file nor one that torch.save wrote.")
+    try:
+        with torch.serialization.safe_globals(list(classes)):
+            return torch.load(source, map_location="cpu", weights_only=not trust)
+    except Exception as error:  # torch documents no kinds of errors; with trust, the file's own code raises too
+        if trust:
+            raise CheckpointError(f"{path}: cannot be unpickled here: {type(error).__name__}: {error}.") from error
+        raise _refusal(path, found, classes) from error
+
+
+def read_start(path: str | os.PathLike[str], size: int = 16) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        CheckpointError: If there is no such file, or it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: there is no such file.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}.") from error
+
+
+def _damaged(path: str | os.PathLike[str], why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: is truncated or damaged ({why}). Take another copy of it.")
+
+
+def _refusal(path: str | os.PathLike[str], found: Survey, classes: Sequence[Any]) -> CheckpointError:
+    """Why torch did not load it: because of what it names, or because it is damaged."""
+    safe = {f"{kind.__module__}.{kind.__qualname__}" for kind in [*classes, *torch.serialization.get_safe_globals()]}
+    others = sorted(name for name in found.names - safe if not name.startswith(_HARMLESS))
+    if not others:
+        return _damaged(path, "its tensors cannot be rebuilt")
+    named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+    return CheckpointError(
+        f"{path}: holds pickled Python objects ({named}), and loading those runs code from the file, which can do "
+        f"anything that you can: if you trust where it comes from, pass --trust-pickle; better, save "
+        f"model.state_dict() instead."
+    )
+
+
+_HARMLESS = (
+    *(
+        "torch._utils._rebuild_",
+        "torch._tensor._rebuild",
+        "torch.storage",
+        "torch.Size",
+        "torch.device",
+        "torch.Tensor",
+    ),
+    *("torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "collections.OrderedDict", "collections.Counter"),
+    *(f"torch.{name}Storage" for name in "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()),
+    *("torch.float", "torch.int", "torch.bool", "torch.uint", "torch.bfloat", "torch.serialization", "_codecs.encode"),
+)
+
+
+def _check_zip(path: str | os.PathLike[str]) -> Survey:
+    """Checks the archive's sizes and checksums, and what its pickle claims against what is there."""
+    try:
+        size = os.path.getsize(path)
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            stored = all(e.compress_type == zipfile.ZIP_STORED and e.file_size == e.compress_size for e in entries)
+            if not stored or sum(entry.file_size for entry in entries) > size or len(set(names)) < len(names):
+                raise _damaged(path, "its table of contents is inconsistent")
+            if (bad := archive.testzip()) is not None:
+                raise _damaged(path, f"the checksum of {bad!r} does not fit")
+            content = next((name for name in names if name.endswith("data.pkl")), None)
+            if content is None:
+                raise CheckpointError(f"{path}: is a zip archive, but not one that torch.save wrote.")
+            found = survey(io.BytesIO(archive.read(content)))
+            sizes = {e.filename.rpartition("/")[2]: e.file_size for e in entries if "/data/" in f"/{e.filename}"}
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile and pickle raise errors of many kinds for damaged files
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    for key, claimed in found.storages.items():
+        if claimed > sizes.get(key, -1):
+            raise _damaged(path, f"a tensor claims {claimed} bytes of the {sizes.get(key, 0)} that are there")
+    return found
+
+
+def _check_legacy(path: str | os.PathLike[str], data: bytes) -> Survey:
+    """Checks what the pickles of an older file claim against the file's size."""
+    found = Survey()
+    file = io.BytesIO(data)
+    try:
+        for _ in range(4):  # magic number, protocol, system, contents
+            survey(file, found)
+    except Exception as error:  # pickle raises errors of many kinds for damaged files
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    if sum(found.storages.values()) > len(data) - file.tell():
+        raise _damaged(path, "its tensors claim more bytes than there are")
+    return found
