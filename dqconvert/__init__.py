@@ -36,6 +36,7 @@ _HOME = {
     "GuardError": "errors",
     "ObserverError": "errors",
     "CheckpointError": "errors",
+    "CommandError": "errors",
     "LoweringError": "errors",
     "ExportError": "errors",
 }

@@ -25,6 +25,10 @@ class CheckpointError(DQConvertError):
     """A checkpoint or artifact could not be read or does not fit the model."""
 
 
+class CommandError(DQConvertError):
+    """The command line names something that cannot be used: a factory, its arguments, a file of inputs."""
+
+
 class LoweringError(DQConvertError):
     """A prepared module could not be turned into an integer module."""
 

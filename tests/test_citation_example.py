@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "citation.py"
-DATA = os.environ.get("DQCONVERT_DATA")
+HAS_CORA = (Path(os.environ.get("DQCONVERT_DATA", "")) / "Planetoid" / "Cora").is_dir()
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def example() -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLE))
 
 
-@pytest.mark.skipif(DATA is None, reason="DQCONVERT_DATA does not name a folder with Planetoid/Cora")
+@pytest.mark.skipif(not HAS_CORA, reason="DQCONVERT_DATA does not name a folder with Planetoid/Cora")
 @pytest.mark.timeout(300)
 def test_cora_with_one_seed(example: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--dataset", "Cora", "--seeds", "1", "--float-epochs", "40", "--epochs", "5", "--json"]

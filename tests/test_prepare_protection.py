@@ -112,7 +112,7 @@ def test_all_protected_is_float(name):
         zoo.assert_same(zoo.train_step(module, inputs, protect_prob=torch.ones(size[0])), expected)
 
 
-@pytest.mark.parametrize("name", NODE_LAYERS)
+@pytest.mark.parametrize("name", ["GCN", "GATv2Conv", "GINConv", "SAGEConv", "PNAConv", "EdgeConv"])
 def test_all_protected_leaves_weights_quantized(name):
     case = zoo.CASES[name]
     model = without_dropout(case.model())
@@ -163,12 +163,10 @@ def test_none_protected_is_plain_quantization(name):
 # -- how often ---------------------------------------------------------------------------------------------------
 
 
-INPUTS_ONLY = {"activation": SPEC, "protect": Protect(p_min=0.1, p_max=0.8)}
-
-
 def test_frequencies_follow_the_in_degree():
     x, edge_index = zoo.graph(zoo.OTHER)
-    module, watch = watched(GCNConv(zoo.WIDTH, 4), QConfig(**INPUTS_ONLY), zoo.graph())
+    config = QConfig(protect=Protect(p_min=0.1, p_max=0.8), rules=[Rule(role="input", spec=SPEC)])
+    module, watch = watched(GCNConv(zoo.WIDTH, 4), config, zoo.graph())
     with torch.no_grad():
         for _ in range(2000):
             module(x, edge_index)

@@ -26,6 +26,7 @@ from dqconvert.rewrite.spaces import (
     is_connectivity,
     is_input,
 )
+from dqconvert.trace.adjacency import targets_of
 from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.ops import op_name
 
@@ -99,8 +100,10 @@ class Masks:
             mask = self._of_nodes(sender.space)
             if mask is None:
                 return None
-            with self._after([mask, sender.edge_index]) as place:
-                index = place.call("call_function", operator.getitem, (sender.edge_index, sender.row))
+            with self._after([mask, sender.edge_index, sender.index]) as place:
+                index = sender.index
+                if index is None:
+                    index = place.call("call_function", operator.getitem, (sender.edge_index, sender.row))
                 self._edges[key] = place.call("call_function", gather_protected, (mask, index))
         return self._edges[key]
 
@@ -141,7 +144,12 @@ class Masks:
         argument = next((n for n in self.graph.nodes if n.op == "placeholder" and n.target == ARGUMENT), None)
         data = next((n for n in self.graph.nodes if n.op == "placeholder" and _takes_data(n)), None)
         with self._after([holder, batch, argument, data, *(edge_index for edge_index, _ in connectivity)]) as place:
-            targets = [place.call("call_function", operator.getitem, pair) for pair in connectivity]
+            targets = [
+                place.call("call_function", targets_of, (edge_index,))
+                if note_of(edge_index).sparse
+                else place.call("call_function", operator.getitem, (edge_index, row))
+                for edge_index, row in connectivity
+            ]
             rows = place.call("call_method", "size", (holder, dim))
             device = place.call("call_function", getattr, (holder, "device"))
             key, spaces = _type_of(holder), len(self._spaces)

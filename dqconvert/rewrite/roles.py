@@ -151,8 +151,8 @@ class Roles:
                 self._weighted(node)
             elif op_name(node) == "mul":
                 self._product(node)
-            elif (gathered := gather(node)) is not None and self.rows.parameter_only(gathered[0]):
-                self._add_weight(gathered[0], node)  # an embedding table that messages are taken from
+            elif (gathered := gather(node)) is not None and self.rows.parameter_only(gathered.source):
+                self._add_weight(gathered.source, node)  # an embedding table that messages are taken from
         return self.sites
 
     # -- one method per kind of node -------------------------------------------------------------------------------

@@ -41,11 +41,41 @@ class Sender:
         edge_index: The node that holds the connectivity.
         row: Which row of it holds the nodes that send.
         space: Size of the row space of the sending nodes.
+        edges: Size of the row space of the edges.
+        index: A node that holds the sending nodes already; ``None`` if it can be read off ``edge_index``.
     """
 
     edge_index: Node
     row: int
     space: Size
+    edges: Size
+    index: Node | None
+
+
+@dataclass(frozen=True)
+class Gather:
+    """A node that takes rows of ``source`` along ``dim``, at one end of every edge of ``edge_index``.
+
+    Attributes:
+        row: The end: 0 for the first row of a dense ``edge_index`` (the columns of a sparse, transposed adjacency).
+        index: The vector that says which rows.
+    """
+
+    source: Node
+    dim: int
+    edge_index: Node
+    row: int
+    index: Node
+
+    @property
+    def space(self) -> Size:
+        """Size of the row space that rows are taken from."""
+        return dimensions(note_of(self.source))[self.dim]
+
+    @property
+    def edges(self) -> Size:
+        """Size of the row space of the edges."""
+        return dimensions(note_of(self.index))[0]
 
 
 def dimensions(note: Note) -> list[Size]:
@@ -87,9 +117,8 @@ class RowSpaces:
             note = note_of(node)
             gathered = gather(node)
             if gathered is not None:
-                source, dim, edge_index = gathered
-                self.nodes.add(dimensions(note_of(source))[dim])
-                self.edges.add(dimensions(note_of(edge_index))[1])
+                self.nodes.add(gathered.space)
+                self.edges.add(gathered.edges)
                 if isinstance(node.args[1], int):  # as the layer writes it: from the front, or from the back
                     node_dims.setdefault(note.propagation, node.args[1])
             if node.target is stage_output and note.stage is Stage.AGGREGATE:
@@ -107,17 +136,15 @@ class RowSpaces:
     def _add_sender(self, marker: Node, edge_index: Node, row: int, received: dict[int, Size]) -> None:
         propagation = note_of(marker).propagation
         target = received.get(propagation)
-        sources = [
-            dimensions(note_of(source))[dim]
-            for source, dim, over, side in _gathers_over(self.graph, edge_index)
-            if side == row and over is edge_index
-        ]
-        space = sources[0] if sources else target
-        if space is None:
+        gathers = [g for g in _gathers_over(edge_index) if g.row == row]
+        edges = gathers[0].edges if gathers else None if note_of(edge_index).sparse else _edges_of(edge_index)
+        space = gathers[0].space if gathers else target
+        if space is None or edges is None:
             return
-        sender = Sender(edge_index, row, space)
+        index = gathers[0].index if note_of(edge_index).sparse else None
+        sender = Sender(edge_index, row, space, edges, index)
         self._senders[propagation] = sender
-        self.edges.add(dimensions(note_of(edge_index))[1])
+        self.edges.add(edges)
         if target is not None:
             self.targets.setdefault(target, []).append(sender)
 
@@ -147,16 +174,16 @@ class RowSpaces:
         propagation = note_of(node).propagation
         size = dimensions(note_of(node))[self.row_dim(node)]
         own = self._senders.get(propagation)
-        if own is not None and dimensions(note_of(own.edge_index))[1] == size:
+        if own is not None and own.edges == size:
             return own
         # Outside of a layer: the edges that the value was gathered over, else the first ones of that size.
         for ancestor in ancestors(node):
             gathered = gather(ancestor)
-            if gathered is not None and dimensions(note_of(gathered[2]))[1] == size:
-                source, dim, edge_index = gathered
+            if gathered is not None and gathered.edges == size and not note_of(gathered.edge_index).sparse:
+                edge_index = gathered.edge_index
                 row = next((s.row for s in self._senders.values() if s.edge_index is edge_index), 0)
-                return Sender(edge_index, row, dimensions(note_of(source))[dim])
-        return next((s for s in self._senders.values() if dimensions(note_of(s.edge_index))[1] == size), None)
+                return Sender(edge_index, row, gathered.space, size, None)
+        return next((s for s in self._senders.values() if s.edges == size), None)
 
     def parameter_only(self, node: Node) -> bool:
         """Whether the value is a parameter or computed from parameters alone."""
@@ -210,9 +237,10 @@ def _is_index(node: Node) -> bool:
 
 
 def is_connectivity(node: Node) -> bool:
-    """Whether a node holds an integer tensor of shape ``[2, E]``."""
+    """Whether a node holds a ``[2, E]`` integer tensor or a sparse adjacency."""
     note = note_of(node)
-    return note.is_tensor and not note.is_float and note.ndim == 2 and all(size[0] == 2 for size in note.sizes)
+    pairs = note.is_tensor and not note.is_float and all(size[:1] == (2,) for size in note.sizes)
+    return note.ndim == 2 and (pairs or note.sparse)
 
 
 def _reads_size(node: Node) -> bool:
@@ -224,13 +252,8 @@ def _grows(size: Size) -> bool:
     return len(set(size)) > 1 or len(size) == 1
 
 
-def gather(node: Node) -> tuple[Node, int, Node] | None:
-    """``(source, dim, edge_index)`` if a node gathers rows along one row of an edge_index."""
-    found = _gather_side(node)
-    return None if found is None else found[:3]
-
-
-def _gather_side(node: Node) -> tuple[Node, int, Node, int] | None:
+def gather(node: Node) -> Gather | None:
+    """How a node gathers rows along the edges of a connectivity; ``None`` if it does not."""
     name = op_name(node)
     if name == "index_select" and len(node.args) >= 3:
         source, dim, index = node.args[:3]
@@ -240,30 +263,50 @@ def _gather_side(node: Node) -> tuple[Node, int, Node, int] | None:
         return None
     if not isinstance(source, Node) or not isinstance(index, Node) or not isinstance(dim, int):
         return None
-    taken = _row_of_edge_index(index)
+    end = _end_of_edges(index)
     ndim = note_of(source).ndim
-    if taken is None or not dimensions(note_of(source)) or not -ndim <= dim < ndim:
+    if end is None or not dimensions(note_of(source)) or not -ndim <= dim < ndim:
         return None
-    return source, dim % ndim, *taken
+    return Gather(source, dim % ndim, *end, index)
 
 
-def _row_of_edge_index(index: Node) -> tuple[Node, int] | None:
-    """``(edge_index, row)`` if a vector is one row of a ``[2, E]`` tensor: ``edge_index[0]`` or unpacked."""
-    if op_name(index) != "getitem" or not isinstance(index.args[1], int) or not isinstance(index.args[0], Node):
+def _end_of_edges(index: Node) -> tuple[Node, int] | None:
+    """``(edge_index, row)`` if a vector holds one end of every edge.
+
+    Dense: ``edge_index[0]``, or unpacked from it. Sparse (transposed: rows receive): ``adj.col_indices()``,
+    ``ptr2index(adj.crow_indices())``, ``adj.indices()[0]``.
+    """
+    name, source = op_name(index), index.args[0] if index.args else None
+    if not isinstance(source, Node):
         return None
-    source = index.args[0]
-    if op_name(source) == "unbind" and isinstance(source.args[0], Node):
-        source = source.args[0]
-    return (source, index.args[1] % 2) if is_connectivity(source) else None
+    if name == "getitem" and isinstance(index.args[1], int):
+        owner = source.args[0] if op_name(source) in ("unbind", "indices") else source
+        if isinstance(owner, Node) and is_connectivity(owner):
+            row = index.args[1] % 2
+            return owner, 1 - row if note_of(owner).sparse else row
+        return None
+    if name == "ptr2index" and op_name(source) == "crow_indices":
+        return (owner, 1) if isinstance(owner := source.args[0], Node) else None
+    return (source, 0) if name == "col_indices" else None
 
 
-def _gathers_over(graph: Graph, edge_index: Node) -> Iterator[tuple[Node, int, Node, int]]:
-    for row in [edge_index, *edge_index.users]:
-        for index in row.users:
-            for user in [index, *index.users]:
-                found = _gather_side(user)
-                if found is not None:
-                    yield found
+def _edges_of(edge_index: Node) -> Size:
+    return dimensions(note_of(edge_index))[1]
+
+
+def _gathers_over(edge_index: Node) -> Iterator[Gather]:
+    """The gathers along the edges of a connectivity."""
+    reach = [edge_index]
+    for node in reach:
+        for user in node.users:
+            found = gather(user)
+            if found is not None and found.edge_index is edge_index:
+                yield found
+            elif user not in reach and op_name(user) in _TOWARDS_INDEX:
+                reach.append(user)
+
+
+_TOWARDS_INDEX = {"getitem", "unbind", "indices", "crow_indices", "col_indices", "ptr2index"}
 
 
 def ancestors(node: Node) -> Iterator[Node]:
@@ -279,5 +322,5 @@ def ancestors(node: Node) -> Iterator[Node]:
 
 
 def input_connectivities(node: Node) -> list[Node]:
-    """The integer ``[2, E]`` inputs that a connectivity was derived from."""
+    """The connectivities among the inputs that another one was derived from."""
     return [n for n in ancestors(node) if is_input(n) and is_connectivity(n)]

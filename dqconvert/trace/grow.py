@@ -13,9 +13,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
 
+from dqconvert.trace.adjacency import edge_index_of, entries_of, is_sparse, with_edges
 from dqconvert.trace.inputs import Inputs
 
 Type: TypeAlias = Any
@@ -83,10 +85,12 @@ class _Graph:
         if node_dim == -2 and not any(name == "x" and value.dim() > 2 for (_, name), value in found.items()):
             return None
         pair = any(kind in (0, 1) and kind is not None for kind, _ in found)
-        indices = {place: value.cpu() for place, value in found.items() if _is_connectivity(place, value)}
+        indices = {place: edge_index_of(v).cpu() for place, v in found.items() if _is_connectivity(place, v)}
         ends = {place: _ends(place, pair) for place in indices}
         edges = {place: index.size(1) for place, index in indices.items()}
         if fixed:
+            if any(is_sparse(value) for value in found.values()):  # a matrix holds each edge once
+                return None
             twice = {place: torch.arange((number + 1) // 2) for place, number in edges.items()}
             none: dict[Type, int] = dict.fromkeys((end for pair_of in ends.values() for end in pair_of), 0)
             return _Graph(none, none, ends, edges, twice, 1, None, 0) if edges else None
@@ -112,7 +116,13 @@ class _Graph:
             return value
         if place in self.edges:
             shift = torch.tensor([[self.nodes[end]] for end in self.ends[place]], device=value.device)
-            return torch.cat([value, value[:, self.kept[place].to(value.device)] + shift], dim=1)
+            kept, index = self.kept[place].to(value.device), edge_index_of(value)
+            index = torch.cat([index, index[:, kept] + shift], dim=1)
+            if not is_sparse(value):
+                return EdgeIndex(index) if isinstance(value, EdgeIndex) else index
+            entries = torch.cat([entries_of(value), entries_of(value)[kept]])
+            source, target = (self.nodes[end] + self.parts[end] for end in self.ends[place])
+            return with_edges(value, index, entries, (source, target))
         if name == "batch":
             return torch.cat([value, value[:part] + self.graphs])
         if name == "ptr":
@@ -131,7 +141,9 @@ class _Graph:
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
         if place in self.edges:
-            return value[:, :0]
+            index = edge_index_of(value)[:, :0]
+            rows, columns = value.shape
+            return with_edges(value, index, entries_of(value)[:0], (columns, rows)) if is_sparse(value) else index
         return value[:0] if self._rows(place, value)[0] == "edge" else value
 
     def _rows(self, place: Place, value: Tensor) -> tuple[str, Place | None]:
@@ -150,7 +162,7 @@ class _Graph:
 
 def _is_connectivity(place: Place, value: Tensor) -> bool:
     kind, name = place
-    return (
+    return is_sparse(value) or (
         value.layout == torch.strided
         and value.dim() == 2
         and value.size(0) == 2

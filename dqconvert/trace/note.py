@@ -36,6 +36,7 @@ class Note:
         sizes: The value's shape on the example input and on the second input of other sizes, one entry each;
             ``()`` if the value is not a tensor. A dimension whose two entries differ follows the graph.
         dtype: The value's dtype on the example input; ``None`` if the value is not a tensor.
+        sparse: Whether the value is a sparse matrix.
     """
 
     module: str = ""
@@ -45,6 +46,7 @@ class Note:
     source: str = ""
     sizes: tuple[tuple[int, ...], ...] = ()
     dtype: torch.dtype | None = None
+    sparse: bool = False
 
     @property
     def is_tensor(self) -> bool:

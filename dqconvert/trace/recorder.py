@@ -26,7 +26,7 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.trace import leaves
-from dqconvert.trace.note import Note, Stage, annotate, describe
+from dqconvert.trace.note import Note, Stage, annotate, describe, note_of
 from dqconvert.trace.ops import OPERATORS
 from dqconvert.trace.patching import namespaces, patched, replacements
 from dqconvert.trace.runtime import COMPARISONS, check_sorted, guard, setitem, stage_output
@@ -462,7 +462,7 @@ class Recorder(TorchFunctionMode):
             source=source or self.source(),
         )
         if isinstance(value, Tensor):
-            return _with_value(note, self._shape(value), value.dtype)
+            return _with_value(note, self._shape(value), value)
         return note
 
     def _node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
@@ -473,7 +473,7 @@ class Recorder(TorchFunctionMode):
     def _bind(self, result: Any, node: Node) -> Any:
         """Connects a result with its node and returns it, numbers as traced numbers."""
         if isinstance(result, Tensor):
-            describe(node, sizes=(self._shape(result),), dtype=result.dtype)
+            annotate(node, _with_value(note_of(node), self._shape(result), result))
             self._nodes[id(result)] = (weakref.ref(result), node)
             if self.values is not None:
                 with self.paused():
@@ -540,7 +540,7 @@ class Recorder(TorchFunctionMode):
             node = self.graph.create_node("get_attr", path)
             owner = path.rpartition(".")[0]
             note = Note(module=owner, source=self.source())
-            self._get_attr[path] = annotate(node, _with_value(note, self._shape(tensor), tensor.dtype))
+            self._get_attr[path] = annotate(node, _with_value(note, self._shape(tensor), tensor))
         return self._get_attr[path]
 
     def _touches(self, args: Any, kwargs: Any) -> bool:
@@ -583,8 +583,8 @@ def setattr_plain(module: nn.Module, name: str, value: Any) -> None:
     module.__dict__[name] = value
 
 
-def _with_value(note: Note, shape: tuple[int, ...], dtype: torch.dtype) -> Note:
-    return replace(note, sizes=(shape,), dtype=dtype)
+def _with_value(note: Note, shape: tuple[int, ...], value: Tensor) -> Note:
+    return replace(note, sizes=(shape,), dtype=value.dtype, sparse=value.layout != torch.strided)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

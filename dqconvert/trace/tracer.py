@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
+from torch_geometric import EdgeIndex
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
+from dqconvert.trace.adjacency import is_sparse, plain_connectivity
 from dqconvert.trace.grow import drop_edges, enlarge
 from dqconvert.trace.inputs import Inputs, bind, shallow
 from dqconvert.trace.make_inputs import make_inputs
@@ -77,8 +79,10 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
     with preserved_random_state():
         root = _copy(model)
         inputs, second = _inputs(root, example_inputs, method)
-        train, evaluate, islands = _record_modes(root, inputs, method, strict)
         remarks: list[str] = []
+        if _unfuse(root, inputs):
+            remarks.append("messages over a sparse adjacency or EdgeIndex are computed one by one, to be quantized")
+        train, evaluate, islands = _record_modes(root, inputs, method, strict)
         if second is None:
             remarks.append("no second input of other sizes could be derived: checked on the example inputs alone")
         else:
@@ -122,6 +126,16 @@ def _copy(model: nn.Module) -> nn.Module:
         parameter.grad = None
     leaves.clear_caches(root)
     return root
+
+
+def _unfuse(root: nn.Module, inputs: Inputs) -> bool:
+    """Makes layers compute their messages where a sparse adjacency would let them skip that; whether any would."""
+    forms: list[bool] = []
+    inputs.map(lambda tensor: forms.append(is_sparse(tensor) or isinstance(tensor, EdgeIndex)))
+    fused = [layer for layer in leaves.message_passing_layers(root) if layer.fuse] if any(forms) else []
+    for layer in fused:
+        layer.fuse = False
+    return bool(fused)
 
 
 def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
@@ -236,6 +250,10 @@ def _bind_argument(recorder: Recorder, inputs: Inputs, name: str) -> Any:
 
 
 def _bind_parts(recorder: Recorder, value: Any, node: Node, name: str) -> Any:
+    plain = plain_connectivity(value)
+    if plain is not value:
+        node = recorder.input_node(plain_connectivity, (node,), plain, f"argument {name}")
+        value = plain
     if isinstance(value, Tensor) or (isinstance(value, int | float) and not isinstance(value, bool)):
         return recorder.bind_input(value, node)
     if isinstance(value, BaseData):
@@ -267,7 +285,7 @@ def _bind_data(recorder: Recorder, data: BaseData, node: Node, name: str) -> Bas
             if isinstance(value, bool | str) or not isinstance(value, Tensor | int | float):
                 continue
             part = recorder.input_node(getattr, (owner, attribute), value, f"argument {name}.{attribute}")
-            store[attribute] = recorder.bind_input(value, part)
+            store[attribute] = _bind_parts(recorder, value, part, f"{name}.{attribute}")
     graphs = data.__dict__.get("_num_graphs")
     if isinstance(graphs, int):
         part = recorder.input_node(getattr, (node, "_num_graphs"), graphs, f"argument {name}._num_graphs")

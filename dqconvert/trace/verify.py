@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.inputs import Inputs
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
@@ -81,7 +82,8 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def compare(model: nn.Module, method: str, graph: nn.Module, inputs: Inputs, training: bool) -> str | None:
     """Runs copies of the float model and of the graph on the same inputs and says what differs."""
     expected_on, actual_on = copy.deepcopy(model), copy.deepcopy(graph)
-    expected = run(expected_on, getattr(expected_on, method), inputs, training)
+    # The graph takes connectivity in any form and turns it into the one that shows messages; the model gets that one.
+    expected = run(expected_on, getattr(expected_on, method), inputs.map(plain_connectivity), training)
     return difference(expected, run(actual_on, actual_on.forward, inputs, training))
 
 

@@ -72,7 +72,7 @@ def _damaged(path: str | os.PathLike[str], why: str) -> CheckpointError:
 def _refusal(path: str | os.PathLike[str], found: Survey, classes: Sequence[Any]) -> CheckpointError:
     """Why torch did not load it: because of what it names, or because it is damaged."""
     safe = {f"{kind.__module__}.{kind.__qualname__}" for kind in [*classes, *torch.serialization.get_safe_globals()]}
-    others = sorted(name for name in found.names - safe if not name.startswith(_HARMLESS))
+    others = sorted(name for name in found.names - safe if not _is_plain(name))
     if not others:
         return _damaged(path, "its tensors cannot be rebuilt")
     named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
@@ -83,19 +83,13 @@ def _refusal(path: str | os.PathLike[str], found: Survey, classes: Sequence[Any]
     )
 
 
-_HARMLESS = (
-    *(
-        "torch._utils._rebuild_",
-        "torch._tensor._rebuild",
-        "torch.storage",
-        "torch.Size",
-        "torch.device",
-        "torch.Tensor",
-    ),
-    *("torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer", "collections.OrderedDict", "collections.Counter"),
-    *(f"torch.{name}Storage" for name in "Double Float Half BFloat16 Long Int Short Char Byte Bool".split()),
-    *("torch.float", "torch.int", "torch.bool", "torch.uint", "torch.bfloat", "torch.serialization", "_codecs.encode"),
-)
+def _is_plain(name: str) -> bool:
+    """Whether a name in a pickle stands for tensors and containers rather than for code."""
+    code = ("torch.nn.modules.", "torch.fx.", "torch.jit.", "torch.optim.", "torch.distributed.", "torch.package.")
+    return name in _CONTAINERS or (name.startswith("torch.") and not name.startswith(code))
+
+
+_CONTAINERS = {"collections.OrderedDict", "collections.Counter", "collections.defaultdict", "_codecs.encode"}
 
 
 def _check_zip(path: str | os.PathLike[str]) -> Survey:

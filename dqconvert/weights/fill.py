@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -34,6 +33,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[
             it was.
 
     Example:
+        >>> import torch
         >>> model = nn.Linear(2, 1)
         >>> fill(model, {"module.weight": torch.zeros(1, 2), "module.bias": torch.ones(1)}, "model.pt")
         'module.'

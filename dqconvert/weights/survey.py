@@ -84,7 +84,7 @@ class _Nothing:
 
 
 # The unpickler written in Python: the one in C allocates for the largest memo index that a file claims.
-class _Surveyor(pickle._Unpickler):  # type: ignore[name-defined, misc]
+class _Surveyor(pickle._Unpickler):
     def __init__(self, file: BinaryIO, found: Survey) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
         self.found = found

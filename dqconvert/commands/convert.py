@@ -1,0 +1,168 @@
+"""``dqconvert convert``: a float checkpoint on disk becomes a prepared file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from torch import nn
+
+from dqconvert.checkpoint import save
+from dqconvert.commands.factory import build_model, parse_kwargs
+from dqconvert.commands.inputs import CalibrationData, read_example
+from dqconvert.commands.overrides import qconfig_from
+from dqconvert.errors import CommandError
+from dqconvert.files import check_target
+from dqconvert.prepare import prepare
+from dqconvert.qconfig import QConfig
+from dqconvert.rewrite import PreparedModule
+from dqconvert.weights import Weights, check_finite, fill, read_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the float model comes from: the options that ``convert`` and ``inspect`` share.
+
+    Attributes:
+        checkpoint: The float checkpoint.
+        factory: ``"pkg.mod:name"``; ``None`` for a pickled module.
+        kwargs: The factory's arguments as JSON.
+        key: Where in the checkpoint the weights are.
+        trust_pickle: Whether the checkpoint's own code may run.
+    """
+
+    checkpoint: Path
+    factory: str | None = None
+    kwargs: str | None = None
+    key: str | None = None
+    trust_pickle: bool = False
+
+
+def float_model(source: Source) -> tuple[nn.Module, str]:
+    """The float model with its checkpoint's weights, and in words, how they were found.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read or does not fit.
+        CommandError: If the factory fails.
+    """
+    kwargs = parse_kwargs(source.kwargs)
+    weights = read_weights(source.checkpoint, key=source.key, trust_pickle=source.trust_pickle)
+    notes = [f"under {weights.found!r}"] if weights.found else []
+    if source.factory is None:
+        return _pickled(source, weights), ", ".join(notes)
+    model = build_model(source.factory, kwargs)
+    prefix = fill(model, weights.state, source.checkpoint)
+    notes += [f"without the prefix {prefix!r}"] if prefix else []
+    return model, ", ".join(notes)
+
+
+def _pickled(source: Source, weights: Weights) -> nn.Module:
+    if weights.module is None:
+        raise CommandError(
+            f"{source.checkpoint}: holds weights without their model: say what builds it, with --model pkg.mod:name "
+            f"and --kwargs JSON."
+        )
+    check_finite(weights.module, weights.state, source.checkpoint)
+    return weights.module
+
+
+def convert(
+    source: Source,
+    out: Path,
+    *,
+    qconfig: str,
+    sets: Sequence[str] = (),
+    rules: Sequence[str] = (),
+    example: Path | None = None,
+    calibrate: Path | None = None,
+    force: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Prepares the model of a float checkpoint, calibrates it where data is given, and saves it.
+
+    Nothing is written unless all of it succeeds.
+
+    Args:
+        source: The float model.
+        out: Where to write.
+        qconfig: A preset or a config file.
+        sets: Fields to override, see :func:`dqconvert.commands.overrides.qconfig_from`.
+        rules: Rules to add, likewise.
+        example: A file of inputs to trace on; ``None``: made up.
+        calibrate: Data to set the ranges from; ``None``: training sets them.
+        force: Replace a file that exists.
+        as_json: Print a summary as JSON.
+        quiet: Print nothing.
+
+    Raises:
+        DQConvertError: Of one kind or another, if anything is wrong.
+    """
+    check_target(out, overwrite=force)
+    config = qconfig_from(qconfig, sets, rules)
+    data = None if calibrate is None else CalibrationData(calibrate)
+    example_inputs = None if example is None else read_example(example)
+    model, found = float_model(source)
+    module, _ = prepare(model, config, example_inputs)
+    if data is not None:
+        _run_calibration(module, data, silent=quiet or as_json)
+    check_target(out, overwrite=force)
+    save(module, out, factory=source.factory, kwargs=parse_kwargs(source.kwargs))
+    summary = _summary(source, out, qconfig, config, module, found, calibrated=data is not None)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    elif not quiet:
+        _show(summary)
+
+
+def _run_calibration(module: PreparedModule, data: CalibrationData, *, silent: bool) -> None:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=silent or not console.is_terminal) as progress:
+        task = progress.add_task("calibrating", total=1.0)
+        for done in data.run(module):
+            progress.update(task, completed=done)
+
+
+def _summary(
+    source: Source, out: Path, qconfig: str, config: QConfig, module: PreparedModule, found: str, *, calibrated: bool
+) -> dict[str, Any]:
+    report = module.report
+    unobserved = [path for path, quantizer in module.quantizers() if not quantizer.is_observed()]
+    return {
+        "checkpoint": str(source.checkpoint),
+        "found": found,
+        "model": report.model,
+        "qconfig": qconfig,
+        "rules": len(config.rules),
+        "quantizers": len(report.entries),
+        "totals": report.totals,
+        "left_float": len(report.left_float),
+        "remarks": list(report.remarks),
+        "calibrated": calibrated,
+        "unobserved": unobserved if calibrated else [],
+        "out": str(out),
+        "bytes": os.path.getsize(out),
+    }
+
+
+def _show(summary: dict[str, Any]) -> None:
+    where = f" ({summary['found']})" if summary["found"] else ""
+    by_role = ", ".join(f"{number} {role}" for role, number in summary["totals"]["role"].items())
+    typer.echo(f"{summary['checkpoint']}: the weights of a {summary['model']}{where}")
+    typer.echo(f"{summary['qconfig']}: {summary['quantizers']} quantizers ({by_role})")
+    if summary["left_float"]:
+        typer.echo(f"{summary['left_float']} values stay in float: `dqconvert inspect {summary['out']} --report`")
+    for remark in summary["remarks"]:
+        typer.echo(f"note: {remark}")
+    if not summary["calibrated"]:
+        typer.echo("not calibrated: train it before evaluating it, or pass --calibrate")
+    elif summary["unobserved"]:
+        typer.echo(f"the data did not reach {len(summary['unobserved'])} quantizers: {summary['unobserved'][0]}, …")
+    typer.echo(f"{summary['out']}: {summary['bytes']} bytes written")

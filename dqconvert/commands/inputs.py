@@ -1,0 +1,128 @@
+"""``--example FILE`` and ``--calibrate FILE|FOLDER``: inputs that the user saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+from torch_geometric.data.batch import DynamicInheritanceGetter
+from torch_geometric.data.data import BaseData, DataEdgeAttr, DataTensorAttr
+from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
+
+from dqconvert.calibrate import calibrate
+from dqconvert.errors import CommandError, DQConvertError
+from dqconvert.weights.archive import load_archive
+
+_PYG = (
+    *(Batch, DynamicInheritanceGetter, BaseStorage, EdgeStorage, GlobalStorage, NodeStorage),
+    *(DataEdgeAttr, DataTensorAttr),
+)
+"""What saved data objects are made of, besides the classes that PyG itself declares safe to load."""
+
+_ENDINGS = (".pt", ".pth", ".safetensors")
+
+
+def read_inputs(path: str | os.PathLike[str]) -> Any:
+    """Inputs from a file: a ``Data``, a tuple or dict of tensors, or a list of such. No code in it is run.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or holds anything else.
+
+    Example:
+        >>> import torch
+        >>> torch.save((torch.ones(2, 1), torch.tensor([[0], [1]])), "/tmp/example.pt")
+        >>> [tuple(tensor.shape) for tensor in read_inputs("/tmp/example.pt")]
+        [(2, 1), (2, 1)]
+    """
+    if os.fspath(path).endswith(".safetensors"):
+        try:
+            return safetensors.torch.load_file(path)
+        except Exception as error:  # the library raises errors of many kinds for damaged files
+            raise CommandError(f"{path}: cannot be read as safetensors: {error}") from error
+    return load_archive(path, classes=_PYG)
+
+
+def read_example(path: str | os.PathLike[str]) -> Any:
+    """One call's worth of inputs, from ``--example``; of a list, the first.
+
+    Raises:
+        CheckpointError: As :func:`read_inputs`.
+        CommandError: If the file holds no inputs.
+    """
+    found = read_inputs(path)
+    inputs = _items(found)
+    if not inputs:
+        raise CommandError(f"--example {path}: holds {_words(found)}, not a Data, nor a tuple or dict of tensors.")
+    return inputs[0]
+
+
+class CalibrationData:
+    """The inputs in a file, or in every file of a folder in the order of their names.
+
+    Args:
+        path: A file that :func:`read_inputs` reads, or a folder of such.
+
+    Raises:
+        CommandError: If there is nothing to read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        place = Path(path)
+        self.files = [place]
+        if place.is_dir():
+            self.files = sorted(file for file in place.iterdir() if file.suffix in _ENDINGS)
+            if not self.files:
+                raise CommandError(f"--calibrate {path}: the folder has no file that ends in {', '.join(_ENDINGS)}.")
+        elif not place.exists():
+            raise CommandError(f"--calibrate {path}: there is no such file or folder.")
+        self.first = read_inputs(self.files[0])
+
+    def run(self, module: nn.Module) -> Iterator[float]:
+        """Calibrates a module, and yields the share of the work that is done.
+
+        Raises:
+            CommandError: If the data does not fit the model; it names the file.
+        """
+        for index, file in enumerate(self.files):
+            found = self.first if index == 0 else read_inputs(file)
+            items = _items(found)
+            if not items:
+                raise CommandError(f"--calibrate {file}: holds {_words(found)}, not inputs of the model.")
+            for number, item in enumerate(items):
+                _calibrate(module, item, file, number, len(items))
+                yield (index + (number + 1) / len(items)) / len(self.files)
+
+
+def _calibrate(module: nn.Module, item: Any, file: Path, number: int, count: int) -> None:
+    where = f"{file}" + (f", number {number}" if count > 1 else "")
+    try:
+        calibrate(module, item)
+    except DQConvertError as error:
+        raise CommandError(f"--calibrate {where}: does not fit the model: {error}") from error
+    except Exception as error:  # whatever the model raises on inputs that it was not made for
+        first = (str(error).splitlines() or [""])[0]
+        raise CommandError(f"--calibrate {where}: does not fit the model: {type(error).__name__}: {first}") from error
+
+
+def _items(found: Any) -> list[Any]:
+    """What a file holds, as a list of calls' inputs; empty if it is something else."""
+    if _is_inputs(found):
+        return [found]
+    return list(found) if isinstance(found, list | tuple) and found and all(map(_is_inputs, found)) else []
+
+
+def _is_inputs(value: Any) -> bool:
+    if isinstance(value, BaseData | Tensor):
+        return True
+    if isinstance(value, dict):
+        return bool(value) and any(isinstance(item, Tensor | dict) for item in value.values())
+    return isinstance(value, tuple) and any(isinstance(item, Tensor | dict) for item in value)
+
+
+def _words(value: Any) -> str:
+    return f"a {type(value).__name__}" + ("" if not isinstance(value, list | tuple | dict) or value else " of nothing")
