@@ -13,6 +13,7 @@ from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import ConfigError
 from dqconvert.quant import FakeQuantize
+from dqconvert.trace.note import note_of
 from dqconvert.trace.runtime import pinned
 
 
@@ -102,7 +103,7 @@ def _arguments(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[st
 
 
 def _takes_data(placeholder: torch.fx.Node) -> bool:
-    return any(user.target is getattr for user in placeholder.users)
+    return not note_of(placeholder).is_tensor and any(user.target is getattr for user in placeholder.users)
 
 
 def _wanted(module: nn.Module, name: str) -> bool:

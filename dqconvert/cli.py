@@ -33,7 +33,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 
 
@@ -85,6 +84,117 @@ def demo(
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
         show(result, stdout, report=not quiet)
+
+
+def _complete_qconfig(incomplete: str) -> list[str]:
+    from dqconvert.qconfig import presets
+
+    return [name for name in presets if name.startswith(incomplete)]
+
+
+# Options that several commands share.
+_Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PKG.MOD:NAME", help="What builds the float model, a class or function."),
+]
+_Kwargs = Annotated[str | None, typer.Option("--kwargs", metavar="JSON", help="Its arguments, as a JSON object.")]
+_QConfig = Annotated[
+    str,
+    typer.Option(
+        "--qconfig", metavar="NAME|FILE", help="A preset, or a .toml or .json file.", autocompletion=_complete_qconfig
+    ),
+]
+_Key = Annotated[str | None, typer.Option("--key", help="Where in the checkpoint the weights are, with dots.")]
+_TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Load pickled objects. This runs code that the file brings along.")
+]
+_Force = Annotated[bool, typer.Option("--force", "-f", help="Replace a file that exists.")]
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The float model's checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The prepared file to write.")],
+    model: _Model = None,
+    kwargs: _Kwargs = None,
+    qconfig: _QConfig = "int8-dq",
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: activation.bits=4")
+    ] = None,
+    rules: Annotated[
+        list[str] | None, typer.Option("--rule", metavar="MODULE[@ROLE]=SPEC", help="An exception: 'conv1.*=float'")
+    ] = None,
+    example: Annotated[
+        Path | None, typer.Option("--example", metavar="FILE", help="Inputs to trace on: a saved Data, tuple or dict.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", metavar="FILE|FOLDER", help="Inputs to set the ranges from.")
+    ] = None,
+    key: _Key = None,
+    trust_pickle: _TrustPickle = False,
+    force: _Force = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Convert a float checkpoint on disk to a prepared file: quantizers inserted, ready to train on.
+
+    CKPT is a state_dict saved by torch.save or as safetensors, a training checkpoint that holds one, or a pickled
+    module (with --trust-pickle; --model is then not needed). With --calibrate the result can be evaluated at once.
+
+    Example: dqconvert convert gin.pt --model torch_geometric.nn:GIN --kwargs '{"in_channels": 16, "hidden_channels":
+    32, "num_layers": 2, "out_channels": 4}' --qconfig int8-dq -o gin.dq
+    """
+    from dqconvert.commands.convert import Source
+    from dqconvert.commands.convert import convert as run
+
+    source = Source(checkpoint=checkpoint, factory=model, kwargs=kwargs, key=key, trust_pickle=trust_pickle)
+    run(
+        source,
+        out,
+        qconfig=qconfig,
+        sets=sets or (),
+        rules=rules or (),
+        example=example,
+        calibrate=calibrate,
+        force=force,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+@app.command()
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A prepared file, or a float checkpoint (with --model).")
+    ],
+    graph: Annotated[bool, typer.Option("--graph", help="The rewritten graph as a tree (the default).")] = False,
+    code: Annotated[bool, typer.Option("--code", help="The generated forward.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="What was inserted, and what stayed float.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Float graph and rewritten graph side by side.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the graph as a web page.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    model: _Model = None,
+    kwargs: _Kwargs = None,
+    qconfig: _QConfig = "int8-dq",
+    key: _Key = None,
+    trust_pickle: _TrustPickle = False,
+    force: _Force = False,
+) -> None:
+    """Show what is in a prepared file. Of a float checkpoint it shows what convert would make of it.
+
+    Nothing that a prepared file names is imported or run.
+
+    Example: dqconvert inspect gin.dq --report
+    """
+    chosen = [name for name, wanted in (("graph", graph), ("code", code), ("report", report), ("diff", diff)) if wanted]
+    if len(chosen) + (html is not None) + as_json > 1:
+        raise typer.BadParameter("choose one of --graph, --code, --report, --diff, --html and --json.")
+
+    from dqconvert.commands.convert import Source
+    from dqconvert.commands.inspect import inspect as run
+
+    source = Source(checkpoint=file, factory=model, kwargs=kwargs, key=key, trust_pickle=trust_pickle)
+    run(source, qconfig=qconfig, form=[*chosen, "graph"][0], html=html, force=force, as_json=as_json)
 
 
 def main() -> None:

@@ -9,8 +9,6 @@ from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch
-from torch_geometric.data.batch import DynamicInheritanceGetter
 from torch_geometric.data.data import BaseData, DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
 
@@ -18,12 +16,10 @@ from dqconvert.calibrate import calibrate
 from dqconvert.errors import CommandError, DQConvertError
 from dqconvert.weights.archive import load_archive
 
-_PYG = (
-    *(Batch, DynamicInheritanceGetter, BaseStorage, EdgeStorage, GlobalStorage, NodeStorage),
-    *(DataEdgeAttr, DataTensorAttr),
-)
+_PYG = (BaseStorage, EdgeStorage, GlobalStorage, NodeStorage, DataEdgeAttr, DataTensorAttr)
 """What saved data objects are made of, besides the classes that PyG itself declares safe to load."""
 
+_ADVICE = "save a Data, a list of them (batch.to_data_list()), or a tuple or dict of tensors (batch.to_dict()) instead"
 _ENDINGS = (".pt", ".pth", ".safetensors")
 
 
@@ -44,7 +40,7 @@ def read_inputs(path: str | os.PathLike[str]) -> Any:
             return safetensors.torch.load_file(path)
         except Exception as error:  # the library raises errors of many kinds for damaged files
             raise CommandError(f"{path}: cannot be read as safetensors: {error}") from error
-    return load_archive(path, classes=_PYG)
+    return load_archive(path, classes=_PYG, advice=_ADVICE)
 
 
 def read_example(path: str | os.PathLike[str]) -> Any:

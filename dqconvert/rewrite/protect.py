@@ -41,7 +41,7 @@ def given_probability(argument: Any, data: Any, key: str | None, spaces: int) ->
         argument: ``protect_prob`` as passed: ``None``, a tensor, or a dict by node type.
         data: The PyG data object that forward takes, or ``None``.
         key: The node type of the row space; ``None`` in a homogeneous graph.
-        spaces: How many row spaces of nodes the model has.
+        spaces: How many kinds of nodes the model's inputs have.
 
     Raises:
         ConfigError: If one tensor is given for several row spaces.
@@ -152,14 +152,21 @@ class Masks:
             ]
             rows = place.call("call_method", "size", (holder, dim))
             device = place.call("call_function", getattr, (holder, "device"))
-            key, spaces = _type_of(holder), len(self._spaces)
-            given = place.call("call_function", given_probability, (argument, data, key, spaces))
-            name = "protect" if spaces == 1 else f"protect_{self._spaces.index(space)}"
+            given = None
+            if is_input(holder):  # rows that the model makes have no probabilities that a caller could know
+                key = _type_of(holder)
+                given = place.call("call_function", given_probability, (argument, data, key, self._kinds()))
+            name = "protect" if len(self._spaces) == 1 else f"protect_{self._spaces.index(space)}"
             self.modules.setdefault(name, Protection(self.protect))
             arguments = (targets, rows, batch, given, device)
             return place.call("call_module", f"{self.prefix}.{name}", arguments, note_of(holder).source)
 
     # -- what a draw needs -----------------------------------------------------------------------------------------
+
+    def _kinds(self) -> int:
+        """How many kinds of nodes the caller knows of."""
+        holders = [self._first_value(space) for space in self._spaces]
+        return sum(holder is not None and is_input(holder[0]) for holder in holders)
 
     def _received(self, space: Size, holder: Node) -> list[tuple[Node, int]]:
         """The connectivities that reach these nodes, and the row that holds the receivers.

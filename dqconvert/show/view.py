@@ -17,7 +17,20 @@ from dqconvert.rewrite import PreparedModule
 
 # Nodes that check, measure and fetch: the arithmetic reads better without them.
 _BOOKKEEPING = {
-    *("size", "numel", "item", "getattr", "getitem", "guard", "pinned", "present", "same_keys", "by_mode", "min", "max"),
+    *(
+        "size",
+        "numel",
+        "item",
+        "getattr",
+        "getitem",
+        "guard",
+        "pinned",
+        "present",
+        "same_keys",
+        "by_mode",
+        "min",
+        "max",
+    ),
     *("given_probability", "gather_protected", "stage_output", "_set_grad_enabled"),
 }
 

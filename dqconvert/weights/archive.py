@@ -19,7 +19,13 @@ ZIP = b"PK\x03\x04"
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
-def load_archive(path: str | os.PathLike[str], *, trust: bool = False, classes: Sequence[Any] = ()) -> Any:
+ADVICE = "if you trust where it comes from, pass --trust-pickle; better, save model.state_dict() instead"
+"""What to do about a checkpoint that holds more than tensors."""
+
+
+def load_archive(
+    path: str | os.PathLike[str], *, trust: bool = False, classes: Sequence[Any] = (), advice: str = ADVICE
+) -> Any:
     """Reads a file that ``torch.save`` wrote; tensors come to the CPU.
 
     Every size in the file is checked before anything is allocated, and in newer files every checksum.
@@ -28,6 +34,7 @@ def load_archive(path: str | os.PathLike[str], *, trust: bool = False, classes: 
         path: The file.
         trust: Whether to run the code that the file names. Otherwise it may hold tensors and plain containers only.
         classes: Further classes that it may hold without trust.
+        advice: What the message says to do if it holds others.
 
     Raises:
         CheckpointError: If it is missing, damaged, something else, or holds what it may not.
@@ -47,7 +54,7 @@ def load_archive(path: str | os.PathLike[str], *, trust: bool = False, classes: 
     except Exception as error:  # torch documents no kinds of errors; with trust, the file's own code raises too
         if trust:
             raise CheckpointError(f"{path}: cannot be unpickled here: {type(error).__name__}: {error}.") from error
-        raise _refusal(path, found, classes) from error
+        raise _refusal(path, found, classes, advice) from error
 
 
 def read_start(path: str | os.PathLike[str], size: int = 16) -> bytes:
@@ -69,7 +76,7 @@ def _damaged(path: str | os.PathLike[str], why: str) -> CheckpointError:
     return CheckpointError(f"{path}: is truncated or damaged ({why}). Take another copy of it.")
 
 
-def _refusal(path: str | os.PathLike[str], found: Survey, classes: Sequence[Any]) -> CheckpointError:
+def _refusal(path: str | os.PathLike[str], found: Survey, classes: Sequence[Any], advice: str) -> CheckpointError:
     """Why torch did not load it: because of what it names, or because it is damaged."""
     safe = {f"{kind.__module__}.{kind.__qualname__}" for kind in [*classes, *torch.serialization.get_safe_globals()]}
     others = sorted(name for name in found.names - safe if not _is_plain(name))
@@ -78,8 +85,7 @@ def _refusal(path: str | os.PathLike[str], found: Survey, classes: Sequence[Any]
     named = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
     return CheckpointError(
         f"{path}: holds pickled Python objects ({named}), and loading those runs code from the file, which can do "
-        f"anything that you can: if you trust where it comes from, pass --trust-pickle; better, save "
-        f"model.state_dict() instead."
+        f"anything that you can: {advice}."
     )
 
 

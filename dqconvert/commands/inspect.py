@@ -1,0 +1,110 @@
+"""``dqconvert inspect``: what is in a prepared file, in several forms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.text import Text
+
+from dqconvert.checkpoint.container import is_prepared
+from dqconvert.commands.convert import Source, float_model
+from dqconvert.errors import CheckpointError
+from dqconvert.files import check_target, write_file
+from dqconvert.prepare import prepare
+from dqconvert.qconfig import as_qconfig
+from dqconvert.show.code import code_of
+from dqconvert.show.diff import diff_rows
+from dqconvert.show.page import page_of
+from dqconvert.show.tree import LEFT, tree_lines
+from dqconvert.show.view import View, view_file, view_module
+
+_WIDTH = 80
+_HALF = 36
+
+
+def inspect(
+    source: Source,
+    *,
+    qconfig: str = "int8-dq",
+    form: str = "graph",
+    html: Path | None = None,
+    force: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Shows a prepared file, or what ``convert`` would make of a float checkpoint.
+
+    Args:
+        source: The file, and for a float checkpoint what builds its model.
+        qconfig: For a float checkpoint, what to prepare it with.
+        form: ``graph``, ``code``, ``report`` or ``diff``.
+        html: Where to write the page instead.
+        force: Replace a page that exists.
+        as_json: Print everything as JSON instead.
+
+    Raises:
+        DQConvertError: Of one kind or another, if anything is wrong.
+    """
+    if html is not None:
+        check_target(html, overwrite=force)
+    view = _view(source, qconfig)
+    if html is not None:
+        write_file(html, [page_of(view).encode()])
+        typer.echo(f"{html}: open it in a browser")
+    elif as_json:
+        typer.echo(json.dumps(view.to_dict(), indent=2))
+    else:
+        console = Console(highlight=False, soft_wrap=False)
+        console = console if console.is_terminal else Console(highlight=False, width=_WIDTH, no_color=True)
+        _FORMS[form](view, console)
+
+
+def _view(source: Source, qconfig: str) -> View:
+    if is_prepared(source.checkpoint):
+        return view_file(source.checkpoint)
+    if source.factory is None and not source.trust_pickle:
+        raise CheckpointError(
+            f"{source.checkpoint}: is not a file that dqconvert wrote, or is damaged. If it is a float checkpoint, say "
+            f"what builds its model, with --model pkg.mod:name."
+        )
+    model, _ = float_model(source)
+    return view_module(prepare(model, as_qconfig(qconfig)).module)
+
+
+def _graph(view: View, console: Console) -> None:
+    lines = tree_lines(view)
+    for number, line in enumerate(lines):
+        left = Text(f"{line.left:<{LEFT}}" if line.right else line.left, style="bold" if number == 0 else "")
+        console.print(left.append(line.right, style="green"), soft_wrap=True)
+
+
+def _code(view: View, console: Console) -> None:
+    if console.is_terminal:
+        console.print(Syntax(code_of(view), "python", background_color="default"))
+    else:
+        typer.echo(code_of(view))
+
+
+def _report(view: View, console: Console) -> None:
+    console.print(view.report)
+
+
+def _diff(view: View, console: Console) -> None:
+    console.print(Text(f"{'float':<{_HALF}} | rewritten", style="bold"), soft_wrap=True)
+    for row in diff_rows(view):
+        left = row.left if len(row.left) <= _HALF else f"…{row.left[1 - _HALF :]}"
+        text = Text(f"{left:<{_HALF}} | ").append(row.right, style="green" if row.inserted else "")
+        text.rstrip()
+        console.print(text, soft_wrap=True)
+
+
+_FORMS: Mapping[str, Callable[[View, Console], None]] = {
+    "graph": _graph,
+    "code": _code,
+    "report": _report,
+    "diff": _diff,
+}
