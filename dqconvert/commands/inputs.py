@@ -19,7 +19,7 @@ from dqconvert.weights.archive import load_archive
 _PYG = (BaseStorage, EdgeStorage, GlobalStorage, NodeStorage, DataEdgeAttr, DataTensorAttr)
 """What saved data objects are made of, besides the classes that PyG itself declares safe to load."""
 
-_ADVICE = "save a Data, a list of them (batch.to_data_list()), or a tuple or dict of tensors (batch.to_dict()) instead"
+_ADVICE = "save a Data, a list of them (batch.to_data_list()), or a tuple or dict of forward's arguments instead"
 _ENDINGS = (".pt", ".pth", ".safetensors")
 
 

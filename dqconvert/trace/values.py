@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import torch
 from torch.fx import Node
 
 from dqconvert.trace.runtime import COMPARISONS
-
-if TYPE_CHECKING:
-    from dqconvert.trace.recorder import Recorder
 
 
 class Untraceable(Exception):  # noqa: N818  (a signal between the recorder and its driver, not a user's error)
@@ -36,6 +34,18 @@ class Untraceable(Exception):  # noqa: N818  (a signal between the recorder and 
         self.source = source
 
 
+class Recording(Protocol):
+    """Where traced numbers have their arithmetic written down."""
+
+    recording: bool
+
+    def number(self, value: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """The result of arithmetic, as a traced number."""
+
+    def guard(self, left: Any, symbol: str, right: Any) -> bool:
+        """The outcome of a comparison, which is repeated whenever the graph runs."""
+
+
 class Traced:
     """Mixin of the numbers below.
 
@@ -46,7 +56,7 @@ class Traced:
     """
 
     node: Node
-    recorder: Recorder
+    recorder: Recording
     from_values: bool
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -117,6 +127,23 @@ def plain(value: Any) -> Any:
         return int.__int__(value)
     if isinstance(value, TracedFloat):
         return float.__float__(value)
+    return value
+
+
+def plain_arguments(value: Any) -> Any:
+    """Arguments as the called code wants them: traced numbers as plain ones."""
+    if isinstance(value, Traced):
+        return plain(value)
+    if isinstance(value, torch.Size):
+        return torch.Size(plain(item) for item in value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(plain_arguments(item) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(plain_arguments(item) for item in value)
+    if isinstance(value, dict):
+        return {key: plain_arguments(item) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(plain_arguments(value.start), plain_arguments(value.stop), plain_arguments(value.step))
     return value
 
 

@@ -1,0 +1,194 @@
+"""What recording changes while a forward runs: calls of modules, of PyG's functions, and the stages of layers.
+
+Torch calls are seen without this. Calls of modules and of Python functions are not, so they are replaced for the time
+of the recording by ones that tell.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch_geometric.nn.aggr import Aggregation
+from torch_geometric.nn.conv import MessagePassing
+
+from dqconvert.trace import leaves
+from dqconvert.trace.note import Stage, describe
+from dqconvert.trace.patching import namespaces, patched, replacements
+from dqconvert.trace.recorder import Recorder
+from dqconvert.trace.runtime import check_sorted, stage_output
+from dqconvert.trace.values import KeptFloat, plain_arguments
+from dqconvert.trace.writer import Writer
+
+
+class Interception:
+    """Has one forward of a model recorded.
+
+    Args:
+        writer: Takes the nodes. Its model, a copy to throw away, gets bracketed methods.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Records what runs inside."""
+        functions = {id(fn): self._wrap_function(fn) for fn in leaves.leaf_functions()}
+        for layer in leaves.message_passing_layers(self.writer.root):
+            self._bracket(layer)
+        for module in self.writer.root.modules():
+            for name, value in list(vars(module).items()):
+                if type(value) is float:
+                    setattr_plain(module, name, KeptFloat(value))
+        changes = [
+            *replacements(namespaces(self.writer.root), functions),
+            (nn.Module, "__call__", self._module_call(nn.Module.__call__)),
+            (Aggregation, "__call__", self._module_call(Aggregation.__call__)),
+            (Function, "apply", self._autograd_function(Function.__dict__["apply"])),
+            (Aggregation, "assert_sorted_index", lambda _, index: self._check_sorted(index)),
+            *((vars(module), "use_segment_matmul_heuristic", self._unwatched(fn)) for module, fn in leaves.HEURISTICS),
+        ]
+        with patched(changes), Recorder(self.writer):
+            self.writer.recording = True
+            try:
+                yield
+            finally:
+                self.writer.recording = False
+
+    def call_root(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls the method that is being recorded, inside :meth:`active`."""
+        return self._call_module(self.writer.root, "", method, args, kwargs)
+
+    def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        writer, module_call = self.writer, nn.Module.__call__
+
+        @functools.wraps(original)
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            path = writer.modules.get(id(module))
+            # An Aggregation's own __call__ comes first and calls nn.Module's, which then is not a call of its own.
+            inner = original is module_call and isinstance(module, Aggregation)
+            if not writer.recording or path is None or inner:
+                return original(module, *args, **kwargs)
+            return self._call_module(module, path, functools.partial(original, module), args, kwargs)
+
+        return call
+
+    def _call_module(self, module: nn.Module, path: str, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if path and (path in self.writer.kept or leaves.is_leaf_module(module)):
+            with self.writer.inside(path, module):
+                with self.writer.paused():
+                    result = run(*plain_arguments(args), **plain_arguments(kwargs))
+                return self.writer.bind(result, self.writer.node("call_module", path, args, kwargs))
+        with self.writer.inside(path, module):
+            result = run(*args, **kwargs)
+            return self._mark(result, Stage.LAYER) if isinstance(module, MessagePassing) else result
+
+    def _autograd_function(self, original: Any) -> Any:
+        writer = self.writer
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if writer.recording and writer.touches(args, kwargs):
+                writer.fail(
+                    f"calls the autograd function {cls.__name__}, whose backward a graph of its parts would lose"
+                )
+            return original.__func__(cls, *args, **kwargs)
+
+        return classmethod(apply)
+
+    def _wrap_function(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not self.writer.recording or not self.writer.touches(args, kwargs):
+                return function(*args, **kwargs)
+            if not self.writer.representable((args, kwargs)):
+                return function(*args, **kwargs)
+            with self.writer.paused():
+                result = function(*plain_arguments(args), **plain_arguments(kwargs))
+            if isinstance(result, bool | str | None):
+                return result
+            return self.writer.bind(result, self.writer.node("call_function", function, args, kwargs))
+
+        return call
+
+    def _unwatched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Runs a function that chooses between equal computations, whose choice the graph may hold."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.writer.paused():
+                return function(*plain_arguments(args), **plain_arguments(kwargs))
+
+        return call
+
+    def _check_sorted(self, index: Tensor | None) -> None:
+        if index is not None:
+            self.writer.node("call_function", check_sorted, (index,), {})
+
+    def _bracket(self, layer: MessagePassing) -> None:
+        """Makes the layer say which part of it is running. The methods are set on the instance, which is a copy."""
+        layer.fuse = False  # messages must be visible, also over a sparse adjacency
+        for name in leaves.STAGE_METHODS:
+            setattr_plain(layer, name, self._stage_method(getattr(layer, name), Stage(name)))
+        for name in ("propagate", "edge_updater"):
+            setattr_plain(layer, name, self._over_edges(getattr(layer, name)))
+
+    def _stage_method(self, method: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not self.writer.recording:
+                return method(*args, **kwargs)
+            self.writer.stage.append(stage)
+            try:
+                return self._mark(method(*args, **kwargs), stage)
+            finally:
+                self.writer.stage.pop()
+
+        return run
+
+    def _over_edges(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        layer: Any = getattr(method, "__self__", None)
+
+        @functools.wraps(method)
+        def run(edge_index: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.writer.recording:
+                return method(edge_index, *args, **kwargs)
+            self.writer.edge_index.append((edge_index, 0 if layer is None or layer.flow == "source_to_target" else 1))
+            self.writer.propagation.append(self.writer.propagations)
+            self.writer.propagations += 1
+            try:
+                return method(edge_index, *args, **kwargs)
+            finally:
+                self.writer.edge_index.pop()
+                self.writer.propagation.pop()
+
+        return run
+
+    def _mark(self, result: Any, stage: Stage) -> Any:
+        """A node of its own for what a stage returns, also where it returns its input."""
+        if isinstance(result, Tensor):
+            if not result.is_floating_point() or not self.writer.representable(result):
+                return result
+            edges: tuple[Any, ...] = ()
+            if stage in (Stage.MESSAGE, Stage.EDGE_UPDATE) and self.writer.edge_index:
+                edges = self.writer.edge_index[-1]
+            node = self.writer.node("call_function", stage_output, (result, stage.value, *edges), {})
+            with self.writer.paused():
+                alias = torch.ops.aten.alias.default(result)
+            return self.writer.bind(alias, describe(node, stage=stage))
+        if isinstance(result, tuple) and stage is Stage.LAYER:  # (out, attention weights): the layer's output is first
+            return type(result)((self._mark(result[0], stage), *result[1:])) if result else result
+        if isinstance(result, tuple | list):
+            return type(result)(self._mark(item, stage) for item in result)
+        if isinstance(result, dict) and stage is Stage.LAYER:
+            return {key: self._mark(item, stage) for key, item in result.items()}
+        return result
+
+
+def setattr_plain(module: nn.Module, name: str, value: Any) -> None:
+    """Sets an attribute on the instance alone, past ``nn.Module.__setattr__``."""
+    module.__dict__[name] = value

@@ -1,0 +1,317 @@
+"""The graph that a recording writes: nodes with their notes, and which node made which tensor."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch_geometric.nn.conv import MessagePassing
+
+from dqconvert.trace.note import Note, Stage, annotate, note_of
+from dqconvert.trace.ops import OPERATORS
+from dqconvert.trace.runtime import COMPARISONS, guard
+from dqconvert.trace.values import KeptFloat, Traced, TracedFloat, TracedInt, Untraceable, plain
+
+
+class Writer:
+    """Writes one forward of ``root`` into ``graph``.
+
+    Args:
+        root: The model.
+        kept: Paths of modules to keep whole because an earlier attempt could not look inside.
+        values: Where to keep a copy of every node's tensor by the node's name; ``None`` keeps none.
+
+    Attributes:
+        graph: The graph so far.
+        recording: Whether calls are being written down right now.
+        where: The modules that are running, innermost last: path, and which call of it.
+        stage: The stages of message passing that are running, innermost last.
+        edge_index: What the running propagate calls pass messages over, and the row that sends.
+        modules: Paths of the registered modules by ``id``.
+        origin: For a device or dtype that was read off a tensor, the node that reads it.
+    """
+
+    def __init__(
+        self, root: nn.Module, kept: frozenset[str] = frozenset(), values: dict[str, Tensor] | None = None
+    ) -> None:
+        self.values = values
+        self.root = root
+        self.kept = kept
+        self.graph = Graph()
+        self.recording = False
+        self._nodes: dict[int, tuple[weakref.ref[Tensor], Node]] = {}
+        self.modules = {id(module): path for path, module in root.named_modules()}
+        self._attributes: dict[int, str] = {}
+        for path, module in root.named_modules():
+            for name, value in [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]:
+                if isinstance(value, Tensor):
+                    self._attributes.setdefault(id(value), f"{path}.{name}" if path else name)
+        self._get_attr: dict[str, Node] = {}
+        self._sizes: dict[tuple[Node, int], Node] = {}
+        self._guards: set[tuple[Any, ...]] = set()
+        self.where: list[tuple[str, int]] = [("", 0)]
+        self.calls: dict[str, int] = {}
+        self.stage: list[Stage] = [Stage.NONE]
+        self.edge_index: list[tuple[Any, int]] = []
+        self.propagation: list[int] = [-1]
+        self.propagations = 0
+        self.origin: dict[Any, Node] = {}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Runs what is inside as if nobody watched."""
+        before, self.recording = self.recording, False
+        try:
+            yield
+        finally:
+            self.recording = before
+
+    def fail(self, reason: str) -> NoReturn:
+        """Gives up on the innermost module."""
+        raise Untraceable(self.where[-1][0], reason, self.source())
+
+    def source(self) -> str:
+        """File and line of the innermost code that is neither torch's nor ours."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if not name.startswith(_INTERNAL) and not _GENERATED.search(name):
+                break
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        parts = frame.f_code.co_filename.replace("\\", "/").split("/site-packages/")[-1].split("/")
+        return "/".join(parts if parts[0] == "torch_geometric" else parts[-2:]) + f":{frame.f_lineno}"
+
+    @contextmanager
+    def inside(self, path: str, module: nn.Module) -> Iterator[None]:
+        """Nodes recorded inside belong to the module at ``path``."""
+        call = self.calls.get(path, 0)
+        self.calls[path] = call + 1
+        self.where.append((path, call))
+        self.stage.append(Stage.NONE if isinstance(module, MessagePassing) else self.stage[-1])
+        try:
+            yield
+        finally:
+            self.stage.pop()
+            self.where.pop()
+
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
+    def number(self, value: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """The result of arithmetic on traced numbers, with a node of its own."""
+        from_values = any(isinstance(arg, Traced) and arg.from_values for arg in args)
+        return self.traced(value, self.node("call_function", function, args, {}), from_values)
+
+    def guard(self, left: Any, symbol: str, right: Any) -> bool:
+        """The outcome of comparing traced numbers; the comparison is repeated whenever the graph runs."""
+        outcome = COMPARISONS[symbol](plain(left), plain(right))
+        if isinstance(left, Traced) and isinstance(right, Traced) and left.node is right.node:
+            return outcome
+        # Numbers found equal were compared to see that inputs fit together: that check can be repeated.
+        fits = outcome is (symbol in ("==", "<=", ">=")) and plain(left) == plain(right)
+        if not fits and any(isinstance(side, Traced) and side.from_values for side in (left, right)):
+            self.fail(f"branches on a number read out of a tensor ({plain(left)} {symbol} {plain(right)})")
+        sides = tuple(side.node if isinstance(side, Traced) else side for side in (left, right))
+        if (*sides, symbol) not in self._guards:
+            self._guards.add((*sides, symbol))
+            self.node("call_function", guard, (left, symbol, right, outcome, self.source()), {})
+        return outcome
+
+    def traced(self, value: Any, node: Node, from_values: bool = False) -> Any:
+        """A number that remembers its node; other values as they are."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        number: Any = TracedInt(value) if isinstance(value, int) else TracedFloat(value)
+        number.node, number.recorder, number.from_values = node, self, from_values
+        return number
+
+    def shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """A tensor's shape as plain integers."""
+        with self.paused():
+            return tuple(tensor.size())
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = ()) -> Node:
+        """A graph input; ``default`` holds its default value, if it has one."""
+        node = self.graph.create_node("placeholder", name, default)
+        return annotate(node, self.note(value, source=f"argument {name!r}"))
+
+    def bind_input(self, value: Any, node: Node) -> Any:
+        """Connects an input's value (a tensor or a number) with the node that reads it.
+
+        A tensor that already serves as another input is aliased: each argument has a node of its own.
+        """
+        if isinstance(value, Tensor) and self.node_of(value) is not None:
+            value = torch.ops.aten.alias.default(value)
+        return self.bind(value, node)
+
+    def input_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any, source: str) -> Node:
+        """A node that takes one part out of an input (``data.x``, ``x_dict["paper"]``)."""
+        node = self.graph.create_node("call_function", function, args)
+        return annotate(node, self.note(value, source=source))
+
+    def check_input(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """A check of an input that is repeated whenever the graph runs."""
+        annotate(self.graph.create_node("call_function", function, args), Note())
+
+    def output(self, value: Any) -> None:
+        """Ends the graph."""
+        annotate(self.graph.output(self.argument(value)), Note())
+
+    def note(self, value: Any, source: str | None = None) -> Note:
+        """What is known of a node that is made now and holds ``value``."""
+        path, call = self.where[-1]
+        note = Note(
+            module=path,
+            call=call,
+            stage=self.stage[-1],
+            propagation=self.propagation[-1],
+            source=source or self.source(),
+        )
+        if isinstance(value, Tensor):
+            return _with_value(note, self.shape(value), value)
+        return note
+
+    def node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+        """A node for a call that happens now."""
+        fx_args = tuple(self.argument(arg) for arg in args)
+        fx_kwargs = {key: self.argument(value) for key, value in kwargs.items()}
+        return annotate(self.graph.create_node(op, target, fx_args, fx_kwargs), self.note(None))
+
+    def bind(self, result: Any, node: Node) -> Any:
+        """Connects a result with its node and returns it, numbers as traced numbers."""
+        if isinstance(result, Tensor):
+            annotate(node, _with_value(note_of(node), self.shape(result), result))
+            self._nodes[id(result)] = (weakref.ref(result), node)
+            if self.values is not None:
+                with self.paused():
+                    self.values[node.name] = result.detach().clone()
+            return result
+        if isinstance(result, tuple | list):
+            items = [self._bind_item(item, node, index) for index, item in enumerate(result)]
+            if not any(isinstance(item, Traced) for item in items):
+                return result
+            return type(result)(*items) if hasattr(result, "_fields") else type(result)(items)
+        if isinstance(result, dict):
+            return {key: self._bind_item(item, node, key) for key, item in result.items()}
+        if isinstance(result, int | float) and not isinstance(result, bool):
+            return self.traced(result, node)
+        if result is None or isinstance(result, bool | str):
+            return result
+        self.fail(f"calls {node.target}, which returns a {type(result).__name__}")
+
+    def _bind_item(self, item: Any, node: Node, key: Any) -> Any:
+        if item is None or isinstance(item, bool | str):
+            return item
+        part = OPERATORS["__getitem__"][0]
+        return self.bind(item, annotate(self.graph.create_node("call_function", part, (node, key)), self.note(None)))
+
+    def node_of(self, tensor: Tensor) -> Node | None:
+        """The node that made a tensor; ``None`` if no recorded call did."""
+        entry = self._nodes.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def argument(self, value: Any) -> Any:
+        """A recorded call's argument in the graph's terms."""
+        if isinstance(value, Tensor):
+            return self._tensor_argument(value)
+        if isinstance(value, Traced):
+            return value.node
+        if isinstance(value, KeptFloat):
+            return float(value)
+        if isinstance(value, torch.device | torch.dtype):
+            return self.origin.get(value, value)
+        if value is None or isinstance(value, _CONSTANTS):
+            return value
+        if isinstance(value, torch.Size):
+            return tuple(self.argument(item) for item in value)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(self.argument(item) for item in value))
+        if isinstance(value, tuple | list):
+            return type(value)(self.argument(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self.argument(item) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self.argument(item) for item in (value.start, value.stop, value.step)))
+        self.fail(f"passes a {type(value).__name__} to a recorded call")
+
+    def _tensor_argument(self, tensor: Tensor) -> Node:
+        node = self.node_of(tensor)
+        if node is not None:
+            return node
+        path = self._attributes.get(id(tensor))
+        if path is None:
+            self.fail(
+                f"uses a tensor of shape {list(self.shape(tensor))} that no recorded call made "
+                f"(a global, or made by code that torch does not see): register it as a buffer"
+            )
+        if path not in self._get_attr:
+            node = self.graph.create_node("get_attr", path)
+            owner = path.rpartition(".")[0]
+            note = Note(module=owner, source=self.source())
+            self._get_attr[path] = annotate(node, _with_value(note, self.shape(tensor), tensor))
+        return self._get_attr[path]
+
+    def touches(self, args: Any, kwargs: Any) -> bool:
+        """Whether a call has to do with the model at all."""
+        return any(isinstance(value, Tensor | Traced) for value in _leaves((args, kwargs)))
+
+    def representable(self, value: Any) -> bool:
+        """Whether a value can be an argument in the graph."""
+        return all(
+            item is None
+            or isinstance(item, (Traced, torch.device, torch.dtype, *_CONSTANTS))
+            or (isinstance(item, Tensor) and (self.node_of(item) is not None or id(item) in self._attributes))
+            for item in _leaves(value)
+        )
+
+
+_INTERNAL = (
+    torch.__path__[0] + os.sep,
+    os.path.dirname(__file__) + os.sep,
+    sys.modules[MessagePassing.__module__].__file__ or "",
+    "<",
+    contextmanager.__code__.co_filename,
+    functools.__file__,
+)
+# PyG writes each layer's propagate to a temporary file; the line that calls it says more.
+_GENERATED = re.compile(r"_(propagate|edge_updater)_\w+\.py$")
+_CONSTANTS = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    type(...),
+    torch.layout,
+    torch.memory_format,
+)
+
+
+def _with_value(note: Note, shape: tuple[int, ...], value: Tensor) -> Note:
+    return replace(note, sizes=(shape,), dtype=value.dtype, sparse=value.layout != torch.strided)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, slice):
+        yield from _leaves((value.start, value.stop, value.step))
+    else:
+        yield value
