@@ -11,14 +11,14 @@ import textwrap
 
 import pytest
 import torch
-import zoo
-from mutations import mutations
 from torch import nn
 from torch_geometric.nn import GCN, GIN, GCNConv, SAGEConv
 
 import dqconvert
+import zoo
 from dqconvert import CheckpointError, QConfig, QSpec, Rule
 from dqconvert.checkpoint import container
+from mutations import mutations
 
 ROUND_TRIPS = [
     *("GCN", "GAT_attr", "PNA", "GIN_jk_lstm", "ChebConv", "NNConv", "EdgeConv", "WeightedGCN"),
@@ -328,7 +328,10 @@ def hostile(key, value, op="call_function"):
         (hostile("op", "exec"), "unknown kind 'exec'"),
         (lambda d: d["graphs"].update(train=[]), "has no output"),
         (lambda d: d["graphs"].pop("train"), "is malformed"),
-        (lambda d: d["protections"][0].update(path="convs.0.aggr_module.a"), "where the model has something of its own"),
+        (
+            lambda d: d["protections"][0].update(path="convs.0.aggr_module.a"),
+            "where the model has something of its own",
+        ),
         (lambda d: d["quantizers"][0]["spec"].update(bits=99), "bits=99"),
         (lambda d: d["state"]["aliases"].update(a="b"), "is malformed"),
         (lambda d: d["state"].update(beside=["convs.0.lin.weight"]), "missing in the file"),
@@ -352,13 +355,17 @@ def test_attributes_with_two_underscores_are_not_read(gcn):
         node.update(target="builtins.getattr", args=[{"node": "x"}, "__class__"], kwargs={})
 
     rewritten(path, change)
-    with pytest.raises(CheckpointError, match="reads the attribute .*__class__.*, which is not allowed"):
+    with pytest.raises(CheckpointError, match=r"reads the attribute .*__class__.*, which is not allowed"):
         dqconvert.load(path, model)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "there is no such file"), (b"", "is not a file that dqconvert wrote"), (b"hello" * 99, "is not a file that")],
+    [
+        (None, "there is no such file"),
+        (b"", "is not a file that dqconvert wrote"),
+        (b"hello" * 99, "is not a file that"),
+    ],
 )
 def test_files_that_are_not_ours(tmp_path, content, message):
     path = tmp_path / "a.dq"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -178,7 +179,7 @@ def test_a_config_file_with_overrides():
 
 def test_force_replaces_and_the_old_file_survives_a_failure(monkeypatch):
     converted()
-    before = (open("out.dq", "rb")).read()
+    before = Path("out.dq").read_bytes()
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -190,7 +191,7 @@ def test_force_replaces_and_the_old_file_survives_a_failure(monkeypatch):
         "dqconvert: out.dq: cannot be written: No space left on device; the file that was there is as before."
     )
     converted("--force", "--qconfig", "int4-dq")
-    assert open("out.dq", "rb").read() != before
+    assert Path("out.dq").read_bytes() != before
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ def test_checkpoint_mistakes():
     with open("text.pt", "w") as file:
         file.write("not a checkpoint")
     assert "is not a checkpoint" in refused(checkpoint="text.pt")
-    data = open("gin.pt", "rb").read()
+    data = Path("gin.pt").read_bytes()
     with open("half.pt", "wb") as file:
         file.write(data[: len(data) // 2])
     assert "is truncated or damaged" in refused(checkpoint="half.pt")

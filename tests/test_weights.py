@@ -9,12 +9,12 @@ import zipfile
 import pytest
 import safetensors.torch
 import torch
-from mutations import mutations
 from torch import nn
 from torch_geometric.nn import GCN
 
 from dqconvert import CheckpointError
 from dqconvert.weights import fill, read_weights
+from mutations import mutations
 
 
 def model(hidden=8, layers=2, seed=0):
@@ -178,7 +178,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
             read_weights(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    with pytest.raises(CheckpointError, match="is a zip archive, but not one that torch.save wrote"):
+    with pytest.raises(CheckpointError, match=r"is a zip archive, but not one that torch\.save wrote"):
         read_weights(path)
 
 
@@ -253,11 +253,10 @@ def test_damaged_files_are_refused_or_still_load(form, tmp_path):
         path.write_bytes(damaged)
         try:
             state, _, _ = load(path)
-        except CheckpointError as error:
-            assert str(error)
-        else:
-            assert {name: value.shape for name, value in state.items()} == {n: v.shape for n, v in STATE.items()}
-            assert all(value.isfinite().all() for value in state.values())
-            loaded += 1
+        except CheckpointError:
+            continue
+        assert {name: value.shape for name, value in state.items()} == {n: v.shape for n, v in STATE.items()}
+        assert all(value.isfinite().all() for value in state.values())
+        loaded += 1
     assert loaded < 150  # bits flipped in tensors that carry no checksum
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB

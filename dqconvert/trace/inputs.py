@@ -59,8 +59,9 @@ def signature_of(model: nn.Module, method: str) -> inspect.Signature:
 def bind(model: nn.Module, method: str, example: Any) -> Inputs:
     """Binds ``example_inputs`` as users pass them: a tuple, a dict, a single tensor, or a PyG data object."""
     signature = signature_of(model, method)
-    if isinstance(example, dict) and not set(example) <= set(signature.parameters):
-        example = (example,)
+    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    if isinstance(example, dict) and not any_name and not set(example) <= set(signature.parameters):
+        example = (example,)  # one argument that is a dict, such as x_dict
     try:
         if isinstance(example, dict):
             bound = signature.bind(**example)

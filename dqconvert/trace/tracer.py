@@ -14,21 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch_geometric import EdgeIndex
-from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
-from dqconvert.trace.adjacency import is_sparse, plain_connectivity
+from dqconvert.trace.adjacency import is_sparse
 from dqconvert.trace.grow import drop_edges, enlarge
-from dqconvert.trace.inputs import Inputs, bind, shallow
-from dqconvert.trace.interception import Interception
+from dqconvert.trace.inputs import Inputs, bind
 from dqconvert.trace.make_inputs import make_inputs
 from dqconvert.trace.merge import add_sizes, merge_modes, remove_unused, same_graph, same_structure
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
-from dqconvert.trace.runtime import guard, pinned, present, same_keys
+from dqconvert.trace.record import record
+from dqconvert.trace.runtime import guard
 from dqconvert.trace.values import Untraceable
-from dqconvert.trace.writer import Writer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +78,11 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
     with preserved_random_state():
         root = _copy(model)
         inputs, second = _inputs(root, example_inputs, method)
-        remarks: list[str] = []
-        if _unfuse(root, inputs):
-            remarks.append("messages over a sparse adjacency or EdgeIndex are computed one by one, to be quantized")
-        train, evaluate, islands = _record_modes(root, inputs, method, strict)
-        if second is None:
-            remarks.append("no second input of other sizes could be derived: checked on the example inputs alone")
-        else:
-            second = _add_second_sizes(root, second, method, (train, evaluate), islands, remarks)
+        unfused = _unfuse(root, inputs)
+        recorded = _record_all(root, inputs, second, method, strict)
+        if unfused:
+            recorded.remarks.append("messages over a sparse adjacency are computed one by one, to be quantized")
+        train, evaluate, islands = recorded.train, recorded.evaluate, recorded.islands
         eval_graph: Graph | None = evaluate
         if same_structure(train, evaluate) is None:
             merge_modes(train, evaluate)
@@ -97,9 +92,11 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
         for graph in (train, evaluate):
             remove_unused(graph)
         traced.recompile()
-        _verify(root, traced, [inputs] if second is None else [inputs, second], method, frozenset(islands))
+        _verify(
+            root, traced, [inputs] if recorded.second is None else [inputs, recorded.second], method, frozenset(islands)
+        )
         _restore_modes(model, traced)
-    return Trace(module=traced, islands=tuple(islands.values()), remarks=tuple(remarks))
+    return Trace(module=traced, islands=tuple(islands.values()), remarks=tuple(recorded.remarks))
 
 
 @contextmanager
@@ -187,13 +184,31 @@ def _summary(inputs: Inputs) -> str:
 # -- recording ---------------------------------------------------------------------------------------------------
 
 
-def _record_modes(root: nn.Module, inputs: Inputs, method: str, strict: bool) -> tuple[Graph, Graph, dict[str, Island]]:
-    """Records both modes; what cannot be recorded in either stays whole in both."""
+@dataclass
+class _Recorded:
+    """What the recordings of a model gave.
+
+    Attributes:
+        train: The graph of a training forward; its notes know both sizes if there was a second input.
+        evaluate: The graph of an evaluation forward.
+        islands: Modules kept whole.
+        second: The second input, if the graphs hold for it.
+        remarks: What could not be checked.
+    """
+
+    train: Graph
+    evaluate: Graph
+    islands: dict[str, Island]
+    second: Inputs | None
+    remarks: list[str] = field(default_factory=list)
+
+
+def _record_all(root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, strict: bool) -> _Recorded:
+    """Records both modes on both inputs; a module that cannot be recorded in one of the four stays whole in all."""
     islands: dict[str, Island] = {}
     while True:
         try:
-            train = record(root, inputs, method, True, frozenset(islands))
-            return train, record(root, inputs, method, False, frozenset(islands)), islands
+            return _record_four(root, inputs, second, method, islands)
         except Untraceable as failure:
             path = failure.module
             while path in islands and path:
@@ -208,137 +223,61 @@ def _record_modes(root: nn.Module, inputs: Inputs, method: str, strict: bool) ->
             islands[path] = Island(module=path, reason=failure.reason, source=failure.source)
 
 
-def _drop_children(islands: dict[str, Island], path: str) -> None:
-    for inner in [name for name in islands if name.startswith(f"{path}.")]:
-        del islands[inner]
-
-
-def record(
-    root: nn.Module,
-    inputs: Inputs,
-    method: str,
-    training: bool,
-    kept: frozenset[str],
-    values: dict[str, Tensor] | None = None,
-) -> Graph:
-    """Records one forward of a copy of ``root``; ``values`` collects every node's value by the node's name.
-
-    Raises:
-        Untraceable: If a module does what a graph cannot hold.
-    """
-    model = copy.deepcopy(root).train(training)
-    writer = Writer(model, kept, values)
-    torch.manual_seed(verify.SEED)
-    arguments = {name: _bind_argument(writer, inputs, name) for name in inputs.signature.parameters}
-    _pin(writer, inputs)
-    args, kwargs = Inputs(inputs.signature, arguments, frozenset(arguments)).bound_call()
-    interception = Interception(writer)
-    with torch.enable_grad(), interception.active():
-        writer.output(interception.call_root(getattr(model, method), args, kwargs))
-    return writer.graph
-
-
-def _bind_argument(writer: Writer, inputs: Inputs, name: str) -> Any:
-    """Makes an argument's placeholder and connects the tensors and numbers in it with the graph."""
-    parameter = inputs.signature.parameters[name]
-    value = shallow(inputs.arguments[name])
-    stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
-    default = () if parameter.default is parameter.empty else (parameter.default,)
-    node = writer.placeholder(stars + name, value, default)
-    if name not in inputs.given and not isinstance(value, int | float):
-        return value
-    return _bind_parts(writer, value, node, name)
-
-
-def _bind_parts(writer: Writer, value: Any, node: Node, name: str) -> Any:
-    plain = plain_connectivity(value)
-    if plain is not value:
-        node = writer.input_node(plain_connectivity, (node,), plain, f"argument {name}")
-        value = plain
-    if isinstance(value, Tensor) or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return writer.bind_input(value, node)
-    if isinstance(value, BaseData):
-        return _bind_data(writer, value, node, name)
-    if isinstance(value, dict):
-        if value:
-            writer.check_input(same_keys, (node, tuple(value), name))
-        return {key: _bind_item(writer, item, node, key, f"{name}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_bind_item(writer, item, node, index, f"{name}[{index}]") for index, item in enumerate(value)]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-def _bind_item(writer: Writer, item: Any, node: Node, key: Any, name: str) -> Any:
-    if item is None or isinstance(item, bool | str):
-        return item
-    part = writer.input_node(leaves.GETITEM, (node, key), item, f"argument {name}")
-    return _bind_parts(writer, item, part, name)
-
-
-def _bind_data(writer: Writer, data: BaseData, node: Node, name: str) -> BaseData:
-    for store in data.stores:
-        key = store._key
-        owner = node
-        if key is not None:
-            owner = writer.input_node(leaves.GETITEM, (node, key), None, f"argument {name}[{key!r}]")
-        for attribute, value in list(store.items()):
-            if isinstance(value, bool | str) or not isinstance(value, Tensor | int | float):
-                continue
-            part = writer.input_node(getattr, (owner, attribute), value, f"argument {name}.{attribute}")
-            store[attribute] = _bind_parts(writer, value, part, f"{name}.{attribute}")
-    graphs = data.__dict__.get("_num_graphs")
-    if isinstance(graphs, int):
-        part = writer.input_node(getattr, (node, "_num_graphs"), graphs, f"argument {name}._num_graphs")
-        data.__dict__["_num_graphs"] = writer.bind_input(graphs, part)
-    return data
-
-
-def _pin(writer: Writer, inputs: Inputs) -> None:
-    """Arguments that a graph cannot follow (absent tensors, flags, words) must stay as they are."""
-    for node in [node for node in writer.graph.nodes if node.op == "placeholder"]:
-        name = str(node.target).lstrip("*")
-        value = inputs.arguments[name]
-        if value is None or isinstance(value, bool | str):
-            writer.check_input(pinned, (node, value, name))
-        elif node.args == (None,):
-            writer.check_input(present, (node, name))
-
-
-# -- a second size -----------------------------------------------------------------------------------------------
-
-
-def _add_second_sizes(
-    root: nn.Module,
-    second: Inputs,
-    method: str,
-    graphs: tuple[Graph, Graph],
-    islands: dict[str, Island],
-    remarks: list[str],
-) -> Inputs | None:
-    """Records the second input too: tells which sizes follow the graph, and catches sizes that became constants."""
-    for graph, training in zip(graphs, (True, False), strict=True):
+def _record_four(
+    root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, islands: dict[str, Island]
+) -> _Recorded:
+    train, evaluate = (record(root, inputs, method, mode, frozenset(islands)) for mode in (True, False))
+    found = _Recorded(train, evaluate, islands, second)
+    if second is None:
+        found.remarks.append("no second input of other sizes could be derived: checked on the example inputs alone")
+        return found
+    for graph, training in ((train, True), (evaluate, False)):
         other = record(root, second, method, training, frozenset(islands))
         different = same_graph(graph, other)
         if different is None:
             add_sizes(graph, other)
-            continue
-        if any(node.target is guard for node in different):
-            remarks.append(
-                f"{note_of(different[0]).source}: the forward branches on a size; the graph holds the branch of the "
-                f"example inputs and checks for it when it runs"
-            )
-            return None
-        raise TraceError(
-            f"{note_of(different[0]).source}: {_words(different[0])} became a constant of the example inputs while "
-            f"tracing (on inputs of another size it is {_words(different[1])}): the forward turns a size or a value "
-            f"into a Python number where the recording cannot follow."
+        else:
+            _explain(different, found)
+    return found
+
+
+def _explain(different: tuple[Node, Node], found: _Recorded) -> None:
+    """What it means that the second input gave another graph: a size was branched on, or became a constant.
+
+    Raises:
+        Untraceable: To keep the module whole that did it.
+    """
+    node, other = different
+    note = note_of(node)
+    if guard in (node.target, other.target):
+        if note.module:
+            raise Untraceable(note.module, "branches on a size", note.source)
+        found.second = None
+        found.remarks.append(
+            f"{note.source}: the forward branches on a size; the graph holds the branch of the example inputs and "
+            f"checks for it when it runs"
         )
-    return second
+        return
+    raise Untraceable(
+        note.module,
+        f"turns a size or a value into a Python number where the recording cannot follow: {_words(node)} is "
+        f"{_words(other)} on inputs of another size",
+        note.source,
+    )
 
 
 def _words(node: Node) -> str:
-    return f"`{node.format_node()}`" if node.op != "output" else "the output"
+    """A call in the words of the code that made it."""
+    if node.op in ("output", "placeholder"):
+        return f"the {node.op}"
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    numbers = [str(arg) for arg in [*node.args, *node.kwargs.values()] if isinstance(arg, int | float)]
+    return f"{name}(…{', '.join(numbers)})"
+
+
+def _drop_children(islands: dict[str, Island], path: str) -> None:
+    for inner in [name for name in islands if name.startswith(f"{path}.")]:
+        del islands[inner]
 
 
 def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, method: str) -> None:

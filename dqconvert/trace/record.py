@@ -1,0 +1,110 @@
+"""Records one forward: its arguments become the graph's inputs, its calls the nodes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch_geometric.data.data import BaseData
+
+from dqconvert.trace import leaves, verify
+from dqconvert.trace.adjacency import plain_connectivity
+from dqconvert.trace.inputs import Inputs, shallow
+from dqconvert.trace.interception import Interception
+from dqconvert.trace.runtime import pinned, present, same_keys
+from dqconvert.trace.writer import Writer
+
+
+def record(
+    root: nn.Module,
+    inputs: Inputs,
+    method: str,
+    training: bool,
+    kept: frozenset[str],
+    values: dict[str, Tensor] | None = None,
+) -> Graph:
+    """Records one forward of a copy of ``root``; ``values`` collects every node's value by the node's name.
+
+    Raises:
+        Untraceable: If a module does what a graph cannot hold.
+    """
+    model = copy.deepcopy(root).train(training)
+    writer = Writer(model, kept, values)
+    torch.manual_seed(verify.SEED)
+    arguments = {name: _bind_argument(writer, inputs, name) for name in inputs.signature.parameters}
+    _pin(writer, inputs)
+    args, kwargs = Inputs(inputs.signature, arguments, frozenset(arguments)).bound_call()
+    interception = Interception(writer)
+    with torch.enable_grad(), interception.active():
+        writer.output(interception.call_root(getattr(model, method), args, kwargs))
+    return writer.graph
+
+
+def _bind_argument(writer: Writer, inputs: Inputs, name: str) -> Any:
+    """Makes an argument's placeholder and connects the tensors and numbers in it with the graph."""
+    parameter = inputs.signature.parameters[name]
+    value = shallow(inputs.arguments[name])
+    stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
+    default = () if parameter.default is parameter.empty else (parameter.default,)
+    node = writer.placeholder(stars + name, value, default)
+    if name not in inputs.given and not isinstance(value, int | float):
+        return value
+    return _bind_parts(writer, value, node, name)
+
+
+def _bind_parts(writer: Writer, value: Any, node: Node, name: str) -> Any:
+    plain = plain_connectivity(value)
+    if plain is not value:
+        node = writer.input_node(plain_connectivity, (node,), plain, f"argument {name}")
+        value = plain
+    if isinstance(value, Tensor) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return writer.bind_input(value, node)
+    if isinstance(value, BaseData):
+        return _bind_data(writer, value, node, name)
+    if isinstance(value, dict):
+        if value:
+            writer.check_input(same_keys, (node, tuple(value), name))
+        return {key: _bind_item(writer, item, node, key, f"{name}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [_bind_item(writer, item, node, index, f"{name}[{index}]") for index, item in enumerate(value)]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _bind_item(writer: Writer, item: Any, node: Node, key: Any, name: str) -> Any:
+    if item is None or isinstance(item, bool | str):
+        return item
+    part = writer.input_node(leaves.GETITEM, (node, key), item, f"argument {name}")
+    return _bind_parts(writer, item, part, name)
+
+
+def _bind_data(writer: Writer, data: BaseData, node: Node, name: str) -> BaseData:
+    for store in data.stores:
+        key = store._key
+        owner = node
+        if key is not None:
+            owner = writer.input_node(leaves.GETITEM, (node, key), None, f"argument {name}[{key!r}]")
+        for attribute, value in list(store.items()):
+            if isinstance(value, bool | str) or not isinstance(value, Tensor | int | float):
+                continue
+            part = writer.input_node(getattr, (owner, attribute), value, f"argument {name}.{attribute}")
+            store[attribute] = _bind_parts(writer, value, part, f"{name}.{attribute}")
+    graphs = data.__dict__.get("_num_graphs")
+    if isinstance(graphs, int):
+        part = writer.input_node(getattr, (node, "_num_graphs"), graphs, f"argument {name}._num_graphs")
+        data.__dict__["_num_graphs"] = writer.bind_input(graphs, part)
+    return data
+
+
+def _pin(writer: Writer, inputs: Inputs) -> None:
+    """Arguments that a graph cannot follow (absent tensors, flags, words) must stay as they are."""
+    for node in [node for node in writer.graph.nodes if node.op == "placeholder"]:
+        name = str(node.target).lstrip("*")
+        value = inputs.arguments[name]
+        if value is None or isinstance(value, bool | str):
+            writer.check_input(pinned, (node, value, name))
+        elif node.args == (None,):
+            writer.check_input(present, (node, name))
