@@ -1,0 +1,174 @@
+"""What a recording must not lose: numbers, in-place writes, modes, and where each node comes from."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch_geometric.nn import GCNConv, SAGEConv
+from torch_geometric.utils import scatter
+
+from dqconvert.errors import GuardError, TraceError
+from dqconvert.trace import Stage, note_of, trace
+from dqconvert.trace.runtime import guard
+
+
+def graph(nodes, edges, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(nodes, 8, generator=generator)
+    return x, torch.randint(nodes, (2, edges), generator=generator)
+
+
+class Model(nn.Module):
+    """A linear layer around a function of its output, so that there is something to train."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.lin = nn.Linear(8, 8)
+        self.function = function
+        self.ratio = 0.5
+
+    def forward(self, x, edge_index):
+        return self.function(self, self.lin(x), edge_index)
+
+
+def pairs(self, h, edge_index):
+    h = h.clone()
+    h[0] = 1.0
+    h[:, 1] += 2
+    return h
+
+
+FUNCTIONS = {
+    "new tensors of a size": lambda self, h, e: torch.zeros(h.size(0), h.shape[1]) + h,
+    "arithmetic on sizes": lambda self, h, e: h[: h.size(0) // 2 + 1] * (h.size(0) - 1) / len(h),
+    "a ratio times a size": lambda self, h, e: h[: int(self.ratio * h.size(0))],
+    "ceil and sqrt": lambda self, h, e: h[: math.ceil(h.size(0) * 0.3)] / math.sqrt(h.size(0)),
+    "the largest index": lambda self, h, e: scatter(h[e[0]], e[1], dim=0, dim_size=int(e.max()) + 1),
+    "item": lambda self, h, e: h * e.max().item(),
+    "the smaller of two sizes": lambda self, h, e: h[: min(h.size(0), e.size(1))],
+    "an in-place write": pairs,
+    "unpacked rows": lambda self, h, e: (lambda row, col: h[row] - h[col])(*e),
+    "a reflected operator": lambda self, h, e: 1 - h + 2 / (h.abs() + 1),
+    "no gradient": lambda self, h, e: h + no_gradient(h),
+    "einsum": lambda self, h, e: torch.einsum("nf,gf->ng", h, self.lin.weight),
+    "a transposed parameter": lambda self, h, e: h @ self.lin.weight.T,
+    "an attribute that is a plain tensor": lambda self, h, e: h * torch.tensor([2.0]),
+}
+
+
+def no_gradient(h):
+    with torch.no_grad():
+        return h.mean(dim=0)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_trace_computes_what_the_model_computes_on_other_sizes(name, training):
+    model = Model(FUNCTIONS[name])
+    traced = trace(model, graph(9, 20)).module.train(training)
+    other = graph(14, 33, seed=1)
+    expected, actual = model.train(training)(*other), traced(*other)
+    assert torch.equal(expected, actual)
+    expected.sum().backward()
+    actual.sum().backward()
+    assert torch.equal(model.lin.weight.grad, traced.lin.weight.grad)
+
+
+def test_a_branch_on_a_size_is_checked_when_the_graph_runs():
+    def function(self, h, e):
+        return h * 2 if h.size(0) > 100 else h
+
+    traced = trace(Model(function), graph(9, 20)).module
+    assert any(node.target is guard for node in traced.graph.nodes)
+    with pytest.raises(GuardError, match=r"`101 > 100` was False, and now it is True"):
+        traced(*graph(101, 20))
+
+
+def test_a_literal_that_swallows_a_size_is_refused_and_named():
+    with pytest.raises(TraceError, match=r"test_recording\.py:\d+: the root module .* turns a size or a value"):
+        trace(Model(lambda self, h, e: h[: int(0.5 * h.size(0))]), graph(9, 20))
+
+
+def test_every_node_knows_its_stage_module_and_line():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = GCNConv(8, 4)
+
+        def forward(self, x, edge_index):
+            return self.conv(x, edge_index).relu()
+
+    nodes = trace(Net(), graph(9, 20)).module.graph.nodes
+    stages = {note_of(node).stage for node in nodes}
+    assert {Stage.MESSAGE, Stage.AGGREGATE, Stage.UPDATE, Stage.NONE} <= stages
+    linear = next(node for node in nodes if node.op == "call_module" and node.target == "conv.lin")
+    assert note_of(linear).module == "conv.lin"
+    assert note_of(linear).source.startswith("torch_geometric/nn/")
+    relu = next(node for node in nodes if node.target == "relu")
+    assert note_of(relu).module == ""
+    assert "test_recording.py" in note_of(relu).source
+
+
+def test_pygs_functions_stay_single_named_nodes():
+    code = trace(GCNConv(8, 4), graph(9, 20)).module.code
+    assert "gcn_norm(" in code
+    assert "scatter_add" not in code
+
+
+def test_a_constant_chosen_by_the_mode_follows_the_mode_of_its_own_module():
+    class Inner(nn.Module):
+        def forward(self, x):
+            return F.dropout(x, p=0.5, training=self.training) * (2.0 if self.training else 3.0)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.inner = SAGEConv(8, 8), Inner()
+
+        def forward(self, x, edge_index):
+            return self.inner(self.conv(x, edge_index))
+
+    model = Outer()
+    traced = trace(model, graph(9, 20)).module
+    inputs = graph(14, 33)
+    for outer, inner in [(True, True), (True, False), (False, False), (False, True)]:
+        for module in (model, traced):
+            module.train(outer)
+            module.inner.train(inner)
+        torch.manual_seed(0)
+        expected = model(*inputs)
+        torch.manual_seed(0)
+        assert torch.equal(traced(*inputs), expected)
+
+
+def test_a_graph_of_another_structure_in_evaluation_is_kept_beside_the_first():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = SAGEConv(8, 8)
+
+        def forward(self, x, edge_index):
+            if self.training:
+                return self.conv(x + torch.randn_like(x), edge_index)
+            return self.conv(x, edge_index).softmax(dim=-1)
+
+    model, inputs = Noisy(), graph(14, 33)
+    traced = trace(model, graph(9, 20)).module
+    assert traced.eval_graph is not None
+    for training in (True, False):
+        torch.manual_seed(0)
+        expected = model.train(training)(*inputs)
+        torch.manual_seed(0)
+        assert torch.equal(traced.train(training)(*inputs), expected)
+
+
+def test_the_code_that_was_recorded_is_as_it_was_before():
+    import torch_geometric.nn.conv.gcn_conv as module
+
+    before = dict(vars(module)), nn.Module.__call__
+    trace(GCNConv(8, 4), graph(9, 20))
+    with pytest.raises(TraceError):
+        trace(Model(lambda self, h, e: h if h.sum() > 0 else -h), graph(9, 20))
+    assert (dict(vars(module)), nn.Module.__call__) == before
