@@ -38,6 +38,14 @@ class PreparedModule(TracedModule):
     def _namespace(cls, user: type[nn.Module]) -> dict[str, Any]:
         return {"reset_parameters": _reset_parameters} if hasattr(user, "reset_parameters") else {}
 
+    def __repr__(self) -> str:
+        """The rewritten graph as a tree: layers, their stages, and beside each what was inserted."""
+        from dqconvert.show.tree import tree  # the drawing stands on this module, not the other way round
+
+        return tree(self)
+
+    __str__ = __repr__
+
     def quantizers(self) -> Iterator[tuple[str, FakeQuantize]]:
         """Path and module of every :class:`~dqconvert.quant.FakeQuantize`, in the order of registration."""
         for path, module in self.named_modules():

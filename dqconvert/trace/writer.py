@@ -181,8 +181,12 @@ class Writer:
             source=source or self.source(),
         )
         if isinstance(value, Tensor):
-            return _with_value(note, self.shape(value), value)
+            return self._with_value(note, value)
         return note
+
+    def _with_value(self, note: Note, value: Tensor) -> Note:
+        with self.paused():  # our own look at the tensor is not the model's
+            return replace(note, sizes=(tuple(value.size()),), dtype=value.dtype, sparse=value.layout != torch.strided)
 
     def node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
         """A node for a call that happens now."""
@@ -193,7 +197,7 @@ class Writer:
     def bind(self, result: Any, node: Node) -> Any:
         """Connects a result with its node and returns it, numbers as traced numbers."""
         if isinstance(result, Tensor):
-            annotate(node, _with_value(note_of(node), self.shape(result), result))
+            annotate(node, self._with_value(note_of(node), result))
             self._nodes[id(result)] = (weakref.ref(result), node)
             if self.values is not None:
                 with self.paused():
@@ -261,7 +265,7 @@ class Writer:
             node = self.graph.create_node("get_attr", path)
             owner = path.rpartition(".")[0]
             note = Note(module=owner, source=self.source())
-            self._get_attr[path] = annotate(node, _with_value(note, self.shape(tensor), tensor))
+            self._get_attr[path] = annotate(node, self._with_value(note, tensor))
         return self._get_attr[path]
 
     def touches(self, args: Any, kwargs: Any) -> bool:
@@ -298,10 +302,6 @@ _CONSTANTS = (
     torch.layout,
     torch.memory_format,
 )
-
-
-def _with_value(note: Note, shape: tuple[int, ...], value: Tensor) -> Note:
-    return replace(note, sizes=(shape,), dtype=value.dtype, sparse=value.layout != torch.strided)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch_geometric.nn import GCNConv, SAGEConv
+from torch_geometric.nn import GCN, GCNConv, SAGEConv
 from torch_geometric.utils import scatter
 
 from dqconvert.errors import GuardError, TraceError
@@ -172,3 +172,8 @@ def test_the_code_that_was_recorded_is_as_it_was_before():
     with pytest.raises(TraceError):
         trace(Model(lambda self, h, e: h if h.sum() > 0 else -h), graph(9, 20))
     assert (dict(vars(module)), nn.Module.__call__) == before
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_dropout_alone_does_not_give_evaluation_a_graph_of_its_own(dropout):
+    assert trace(GCN(8, 16, 2, 4, dropout=dropout, norm="batch_norm"), graph(9, 20)).module.eval_graph is None
