@@ -238,9 +238,9 @@ def mlp(*widths: int) -> nn.Sequential:
 class Pooled(nn.Module):
     """Graph classification with a pooling layer between two convolutions."""
 
-    def __init__(self, pooling: nn.Module, width: int = WIDTH) -> None:
+    def __init__(self, pooling: nn.Module) -> None:
         super().__init__()
-        self.conv1, self.conv2 = conv.GCNConv(WIDTH, WIDTH), conv.GCNConv(width, WIDTH)
+        self.conv1, self.conv2 = conv.GCNConv(WIDTH, WIDTH), conv.GCNConv(WIDTH, WIDTH)
         self.pooling, self.lin = pooling, nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
@@ -883,9 +883,9 @@ def readout(build: Callable[[], Any], width: int = WIDTH) -> Case:
     return Case(lambda: Readout(build(), width), BATCHED)
 
 
-def pooled(build: Callable[[], nn.Module], width: int = WIDTH) -> Case:
+def pooled(build: Callable[[], nn.Module], stays_float: str = "") -> Case:
     """A row for a layer that turns a graph into a smaller one."""
-    return Case(lambda: Pooled(build(), width), BATCHED)
+    return Case(lambda: Pooled(build()), BATCHED, stays_float=(stays_float,) if stays_float else ())
 
 
 POOLING: dict[str, Case] = {
@@ -925,8 +925,8 @@ POOLING: dict[str, Case] = {
     "SAGPooling": pooled(lambda: pool.SAGPooling(8, 0.5)),
     "SAGPooling, minimum score": pooled(lambda: pool.SAGPooling(8, min_score=0.05)),
     "ASAPooling": pooled(lambda: pool.ASAPooling(8, 0.5)),
-    "EdgePooling": pooled(lambda: pool.EdgePooling(8)),
-    "ClusterPooling": pooled(lambda: pool.ClusterPooling(8)),
+    "EdgePooling": pooled(lambda: pool.EdgePooling(8), stays_float="tolist()"),
+    "ClusterPooling": pooled(lambda: pool.ClusterPooling(8), stays_float="to_scipy_sparse_matrix"),
     "MemPooling": readout(lambda: pool.MemPooling(8, 8, heads=2, num_clusters=2)),
     "max_pool": Case(lambda: Clustered(pool.max_pool), f"{BATCHED} pos"),
     "avg_pool": Case(lambda: Clustered(pool.avg_pool), f"{BATCHED} pos"),
@@ -1298,7 +1298,8 @@ def as_markdown(found: list[Row]) -> str:
 def show(found: list[Row], console: Console) -> None:
     for table in dict.fromkeys(row.table for row in found):
         shown = Table(title=table, title_justify="left")
-        for heading in HEADINGS:
+        shown.add_column(HEADINGS[0], overflow="fold", min_width=12)
+        for heading in HEADINGS[1:]:
             shown.add_column(heading, overflow="fold")
         for row in found:
             if row.table == table:

@@ -92,9 +92,8 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
         for graph in (train, evaluate):
             remove_unused(graph)
         traced.recompile()
-        _verify(
-            root, traced, [inputs] if recorded.second is None else [inputs, recorded.second], method, frozenset(islands)
-        )
+        both = [inputs] if recorded.second is None else [inputs, recorded.second]
+        _verify(root, traced, both, method, frozenset(islands))
         _restore_modes(model, traced)
     return Trace(module=traced, islands=tuple(islands.values()), remarks=tuple(recorded.remarks))
 
@@ -296,12 +295,7 @@ def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, me
     traced.recompile()
     try:
         agreed = all(verify.compare(root, method, traced, empty, mode) is None for mode in (True, False))
-    except (
-        RuntimeError,
-        IndexError,
-        ValueError,
-        GuardError,
-    ):  # the model itself refuses graphs without edges
+    except (RuntimeError, IndexError, ValueError, GuardError):  # the model itself refuses graphs without edges
         agreed = False
     for node, args in saved:
         node.args = args
@@ -311,14 +305,7 @@ def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, me
 
 def _on_emptiness(node: Node) -> bool:
     left, symbol, right = node.args[:3]
-    return isinstance(left, Node) and (right, symbol) in {
-        (0, "=="),
-        (0, "!="),
-        (0, ">"),
-        (1, ">="),
-        (1, "<"),
-        (0, "<="),
-    }
+    return isinstance(left, Node) and f"{symbol} {right}" in ("== 0", "!= 0", "> 0", ">= 1", "< 1", "<= 0")
 
 
 # -- checking ----------------------------------------------------------------------------------------------------
