@@ -136,13 +136,15 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
-    """Convert a float checkpoint on disk to a prepared file: quantizers inserted, ready to train on.
+    """Convert a float checkpoint to a prepared file: quantizers inserted, ready to train on.
 
-    CKPT is a state_dict saved by torch.save or as safetensors, a training checkpoint that holds one, or a pickled
-    module (with --trust-pickle; --model is then not needed). With --calibrate the result can be evaluated at once.
+    CKPT is a state_dict saved by torch.save or as safetensors, a training
+    checkpoint that holds one, or a pickled module (with --trust-pickle;
+    --model is then not needed). With --calibrate the result can be
+    evaluated at once; without, it is for training on.
 
-    Example: dqconvert convert gin.pt --model torch_geometric.nn:GIN --kwargs '{"in_channels": 16, "hidden_channels":
-    32, "num_layers": 2, "out_channels": 4}' --qconfig int8-dq -o gin.dq
+    Example: dqconvert convert gcn.pt -o gcn.dq --model torch_geometric.nn:GCN
+    --kwargs '{"in_channels": 16, "hidden_channels": 32, "num_layers": 2}'
     """
     from dqconvert.commands.convert import Source
     from dqconvert.commands.convert import convert as run

@@ -191,7 +191,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", action="append", choices=presets, help="repeatable (default: int8-dq)")
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N-1 (default: 10)")
     parser.add_argument("--float-epochs", type=int, default=200, metavar="N", help="default: 200")
-    epochs = "of a prepared model (default: 50; from scratch as many as in float)"
+    epochs = "of a prepared model (default: 100; from scratch as many as in float)"
     parser.add_argument("--epochs", type=int, metavar="N", help=epochs)
     scratch = "train the prepared models from new weights, not from the float model's"
     parser.add_argument("--from-scratch", action="store_true", help=scratch)
@@ -201,7 +201,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.root is None:
         parser.error("say where the data is, or is to be downloaded to: --root DIR, or set DQCONVERT_DATA")
     args.preset = args.preset or ["int8-dq"]
-    args.epochs = args.epochs or (args.float_epochs if args.from_scratch else 50)
+    args.epochs = args.epochs or (args.float_epochs if args.from_scratch else 100)
     return args
 
 

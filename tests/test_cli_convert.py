@@ -344,3 +344,11 @@ def test_as_a_process_it_works_and_is_quick():
     assert done.stderr == ""
     assert time.perf_counter() - start < 60  # 4 s on a machine that does nothing else
     assert os.path.exists("out.dq")
+
+
+def test_the_shell_completes_presets():
+    words = {"_TYPER_COMPLETE": "1", "_DQCONVERT_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
+    environment = {**os.environ, **words, "COMP_WORDS": "dqconvert convert --qconfig int4"}
+    command = [sys.executable, "-m", "dqconvert"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["int4-dq", "int4-qat"]

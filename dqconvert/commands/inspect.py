@@ -84,7 +84,7 @@ def _graph(view: View, console: Console) -> None:
 
 def _code(view: View, console: Console) -> None:
     if console.is_terminal:
-        console.print(Syntax(code_of(view), "python", background_color="default"))
+        console.print(Syntax(code_of(view), "python", theme="ansi_dark", background_color="default"))
     else:
         typer.echo(code_of(view))
 

@@ -36,7 +36,7 @@ def tree(module: PreparedModule) -> str:
         >>> from torch_geometric.nn import SAGEConv
         >>> from dqconvert import prepare
         >>> print(tree(prepare(SAGEConv(8, 4)).module))
-        SAGEConv: 9 quantizers (8-bit), protection 0 to 0.1
+        SAGEConv: 8 quantizers (8-bit), protection 0 to 0.1
         ...
     """
     return "\n".join(f"{line.left:<{LEFT}}{line.right}".rstrip() for line in tree_lines(view_module(module)))
