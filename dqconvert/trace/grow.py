@@ -7,6 +7,7 @@ Which tensors hold nodes and which hold edges follows from the connectivities am
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -250,8 +251,19 @@ def _map(inputs: Inputs, function: Callable[[Place, Any], Any]) -> Inputs:
     """The inputs with ``function(place, value)`` in place of every tensor and number given."""
     arguments = dict(inputs.arguments)
     for name in inputs.given:
-        arguments[name] = _map_value(None, name, arguments[name], function)
+        value = arguments[name]
+        if inputs.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            parts = (_map_value(None, _name_of(item, f"{name}{i}"), item, function) for i, item in enumerate(value))
+            arguments[name] = tuple(parts)
+        else:
+            arguments[name] = _map_value(None, name, value, function)
     return Inputs(inputs.signature, arguments, inputs.given)
+
+
+def _name_of(value: Any, name: str) -> str:
+    """The name of one of ``*args``, which has none, by what it looks like."""
+    pairs = isinstance(value, Tensor) and value.dim() == 2 and value.size(0) == 2 and value.dtype == torch.int64
+    return f"edge_index {name}" if pairs else name
 
 
 def _map_value(kind: Type, name: str, value: Any, function: Callable[[Place, Any], Any]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import pathlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -78,6 +80,16 @@ def _is_foreign(module: str) -> bool:
     return (top not in sys.stdlib_module_names and top not in ("torch", "dqconvert", "numpy")) or top == "__main__"
 
 
+@functools.cache
+def _builtins_called(file: str | None) -> tuple[str, ...]:
+    """Which of :data:`BUILTIN_NAMES` the source of a module calls; all of them where there is no source to look at."""
+    try:
+        text = pathlib.Path(file or "").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return tuple(BUILTIN_NAMES)
+    return tuple(name for name in BUILTIN_NAMES if f"{name}(" in text)
+
+
 def replacements(
     spaces: Iterable[dict[str, Any]], functions: dict[int, Callable[..., Any]]
 ) -> Iterator[tuple[Any, str, Any]]:
@@ -91,8 +103,8 @@ def replacements(
         for name, value in list(names.items()):
             if id(value) in functions and isinstance(value, FunctionType):
                 yield names, name, functions[id(value)]
-        for name, value in BUILTIN_NAMES.items():
+        for name in _builtins_called(names.get("__file__")):
             if name not in names:
-                yield names, name, value
+                yield names, name, BUILTIN_NAMES[name]
     for name, value in MATH_NAMES.items():
         yield math, name, value

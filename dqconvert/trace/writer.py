@@ -214,7 +214,8 @@ class Writer:
             return self.traced(result, node)
         if result is None or isinstance(result, bool | str):
             return result
-        self.fail(f"calls {node.target}, which returns a {type(result).__name__}")
+        called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "a function")
+        self.fail(f"calls {called}, which returns a {type(result).__name__}")
 
     def _bind_item(self, item: Any, node: Node, key: Any) -> Any:
         if item is None or isinstance(item, bool | str):
