@@ -1218,7 +1218,7 @@ def _run(model: nn.Module, method: str, inputs: Callable[[Size], Any]) -> Outcom
 
 def _call(model: nn.Module, method: str, arguments: Any) -> list[Tensor]:
     torch.manual_seed(1)
-    function = getattr(model, method)
+    function = model if method == "forward" else getattr(model, method)
     result = function(**arguments) if isinstance(arguments, dict) else function(*arguments)
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 

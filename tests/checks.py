@@ -14,7 +14,8 @@ from dqconvert import QConfig
 def call(model, inputs, method="forward", **kwargs):
     """All floating point tensors that the model returns, with the same random numbers every time."""
     torch.manual_seed(1)
-    result = getattr(model, method)(*(fresh(value) for value in inputs), **kwargs)
+    function = model if method == "forward" else getattr(model, method)
+    result = function(*(fresh(value) for value in inputs), **kwargs)
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 

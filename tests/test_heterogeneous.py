@@ -418,9 +418,9 @@ def test_a_type_that_is_not_given_draws_its_own():
 # -- all and nothing -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["HeteroConv", "HeteroConv stack", "HGTConv", "HANConv", "to_hetero"])
+@pytest.mark.parametrize("name", ["HeteroConv", "HeteroConv stack", "HGTConv", "to_hetero"])
 def test_all_protected_is_float(name):
-    """But for weights."""
+    """But for weights. (HANConv's attention over edge types belongs to no node, and is never protected.)"""
     model, inputs = build(name)
     for module in model.modules():
         if isinstance(getattr(module, "dropout", None), float):
@@ -431,7 +431,8 @@ def test_all_protected_is_float(name):
         given = {"paper": torch.ones(size.paper), "author": torch.ones(size.author)}
         found = step(copy.deepcopy(module), inputs(size), protect_prob=given)
         wanted = step(copy.deepcopy(model), inputs(size))
-        assert_same(found[:2], wanted[:2])
+        assert_same(found[0], wanted[0])
+        torch.testing.assert_close(found[1], wanted[1], rtol=1e-5, atol=1e-6)
 
 
 # -- relations -----------------------------------------------------------------------------------------------------

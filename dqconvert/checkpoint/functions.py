@@ -21,7 +21,7 @@ from torch.overrides import get_overridable_functions, resolve_name
 from dqconvert import quant
 from dqconvert.rewrite import open as opened
 from dqconvert.rewrite import protect
-from dqconvert.trace import runtime
+from dqconvert.trace import adjacency, runtime
 from dqconvert.trace.leaves import leaf_functions
 from dqconvert.trace.values import MATH_NAMES
 
@@ -32,6 +32,8 @@ _OURS: tuple[Function, ...] = (
     opened.call_with_weights,
     protect.given_probability,
     quant.gather_protected,
+    adjacency.plain_connectivity,
+    adjacency.targets_of,
 )
 """What the graphs of this package call besides torch and PyG. A new function of the rewriting goes here."""
 
