@@ -41,6 +41,8 @@ from test_prepare_protection import (
     watched,
 )
 
+pytestmark = pytest.mark.study  # minutes long: `python -m pytest -m study`
+
 WIDTH = 8
 CITES, WRITES, REV = ("paper", "cites", "paper"), ("author", "writes", "paper"), ("paper", "rev", "author")
 METADATA = (["paper", "author"], [CITES, WRITES, REV])

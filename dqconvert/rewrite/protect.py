@@ -53,7 +53,7 @@ def given_probability(argument: Any, data: Any, key: str | None, spaces: int) ->
     """
     if argument is None and isinstance(data, BaseData):
         store: Any = data if key is None else data[key]
-        argument = getattr(store, ARGUMENT, None)
+        return getattr(store, ARGUMENT, None)
     if isinstance(argument, dict):
         return argument.get(key)
     if argument is not None and spaces > 1:
@@ -247,7 +247,8 @@ def _picked(node: Node) -> tuple[Node, Node] | None:
 
 
 def _takes_data(node: Node) -> bool:
-    return any(user.target is getattr and is_input(user) for user in node.users)
+    """Whether a forward argument may be a data object: parts are taken out of it."""
+    return any(is_input(user) for user in node.users)
 
 
 def _type_of(holder: Node) -> str | None:

@@ -95,12 +95,17 @@ class _Graph:
             twice = {place: torch.arange((number + 1) // 2) for place, number in edges.items()}
             none: dict[Type, int] = dict.fromkeys((end for pair_of in ends.values() for end in pair_of), 0)
             return _Graph(none, none, ends, edges, twice, 1, None, 0) if edges else None
-        nodes = _count_nodes(found, indices, ends, node_dim)
+        # Pairs of nodes whose types nothing tells: more of the same pairs are as valid.
+        typed = any(kind is not None and not isinstance(kind, tuple) for kind, _ in found)
+        loose = {p for p in indices if typed and ends[p] == (None, None)}
+        firm = {place: index for place, index in indices.items() if place not in loose}
+        nodes = _count_nodes({p: v for p, v in found.items() if p not in loose}, firm, ends, node_dim)
         if nodes is None:
             return None
         batch = next((value for (_, name), value in found.items() if name == "batch"), None)
         graphs = int(batch.max()) + 1 if batch is not None and batch.numel() else 1
-        parts, kept = _part(indices, ends, nodes)
+        parts, kept = _part(firm, ends, nodes)
+        kept |= {place: torch.arange((edges[place] + 1) // 2) for place in loose}
         return _Graph(nodes, parts, ends, edges, kept, graphs, batch, node_dim)
 
     def grow(self, place: Place, value: Any) -> Any:
@@ -116,7 +121,7 @@ class _Graph:
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
         if place in self.edges:
-            shift = torch.tensor([[self.nodes[end]] for end in self.ends[place]], device=value.device)
+            shift = torch.tensor([[self.nodes.get(end, 0)] for end in self.ends[place]], device=value.device)
             kept, index = self.kept[place].to(value.device), edge_index_of(value)
             index = torch.cat([index, index[:, kept] + shift], dim=1)
             if not is_sparse(value):

@@ -111,7 +111,7 @@ def _user_class(cls: type[nn.Module]) -> type[nn.Module]:
     """The class that the user wrote, also for an instance that torch.fx gave a class of its own."""
     if issubclass(cls, TracedModule):
         return cls._user_class
-    return GraphModule if issubclass(cls, GraphModule) and cls.__name__ == "GraphModuleImpl" else cls
+    return next(base for base in cls.__mro__ if base.__qualname__.split(".")[-1] != "GraphModuleImpl")
 
 
 def _by_mode(train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callable[..., Any]:

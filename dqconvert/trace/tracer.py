@@ -17,7 +17,7 @@ from torch_geometric import EdgeIndex
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
-from dqconvert.trace.adjacency import is_sparse
+from dqconvert.trace.adjacency import is_sparse, plain_connectivity
 from dqconvert.trace.grow import drop_edges, enlarge
 from dqconvert.trace.inputs import Inputs, bind
 from dqconvert.trace.make_inputs import make_inputs
@@ -78,7 +78,7 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
     with preserved_random_state():
         root = _copy(model)
         inputs, second = _inputs(root, example_inputs, method)
-        unfused = _unfuse(root, inputs)
+        unfused = _unfuse(root, inputs, method)
         recorded = _record_all(root, inputs, second, method, strict)
         if unfused:
             recorded.remarks.append("messages over a sparse adjacency are computed one by one, to be quantized")
@@ -125,14 +125,29 @@ def _copy(model: nn.Module) -> nn.Module:
     return root
 
 
-def _unfuse(root: nn.Module, inputs: Inputs) -> bool:
-    """Makes layers compute their messages where a sparse adjacency would let them skip that; whether any would."""
+def _unfuse(root: nn.Module, inputs: Inputs, method: str) -> bool:
+    """Makes layers compute their messages where a sparse adjacency would let them skip that; whether any would.
+
+    Raises:
+        TraceError: If a layer's fused product computes something else than its messages do.
+    """
     forms: list[bool] = []
     inputs.map(lambda tensor: forms.append(is_sparse(tensor) or isinstance(tensor, EdgeIndex)))
     fused = [layer for layer in leaves.message_passing_layers(root) if layer.fuse] if any(forms) else []
+    if not fused:
+        return False
+    before = verify.outputs(root, method, inputs)
     for layer in fused:
         layer.fuse = False
-    return bool(fused)
+    after = verify.outputs(root, method, inputs.map(plain_connectivity))
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in zip(before, after, strict=True)):
+        names = ", ".join(sorted({type(layer).__name__ for layer in fused}))
+        raise TraceError(
+            f"{names}: over this sparse adjacency the layer's fused product (message_and_aggregate) computes something "
+            f"else than its message and aggregate do: it multiplies by the matrix's values, which the messages ignore. "
+            f"Pass an edge_index, or an adjacency without values."
+        )
+    return True
 
 
 def _restore_modes(model: nn.Module, traced: nn.Module) -> None:

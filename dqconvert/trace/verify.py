@@ -61,6 +61,15 @@ def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: b
     return found
 
 
+def outputs(model: nn.Module, method: str, inputs: Inputs) -> list[Tensor]:
+    """What a copy of a model returns in evaluation mode, without gradients."""
+    copied = copy.deepcopy(model).eval()
+    args, kwargs = inputs.call()
+    with torch.no_grad():
+        results = pytree.tree_leaves(getattr(copied, method)(*args, **kwargs))
+    return [value for value in results if isinstance(value, Tensor) and value.layout == torch.strided]
+
+
 def difference(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> str | None:
     """What differs between two runs, in words; ``None`` if nothing does. Values must agree bit for bit."""
     for name in [*expected, *actual]:
