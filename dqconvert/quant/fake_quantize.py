@@ -110,11 +110,6 @@ class FakeQuantize(nn.Module):
         """Observes and rounds `x`, a floating tensor; `protected` is bool `[x.size(row_dim)]` or None."""
         if not self.training:
             protected = None
-        elif protected is not None and protected.size(0) != x.size(self.row_dim):
-            raise ConfigError(
-                f"quantizer {self.name!r}: the protection of {protected.size(0)} rows does not fit a value with "
-                f"{x.size(self.row_dim)} rows"
-            )
         observing = self.observer_enabled and (self.training or self.calibrating)
         if observing:
             self._observe(x, protected)
