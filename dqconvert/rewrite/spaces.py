@@ -154,7 +154,11 @@ class RowSpaces:
         """What one row of the node's value belongs to."""
         if self.parameter_only(node):
             return Level.PARAMETER
-        sizes = dimensions(note_of(node))
+        note = note_of(node)
+        sizes = dimensions(note)
+        sender = self._senders.get(note.propagation)
+        if note.stage in (Stage.MESSAGE, Stage.EDGE_UPDATE) and sender is not None and sender.edges in sizes:
+            return Level.EDGE  # also where a relation happens to have as many edges as there are nodes
         if any(size in self.nodes for size in sizes):
             return Level.NODE
         return Level.EDGE if any(size in self.edges for size in sizes) else Level.GRAPH

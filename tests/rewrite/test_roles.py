@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import GATConv, GCNConv, GINConv, LGConv, MessagePassing, SAGEConv, SimpleConv
+from torch_geometric.nn import GATConv, GCNConv, GINConv, LGConv, MessagePassing, RGCNConv, SAGEConv, SimpleConv
 
 import dqconvert
 from dqconvert.errors import TraceError
@@ -181,3 +181,10 @@ def test_rows_and_widths_of_one_size_are_told_apart():
     assert levels["quant.message"] == "edge"
     assert levels["quant.aggregate"] == "node"
     assert levels["lin.quant.feature"] == "node"
+
+
+def test_a_relation_with_as_many_edges_as_nodes_has_edge_level_messages():
+    edge_index = torch.stack([torch.arange(12) % 6, torch.arange(12).roll(5) % 6])
+    edge_type = torch.tensor([0] * 6 + [1] * 6)
+    found = paths(RGCNConv(8, 4, 2), (X, edge_index, edge_type))
+    assert {level for path, level in found if "message" in path} == {"edge"}
