@@ -41,7 +41,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch_geometric import EdgeIndex
+from torch_geometric import EdgeIndex, seed_everything
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import MessagePassing, Sequential, aggr, conv, models, norm, pool, to_hetero
 from torch_geometric.utils import degree, scatter, softmax, to_dense_batch, trim_to_layer
@@ -1217,7 +1217,7 @@ def _run(model: nn.Module, method: str, inputs: Callable[[Size], Any]) -> Outcom
 
 
 def _call(model: nn.Module, method: str, arguments: Any) -> list[Tensor]:
-    torch.manual_seed(1)
+    seed_everything(1)
     function = model if method == "forward" else getattr(model, method)
     result = function(**arguments) if isinstance(arguments, dict) else function(*arguments)
     return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
