@@ -7,6 +7,7 @@ of the recording by ones that tell.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.trace import leaves
+from dqconvert.trace.literals import literal_changes
 from dqconvert.trace.note import Stage, describe
 from dqconvert.trace.patching import namespaces, patched, replacements
 from dqconvert.trace.recorder import Recorder
@@ -27,53 +29,80 @@ from dqconvert.trace.writer import Writer
 
 
 class Interception:
-    """Has one forward of a model recorded.
+    """Has forwards of a model recorded: names are changed once, for as many recordings as are made meanwhile.
 
     Args:
-        writer: Takes the nodes. Its model, a copy to throw away, gets bracketed methods.
+        root: The model.
     """
 
-    def __init__(self, writer: Writer) -> None:
-        self.writer = writer
+    def __init__(self, root: nn.Module) -> None:
+        self.root = root
+        self._writer: Writer | None = None
+        self._thread = threading.get_ident()
+
+    @property
+    def writer(self) -> Writer:
+        """What takes the nodes of the present recording."""
+        assert self._writer is not None
+        return self._writer
+
+    @property
+    def recording(self) -> bool:
+        """Whether calls are being written down right now."""
+        return self._writer is not None and self._writer.recording
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Records what runs inside."""
-        functions = {id(fn): self._wrap_function(fn) for fn in leaves.leaf_functions()}
-        for layer in leaves.message_passing_layers(self.writer.root):
-            self._bracket(layer)
-        for module in self.writer.root.modules():
-            for name, value in list(vars(module).items()):
-                if type(value) is float:
-                    setattr_plain(module, name, KeptFloat(value))
+        """Changes the names that recorded code uses; without a recording they mean what they always mean."""
+        functions: dict[int, Callable[..., Any]] = {id(fn): self._wrap_function(fn) for fn in leaves.leaf_functions()}
+        functions |= {id(getattr(at, name)): self._seen_through(fn, why) for at, name, fn, why in leaves.SEEN_THROUGH}
+        functions |= {id(fn): self._drawing(name, fn) for _, name, fn in leaves.RANDOM_FUNCTIONS}
+        spaces = namespaces(self.root)
         changes = [
-            *replacements(namespaces(self.writer.root), functions),
+            *replacements(spaces, functions),
+            *literal_changes(spaces, self.root),
+            *((at, name, functions[id(getattr(at, name))]) for at, name, *_ in leaves.SEEN_THROUGH),
+            *((at, name, functions[id(fn)]) for at, name, fn in leaves.RANDOM_FUNCTIONS),
             (nn.Module, "__call__", self._module_call(nn.Module.__call__)),
             (Aggregation, "__call__", self._module_call(Aggregation.__call__)),
             (Function, "apply", self._autograd_function(Function.__dict__["apply"])),
             (Aggregation, "assert_sorted_index", lambda _, index: self._check_sorted(index)),
             *((vars(module), "use_segment_matmul_heuristic", self._unwatched(fn)) for module, fn in leaves.HEURISTICS),
         ]
-        with patched(changes), Recorder(self.writer):
-            self.writer.recording = True
+        with patched(changes):
+            yield
+
+    @contextmanager
+    def into(self, writer: Writer) -> Iterator[None]:
+        """Records what runs inside :meth:`active` and this. The writer's model, a copy, gets bracketed methods."""
+        self._writer = writer
+        for layer in leaves.message_passing_layers(writer.root):
+            self._bracket(layer)
+        for module in writer.root.modules():
+            for name, value in list(vars(module).items()):
+                if type(value) is float:
+                    setattr_plain(module, name, KeptFloat(value))
+        with Recorder(writer):
+            writer.recording = True
             try:
                 yield
             finally:
-                self.writer.recording = False
+                writer.recording = False
+                self._writer = None
 
     def call_root(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Calls the method that is being recorded, inside :meth:`active`."""
+        """Calls the method that is being recorded, inside :meth:`into`."""
         return self._call_module(self.writer.root, "", method, args, kwargs)
 
     def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        writer, module_call = self.writer, nn.Module.__call__
+        module_call = nn.Module.__call__
 
         @functools.wraps(original)
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = writer.modules.get(id(module))
+            path = self.writer.modules.get(id(module)) if self.recording else None
             # An Aggregation's own __call__ comes first and calls nn.Module's, which then is not a call of its own.
             inner = original is module_call and isinstance(module, Aggregation)
-            if not writer.recording or path is None or inner:
+            if path is None or inner:
                 return original(module, *args, **kwargs)
             return self._call_module(module, path, functools.partial(original, module), args, kwargs)
 
@@ -90,11 +119,9 @@ class Interception:
             return self._mark(result, Stage.LAYER) if isinstance(module, MessagePassing) else result
 
     def _autograd_function(self, original: Any) -> Any:
-        writer = self.writer
-
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            if writer.recording and writer.touches(args, kwargs):
-                writer.fail(
+            if self.recording and self.writer.touches(args, kwargs):
+                self.writer.fail(
                     f"calls the autograd function {cls.__name__}, whose backward a graph of its parts would lose"
                 )
             return original.__func__(cls, *args, **kwargs)
@@ -104,7 +131,7 @@ class Interception:
     def _wrap_function(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if not self.writer.recording or not self.writer.touches(args, kwargs):
+            if not self.recording or not self.writer.touches(args, kwargs):
                 return function(*args, **kwargs)
             if not self.writer.representable((args, kwargs)):
                 return function(*args, **kwargs)
@@ -116,17 +143,39 @@ class Interception:
 
         return call
 
+    def _seen_through(self, instead: Callable[..., Any], remark: str) -> Callable[..., Any]:
+        """Calls what a function would call, so that it is recorded."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.recording:
+                self.writer.remarks[remark] = None
+            return instead(*args, **kwargs)
+
+        return call
+
+    def _drawing(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Refuses random numbers that would become constants."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.recording and threading.get_ident() == self._thread:
+                self.writer.fail(f"draws random numbers with {name}(), not with torch")
+            return function(*args, **kwargs)
+
+        return call
+
     def _unwatched(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Runs a function that chooses between equal computations, whose choice the graph may hold."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
+            if not self.recording:
+                return function(*args, **kwargs)
             with self.writer.paused():
                 return function(*plain_arguments(args), **plain_arguments(kwargs))
 
         return call
 
     def _check_sorted(self, index: Tensor | None) -> None:
-        if index is not None:
+        if index is not None and self._writer is not None:  # also inside an aggregation that stays whole
             self.writer.node("call_function", check_sorted, (index,), {})
 
     def _bracket(self, layer: MessagePassing) -> None:
@@ -140,7 +189,7 @@ class Interception:
     def _stage_method(self, method: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
         @functools.wraps(method)
         def run(*args: Any, **kwargs: Any) -> Any:
-            if not self.writer.recording:
+            if not self.recording:
                 return method(*args, **kwargs)
             self.writer.stage.append(stage)
             try:
@@ -155,7 +204,7 @@ class Interception:
 
         @functools.wraps(method)
         def run(edge_index: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self.writer.recording:
+            if not self.recording:
                 return method(edge_index, *args, **kwargs)
             self.writer.edge_index.append((edge_index, 0 if layer is None or layer.flow == "source_to_target" else 1))
             self.writer.propagation.append(self.writer.propagations)
@@ -192,3 +241,17 @@ class Interception:
 def setattr_plain(module: nn.Module, name: str, value: Any) -> None:
     """Sets an attribute on the instance alone, past ``nn.Module.__setattr__``."""
     module.__dict__[name] = value
+
+
+@contextmanager
+def seen_through(model: nn.Module) -> Iterator[None]:
+    """Inside, the model calls directly what it calls through one of :data:`leaves.SEEN_THROUGH`, as its graph does."""
+    functions = {id(getattr(place, name)): fn for place, name, fn, _ in leaves.SEEN_THROUGH}
+    spaces = [*namespaces(model), *(vars(place) for place, *_ in leaves.SEEN_THROUGH)]
+    with patched(
+        (names, name, functions[id(value)])
+        for names in spaces
+        for name, value in list(names.items())
+        if id(value) in functions
+    ):
+        yield

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import random
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
+import torch.utils.checkpoint
 import torch_geometric.backend
 import torch_geometric.nn
 import torch_geometric.utils
@@ -62,6 +65,8 @@ _NOT_KEPT = {
     "total_influence",
     "get_embeddings",
     "get_embeddings_hetero",
+    # Cuts rows off: what is kept must be seen to be the same rows.
+    "trim_to_layer",
 }
 
 _EXTRA_FUNCTIONS = (
@@ -114,6 +119,33 @@ GETITEM = operator.getitem
 
 HEURISTICS = ((torch_geometric.backend, torch_geometric.backend.use_segment_matmul_heuristic),)
 """Functions that pick the faster of two ways to compute the same, by module."""
+
+
+def _without_checkpoint(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """``torch.utils.checkpoint.checkpoint`` that keeps the activations: the same values, and the same gradients."""
+    own = {"use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"}
+    return function(*args, **{name: value for name, value in options.items() if name not in own})
+
+
+SEEN_THROUGH: tuple[tuple[Any, str, Callable[..., Any], str], ...] = (
+    (
+        torch.utils.checkpoint,
+        "checkpoint",
+        _without_checkpoint,
+        "activations are kept where the model recomputes them (torch.utils.checkpoint): the same values, more memory",
+    ),
+)
+"""Functions that only call another: their module, name, what to call instead, and what to tell the user of it."""
+
+
+def _draws(module: Any) -> list[tuple[Any, str, Callable[..., Any]]]:
+    keeps = {"seed", "getstate", "setstate", "get_state", "set_state", "default_rng"}
+    names = [name for name in module.__all__ if name not in keeps]
+    return [(module, name, fn) for name in names if not isinstance(fn := getattr(module, name), type)]
+
+
+RANDOM_FUNCTIONS = (*_draws(random), *_draws(np.random))
+"""Functions that draw random numbers that are none of torch's, by module."""
 
 STAGE_METHODS = ("message", "aggregate", "update", "edge_update")
 """The methods of :class:`MessagePassing` whose results are marked."""

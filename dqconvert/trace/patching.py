@@ -21,8 +21,8 @@ _MISSING = object()
 
 
 @contextmanager
-def patched(changes: Iterable[tuple[dict[str, Any] | type | ModuleType, str, Any]]) -> Iterator[None]:
-    """Sets names in namespaces (a module's ``__dict__``, a class or a module), and restores them at the end.
+def patched(changes: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Sets names in places (a module's ``__dict__``, a class, a module, a function), and restores them at the end.
 
     One recording at a time: another thread that records waits for its turn.
     """
@@ -30,13 +30,18 @@ def patched(changes: Iterable[tuple[dict[str, Any] | type | ModuleType, str, Any
         undo: list[tuple[Any, str, Any]] = []
         try:
             for place, name, value in changes:
-                names = place if isinstance(place, dict) else vars(place)
-                undo.append((place, name, names.get(name, _MISSING)))
+                undo.append((place, name, _get(place, name)))
                 _set(place, name, value)
             yield
         finally:
             for place, name, value in reversed(undo):
                 _set(place, name, value)
+
+
+def _get(place: Any, name: str) -> Any:
+    if isinstance(place, FunctionType):
+        return getattr(place, name)
+    return (place if isinstance(place, dict) else vars(place)).get(name, _MISSING)
 
 
 def _set(place: Any, name: str, value: Any) -> None:
@@ -101,7 +106,7 @@ def replacements(
     """
     for names in spaces:
         for name, value in list(names.items()):
-            if id(value) in functions and isinstance(value, FunctionType):
+            if id(value) in functions:
                 yield names, name, functions[id(value)]
         for name in _builtins_called(names.get("__file__")):
             if name not in names:

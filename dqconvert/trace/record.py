@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, Node
 from torch_geometric.data.data import BaseData
 
@@ -19,27 +19,38 @@ from dqconvert.trace.writer import Writer
 
 
 def record(
-    root: nn.Module,
+    interception: Interception,
     inputs: Inputs,
     method: str,
     training: bool,
     kept: frozenset[str],
     values: dict[str, Tensor] | None = None,
+    remarks: dict[str, None] | None = None,
 ) -> Graph:
-    """Records one forward of a copy of ``root``; ``values`` collects every node's value by the node's name.
+    """Records one forward of a copy of a model.
+
+    Args:
+        interception: Active, of the model.
+        inputs: What to call it on.
+        method: The method to call.
+        training: Whether to record the training mode.
+        kept: Paths of modules to keep whole.
+        values: Collects every node's value by the node's name.
+        remarks: Collects, as keys, what the user should know.
 
     Raises:
         Untraceable: If a module does what a graph cannot hold.
     """
-    model = copy.deepcopy(root).train(training)
+    model = copy.deepcopy(interception.root).train(training)
     writer = Writer(model, kept, values)
-    torch.manual_seed(verify.SEED)
+    verify.seed()
     arguments = {name: _bind_argument(writer, inputs, name) for name in inputs.signature.parameters}
     _pin(writer, inputs)
     args, kwargs = Inputs(inputs.signature, arguments, frozenset(arguments)).bound_call()
-    interception = Interception(writer)
-    with torch.enable_grad(), interception.active():
+    with torch.enable_grad(), interception.into(writer):
         writer.output(interception.call_root(getattr(model, method), args, kwargs))
+    if remarks is not None:
+        remarks.update(writer.remarks)
     return writer.graph
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import is_sparse, plain_connectivity
 from dqconvert.trace.grow import drop_edges, enlarge
 from dqconvert.trace.inputs import Inputs, bind
+from dqconvert.trace.interception import Interception, seen_through
 from dqconvert.trace.make_inputs import make_inputs
 from dqconvert.trace.merge import add_sizes, merge_modes, remove_unused, same_graph, same_structure
 from dqconvert.trace.module import TracedModule
@@ -93,7 +94,9 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
             remove_unused(graph)
         traced.recompile()
         both = [inputs] if recorded.second is None else [inputs, recorded.second]
-        _verify(root, traced, both, method, frozenset(islands))
+        indirect = any(why in recorded.remarks for *_, why in leaves.SEEN_THROUGH)
+        with seen_through(root) if indirect else nullcontext():
+            _verify(root, traced, both, method, frozenset(islands))
         _restore_modes(model, traced)
     return Trace(module=traced, islands=tuple(islands.values()), remarks=tuple(recorded.remarks))
 
@@ -220,9 +223,11 @@ class _Recorded:
 def _record_all(root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, strict: bool) -> _Recorded:
     """Records both modes on both inputs; a module that cannot be recorded in one of the four stays whole in all."""
     islands: dict[str, Island] = {}
+    interception = Interception(root)
     while True:
         try:
-            return _record_four(root, inputs, second, method, islands)
+            with interception.active():
+                return _record_four(interception, inputs, second, method, islands)
         except Untraceable as failure:
             path = failure.module
             while path in islands and path:
@@ -238,15 +243,18 @@ def _record_all(root: nn.Module, inputs: Inputs, second: Inputs | None, method: 
 
 
 def _record_four(
-    root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, islands: dict[str, Island]
+    interception: Interception, inputs: Inputs, second: Inputs | None, method: str, islands: dict[str, Island]
 ) -> _Recorded:
-    train, evaluate = (record(root, inputs, method, mode, frozenset(islands)) for mode in (True, False))
-    found = _Recorded(train, evaluate, islands, second)
+    remarks: dict[str, None] = {}
+    train, evaluate = (
+        record(interception, inputs, method, mode, frozenset(islands), remarks=remarks) for mode in (True, False)
+    )
+    found = _Recorded(train, evaluate, islands, second, list(remarks))
     if second is None:
         found.remarks.append("no second input of other sizes could be derived: checked on the example inputs alone")
         return found
     for graph, training in ((train, True), (evaluate, False)):
-        other = record(root, second, method, training, frozenset(islands))
+        other = record(interception, second, method, training, frozenset(islands))
         different = same_graph(graph, other)
         if different is None:
             add_sizes(graph, other)
@@ -332,7 +340,9 @@ def _verify(root: nn.Module, traced: TracedModule, all_inputs: list[Inputs], met
             difference = verify.compare(root, method, traced, inputs, training)
             if difference is not None:
                 values: dict[str, Tensor] = {}
-                record(root, inputs, method, training, kept, values)
+                interception = Interception(root)
+                with interception.active():
+                    record(interception, inputs, method, training, kept, values)
                 node = verify.first_wrong_node(traced, inputs, training, values)
                 mode = "training" if training else "evaluation"
                 which = "the example inputs" if position == 0 else "a second input of other sizes"

@@ -84,6 +84,12 @@ class Traced:
         self.__repr__()
         return format(plain(self), spec)
 
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
     def __round__(self, digits: int | None = None) -> Any:
         return _apply(round, self) if digits is None else _apply(round, self, digits)
 
@@ -110,9 +116,9 @@ class TracedFloat(Traced, float):  # type: ignore[misc]
 
 
 class KeptFloat(float):
-    """A float attribute of a recorded module.
+    """A float that recorded code holds: a literal, a default, an attribute of a module.
 
-    ``ratio * x.size(0)`` asks the left operand first, and a plain ``float`` would swallow the traced number.
+    ``0.5 * x.size(0)`` asks the left operand first, and a plain ``float`` would swallow the traced number.
     """
 
 
@@ -156,16 +162,27 @@ def _apply(function: Callable[..., Any], *args: Any) -> Any:
 
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
-        return _apply(function, self, other) if isinstance(other, int | float) else NotImplemented
+        if isinstance(other, int | float):
+            return _apply(function, self, other)
+        return _as_count(self, other) if function is operator.mul else NotImplemented
 
     return method
 
 
 def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
-        return _apply(function, other, self) if isinstance(other, int | float) else NotImplemented
+        if isinstance(other, int | float):
+            return _apply(function, other, self)
+        return _as_count(self, other) if function is operator.mul else NotImplemented
 
     return method
+
+
+def _as_count(self: Any, other: Any) -> Any:
+    """``[0.0] * n``: the list's length leaves the graph, so it is guarded."""
+    if isinstance(other, list | tuple | str) and self.recorder.recording:
+        self.recorder.guard(self, "==", plain(self))
+    return NotImplemented
 
 
 def _unary(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -184,6 +201,7 @@ def _compare(symbol: str) -> Callable[[Any, Any], Any]:
 
 
 _BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow"]
+_BITS = ["lshift", "rshift", "and_", "or_", "xor"]
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 for _cls in (TracedInt, TracedFloat):
     for _name in _BINARY:
@@ -194,6 +212,10 @@ for _cls in (TracedInt, TracedFloat):
     for _name in ("neg", "pos", "abs"):
         setattr(_cls, f"__{_name}__", _unary(getattr(operator, _name)))
     setattr(_cls, "__hash__", Traced.__hash__)  # noqa: B010  (defining __eq__ took it away)
+for _name in _BITS:
+    setattr(TracedInt, f"__{_name.rstrip('_')}__", _binary(getattr(operator, _name)))
+    setattr(TracedInt, f"__r{_name.rstrip('_')}__", _reflected(getattr(operator, _name)))
+TracedInt.__invert__ = _unary(operator.invert)  # type: ignore[method-assign]
 
 
 def _kept(name: str, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -309,7 +331,9 @@ def _math(function: Callable[..., Any]) -> Callable[..., Any]:
     def method(*args: Any) -> Any:
         if any(isinstance(arg, Traced) for arg in args):
             return _apply(function, *args)
-        return function(*args)
+        result = function(*args)
+        kept = isinstance(result, float) and any(isinstance(arg, KeptFloat) for arg in args)
+        return KeptFloat(result) if kept else result
 
     return method
 

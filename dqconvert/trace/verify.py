@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
@@ -19,6 +21,13 @@ from dqconvert.trace.note import note_of
 SEED = 20210504
 
 
+def seed() -> None:
+    """Seeds torch, and what PyG's own functions draw from besides (negative samples come from :mod:`random`)."""
+    torch.manual_seed(SEED)
+    random.seed(SEED)
+    np.random.seed(SEED)
+
+
 def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: bool) -> dict[str, Tensor]:
     """Runs a forward and a backward and returns everything that they produced.
 
@@ -26,7 +35,7 @@ def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: b
         ``"output 0"`` …, ``"gradient of NAME"`` for the parameters and ``"gradient of input 0"`` … for floating point
         inputs, and ``"buffer NAME"`` for the buffers afterwards.
     """
-    torch.manual_seed(SEED)
+    seed()
     module.train(training)
     leaves: list[Tensor] = []
 
@@ -111,7 +120,7 @@ def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, record
                     wrong.append(f"the first node that differs is `{node.format_node()}` ({note_of(node).source})")
             return value
 
-    torch.manual_seed(SEED)
+    seed()
     args, _ = inputs.bound_call()
     picked = module.graph if training or module.eval_graph is None else module.eval_graph
     try:

@@ -39,6 +39,7 @@ class Writer:
         edge_index: What the running propagate calls pass messages over, and the row that sends.
         modules: Paths of the registered modules by ``id``.
         origin: For a device or dtype that was read off a tensor, the node that reads it.
+        remarks: What the user should know of the recording.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Writer:
         self.propagation: list[int] = [-1]
         self.propagations = 0
         self.origin: dict[Any, Node] = {}
+        self.remarks: dict[str, None] = {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -1,13 +1,17 @@
 """What a recording must not lose: numbers, in-place writes, modes, and where each node comes from."""
 
 import math
+import random
+from random import uniform
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GCN, GCNConv, SAGEConv
-from torch_geometric.utils import scatter
+from torch_geometric.utils import negative_sampling, scatter
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import Stage, note_of, trace
@@ -20,8 +24,17 @@ def graph(nodes, edges, seed=0):
     return x, torch.randint(nodes, (2, edges), generator=generator)
 
 
+RATIO = 0.5
+
+
+def share(size, ratio=0.25):
+    return ratio * size
+
+
 class Model(nn.Module):
     """A linear layer around a function of its output, so that there is something to train."""
+
+    share = 0.75
 
     def __init__(self, function):
         super().__init__()
@@ -44,6 +57,17 @@ FUNCTIONS = {
     "new tensors of a size": lambda self, h, e: torch.zeros(h.size(0), h.shape[1]) + h,
     "arithmetic on sizes": lambda self, h, e: h[: h.size(0) // 2 + 1] * (h.size(0) - 1) / len(h),
     "a ratio times a size": lambda self, h, e: h[: int(self.ratio * h.size(0))],
+    "a literal times a size": lambda self, h, e: h[: int(0.5 * h.size(0))],
+    "a literal over a size": lambda self, h, e: h * (1.0 / h.size(0)),
+    "a literal minus a size": lambda self, h, e: h * (1.5 - h.size(0)),
+    "a literal to the power of a size": lambda self, h, e: h * 0.9 ** h.size(0),
+    "the root of a literal times a size": lambda self, h, e: h * (math.sqrt(2.0) * h.size(0)),
+    "a module's constant times a size": lambda self, h, e: h * (RATIO * h.size(0)),
+    "a default times a size": lambda self, h, e: h * share(h.size(0)),
+    "a class's constant times a size": lambda self, h, e: h * (self.share * h.size(0)),
+    "a literal in a nested function": lambda self, h, e: h * (lambda n: 0.25 * n)(h.size(0)),
+    "divmod": lambda self, h, e: h * divmod(h.size(0), 4)[0] + divmod(100, h.size(0))[1],
+    "bits": lambda self, h, e: h * (h.size(0) >> 1) + (1 << (h.size(0) & 3)),
     "ceil and sqrt": lambda self, h, e: h[: math.ceil(h.size(0) * 0.3)] / math.sqrt(h.size(0)),
     "the largest index": lambda self, h, e: scatter(h[e[0]], e[1], dim=0, dim_size=int(e.max()) + 1),
     "item": lambda self, h, e: h * e.max().item(),
@@ -86,9 +110,92 @@ def test_a_branch_on_a_size_is_checked_when_the_graph_runs():
         traced(*graph(101, 20))
 
 
-def test_a_literal_that_swallows_a_size_is_refused_and_named():
+def test_a_number_that_swallows_a_size_is_refused_and_named():
+    ratios = [0.5]
     with pytest.raises(TraceError, match=r"test_recording\.py:\d+: the root module .* turns a size or a value"):
-        trace(Model(lambda self, h, e: h[: int(0.5 * h.size(0))]), graph(9, 20))
+        trace(Model(lambda self, h, e: h[: int(ratios[0] * h.size(0))]), graph(9, 20))
+
+
+def test_a_list_of_a_size_is_checked_when_the_graph_runs():
+    traced = trace(Model(lambda self, h, e: h * torch.tensor([1.0] * h.size(1)) + len([0] * h.size(0))), graph(9, 20))
+    with pytest.raises(GuardError):
+        traced.module(*graph(14, 33))
+
+
+RANDOM = {
+    "random": lambda self, h, e: h * random.random(),
+    "imported by name": lambda self, h, e: h * uniform(0.5, 1.5),
+    "numpy": lambda self, h, e: h * float(np.random.rand()),
+    "a branch": lambda self, h, e: h if random.randint(0, 1) else -h,
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_numbers_that_are_not_torchs_are_refused_and_named(name):
+    with pytest.raises(
+        TraceError, match=r"test_recording\.py:\d+: the root module .* draws random numbers with \w+\(\)"
+    ):
+        trace(Model(RANDOM[name]), graph(9, 20))
+
+
+class Jitter(nn.Module):
+    def forward(self, h):
+        return h * random.random()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_module_that_draws_with_pythons_random_stays_whole(training):
+    model = Model(lambda self, h, e: self.jitter(h))
+    model.jitter = Jitter()
+    state = random.getstate()
+    found = trace(model, graph(9, 20))
+    assert random.getstate() == state
+    assert [(island.module, "random()" in island.reason) for island in found.islands] == [("jitter", True)]
+    random.seed(4)
+    expected = model.train(training)(*graph(14, 33))
+    random.seed(4)
+    assert torch.equal(found.module.train(training)(*graph(14, 33)), expected)
+
+
+class Negatives(nn.Module):
+    """PyG samples negative edges with Python's random; its function is one node, which draws anew when it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(8, 8)
+
+    def forward(self, x, edge_index):
+        row, col = negative_sampling(edge_index, num_nodes=x.size(0), num_neg_samples=7)
+        return (self.lin(x)[row] * x[col]).sum(dim=-1)
+
+
+def test_a_function_of_pyg_that_draws_with_pythons_random_is_compared_under_one_seed():
+    model = Negatives()
+    traced = trace(model, graph(9, 20)).module
+    for seed in (1, 2):
+        random.seed(seed)
+        expected = model.train()(*graph(14, 33))
+        random.seed(seed)
+        assert torch.equal(traced.train()(*graph(14, 33)), expected)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_is_seen_through(reentrant):
+    def function(self, h, e):
+        again = torch.utils.checkpoint.checkpoint(self.inner, h, e, use_reentrant=reentrant)
+        return h + checkpoint(torch.tanh, again, use_reentrant=reentrant)
+
+    model = Model(function)
+    model.inner = SAGEConv(8, 8)
+    found = trace(model, graph(9, 20))
+    assert found.islands == ()
+    assert any("torch.utils.checkpoint" in remark for remark in found.remarks)
+    other = graph(14, 33)
+    for module in (model, found.module):
+        module.train()(*other).sum().backward()
+    for wanted, got in zip(model.parameters(), found.module.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-5, atol=1e-6)  # summed in another order
+    assert torch.utils.checkpoint.checkpoint is checkpoint
 
 
 def test_every_node_knows_its_stage_module_and_line():
