@@ -321,8 +321,8 @@ SAMPLES = [((30, 45), 3), ((44, 60), 5), ((60, 150), 7)]
 
 def equal_sample():
     """A sample with as many nodes as edges."""
-    for number in range(20, 60):
-        found = sampled((40, number), 5)
+    for number in range(60, 160):
+        found = sampled((120, number), 16)
         if len(found[0]) == found[1].size(1):
             return found
     raise AssertionError("no sample has N == E")

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.overrides import get_overridable_functions, resolve_name
 
 from dqconvert import quant
+from dqconvert.rewrite import derive, protect
 from dqconvert.rewrite import open as opened
-from dqconvert.rewrite import protect
 from dqconvert.trace import adjacency, runtime
 from dqconvert.trace.leaves import leaf_functions
 from dqconvert.trace.values import MATH_NAMES
@@ -31,6 +31,9 @@ _OURS: tuple[Function, ...] = (
     *(value for _, value in getmembers(runtime, isfunction) if value.__module__ == runtime.__name__),
     opened.call_with_weights,
     protect.given_probability,
+    derive.cut_protected,
+    derive.join_protected,
+    derive.repeat_protected,
     quant.gather_protected,
     adjacency.plain_connectivity,
     adjacency.targets_of,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch_geometric.data.data import BaseData
@@ -14,13 +13,20 @@ from torch_geometric.data.data import BaseData
 from dqconvert.errors import ConfigError
 from dqconvert.qconfig import Protect
 from dqconvert.quant import Protection, gather_protected
+from dqconvert.rewrite.derive import (
+    Derivation,
+    How,
+    Size,
+    cut_protected,
+    dimensions,
+    join_protected,
+    repeat_protected,
+)
 from dqconvert.rewrite.spaces import (
     Level,
     RowSpaces,
     Sender,
-    Size,
     ancestors,
-    dimensions,
     input_connectivities,
     input_name,
     is_connectivity,
@@ -63,6 +69,14 @@ def given_probability(argument: Any, data: Any, key: str | None, spaces: int) ->
     return argument
 
 
+_DERIVE: dict[How, Callable[..., Tensor | None]] = {
+    How.PICK: gather_protected,
+    How.CUT: cut_protected,
+    How.JOIN: join_protected,
+    How.REPEAT: repeat_protected,
+}
+
+
 class Masks:
     """Writes protection nodes into a graph as quantizers ask for them.
 
@@ -84,7 +98,7 @@ class Masks:
         self.prefix = prefix
         self._nodes: dict[Size, Node] = {}
         self._edges: dict[tuple[Node, int], Node] = {}
-        self._spaces = sorted(rows.nodes)
+        self._spaces = sorted(rows.nodes - set(rows.derived))
 
     def of(self, value: Node) -> Node | None:
         """The node that holds the protection of the rows of ``value``; ``None`` if nothing is known about them."""
@@ -109,34 +123,25 @@ class Masks:
 
     def _of_nodes(self, space: Size) -> Node | None:
         if space not in self._nodes:
-            survivors = self._survivors(space)
+            derived = self.rows.derived.get(space)
             holder = self._first_value(space)
-            if survivors is not None:
-                self._nodes[space] = self._carry_over(*survivors)
+            if derived is not None:
+                mask = self._derive(derived)
+                if mask is None:
+                    return None
+                self._nodes[space] = mask
             elif holder is not None:
                 self._nodes[space] = self._draw(space, *holder)
         return self._nodes.get(space)
 
-    def _survivors(self, space: Size) -> tuple[Size, Node] | None:
-        """The larger row space that these rows were picked from, and the index that picked them (a top-k pooling)."""
-        holder = self._first_value(space)
-        if holder is None or is_input(holder[0]):
+    def _derive(self, derived: Derivation) -> Node | None:
+        """The protection of rows that were made from others: what was done to the rows is done to it."""
+        masks = [mask for mask in map(self._of_nodes, derived.parts) if mask is not None]
+        if len(masks) < len(derived.parts):
             return None
-        for node in self.graph.nodes:
-            picked = _picked(node)
-            if picked is None or dimensions(note_of(node))[:1] != [space]:
-                continue
-            source, index = picked
-            before = dimensions(note_of(source))[0]
-            if before in self.rows.nodes and before != space:
-                return before, index
-        return None
-
-    def _carry_over(self, before: Size, index: Node) -> Node:
-        """Rows that survive a pooling keep their protection."""
-        mask = self._of_nodes(before)
-        with self._after([mask, index]) as place:
-            return place.call("call_function", gather_protected, (mask, index))
+        with self._after([*masks, *(part for part in derived.arguments if isinstance(part, Node))]) as place:
+            source = masks if derived.how is How.JOIN else masks[0]
+            return place.call("call_function", _DERIVE[derived.how], (source, *derived.arguments))
 
     def _draw(self, space: Size, holder: Node, dim: int) -> Node:
         connectivity = self._received(space, holder)
@@ -171,8 +176,8 @@ class Masks:
     def _received(self, space: Size, holder: Node) -> list[tuple[Node, int]]:
         """The connectivities that reach these nodes, and the row that holds the receivers.
 
-        Those given to the model, before any self-loops are added; for rows that the model makes (clusters), the first
-        connectivity that it makes among them.
+        Those given to the model, before any self-loops are added, and of several node types all that end at this one;
+        for rows that the model makes (clusters), the first connectivity that it makes among them.
         """
         found: dict[tuple[Node, int], None] = {}
         for sender in self.rows.targets.get(space, []):
@@ -180,7 +185,12 @@ class Masks:
                 return [(self._first_connectivity(sender.edge_index, holder), 1 - sender.row)]
             for edge_index in input_connectivities(sender.edge_index):
                 found[edge_index, 1 - sender.row] = None
-        return list(found)
+        known = {edge_index for edge_index, _ in found}
+        kind = _type_of(holder) if is_input(holder) else None
+        for node in self.graph.nodes if kind is not None else ():
+            if is_input(node) and is_connectivity(node) and node not in known and _target_type_of(node) == kind:
+                found[node, 1] = None
+        return [(node, row) for node, row in found if not any((user, row) in found for user in node.users)]
 
     def _first_connectivity(self, edge_index: Node, holder: Node) -> Node:
         """Where the connectivity among rows that the model makes first appears, before self-loops are added to it."""
@@ -233,19 +243,6 @@ class _Place:
         return self.last
 
 
-def _picked(node: Node) -> tuple[Node, Node] | None:
-    """``(source, index)`` if a node picks rows by an index vector: ``x[perm]``, ``x.index_select(0, perm)``."""
-    name, args = op_name(node), node.args
-    index = args[1] if name == "getitem" and len(args) == 2 else args[2] if name == "index_select" else None
-    if not isinstance(index, Node) or not isinstance(args[0], Node) or note_of(index).ndim != 1:
-        return None
-    along = 0 if name == "getitem" else args[1]
-    ndim = note_of(args[0]).ndim
-    # A boolean mask may pick from rows that were sorted before; positions say where rows come from.
-    positions = note_of(index).dtype in (torch.int64, torch.int32)
-    return (args[0], index) if positions and ndim and along in (0, -ndim) and note_of(node).is_tensor else None
-
-
 def _takes_data(node: Node) -> bool:
     """Whether a forward argument may be a data object: parts are taken out of it."""
     return any(is_input(user) for user in node.users)
@@ -253,14 +250,23 @@ def _takes_data(node: Node) -> bool:
 
 def _type_of(holder: Node) -> str | None:
     """The node type of ``x_dict["paper"]`` and ``data["paper"].x``; ``None`` in a homogeneous graph."""
-    while is_input(holder) and holder.op != "placeholder":
-        owner, key = holder.args[:2]
-        if holder.target is not getattr and isinstance(key, str):
-            return key
+    return next((key for key in _keys(holder) if isinstance(key, str)), None)
+
+
+def _target_type_of(connectivity: Node) -> str | None:
+    """The node type at which the edges of ``edge_index_dict["author", "writes", "paper"]`` end."""
+    return next((key[-1] for key in _keys(connectivity) if isinstance(key, tuple)), None)
+
+
+def _keys(node: Node) -> Iterator[Any]:
+    """The dict keys that lead to a part of an input, the last one first."""
+    while is_input(node) and node.op != "placeholder":
+        if node.target is operator.getitem:
+            yield node.args[1]
+        owner = node.args[0]
         if not isinstance(owner, Node):
-            break
-        holder = owner
-    return None
+            return
+        node = owner
 
 
 def _pools_by(node: Node) -> bool:

@@ -16,12 +16,10 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.nn.utils.parametrize import is_parametrized
 
-from dqconvert.trace.note import Note, Stage, note_of
+from dqconvert.rewrite.derive import Derivation, How, Size, derivations, dimensions, grows
+from dqconvert.trace.note import Stage, note_of
 from dqconvert.trace.ops import op_name
 from dqconvert.trace.runtime import stage_output
-
-Size = tuple[int, ...]
-"""A dimension on the example input and on the second input."""
 
 
 class Level(enum.StrEnum):
@@ -78,13 +76,6 @@ class Gather:
         return dimensions(note_of(self.index))[0]
 
 
-def dimensions(note: Note) -> list[Size]:
-    """Every dimension of a value, on both inputs."""
-    if not note.sizes or any(len(size) != len(note.sizes[0]) for size in note.sizes):
-        return []
-    return list(zip(*note.sizes, strict=True))
-
-
 class RowSpaces:
     """The row spaces of one graph.
 
@@ -100,10 +91,13 @@ class RowSpaces:
         self.edges: set[Size] = set()
         self.targets: dict[Size, list[Sender]] = {}
         """Row spaces of nodes that receive messages, and over which edges."""
+        self.derived: dict[Size, Derivation] = {}
+        """Row spaces of nodes that were made from others."""
         self._senders: dict[int, Sender] = {}
         self._parameter_only: dict[Node, bool] = {}
         self._from_features: dict[Node, bool] = {}
         self._find_spaces()
+        self._find_derived()
         for node in graph.nodes:
             self._parameter_only[node] = self._is_parameter_only(node)
             self._from_features[node] = self._is_from_features(node)
@@ -147,6 +141,34 @@ class RowSpaces:
         self.edges.add(edges)
         if target is not None:
             self.targets.setdefault(target, []).append(sender)
+
+    def _find_derived(self) -> None:
+        """Rows made from nodes are nodes, and where joined rows are nodes, so are the rows that were joined."""
+        given = {size for node in self.graph.nodes if is_input(node) for size in dimensions(note_of(node))}
+        made = [
+            (dimensions(note_of(node))[dim], found)
+            for node in self.graph.nodes
+            if node.op in ("call_function", "call_method") and not is_input(node)
+            for dim, found in derivations(node).items()
+        ]
+        # Without a second input any width may pass for rows: only what is surely about rows counts.
+        sure = (How.PICK, How.CUT)
+        made = [
+            (size, how)
+            for size, how in made
+            if grows(size) and size not in given and (len(size) > 1 or how.how in sure)
+        ]
+        before = -1
+        while before != len(self.nodes) + len(self.derived):
+            before = len(self.nodes) + len(self.derived)
+            for size, found in made:
+                if size in self.derived or size in self.edges:
+                    continue
+                if all(part in self.nodes for part in found.parts):
+                    self.nodes.add(size)
+                    self.derived[size] = found
+                elif size in self.nodes and found.how in (How.JOIN, How.REPEAT):
+                    self.nodes.update(part for part in found.parts if grows(part) and part not in self.edges)
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -250,10 +272,6 @@ def is_connectivity(node: Node) -> bool:
 def _reads_size(node: Node) -> bool:
     """Whether a node reads a number of the graph off a tensor, whatever the tensor holds."""
     return op_name(node) in ("size", "numel") or (node.target is getattr and not note_of(node).is_tensor)
-
-
-def _grows(size: Size) -> bool:
-    return len(set(size)) > 1 or len(size) == 1
 
 
 def gather(node: Node) -> Gather | None:
