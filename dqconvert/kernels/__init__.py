@@ -4,16 +4,25 @@ Nothing here knows of modules or graphs. No function waits for an accelerator: w
 there.
 """
 
+from dqconvert.kernels._grid import Scheme
+from dqconvert.kernels.chain import quantize_chain
 from dqconvert.kernels.degree import in_degree, protection_probability
+from dqconvert.kernels.edge_order import EdgeOrder, edge_order
 from dqconvert.kernels.fake_quantize import fake_quantize, qparams
 from dqconvert.kernels.minmax import minmax_pair
 from dqconvert.kernels.percentile import percentile_pair
+from dqconvert.kernels.propagate import propagate
 
 __all__ = [
+    "EdgeOrder",
+    "Scheme",
+    "edge_order",
     "fake_quantize",
     "in_degree",
     "minmax_pair",
     "percentile_pair",
+    "propagate",
     "protection_probability",
+    "quantize_chain",
     "qparams",
 ]

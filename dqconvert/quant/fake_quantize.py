@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dqconvert.errors import ConfigError, ObserverError
-from dqconvert.kernels import fake_quantize, qparams
+from dqconvert.kernels import Scheme, fake_quantize, qparams, quantize_chain
 from dqconvert.qconfig import QSpec
 from dqconvert.quant.observers import is_empty, observer_for
 
@@ -94,6 +94,7 @@ class FakeQuantize(nn.Module):
         # Whether the range is known to hold something. The buffers are the truth; this spares looking at
         # them, which would wait for an accelerator, in every call.
         self._known_observed = False
+        self._fused = self.observer.scheme(self.quant_min, self.quant_max) if self.channel_dim is None else None
 
     @property
     def scale(self) -> Tensor:
@@ -110,7 +111,12 @@ class FakeQuantize(nn.Module):
         """Observes and rounds `x`, a floating tensor; `protected` is bool `[x.size(row_dim)]` or None."""
         if not self.training:
             protected = None
-        observing = self.observer_enabled and (self.training or self.calibrating)
+        scheme = self.scheme_for(x)
+        if scheme is not None and self.row_dim == 0:
+            y, ends = quantize_chain(x, (None, scheme, None), (self.min_val, self.max_val), protected=protected)
+            self.take(scheme, ends)
+            return y
+        observing = self._observing
         if observing:
             self._observe(x, protected)
         if not self.fake_quant_enabled:
@@ -133,6 +139,26 @@ class FakeQuantize(nn.Module):
             self.channel_dim,
             self.spec.grad,
         )
+
+    @property
+    def _observing(self) -> bool:
+        return self.observer_enabled and (self.training or self.calibrating)
+
+    def scheme_for(self, x: Tensor) -> Scheme | None:
+        """How the operators that observe and round in one go are to treat `x` in this call; None if they cannot."""
+        observing = self._observing
+        if self._fused is None or not self.fake_quant_enabled or x.dim() == 0:
+            return None
+        if not observing and not self._known_observed:
+            return None  # the long way finds out, and complains
+        return self._fused if observing else self._fused._replace(observe=False)
+
+    def take(self, scheme: Scheme, ends: Tensor) -> None:
+        """Takes the new range, float32 `[2]`, that such an operator returns."""
+        if scheme.observe:
+            with torch.no_grad():
+                self.min_val.copy_(ends[0])
+                self.max_val.copy_(ends[1])
 
     @torch.no_grad()
     def _observe(self, x: Tensor, protected: Tensor | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import ConfigError
-from dqconvert.kernels import minmax_pair, percentile_pair
+from dqconvert.kernels import Scheme, minmax_pair, percentile_pair
 from dqconvert.qconfig import QSpec
 
 RangePair: TypeAlias = tuple[Tensor, Tensor]
@@ -59,6 +59,23 @@ class Observer:
         """
         return self.merge(old, self.batch_range(values, keep, row_dim, channel_dim))
 
+    def scheme(self, quant_min: int, quant_max: int) -> Scheme | None:
+        """The same for the operators that observe and round in one go; None for a range that they do not know."""
+        return None
+
+    def _scheme(self, quant_min: int, quant_max: int, p: float) -> Scheme | None:
+        if self.spec.sample is not None:
+            return None
+        return Scheme(
+            quant_min=quant_min,
+            quant_max=quant_max,
+            symmetric=self.spec.symmetric,
+            p=p,
+            momentum=-1.0 if self.spec.momentum_value is None else self.spec.momentum_value,
+            observe=True,
+            clip=self.spec.grad == "clip",
+        )
+
     def __repr__(self) -> str:
         return self.kind
 
@@ -73,6 +90,9 @@ class MinMaxObserver(Observer):
 
     def merge(self, old: RangePair, batch: RangePair) -> RangePair:
         return running(old, batch)
+
+    def scheme(self, quant_min: int, quant_max: int) -> Scheme | None:
+        return self._scheme(quant_min, quant_max, p=0.0)
 
 
 class EMAObserver(MinMaxObserver):
@@ -101,6 +121,10 @@ class PercentileObserver(Observer):
     def merge(self, old: RangePair, batch: RangePair) -> RangePair:
         momentum = self.spec.momentum_value
         return running(old, batch) if momentum is None else moving_average(old, batch, momentum)
+
+    def scheme(self, quant_min: int, quant_max: int) -> Scheme | None:
+        p = self.spec.percentile_value
+        return self._scheme(quant_min, quant_max, p) if p else None
 
     def __repr__(self) -> str:
         return f"percentile({self.spec.percentile_value})"

@@ -1,0 +1,320 @@
+"""The chain of :mod:`dqconvert.kernels.chain` on the CPU: compiled loops over rows, and what decides about passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dqconvert.kernels._grid import Grid, Scheme
+from dqconvert.kernels._select import Rows, Values, percentiles
+from dqconvert.kernels._threads import loop, parts, run
+
+
+def has_loops(dtype: torch.dtype) -> bool:
+    """Whether the loops know a type."""
+    return dtype in (torch.float32, torch.float64)
+
+
+def serves(
+    x: Tensor, bias: Tensor | None, other: Tensor | None, alpha: Tensor | None, protected: Tensor | None
+) -> bool:
+    """Whether the loops can do it: everything in one type that they know, and shaped alike."""
+    same = all(t is None or t.dtype == x.dtype for t in (bias, other, alpha))
+    return has_loops(x.dtype) and x.dim() > 0 and same and (other is None or other.shape == x.shape)
+
+
+def quantize_chain(
+    x: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    protected: Tensor | None,
+    ranges: Tensor,
+    places: Sequence[int],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    relu: bool,
+    masked: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`dqconvert.kernels.chain.plain_quantize_chain`."""
+    ends = ranges.tolist()
+    grids: list[Grid | None] = [None, None, None]
+    for i, (place, scheme) in enumerate(zip(places, Scheme.unpacked(ints, floats), strict=True)):
+        grids[place] = Grid(scheme, ends[2 * i], ends[2 * i + 1])
+    y = torch.empty(x.shape, dtype=x.dtype)
+    passes = torch.empty(x.shape if masked else (0,), dtype=torch.uint8)
+    skip = None if protected is None else protected.contiguous().numpy()
+    source, target = matrix(x), matrix(y)
+    bits = matrix(passes) if masked else np.empty((0, 0), np.uint8)
+    summed = bias is not None or other is not None
+    if summed or grids[0] is not None:
+        observe(grids[0], Rows(source, skip))
+        added = (matrix(other) if other is not None else None, None if alpha is None else float(alpha))
+        vector = None if bias is None else bias.detach().contiguous().numpy()
+        _enter(source, vector, *added, skip, grids[0], target, bits)
+        source = target
+    _leave(source, skip, grids[1], relu, grids[2], target, bits, fresh=source is not target)
+    new = torch.tensor([end for place in places for end in (grids[place].lo, grids[place].hi)])  # type: ignore[union-attr]
+    return y, new, passes
+
+
+def matrix(t: Tensor) -> NDArray[Any]:
+    """A tensor as a contiguous numpy matrix of its rows."""
+    t = t.detach()
+    return t.contiguous().view(t.size(0), t.numel() // max(t.size(0), 1)).numpy()
+
+
+def observe(grid: Grid | None, values: Values) -> None:
+    """Updates a grid's range."""
+    if grid is not None and grid.scheme.observe:
+        bounds = (grid.lo, grid.hi) if grid.scheme.momentum < 0 else None
+        ends = percentiles(values, grid.scheme.p, bounds)
+        grid.merge(ends.lo, ends.hi)
+
+
+def _leave(
+    source: NDArray[Any],
+    skip: NDArray[Any] | None,
+    first: Grid | None,
+    relu: bool,
+    second: Grid | None,
+    target: NDArray[Any],
+    bits: NDArray[Any],
+    fresh: bool,
+) -> None:
+    """Grid 1, ReLU and grid 2."""
+    if first is None or second is None:
+        observe(first, Rows(source, skip))
+        if second is not None and relu:
+            _round(source, skip, None, True, None, target, bits, fresh)
+            source, relu, fresh = target, False, False
+        observe(second, Rows(source, skip))
+        _round(source, skip, first, relu, second, target, bits, fresh)
+    elif _observe_both(first, second, relu, source, skip):
+        _round(source, skip, first, relu, second, target, bits, fresh)
+    else:
+        observe(first, Rows(source, skip))
+        _round(source, skip, first, relu, None, target, bits, fresh)
+        observe(second, Rows(target, skip))
+        _round(target, skip, None, False, second, target, bits, False)
+
+
+def _observe_both(first: Grid, second: Grid, relu: bool, values: NDArray[Any], skip: NDArray[Any] | None) -> bool:
+    """Updates both ranges in one pass, as percentiles pass through monotone maps; False if that cannot be done.
+
+    The second range sees the rounded values: its percentile is the rounded percentile of the first.
+    """
+    one, two = first.scheme, second.scheme
+    if not (one.observe and two.observe) or one.p != two.p or (one.momentum < 0) != (two.momentum < 0):
+        return False
+    dtype = values.dtype.type
+
+    def onward(value: float) -> float:
+        rounded = first.apply(value, dtype)
+        return max(rounded, 0.0) if relu else rounded
+
+    bounds = None
+    if one.momentum < 0 and not first.empty and not second.empty:
+        # Two steps inside of the second range: whatever stays within, rounded, stays within that range.
+        step = 2 * float(first.parameters(dtype)[0])
+        reaches_low = not relu or second.lo > 0
+        bounds = (max(first.lo, second.lo + step) if reaches_low else first.lo, min(first.hi, second.hi - step))
+    before = (first.lo, first.hi)
+    ends = percentiles(Rows(values, skip), one.p, bounds)
+    first.merge(ends.lo, ends.hi)
+    if bounds is not None:
+        unsure_low = ends.lo is None and onward(bounds[0]) < second.lo
+        unsure_high = ends.hi is None and onward(bounds[1]) > second.hi
+        if unsure_low or unsure_high:
+            first.lo, first.hi = before
+            ends = percentiles(Rows(values, skip), one.p, None)
+            first.merge(ends.lo, ends.hi)
+    if ends.count > 0:
+        lo = None if ends.lo is None else onward(ends.lo)
+        hi = None if ends.hi is None else onward(ends.hi)
+        second.merge(lo, hi)
+    return True
+
+
+def _enter(
+    x: NDArray[Any],
+    bias: NDArray[Any] | None,
+    other: NDArray[Any] | None,
+    alpha: float | None,
+    skip: NDArray[Any] | None,
+    grid: Grid | None,
+    target: NDArray[Any],
+    bits: NDArray[Any],
+) -> None:
+    """Grid 0 and the sum."""
+    nothing = np.empty((0, 0), x.dtype)
+    args = (
+        x,
+        nothing[0:0].reshape(0) if bias is None else bias,
+        nothing if other is None else other,
+        x.dtype.type(1 if alpha is None else alpha),
+        alpha is not None,
+        np.empty(0, np.bool_) if skip is None else skip,
+        np.empty(0, x.dtype) if grid is None else grid.parameters(x.dtype.type),
+        grid is not None and grid.scheme.clip,
+        target,
+        bits,
+    )
+    run(lambda _, start, stop: enter_rows(*args, start, stop), parts(x.shape[0], x.size))
+
+
+def _round(
+    x: NDArray[Any],
+    skip: NDArray[Any] | None,
+    first: Grid | None,
+    relu: bool,
+    second: Grid | None,
+    target: NDArray[Any],
+    bits: NDArray[Any],
+    fresh: bool,
+) -> None:
+    nothing = np.empty(0, x.dtype)
+    args = (
+        x,
+        np.empty(0, np.bool_) if skip is None else skip,
+        nothing if first is None else first.parameters(x.dtype.type),
+        first is not None and first.scheme.clip,
+        relu,
+        nothing if second is None else second.parameters(x.dtype.type),
+        second is not None and second.scheme.clip,
+        target,
+        bits,
+        fresh,
+    )
+    run(lambda _, start, stop: round_rows(*args, start, stop), parts(x.shape[0], x.size))
+
+
+def pass_gradient(grad: Tensor, passes: Tensor, both: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of the sum and, if `both`, of `x`."""
+    to_sum = torch.empty(grad.shape, dtype=grad.dtype)
+    to_x = torch.empty(grad.shape if both else (0,), dtype=grad.dtype)
+    args = (grad.contiguous().view(-1).numpy(), passes.view(-1).numpy(), to_sum.view(-1).numpy(), to_x.view(-1).numpy())
+    run(lambda _, start, stop: pass_values(*args, start, stop), parts(grad.numel(), grad.numel()))
+    return to_sum, to_x
+
+
+@loop
+def enter_rows(x, bias, other, alpha, scaled, skip, grid, clip, y, bits, start, stop):  # type: ignore[no-untyped-def]
+    """Grid 0, `+ bias`, `+ alpha * other`; starts the bits."""
+    columns = x.shape[1]
+    codes = np.empty(columns, x.dtype)
+    masked = bits.size > 0
+    for r in range(start, stop):
+        if masked:
+            start_bits(bits[r])
+        if grid.size > 0 and not (skip.size > 0 and skip[r]):
+            round_row(x[r], grid, codes)
+            if masked and clip:
+                clip_bits(codes, grid, bits[r], np.uint8(1))
+            back_row(codes, grid, y[r])
+        else:
+            for c in range(columns):
+                y[r, c] = x[r, c]
+        if bias.size > 0:
+            for c in range(columns):
+                y[r, c] += bias[c]
+        if other.size > 0:
+            if scaled:
+                for c in range(columns):
+                    y[r, c] += alpha * other[r, c]
+            else:
+                for c in range(columns):
+                    y[r, c] += other[r, c]
+
+
+@loop
+def round_rows(x, skip, first, clip1, relu, second, clip2, y, bits, fresh, start, stop):  # type: ignore[no-untyped-def]
+    """Grid 1, ReLU, grid 2; `y` may be `x`. `fresh`: the bits are not there yet."""
+    columns = x.shape[1]
+    codes = np.empty(columns, x.dtype)
+    masked = bits.size > 0
+    for r in range(start, stop):
+        rounds = not (skip.size > 0 and skip[r])
+        if masked and fresh:
+            start_bits(bits[r])
+        if first.size > 0 and rounds:
+            round_row(x[r], first, codes)
+            if masked and clip1:
+                clip_bits(codes, first, bits[r], np.uint8(0))
+            back_row(codes, first, y[r])
+        else:
+            for c in range(columns):
+                y[r, c] = x[r, c]
+        if relu:
+            if masked:
+                relu_bits(y[r], bits[r])
+            relu_row(y[r])
+        if second.size > 0 and rounds:
+            round_row(y[r], second, codes)
+            if masked and clip2:
+                clip_bits(codes, second, bits[r], np.uint8(0))
+            back_row(codes, second, y[r])
+
+
+# One thing per loop: only such loops are turned into vector instructions. A row stays in the cache between them.
+
+
+@loop
+def start_bits(bits):  # type: ignore[no-untyped-def]
+    for c in range(bits.size):
+        bits[c] = np.uint8(3)
+
+
+@loop
+def round_row(x, grid, codes):  # type: ignore[no-untyped-def]
+    scale, zero_point = grid[0], grid[1]
+    for c in range(x.size):
+        codes[c] = np.rint(x[c] / scale + zero_point)
+
+
+@loop
+def clip_bits(codes, grid, bits, left):  # type: ignore[no-untyped-def]
+    low, high = grid[2], grid[3]
+    for c in range(codes.size):
+        bits[c] &= left if (codes[c] <= low) | (codes[c] >= high) else np.uint8(3)
+
+
+@loop
+def back_row(codes, grid, y):  # type: ignore[no-untyped-def]
+    scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
+    for c in range(codes.size):
+        q = codes[c]
+        q = low if q < low else q  # NaN stays NaN
+        q = high if q > high else q
+        y[c] = (q - zero_point) * scale
+
+
+@loop
+def relu_bits(y, bits):  # type: ignore[no-untyped-def]
+    zero = y.dtype.type(0)
+    for c in range(y.size):
+        bits[c] &= np.uint8(0) if y[c] <= zero else np.uint8(3)
+
+
+@loop
+def relu_row(y):  # type: ignore[no-untyped-def]
+    zero = y.dtype.type(0)
+    for c in range(y.size):
+        y[c] = zero if y[c] <= zero else y[c]
+
+
+@loop
+def pass_values(grad, passes, to_sum, to_x, start, stop):  # type: ignore[no-untyped-def]
+    """Lets the gradient through where the bits say so."""
+    zero = grad.dtype.type(0)
+    one, two, none = np.uint8(1), np.uint8(2), np.uint8(0)
+    for i in range(start, stop):
+        to_sum[i] = grad[i] if (passes[i] & one) != none else zero
+    if to_x.size > 0:
+        for i in range(start, stop):
+            to_x[i] = grad[i] if (passes[i] & two) != none else zero

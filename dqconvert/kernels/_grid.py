@@ -1,0 +1,117 @@
+"""The range and the grid of one quantizer as plain numbers, as the fast implementations on the CPU hold them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_EPS = float(torch.finfo(torch.float32).eps)
+_TINY = float(torch.finfo(torch.float32).tiny)
+
+
+class Scheme(NamedTuple):
+    """How a quantizer's grid follows from its range, and its range from what it sees, per tensor.
+
+    Attributes:
+        quant_min, quant_max: The smallest and the largest code.
+        symmetric: Whether the grid lies evenly around zero.
+        p: The share of values to leave out at either end; 0: none (minimum and maximum).
+        momentum: Of the moving average; negative: running minimum and maximum.
+        observe: Whether to update the range at all.
+        clip: Whether the gradient of clipped values is zero.
+    """
+
+    quant_min: int
+    quant_max: int
+    symmetric: bool
+    p: float
+    momentum: float
+    observe: bool
+    clip: bool
+
+    def packed(self) -> tuple[list[int], list[float]]:
+        """As the lists of numbers that operators take."""
+        ints = [self.quant_min, self.quant_max, int(self.symmetric), int(self.observe), int(self.clip)]
+        return ints, [self.p, self.momentum]
+
+    @staticmethod
+    def unpacked(ints: Sequence[int], floats: Sequence[float]) -> list[Scheme]:
+        """From those lists, put one behind the other."""
+        return [
+            Scheme(ints[i], ints[i + 1], bool(ints[i + 2]), *floats[i // 5 * 2 : i // 5 * 2 + 2], *map(bool, ints[i + 3 : i + 5]))
+            for i in range(0, len(ints), 5)
+        ]
+
+
+@dataclass
+class Grid:
+    """A range that is being updated, and the grid of it.
+
+    Attributes:
+        lo, hi: The range; inf and -inf where nothing was seen.
+    """
+
+    scheme: Scheme
+    lo: float
+    hi: float
+
+    @property
+    def empty(self) -> bool:
+        """Whether the range never saw a value."""
+        return self.lo > self.hi
+
+    def merge(self, lo: float | None, hi: float | None) -> None:
+        """Takes a batch's range in; `None` for an end that lies within the range so far; lo > hi: no values."""
+        if lo is not None and hi is not None and lo > hi:
+            return
+        momentum = self.scheme.momentum
+        if momentum < 0:
+            self.lo = self.lo if lo is None else min(self.lo, _single(lo))
+            self.hi = self.hi if hi is None else max(self.hi, _single(hi))
+            return
+        assert lo is not None and hi is not None
+        if self.empty:
+            self.lo, self.hi = _single(lo), _single(hi)
+        else:
+            self.lo, self.hi = _moved(self.lo, lo, momentum), _moved(self.hi, hi, momentum)
+
+    def parameters(self, dtype: Any) -> NDArray[Any]:
+        """`[scale, zero_point, quant_min, quant_max]`, as :func:`dqconvert.kernels.qparams` defines them."""
+        low, high = self.scheme.quant_min, self.scheme.quant_max
+        lo, hi = min(self.lo, 0.0), max(self.hi, 0.0)
+        if lo == hi or math.isnan(lo) or math.isnan(hi):
+            return np.array([1, 0, low, high], dtype)
+        if self.scheme.symmetric:
+            scale = max(2 * max(-lo, hi) / (high - low), _TINY)
+            zero_point = 0 if low < 0 else (high + 1) // 2
+        else:
+            scale = max((hi - lo) / (high - low), _EPS)
+            zero_point = min(max(low - round(lo / scale), low), high)
+        return np.array([np.float32(scale), zero_point, low, high], dtype)
+
+    def apply(self, value: float, dtype: Any) -> float:
+        """One value, fake-quantized as the loops do it."""
+        scale, zero_point, low, high = self.parameters(dtype)
+        code = np.rint(dtype(value) / scale + zero_point)
+        return float((min(max(code, low), high) - zero_point) * scale)
+
+
+def read_ranges(ranges: Sequence[Tensor]) -> list[float]:
+    """The ends of ranges, as numbers."""
+    return [end.item() for end in ranges]
+
+
+def _single(value: float) -> float:
+    return float(np.float32(value))
+
+
+def _moved(old: float, batch: float, momentum: float) -> float:
+    # In float32, step by step, as the tensors of the plain definition are.
+    return float(np.float32(old) + np.float32(momentum) * (np.float32(batch) - np.float32(old)))

@@ -1,0 +1,116 @@
+"""The loops of :mod:`dqconvert.kernels._select`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqconvert.kernels._threads import loop
+
+_BLOCK = 256  # values that are tested together before one is looked at alone
+_LARGEST = np.finfo(np.float32).max
+
+
+@loop
+def outside(x, lo, hi):  # type: ignore[no-untyped-def]
+    """How many values of a vector are under `lo`, over `hi` or NaN."""
+    n = 0
+    for c in range(x.size):
+        v = x[c]
+        n += (v < lo) + (v > hi) + (v != v)
+    return n
+
+
+@loop
+def collect(x, skip, weight, start, stop, lo, hi, below, above, below_weight, above_weight):  # type: ignore[no-untyped-def]
+    """Copies the values under `lo` and over `hi`: `(how many under, over, not finite, whether room ran out)`."""
+    columns = x.shape[1]
+    n, m, odd = 0, 0, 0
+    for r in range(start, stop):
+        if skip.size > 0 and skip[r]:
+            continue
+        for first in range(0, columns, _BLOCK):
+            last = min(first + _BLOCK, columns)
+            if outside(x[r, first:last], lo, hi) == 0:
+                continue
+            if n + (last - first) > below.size or m + (last - first) > above.size:
+                return n, m, odd, True
+            for c in range(first, last):
+                v = x[r, c]
+                if not (abs(v) <= _LARGEST):
+                    odd += weight[r] if weight.size > 0 else 1
+                elif v < lo:
+                    below[n] = v
+                    if weight.size > 0:
+                        below_weight[n] = weight[r]
+                    n += 1
+                elif v > hi:
+                    above[m] = v
+                    if weight.size > 0:
+                        above_weight[m] = weight[r]
+                    m += 1
+    return n, m, odd, False
+
+
+@loop
+def count_at(x, skip, weight, start, stop, lo, hi):  # type: ignore[no-untyped-def]
+    """How many finite values are at most `lo`, and how many at least `hi`."""
+    at_most, at_least = 0, 0
+    for r in range(start, stop):
+        if skip.size > 0 and skip[r]:
+            continue
+        often = weight[r] if weight.size > 0 else 1
+        for c in range(x.shape[1]):
+            v = x[r, c]
+            if abs(v) <= _LARGEST:
+                at_most += often * (v <= lo)
+                at_least += often * (v >= hi)
+    return at_most, at_least
+
+
+@loop
+def collect_messages(x, weight, sender, skip, least, most, start, stop, lo, hi, below, above):  # type: ignore[no-untyped-def]
+    """Like `collect`, of the products; an edge whose extreme products are within the bounds is passed over."""
+    heads = weight.shape[1]
+    channels = x.shape[1] // heads
+    n, m, odd = 0, 0, 0
+    for e in range(start, stop):
+        s = sender[e]
+        if skip.size > 0 and skip[s]:
+            continue
+        for h in range(heads):
+            w = weight[e, h]
+            one, two = w * least[s, h], w * most[s, h]
+            if one >= lo and one <= hi and two >= lo and two <= hi:
+                continue
+            if n + channels > below.size or m + channels > above.size:
+                return n, m, odd, True
+            for c in range(h * channels, (h + 1) * channels):
+                v = w * x[s, c]
+                if not (abs(v) <= _LARGEST):
+                    odd += 1
+                elif v < lo:
+                    below[n] = v
+                    n += 1
+                elif v > hi:
+                    above[m] = v
+                    m += 1
+    return n, m, odd, False
+
+
+@loop
+def count_at_messages(x, weight, sender, skip, start, stop, lo, hi):  # type: ignore[no-untyped-def]
+    """Like `count_at`, of the products."""
+    heads = weight.shape[1]
+    channels = x.shape[1] // heads
+    at_most, at_least = 0, 0
+    for e in range(start, stop):
+        s = sender[e]
+        if skip.size > 0 and skip[s]:
+            continue
+        for h in range(heads):
+            for c in range(h * channels, (h + 1) * channels):
+                v = weight[e, h] * x[s, c]
+                if abs(v) <= _LARGEST:
+                    at_most += v <= lo
+                    at_least += v >= hi
+    return at_most, at_least

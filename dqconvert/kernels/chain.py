@@ -1,0 +1,269 @@
+"""What happens to the rows of a value between two heavy operations, in as few passes over them as can be.
+
+A chain is, each part but one grid being optional:
+
+    x -> grid 0 -> + bias | + alpha * other -> grid 1 -> ReLU -> grid 2
+
+where a grid is a quantizer: it observes its range, then rounds the rows that are not protected. On the CPU a row goes
+through the chain while it is in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dqconvert.kernels import _chain_loops as chain_loops
+from dqconvert.kernels._grid import Scheme
+from dqconvert.kernels._layout import check_rows, wide_dtype
+from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
+from dqconvert.kernels.minmax import plain_minmax_pair
+from dqconvert.kernels.percentile import plain_percentile_pair
+
+PLACES = 3
+"""Places for a grid in a chain: on the way in, behind the sum, behind the ReLU."""
+
+_SUM, _X = 1, 2  # bits of `passes`: whether the gradient of the result reaches the sum, and `x`
+
+
+def plain_observe(
+    values: Tensor, lo: Tensor, hi: Tensor, scheme: Scheme, protected: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The definition of how a per-tensor range follows the values it sees: the new range."""
+    if not scheme.observe:
+        return lo.clone(), hi.clone()
+    keep = None if protected is None else ~protected
+    if scheme.p > 0:
+        batch_lo, batch_hi = plain_percentile_pair(values, scheme.p, keep, 0, None, None)
+    else:
+        batch_lo, batch_hi = plain_minmax_pair(values, keep, 0, None)
+    if scheme.momentum < 0:
+        return torch.minimum(lo, batch_lo), torch.maximum(hi, batch_hi)
+    first, nothing_new = lo > hi, batch_lo > batch_hi
+
+    def average(old: Tensor, batch: Tensor) -> Tensor:
+        return torch.where(nothing_new, old, torch.where(first, batch, old + scheme.momentum * (batch - old)))
+
+    return average(lo, batch_lo), average(hi, batch_hi)
+
+
+def plain_quantize_chain(
+    x: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    protected: Tensor | None,
+    ranges: Tensor,
+    places: Sequence[int],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    relu: bool,
+    masked: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition that every implementation is held to.
+
+    **Arguments**: those of :func:`quantize_chain`; `ranges` is float32 `[2 * len(places)]`, the two ends of every grid's range, `places` where
+    the grids stand, `ints` and `floats` their schemes (:meth:`Scheme.packed`); `masked`: whether to say what passes.
+
+    **Returns** the result; the new ends of the ranges, float32 `[2 * len(places)]`; and, uint8, shaped like `x`, which
+    gradients pass: bit 0, to the sum; bit 1, to `x` (`[0]` if not `masked`).
+    """
+    at = {place: i for i, place in enumerate(places)}
+    schemes = Scheme.unpacked(ints, floats)
+    new = list(ranges.unbind())
+    to_sum = torch.ones_like(x, dtype=torch.bool)
+    to_x = to_sum
+
+    def quantize(values: Tensor, place: int) -> tuple[Tensor, Tensor | bool]:
+        if place not in at:
+            return values, False
+        i = at[place]
+        scheme = schemes[i]
+        lo, hi = plain_observe(values, ranges[2 * i], ranges[2 * i + 1], scheme, protected)
+        new[2 * i], new[2 * i + 1] = lo, hi
+        scale, zero_point = qparams(lo, hi, scheme.quant_min, scheme.quant_max, scheme.symmetric)
+        rounded, clipped = plain_fake_quantize(
+            values, scale, zero_point, scheme.quant_min, scheme.quant_max, protected, 0, None
+        )
+        return rounded, clipped & scheme.clip
+
+    value, clipped = quantize(x, 0)
+    to_x = to_x & ~torch.as_tensor(clipped)
+    if bias is not None:
+        value = value + bias
+    if other is not None:
+        value = value + (other if alpha is None else alpha * other)
+    value, clipped = quantize(value, 1)
+    to_sum = to_sum & ~torch.as_tensor(clipped)
+    if relu:
+        to_sum = to_sum & ~(value <= 0)
+        value = value.relu()
+    value, clipped = quantize(value, 2)
+    to_sum = to_sum & ~torch.as_tensor(clipped)
+    passes = to_sum * _SUM + (to_sum & to_x) * _X if masked else x.new_empty(0)
+    return value.to(x.dtype).contiguous().clone(), torch.stack(new).float(), passes.to(torch.uint8)
+
+
+@torch.library.custom_op("dqconvert::quantize_chain", mutates_args=())
+def _quantize_chain(
+    x: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    protected: Tensor | None,
+    ranges: Tensor,
+    places: Sequence[int],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    relu: bool,
+    masked: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return plain_quantize_chain(x, bias, other, alpha, protected, ranges, places, ints, floats, relu, masked)
+
+
+@_quantize_chain.register_fake
+def _(
+    x: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    protected: Tensor | None,
+    ranges: Tensor,
+    places: Sequence[int],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    relu: bool,
+    masked: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    passes = x.new_empty(x.shape if masked else (0,), dtype=torch.uint8)
+    return x.new_empty(x.shape), x.new_empty((2 * len(places),), dtype=torch.float32), passes
+
+
+@_quantize_chain.register_kernel("cpu")
+def _(
+    x: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    protected: Tensor | None,
+    ranges: Tensor,
+    places: Sequence[int],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    relu: bool,
+    masked: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    args = (x, bias, other, alpha, protected, ranges, places, ints, floats, relu, masked)
+    return chain_loops.quantize_chain(*args) if chain_loops.serves(*args[:5]) else plain_quantize_chain(*args)
+
+
+@torch.library.custom_op("dqconvert::quantize_chain_grad", mutates_args=())
+def _quantize_chain_grad(grad: Tensor, passes: Tensor, both: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of the sum and, where it differs, of `x` (`[0]` unless `both`)."""
+    to_sum = torch.where((passes & _SUM) > 0, grad, 0)
+    to_x = torch.where((passes & _X) > 0, grad, 0) if both else grad.new_empty(0)
+    return to_sum.contiguous(), to_x.contiguous()
+
+
+@_quantize_chain_grad.register_kernel("cpu")
+def _(grad: Tensor, passes: Tensor, both: bool) -> tuple[Tensor, Tensor]:
+    if not chain_loops.has_loops(grad.dtype):
+        return _quantize_chain_grad._init_fn(grad, passes, both)
+    return chain_loops.pass_gradient(grad, passes, both)
+
+
+@_quantize_chain_grad.register_fake
+def _(grad: Tensor, passes: Tensor, both: bool) -> tuple[Tensor, Tensor]:
+    return grad.new_empty(grad.shape), grad.new_empty(grad.shape if both else (0,))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1], output[2])
+    _, bias, other, alpha, _, _, places, *_ = inputs
+    ctx.bias_dim = None if bias is None else bias.dim()
+    ctx.differ = 0 in places
+    # What `alpha` is multiplied with is needed for its own gradient alone.
+    keep_other = other if alpha is not None and ctx.needs_input_grad[3] else None
+    ctx.save_for_backward(output[2], alpha, keep_other)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    nothing = (None,) * 7
+    if grad is None:
+        return None, None, None, None, *nothing
+    passes, alpha, other = ctx.saved_tensors
+    to_x = to_sum = grad
+    if passes.numel() > 0:
+        to_sum, to_x = torch.ops.dqconvert.quantize_chain_grad(grad, passes, ctx.differ)
+        to_x = to_x if ctx.differ else to_sum
+    _, for_bias, for_other, for_alpha = ctx.needs_input_grad[:4]
+    to_bias = to_sum.reshape(-1, to_sum.size(-1)).sum(0) if for_bias else None
+    to_other = (to_sum if alpha is None else to_sum * alpha) if for_other else None
+    to_alpha = torch.dot(to_sum.reshape(-1), other.reshape(-1)).reshape(alpha.shape) if for_alpha else None
+    return to_x, to_bias, to_other, to_alpha, *nothing
+
+
+_quantize_chain.register_autograd(_backward, setup_context=_setup)
+
+
+def quantize_chain(
+    x: Tensor,
+    schemes: Sequence[Scheme | None],
+    ranges: Sequence[Tensor],
+    *,
+    bias: Tensor | None = None,
+    other: Tensor | None = None,
+    alpha: Tensor | None = None,
+    protected: Tensor | None = None,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Passes rows through a chain of sums, grids and a ReLU.
+
+    **Arguments**
+
+    - `x`: floating, at least one dimension; rows are its first one.
+    - `schemes`: three entries, one for each place of a grid; `None`: no grid there.
+    - `ranges`: the low and the high end of the range of each grid that there is, float32 `[]`, in that order.
+    - `bias = None`: `[x.size(-1)]`, added behind grid 0. `other = None`: shaped like `x`, added there, times `alpha`
+      (one element) if that is given.
+    - `protected = None`: bool `[x.size(0)]`; grids neither observe nor round the rows that are True.
+    - `relu = False`: whether negative values become zero before grid 2.
+
+    **Returns** the result, shaped like `x` and contiguous, and the new ends of the ranges, float32
+    `[len(ranges)]`. A range is updated before its grid rounds. Gradients reach `x`, `bias`, `other` and `alpha`;
+    those of clipped values are zero in grids whose scheme says `clip`.
+
+    **Raises** `TypeError` or `ValueError` for values that are not floating, or a mask that does not fit.
+
+    Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, and its official implementation.
+
+    ```python
+    >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
+    >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
+    >>> x = torch.tensor([[-3.0, 4.4], [0.6, 12.0]])
+    >>> y, ends = quantize_chain(x, (None, scheme, None), never, relu=True)
+    >>> y.tolist(), ends.tolist()
+    ([[0.0, 4.0], [1.0, 12.0]], [-3.0, 12.0])
+
+    ```
+    """
+    wide_dtype(x.dtype)
+    if protected is not None:
+        check_rows(protected, x, 0, name="protected")
+    places = [place for place, scheme in enumerate(schemes) if scheme is not None]
+    ints: list[int] = []
+    floats: list[float] = []
+    clip = relu
+    for scheme in schemes:
+        if scheme is not None:
+            more = scheme.packed()
+            ints += more[0]
+            floats += more[1]
+            clip = clip or scheme.clip
+    masked = clip and torch.is_grad_enabled()
+    y, new, _ = _quantize_chain(x, bias, other, alpha, protected, torch.stack(list(ranges)), places, ints, floats, relu, masked)
+    return y, new

@@ -1,0 +1,87 @@
+"""The edges in the order of the nodes at one of their ends: what a sum over the edges of each node needs (CSR)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dqconvert.kernels._threads import loop
+
+
+class EdgeOrder(NamedTuple):
+    """Edges, grouped by node.
+
+    Attributes:
+        ptr: int64 `[num_nodes + 1]`; the edges of node `i` are `edges[ptr[i]:ptr[i + 1]]`.
+        edges: int64 `[num_edges]`, positions in the list of edges, in its order within each node.
+    """
+
+    ptr: Tensor
+    edges: Tensor
+
+
+def plain_edge_order(index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    """The definition that every implementation is held to."""
+    ptr = torch.zeros(num_nodes + 1, dtype=torch.int64, device=index.device)
+    ptr[1:] = torch.zeros_like(ptr[1:]).scatter_add_(0, index, torch.ones_like(index)).cumsum(0)
+    return ptr, index.argsort(stable=True)
+
+
+@torch.library.custom_op("dqconvert::edge_order", mutates_args=())
+def _edge_order(index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    return plain_edge_order(index, num_nodes)
+
+
+@_edge_order.register_kernel("cpu")
+def _(index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    ptr = torch.empty(num_nodes + 1, dtype=torch.int64)
+    edges = torch.empty(index.numel(), dtype=torch.int64)
+    if not count_sort(index.contiguous().numpy(), ptr.numpy(), edges.numpy()):
+        raise IndexError(f"an edge ends at a node that is not there: there are {num_nodes} nodes")
+    return ptr, edges
+
+
+@_edge_order.register_fake
+def _(index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    return index.new_empty(num_nodes + 1), index.new_empty(index.shape)
+
+
+@loop
+def count_sort(index, ptr, edges):  # type: ignore[no-untyped-def]
+    """Fills `ptr` and `edges`; False if an index is out of range."""
+    nodes = ptr.size - 1
+    ptr[:] = 0
+    for e in range(index.size):
+        if index[e] < 0 or index[e] >= nodes:
+            return False
+        ptr[index[e] + 1] += 1
+    for i in range(nodes):
+        ptr[i + 1] += ptr[i]
+    place = ptr[:-1].copy()
+    for e in range(index.size):
+        edges[place[index[e]]] = e
+        place[index[e]] += 1
+    return True
+
+
+def edge_order(index: Tensor, num_nodes: int) -> EdgeOrder:
+    """Groups edges by the node at one of their ends.
+
+    **Arguments**
+
+    - `index`: int64 `[num_edges]`, that node of every edge.
+    - `num_nodes`: how many nodes there are.
+
+    **Raises** `IndexError` for a node that is not there (on the CPU; elsewhere that is undefined, as for
+    `torch.Tensor.scatter_add_`).
+
+    ```python
+    >>> order = edge_order(torch.tensor([2, 0, 2]), num_nodes=3)
+    >>> order.ptr.tolist(), order.edges.tolist()
+    ([0, 1, 1, 3], [1, 0, 2])
+
+    ```
+    """
+    return EdgeOrder(*_edge_order(index, num_nodes))

@@ -1,0 +1,183 @@
+"""What a fused graph calls: several quantizers, and what lies between them, in one operator.
+
+Each function first asks its quantizers whether they would observe and round as usual. Where one would not (its
+observer was disabled, a dtype or a granularity that the operators do not know, a range that was never set), it does
+the same step by step, as the graph that was not fused does. The quantizers' state is the same either way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqconvert.kernels import EdgeOrder, edge_order, propagate, quantize_chain
+from dqconvert.quant.fake_quantize import FakeQuantize
+from dqconvert.quant.protection import gather_protected
+
+
+def chain(
+    x: Tensor,
+    first: FakeQuantize | None,
+    bias: Tensor | None,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    second: FakeQuantize | None,
+    relu: bool,
+    third: FakeQuantize | None,
+    protected: Tensor | None,
+) -> Tensor:
+    """`third(relu(second(first(x) + bias)))`, or `+ alpha * other`; whatever is `None` (or False) is left out.
+
+    See :func:`dqconvert.kernels.quantize_chain`. `protected`: bool `[x.size(0)]`, for all quantizers.
+    """
+    quantizers = (first, second, third)
+    present = [quantizer for quantizer in quantizers if quantizer is not None]
+    schemes = [None if quantizer is None else quantizer.scheme_for(x) for quantizer in quantizers]
+    if x.dim() == 0 or sum(scheme is not None for scheme in schemes) < len(present):
+        return _step_by_step(x, first, bias, other, alpha, second, relu, third, protected)
+    ranges = [end for quantizer in present for end in (quantizer.min_val, quantizer.max_val)]
+    y, ends = quantize_chain(
+        x,
+        schemes,
+        ranges,
+        bias=bias,
+        other=other,
+        alpha=alpha,
+        protected=protected if present[0].training else None,
+        relu=relu,
+    )
+    used = [scheme for scheme in schemes if scheme is not None]
+    for place, (quantizer, scheme) in enumerate(zip(present, used, strict=True)):
+        quantizer.take(scheme, ends[2 * place : 2 * place + 2])
+    return y
+
+
+def _step_by_step(
+    x: Tensor,
+    first: FakeQuantize | None,
+    bias: Tensor | None,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    second: FakeQuantize | None,
+    relu: bool,
+    third: FakeQuantize | None,
+    protected: Tensor | None,
+) -> Tensor:
+    value = x if first is None else first(x, protected)
+    if bias is not None:
+        value = value + bias
+    if other is not None:
+        value = value + (other if alpha is None else alpha * other)
+    value = value if second is None else second(value, protected)
+    value = value.relu() if relu else value
+    return value if third is None else third(value, protected)
+
+
+def message_passing(
+    x: Tensor,
+    weight: Tensor | None,
+    sender: Tensor,
+    receiver: Tensor,
+    num_nodes: int,
+    by_receiver: EdgeOrder | None,
+    by_sender: EdgeOrder | None,
+    quantizer: FakeQuantize,
+    protected: Tensor | None,
+    mean: bool,
+) -> Tensor:
+    """Gathers `x` along the edges, multiplies by `weight`, quantizes, and adds up (or averages) per receiver.
+
+    **Arguments**
+
+    - `x`: `[num_senders, *features]`.
+    - `weight`: `[num_edges]` or, for features `[heads, channels]`, `[num_edges, heads]`; `None`: the message is
+      `x_j`.
+    - `sender`, `receiver`: int64 `[num_edges]`; `num_nodes`: how many nodes receive.
+    - `by_receiver`, `by_sender`: from :class:`EdgeOrders`; `None` on devices that do without.
+    - `quantizer`: of the messages. `protected`: bool `[num_senders]`, or None.
+    - `mean`: whether to average.
+
+    **Returns** `[num_nodes, *features]`.
+    """
+    scheme = quantizer.scheme_for(x) if by_receiver is not None and by_sender is not None else None
+    fits = weight is None or weight.dtype == x.dtype
+    if scheme is None or by_receiver is None or by_sender is None or not fits:
+        return _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, protected, mean)
+    flat = x.reshape(x.size(0), -1) if x.dim() != 2 else x
+    per_head = None if weight is None else weight.reshape(weight.size(0), -1)
+    out, ends = propagate(
+        flat,
+        per_head,
+        sender,
+        receiver,
+        by_receiver,
+        by_sender,
+        scheme,
+        (quantizer.min_val, quantizer.max_val),
+        protected if quantizer.training else None,
+        mean,
+    )
+    quantizer.take(scheme, ends)
+    return out.view(out.size(0), *x.shape[1:])
+
+
+def _message_by_message(
+    x: Tensor,
+    weight: Tensor | None,
+    sender: Tensor,
+    receiver: Tensor,
+    num_nodes: int,
+    quantizer: FakeQuantize,
+    protected: Tensor | None,
+    mean: bool,
+) -> Tensor:
+    message = x.index_select(0, sender)
+    if weight is not None:
+        message = weight.reshape(*weight.shape, *[1] * (message.dim() - weight.dim())) * message
+    message = quantizer(message, gather_protected(protected, sender))
+    index = receiver.reshape(-1, *[1] * (message.dim() - 1)).expand_as(message)
+    out = message.new_zeros(num_nodes, *message.shape[1:]).scatter_add(0, index, message)
+    if mean:
+        count = message.new_zeros(num_nodes).scatter_add(0, receiver, message.new_ones(len(receiver)))
+        out = out / count.clamp(min=1).reshape(-1, *[1] * (out.dim() - 1))
+    return out
+
+
+class EdgeOrders(nn.Module):
+    """Groups edges by node, and remembers the last grouping: a graph often stays the same for a thousand steps.
+
+    A grouping is used again only where the index equals, value by value, the one it was made for, so a graph that was
+    changed in place is never mistaken for the old one. It has no state that is saved.
+
+    ```python
+    >>> orders = EdgeOrders()
+    >>> orders(torch.tensor([1, 0, 1]), 2).edges
+    tensor([1, 0, 2])
+
+    ```
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: tuple[Tensor, int, EdgeOrder] | None = None
+
+    def forward(self, index: Tensor, num_nodes: int) -> EdgeOrder | None:
+        """The grouping of `index`, int64 `[num_edges]`; None on devices whose kernels do without."""
+        if index.device.type != "cpu":
+            return None
+        if torch.compiler.is_compiling():
+            return edge_order(index, num_nodes)
+        last = self._last
+        if last is not None and last[1] == num_nodes and torch.equal(last[0], index):
+            return last[2]
+        order = edge_order(index, num_nodes)
+        self._last = (index.detach().clone(), num_nodes, order)
+        return order
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+
+__all__ = ["EdgeOrders", "chain", "message_passing"]
