@@ -1,6 +1,7 @@
 """What tests of prepared models have in common: running them, and holding them against the float model."""
 
 import copy
+import inspect
 
 import torch
 from torch.utils import _pytree as pytree
@@ -43,12 +44,29 @@ def evaluation(model, inputs, method="forward", **kwargs):
 
 
 def unfused(model):
-    """A copy whose layers compute messages over a sparse adjacency, too: PyG's fused product sums in another order."""
+    """A copy whose layers compute messages over a sparse adjacency, too: PyG's fused product sums in another order.
+
+    That product multiplies by the matrix's values, so messages that say nothing of them are multiplied here.
+    """
     model = copy.deepcopy(model)
     for module in model.modules():
         if isinstance(module, MessagePassing):
+            names = set(inspect.signature(module.message).parameters)
+            if module.fuse and not names & {"edge_weight", "edge_attr", "edge_type"}:
+                module.register_propagate_forward_pre_hook(remember_adjacency)
+                module.register_message_forward_hook(times_values)
             module.fuse = False
     return model
+
+
+def remember_adjacency(layer, inputs):
+    layer.adjacency = inputs[0]
+
+
+def times_values(layer, inputs, message):
+    if layer.adjacency.layout == torch.strided:
+        return message
+    return message * layer.adjacency.values().unsqueeze(-1)
 
 
 def assert_same(found, wanted):

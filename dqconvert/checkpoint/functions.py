@@ -21,7 +21,7 @@ from torch.overrides import get_overridable_functions, resolve_name
 from dqconvert import quant
 from dqconvert.rewrite import derive, protect
 from dqconvert.rewrite import open as opened
-from dqconvert.trace import adjacency, runtime
+from dqconvert.trace import adjacency, runtime, weighing
 from dqconvert.trace.leaves import leaf_functions
 from dqconvert.trace.values import MATH_NAMES
 
@@ -37,6 +37,7 @@ _OURS: tuple[Function, ...] = (
     quant.gather_protected,
     adjacency.plain_connectivity,
     adjacency.targets_of,
+    weighing.unweighted,
 )
 """What the graphs of this package call besides torch and PyG. A new function of the rewriting goes here."""
 

@@ -15,16 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch_geometric import EdgeIndex
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.trace import leaves
+from dqconvert.trace.adjacency import is_sparse
 from dqconvert.trace.literals import literal_changes
 from dqconvert.trace.note import Stage, describe
 from dqconvert.trace.patching import namespaces, patched, replacements
 from dqconvert.trace.recorder import Recorder
 from dqconvert.trace.runtime import check_sorted, stage_output
 from dqconvert.trace.values import KeptFloat, plain_arguments
+from dqconvert.trace.weighing import Values, is_unweighted, set_values, unweighted, values_of, weighed
 from dqconvert.trace.writer import Writer
 
 
@@ -33,10 +36,14 @@ class Interception:
 
     Args:
         root: The model.
+
+    Attributes:
+        met_sparse: Whether a layer's messages went over a sparse adjacency or an ``EdgeIndex``.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.root = root
+        self.met_sparse = False
         self._writer: Writer | None = None
         self._thread = threading.get_ident()
 
@@ -76,8 +83,9 @@ class Interception:
     def into(self, writer: Writer) -> Iterator[None]:
         """Records what runs inside :meth:`active` and this. The writer's model, a copy, gets bracketed methods."""
         self._writer = writer
-        for layer in leaves.message_passing_layers(writer.root):
-            self._bracket(layer)
+        for path, layer in writer.root.named_modules():
+            if isinstance(layer, MessagePassing) and not any(f"{path}.".startswith(f"{kept}.") for kept in writer.kept):
+                self._bracket(layer)
         for module in writer.root.modules():
             for name, value in list(vars(module).items()):
                 if type(value) is float:
@@ -181,10 +189,14 @@ class Interception:
     def _bracket(self, layer: MessagePassing) -> None:
         """Makes the layer say which part of it is running. The methods are set on the instance, which is a copy."""
         layer.fuse = False  # messages must be visible, also over a sparse adjacency
+        values = values_of(layer)
+        set_values(layer, Values.OWN)  # what the float model does in hooks is recorded as part of the message
+        if values is Values.MULTIPLY:
+            setattr_plain(layer, "message", self._weighed(layer.message, layer.node_dim))
         for name in leaves.STAGE_METHODS:
             setattr_plain(layer, name, self._stage_method(getattr(layer, name), Stage(name)))
         for name in ("propagate", "edge_updater"):
-            setattr_plain(layer, name, self._over_edges(getattr(layer, name)))
+            setattr_plain(layer, name, self._over_edges(getattr(layer, name), values))
 
     def _stage_method(self, method: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -199,13 +211,29 @@ class Interception:
 
         return run
 
-    def _over_edges(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _weighed(self, message: Callable[..., Any], node_dim: int) -> Callable[..., Any]:
+        """Messages multiplied by the values of the adjacency that they go over."""
+
+        @functools.wraps(message)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            result = message(*args, **kwargs)
+            return weighed(result, self.writer.edge_index[-1][0], node_dim) if self.recording else result
+
+        return run
+
+    def _over_edges(self, method: Callable[..., Any], values: Values) -> Callable[..., Any]:
         layer: Any = getattr(method, "__self__", None)
 
         @functools.wraps(method)
         def run(edge_index: Any, *args: Any, **kwargs: Any) -> Any:
             if not self.recording:
                 return method(edge_index, *args, **kwargs)
+            if is_sparse(edge_index) or isinstance(edge_index, EdgeIndex):
+                self.met_sparse = True
+                with self.writer.paused():
+                    ones = values is Values.ONES and is_unweighted(edge_index)
+                if ones:
+                    self.writer.node("call_function", unweighted, (edge_index,), {})
             self.writer.edge_index.append((edge_index, 0 if layer is None or layer.flow == "source_to_target" else 1))
             self.writer.propagation.append(self.writer.propagations)
             self.writer.propagations += 1

@@ -63,18 +63,23 @@ class TracedModule(GraphModule):
     def recompile(self) -> Any:
         """Generates the forward from the graphs again, after they were edited."""
         cls = type(self)
-        if self.eval_graph is None:
-            return super().recompile()
         train_graph = self._graph
         try:
-            self._graph = self.eval_graph
-            super().recompile()
-            evaluate = cls.forward
+            if self.eval_graph is not None:
+                self._graph = self._runs(self.eval_graph)
+                super().recompile()
+                evaluate = cls.forward
+            self._graph = self._runs(train_graph)
+            code = super().recompile()
         finally:
             self._graph = train_graph
-        code = super().recompile()
-        cls.forward = _by_mode(cls.forward, evaluate)
+        if self.eval_graph is not None:
+            cls.forward = _by_mode(cls.forward, evaluate)
         return code
+
+    def _runs(self, graph: Graph) -> Graph:
+        """The graph to generate code from, where that is not ``graph`` itself."""
+        return graph
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)

@@ -6,7 +6,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch_geometric import EdgeIndex
+from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
@@ -28,6 +29,7 @@ from dqconvert.trace.note import note_of
 from dqconvert.trace.record import record
 from dqconvert.trace.runtime import guard
 from dqconvert.trace.values import Untraceable
+from dqconvert.trace.weighing import Values, ignores_values, set_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +81,13 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
     with preserved_random_state():
         root = _copy(model)
         inputs, second = _inputs(root, example_inputs, method)
-        unfused = _unfuse(root, inputs, method)
-        recorded = _record_all(root, inputs, second, method, strict)
-        if unfused:
+        fused = any(layer.fuse for layer in leaves.message_passing_layers(root))
+        unfuse = fused and _has_sparse(inputs)
+        recorded = _record_all(root, inputs, second, method, strict, _unfuse(root, inputs, method) if unfuse else {})
+        if fused and recorded.sparse and not unfuse:  # the model makes an adjacency of its own
+            unfuse = True
+            recorded = _record_all(root, inputs, second, method, strict, _unfuse(root, inputs, method))
+        if unfuse:
             recorded.remarks.append("messages over a sparse adjacency are computed one by one, to be quantized")
         train, evaluate, islands = recorded.train, recorded.evaluate, recorded.islands
         eval_graph: Graph | None = evaluate
@@ -98,6 +104,9 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
         with seen_through(root) if indirect else nullcontext():
             _verify(root, traced, both, method, frozenset(islands))
         _restore_modes(model, traced)
+        for path, module in traced.named_modules():
+            if isinstance(module, MessagePassing) and not any(f"{path}.".startswith(f"{name}.") for name in islands):
+                set_values(module, Values.OWN)  # the graph multiplies
     return Trace(module=traced, islands=tuple(islands.values()), remarks=tuple(recorded.remarks))
 
 
@@ -128,29 +137,53 @@ def _copy(model: nn.Module) -> nn.Module:
     return root
 
 
-def _unfuse(root: nn.Module, inputs: Inputs, method: str) -> bool:
-    """Makes layers compute their messages where a sparse adjacency would let them skip that; whether any would.
-
-    Raises:
-        TraceError: If a layer's fused product computes something else than its messages do.
-    """
+def _has_sparse(inputs: Inputs) -> bool:
     forms: list[bool] = []
     inputs.map(lambda tensor: forms.append(is_sparse(tensor) or isinstance(tensor, EdgeIndex)))
-    fused = [layer for layer in leaves.message_passing_layers(root) if layer.fuse] if any(forms) else []
-    if not fused:
-        return False
-    before = verify.outputs(root, method, inputs)
-    for layer in fused:
-        layer.fuse = False
-    after = verify.outputs(root, method, inputs.map(plain_connectivity))
-    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in zip(before, after, strict=True)):
-        names = ", ".join(sorted({type(layer).__name__ for layer in fused}))
-        raise TraceError(
-            f"{names}: over this sparse adjacency the layer's fused product (message_and_aggregate) computes something "
-            f"else than its message and aggregate do: it multiplies by the matrix's values, which the messages ignore. "
-            f"Pass an edge_index, or an adjacency without values."
+    return any(forms)
+
+
+def _unfuse(root: nn.Module, inputs: Inputs, method: str) -> dict[str, Island]:
+    """Makes layers compute their messages where a sparse adjacency would let them skip that; in place.
+
+    Returns:
+        The layers whose fused product is not what their messages add up to. They stay as they are.
+    """
+    fused = {
+        path: module for path, module in root.named_modules() if isinstance(module, MessagePassing) and module.fuse
+    }
+    plain = inputs.map(plain_connectivity)
+    wanted = verify.outputs(root, method, inputs)
+
+    def same() -> bool:
+        found = verify.outputs(root, method, plain)
+        return all(
+            torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in zip(wanted, found, strict=True)
         )
-    return True
+
+    def unfuse(layer: MessagePassing, values: Values) -> None:
+        layer.fuse = False
+        set_values(layer, values if ignores_values(layer) else Values.OWN)
+
+    for values in (Values.ONES, Values.MULTIPLY):
+        for layer in fused.values():
+            unfuse(layer, values)
+        if same():
+            return {}
+    islands: dict[str, Island] = {}
+    for layer in fused.values():
+        layer.fuse = True
+        set_values(layer, Values.OWN)
+    for path, layer in fused.items():
+        unfuse(layer, Values.MULTIPLY)
+        if not same():
+            layer.fuse = True
+            set_values(layer, Values.OWN)
+            why = "computes something else in its product with a sparse adjacency than its messages add up to"
+            code = type(layer).message_and_aggregate.__code__
+            source = "/".join(code.co_filename.replace("\\", "/").split("/")[-2:]) + f":{code.co_firstlineno}"
+            islands[path] = Island(module=path, reason=why, source=source)
+    return islands
 
 
 def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
@@ -210,6 +243,7 @@ class _Recorded:
         evaluate: The graph of an evaluation forward.
         islands: Modules kept whole.
         second: The second input, if the graphs hold for it.
+        sparse: Whether messages were passed over a sparse adjacency.
         remarks: What could not be checked.
     """
 
@@ -217,13 +251,18 @@ class _Recorded:
     evaluate: Graph
     islands: dict[str, Island]
     second: Inputs | None
+    sparse: bool
     remarks: list[str] = field(default_factory=list)
 
 
-def _record_all(root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, strict: bool) -> _Recorded:
+def _record_all(
+    root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, strict: bool, islands: dict[str, Island]
+) -> _Recorded:
     """Records both modes on both inputs; a module that cannot be recorded in one of the four stays whole in all."""
-    islands: dict[str, Island] = {}
     interception = Interception(root)
+    for island in islands.values():
+        if strict or not island.module:
+            raise _no_graph(root, island)
     while True:
         try:
             with interception.active():
@@ -232,14 +271,19 @@ def _record_all(root: nn.Module, inputs: Inputs, second: Inputs | None, method: 
             path = failure.module
             while path in islands and path:
                 path = path.rpartition(".")[0]
+            island = Island(module=failure.module, reason=failure.reason, source=failure.source)
             if not path or strict:
-                where = f"module {failure.module!r}" if failure.module else f"the root module ({type(root).__name__})"
-                raise TraceError(
-                    f"{failure.source}: {where} {failure.reason}; a graph cannot hold that. Compute it with tensor "
-                    f"operations (torch.where), or move it into a submodule, which then stays in float."
-                ) from None
+                raise _no_graph(root, island) from None
             _drop_children(islands, path)
-            islands[path] = Island(module=path, reason=failure.reason, source=failure.source)
+            islands[path] = replace(island, module=path)
+
+
+def _no_graph(root: nn.Module, island: Island) -> TraceError:
+    where = f"module {island.module!r}" if island.module else f"the root module ({type(root).__name__})"
+    return TraceError(
+        f"{island.source}: {where} {island.reason}; a graph cannot hold that. Compute it with tensor operations "
+        f"(torch.where), or move it into a submodule, which then stays in float."
+    )
 
 
 def _record_four(
@@ -249,7 +293,7 @@ def _record_four(
     train, evaluate = (
         record(interception, inputs, method, mode, frozenset(islands), remarks=remarks) for mode in (True, False)
     )
-    found = _Recorded(train, evaluate, islands, second, list(remarks))
+    found = _Recorded(train, evaluate, islands, second, interception.met_sparse, list(remarks))
     if second is None:
         found.remarks.append("no second input of other sizes could be derived: checked on the example inputs alone")
         return found
