@@ -51,7 +51,8 @@ def prepare(
             made up from the signature and the layers. Tensor arguments that are absent here must stay absent.
         method: The method to turn into the prepared module's ``forward``.
         strict: Raise where a submodule cannot be traced, instead of leaving it in float.
-        fuse: Whether to use fused kernels where they apply. None are available yet: both values give the same module.
+        fuse: Whether groups of nodes (message passing; quantizers with sums and ReLUs between them) run as one operator
+            each: less memory, several times faster, the same results. ``False``: node by node.
 
     Returns:
         The prepared module and the report. The module's ``state_dict`` has every key of the float model's, and the
@@ -76,8 +77,8 @@ def prepare(
     """
     config = as_qconfig(qconfig)
     if isinstance(model, PreparedModule):
-        module = rewrite(traced_again(model), config, method=model.method)
+        module = rewrite(traced_again(model), config, method=model.method, fuse=fuse)
         keep_ranges(model, module)
     else:
-        module = rewrite(trace(model, example_inputs, method=method, strict=strict), config, method=method)
+        module = rewrite(trace(model, example_inputs, method=method, strict=strict), config, method=method, fuse=fuse)
     return Prepared(module, module.report)

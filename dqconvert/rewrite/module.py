@@ -11,6 +11,7 @@ from torch.fx import Graph
 from dqconvert.qconfig import QConfig
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Report
+from dqconvert.rewrite.fuse import Fusion, fuse
 from dqconvert.trace import Island, TracedModule
 
 
@@ -26,6 +27,9 @@ class PreparedModule(TracedModule):
         source: The float graphs (training, and evaluation where it differs), to prepare it again from.
         method: The method of the user's class that ``forward`` stands for.
         islands: Modules kept whole, and why.
+        fuse: Whether groups of nodes run as one operator each. ``graph`` is the graph before that; after changing
+            this call ``recompile()``.
+        fusions: Which groups, where ``fuse`` is on.
     """
 
     qconfig: QConfig
@@ -33,10 +37,21 @@ class PreparedModule(TracedModule):
     source: tuple[Graph, Graph | None]
     method: str
     islands: tuple[Island, ...]
+    fuse: bool = True
+    fusions: tuple[Fusion, ...] = ()
 
     @classmethod
     def _namespace(cls, user: type[nn.Module]) -> dict[str, Any]:
         return {"reset_parameters": _reset_parameters} if hasattr(user, "reset_parameters") else {}
+
+    def _runs(self, graph: Graph) -> Graph:
+        if not self.fuse:
+            self.fusions = ()
+            return graph
+        fused, fusions = fuse(graph, self)
+        if graph is not self.eval_graph:
+            self.fusions = fusions
+        return fused
 
     def __repr__(self) -> str:
         """The rewritten graph as a tree: layers, their stages, and beside each what was inserted."""

@@ -22,13 +22,14 @@ from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.runtime import stage_output
 
 
-def rewrite(trace: Trace, qconfig: QConfig, method: str = "forward") -> PreparedModule:
+def rewrite(trace: Trace, qconfig: QConfig, method: str = "forward", fuse: bool = True) -> PreparedModule:
     """Inserts quantizers and protection into a traced model.
 
     Args:
         trace: From :func:`dqconvert.trace.trace`; it is used up.
         qconfig: What to quantize, and how.
         method: The method that the graph stands for.
+        fuse: Whether groups of nodes run as one operator each.
 
     Raises:
         ConfigError: If a rule of the config matches nothing.
@@ -74,6 +75,7 @@ def rewrite(trace: Trace, qconfig: QConfig, method: str = "forward") -> Prepared
         "source": source,
         "method": method,
         "islands": trace.islands,
+        "fuse": fuse,
     }
     return PreparedModule._assemble(root._user_class, state, graph, eval_graph)
 

@@ -285,14 +285,14 @@ def gather(node: Node) -> Gather | None:
         return None
     if not isinstance(source, Node) or not isinstance(index, Node) or not isinstance(dim, int):
         return None
-    end = _end_of_edges(index)
+    end = end_of_edges(index)
     ndim = note_of(source).ndim
     if end is None or not dimensions(note_of(source)) or not -ndim <= dim < ndim:
         return None
     return Gather(source, dim % ndim, *end, index)
 
 
-def _end_of_edges(index: Node) -> tuple[Node, int] | None:
+def end_of_edges(index: Node) -> tuple[Node, int] | None:
     """``(edge_index, row)`` if a vector holds one end of every edge.
 
     Dense: ``edge_index[0]``, or unpacked from it. Sparse (transposed: rows receive): ``adj.col_indices()``,
