@@ -1,0 +1,83 @@
+"""Timing several steps so that a machine that slows down slows all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+Tick: TypeAlias = Callable[[], None]
+"""Called when a part of the work is done."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """What one step took, in seconds, each time.
+
+    Example:
+        >>> Times((1.0, 4.0, 2.0)).median, Times((1.0, 4.0, 2.0)).minimum
+        (2.0, 1.0)
+    """
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def minimum(self) -> float:
+        return min(self.seconds)
+
+
+def interleave(
+    steps: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, tick: Tick = lambda: None
+) -> dict[str, Times]:
+    """Takes the steps in turns, A B C, C B A, A B C, ...
+
+    Args:
+        steps: What to time, by name.
+        rounds: How many times each.
+        warmup: How many times each before, not timed.
+        tick: Called after each step.
+
+    Example:
+        >>> taken = []
+        >>> times = interleave({name: lambda name=name: taken.append(name) for name in "ABC"}, rounds=2, warmup=0)
+        >>> "".join(taken), len(times["A"].seconds)
+        ('ABCCBA', 2)
+    """
+    for step in steps.values():
+        for _ in range(warmup):
+            step()
+            tick()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds):
+        for name in reversed(list(steps)) if number % 2 else steps:
+            start = time.perf_counter()
+            steps[name]()
+            seconds[name].append(time.perf_counter() - start)
+            tick()
+    return {name: Times(tuple(found)) for name, found in seconds.items()}
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Runs torch, and the kernels that follow it, on so many threads.
+
+    Example:
+        >>> with threads(1):
+        ...     torch.get_num_threads()
+        1
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
