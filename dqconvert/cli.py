@@ -1,6 +1,7 @@
 """The command line. Each command is one function here, which imports what it needs only when it runs.
 
-To add a command: a function under ``@app.command()``; its docstring is its help, and ends with an example.
+To add a command: a function under ``@app.command()``; its docstring is its help, and ends with an example. The commands
+of ``dqconvert bench``, a group of their own, are in :mod:`dqconvert.commands.bench`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from dqconvert import __version__
+from dqconvert.commands.bench import bench
 from dqconvert.errors import DQConvertError
 
 
@@ -197,6 +199,9 @@ def inspect(
 
     source = Source(checkpoint=file, factory=model, kwargs=kwargs, key=key, trust_pickle=trust_pickle)
     run(source, qconfig=qconfig, form=[*chosen, "graph"][0], html=html, force=force, as_json=as_json)
+
+
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

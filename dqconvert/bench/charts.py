@@ -1,0 +1,107 @@
+"""The results of the benchmarks as charts, with matplotlib (the extra ``plot``)."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from dqconvert.bench.phases import PHASES
+from dqconvert.bench.prepare import PrepareResult
+from dqconvert.bench.train import TrainResult
+from dqconvert.errors import CommandError
+from dqconvert.files import check_target, write_file
+
+_ENDINGS = (".png", ".svg", ".pdf")
+
+
+def check_chart(path: str | os.PathLike[str]) -> None:
+    """Makes sure, before any work is done, that a chart can be drawn and written.
+
+    Raises:
+        CommandError: If matplotlib is missing or does not write such files.
+        CheckpointError: If the file cannot be written.
+
+    Example:
+        >>> check_chart("chart.bmp")
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.CommandError: --chart chart.bmp: must end in .png, .svg, .pdf.
+    """
+    if Path(path).suffix.lower() not in _ENDINGS:
+        raise CommandError(f"--chart {path}: must end in {', '.join(_ENDINGS)}.")
+    check_target(path)
+    _matplotlib()
+
+
+def draw_train(result: TrainResult, path: str | os.PathLike[str]) -> None:
+    """Writes a chart of step times: a panel per case, a bar per variant, split by phase where that was measured.
+
+    The profiler slows a step down: the parts have the proportions that it saw, the bar the length that was timed.
+
+    Raises:
+        CommandError: If matplotlib is missing.
+        CheckpointError: If the file cannot be written.
+    """
+    figure, panels = _figure(len(result.cases))
+    for axes, case in zip(panels, result.cases, strict=True):
+        names = [row.variant.name for row in case.rows]
+        starts = [0.0] * len(names)
+        for phase in PHASES if result.settings.phases else ("step",):
+            parts = [_part(row.phases_ms, phase) * row.median_ms for row in case.rows]
+            axes.barh(names, parts, left=starts, label=phase)
+            starts = [start + part for start, part in zip(starts, parts, strict=True)]
+        for row in case.rows:
+            axes.text(row.median_ms, row.variant.name, f" {row.ratio_to_edge_index:.2f}x", va="center")
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        axes.set_xlabel("training step, ms (x float with edge_index)")
+        axes.set_title(f"{case.subject['name']}: {case.subject['title']}")
+    panels[0].legend(fontsize="small")
+    _write(figure, path)
+
+
+def draw_prepare(result: PrepareResult, path: str | os.PathLike[str]) -> None:
+    """Writes a chart of the time of ``prepare`` against layers and against parameters, both axes logarithmic.
+
+    Raises:
+        CommandError: If matplotlib is missing.
+        CheckpointError: If the file cannot be written.
+    """
+    figure, panels = _figure(2)
+    for axes, what, points in zip(
+        panels, ("layers", "parameters"), (result.by_layers, result.by_parameters), strict=True
+    ):
+        axes.loglog([getattr(point, what) for point in points], [point.median_s for point in points], marker="o")
+        axes.set_xlabel(what)
+        axes.set_ylabel("prepare, s")
+        axes.grid(visible=True, which="both", alpha=0.3)
+    _write(figure, path)
+
+
+def _part(phases_ms: dict[str, float] | None, phase: str) -> float:
+    """The share of a phase in a step."""
+    return 1.0 if phases_ms is None else phases_ms[phase] / sum(phases_ms.values())
+
+
+def _matplotlib() -> Any:
+    try:
+        return importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise CommandError(
+            f"--chart needs matplotlib, which cannot be imported ({error}): pip install 'dqconvert[plot]'"
+        ) from error
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    # A figure of its own, not pyplot's: no window system is looked for, and nothing is left behind.
+    figure = _matplotlib().Figure(figsize=(9, 2.6 * panels), layout="constrained")
+    return figure, list(figure.subplots(panels, 1, squeeze=False)[:, 0])
+
+
+def _write(figure: Any, path: str | os.PathLike[str]) -> None:
+    contents = io.BytesIO()
+    figure.savefig(contents, format=Path(path).suffix.lower()[1:], dpi=150)
+    write_file(path, [contents.getbuffer()])

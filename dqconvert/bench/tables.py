@@ -1,0 +1,132 @@
+"""The results of the benchmarks as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from rich.console import Console
+from rich.table import Table
+
+from dqconvert.bench.phases import PHASES
+from dqconvert.bench.prepare import Point, PrepareResult
+from dqconvert.bench.train import CaseResult, Row, TrainResult
+
+
+def show_train(result: TrainResult, console: Console) -> None:
+    """Prints a table of times per case, one of phases, and what they were measured with."""
+    for case in result.cases:
+        console.print(_title(case), style="bold", highlight=False)
+        console.print(_times(case))
+        if any(row.phases_ms for row in case.rows):
+            console.print(_phases(case))
+        if case.no_csr is not None:
+            console.print(f"No CSR adjacency: {case.no_csr}.", highlight=False)
+        console.print()
+    if (grown := _growth(result.cases)) is not None:
+        console.print(grown)
+    settings = result.settings
+    notes = [f"Times: {settings.steps} steps of each in turns, after {settings.warmup}; ratios are of medians."]
+    if result.no_memory is not None:
+        notes.append(f"No memory: {result.no_memory}.")
+    elif settings.memory:
+        notes.append(
+            "Memory: how far a process of its own rises in two steps above what it had before (model, data, libraries)."
+        )
+    if settings.phases:
+        notes.append("Phases: under the profiler, which slows a step of many small operators.")
+    console.print(" ".join(notes), highlight=False)
+    console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
+
+
+def show_prepare(result: PrepareResult, console: Console) -> None:
+    """Prints a table per series."""
+    console.print(_points("prepare against layers", "layers", result.by_layers))
+    console.print(_points("prepare against parameters", "parameters", result.by_parameters))
+    console.print(
+        f"GCNs, {result.preset}; medians of {result.repeats}. Growth is over the line before: of time, and of size.",
+        highlight=False,
+    )
+    console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
+
+
+def _title(case: CaseResult) -> str:
+    subject = case.subject
+    sizes = [f"{subject[name]:,} {name}" for name in ("nodes", "edges", "features") if subject[name] is not None]
+    return f"{subject['name']}: {subject['title']} ({subject['data']}: {', '.join(sizes)})"
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _times(case: CaseResult) -> Table:
+    table = _table("median", "min, ms", "x edge_index", "x CSR", "x faster", "peak, MiB", "x float")
+    base = case.rows[0].peak_mib
+    for row in case.rows:
+        table.add_row(
+            row.variant.name,
+            _digits(row.median_ms),
+            _digits(row.min_ms),
+            f"{row.ratio_to_edge_index:.2f}",
+            _ratio(row.ratio_to_csr),
+            f"{row.ratio_to_faster:.2f}",
+            "" if row.peak_mib is None else f"{row.peak_mib:.0f}",
+            _ratio(row.peak_mib / base if row.peak_mib is not None and base else None),
+        )
+    return table
+
+
+def _phases(case: CaseResult) -> Table:
+    table = _table(*PHASES, "sum, ms")
+    for row in case.rows:
+        if row.phases_ms is not None:
+            table.add_row(row.variant.name, *(_digits(row.phases_ms[name]) for name in PHASES), _digits(_sum(row)))
+    return table
+
+
+def _growth(cases: Sequence[CaseResult]) -> Table | None:
+    """How time grows from one size of a workload to the next; ``None`` where no workload has several."""
+    table = _table("edges", "features", "x edges", "x features", "x time", title="Growth")
+    for before, case in pairwise(cases):
+        if before.subject["name"] != case.subject["name"] or case.subject["edges"] is None:
+            continue
+        for row in case.rows:
+            earlier = [other for other in before.rows if other.variant == row.variant]
+            sizes = [f"{case.subject[name]:,}" for name in ("edges", "features")]
+            grown = [f"{case.subject[name] / before.subject[name]:.2f}" for name in ("edges", "features")]
+            for other in earlier:
+                name = f"{case.subject['name']}, {row.variant.name}"
+                table.add_row(name, *sizes, *grown, f"{row.median_ms / other.median_ms:.2f}")
+    return table if table.row_count else None
+
+
+def _points(title: str, what: str, points: Sequence[Point]) -> Table:
+    table = _table("parameters", "median, s", "min, s", "x size", "x time", title=title)
+    for point in points:
+        table.add_row(
+            f"{point.layers} layers x {point.width}",
+            f"{point.parameters:,}",
+            f"{point.median_s:.3f}",
+            f"{point.min_s:.3f}",
+            _ratio(point.size_growth),
+            _ratio(point.growth),
+        )
+    return table
+
+
+def _sum(row: Row) -> float:
+    return sum((row.phases_ms or {}).values())
+
+
+def _digits(value: float) -> str:
+    """Three digits or more."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,237 @@
+"""``dqconvert bench``: its commands' options and help; what they measure is in :mod:`dqconvert.bench`.
+
+Like :mod:`dqconvert.cli`, it imports what it needs only when a command runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from dqconvert.bench.case import Case
+
+bench = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@bench.callback()
+def _bench() -> None:
+    """Measure on this machine how fast dqconvert is.
+
+    Example: dqconvert bench train --workload W1
+    """
+
+
+_Threads = Annotated[int, typer.Option(min=1, help="Of torch and of the kernels.")]
+_Chart = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write a chart: .png, .svg or .pdf. Needs the extra 'plot'.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON only.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+
+
+@bench.command()
+def train(
+    workload: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="W1 to W5; may be repeated. All, unless --model is given.")
+    ] = None,
+    preset: Annotated[list[str] | None, typer.Option(metavar="NAME", help="May be repeated; int8-dq.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(metavar="FORM", help="fused or unfused kernels; may be repeated; fused.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 9,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps of each before.")] = 2,
+    threads: _Threads = 2,
+    scale: Annotated[
+        float, typer.Option(min=0.0001, max=100, help="Of the workload's graph, which is then generated.")
+    ] = 1.0,
+    edges: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of W2, W3 or W4 instead; may be repeated, to see growth.")
+    ] = None,
+    features: Annotated[
+        list[int] | None, typer.Option(min=1, help="Likewise, of a node and of the hidden layer.")
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", envvar="DQCONVERT_DATA", help="PyG's datasets, for W1 and W5; downloaded there if missing."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="PKG.MOD:NAME", help="Your own model instead: a class or function.")
+    ] = None,
+    kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="Its arguments, as a JSON object.")] = None,
+    example: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its inputs: a saved Data, tuple or dict.")
+    ] = None,
+    memory: Annotated[bool, typer.Option(help="Measure memory, in a process per variant.")] = True,
+    phases: Annotated[bool, typer.Option(help="Profile where the time goes.")] = True,
+    chart: _Chart = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+) -> None:
+    """Time a training step of prepared models against the float model's.
+
+    The float model runs with an edge_index and, where its layers take
+    one, with a CSR adjacency. Steps alternate, ratios are of medians.
+
+    Example: dqconvert bench train --workload W1 --workload W2 --preset int8-dq
+    """
+    if (model is None) != (example is None):
+        raise typer.BadParameter("--model and --example go together.")
+    if model is not None and (workload or edges or features or scale != 1):
+        raise typer.BadParameter("--workload, --edges, --features and --scale do not apply to a --model of your own.")
+    if kwargs is not None and model is None:
+        raise typer.BadParameter("--kwargs are the arguments of a --model.")
+    chosen = list(preset or ["int8-dq"])
+    forms = list(variant or ["fused"])
+
+    # torch's profiler reads it when torch is imported, and would write notes of its own to stderr.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    from dqconvert.bench.train import Settings, run
+    from dqconvert.bench.variants import FORMS, variants_of
+    from dqconvert.qconfig import presets
+
+    _check_names("--preset", chosen, list(presets))
+    _check_names("--variant", forms, FORMS)
+    if model is None:
+        where = None if root is None else str(root)
+        cases = _workloads(workload, edges, features, scale=scale, root=where)
+    else:
+        cases = _own_model(model, kwargs, str(example))
+    settings = Settings(steps=steps, warmup=warmup, threads=threads, memory=memory, phases=phases)
+    _begin(chart)
+    with _progress(silent=quiet or as_json) as progress:
+        result = run(cases, variants_of(_once(chosen), _once(forms)), settings, progress)
+
+    from dqconvert.bench.charts import draw_train
+    from dqconvert.bench.tables import show_train
+
+    _end(result, show_train, draw_train, chart=chart, as_json=as_json)
+
+
+@bench.command()
+def prepare(
+    layers: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated; 2 to 64.")] = None,
+    width: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated; 32 to 1024.")] = None,
+    preset: Annotated[str, typer.Option(metavar="NAME", help="What to prepare with.")] = "int8-dq",
+    repeats: Annotated[int, typer.Option(min=1, help="How many times each.")] = 3,
+    threads: _Threads = 2,
+    chart: _Chart = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+) -> None:
+    """Time dqconvert.prepare against the number of layers, and of parameters.
+
+    Example: dqconvert bench prepare --layers 2 --layers 4 --layers 8
+    """
+    from dqconvert.bench.prepare import LAYERS, WIDTHS, run
+    from dqconvert.qconfig import presets
+
+    _check_names("--preset", [preset], list(presets))
+    _begin(chart)
+    with _progress(silent=quiet or as_json) as progress:
+        result = run(
+            layers=_once(layers or LAYERS),
+            widths=_once(width or WIDTHS),
+            preset=preset,
+            repeats=repeats,
+            num_threads=threads,
+            progress=progress,
+        )
+
+    from dqconvert.bench.charts import draw_prepare
+    from dqconvert.bench.tables import show_prepare
+
+    _end(result, show_prepare, draw_prepare, chart=chart, as_json=as_json)
+
+
+def _workloads(
+    names: Sequence[str] | None,
+    edges: Sequence[int] | None,
+    features: Sequence[int] | None,
+    *,
+    scale: float,
+    root: str | None,
+) -> list[Case]:
+    """Every workload asked for, in every size asked for."""
+    from dqconvert.bench.case import Case
+    from dqconvert.bench.workloads import WORKLOADS
+
+    found = _once(name.upper() for name in names) if names else list(WORKLOADS)
+    _check_names("--workload", found, list(WORKLOADS))
+    fixed = [name for name in found if not WORKLOADS[name].grows]
+    if (edges or features) and fixed:
+        growing = ", ".join(name for name, workload in WORKLOADS.items() if workload.grows)
+        raise typer.BadParameter(f"--edges and --features do not apply to {fixed[0]}: choose --workload of {growing}.")
+    widths: Sequence[int | None] = features or [None]
+    numbers: Sequence[int | None] = edges or [None]
+    return [
+        Case(workload=name, scale=scale, edges=number, features=width, root=root)
+        for name in found
+        for width in widths
+        for number in numbers
+    ]
+
+
+def _own_model(factory: str, kwargs: str | None, example: str) -> list[Case]:
+    from dqconvert.bench.case import Case
+
+    return [Case(factory=factory, kwargs=kwargs, example=example)]
+
+
+def _check_names(option: str, names: Sequence[str], allowed: Sequence[str]) -> None:
+    for name in names:
+        if name not in allowed:
+            raise typer.BadParameter(f"{option}: there is no {name!r}: choose from {', '.join(allowed)}.")
+
+
+def _once(values: Any) -> list[Any]:
+    """Without repeats, in order."""
+    return list(dict.fromkeys(values))
+
+
+def _begin(chart: Path | None) -> None:
+    """What is wrong shows before the work, not after it."""
+    from dqconvert.bench.charts import check_chart
+    from dqconvert.bench.environment import spinning
+
+    if chart is not None:
+        check_chart(chart)
+    if (warning := spinning()) is not None:
+        typer.echo(f"dqconvert: {warning}", err=True)
+
+
+@contextmanager
+def _progress(*, silent: bool) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    stdout, stderr = Console(), Console(stderr=True)
+    silent = silent or not (stdout.is_terminal and stderr.is_terminal)
+    with Progress(console=stderr, transient=True, disable=silent) as progress:
+        yield progress
+
+
+def _end(result: Any, show: Any, draw: Any, *, chart: Path | None, as_json: bool) -> None:
+    """Writes the chart, and prints the result."""
+    import json
+
+    from rich.console import Console
+
+    if chart is not None:
+        draw(result, chart)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+        return
+    console = Console()
+    show(result, console if console.is_terminal else Console(width=100))
+    if chart is not None:
+        typer.echo(f"{chart}: written")
