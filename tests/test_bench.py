@@ -291,6 +291,12 @@ class TestPhases:
         phases(step, step.module, repeats=1)
         assert hooks == [len(part._forward_hooks) for part in step.module.modules() if isinstance(part, FakeQuantize)]
 
+    def test_a_product_with_an_adjacency_is_no_linear_layer(self) -> None:
+        adjacency = torch.eye(2_000).to_sparse_csr()
+        x = torch.ones(2_000, 64, requires_grad=True)
+        found = phases(lambda: torch.sparse.mm(adjacency, x).sum().backward(), nn.Module())
+        assert found["message passing"] > found["linear"] == 0
+
     def test_a_slow_phase_is_seen(self) -> None:
         class Slow(FakeQuantize):
             def forward(self, x: Tensor, protected: Tensor | None = None) -> Tensor:

@@ -63,8 +63,8 @@ PHASE_OF: Mapping[str, str] = MappingProxyType(
         "LinearBackward*": "linear",
     }
 )
-"""Operator (a pattern, the first that matches) to phase. Operators that are not here take the phase of the one that
-calls them, and are ``rest`` where none has one."""
+"""Operator (a pattern, the first that matches) to phase. What an operator calls belongs to it; what is called from none
+of these is ``rest``."""
 
 _ENGINE = re.compile(r"^autograd::engine::evaluate_function: ")
 _OURS = re.compile(r"^(?:GeneratedBackwardFor_)?dqconvert(?:::|_)")
@@ -130,10 +130,13 @@ def _callers(event: Any) -> Iterator[Any]:
 
 
 def _phase_within(callers: list[Any]) -> str:
-    """Ours come first: what is called from one of our operators is part of it, whatever it is called."""
+    """The phase of the innermost operator of ours, whatever it calls; else of the outermost of torch's.
+
+    That is the one that the model called: a product with a sparse matrix ends in the ``addmm`` of linear layers.
+    """
     names = [event.name for event in callers]
     ours = [name for name in names if _OURS.match(_ENGINE.sub("", name))]
-    return next((phase for name in [*ours, *names] if (phase := phase_of(name)) is not None), "rest")
+    return next((phase for name in [*ours, *reversed(names)] if (phase := phase_of(name)) is not None), "rest")
 
 
 @contextmanager
