@@ -7,8 +7,10 @@ there.
 from dqconvert.kernels._grid import Scheme
 from dqconvert.kernels.chain import quantize_chain
 from dqconvert.kernels.degree import in_degree, protection_probability
+from dqconvert.kernels.dropout import dropout
 from dqconvert.kernels.edge_order import EdgeOrder, edge_order
 from dqconvert.kernels.fake_quantize import fake_quantize, qparams
+from dqconvert.kernels.linear import linear
 from dqconvert.kernels.minmax import minmax_pair
 from dqconvert.kernels.percentile import percentile_pair
 from dqconvert.kernels.propagate import propagate
@@ -16,9 +18,11 @@ from dqconvert.kernels.propagate import propagate
 __all__ = [
     "EdgeOrder",
     "Scheme",
+    "dropout",
     "edge_order",
     "fake_quantize",
     "in_degree",
+    "linear",
     "minmax_pair",
     "percentile_pair",
     "propagate",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._grid import Grid, Scheme
+from dqconvert.kernels._memory import empty
 from dqconvert.kernels._select import Rows, Values, percentiles
 from dqconvert.kernels._threads import loop, parts, run
 
@@ -46,8 +47,8 @@ def quantize_chain(
     grids: list[Grid | None] = [None, None, None]
     for i, (place, scheme) in enumerate(zip(places, Scheme.unpacked(ints, floats), strict=True)):
         grids[place] = Grid(scheme, ends[2 * i], ends[2 * i + 1])
-    y = torch.empty(x.shape, dtype=x.dtype)
-    passes = torch.empty(x.shape if masked else (0,), dtype=torch.uint8)
+    y = empty(x.shape, x.dtype)
+    passes = empty(x.shape if masked else (0,), torch.uint8)
     skip = None if protected is None else protected.contiguous().numpy()
     source, target = matrix(x), matrix(y)
     bits = matrix(passes) if masked else np.empty((0, 0), np.uint8)
@@ -196,8 +197,8 @@ def _round(
 
 def pass_gradient(grad: Tensor, passes: Tensor, both: bool) -> tuple[Tensor, Tensor]:
     """The gradients of the sum and, if `both`, of `x`."""
-    to_sum = torch.empty(grad.shape, dtype=grad.dtype)
-    to_x = torch.empty(grad.shape if both else (0,), dtype=grad.dtype)
+    to_sum = empty(grad.shape, grad.dtype)
+    to_x = empty(grad.shape if both else (0,), grad.dtype)
     args = (grad.contiguous().view(-1).numpy(), passes.view(-1).numpy(), to_sum.view(-1).numpy(), to_x.view(-1).numpy())
     run(lambda _, start, stop: pass_values(*args, start, stop), parts(grad.numel(), grad.numel()))
     return to_sum, to_x

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dqconvert.kernels._chain_loops import back_row, has_loops, matrix, observe, round_row
 from dqconvert.kernels._grid import Grid, Scheme
+from dqconvert.kernels._memory import empty
 from dqconvert.kernels._select import Messages, Rows
 from dqconvert.kernels._threads import loop, parts, run, run_balanced
 
@@ -39,12 +40,12 @@ def propagate(
     grid = Grid(scheme, *range_.tolist())
     rows, senders = matrix(x), sender.contiguous().numpy()
     skip = np.empty(0, np.bool_) if protected is None else protected.contiguous().numpy()
-    out = torch.empty((num_nodes, x.size(1)), dtype=x.dtype)
+    out = empty((num_nodes, x.size(1)), x.dtype)
     ptr, edges = (t.numpy() for t in by_receiver)
     if weight is None:
         observe(grid, Rows(rows, skip if len(skip) else None, np.diff(by_sender[0].numpy())))
         # Every message of a node is the same, so it is rounded once.
-        sent = np.empty_like(rows)
+        sent = matrix(empty(x.shape, x.dtype))
         parameters = grid.parameters(rows.dtype.type)
         run(
             lambda _, a, b: round_nodes(rows, skip, parameters, sent, a, b),
@@ -82,7 +83,7 @@ def propagate_grad(
     if mean:
         grad = grad / by_receiver[0].diff().to(grad.dtype).clamp(min=1).unsqueeze(1)
     grads, rows, receivers = matrix(grad), matrix(x), receiver.contiguous().numpy()
-    to_x = torch.empty(x.shape, dtype=x.dtype)
+    to_x = empty(x.shape, x.dtype)
     ptr, edges = (t.numpy() for t in by_sender)
     parameters = grid.parameters(rows.dtype.type)
     if weight is None:

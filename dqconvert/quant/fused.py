@@ -7,12 +7,15 @@ the same step by step, as the graph that was not fused does. The quantizers' sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dqconvert.kernels import EdgeOrder, edge_order, propagate, quantize_chain
+from dqconvert.kernels import dropout as kernel_dropout
+from dqconvert.kernels import linear as kernel_linear
 from dqconvert.quant.fake_quantize import FakeQuantize
 from dqconvert.quant.protection import gather_protected
 
@@ -145,6 +148,80 @@ def _message_by_message(
     return out
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, in memory that is used again where that is possible."""
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not type(x) is Tensor:
+        return nn.functional.linear(x, weight, bias)
+    return kernel_linear(x, weight, bias)
+
+
+def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """`torch.nn.functional.dropout`, likewise; `inplace` may be ignored, as no one else sees `x`."""
+    if not training or x.device.type != "cpu" or not 0 < p < 1 or not x.is_floating_point():
+        return nn.functional.dropout(x, p, training)
+    return kernel_dropout(x, p)
+
+
+class Remembered(nn.Module):
+    """A function of the graph alone, such as GCN's normalization, and what it returned the last time.
+
+    The result is used again only where every argument equals, value by value, that of the last call, and nobody
+    changed the result in place. It has no state that is saved.
+
+    ```python
+    >>> from torch_geometric.utils import remove_self_loops
+    >>> remembered = Remembered(remove_self_loops)
+    >>> edge_index = torch.tensor([[0, 1], [1, 1]])
+    >>> remembered(edge_index)[0] is remembered(edge_index.clone())[0]
+    True
+
+    ```
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self._last: tuple[list[Any], Any, list[int]] | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns for these arguments."""
+        given = [*args, *kwargs.values()]
+        tensors = [value for value in given if isinstance(value, Tensor)]
+        if torch.compiler.is_compiling() or any(not _plain_integers(value) for value in tensors):
+            return self.function(*args, **kwargs)
+        last = self._last
+        if last is not None and _all_equal(last[0], given) and last[2] == _versions(last[1]):
+            return last[1]
+        result = self.function(*args, **kwargs)
+        known = [value.clone() if isinstance(value, Tensor) else value for value in given]
+        self._last = (known, result, _versions(result))
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+    def extra_repr(self) -> str:
+        return self.function.__name__
+
+
+def _plain_integers(value: Tensor) -> bool:
+    return type(value) is Tensor and value.device.type == "cpu" and not value.is_floating_point()
+
+
+def _all_equal(old: list[Any], new: list[Any]) -> bool:
+    def same(one: Any, two: Any) -> bool:
+        if isinstance(one, Tensor) and isinstance(two, Tensor):
+            return one.dtype == two.dtype and torch.equal(one, two)
+        return type(one) is type(two) and one == two
+
+    return len(old) == len(new) and all(map(same, old, new))
+
+
+def _versions(result: Any) -> list[int]:
+    results = result if isinstance(result, tuple) else (result,)
+    return [value._version for value in results if isinstance(value, Tensor)]
+
+
 class EdgeOrders(nn.Module):
     """Groups edges by node, and remembers the last grouping: a graph often stays the same for a thousand steps.
 
@@ -180,4 +257,4 @@ class EdgeOrders(nn.Module):
         return {**self.__dict__, "_last": None}
 
 
-__all__ = ["EdgeOrders", "chain", "message_passing"]
+__all__ = ["EdgeOrders", "Remembered", "chain", "dropout", "linear", "message_passing"]

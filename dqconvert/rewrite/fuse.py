@@ -9,12 +9,15 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Graph, Node
 from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.utils import add_remaining_self_loops, add_self_loops, remove_self_loops
 
 from dqconvert.quant import FakeQuantize, gather_protected
-from dqconvert.quant.fused import EdgeOrders, chain, message_passing
+from dqconvert.quant.fused import EdgeOrders, Remembered, chain, dropout, linear, message_passing
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.rewrite.spaces import end_of_edges, gather
 from dqconvert.trace.note import annotate, note_of
@@ -22,6 +25,16 @@ from dqconvert.trace.ops import op_name
 
 AGGREGATIONS: dict[type[nn.Module], bool] = {SumAggregation: False, MeanAggregation: True}
 """Aggregations that the fused message passing knows, and whether they average."""
+
+
+REMEMBERED = (gcn_norm, add_self_loops, remove_self_loops, add_remaining_self_loops)
+"""Functions whose results depend, without edge weights, on the graph alone."""
+
+STAND_INS: dict[Any, Any] = {
+    torch.nn.functional.linear: linear,
+    torch.nn.functional.dropout: dropout,
+}
+"""Functions that have a counterpart with the same results."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,8 @@ def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
     fuser = _Fuser(fused, root)
     fuser.message_passing()
     fuser.chains()
+    fuser.stand_ins()
+    fuser.remember()
     for node in reversed(fused.nodes):
         if not node.users and _droppable(node):
             fused.erase_node(node)
@@ -236,6 +251,38 @@ class _Fuser:
             args = (nodes[0].args[0], first, *added, second, parts.get("relu", False), third, mask)
             new = annotate(self.graph.call_function(chain, args), note_of(nodes[-1]))
         self._replace(nodes[-1], new, "chain", nodes)
+
+    # -- one for one -----------------------------------------------------------------------------------------------
+
+    def stand_ins(self) -> None:
+        """Functions and modules that have a counterpart with the same results."""
+        for node in list(self.graph.nodes):
+            if node.op == "call_function" and node.target in STAND_INS:
+                node.target = STAND_INS[node.target]
+            elif node.op == "call_module":
+                module = self._modules[str(node.target)]
+                if type(module) is nn.Dropout and not _hooked(module):
+                    with self.graph.inserting_before(node):
+                        training = self.graph.get_attr(f"{node.target}.training")
+                        new = self.graph.call_function(dropout, (node.args[0], module.p, training))
+                    node.replace_all_uses_with(annotate(new, note_of(node)))
+                    self.graph.erase_node(node)
+
+    def remember(self) -> None:
+        """Functions of the graph alone, which often stays the same."""
+        count = 0
+        for node in list(self.graph.nodes):
+            if node.op != "call_function" or node.target not in REMEMBERED:
+                continue
+            tensors = [n for n in node.all_input_nodes if note_of(n).is_tensor]
+            if any(note_of(n).is_float or note_of(n).sparse for n in tensors):
+                continue
+            path = f"{container_name(self.root)}.remembered_{count}"
+            if path not in self._modules:
+                self._modules[path] = Remembered(node.target)  # type: ignore[arg-type]
+                attach(self.root, path, self._modules[path])
+            node.op, node.target = "call_module", path
+            count += 1
 
     # -- both ------------------------------------------------------------------------------------------------------
 

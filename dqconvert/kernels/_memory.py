@@ -1,0 +1,84 @@
+"""Memory for large results, used again and again.
+
+A training step makes the same large tensors every time, and memory fresh from the system costs more to touch for the
+first time than most of these operators cost to run. The results of the CPU kernels therefore lie in buffers that are
+kept when the tensor in them is gone.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SMALL = 1 << 20
+"""Bytes under which memory comes from torch."""
+
+_NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64, torch.uint8: np.uint8}
+
+
+class Buffers:
+    """Lends buffers, and takes them back when nothing refers to the tensor in them any more.
+
+    It holds no more free memory than was ever lent at one time.
+
+    ```python
+    >>> buffers = Buffers()
+    >>> first = buffers.empty((1024, 1024), torch.float32)
+    >>> place = first.data_ptr()
+    >>> del first
+    >>> buffers.empty((1000, 1024), torch.float32).data_ptr() == place
+    True
+
+    ```
+    """
+
+    def __init__(self) -> None:
+        # Lists are appended to and popped from in one step, so threads need no lock; the sums are estimates.
+        self._free: dict[int, list[NDArray[Any]]] = {}
+        self._lent: dict[int, weakref.ref[Any]] = {}
+        self._lent_bytes = self._free_bytes = self._most_bytes = 0
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor on the CPU whose values are undefined; float32, float64 or uint8."""
+        count = math.prod(shape)
+        kind = np.dtype(_NUMPY[dtype])
+        if count * kind.itemsize < SMALL:
+            return torch.empty(shape, dtype=dtype)
+        size = _size_class(count * kind.itemsize)
+        kept = self._free.setdefault(size, [])
+        try:
+            raw = kept.pop()
+            self._free_bytes -= size
+        except IndexError:
+            raw = np.empty(size, np.uint8)
+        self._lent_bytes += size
+        self._most_bytes = max(self._most_bytes, self._lent_bytes)
+        lent = raw[: count * kind.itemsize].view(kind)
+        # The tensor holds this array, and this array alone; when it goes, the memory behind it is free.
+        key = id(lent)
+        self._lent[key] = weakref.ref(lent, lambda _: self._take_back(key, raw))
+        return torch.from_numpy(lent).view(tuple(shape))
+
+    def _take_back(self, key: int, raw: NDArray[Any]) -> None:
+        del self._lent[key]
+        size = len(raw)
+        self._lent_bytes -= size
+        if self._free_bytes + self._lent_bytes + size <= self._most_bytes:
+            self._free_bytes += size
+            self._free[size].append(raw)
+
+
+def _size_class(size: int) -> int:
+    """Sizes are rounded up by an eighth at most, so that batches of about the same size share buffers."""
+    step = 1 << max(16, size.bit_length() - 4)
+    return -(-size // step) * step
+
+
+empty = Buffers().empty
