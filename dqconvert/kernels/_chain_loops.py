@@ -195,13 +195,18 @@ def _round(
     run(lambda _, start, stop: round_rows(*args, start, stop), parts(x.shape[0], x.size))
 
 
-def pass_gradient(grad: Tensor, passes: Tensor, both: bool) -> tuple[Tensor, Tensor]:
-    """The gradients of the sum and, if `both`, of `x`."""
-    to_sum = empty(grad.shape, grad.dtype)
-    to_x = empty(grad.shape if both else (0,), grad.dtype)
-    args = (grad.contiguous().view(-1).numpy(), passes.view(-1).numpy(), to_sum.view(-1).numpy(), to_x.view(-1).numpy())
-    run(lambda _, start, stop: pass_values(*args, start, stop), parts(grad.numel(), grad.numel()))
-    return to_sum, to_x
+def pass_gradient(
+    grad: Tensor, passes: Tensor, to_sum: bool, to_x: bool, to_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the sum, of `x` and of the bias; `[0]` for those that are not wanted."""
+    at_sum = empty(grad.shape if to_sum else (0,), grad.dtype)
+    at_x = empty(grad.shape if to_x else (0,), grad.dtype)
+    columns = grad.size(-1)
+    cuts = parts(grad.numel() // columns, grad.numel())
+    sums = torch.zeros((len(cuts), columns if to_bias else 0), dtype=grad.dtype)
+    flat = [t.reshape(-1, columns).numpy() for t in (grad.contiguous(), passes, at_sum, at_x)]
+    run(lambda part, start, stop: pass_rows(*flat, sums[part].numpy(), start, stop), cuts)
+    return at_sum, at_x, sums.sum(0)
 
 
 @loop
@@ -310,12 +315,26 @@ def relu_row(y):  # type: ignore[no-untyped-def]
 
 
 @loop
-def pass_values(grad, passes, to_sum, to_x, start, stop):  # type: ignore[no-untyped-def]
+def pass_rows(grad, passes, to_sum, to_x, sums, start, stop):  # type: ignore[no-untyped-def]
     """Lets the gradient through where the bits say so."""
-    zero = grad.dtype.type(0)
-    one, two, none = np.uint8(1), np.uint8(2), np.uint8(0)
-    for i in range(start, stop):
-        to_sum[i] = grad[i] if (passes[i] & one) != none else zero
-    if to_x.size > 0:
-        for i in range(start, stop):
-            to_x[i] = grad[i] if (passes[i] & two) != none else zero
+    for r in range(start, stop):
+        if to_sum.size > 0:
+            pass_row(grad[r], passes[r], np.uint8(1), to_sum[r])
+        if to_x.size > 0:
+            pass_row(grad[r], passes[r], np.uint8(2), to_x[r])
+        if sums.size > 0:
+            add_passing(grad[r], passes[r], np.uint8(1), sums)
+
+
+@loop
+def pass_row(grad, passes, bit, out):  # type: ignore[no-untyped-def]
+    zero, none = grad.dtype.type(0), np.uint8(0)
+    for c in range(grad.size):
+        out[c] = grad[c] if (passes[c] & bit) != none else zero
+
+
+@loop
+def add_passing(grad, passes, bit, sums):  # type: ignore[no-untyped-def]
+    zero, none = grad.dtype.type(0), np.uint8(0)
+    for c in range(grad.size):
+        sums[c] += grad[c] if (passes[c] & bit) != none else zero

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from torch import Tensor
 from dqconvert.kernels._chain_loops import back_row, has_loops, matrix, observe, round_row
 from dqconvert.kernels._grid import Grid, Scheme
 from dqconvert.kernels._memory import empty
+from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
 from dqconvert.kernels._select import Messages, Rows
 from dqconvert.kernels._threads import loop, parts, run, run_balanced
 
@@ -25,7 +27,6 @@ def serves(x: Tensor, weight: Tensor | None) -> bool:
 def propagate(
     x: Tensor,
     weight: Tensor | None,
-    sender: Tensor,
     by_receiver: Sequence[Tensor],
     by_sender: Sequence[Tensor],
     num_nodes: int,
@@ -34,14 +35,15 @@ def propagate(
     ints: Sequence[int],
     floats: Sequence[float],
     mean: bool,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`dqconvert.kernels.propagate.plain_propagate`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`dqconvert.kernels.propagate.plain_propagate`; and each row's smallest and largest value."""
     (scheme,) = Scheme.unpacked(ints, floats)
     grid = Grid(scheme, *range_.tolist())
-    rows, senders = matrix(x), sender.contiguous().numpy()
+    rows = matrix(x)
     skip = np.empty(0, np.bool_) if protected is None else protected.contiguous().numpy()
     out = empty((num_nodes, x.size(1)), x.dtype)
-    ptr, edges = (t.numpy() for t in by_receiver)
+    ptr, edges, senders = (t.numpy() for t in by_receiver)
+    extremes = x.new_empty((0, 0, 0))
     if weight is None:
         observe(grid, Rows(rows, skip if len(skip) else None, np.diff(by_sender[0].numpy())))
         # Every message of a node is the same, so it is rounded once.
@@ -51,24 +53,26 @@ def propagate(
             lambda _, a, b: round_nodes(rows, skip, parameters, sent, a, b),
             parts(len(rows), rows.size),
         )
-        run_balanced(lambda _, a, b: sum_rows(sent, senders, ptr, edges, mean, out.numpy(), a, b), ptr)
+        run_balanced(lambda _, a, b: sum_rows(sent, senders, ptr, mean, out.numpy(), a, b), ptr)
     else:
-        least, most = extremes(rows, weight.size(1))
+        extremes = _extremes(rows, weight.size(1))
+        least, most = extremes.numpy()
         weights = weight.detach().contiguous().numpy()
-        observe(grid, Messages(rows, weights, senders, skip if len(skip) else None, least, most))
+        if scheme.observe:
+            # In the order of the receivers, as the sum: the percentiles are those of all messages in any order.
+            observe(grid, Messages(rows, weights, edges, senders, skip if len(skip) else None, least, most))
         args = (rows, weights, senders, ptr, edges, skip, grid.parameters(rows.dtype.type), mean, out.numpy())
         run_balanced(lambda _, a, b: sum_products(*args, a, b), ptr)
-    return out, torch.tensor([grid.lo, grid.hi])
+    return out, torch.tensor([grid.lo, grid.hi]), extremes
 
 
 def propagate_grad(
     grad: Tensor,
     x: Tensor,
     weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
     by_receiver: Sequence[Tensor],
     by_sender: Sequence[Tensor],
+    extremes: Tensor,
     protected: Tensor | None,
     range_: Tensor,
     ints: Sequence[int],
@@ -82,33 +86,31 @@ def propagate_grad(
     skip = np.empty(0, np.bool_) if protected is None else protected.contiguous().numpy()
     if mean:
         grad = grad / by_receiver[0].diff().to(grad.dtype).clamp(min=1).unsqueeze(1)
-    grads, rows, receivers = matrix(grad), matrix(x), receiver.contiguous().numpy()
+    grads, rows = matrix(grad), matrix(x)
     to_x = empty(x.shape, x.dtype)
-    ptr, edges = (t.numpy() for t in by_sender)
+    ptr, edges, receivers = (t.numpy() for t in by_sender)
     parameters = grid.parameters(rows.dtype.type)
     if weight is None:
         run_balanced(
             lambda _, a, b: sum_back(
-                grads, rows, receivers, ptr, edges, skip, parameters, scheme.clip, to_x.numpy(), a, b
+                grads, rows, receivers, ptr, skip, parameters, scheme.clip, to_x.numpy(), a, b
             ),
             ptr,
         )
         return to_x, x.new_empty((0, 0))
     to_weight = torch.empty(weight.shape if for_weight else (0, 0), dtype=x.dtype)
-    least, most = extremes(rows, weight.size(1))
+    least, most = extremes.numpy()
     weights = weight.detach().contiguous().numpy()
     args = (grads, rows, weights, receivers, ptr, edges, skip, parameters, scheme.clip, least, most)
     run_balanced(lambda _, a, b: products_back(*args, to_x.numpy(), to_weight.numpy(), a, b), ptr)
     return to_x, to_weight
 
 
-def extremes(rows: NDArray[Any], heads: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The smallest and the largest value of each row and head, `[rows, heads]`; NaN where there is one."""
+def _extremes(rows: NDArray[Any], heads: int) -> Tensor:
+    """The smallest and the largest value of each row and head, `[2, rows, heads]`; NaN where there is one."""
     if rows.size == 0:
-        nothing = np.zeros((len(rows), heads), rows.dtype)
-        return nothing, nothing
-    ends = torch.aminmax(torch.from_numpy(rows).view(len(rows), heads, -1), dim=2)
-    return ends.min.numpy(), ends.max.numpy()
+        return torch.zeros((2, len(rows), heads), dtype=torch.from_numpy(rows).dtype)
+    return torch.stack(torch.aminmax(torch.from_numpy(rows).view(len(rows), heads, -1), dim=2))
 
 
 @loop
@@ -124,31 +126,46 @@ def round_nodes(x, skip, grid, y, start, stop):  # type: ignore[no-untyped-def]
 
 
 @loop
-def sum_rows(sent, sender, ptr, edges, mean, out, start, stop):  # type: ignore[no-untyped-def]
+def fetch_row(x, row):  # type: ignore[no-untyped-def]
+    """Asks for a row that will be needed soon."""
+    columns = x.shape[1]
+    for c in range(0, columns, LINE // x.itemsize):
+        prefetch(x, row * columns + c)
+
+
+@loop
+def sum_rows(sent, senders, ptr, mean, out, start, stop):  # type: ignore[no-untyped-def]
     """Adds up the rows that are sent to each node."""
+    end = ptr[stop] - AHEAD
     for t in range(start, stop):
         row = out[t]
         row[:] = 0
         for place in range(ptr[t], ptr[t + 1]):
-            add_row(sent[sender[edges[place]]], row)
+            if place < end:
+                fetch_row(sent, senders[place + AHEAD])
+            add_row(sent[senders[place]], row)
         if mean and ptr[t + 1] - ptr[t] > 1:
             divide_row(row, row.dtype.type(ptr[t + 1] - ptr[t]))
 
 
 @loop
-def sum_products(x, weight, sender, ptr, edges, skip, grid, mean, out, start, stop):  # type: ignore[no-untyped-def]
+def sum_products(x, weight, senders, ptr, edges, skip, grid, mean, out, start, stop):  # type: ignore[no-untyped-def]
     """Adds up the quantized products that are sent to each node."""
     heads = weight.shape[1]
     channels = x.shape[1] // heads
+    end = ptr[stop] - AHEAD
     for t in range(start, stop):
         row = out[t]
         row[:] = 0
         for place in range(ptr[t], ptr[t + 1]):
-            e = edges[place]
-            s = sender[e]
+            if place < end:
+                fetch_row(x, senders[place + AHEAD])
+                prefetch(weight, edges[place + AHEAD] * heads)
+            s, e = senders[place], edges[place]
+            exact = skip.size > 0 and skip[s]
             for h in range(heads):
                 a, b = h * channels, (h + 1) * channels
-                if skip.size > 0 and skip[s]:
+                if exact:
                     add_scaled(x[s, a:b], weight[e, h], row[a:b])
                 else:
                     add_rounded(x[s, a:b], weight[e, h], grid, row[a:b])
@@ -157,16 +174,19 @@ def sum_products(x, weight, sender, ptr, edges, skip, grid, mean, out, start, st
 
 
 @loop
-def sum_back(grad, x, receiver, ptr, edges, skip, grid, clip, to_x, start, stop):  # type: ignore[no-untyped-def]
+def sum_back(grad, x, receivers, ptr, skip, grid, clip, to_x, start, stop):  # type: ignore[no-untyped-def]
     """What comes back to each node that sent its row: nothing where the row was clipped."""
     columns = x.shape[1]
     codes = np.empty(columns, x.dtype)
     low, high, zero = grid[2], grid[3], x.dtype.type(0)
+    end = ptr[stop] - AHEAD
     for s in range(start, stop):
         row = to_x[s]
         row[:] = 0
         for place in range(ptr[s], ptr[s + 1]):
-            add_row(grad[receiver[edges[place]]], row)
+            if place < end:
+                fetch_row(grad, receivers[place + AHEAD])
+            add_row(grad[receivers[place]], row)
         if clip and not (skip.size > 0 and skip[s]):
             round_row(x[s], grid, codes)
             for c in range(columns):
@@ -175,26 +195,28 @@ def sum_back(grad, x, receiver, ptr, edges, skip, grid, clip, to_x, start, stop)
 
 @loop
 def products_back(  # type: ignore[no-untyped-def]
-    grad, x, weight, receiver, ptr, edges, skip, grid, clip, least, most, to_x, to_weight, start, stop
+    grad, x, weight, receivers, ptr, edges, skip, grid, clip, least, most, to_x, to_weight, start, stop
 ):
     """What comes back to each node that sent its row, and to the weights of its edges."""
     heads = weight.shape[1]
     channels = x.shape[1] // heads
     scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
+    # Within these no value is clipped, so no row is whose extreme products are.
+    inside_low, inside_high = (low + 1 - zero_point) * scale, (high - 1 - zero_point) * scale
+    end = ptr[stop] - AHEAD
     for s in range(start, stop):
         to_x[s] = 0
+        exact = not clip or (skip.size > 0 and skip[s])
         for place in range(ptr[s], ptr[s + 1]):
-            e = edges[place]
-            t = receiver[e]
+            if place < end:
+                fetch_row(grad, receivers[place + AHEAD])
+                prefetch(weight, edges[place + AHEAD] * heads)
+            t, e = receivers[place], edges[place]
             for h in range(heads):
                 w = weight[e, h]
                 a, b = h * channels, (h + 1) * channels
-                passes = not clip or (skip.size > 0 and skip[s])
-                if not passes:  # no value of the row can be clipped if its extreme ones are not
-                    one = np.rint(w * least[s, h] / scale + zero_point)
-                    two = np.rint(w * most[s, h] / scale + zero_point)
-                    passes = one > low and one < high and two > low and two < high
-                if passes:
+                one, two = w * least[s, h], w * most[s, h]
+                if exact or (min(one, two) > inside_low and max(one, two) < inside_high):
                     add_scaled(grad[t, a:b], w, to_x[s, a:b])
                     if to_weight.size > 0:
                         to_weight[e, h] = dot(grad[t, a:b], x[s, a:b])
@@ -237,14 +259,10 @@ def divide_row(row, by):  # type: ignore[no-untyped-def]
         row[c] /= by
 
 
-@loop
+# The one sum whose order is left to the compiler: in order, it could add only one value at a time.
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
 def dot(a, b):  # type: ignore[no-untyped-def]
-    # Eight sums side by side: one sum alone would have to be added to in order, one value at a time.
-    total = np.zeros(8, a.dtype)
-    whole = a.size // 8 * 8
-    for c in range(0, whole, 8):
-        for i in range(8):
-            total[i] += a[c + i] * b[c + i]
-    for c in range(whole, a.size):
-        total[0] += a[c] * b[c]
-    return ((total[0] + total[1]) + (total[2] + total[3])) + ((total[4] + total[5]) + (total[6] + total[7]))
+    total = a.dtype.type(0)
+    for c in range(a.size):
+        total += a[c] * b[c]
+    return total

@@ -142,7 +142,7 @@ class Messages:
 
     - `x`: contiguous `[nodes, heads * channels]`.
     - `weight`: contiguous `[edges, heads]`.
-    - `sender`: int64 `[edges]`.
+    - `edges`, `sender`: int64 `[edges]`, the edges in some order, and the node that sends along each.
     - `skip`: bool `[nodes]`, whose messages do not count; `None`: all do.
     - `least`, `most`: `[nodes, heads]`, the smallest and the largest value of each row and head.
     """
@@ -151,16 +151,17 @@ class Messages:
         self,
         x: NDArray[Any],
         weight: NDArray[Any],
+        edges: NDArray[Any],
         sender: NDArray[Any],
         skip: NDArray[Any] | None,
         least: NDArray[Any],
         most: NDArray[Any],
     ) -> None:
-        self.x, self.weight, self.sender = x, weight, sender
+        self.x, self.weight, self.edges, self.sender = x, weight, edges, sender
         self.skip = np.empty(0, np.bool_) if skip is None else skip
         self.least, self.most = least, most
-        edges = len(sender) - (int(np.count_nonzero(self.skip[sender])) if len(self.skip) else 0)
-        self.total = edges * x.shape[1]
+        count = len(sender) - (int(np.count_nonzero(self.skip[sender])) if len(self.skip) else 0)
+        self.total = count * x.shape[1]
 
     @property
     def _channels(self) -> int:
@@ -171,7 +172,7 @@ class Messages:
         c = (7 * np.arange(count)) % self.x.shape[1]
         s = self.sender[e]
         kept = ~self.skip[s] if len(self.skip) else slice(None)
-        return (self.weight[e, c // self._channels] * self.x[s, c])[kept]
+        return (self.weight[self.edges[e], c // self._channels] * self.x[s, c])[kept]
 
     def beyond(self, lo: float, hi: float, room: int) -> Found | None:
         dtype = self.x.dtype
@@ -181,7 +182,7 @@ class Messages:
 
         def task(_: int, start: int, stop: int) -> tuple[Any, ...]:
             below, above = np.empty(size, dtype), np.empty(size, dtype)
-            args = (self.x, self.weight, self.sender, self.skip, self.least, self.most)
+            args = (self.x, self.weight, self.edges, self.sender, self.skip, self.least, self.most)
             n, m, odd, full = collect_messages(*args, start, stop, low, high, below, above)
             return below[:n], above[:m], odd, full
 
@@ -193,13 +194,13 @@ class Messages:
 
     def count_at(self, lo: float, hi: float) -> tuple[int, int]:
         low, high = self.x.dtype.type(lo), self.x.dtype.type(hi)
-        args = (self.x, self.weight, self.sender, self.skip)
+        args = (self.x, self.weight, self.edges, self.sender, self.skip)
         cuts = parts(len(self.sender), len(self.sender) * self.x.shape[1])
         found = run(lambda _, start, stop: count_at_messages(*args, start, stop, low, high), cuts)
         return sum(part[0] for part in found), sum(part[1] for part in found)
 
     def all(self) -> NDArray[Any]:
-        sender, weight = self.sender, self.weight
+        sender, weight = self.sender, self.weight[self.edges]
         if len(self.skip):
             kept = ~self.skip[sender]
             sender, weight = sender[kept], weight[kept]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqconvert.kernels._prefetch import AHEAD, prefetch
 from dqconvert.kernels._threads import loop
 
 _BLOCK = 256  # values that are tested together before one is looked at alone
@@ -68,17 +69,19 @@ def count_at(x, skip, weight, start, stop, lo, hi):  # type: ignore[no-untyped-d
 
 
 @loop
-def collect_messages(x, weight, sender, skip, least, most, start, stop, lo, hi, below, above):  # type: ignore[no-untyped-def]
+def collect_messages(x, weight, edges, sender, skip, least, most, start, stop, lo, hi, below, above):  # type: ignore[no-untyped-def]
     """Like `collect`, of the products; an edge whose extreme products are within the bounds is passed over."""
     heads = weight.shape[1]
     channels = x.shape[1] // heads
     n, m, odd = 0, 0, 0
     for e in range(start, stop):
+        if e + AHEAD < stop:
+            prefetch(weight, edges[e + AHEAD] * heads)
         s = sender[e]
         if skip.size > 0 and skip[s]:
             continue
         for h in range(heads):
-            w = weight[e, h]
+            w = weight[edges[e], h]
             one, two = w * least[s, h], w * most[s, h]
             if one >= lo and one <= hi and two >= lo and two <= hi:
                 continue
@@ -98,7 +101,7 @@ def collect_messages(x, weight, sender, skip, least, most, start, stop, lo, hi, 
 
 
 @loop
-def count_at_messages(x, weight, sender, skip, start, stop, lo, hi):  # type: ignore[no-untyped-def]
+def count_at_messages(x, weight, edges, sender, skip, start, stop, lo, hi):  # type: ignore[no-untyped-def]
     """Like `count_at`, of the products."""
     heads = weight.shape[1]
     channels = x.shape[1] // heads
@@ -109,7 +112,7 @@ def count_at_messages(x, weight, sender, skip, start, stop, lo, hi):  # type: ig
             continue
         for h in range(heads):
             for c in range(h * channels, (h + 1) * channels):
-                v = weight[e, h] * x[s, c]
+                v = weight[edges[e], h] * x[s, c]
                 if abs(v) <= _LARGEST:
                     at_most += v <= lo
                     at_least += v >= hi

@@ -161,30 +161,34 @@ def _(
 
 
 @torch.library.custom_op("dqconvert::quantize_chain_grad", mutates_args=())
-def _quantize_chain_grad(grad: Tensor, passes: Tensor, both: bool) -> tuple[Tensor, Tensor]:
-    """The gradients of the sum and, where it differs, of `x` (`[0]` unless `both`)."""
-    to_sum = torch.where((passes & _SUM) > 0, grad, 0)
-    to_x = torch.where((passes & _X) > 0, grad, 0) if both else grad.new_empty(0)
-    return to_sum.contiguous(), to_x.contiguous()
+def _quantize_chain_grad(
+    grad: Tensor, passes: Tensor, to_sum: bool, to_x: bool, to_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the sum, of `x` and of the bias; `[0]` for those that are not wanted."""
+    none = grad.new_empty(0)
+    at_sum = torch.where((passes & _SUM) > 0, grad, 0)
+    at_x = torch.where((passes & _X) > 0, grad, 0) if to_x else none
+    at_bias = at_sum.reshape(-1, grad.size(-1)).sum(0) if to_bias else none
+    return at_sum.contiguous() if to_sum else none, at_x.contiguous(), at_bias
 
 
 @_quantize_chain_grad.register_kernel("cpu")
-def _(grad: Tensor, passes: Tensor, both: bool) -> tuple[Tensor, Tensor]:
-    if not chain_loops.has_loops(grad.dtype):
-        return _quantize_chain_grad._init_fn(grad, passes, both)
-    return chain_loops.pass_gradient(grad, passes, both)
+def _(grad: Tensor, passes: Tensor, to_sum: bool, to_x: bool, to_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
+    if not chain_loops.has_loops(grad.dtype) or grad.size(-1) == 0:
+        return _quantize_chain_grad._init_fn(grad, passes, to_sum, to_x, to_bias)
+    return chain_loops.pass_gradient(grad, passes, to_sum, to_x, to_bias)
 
 
 @_quantize_chain_grad.register_fake
-def _(grad: Tensor, passes: Tensor, both: bool) -> tuple[Tensor, Tensor]:
-    return grad.new_empty(grad.shape), grad.new_empty(grad.shape if both else (0,))
+def _(grad: Tensor, passes: Tensor, to_sum: bool, to_x: bool, to_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (grad.shape if to_sum else (0,), grad.shape if to_x else (0,), (grad.size(-1) if to_bias else 0,))
+    return tuple(grad.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1], output[2])
-    _, bias, other, alpha, _, _, places, *_ = inputs
-    ctx.bias_dim = None if bias is None else bias.dim()
+    _, _, other, alpha, _, _, places, *_ = inputs
     ctx.differ = 0 in places
     # What `alpha` is multiplied with is needed for its own gradient alone.
     keep_other = other if alpha is not None and ctx.needs_input_grad[3] else None
@@ -196,15 +200,18 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return None, None, None, None, *nothing
     passes, alpha, other = ctx.saved_tensors
-    to_x = to_sum = grad
-    if passes.numel() > 0:
-        to_sum, to_x = torch.ops.dqconvert.quantize_chain_grad(grad, passes, ctx.differ)
-        to_x = to_x if ctx.differ else to_sum
-    _, for_bias, for_other, for_alpha = ctx.needs_input_grad[:4]
-    to_bias = to_sum.reshape(-1, to_sum.size(-1)).sum(0) if for_bias else None
+    for_x, for_bias, for_other, for_alpha = ctx.needs_input_grad[:4]
+    if passes.numel() == 0:
+        to_sum = to_x = grad
+        to_bias = grad.reshape(-1, grad.size(-1)).sum(0) if for_bias else None
+    else:
+        apart = ctx.differ and for_x
+        at_sum = for_other or for_alpha or (for_x and not apart)
+        to_sum, to_x, to_bias = torch.ops.dqconvert.quantize_chain_grad(grad, passes, at_sum, apart, for_bias)
+        to_x = to_x if apart else to_sum
     to_other = (to_sum if alpha is None else to_sum * alpha) if for_other else None
     to_alpha = torch.dot(to_sum.reshape(-1), other.reshape(-1)).reshape(alpha.shape) if for_alpha else None
-    return to_x, to_bias, to_other, to_alpha, *nothing
+    return to_x if for_x else None, to_bias if for_bias else None, to_other, to_alpha, *nothing
 
 
 _quantize_chain.register_autograd(_backward, setup_context=_setup)

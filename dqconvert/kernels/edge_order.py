@@ -16,36 +16,39 @@ class EdgeOrder(NamedTuple):
     Attributes:
         ptr: int64 `[num_nodes + 1]`; the edges of node `i` are `edges[ptr[i]:ptr[i + 1]]`.
         edges: int64 `[num_edges]`, positions in the list of edges, in its order within each node.
+        others: int64 `[num_edges]`, the node at the other end of each of these edges.
     """
 
     ptr: Tensor
     edges: Tensor
+    others: Tensor
 
 
-def plain_edge_order(index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+def plain_edge_order(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     """The definition that every implementation is held to."""
     ptr = torch.zeros(num_nodes + 1, dtype=torch.int64, device=index.device)
     ptr[1:] = torch.zeros_like(ptr[1:]).scatter_add_(0, index, torch.ones_like(index)).cumsum(0)
-    return ptr, index.argsort(stable=True)
+    edges = index.argsort(stable=True)
+    return ptr, edges, other[edges]
 
 
 @torch.library.custom_op("dqconvert::edge_order", mutates_args=())
-def _edge_order(index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
-    return plain_edge_order(index, num_nodes)
+def _edge_order(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    return plain_edge_order(index, other, num_nodes)
 
 
 @_edge_order.register_kernel("cpu")
-def _(index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+def _(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     ptr = torch.empty(num_nodes + 1, dtype=torch.int64)
     edges = torch.empty(index.numel(), dtype=torch.int64)
     if not count_sort(index.contiguous().numpy(), ptr.numpy(), edges.numpy()):
         raise IndexError(f"an edge ends at a node that is not there: there are {num_nodes} nodes")
-    return ptr, edges
+    return ptr, edges, other[edges]
 
 
 @_edge_order.register_fake
-def _(index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
-    return index.new_empty(num_nodes + 1), index.new_empty(index.shape)
+def _(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    return index.new_empty(num_nodes + 1), index.new_empty(index.shape), index.new_empty(index.shape)
 
 
 @loop
@@ -66,22 +69,22 @@ def count_sort(index, ptr, edges):  # type: ignore[no-untyped-def]
     return True
 
 
-def edge_order(index: Tensor, num_nodes: int) -> EdgeOrder:
+def edge_order(index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder:
     """Groups edges by the node at one of their ends.
 
     **Arguments**
 
-    - `index`: int64 `[num_edges]`, that node of every edge.
+    - `index`: int64 `[num_edges]`, that node of every edge. `other`: likewise, the node at the other end.
     - `num_nodes`: how many nodes there are.
 
     **Raises** `IndexError` for a node that is not there (on the CPU; elsewhere that is undefined, as for
     `torch.Tensor.scatter_add_`).
 
     ```python
-    >>> order = edge_order(torch.tensor([2, 0, 2]), num_nodes=3)
-    >>> order.ptr.tolist(), order.edges.tolist()
-    ([0, 1, 1, 3], [1, 0, 2])
+    >>> order = edge_order(torch.tensor([2, 0, 2]), torch.tensor([0, 1, 1]), num_nodes=3)
+    >>> order.ptr.tolist(), order.edges.tolist(), order.others.tolist()
+    ([0, 1, 1, 3], [1, 0, 2], [1, 0, 1])
 
     ```
     """
-    return EdgeOrder(*_edge_order(index, num_nodes))
+    return EdgeOrder(*_edge_order(index, other, num_nodes))

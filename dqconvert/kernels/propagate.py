@@ -88,8 +88,10 @@ def _propagate(
     ints: Sequence[int],
     floats: Sequence[float],
     mean: bool,
-) -> tuple[Tensor, Tensor]:
-    return plain_propagate(x, weight, sender, receiver, num_nodes, protected, range_, ints, floats, mean)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The aggregates, the new range, and what the gradient wants to know of `x` again."""
+    result = plain_propagate(x, weight, sender, receiver, num_nodes, protected, range_, ints, floats, mean)
+    return *result, x.new_empty((0, 0, 0))
 
 
 @_propagate.register_kernel("cpu")
@@ -106,10 +108,11 @@ def _(
     ints: Sequence[int],
     floats: Sequence[float],
     mean: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     if not loops.serves(x, weight):
-        return plain_propagate(x, weight, sender, receiver, num_nodes, protected, range_, ints, floats, mean)
-    return loops.propagate(x, weight, sender, by_receiver, by_sender, num_nodes, protected, range_, ints, floats, mean)
+        result = plain_propagate(x, weight, sender, receiver, num_nodes, protected, range_, ints, floats, mean)
+        return *result, x.new_empty((0, 0, 0))
+    return loops.propagate(x, weight, by_receiver, by_sender, num_nodes, protected, range_, ints, floats, mean)
 
 
 @_propagate.register_fake
@@ -126,8 +129,10 @@ def _(
     ints: Sequence[int],
     floats: Sequence[float],
     mean: bool,
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty((num_nodes, x.size(1))), x.new_empty((2,), dtype=torch.float32)
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads = 0 if weight is None else weight.size(1)
+    extremes = x.new_empty((2, x.size(0), heads) if heads and loops.serves(x, weight) else (0, 0, 0))
+    return x.new_empty((num_nodes, x.size(1))), x.new_empty((2,), dtype=torch.float32), extremes
 
 
 @torch.library.custom_op("dqconvert::propagate_grad", mutates_args=())
@@ -139,6 +144,7 @@ def _propagate_grad(
     receiver: Tensor,
     by_receiver: Sequence[Tensor],
     by_sender: Sequence[Tensor],
+    extremes: Tensor,
     protected: Tensor | None,
     range_: Tensor,
     ints: Sequence[int],
@@ -171,6 +177,7 @@ def _(
     receiver: Tensor,
     by_receiver: Sequence[Tensor],
     by_sender: Sequence[Tensor],
+    extremes: Tensor,
     protected: Tensor | None,
     range_: Tensor,
     ints: Sequence[int],
@@ -178,8 +185,10 @@ def _(
     mean: bool,
     for_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    args = (grad, x, weight, sender, receiver, by_receiver, by_sender, protected, range_, ints, floats, mean, for_weight)
-    return loops.propagate_grad(*args) if loops.serves(x, weight) else _propagate_grad._init_fn(*args)
+    rest = (protected, range_, ints, floats, mean, for_weight)
+    if loops.serves(x, weight):
+        return loops.propagate_grad(grad, x, weight, by_receiver, by_sender, extremes, *rest)
+    return _propagate_grad._init_fn(grad, x, weight, sender, receiver, by_receiver, by_sender, extremes, *rest)
 
 
 @_propagate_grad.register_fake
@@ -191,6 +200,7 @@ def _(
     receiver: Tensor,
     by_receiver: Sequence[Tensor],
     by_sender: Sequence[Tensor],
+    extremes: Tensor,
     protected: Tensor | None,
     range_: Tensor,
     ints: Sequence[int],
@@ -202,26 +212,27 @@ def _(
     return x.new_empty(x.shape), to_weight
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(output[1], output[2])
     x, weight, sender, receiver, by_receiver, by_sender, _, protected, _, ctx.ints, ctx.floats, ctx.mean = inputs
-    ctx.save_for_backward(x, weight, sender, receiver, *by_receiver, *by_sender, protected, output[1])
+    ctx.save_for_backward(x, weight, sender, receiver, *by_receiver, *by_sender, protected, *output[1:])
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    pair = [None, None]
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    order = [None] * 3
     if grad is None:
-        return None, None, None, None, pair, pair, *(None,) * 6
-    x, weight, sender, receiver, ptr, edges, from_ptr, from_edges, protected, range_ = ctx.saved_tensors
+        return None, None, None, None, order, order, *(None,) * 6
+    x, weight, sender, receiver, *orders, protected, range_, extremes = ctx.saved_tensors
     to_x, to_weight = torch.ops.dqconvert.propagate_grad(
         grad.contiguous(),
         x,
         weight,
         sender,
         receiver,
-        [ptr, edges],
-        [from_ptr, from_edges],
+        orders[:3],
+        orders[3:],
+        extremes,
         protected,
         range_,
         ctx.ints,
@@ -229,7 +240,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...
         ctx.mean,
         ctx.needs_input_grad[1],
     )
-    return to_x, to_weight if ctx.needs_input_grad[1] else None, None, None, pair, pair, *(None,) * 6
+    return to_x, to_weight if ctx.needs_input_grad[1] else None, None, None, order, order, *(None,) * 6
 
 
 _propagate.register_autograd(_backward, setup_context=_setup)
@@ -269,7 +280,7 @@ def propagate(
     ```python
     >>> from dqconvert.kernels import edge_order
     >>> sender, receiver = torch.tensor([[0, 1, 1], [1, 0, 1]])
-    >>> orders = edge_order(receiver, 2), edge_order(sender, 2)
+    >>> orders = edge_order(receiver, sender, 2), edge_order(sender, receiver, 2)
     >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
     >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
     >>> x = torch.tensor([[15.0, 1.6], [0.4, 3.0]])
@@ -282,7 +293,7 @@ def propagate(
     if protected is not None:
         check_rows(protected, x, 0, name="protected")
     ints, floats = scheme.packed()
-    return _propagate(
+    out, new, _ = _propagate(
         x,
         weight,
         sender,
@@ -296,3 +307,4 @@ def propagate(
         floats,
         mean,
     )
+    return out, new

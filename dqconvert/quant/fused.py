@@ -230,7 +230,7 @@ class EdgeOrders(nn.Module):
 
     ```python
     >>> orders = EdgeOrders()
-    >>> orders(torch.tensor([1, 0, 1]), 2).edges
+    >>> orders(torch.tensor([1, 0, 1]), torch.tensor([0, 0, 1]), 2).edges
     tensor([1, 0, 2])
 
     ```
@@ -238,19 +238,20 @@ class EdgeOrders(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: tuple[Tensor, int, EdgeOrder] | None = None
+        self._last: tuple[Tensor, Tensor, int, EdgeOrder] | None = None
 
-    def forward(self, index: Tensor, num_nodes: int) -> EdgeOrder | None:
-        """The grouping of `index`, int64 `[num_edges]`; None on devices whose kernels do without."""
+    def forward(self, index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder | None:
+        """The grouping of edges by `index` (int64 `[num_edges]`; `other`: the other ends); None on devices whose
+        kernels do without."""
         if index.device.type != "cpu":
             return None
         if torch.compiler.is_compiling():
-            return edge_order(index, num_nodes)
+            return edge_order(index, other, num_nodes)
         last = self._last
-        if last is not None and last[1] == num_nodes and torch.equal(last[0], index):
-            return last[2]
-        order = edge_order(index, num_nodes)
-        self._last = (index.detach().clone(), num_nodes, order)
+        if last is not None and last[2] == num_nodes and torch.equal(last[0], index) and torch.equal(last[1], other):
+            return last[3]
+        order = edge_order(index, other, num_nodes)
+        self._last = (index.clone(), other.clone(), num_nodes, order)
         return order
 
     def __getstate__(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class _Fuser:
         self.graph = graph
         self.root = root
         self.fusions: list[Fusion] = []
-        self._orders: dict[tuple[Node, Any], Node] = {}
+        self._orders: dict[tuple[Node, Node, Any], Node] = {}
         self._modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
         self._position = {node: i for i, node in enumerate(graph.nodes)}
 
@@ -116,7 +116,7 @@ class _Fuser:
             return
         with self.graph.inserting_before(aggregate):
             senders = self.graph.call_method("size", (taken.source, 0))
-            orders = self._order(receiver, size), self._order(taken.index, senders)
+            orders = self._order(receiver, taken.index, size), self._order(taken.index, receiver, senders)
             module = self.graph.get_attr(str(quantize.target))
             args = (taken.source, weight, taken.index, receiver, size, *orders, module, mask, mean)
             new = annotate(self.graph.call_function(message_passing, args), note_of(aggregate))
@@ -150,15 +150,15 @@ class _Fuser:
         ends = isinstance(index, Node) and end_of_edges(index) == (edge_index, row)
         return mask.args[0] if ends else False
 
-    def _order(self, index: Node, size: Any) -> Node:
-        key = (index, _value_of(size))
+    def _order(self, index: Node, other: Node, size: Any) -> Node:
+        key = (index, other, _value_of(size))
         known = self._orders.get(key)
         if known is None:
             path = f"{container_name(self.root)}.edge_order_{len(self._orders)}"
             if path not in self._modules:
                 self._modules[path] = EdgeOrders()
                 attach(self.root, path, self._modules[path])
-            known = self.graph.call_module(path, (index, size))
+            known = self.graph.call_module(path, (index, other, size))
             self._orders[key] = known
         return known
 
