@@ -878,9 +878,9 @@ AGGREGATIONS: dict[str, Case] = {
 }
 
 
-def readout(build: Callable[[], Any], width: int = WIDTH) -> Case:
+def readout(build: Callable[[], Any], width: int = WIDTH, stays_float: str = "") -> Case:
     """A row for what turns nodes into one vector per graph."""
-    return Case(lambda: Readout(build(), width), BATCHED)
+    return Case(lambda: Readout(build(), width), BATCHED, stays_float=(stays_float,) if stays_float else ())
 
 
 def pooled(build: Callable[[], nn.Module], stays_float: str = "") -> Case:
@@ -917,7 +917,7 @@ POOLING: dict[str, Case] = {
     "MLPAggregation": readout(lambda: aggr.MLPAggregation(8, 8, max_num_elements=12, num_layers=1)),
     "DeepSetsAggregation": readout(lambda: aggr.DeepSetsAggregation(mlp(8, 8), mlp(8, 8))),
     "SetTransformerAggregation": readout(lambda: aggr.SetTransformerAggregation(8, heads=2)),
-    "LCMAggregation": readout(lambda: aggr.LCMAggregation(8, 8)),
+    "LCMAggregation": readout(lambda: aggr.LCMAggregation(8, 8), stays_float="of a size"),
     "VariancePreservingAggregation": readout(aggr.VariancePreservingAggregation),
     "PatchTransformerAggregation": readout(lambda: aggr.PatchTransformerAggregation(8, 8, 4, 8, 1, 2)),
     "TopKPooling": pooled(lambda: pool.TopKPooling(8, 0.5)),

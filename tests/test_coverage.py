@@ -9,8 +9,6 @@ import pytest
 import torch
 import torch_geometric.nn.conv
 
-pytestmark = pytest.mark.study  # minutes long: `python -m pytest -m study`
-
 EXAMPLE = Path(__file__).parents[1] / "examples" / "coverage.py"
 
 

@@ -12,8 +12,6 @@ from checks import assert_same, call, evaluation, step, unfused
 from doc_models import LARGE, MODELS, SMALL
 from dqconvert import QConfig
 
-pytestmark = pytest.mark.study  # minutes long: `python -m pytest -m study`
-
 
 def build(name):
     torch.manual_seed(0)

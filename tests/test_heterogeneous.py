@@ -26,6 +26,7 @@ from torch_geometric.nn import (
     TransformerConv,
     to_hetero,
 )
+from torch_geometric.utils import trim_to_layer
 
 import dqconvert
 from checks import assert_float_identity, assert_same, assert_trains, evaluation, mask_of, step
@@ -40,8 +41,6 @@ from test_prepare_protection import (
     some,
     watched,
 )
-
-pytestmark = pytest.mark.study  # minutes long: `python -m pytest -m study`
 
 WIDTH = 8
 CITES, WRITES, REV = ("paper", "cites", "paper"), ("author", "writes", "paper"), ("paper", "rev", "author")
@@ -344,6 +343,73 @@ def test_link_scores_are_protected_by_no_edge_of_another_kind(size):
             found = mask_of(watch, entry(module.report, "lin1", role).path)
             options = [given["author"].bool()[row], given["paper"].bool()[col], torch.zeros(len(row), dtype=torch.bool)]
             assert any(torch.equal(found, option) for option in options), role
+
+
+class Trimmed(nn.Module):
+    """HeteroConv layers on sampled neighbourhoods, which each layer needs less of."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([per_type(lambda: SAGEConv((WIDTH, WIDTH), WIDTH)) for _ in range(2)])
+
+    def forward(self, x_dict, edge_index_dict, nodes, number):
+        for i, conv in enumerate(self.convs):
+            x_dict, edge_index_dict, _ = trim_to_layer(i, nodes, number, x_dict, edge_index_dict)
+            x_dict = conv(x_dict, edge_index_dict)
+        return x_dict["paper"]
+
+
+def sampled(seeds, found, seed):
+    """What two hops from some papers reach, as NeighborLoader orders it: nodes and edges hop by hop."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def between(sources, first, last, number):
+        return torch.stack(
+            [
+                torch.randint(sources, (number,), generator=generator),
+                torch.randint(first, last, (number,), generator=generator),
+            ]
+        )
+
+    nodes = {"paper": [seeds, found, found + 1], "author": [0, seeds, found]}
+    x_dict = {"paper": normal(sum(nodes["paper"]), WIDTH), "author": normal(sum(nodes["author"]), WIDTH, seed=1)}
+    number = {CITES: [2 * seeds, 3 * found], WRITES: [seeds + 1, 2 * found + 1], REV: [0, 3 * seeds]}
+    reached = seeds + found
+    edge_index_dict = {
+        CITES: [between(reached, 0, seeds, 2 * seeds), between(len(x_dict["paper"]), seeds, reached, 3 * found)],
+        WRITES: [between(seeds, 0, seeds, seeds + 1), between(reached, seeds, reached, 2 * found + 1)],
+        REV: [between(len(x_dict["paper"]), 0, seeds, 3 * seeds)],
+    }
+    return x_dict, {key: torch.cat(parts, dim=1) for key, parts in edge_index_dict.items()}, nodes, number
+
+
+SAMPLES = {"all different": (4, 6), "as many authors as edges to them": (5, 10)}
+
+
+@pytest.mark.parametrize("size", SAMPLES)
+def test_trimmed_float_identity(size):
+    model = Trimmed()
+    module, report = dqconvert.prepare(model, QConfig(), sampled(*SAMPLES[size], 0))
+    assert report.remarks == ()
+    for inputs in (sampled(*SAMPLES[size], 0), sampled(7, 9, 1)):
+        assert_same(step(copy.deepcopy(module), inputs), step(copy.deepcopy(model), inputs))
+        assert_same(evaluation(module, inputs), evaluation(model, inputs))
+
+
+@pytest.mark.parametrize("size", SAMPLES)
+def test_trimmed_types_keep_their_protection(size):
+    module, watch = watched(Trimmed(), protecting(0.0, 0.1), sampled(*SAMPLES[size], 0))
+    assert len(module.report.protection) == 2
+    for inputs in (sampled(*SAMPLES[size], 0), sampled(7, 9, 1)):
+        x_dict, edge_index_dict, _, number = inputs
+        given = {"paper": some(len(x_dict["paper"])), "author": 1 - some(len(x_dict["author"]) + 1)[1:]}
+        module(*inputs, protect_prob=given)
+        for edge_type, index in edge_index_dict.items():
+            kept = index[:, : number[edge_type][0]]
+            path = f"convs.{{}}.convs.<{'___'.join(edge_type)}>.quant.message"
+            assert torch.equal(mask_of(watch, path.format(0)), given[edge_type[0]].bool()[index[0]]), edge_type
+            told = watch.told[path.format(1)][-1]
+            assert torch.equal(told, given[edge_type[0]].bool()[kept[0]]), edge_type
 
 
 # -- how often -----------------------------------------------------------------------------------------------------

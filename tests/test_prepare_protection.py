@@ -40,9 +40,14 @@ def expected_probability(targets, num_nodes, p_min, p_max, batch=None):
 
 
 class Watch:
-    """Records, per forward, what each quantizer is told, the rows that it passes unchanged, and the draws."""
+    """Records, per forward, what each quantizer is told, the rows that it passes unchanged, and the draws.
+
+    From then on the module runs node by node: fused operators call no quantizers.
+    """
 
     def __init__(self, module, report):
+        module.fuse = False
+        module.recompile()
         self.passed, self.told, self.draws = {}, {}, []
         for entry in report.entries:
             quantizer = module.get_submodule(entry.path)

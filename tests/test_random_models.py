@@ -1,11 +1,12 @@
 """Property: whatever PyG's layers are put together to, the graph computes what the model computes."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch_geometric.nn import (
@@ -38,8 +39,6 @@ from torch_geometric.nn import (
 import dqconvert
 from checks import assert_same, evaluation, step
 from dqconvert import QConfig
-
-pytestmark = pytest.mark.study  # minutes long: `python -m pytest -m study`
 
 WIDTH, EDGE_WIDTH, RELATIONS = 6, 3, 2
 
@@ -176,16 +175,55 @@ def inputs(nodes, edges, graphs, seed):
     )
 
 
-def test_there_are_at_least_twelve_types_of_layers():
-    assert len({type(build()) for build, _ in LAYERS.values()}) >= 12
+# A failing recipe is small enough as it is, and seconds to shrink. The parts run side by side.
+PARTS, CASES = 5, 200
+OPTIONS = {
+    "phases": [Phase.explicit, Phase.generate],
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+}
 
 
-FAST = [Phase.explicit, Phase.generate]  # a failing recipe is small enough as it is, and seconds to shrink
+def recipes(number, part, check):
+    """Checks a number of recipes; which ones depends on the part alone."""
+    found = []
+
+    @seed(part)
+    @settings(max_examples=number, **OPTIONS)
+    @given(RECIPE)
+    def run(recipe):
+        found.append(recipe)
+        check(recipe)
+
+    run()
+    assert len(found) == number
 
 
-@settings(max_examples=200, phases=FAST, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(RECIPE)
-def test_float_identity(recipe):
+def test_the_recipes_show_what_they_are_for():
+    """At least twelve types of layers, and every way to put them together, each several times."""
+    found = []
+    for part in range(PARTS):
+        recipes(CASES // PARTS, part, found.append)
+    assert len(found) == CASES
+    blocks = [block for recipe in found for block in recipe["blocks"]]
+    types = Counter(type(LAYERS[block["layer"]][0]()) for block in blocks)
+    assert sum(number >= 3 for number in types.values()) >= 12
+    for join in JOINS:
+        assert sum(block["join"] == join for block in blocks) >= 10
+    assert sum(block["again"] for block in blocks) >= 10
+    shared = [[block["layer"] for block in recipe["blocks"]] for recipe in found if recipe["shared"]]
+    assert sum(len(set(layers)) < len(layers) for layers in shared) >= 3
+    for pooling in POOLINGS:
+        assert sum(recipe["pooling"] == pooling for recipe in found) >= 10
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_float_identity(part):
+    recipes(CASES // PARTS, part, is_float)
+
+
+def is_float(recipe):
     torch.manual_seed(recipe["seed"])
     model = Composed(recipe)
     module, report = dqconvert.prepare(model, QConfig(), inputs(15, 36, 2, recipe["seed"]))
@@ -195,10 +233,12 @@ def test_float_identity(recipe):
     assert_same(evaluation(module, other), evaluation(model, other))
 
 
-@settings(max_examples=25, phases=FAST, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(RECIPE)
-def test_a_training_step(recipe):
+def test_a_training_step():
     """Every gradient that float has is there, finite; evaluation is finite and draws nothing."""
+    recipes(25, PARTS, trains)
+
+
+def trains(recipe):
     torch.manual_seed(recipe["seed"])
     model = Composed(recipe)
     module, _ = dqconvert.prepare(model, "int8-dq", inputs(15, 36, 2, recipe["seed"]))

@@ -54,12 +54,16 @@ class Derivation:
 
     Attributes:
         how: What was done.
-        parts: Size of each row space that the rows come from, in order.
+        node: The node that makes the rows.
+        sources: The values that the rows come from, in order.
+        parts: Size of the row space of each.
         arguments: PICK: the index. CUT: start, stop and step, nodes or numbers or ``None``. REPEAT: how often the
             whole of them follows itself, and how often each row does.
     """
 
     how: How
+    node: Node
+    sources: tuple[Node, ...]
     parts: tuple[Size, ...]
     arguments: tuple[Any, ...] = ()
 
@@ -94,7 +98,7 @@ def _by_index(node: Node, index: Any, dim: int) -> dict[int, Derivation]:
     if note_of(index).dtype not in (torch.int64, torch.int32):
         return {}
     dim %= len(source[1])
-    return {dim: Derivation(How.PICK, (source[1][dim],), (index,))}
+    return {dim: Derivation(How.PICK, node, (source[0],), (source[1][dim],), (index,))}
 
 
 def _index_select(node: Node) -> dict[int, Derivation]:
@@ -115,7 +119,7 @@ def _getitem(node: Node) -> dict[int, Derivation]:
     for dim, part in enumerate(parts):
         cut = (part.start, part.stop, part.step)
         if cut != (None, None, None):
-            found[dim] = Derivation(How.CUT, (source[1][dim],), cut)
+            found[dim] = Derivation(How.CUT, node, (source[0],), (source[1][dim],), cut)
     return found
 
 
@@ -125,7 +129,7 @@ def _narrow(node: Node) -> dict[int, Derivation]:
     if source is None or not isinstance(dim, int) or start != 0:
         return {}
     dim %= len(source[1])
-    return {dim: Derivation(How.CUT, (source[1][dim],), (None, length, None))}
+    return {dim: Derivation(How.CUT, node, (source[0],), (source[1][dim],), (None, length, None))}
 
 
 def _cat(node: Node) -> dict[int, Derivation]:
@@ -136,7 +140,7 @@ def _cat(node: Node) -> dict[int, Derivation]:
     if not all(sizes):
         return {}
     dim %= len(sizes[0])
-    return {dim: Derivation(How.JOIN, tuple(size[dim] for size in sizes))}
+    return {dim: Derivation(How.JOIN, node, tuple(parts), tuple(size[dim] for size in sizes))}
 
 
 def _reshape(node: Node) -> dict[int, Derivation]:
@@ -147,10 +151,10 @@ def _reshape(node: Node) -> dict[int, Derivation]:
     for dims, dim in _merged(source[1], dimensions(note_of(node))):
         rows = [i for i in dims if grows(source[1][i])]
         if len(rows) == 1:
-            before, after = (
-                [source[1][i][0] for i in dims if (i < rows[0]) is side and i != rows[0]] for side in (True, False)
-            )
-            found[dim] = Derivation(How.REPEAT, (source[1][rows[0]],), (math.prod(before), math.prod(after)))
+            times = math.prod(source[1][i][0] for i in dims if i < rows[0])
+            each = math.prod(source[1][i][0] for i in dims if i > rows[0])
+            parts = (source[1][rows[0]],)
+            found[dim] = Derivation(How.REPEAT, node, (source[0],), parts, (times, each))
     return found
 
 

@@ -96,7 +96,7 @@ class Masks:
         self.protect = protect
         self.modules = modules
         self.prefix = prefix
-        self._nodes: dict[Size, Node] = {}
+        self._nodes: dict[tuple[Size, Node | None], Node | None] = {}
         self._edges: dict[tuple[Node, int], Node] = {}
         self._spaces = sorted(rows.nodes - set(rows.derived))
 
@@ -104,14 +104,14 @@ class Masks:
         """The node that holds the protection of the rows of ``value``; ``None`` if nothing is known about them."""
         if self.rows.level(value) is Level.NODE:
             space = self.rows.space(value)
-            return None if space is None else self._of_nodes(space)
+            return None if space is None else self._of_nodes(space, value)
         sender = self.rows.sender(value)
-        return None if sender is None else self._of_edges(sender)
+        return None if sender is None else self._of_edges(sender, value)
 
-    def _of_edges(self, sender: Sender) -> Node | None:
+    def _of_edges(self, sender: Sender, value: Node) -> Node | None:
         key = (sender.edge_index, sender.row)
         if key not in self._edges:
-            mask = self._of_nodes(sender.space)
+            mask = self._of_nodes(sender.space, sender.source or value)
             if mask is None:
                 return None
             with self._after([mask, sender.edge_index, sender.index]) as place:
@@ -121,23 +121,25 @@ class Masks:
                 self._edges[key] = place.call("call_function", gather_protected, (mask, index))
         return self._edges[key]
 
-    def _of_nodes(self, space: Size) -> Node | None:
-        if space not in self._nodes:
-            derived = self.rows.derived.get(space)
+    def _of_nodes(self, space: Size, value: Node) -> Node | None:
+        """The protection of the nodes that ``value`` has a row for."""
+        derived = self.rows.derivation(value, space)
+        key = (space, None if derived is None else derived.node)
+        if key not in self._nodes:
+            self._nodes[key] = None  # rows that would come from themselves have no protection
             holder = self._first_value(space)
             if derived is not None:
                 mask = self._derive(derived)
-                if mask is None:
-                    return None
-                self._nodes[space] = mask
-            elif holder is not None:
-                self._nodes[space] = self._draw(space, *holder)
-        return self._nodes.get(space)
+            else:
+                mask = None if holder is None else self._draw(space, *holder)
+            self._nodes[key] = mask
+        return self._nodes[key]
 
     def _derive(self, derived: Derivation) -> Node | None:
         """The protection of rows that were made from others: what was done to the rows is done to it."""
-        masks = [mask for mask in map(self._of_nodes, derived.parts) if mask is not None]
-        if len(masks) < len(derived.parts):
+        found = [self._of_nodes(size, source) for size, source in zip(derived.parts, derived.sources, strict=True)]
+        masks = [mask for mask in found if mask is not None]
+        if len(masks) < len(found):
             return None
         with self._after([*masks, *(part for part in derived.arguments if isinstance(part, Node))]) as place:
             source = masks if derived.how is How.JOIN else masks[0]

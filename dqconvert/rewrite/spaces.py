@@ -41,6 +41,7 @@ class Sender:
         space: Size of the row space of the sending nodes.
         edges: Size of the row space of the edges.
         index: A node that holds the sending nodes already; ``None`` if it can be read off ``edge_index``.
+        source: A value of the sending nodes; ``None`` if none was gathered.
     """
 
     edge_index: Node
@@ -48,6 +49,7 @@ class Sender:
     space: Size
     edges: Size
     index: Node | None
+    source: Node | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ class RowSpaces:
         self.targets: dict[Size, list[Sender]] = {}
         """Row spaces of nodes that receive messages, and over which edges."""
         self.derived: dict[Size, Derivation] = {}
-        """Row spaces of nodes that were made from others."""
+        """Row spaces of nodes that were made from others, and how first."""
+        self._picked: set[Size] = set()
+        self._origins: dict[Node, dict[Size, Derivation]] = {}
         self._senders: dict[int, Sender] = {}
         self._parameter_only: dict[Node, bool] = {}
         self._from_features: dict[Node, bool] = {}
@@ -136,7 +140,7 @@ class RowSpaces:
         if space is None or edges is None:
             return
         index = gathers[0].index if note_of(edge_index).sparse else None
-        sender = Sender(edge_index, row, space, edges, index)
+        sender = Sender(edge_index, row, space, edges, index, gathers[0].source if gathers else None)
         self._senders[propagation] = sender
         self.edges.add(edges)
         if target is not None:
@@ -145,19 +149,15 @@ class RowSpaces:
     def _find_derived(self) -> None:
         """Rows made from nodes are nodes, and where joined rows are nodes, so are the rows that were joined."""
         given = {size for node in self.graph.nodes if is_input(node) for size in dimensions(note_of(node))}
-        made = [
-            (dimensions(note_of(node))[dim], found)
-            for node in self.graph.nodes
-            if node.op in ("call_function", "call_method") and not is_input(node)
-            for dim, found in derivations(node).items()
-        ]
-        # Without a second input any width may pass for rows: only what is surely about rows counts.
-        sure = (How.PICK, How.CUT)
-        made = [
-            (size, how)
-            for size, how in made
-            if grows(size) and size not in given and (len(size) > 1 or how.how in sure)
-        ]
+        made: list[tuple[Size, Derivation]] = []
+        for node in self.graph.nodes:
+            if node.op not in ("call_function", "call_method") or is_input(node):
+                continue
+            for dim, found in derivations(node).items():
+                size = dimensions(note_of(node))[dim]
+                # Without a second input any width may pass for rows: only what is surely about rows counts.
+                if grows(size) and size not in given and (len(size) > 1 or found.how in (How.PICK, How.CUT)):
+                    made.append((size, found))
         before = -1
         while before != len(self.nodes) + len(self.derived):
             before = len(self.nodes) + len(self.derived)
@@ -165,10 +165,32 @@ class RowSpaces:
                 if size in self.derived or size in self.edges:
                     continue
                 if all(part in self.nodes for part in found.parts):
+                    if size not in self.nodes and found.how is How.PICK:
+                        self._picked.add(size)
                     self.nodes.add(size)
                     self.derived[size] = found
                 elif size in self.nodes and found.how in (How.JOIN, How.REPEAT):
                     self.nodes.update(part for part in found.parts if grows(part) and part not in self.edges)
+        self._find_origins([(size, found) for size, found in made if size in self.derived])
+
+    def _find_origins(self, made: list[tuple[Size, Derivation]]) -> None:
+        """How the rows came about that a value was computed from: several picks may be of one size by chance."""
+        own: dict[Node, dict[Size, Derivation]] = {}
+        for size, found in made:
+            if all(part in self.nodes for part in found.parts):
+                own.setdefault(found.node, {})[size] = found
+        for node in self.graph.nodes if own else ():
+            origins: dict[Size, Derivation] = {}
+            for source in reversed(node.all_input_nodes):
+                origins |= self._origins[source]
+            self._origins[node] = origins | own.get(node, {})
+
+    def derivation(self, node: Node, space: Size) -> Derivation | None:
+        """How the rows of a node-level value were made from others; ``None`` if they were not."""
+        return self._origins.get(node, {}).get(space) or self.derived.get(space)
+
+    def _is_nodes(self, node: Node, size: Size) -> bool:
+        return size in self.nodes and (size not in self._picked or size in self._origins[node])
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -181,19 +203,20 @@ class RowSpaces:
         sender = self._senders.get(note.propagation)
         if note.stage in (Stage.MESSAGE, Stage.EDGE_UPDATE) and sender is not None and sender.edges in sizes:
             return Level.EDGE  # also where a relation happens to have as many edges as there are nodes
-        if any(size in self.nodes for size in sizes):
+        if any(self._is_nodes(node, size) for size in sizes):
             return Level.NODE
         return Level.EDGE if any(size in self.edges for size in sizes) else Level.GRAPH
 
     def row_dim(self, node: Node) -> int:
         """The dimension that holds the rows; 0 where there are none."""
         sizes = dimensions(note_of(node))
-        spaces = self.nodes if self.level(node) is Level.NODE else self.edges
-        return next((dim for dim, size in enumerate(sizes) if size in spaces), 0)
+        if self.level(node) is Level.NODE:
+            return next(dim for dim, size in enumerate(sizes) if self._is_nodes(node, size))
+        return next((dim for dim, size in enumerate(sizes) if size in self.edges), 0)
 
     def space(self, node: Node) -> Size | None:
         """The row space of a node-level value."""
-        return next((size for size in dimensions(note_of(node)) if size in self.nodes), None)
+        return next((size for size in dimensions(note_of(node)) if self._is_nodes(node, size)), None)
 
     def sender(self, node: Node) -> Sender | None:
         """Which nodes send along the rows of an edge-level value; ``None`` if that is unknown."""
@@ -208,7 +231,7 @@ class RowSpaces:
             if gathered is not None and gathered.edges == size and not note_of(gathered.edge_index).sparse:
                 edge_index = gathered.edge_index
                 row = next((s.row for s in self._senders.values() if s.edge_index is edge_index), 0)
-                return Sender(edge_index, row, gathered.space, size, None)
+                return Sender(edge_index, row, gathered.space, size, None, gathered.source)
         return next((s for s in self._senders.values() if s.edges == size), None)
 
     def parameter_only(self, node: Node) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -36,9 +36,13 @@ def enlarge(inputs: Inputs) -> Iterator[Inputs]:
 
     What is neither node nor edge stays as it is, so the model may reject the result. Yields candidates: with the nodes
     along the first dimension of their features, along the last but one (``[time, nodes, features]``), and with the
-    same nodes and some edges twice (a model with a fixed number of nodes).
+    same nodes and some edges twice (a model with a fixed number of nodes). Where lists tell the numbers of nodes and
+    edges per hop, the copy comes first and counts as of the first hop: models take rows off at the end.
     """
-    for graph in (_Graph.among(inputs, 0), _Graph.among(inputs, -2), _Graph.among(inputs, 0, fixed=True)):
+    plain = _Graph.among(inputs, 0)
+    if plain is not None and plain.batch is None and plain.hops:
+        yield _map(inputs, plain.grow_in_front)
+    for graph in (plain, _Graph.among(inputs, -2), _Graph.among(inputs, 0, fixed=True)):
         if graph is not None:
             yield _map(inputs, graph.grow)
 
@@ -62,6 +66,7 @@ class _Graph:
         graphs: Number of graphs in the batch.
         batch: The batch vector; ``None`` without one.
         node_dim: The dimension of node features that holds the nodes.
+        hops: Lists of numbers of nodes or of edges per hop, and by how much the first hop's grows.
     """
 
     nodes: dict[Type, int]
@@ -72,14 +77,18 @@ class _Graph:
     graphs: int
     batch: Tensor | None
     node_dim: int
+    hops: dict[Place, int] = field(default_factory=dict)
 
     @staticmethod
     def among(inputs: Inputs, node_dim: int, fixed: bool = False) -> _Graph | None:
         found: dict[Place, Tensor] = {}
+        lists: dict[Place, list[int]] = {}
 
         def look(place: Place, value: Any) -> Any:
             if isinstance(value, Tensor):
                 found[place] = value
+            if _are_counts(value):
+                lists[place] = value
             return value
 
         _map(inputs, look)
@@ -106,7 +115,8 @@ class _Graph:
         graphs = int(batch.max()) + 1 if batch is not None and batch.numel() else 1
         parts, kept = _part(firm, ends, nodes)
         kept |= {place: torch.arange((edges[place] + 1) // 2) for place in loose}
-        return _Graph(nodes, parts, ends, edges, kept, graphs, batch, node_dim)
+        hops = _hops(lists, nodes, parts, edges, kept)
+        return _Graph(nodes, parts, ends, edges, kept, graphs, batch, node_dim, hops)
 
     def grow(self, place: Place, value: Any) -> Any:
         """One of the inputs, with its second copy behind it."""
@@ -142,6 +152,25 @@ class _Graph:
             return torch.cat([value, value[self.kept[over].to(value.device)]])
         return torch.cat([value, value[:part_graphs]]) if rows == "graph" else value
 
+    def grow_in_front(self, place: Place, value: Any) -> Any:
+        """One of the inputs, with its second copy before it."""
+        kind, _ = place
+        if place in self.hops:
+            return type(value)([value[0] + self.hops[place], *value[1:]])
+        if place in self.edges and not is_sparse(value):
+            shift = torch.tensor([[self.parts.get(end, 0)] for end in self.ends[place]], device=value.device)
+            kept, index = self.kept[place].to(value.device), edge_index_of(value)
+            index = torch.cat([index[:, kept], index + shift], dim=1)
+            return EdgeIndex(index) if isinstance(value, EdgeIndex) else index
+        if not isinstance(value, Tensor) or value.dim() == 0 or is_sparse(value):
+            return self.grow(place, value)
+        rows, over = self._rows(place, value)
+        if rows == "node":
+            return torch.cat([value[: self.parts[kind]], value])
+        if rows == "edge" and over is not None:
+            return torch.cat([value[self.kept[over].to(value.device)], value])
+        return value
+
     def drop(self, place: Place, value: Any) -> Any:
         """One of the inputs, without its edges."""
         if not isinstance(value, Tensor) or value.dim() == 0:
@@ -164,6 +193,29 @@ class _Graph:
         if over and name not in _NODE_NAMES:
             return "edge", over[0]
         return ("graph" if self.batch is not None and value.size(0) == self.graphs else ""), None
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _hops(
+    lists: dict[Place, list[int]],
+    nodes: dict[Type, int],
+    parts: dict[Type, int],
+    edges: dict[Place, int],
+    kept: dict[Place, Tensor],
+) -> dict[Place, int]:
+    """Which lists hold the numbers of nodes or of edges per hop: those that add up to all of them."""
+    found: dict[Place, int] = {}
+    for (kind, name), counts in lists.items():
+        over = [p for p, number in edges.items() if p[0] == kind and number == sum(counts)]
+        is_nodes = kind in nodes and nodes[kind] == sum(counts)
+        if is_nodes and not (over and "edge" in name):
+            found[kind, name] = parts[kind]
+        elif over:
+            found[kind, name] = len(kept[over[0]])
+    return found
 
 
 def _is_connectivity(place: Place, value: Tensor) -> bool:
@@ -282,7 +334,7 @@ def _map_value(kind: Type, name: str, value: Any, function: Callable[[Place, Any
     if isinstance(value, BaseData):
         return _map_data(value, function)
     if isinstance(value, dict):
-        typed = all(isinstance(item, Tensor | None) for item in value.values())
+        typed = all(isinstance(item, Tensor | None) or _are_counts(item) for item in value.values())
         return {
             key: _map_value(key if typed else kind, name if typed else str(key), item, function)
             for key, item in value.items()

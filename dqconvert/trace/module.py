@@ -95,6 +95,13 @@ class TracedModule(GraphModule):
         memo[id(self)] = copied
         return copied
 
+    def for_one_run(self) -> Any:
+        """A deep copy that shares the graph and its code: neither may be edited while it is in use."""
+        graph, eval_graph, state = self._parts()
+        copied = object.__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(state), _graph=graph, eval_graph=eval_graph)
+        return copied
+
     def __copy__(self) -> Any:
         graph, eval_graph, state = self._parts()
         return self._kind._assemble(self._user_class, dict(state), graph, eval_graph)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ def record(
     Raises:
         Untraceable: If a module does what a graph cannot hold.
     """
-    model = copy.deepcopy(interception.root).train(training)
+    model = leaves.duplicate(interception.root).train(training)
     writer = Writer(model, kept, values)
     verify.seed()
     arguments = {name: _bind_argument(writer, inputs, name) for name in inputs.signature.parameters}

@@ -13,32 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
-from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
-from dqconvert.trace.adjacency import is_sparse, plain_connectivity
 from dqconvert.trace.grow import drop_edges, enlarge
 from dqconvert.trace.inputs import Inputs, bind
 from dqconvert.trace.interception import Interception, seen_through
+from dqconvert.trace.islands import Island, drop_children, no_graph, refuse_loops
 from dqconvert.trace.make_inputs import make_inputs
 from dqconvert.trace.merge import add_sizes, merge_modes, remove_unused, same_graph, same_structure
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
 from dqconvert.trace.record import record
 from dqconvert.trace.runtime import guard
+from dqconvert.trace.unfuse import has_sparse, unfuse
 from dqconvert.trace.values import Untraceable
-from dqconvert.trace.weighing import Values, ignores_values, set_values
-
-
-@dataclass(frozen=True, kw_only=True)
-class Island:
-    """A module that the graph calls as a whole because it could not be looked into."""
-
-    module: str
-    reason: str
-    source: str
+from dqconvert.trace.weighing import Values, set_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +73,12 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
         root = _copy(model)
         inputs, second = _inputs(root, example_inputs, method)
         fused = any(layer.fuse for layer in leaves.message_passing_layers(root))
-        unfuse = fused and _has_sparse(inputs)
-        recorded = _record_all(root, inputs, second, method, strict, _unfuse(root, inputs, method) if unfuse else {})
-        if fused and recorded.sparse and not unfuse:  # the model makes an adjacency of its own
-            unfuse = True
-            recorded = _record_all(root, inputs, second, method, strict, _unfuse(root, inputs, method))
-        if unfuse:
+        one_by_one = fused and has_sparse(inputs)
+        recorded = _record_all(root, inputs, second, method, strict, unfuse(root, inputs, method) if one_by_one else {})
+        if fused and recorded.sparse and not one_by_one:  # the model makes an adjacency of its own
+            one_by_one = True
+            recorded = _record_all(root, inputs, second, method, strict, unfuse(root, inputs, method))
+        if one_by_one:
             recorded.remarks.append("messages over a sparse adjacency are computed one by one, to be quantized")
         train, evaluate, islands = recorded.train, recorded.evaluate, recorded.islands
         eval_graph: Graph | None = evaluate
@@ -137,55 +128,6 @@ def _copy(model: nn.Module) -> nn.Module:
     return root
 
 
-def _has_sparse(inputs: Inputs) -> bool:
-    forms: list[bool] = []
-    inputs.map(lambda tensor: forms.append(is_sparse(tensor) or isinstance(tensor, EdgeIndex)))
-    return any(forms)
-
-
-def _unfuse(root: nn.Module, inputs: Inputs, method: str) -> dict[str, Island]:
-    """Makes layers compute their messages where a sparse adjacency would let them skip that; in place.
-
-    Returns:
-        The layers whose fused product is not what their messages add up to. They stay as they are.
-    """
-    fused = {
-        path: module for path, module in root.named_modules() if isinstance(module, MessagePassing) and module.fuse
-    }
-    plain = inputs.map(plain_connectivity)
-    wanted = verify.outputs(root, method, inputs)
-
-    def same() -> bool:
-        found = verify.outputs(root, method, plain)
-        return all(
-            torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in zip(wanted, found, strict=True)
-        )
-
-    def unfuse(layer: MessagePassing, values: Values) -> None:
-        layer.fuse = False
-        set_values(layer, values if ignores_values(layer) else Values.OWN)
-
-    for values in (Values.ONES, Values.MULTIPLY):
-        for layer in fused.values():
-            unfuse(layer, values)
-        if same():
-            return {}
-    islands: dict[str, Island] = {}
-    for layer in fused.values():
-        layer.fuse = True
-        set_values(layer, Values.OWN)
-    for path, layer in fused.items():
-        unfuse(layer, Values.MULTIPLY)
-        if not same():
-            layer.fuse = True
-            set_values(layer, Values.OWN)
-            why = "computes something else in its product with a sparse adjacency than its messages add up to"
-            code = type(layer).message_and_aggregate.__code__
-            source = "/".join(code.co_filename.replace("\\", "/").split("/")[-2:]) + f":{code.co_firstlineno}"
-            islands[path] = Island(module=path, reason=why, source=source)
-    return islands
-
-
 def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
     modes = {path: module.training for path, module in model.named_modules()}
     for path, module in traced.named_modules():
@@ -197,14 +139,14 @@ def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
 
 def _inputs(root: nn.Module, example: Any, method: str) -> tuple[Inputs, Inputs | None]:
     if example is None:
-        return make_inputs(copy.deepcopy(root), method)
+        return make_inputs(leaves.duplicate(root), method)
     inputs = bind(root, method, example)
     # Lazy layers settle their shapes here, on our copy.
-    trial = root if leaves.uninitialized(root) else copy.deepcopy(root)
+    trial = root if leaves.uninitialized(root) else leaves.duplicate(root)
     _run_once(trial, method, inputs)
     for second in enlarge(inputs):
         try:
-            _run_once(copy.deepcopy(root), method, second)
+            _run_once(leaves.duplicate(root), method, second)
         except TraceError:  # this guess at what the rows are was wrong
             continue
         return inputs, second
@@ -262,7 +204,7 @@ def _record_all(
     interception = Interception(root)
     for island in islands.values():
         if strict or not island.module:
-            raise _no_graph(root, island)
+            raise no_graph(root, island)
     while True:
         try:
             with interception.active():
@@ -273,17 +215,9 @@ def _record_all(
                 path = path.rpartition(".")[0]
             island = Island(module=failure.module, reason=failure.reason, source=failure.source)
             if not path or strict:
-                raise _no_graph(root, island) from None
-            _drop_children(islands, path)
+                raise no_graph(root, island) from None
+            drop_children(islands, path)
             islands[path] = replace(island, module=path)
-
-
-def _no_graph(root: nn.Module, island: Island) -> TraceError:
-    where = f"module {island.module!r}" if island.module else f"the root module ({type(root).__name__})"
-    return TraceError(
-        f"{island.source}: {where} {island.reason}; a graph cannot hold that. Compute it with tensor operations "
-        f"(torch.where), or move it into a submodule, which then stays in float."
-    )
 
 
 def _record_four(
@@ -302,6 +236,7 @@ def _record_four(
         different = same_graph(graph, other)
         if different is None:
             add_sizes(graph, other)
+            refuse_loops(graph)
         else:
             _explain(different, found)
     return found
@@ -339,11 +274,6 @@ def _words(node: Node) -> str:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
     numbers = [str(arg) for arg in [*node.args, *node.kwargs.values()] if isinstance(arg, int | float)]
     return f"{name}(…{', '.join(numbers)})"
-
-
-def _drop_children(islands: dict[str, Island], path: str) -> None:
-    for inner in [name for name in islands if name.startswith(f"{path}.")]:
-        del islands[inner]
 
 
 def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, method: str) -> None:

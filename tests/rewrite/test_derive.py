@@ -110,6 +110,37 @@ def test_a_boolean_mask_is_not_taken_for_positions():
     assert watch.told[entry.path][-1] is None
 
 
+class ByClass(nn.Module):
+    """A linear layer for each class of nodes: as many rows in one as in the other, by chance or for good."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = SAGEConv(WIDTH, WIDTH)
+        self.lins = nn.ModuleList([nn.Linear(WIDTH, 4) for _ in range(2)])
+
+    def forward(self, x, edge_index, classes):
+        x = self.conv(x, edge_index)
+        out = x.new_zeros(x.size(0), 4)
+        for number, lin in enumerate(self.lins):
+            index = (classes == number).nonzero().view(-1)
+            out[index] = lin(x[index])
+        return out
+
+
+def test_rows_picked_twice_are_told_apart_though_there_are_as_many():
+    def inputs(nodes, edges, classes):
+        return *graph(nodes, edges), torch.tensor(classes)
+
+    example = inputs(14, 40, [0, 0, 1, 0, 1, 1, 0] * 2)
+    module, watch = watched(ByClass(), protecting(0.0, 0.1), example)
+    for arguments in (example, inputs(11, 30, [1, 0, 0, 0, 1, 0, 0, 1, 1, 1, 0])):
+        given, classes = some(len(arguments[0])), arguments[2]
+        module(*arguments, protect_prob=given)
+        for number in range(2):
+            told = mask_of(watch, f"lins.{number}.quant.feature")
+            assert torch.equal(told, given.bool()[classes == number])
+
+
 # -- several node types in one propagation -------------------------------------------------------------------------
 
 METADATA = (

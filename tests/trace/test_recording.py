@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GCN, GCNConv, SAGEConv
-from torch_geometric.utils import negative_sampling, scatter
+from torch_geometric.utils import negative_sampling, scatter, to_dense_batch
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import Stage, note_of, trace
@@ -284,3 +284,46 @@ def test_the_code_that_was_recorded_is_as_it_was_before():
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_dropout_alone_does_not_give_evaluation_a_graph_of_its_own(dropout):
     assert trace(GCN(8, 16, 2, 4, dropout=dropout, norm="batch_norm"), graph(9, 20)).module.eval_graph is None
+
+
+class Halving(nn.Module):
+    """Adds the first half to the second until one row is left: no graph holds a loop over a size."""
+
+    def forward(self, h):
+        while h.size(0) > 1:
+            half = h.size(0) // 2
+            rest = h[2 * half :] if h.size(0) % 2 == 1 else h[:0]
+            h = torch.cat([h[:half] + h[half : 2 * half], rest])
+        return h
+
+
+def test_a_module_that_loops_over_a_size_stays_whole():
+    model = Model(lambda self, h, e: self.halving(h) + h)
+    model.halving = Halving()
+    found = trace(model, graph(9, 20))
+    assert [(island.module, "a size" in island.reason) for island in found.islands] == [("halving", True)]
+    for nodes in (5, 8, 14, 33):
+        assert torch.equal(found.module(*graph(nodes, 40)), model(*graph(nodes, 40)))
+
+
+class HalvingRounds(nn.Module):
+    """The same over the largest number of edges of a node, which the second input does not change."""
+
+    def forward(self, h, index):
+        rows, _ = to_dense_batch(h, index)
+        rows = rows.transpose(0, 1)
+        while rows.size(0) > 1:
+            half = rows.size(0) // 2
+            rest = rows[2 * half :] if rows.size(0) % 2 == 1 else rows[:0]
+            rows = torch.cat([rows[:half] + rows[half : 2 * half], rest])
+        return rows[0]
+
+
+def test_a_loop_that_takes_as_many_rounds_on_the_second_input_stays_whole():
+    model = Model(lambda self, h, e: self.halving(h[e[0]], e[1].sort().values))
+    model.halving = HalvingRounds()
+    found = trace(model, graph(9, 20))
+    assert [island.module for island in found.islands] == ["halving"]
+    for seed in range(6):
+        other = graph(12, 40, seed)
+        assert torch.equal(found.module(*other), model(*other))
