@@ -26,7 +26,8 @@ def serves(
 ) -> bool:
     """Whether the loops can do it: everything in one type that they know, and shaped alike."""
     same = all(t is None or t.dtype == x.dtype for t in (bias, other, alpha))
-    return has_loops(x.dtype) and x.dim() > 0 and same and (other is None or other.shape == x.shape)
+    fits = (bias is None or (x.dim() == 2 and bias.shape == x.shape[1:])) and (other is None or other.shape == x.shape)
+    return has_loops(x.dtype) and x.dim() > 0 and same and fits
 
 
 def quantize_chain(
@@ -126,14 +127,17 @@ def _observe_both(first: Grid, second: Grid, relu: bool, values: NDArray[Any], s
         reaches_low = not relu or second.lo > 0
         bounds = (max(first.lo, second.lo + step) if reaches_low else first.lo, min(first.hi, second.hi - step))
     before = (first.lo, first.hi)
-    ends = percentiles(Rows(values, skip), one.p, bounds)
+    rows = Rows(values, skip)
+    ends = percentiles(rows, one.p, bounds)
+    if ends.count < rows.total:
+        return False  # what is infinite is not observed at first, but behind the first grid it is finite
     first.merge(ends.lo, ends.hi)
     if bounds is not None:
         unsure_low = ends.lo is None and onward(bounds[0]) < second.lo
         unsure_high = ends.hi is None and onward(bounds[1]) > second.hi
         if unsure_low or unsure_high:
             first.lo, first.hi = before
-            ends = percentiles(Rows(values, skip), one.p, None)
+            ends = percentiles(rows, one.p, None)
             first.merge(ends.lo, ends.hi)
     if ends.count > 0:
         lo = None if ends.lo is None else onward(ends.lo)
@@ -209,75 +213,124 @@ def pass_gradient(
     return at_sum, at_x, sums.sum(0)
 
 
+# Rows are taken a tile at a time: long enough for the vector units, short enough for the first cache. In a tile every
+# value is rounded; the rows that are protected are then done once more, without rounding.
+_TILE = 2048
+
+
+@loop
+def tile_rows(columns):  # type: ignore[no-untyped-def]
+    """How many rows make a tile."""
+    return max(1, _TILE // max(1, columns))
+
+
 @loop
 def enter_rows(x, bias, other, alpha, scaled, skip, grid, clip, y, bits, start, stop):  # type: ignore[no-untyped-def]
     """Grid 0, `+ bias`, `+ alpha * other`; starts the bits."""
     columns = x.shape[1]
-    codes = np.empty(columns, x.dtype)
+    step = tile_rows(columns)
+    codes = np.empty(step * columns, x.dtype)
     masked = bits.size > 0
-    for r in range(start, stop):
+    flat_x, flat_y, flat_bits, flat_other = x.reshape(-1), y.reshape(-1), bits.reshape(-1), other.reshape(-1)
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        a, b = first * columns, last * columns
         if masked:
-            start_bits(bits[r])
-        if grid.size > 0 and not (skip.size > 0 and skip[r]):
-            round_row(x[r], grid, codes)
+            flat_bits[a:b] = np.uint8(3)
+        if grid.size > 0:
+            round_values(flat_x[a:b], grid, codes)
             if masked and clip:
-                clip_bits(codes, grid, bits[r], np.uint8(1))
-            back_row(codes, grid, y[r])
+                clip_bits(codes, grid, flat_bits[a:b], np.uint8(1))
+            back_values(codes, grid, flat_y[a:b])
+            if skip.size > 0:
+                for r in range(first, last):
+                    if skip[r]:
+                        copy_values(x[r], y[r])
+                        if masked:
+                            bits[r] = np.uint8(3)
         else:
-            for c in range(columns):
-                y[r, c] = x[r, c]
+            copy_values(flat_x[a:b], flat_y[a:b])
         if bias.size > 0:
-            for c in range(columns):
-                y[r, c] += bias[c]
+            for r in range(first, last):
+                add_values(bias, y[r])
         if other.size > 0:
             if scaled:
-                for c in range(columns):
-                    y[r, c] += alpha * other[r, c]
+                add_scaled(flat_other[a:b], alpha, flat_y[a:b])
             else:
-                for c in range(columns):
-                    y[r, c] += other[r, c]
+                add_values(flat_other[a:b], flat_y[a:b])
 
 
 @loop
-def round_rows(x, skip, first, clip1, relu, second, clip2, y, bits, fresh, start, stop):  # type: ignore[no-untyped-def]
+def round_rows(x, skip, first_grid, clip1, relu, second_grid, clip2, y, bits, fresh, start, stop):  # type: ignore[no-untyped-def]
     """Grid 1, ReLU, grid 2; `y` may be `x`. `fresh`: the bits are not there yet."""
     columns = x.shape[1]
-    codes = np.empty(columns, x.dtype)
+    step = tile_rows(columns)
+    codes = np.empty(step * columns, x.dtype)
+    value = np.empty((step, columns), x.dtype)
+    before = np.empty((step, columns), np.uint8)
     masked = bits.size > 0
-    for r in range(start, stop):
-        rounds = not (skip.size > 0 and skip[r])
+    flat_x, flat_y, flat_bits, flat_value, flat_before = (
+        x.reshape(-1),
+        y.reshape(-1),
+        bits.reshape(-1),
+        value.reshape(-1),
+        before.reshape(-1),
+    )
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        a, b = first * columns, last * columns
+        size = b - a
+        v = flat_value[:size]
         if masked and fresh:
-            start_bits(bits[r])
-        if first.size > 0 and rounds:
-            round_row(x[r], first, codes)
+            flat_bits[a:b] = np.uint8(3)
+        if masked and not fresh and skip.size > 0:
+            copy_values(flat_bits[a:b], flat_before[:size])
+        if first_grid.size > 0:
+            round_values(flat_x[a:b], first_grid, codes)
             if masked and clip1:
-                clip_bits(codes, first, bits[r], np.uint8(0))
-            back_row(codes, first, y[r])
+                clip_bits(codes, first_grid, flat_bits[a:b], np.uint8(0))
+            back_values(codes, first_grid, v)
         else:
-            for c in range(columns):
-                y[r, c] = x[r, c]
+            copy_values(flat_x[a:b], v)
         if relu:
             if masked:
-                relu_bits(y[r], bits[r])
-            relu_row(y[r])
-        if second.size > 0 and rounds:
-            round_row(y[r], second, codes)
+                relu_bits(v, flat_bits[a:b])
+            relu_values(v, codes)
+            copy_values(codes, v)
+        if second_grid.size > 0:
+            round_values(v, second_grid, codes)
             if masked and clip2:
-                clip_bits(codes, second, bits[r], np.uint8(0))
-            back_row(codes, second, y[r])
+                clip_bits(codes, second_grid, flat_bits[a:b], np.uint8(0))
+            back_values(codes, second_grid, v)
+        if skip.size > 0:
+            for r in range(first, last):
+                if skip[r]:
+                    row = value[r - first]
+                    copy_values(x[r], row)
+                    if masked:
+                        if fresh:
+                            bits[r] = np.uint8(3)
+                        else:
+                            copy_values(before[r - first], bits[r])
+                    if relu:
+                        if masked:
+                            relu_bits(row, bits[r])
+                        relu_values(row, codes)
+                        copy_values(codes, row)
+        copy_values(v, flat_y[a:b])
 
 
-# One thing per loop: only such loops are turned into vector instructions. A row stays in the cache between them.
+# One thing per loop: only such loops are turned into vector instructions.
 
 
 @loop
-def start_bits(bits):  # type: ignore[no-untyped-def]
-    for c in range(bits.size):
-        bits[c] = np.uint8(3)
+def copy_values(x, y):  # type: ignore[no-untyped-def]
+    for c in range(y.size):
+        y[c] = x[c]
 
 
 @loop
-def round_row(x, grid, codes):  # type: ignore[no-untyped-def]
+def round_values(x, grid, codes):  # type: ignore[no-untyped-def]
     scale, zero_point = grid[0], grid[1]
     for c in range(x.size):
         codes[c] = np.rint(x[c] / scale + zero_point)
@@ -286,14 +339,14 @@ def round_row(x, grid, codes):  # type: ignore[no-untyped-def]
 @loop
 def clip_bits(codes, grid, bits, left):  # type: ignore[no-untyped-def]
     low, high = grid[2], grid[3]
-    for c in range(codes.size):
+    for c in range(bits.size):
         bits[c] &= left if (codes[c] <= low) | (codes[c] >= high) else np.uint8(3)
 
 
 @loop
-def back_row(codes, grid, y):  # type: ignore[no-untyped-def]
+def back_values(codes, grid, y):  # type: ignore[no-untyped-def]
     scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
-    for c in range(codes.size):
+    for c in range(y.size):
         q = codes[c]
         q = low if q < low else q  # NaN stays NaN
         q = high if q > high else q
@@ -308,26 +361,52 @@ def relu_bits(y, bits):  # type: ignore[no-untyped-def]
 
 
 @loop
-def relu_row(y):  # type: ignore[no-untyped-def]
+def relu_values(y, out):  # type: ignore[no-untyped-def]
+    # Not in place: that would be a store on condition, which is not done by vectors.
     zero = y.dtype.type(0)
     for c in range(y.size):
-        y[c] = zero if y[c] <= zero else y[c]
+        out[c] = zero if y[c] <= zero else y[c]
+
+
+@loop
+def add_values(x, y):  # type: ignore[no-untyped-def]
+    for c in range(y.size):
+        y[c] += x[c]
+
+
+@loop
+def add_scaled(x, w, y):  # type: ignore[no-untyped-def]
+    for c in range(y.size):
+        y[c] += w * x[c]
+
+
+@loop
+def divide_values(y, by):  # type: ignore[no-untyped-def]
+    for c in range(y.size):
+        y[c] /= by
 
 
 @loop
 def pass_rows(grad, passes, to_sum, to_x, sums, start, stop):  # type: ignore[no-untyped-def]
     """Lets the gradient through where the bits say so."""
-    for r in range(start, stop):
+    columns = grad.shape[1]
+    step = tile_rows(columns)
+    flat_grad, flat_passes = grad.reshape(-1), passes.reshape(-1)
+    flat_sum, flat_x = to_sum.reshape(-1), to_x.reshape(-1)
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        a, b = first * columns, last * columns
         if to_sum.size > 0:
-            pass_row(grad[r], passes[r], np.uint8(1), to_sum[r])
+            pass_values(flat_grad[a:b], flat_passes[a:b], np.uint8(1), flat_sum[a:b])
         if to_x.size > 0:
-            pass_row(grad[r], passes[r], np.uint8(2), to_x[r])
+            pass_values(flat_grad[a:b], flat_passes[a:b], np.uint8(2), flat_x[a:b])
         if sums.size > 0:
-            add_passing(grad[r], passes[r], np.uint8(1), sums)
+            for r in range(first, last):
+                add_passing(grad[r], passes[r], np.uint8(1), sums)
 
 
 @loop
-def pass_row(grad, passes, bit, out):  # type: ignore[no-untyped-def]
+def pass_values(grad, passes, bit, out):  # type: ignore[no-untyped-def]
     zero, none = grad.dtype.type(0), np.uint8(0)
     for c in range(grad.size):
         out[c] = grad[c] if (passes[c] & bit) != none else zero

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels._chain_loops import back_row, has_loops, matrix, observe, round_row
+from dqconvert.kernels._chain_loops import add_scaled, add_values, back_values, divide_values, has_loops, matrix, observe, round_values
 from dqconvert.kernels._grid import Grid, Scheme
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
@@ -121,8 +121,8 @@ def round_nodes(x, skip, grid, y, start, stop):  # type: ignore[no-untyped-def]
         if skip.size > 0 and skip[r]:
             y[r] = x[r]
         else:
-            round_row(x[r], grid, codes)
-            back_row(codes, grid, y[r])
+            round_values(x[r], grid, codes)
+            back_values(codes, grid, y[r])
 
 
 @loop
@@ -143,9 +143,9 @@ def sum_rows(sent, senders, ptr, mean, out, start, stop):  # type: ignore[no-unt
         for place in range(ptr[t], ptr[t + 1]):
             if place < end:
                 fetch_row(sent, senders[place + AHEAD])
-            add_row(sent[senders[place]], row)
+            add_values(sent[senders[place]], row)
         if mean and ptr[t + 1] - ptr[t] > 1:
-            divide_row(row, row.dtype.type(ptr[t + 1] - ptr[t]))
+            divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
 
 
 @loop
@@ -170,7 +170,7 @@ def sum_products(x, weight, senders, ptr, edges, skip, grid, mean, out, start, s
                 else:
                     add_rounded(x[s, a:b], weight[e, h], grid, row[a:b])
         if mean and ptr[t + 1] - ptr[t] > 1:
-            divide_row(row, row.dtype.type(ptr[t + 1] - ptr[t]))
+            divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
 
 
 @loop
@@ -186,9 +186,9 @@ def sum_back(grad, x, receivers, ptr, skip, grid, clip, to_x, start, stop):  # t
         for place in range(ptr[s], ptr[s + 1]):
             if place < end:
                 fetch_row(grad, receivers[place + AHEAD])
-            add_row(grad[receivers[place]], row)
+            add_values(grad[receivers[place]], row)
         if clip and not (skip.size > 0 and skip[s]):
-            round_row(x[s], grid, codes)
+            round_values(x[s], grid, codes)
             for c in range(columns):
                 row[c] = zero if (codes[c] <= low) | (codes[c] >= high) else row[c]
 
@@ -232,18 +232,6 @@ def products_back(  # type: ignore[no-untyped-def]
 
 
 @loop
-def add_row(x, out):  # type: ignore[no-untyped-def]
-    for c in range(out.size):
-        out[c] += x[c]
-
-
-@loop
-def add_scaled(x, w, out):  # type: ignore[no-untyped-def]
-    for c in range(out.size):
-        out[c] += w * x[c]
-
-
-@loop
 def add_rounded(x, w, grid, out):  # type: ignore[no-untyped-def]
     scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
     for c in range(out.size):
@@ -252,11 +240,6 @@ def add_rounded(x, w, grid, out):  # type: ignore[no-untyped-def]
         q = high if q > high else q
         out[c] += (q - zero_point) * scale
 
-
-@loop
-def divide_row(row, by):  # type: ignore[no-untyped-def]
-    for c in range(row.size):
-        row[c] /= by
 
 
 # The one sum whose order is left to the compiler: in order, it could add only one value at a time.

@@ -25,17 +25,21 @@ def outside(x, lo, hi):  # type: ignore[no-untyped-def]
 def collect(x, skip, weight, start, stop, lo, hi, below, above, below_weight, above_weight):  # type: ignore[no-untyped-def]
     """Copies the values under `lo` and over `hi`: `(how many under, over, not finite, whether room ran out)`."""
     columns = x.shape[1]
+    flat = x.reshape(-1)
+    step = max(1, _BLOCK // max(1, columns))
     n, m, odd = 0, 0, 0
-    for r in range(start, stop):
-        if skip.size > 0 and skip[r]:
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        if outside(flat[first * columns : last * columns], lo, hi) == 0:
             continue
-        for first in range(0, columns, _BLOCK):
-            last = min(first + _BLOCK, columns)
-            if outside(x[r, first:last], lo, hi) == 0:
+        for r in range(first, last):
+            if skip.size > 0 and skip[r]:
                 continue
-            if n + (last - first) > below.size or m + (last - first) > above.size:
+            if last - first > 1 and columns >= 16 and outside(x[r], lo, hi) == 0:
+                continue
+            if n + columns > below.size or m + columns > above.size:
                 return n, m, odd, True
-            for c in range(first, last):
+            for c in range(columns):
                 v = x[r, c]
                 if not (abs(v) <= _LARGEST):
                     odd += weight[r] if weight.size > 0 else 1

@@ -165,11 +165,14 @@ def _quantize_chain_grad(
     grad: Tensor, passes: Tensor, to_sum: bool, to_x: bool, to_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of the sum, of `x` and of the bias; `[0]` for those that are not wanted."""
-    none = grad.new_empty(0)
-    at_sum = torch.where((passes & _SUM) > 0, grad, 0)
-    at_x = torch.where((passes & _X) > 0, grad, 0) if to_x else none
-    at_bias = at_sum.reshape(-1, grad.size(-1)).sum(0) if to_bias else none
-    return at_sum.contiguous() if to_sum else none, at_x.contiguous(), at_bias
+    at_sum, at_x = _passing(grad, passes, _SUM), _passing(grad, passes, _X)
+    at_bias = at_sum.reshape(-1, grad.size(-1)).sum(0) if to_bias else grad.new_empty(0)
+    return at_sum if to_sum else grad.new_empty(0), at_x if to_x else grad.new_empty(0), at_bias
+
+
+def _passing(grad: Tensor, passes: Tensor, bit: int) -> Tensor:
+    """The gradient where the bits let it through. Not a product: what is infinite or NaN is zero elsewhere, too."""
+    return torch.where((passes & bit) > 0, grad, 0).contiguous()
 
 
 @_quantize_chain_grad.register_kernel("cpu")
@@ -201,9 +204,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return None, None, None, None, *nothing
     passes, alpha, other = ctx.saved_tensors
     for_x, for_bias, for_other, for_alpha = ctx.needs_input_grad[:4]
-    if passes.numel() == 0:
-        to_sum = to_x = grad
-        to_bias = grad.reshape(-1, grad.size(-1)).sum(0) if for_bias else None
+    if passes.numel() == 0 or torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
+        to_sum = grad if passes.numel() == 0 else _passing(grad, passes, _SUM)
+        to_x = grad if passes.numel() == 0 else _passing(grad, passes, _X)
+        to_bias = to_sum.reshape(-1, grad.size(-1)).sum(0) if for_bias else None
     else:
         apart = ctx.differ and for_x
         at_sum = for_other or for_alpha or (for_x and not apart)

@@ -19,6 +19,11 @@ def plain_dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     return x * (kept / (1 - p)), kept.to(torch.uint8)
 
 
+def plain_dropout_grad(grad: Tensor, kept: Tensor, p: float) -> Tensor:
+    """The gradient of the result, where it was kept."""
+    return grad * (kept.to(grad.dtype) / (1 - p))
+
+
 # Draws random numbers, so equal calls must neither be merged nor run again in a backward pass.
 @torch.library.custom_op("dqconvert::dropout", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
@@ -44,13 +49,13 @@ def _(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("dqconvert::dropout_grad", mutates_args=())
 def _dropout_grad(grad: Tensor, kept: Tensor, p: float) -> Tensor:
-    return grad * (kept.to(grad.dtype) / (1 - p))
+    return plain_dropout_grad(grad, kept, p)
 
 
 @_dropout_grad.register_kernel("cpu")
 def _(grad: Tensor, kept: Tensor, p: float) -> Tensor:
     if not has_loops(grad.dtype):
-        return grad * (kept.to(grad.dtype) / (1 - p))
+        return plain_dropout_grad(grad, kept, p)
     out = empty(grad.shape, grad.dtype)
     flat = [t.contiguous().view(-1).numpy() for t in (grad, kept, out)]
     factor = flat[0].dtype.type(1.0) / flat[0].dtype.type(1 - p)
@@ -88,7 +93,11 @@ def _setup(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]
 
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:
     (kept,) = ctx.saved_tensors
-    return None if grad is None else torch.ops.dqconvert.dropout_grad(grad, kept, ctx.p), None
+    if grad is None:
+        return None, None
+    if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
+        return plain_dropout_grad(grad, kept, ctx.p), None
+    return torch.ops.dqconvert.dropout_grad(grad, kept, ctx.p), None
 
 
 _dropout.register_autograd(_backward, setup_context=_setup)
@@ -99,7 +108,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
     **Arguments**
 
-    - `x`: floating, any shape. `p`: the share of values that become zero, `0 <= p < 1`.
+    - `x`: floating, contiguous (the random numbers of others are torch's in another order), any shape. `p`: the share of values that become zero, `0 <= p < 1`.
 
     ```python
     >>> _ = torch.manual_seed(0); one = dropout(torch.ones(8), 0.5)

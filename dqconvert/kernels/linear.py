@@ -57,7 +57,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
     x, weight = ctx.saved_tensors
     for_x, for_weight, for_bias = ctx.needs_input_grad
     flat = grad.reshape(-1, grad.size(-1))
-    to_x = torch.ops.dqconvert.matmul(flat, weight).view(*grad.shape[:-1], weight.size(1)) if for_x else None
+    to_x = None
+    if for_x:  # a gradient of a gradient goes through torch's own operator
+        product = flat @ weight if torch.is_grad_enabled() else torch.ops.dqconvert.matmul(flat, weight)
+        to_x = product.view(*grad.shape[:-1], weight.size(1))
     to_weight = flat.t() @ x.reshape(-1, x.size(-1)) if for_weight else None
     return to_x, to_weight, flat.sum(0) if for_bias else None
 

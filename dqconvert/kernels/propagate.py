@@ -58,7 +58,8 @@ def plain_messages(
     (scheme,) = Scheme.unpacked(ints, floats)
     message = x.index_select(0, sender)
     if weight is not None:
-        message = (message.view(len(sender), weight.size(1), -1) * weight.unsqueeze(2)).view_as(message)
+        heads = (weight.size(0), weight.size(1), x.size(1) // max(weight.size(1), 1))
+        message = (message.view(heads) * weight.unsqueeze(2)).view_as(message)
     rows = None if protected is None else protected.index_select(0, sender)
     lo, hi = plain_observe(message, range_[0], range_[1], scheme, rows)
     scale, zero_point = qparams(lo, hi, scheme.quant_min, scheme.quant_max, scheme.symmetric)
@@ -135,6 +136,36 @@ def _(
     return x.new_empty((num_nodes, x.size(1))), x.new_empty((2,), dtype=torch.float32), extremes
 
 
+def plain_propagate_grad(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    sender: Tensor,
+    receiver: Tensor,
+    protected: Tensor | None,
+    range_: Tensor,
+    ints: Sequence[int],
+    floats: Sequence[float],
+    mean: bool,
+    for_weight: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The definition of the gradients of `x` and of the weights; differentiable itself."""
+    (scheme,) = Scheme.unpacked(ints, floats)
+    fixed = scheme._replace(observe=False).packed()
+    with torch.no_grad():
+        _, _, clipped = plain_messages(x, weight, sender, protected, range_, *fixed)
+    if mean:
+        grad = grad / _in_degree(receiver, grad.size(0)).to(grad.dtype).clamp(min=1).unsqueeze(1)
+    to_message = grad.index_select(0, receiver).masked_fill(clipped, 0)
+    to_weight = None
+    if weight is not None:
+        heads = (weight.size(0), weight.size(1), x.size(1) // max(weight.size(1), 1))
+        if for_weight:
+            to_weight = (to_message.view(heads) * x.index_select(0, sender).view(heads)).sum(2)
+        to_message = (to_message.view(heads) * weight.unsqueeze(2)).view_as(to_message)
+    return torch.zeros_like(x).index_add(0, sender, to_message), to_weight
+
+
 @torch.library.custom_op("dqconvert::propagate_grad", mutates_args=())
 def _propagate_grad(
     grad: Tensor,
@@ -153,19 +184,10 @@ def _propagate_grad(
     for_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `x` and, if `for_weight`, of the weights (else `[0, 0]`); `range_` as it was rounded with."""
-    (scheme,) = Scheme.unpacked(ints, floats)
-    fixed = scheme._replace(observe=False).packed()
-    _, _, clipped = plain_messages(x, weight, sender, protected, range_, *fixed)
-    if mean:
-        grad = grad / _in_degree(receiver, grad.size(0)).to(grad.dtype).clamp(min=1).unsqueeze(1)
-    to_message = grad.index_select(0, receiver).masked_fill(clipped, 0)
-    to_weight = grad.new_empty((0, 0))
-    if weight is not None:
-        heads = (len(sender), weight.size(1), -1)
-        if for_weight:
-            to_weight = (to_message.view(heads) * x.index_select(0, sender).view(heads)).sum(2)
-        to_message = (to_message.view(heads) * weight.unsqueeze(2)).view_as(to_message)
-    return torch.zeros_like(x).index_add(0, sender, to_message), to_weight
+    to_x, to_weight = plain_propagate_grad(
+        grad, x, weight, sender, receiver, protected, range_, ints, floats, mean, for_weight
+    )
+    return to_x, grad.new_empty((0, 0)) if to_weight is None else to_weight
 
 
 @_propagate_grad.register_kernel("cpu")
@@ -224,6 +246,11 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return None, None, None, None, order, order, *(None,) * 6
     x, weight, sender, receiver, *orders, protected, range_, extremes = ctx.saved_tensors
+    for_weight = ctx.needs_input_grad[1]
+    if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
+        rest = (protected, range_, ctx.ints, ctx.floats, ctx.mean, for_weight)
+        both = plain_propagate_grad(grad, x, weight, sender, receiver, *rest)
+        return *both, None, None, order, order, *(None,) * 6
     to_x, to_weight = torch.ops.dqconvert.propagate_grad(
         grad.contiguous(),
         x,
@@ -238,9 +265,9 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         ctx.ints,
         ctx.floats,
         ctx.mean,
-        ctx.needs_input_grad[1],
+        for_weight,
     )
-    return to_x, to_weight if ctx.needs_input_grad[1] else None, None, None, order, order, *(None,) * 6
+    return to_x, to_weight if for_weight else None, None, None, order, order, *(None,) * 6
 
 
 _propagate.register_autograd(_backward, setup_context=_setup)

@@ -38,7 +38,8 @@ def chain(
     quantizers = (first, second, third)
     present = [quantizer for quantizer in quantizers if quantizer is not None]
     schemes = [None if quantizer is None else quantizer.scheme_for(x) for quantizer in quantizers]
-    if x.dim() == 0 or sum(scheme is not None for scheme in schemes) < len(present):
+    alike = len({quantizer.training for quantizer in present}) == 1  # a part of the model may be in evaluation
+    if not alike or sum(scheme is not None for scheme in schemes) < len(present):
         return _step_by_step(x, first, bias, other, alpha, second, relu, third, protected)
     ranges = [end for quantizer in present for end in (quantizer.min_val, quantizer.max_val)]
     y, ends = quantize_chain(
@@ -157,7 +158,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """`torch.nn.functional.dropout`, likewise; `inplace` may be ignored, as no one else sees `x`."""
-    if not training or x.device.type != "cpu" or not 0 < p < 1 or not x.is_floating_point():
+    ordinary = x.device.type == "cpu" and x.is_floating_point() and x.is_contiguous()
+    if not training or not ordinary or not 0 < p < 1:
         return nn.functional.dropout(x, p, training)
     return kernel_dropout(x, p)
 
@@ -192,9 +194,10 @@ class Remembered(nn.Module):
         last = self._last
         if last is not None and _all_equal(last[0], given) and last[2] == _versions(last[1]):
             return last[1]
-        result = self.function(*args, **kwargs)
-        known = [value.clone() if isinstance(value, Tensor) else value for value in given]
-        self._last = (known, result, _versions(result))
+        with torch.inference_mode(False):  # what is remembered may be used in training later
+            result = self.function(*args, **kwargs)
+            known = [value.clone() if isinstance(value, Tensor) else value for value in given]
+            self._last = (known, result, _versions(result))
         return result
 
     def __getstate__(self) -> dict[str, Any]:
@@ -250,8 +253,9 @@ class EdgeOrders(nn.Module):
         last = self._last
         if last is not None and last[2] == num_nodes and torch.equal(last[0], index) and torch.equal(last[1], other):
             return last[3]
-        order = edge_order(index, other, num_nodes)
-        self._last = (index.clone(), other.clone(), num_nodes, order)
+        with torch.inference_mode(False):  # what is remembered may be used in training later
+            order = edge_order(index, other, num_nodes)
+            self._last = (index.clone(), other.clone(), num_nodes, order)
         return order
 
     def __getstate__(self) -> dict[str, Any]:
