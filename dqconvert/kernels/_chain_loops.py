@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -200,17 +201,24 @@ def _round(
 
 
 def pass_gradient(
-    grad: Tensor, passes: Tensor, to_sum: bool, to_x: bool, to_bias: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the sum, of `x` and of the bias; `[0]` for those that are not wanted."""
-    at_sum = empty(grad.shape if to_sum else (0,), grad.dtype)
-    at_x = empty(grad.shape if to_x else (0,), grad.dtype)
+    grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`."""
     columns = grad.size(-1)
+    at_sum, at_x, at_other = (empty(grad.shape if wanted[i] else (0,), grad.dtype) for i in (0, 1, 3))
     cuts = parts(grad.numel() // columns, grad.numel())
-    sums = torch.zeros((len(cuts), columns if to_bias else 0), dtype=grad.dtype)
-    flat = [t.reshape(-1, columns).numpy() for t in (grad.contiguous(), passes, at_sum, at_x)]
-    run(lambda part, start, stop: pass_rows(*flat, sums[part].numpy(), start, stop), cuts)
-    return at_sum, at_x, sums.sum(0)
+    sums = torch.zeros((len(cuts), columns if wanted[2] else 0), dtype=grad.dtype)
+    flat = [t.reshape(-1, columns).numpy() for t in (grad.contiguous(), passes, at_sum, at_x, at_other)]
+    factor = np.dtype(flat[0].dtype).type(1 if alpha is None else float(alpha))
+    partner = flat[0][:0] if other is None or not wanted[4] else matrix(other).reshape(-1, columns)
+
+    def task(part: int, start: int, stop: int) -> float:
+        total: float = pass_rows(*flat, sums[part].numpy(), factor, partner, start, stop)
+        return total
+
+    dots = run(task, cuts)
+    at_alpha = torch.tensor([sum(dots)] if wanted[4] else [], dtype=grad.dtype)
+    return at_sum, at_x, sums.sum(0), at_other, at_alpha
 
 
 # Rows are taken a tile at a time: long enough for the vector units, short enough for the first cache. In a tile every
@@ -387,22 +395,46 @@ def divide_values(y, by):  # type: ignore[no-untyped-def]
 
 
 @loop
-def pass_rows(grad, passes, to_sum, to_x, sums, start, stop):  # type: ignore[no-untyped-def]
-    """Lets the gradient through where the bits say so."""
+def pass_rows(grad, passes, to_sum, to_x, to_other, sums, alpha, other, start, stop):  # type: ignore[no-untyped-def]
+    """Lets the gradient through where the bits say so; returns its product with `other`, added up."""
     columns = grad.shape[1]
     step = tile_rows(columns)
-    flat_grad, flat_passes = grad.reshape(-1), passes.reshape(-1)
-    flat_sum, flat_x = to_sum.reshape(-1), to_x.reshape(-1)
+    flat_grad, flat_passes, flat_partner = grad.reshape(-1), passes.reshape(-1), other.reshape(-1)
+    flat_sum, flat_x, flat_other = to_sum.reshape(-1), to_x.reshape(-1), to_other.reshape(-1)
+    passing = np.empty(step * columns, grad.dtype)
+    total = 0.0
     for first in range(start, stop, step):
         last = min(first + step, stop)
         a, b = first * columns, last * columns
-        if to_sum.size > 0:
-            pass_values(flat_grad[a:b], flat_passes[a:b], np.uint8(1), flat_sum[a:b])
         if to_x.size > 0:
             pass_values(flat_grad[a:b], flat_passes[a:b], np.uint8(2), flat_x[a:b])
+        if to_sum.size > 0:
+            pass_values(flat_grad[a:b], flat_passes[a:b], np.uint8(1), flat_sum[a:b])
+        if to_other.size > 0 or other.size > 0:
+            pass_values(flat_grad[a:b], flat_passes[a:b], np.uint8(1), passing)
+            if to_other.size > 0:
+                scale_values(passing, alpha, flat_other[a:b])
+            if other.size > 0:
+                total += dot(passing[: b - a], flat_partner[a:b])
         if sums.size > 0:
             for r in range(first, last):
                 add_passing(grad[r], passes[r], np.uint8(1), sums)
+    return total
+
+
+@loop
+def scale_values(x, w, y):  # type: ignore[no-untyped-def]
+    for c in range(y.size):
+        y[c] = w * x[c]
+
+
+# The one sum whose order is left to the compiler: in order, it could add only one value at a time.
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+def dot(a, b):  # type: ignore[no-untyped-def]
+    total = a.dtype.type(0)
+    for c in range(a.size):
+        total += a[c] * b[c]
+    return total
 
 
 @loop

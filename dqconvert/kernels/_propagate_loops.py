@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels._chain_loops import add_scaled, add_values, back_values, divide_values, has_loops, matrix, observe, round_values
+from dqconvert.kernels._chain_loops import add_scaled, add_values, back_values, divide_values, dot, has_loops, matrix, observe, round_values
 from dqconvert.kernels._grid import Grid, Scheme
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
@@ -239,13 +238,3 @@ def add_rounded(x, w, grid, out):  # type: ignore[no-untyped-def]
         q = low if q < low else q
         q = high if q > high else q
         out[c] += (q - zero_point) * scale
-
-
-
-# The one sum whose order is left to the compiler: in order, it could add only one value at a time.
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-def dot(a, b):  # type: ignore[no-untyped-def]
-    total = a.dtype.type(0)
-    for c in range(a.size):
-        total += a[c] * b[c]
-    return total

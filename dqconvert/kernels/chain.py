@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels import _chain_loops as chain_loops
+from dqconvert.kernels._dispatch import direct
 from dqconvert.kernels._grid import Scheme
 from dqconvert.kernels._layout import check_rows, wide_dtype
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
@@ -143,7 +144,7 @@ def _(
 
 
 @_quantize_chain.register_kernel("cpu")
-def _(
+def _on_cpu(
     x: Tensor,
     bias: Tensor | None,
     other: Tensor | None,
@@ -160,14 +161,23 @@ def _(
     return chain_loops.quantize_chain(*args) if chain_loops.serves(*args[:5]) else plain_quantize_chain(*args)
 
 
-@torch.library.custom_op("dqconvert::quantize_chain_grad", mutates_args=())
-def _quantize_chain_grad(
-    grad: Tensor, passes: Tensor, to_sum: bool, to_x: bool, to_bias: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the sum, of `x` and of the bias; `[0]` for those that are not wanted."""
-    at_sum, at_x = _passing(grad, passes, _SUM), _passing(grad, passes, _X)
-    at_bias = at_sum.reshape(-1, grad.size(-1)).sum(0) if to_bias else grad.new_empty(0)
-    return at_sum if to_sum else grad.new_empty(0), at_x if to_x else grad.new_empty(0), at_bias
+def plain_quantize_chain_grad(
+    grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, apart: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The definition of the gradients of the sum, of `x`, of the bias, of `other` and of `alpha`.
+
+    **Arguments**
+
+    - `grad`: of the result. `passes`: from :func:`plain_quantize_chain`; `[0]`: everything passes.
+    - `other`, `alpha`: as given to the chain; `None`: none was, or its gradient is not wanted.
+    - `apart`: whether `x` and the sum differ in what passes.
+    """
+    at_sum = grad if passes.numel() == 0 else _passing(grad, passes, _SUM)
+    at_x = _passing(grad, passes, _X) if apart else at_sum
+    at_bias = at_sum.reshape(-1, at_sum.size(-1) if at_sum.dim() else 1).sum(0)
+    at_other = at_sum if alpha is None else at_sum * alpha
+    at_alpha = grad.new_zeros(1) if other is None else (at_sum * other).sum().reshape(1)
+    return at_sum, at_x, at_bias, at_other, at_alpha
 
 
 def _passing(grad: Tensor, passes: Tensor, bit: int) -> Tensor:
@@ -175,17 +185,31 @@ def _passing(grad: Tensor, passes: Tensor, bit: int) -> Tensor:
     return torch.where((passes & bit) > 0, grad, 0).contiguous()
 
 
+@torch.library.custom_op("dqconvert::quantize_chain_grad", mutates_args=())
+def _quantize_chain_grad(
+    grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Those of the five gradients that are wanted; `[0]` for the others. That of `x` is wanted only if it is apart."""
+    found = plain_quantize_chain_grad(grad, passes, other, alpha, wanted[1])
+    return tuple(g.clone() if w else grad.new_empty(0) for g, w in zip(found, wanted, strict=True))  # type: ignore[return-value]
+
+
 @_quantize_chain_grad.register_kernel("cpu")
-def _(grad: Tensor, passes: Tensor, to_sum: bool, to_x: bool, to_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
-    if not chain_loops.has_loops(grad.dtype) or grad.size(-1) == 0:
-        return _quantize_chain_grad._init_fn(grad, passes, to_sum, to_x, to_bias)
-    return chain_loops.pass_gradient(grad, passes, to_sum, to_x, to_bias)
+def _grad_on_cpu(
+    grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if not chain_loops.has_loops(grad.dtype) or grad.numel() == 0 or passes.numel() == 0:
+        return _quantize_chain_grad._init_fn(grad, passes, other, alpha, wanted)
+    return chain_loops.pass_gradient(grad, passes, other, alpha, wanted)
 
 
 @_quantize_chain_grad.register_fake
-def _(grad: Tensor, passes: Tensor, to_sum: bool, to_x: bool, to_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = (grad.shape if to_sum else (0,), grad.shape if to_x else (0,), (grad.size(-1) if to_bias else 0,))
-    return tuple(grad.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
+def _(
+    grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    columns = grad.size(-1) if grad.dim() else 1
+    shapes = (grad.shape, grad.shape, (columns,), grad.shape, (1,))
+    return tuple(grad.new_empty(s if w else (0,)) for s, w in zip(shapes, wanted, strict=True))  # type: ignore[return-value]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -205,20 +229,38 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     passes, alpha, other = ctx.saved_tensors
     for_x, for_bias, for_other, for_alpha = ctx.needs_input_grad[:4]
     if passes.numel() == 0 or torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
-        to_sum = grad if passes.numel() == 0 else _passing(grad, passes, _SUM)
-        to_x = grad if passes.numel() == 0 else _passing(grad, passes, _X)
-        to_bias = to_sum.reshape(-1, grad.size(-1)).sum(0) if for_bias else None
+        apart = ctx.differ and passes.numel() > 0
+        _, to_x, to_bias, to_other, to_alpha = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
     else:
         apart = ctx.differ and for_x
-        at_sum = for_other or for_alpha or (for_x and not apart)
-        to_sum, to_x, to_bias = torch.ops.dqconvert.quantize_chain_grad(grad, passes, at_sum, apart, for_bias)
+        scaled = for_other and alpha is not None
+        wanted = [(for_x and not apart) or (for_other and not scaled), apart, for_bias, scaled, for_alpha]
+        found = (_grad_on_cpu if direct(grad) else _quantize_chain_grad)(grad, passes, other, alpha, wanted)
+        to_sum, to_x, to_bias, to_other, to_alpha = found
         to_x = to_x if apart else to_sum
-    to_other = (to_sum if alpha is None else to_sum * alpha) if for_other else None
-    to_alpha = torch.dot(to_sum.reshape(-1), other.reshape(-1)).reshape(alpha.shape) if for_alpha else None
-    return to_x if for_x else None, to_bias if for_bias else None, to_other, to_alpha, *nothing
+        to_other = to_other if scaled else to_sum
+    return (
+        to_x if for_x else None,
+        to_bias if for_bias else None,
+        to_other if for_other else None,
+        to_alpha.reshape(alpha.shape) if for_alpha else None,
+        *nothing,
+    )
 
 
 _quantize_chain.register_autograd(_backward, setup_context=_setup)
+
+
+class _Direct(torch.autograd.Function):
+    """The operator, where it need not be one."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = _on_cpu(*args)
+        _setup(ctx, args, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 def quantize_chain(
@@ -276,5 +318,6 @@ def quantize_chain(
             floats += more[1]
             clip = clip or scheme.clip
     masked = clip and torch.is_grad_enabled()
-    y, new, _ = _quantize_chain(x, bias, other, alpha, protected, torch.stack(list(ranges)), places, ints, floats, relu, masked)
+    call = _Direct.apply if direct(x, bias, other, alpha, protected) else _quantize_chain
+    y, new, _ = call(x, bias, other, alpha, protected, torch.stack(list(ranges)), places, ints, floats, relu, masked)
     return y, new

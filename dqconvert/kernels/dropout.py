@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels._chain_loops import has_loops
+from dqconvert.kernels._dispatch import direct
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._threads import loop, parts, run
 
@@ -31,7 +32,7 @@ def _dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
 
 
 @_dropout.register_kernel("cpu")
-def _(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
+def _on_cpu(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     if not has_loops(x.dtype):
         return plain_dropout(x, p)
     y, kept = empty(x.shape, x.dtype), empty(x.shape, torch.uint8)
@@ -53,7 +54,7 @@ def _dropout_grad(grad: Tensor, kept: Tensor, p: float) -> Tensor:
 
 
 @_dropout_grad.register_kernel("cpu")
-def _(grad: Tensor, kept: Tensor, p: float) -> Tensor:
+def _grad_on_cpu(grad: Tensor, kept: Tensor, p: float) -> Tensor:
     if not has_loops(grad.dtype):
         return plain_dropout_grad(grad, kept, p)
     out = empty(grad.shape, grad.dtype)
@@ -97,10 +98,22 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
         return None, None
     if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
         return plain_dropout_grad(grad, kept, ctx.p), None
-    return torch.ops.dqconvert.dropout_grad(grad, kept, ctx.p), None
+    return (_grad_on_cpu if direct(grad) else _dropout_grad)(grad, kept, ctx.p), None
 
 
 _dropout.register_autograd(_backward, setup_context=_setup)
+
+
+class _Direct(torch.autograd.Function):
+    """The operator, where it need not be one."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = _on_cpu(*args)
+        _setup(ctx, args, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -118,4 +131,5 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
     ```
     """
-    return _dropout(x, p)[0]
+    result: Tensor = (_Direct.apply if direct(x) else _dropout)(x, p)[0]
+    return result

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._dispatch import direct
 from dqconvert.kernels._memory import empty
 
 
@@ -16,7 +17,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @_linear.register_kernel("cpu")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _on_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not _serves(x, weight) or (bias is not None and bias.dtype != x.dtype):
         return torch.nn.functional.linear(x, weight, bias)
     out = empty((x.size(0), weight.size(0)), x.dtype)
@@ -35,7 +36,7 @@ def _matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @_matmul.register_kernel("cpu")
-def _(x: Tensor, weight: Tensor) -> Tensor:
+def _matmul_on_cpu(x: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(x, weight, out=empty((x.size(0), weight.size(1)), x.dtype)) if _serves(x, weight) else x @ weight
 
 
@@ -59,13 +60,27 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
     flat = grad.reshape(-1, grad.size(-1))
     to_x = None
     if for_x:  # a gradient of a gradient goes through torch's own operator
-        product = flat @ weight if torch.is_grad_enabled() else torch.ops.dqconvert.matmul(flat, weight)
+        again = torch.is_grad_enabled()
+        multiply = torch.matmul if again else _matmul_on_cpu if direct(flat) else _matmul
+        product = multiply(flat, weight)
         to_x = product.view(*grad.shape[:-1], weight.size(1))
     to_weight = flat.t() @ x.reshape(-1, x.size(-1)) if for_weight else None
     return to_x, to_weight, flat.sum(0) if for_bias else None
 
 
 _linear.register_autograd(_backward, setup_context=_setup)
+
+
+class _Direct(torch.autograd.Function):
+    """The operator, where it need not be one."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = _on_cpu(*args)
+        _setup(ctx, args, output)
+        return output
+
+    backward = staticmethod(_backward)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -84,4 +99,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     ```
     """
-    return _linear(x, weight, bias)
+    result: Tensor = (_Direct.apply if direct(x, weight, bias) else _linear)(x, weight, bias)
+    return result

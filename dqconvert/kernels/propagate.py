@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels import _propagate_loops as loops
+from dqconvert.kernels._dispatch import direct
 from dqconvert.kernels._grid import Scheme
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels.chain import plain_observe
@@ -96,7 +97,7 @@ def _propagate(
 
 
 @_propagate.register_kernel("cpu")
-def _(
+def _on_cpu(
     x: Tensor,
     weight: Tensor | None,
     sender: Tensor,
@@ -191,7 +192,7 @@ def _propagate_grad(
 
 
 @_propagate_grad.register_kernel("cpu")
-def _(
+def _grad_on_cpu(
     grad: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -251,7 +252,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         rest = (protected, range_, ctx.ints, ctx.floats, ctx.mean, for_weight)
         both = plain_propagate_grad(grad, x, weight, sender, receiver, *rest)
         return *both, None, None, order, order, *(None,) * 6
-    to_x, to_weight = torch.ops.dqconvert.propagate_grad(
+    to_x, to_weight = (_grad_on_cpu if direct(grad) else _propagate_grad)(
         grad.contiguous(),
         x,
         weight,
@@ -271,6 +272,21 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 
 _propagate.register_autograd(_backward, setup_context=_setup)
+
+
+class _Direct(torch.autograd.Function):
+    """The operator, where it need not be one. Lists are taken apart, as gradients go by argument."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = _on_cpu(*args)
+        _setup(ctx, args, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        to_x, to_weight, *_ = _backward(ctx, *grads)
+        return to_x, to_weight, *(None,) * 10
 
 
 def propagate(
@@ -320,7 +336,8 @@ def propagate(
     if protected is not None:
         check_rows(protected, x, 0, name="protected")
     ints, floats = scheme.packed()
-    out, new, _ = _propagate(
+    call = _Direct.apply if direct(x, weight, sender, receiver, protected) else _propagate
+    out, new, _ = call(
         x,
         weight,
         sender,

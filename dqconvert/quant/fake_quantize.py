@@ -156,9 +156,9 @@ class FakeQuantize(nn.Module):
     def take(self, scheme: Scheme, ends: Tensor) -> None:
         """Takes the new range, float32 `[2]`, that such an operator returns."""
         if scheme.observe:
-            with torch.no_grad():
-                self.min_val.copy_(ends[0])
-                self.max_val.copy_(ends[1])
+            lo, hi = ends.unbind()
+            self.min_val.copy_(lo)
+            self.max_val.copy_(hi)
 
     @torch.no_grad()
     def _observe(self, x: Tensor, protected: Tensor | None) -> None:
