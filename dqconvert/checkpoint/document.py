@@ -16,6 +16,7 @@ import dqconvert
 from dqconvert.checkpoint.graph_data import encode_graph
 from dqconvert.errors import CheckpointError, ConfigError
 from dqconvert.quant import FakeQuantize, Protection
+from dqconvert.quant.fused import Memo
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import Quantizers
 
@@ -59,6 +60,7 @@ def describe(
         },
         "model": module._user_class.__name__,
         "method": module.method,
+        "fuse": module.fuse,
         "factory": factory,
         "kwargs": _plain_kwargs(kwargs),
         "qconfig": _qconfig(module, lenient),
@@ -73,7 +75,7 @@ def describe(
         "modules": {
             path: _class_name(child)
             for path, child in module.named_modules(remove_duplicate=False)
-            if not isinstance(child, Quantizers | FakeQuantize | Protection)
+            if not isinstance(child, Quantizers | FakeQuantize | Protection | Memo)
         },
         "state": {} if lenient else _state(module),
         "graphs": {
@@ -112,7 +114,7 @@ def _own_quantizers(module: nn.Module) -> list[str]:
         for path, holder in module.named_modules()
         if isinstance(holder, Quantizers)
         for name, child in holder.named_children()
-        if not isinstance(child, FakeQuantize | Protection)
+        if not isinstance(child, FakeQuantize | Protection | Memo)
     ]
 
 

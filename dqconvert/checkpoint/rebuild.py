@@ -150,6 +150,7 @@ def _build(root: nn.Module, document: Mapping[str, Any]) -> PreparedModule:
         source=(graphs["float_train"], graphs["float_eval"]),
         method=str(document["method"]),
         islands=tuple(Island(**island) for island in document["islands"]),
+        fuse=bool(document["fuse"]),
     )
 
 

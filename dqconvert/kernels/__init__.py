@@ -27,6 +27,6 @@ __all__ = [
     "percentile_pair",
     "propagate",
     "protection_probability",
-    "quantize_chain",
     "qparams",
+    "quantize_chain",
 ]

@@ -130,7 +130,7 @@ def _observe_both(first: Grid, second: Grid, relu: bool, values: NDArray[Any], s
     before = (first.lo, first.hi)
     rows = Rows(values, skip)
     ends = percentiles(rows, one.p, bounds)
-    if ends.count < rows.total:
+    if ends.total < rows.total:
         return False  # what is infinite is not observed at first, but behind the first grid it is finite
     first.merge(ends.lo, ends.hi)
     if bounds is not None:
@@ -140,7 +140,7 @@ def _observe_both(first: Grid, second: Grid, relu: bool, values: NDArray[Any], s
             first.lo, first.hi = before
             ends = percentiles(rows, one.p, None)
             first.merge(ends.lo, ends.hi)
-    if ends.count > 0:
+    if ends.total > 0:
         lo = None if ends.lo is None else onward(ends.lo)
         hi = None if ends.hi is None else onward(ends.hi)
         second.merge(lo, hi)

@@ -1,6 +1,6 @@
 """Whether a call can go straight to its implementation.
 
-Every operator is registered with torch, for those that look at operators: torch.compile, torch.export, profilers, modes.
+Every operator is registered with torch, for those that look at operators: torch.compile, torch.export, profilers.
 A registered operator written in Python costs about a tenth of a millisecond a call, which is more than many of ours
 take, so where nobody looks it is passed by.
 """
@@ -18,6 +18,6 @@ def direct(*tensors: Tensor | None) -> bool:
     return (
         all(t is None or (type(t) in _ORDINARY and t.device.type == "cpu") for t in tensors)
         and not torch.compiler.is_compiling()
-        and not torch.autograd._profiler_enabled()
+        and not torch._C._autograd._profiler_enabled()
         and torch._C._len_torch_dispatch_stack() == 0
     )

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 _EPS = float(torch.finfo(torch.float32).eps)
 _TINY = float(torch.finfo(torch.float32).tiny)
@@ -45,8 +44,10 @@ class Scheme(NamedTuple):
     def unpacked(ints: Sequence[int], floats: Sequence[float]) -> list[Scheme]:
         """From those lists, put one behind the other."""
         return [
-            Scheme(ints[i], ints[i + 1], bool(ints[i + 2]), *floats[i // 5 * 2 : i // 5 * 2 + 2], *map(bool, ints[i + 3 : i + 5]))
-            for i in range(0, len(ints), 5)
+            Scheme(low, high, bool(symmetric), p, momentum, bool(observe), bool(clip))
+            for (low, high, symmetric, observe, clip), (p, momentum) in zip(
+                _runs(ints, 5), _runs(floats, 2), strict=True
+            )
         ]
 
 
@@ -76,7 +77,8 @@ class Grid:
             self.lo = self.lo if lo is None else min(self.lo, _single(lo))
             self.hi = self.hi if hi is None else max(self.hi, _single(hi))
             return
-        assert lo is not None and hi is not None
+        assert lo is not None
+        assert hi is not None
         if self.empty:
             self.lo, self.hi = _single(lo), _single(hi)
         else:
@@ -103,9 +105,8 @@ class Grid:
         return float((min(max(code, low), high) - zero_point) * scale)
 
 
-def read_ranges(ranges: Sequence[Tensor]) -> list[float]:
-    """The ends of ranges, as numbers."""
-    return [end.item() for end in ranges]
+def _runs(values: Sequence[Any], length: int) -> list[Sequence[Any]]:
+    return [values[i : i + length] for i in range(0, len(values), length)]
 
 
 def _single(value: float) -> float:

@@ -10,7 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels._chain_loops import add_scaled, add_values, back_values, divide_values, dot, has_loops, matrix, observe, round_values
+from dqconvert.kernels._chain_loops import (
+    add_scaled,
+    add_values,
+    back_values,
+    divide_values,
+    dot,
+    has_loops,
+    matrix,
+    observe,
+    round_values,
+)
 from dqconvert.kernels._grid import Grid, Scheme
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
@@ -91,9 +101,7 @@ def propagate_grad(
     parameters = grid.parameters(rows.dtype.type)
     if weight is None:
         run_balanced(
-            lambda _, a, b: sum_back(
-                grads, rows, receivers, ptr, skip, parameters, scheme.clip, to_x.numpy(), a, b
-            ),
+            lambda _, a, b: sum_back(grads, rows, receivers, ptr, skip, parameters, scheme.clip, to_x.numpy(), a, b),
             ptr,
         )
         return to_x, x.new_empty((0, 0))

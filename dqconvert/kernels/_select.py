@@ -27,12 +27,12 @@ class Ends(NamedTuple):
     Attributes:
         lo, hi: The ends. `None`: not below (not above) the bound that was asked about; which value it is was not
             looked for. inf and -inf: no value counts.
-        count: How many values count.
+        total: How many values count.
     """
 
     lo: float | None
     hi: float | None
-    count: int
+    total: int
 
 
 class Found(NamedTuple):
@@ -89,7 +89,7 @@ class Rows:
         self.total = rows * x.shape[1]
 
     def sample(self, count: int) -> NDArray[Any]:
-        rows, columns = self.x.shape
+        columns = self.x.shape[1]
         place = (np.arange(count) + 0.5) * (self.x.size / count)
         r = place.astype(np.int64) // columns
         c = (place.astype(np.int64) + 7 * np.arange(count)) % columns
@@ -117,9 +117,9 @@ class Rows:
         found = run(task, cuts)
         if any(part[5] for part in found):
             return None
-        sides = [np.concatenate([part[side] for part in found]) for side in range(4)]
+        below, above, below_weight, above_weight = (np.concatenate([part[side] for part in found]) for side in range(4))
         odd = sum(part[4] for part in found)
-        return Found(sides[0], sides[1], *(sides[2:] if weighted else (None, None)), odd)
+        return Found(below, above, below_weight if weighted else None, above_weight if weighted else None, odd)
 
     def count_at(self, lo: float, hi: float) -> tuple[int, int]:
         x = self.x
@@ -239,10 +239,10 @@ def percentiles(values: Values, p: float, bounds: tuple[float, float] | None = N
     if lo is None or hi is None:
         # A bound can be one of many equal values (zeros, after a ReLU), and so can the percentile.
         at_most, at_least = values.count_at(lo_bound, hi_bound)
-        from_below, from_above = ranks(ends.count, p)
+        from_below, from_above = ranks(ends.total, p)
         lo = lo_bound if lo is None and at_most >= from_below else lo
         hi = hi_bound if hi is None and at_least >= from_above else hi
-    return _of_all(values, p) if lo is None or hi is None else Ends(lo, hi, ends.count)
+    return _of_all(values, p) if lo is None or hi is None else Ends(lo, hi, ends.total)
 
 
 def ranks(count: int, p: float) -> tuple[int, int]:

@@ -66,8 +66,9 @@ def plain_quantize_chain(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition that every implementation is held to.
 
-    **Arguments**: those of :func:`quantize_chain`; `ranges` is float32 `[2 * len(places)]`, the two ends of every grid's range, `places` where
-    the grids stand, `ints` and `floats` their schemes (:meth:`Scheme.packed`); `masked`: whether to say what passes.
+    **Arguments**: those of :func:`quantize_chain`; `ranges` is float32 `[2 * len(places)]`, the two ends of every
+    grid's range, `places` where the grids stand, `ints` and `floats` their schemes (:meth:`Scheme.packed`);
+    `masked`: whether to say what passes.
 
     **Returns** the result; the new ends of the ranges, float32 `[2 * len(places)]`; and, uint8, shaped like `x`, which
     gradients pass: bit 0, to the sum; bit 1, to `x` (`[0]` if not `masked`).
@@ -174,7 +175,7 @@ def plain_quantize_chain_grad(
     """
     at_sum = grad if passes.numel() == 0 else _passing(grad, passes, _SUM)
     at_x = _passing(grad, passes, _X) if apart else at_sum
-    at_bias = at_sum.reshape(-1, at_sum.size(-1) if at_sum.dim() else 1).sum(0)
+    at_bias = at_sum.sum(tuple(range(at_sum.dim() - 1))) if at_sum.dim() > 1 else at_sum
     at_other = at_sum if alpha is None else at_sum * alpha
     at_alpha = grad.new_zeros(1) if other is None else (at_sum * other).sum().reshape(1)
     return at_sum, at_x, at_bias, at_other, at_alpha
@@ -230,13 +231,13 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     for_x, for_bias, for_other, for_alpha = ctx.needs_input_grad[:4]
     if passes.numel() == 0 or torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
         apart = ctx.differ and passes.numel() > 0
-        _, to_x, to_bias, to_other, to_alpha = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
+        to_sum, to_x, to_bias, to_other, to_alpha = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
     else:
         apart = ctx.differ and for_x
         scaled = for_other and alpha is not None
         wanted = [(for_x and not apart) or (for_other and not scaled), apart, for_bias, scaled, for_alpha]
-        found = (_grad_on_cpu if direct(grad) else _quantize_chain_grad)(grad, passes, other, alpha, wanted)
-        to_sum, to_x, to_bias, to_other, to_alpha = found
+        call = _grad_on_cpu if direct(grad) else _quantize_chain_grad
+        to_sum, to_x, to_bias, to_other, to_alpha = call(grad, passes, other, alpha, wanted)
         to_x = to_x if apart else to_sum
         to_other = to_other if scaled else to_sum
     return (

@@ -121,7 +121,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
     **Arguments**
 
-    - `x`: floating, contiguous (the random numbers of others are torch's in another order), any shape. `p`: the share of values that become zero, `0 <= p < 1`.
+    - `x`: floating, of any shape, contiguous (torch draws for others in another order).
+    - `p`: the share of values that become zero, `0 <= p < 1`.
 
     ```python
     >>> _ = torch.manual_seed(0); one = dropout(torch.ones(8), 0.5)

@@ -54,11 +54,12 @@ def _percentile_pair(
 def _(
     values: Tensor, p: float, keep: Tensor | None, row_dim: int, channel_dim: int | None, sample: float | None
 ) -> tuple[Tensor, Tensor]:
-    if channel_dim is None and row_dim == 0 and values.dtype in (torch.float32, torch.float64) and values.dim() > 0:
-        if sample is None or sample >= 1 or values.numel() < SAMPLE_CUTOFF:
-            rows = values.contiguous().view(values.size(0), values.numel() // max(values.size(0), 1)).numpy()
-            ends = percentiles(Rows(rows, None if keep is None else (~keep).numpy()), p)
-            return torch.tensor(ends.lo), torch.tensor(ends.hi)
+    every = sample is None or sample >= 1 or values.numel() < SAMPLE_CUTOFF
+    simple = channel_dim is None and row_dim == 0 and values.dim() > 0
+    if every and simple and values.dtype in (torch.float32, torch.float64):
+        rows = values.contiguous().view(values.size(0), values.numel() // max(values.size(0), 1)).numpy()
+        ends = percentiles(Rows(rows, None if keep is None else (~keep).numpy()), p)
+        return torch.tensor(ends.lo), torch.tensor(ends.hi)
     matrix = kept_values(values, keep, row_dim, channel_dim)
     if (columns := _sampled(matrix, sample)) is not None:
         matrix = matrix[:, columns]

@@ -7,6 +7,7 @@ the same step by step, as the graph that was not fused does. The quantizers' sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -109,8 +110,8 @@ def message_passing(
     fits = weight is None or weight.dtype == x.dtype
     if scheme is None or by_receiver is None or by_sender is None or not fits:
         return _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, protected, mean)
-    flat = x.reshape(x.size(0), -1) if x.dim() != 2 else x
-    per_head = None if weight is None else weight.reshape(weight.size(0), -1)
+    flat = x if x.dim() == 2 else x.reshape(x.size(0), math.prod(x.shape[1:]))
+    per_head = None if weight is None else _by_head(weight)
     out, ends = propagate(
         flat,
         per_head,
@@ -125,6 +126,11 @@ def message_passing(
     )
     quantizer.take(scheme, ends)
     return out.view(out.size(0), *x.shape[1:])
+
+
+def _by_head(weight: Tensor) -> Tensor:
+    """`[num_edges, heads]`, of weights that may have no dimension for heads, or one more for channels."""
+    return weight.unsqueeze(1) if weight.dim() == 1 else weight.squeeze(2) if weight.dim() == 3 else weight
 
 
 def _message_by_message(
@@ -149,9 +155,14 @@ def _message_by_message(
     return out
 
 
+def own_memory(x: Any) -> Any:
+    """A copy of a tensor in memory of its own, for code that may free or resize what it is given."""
+    return x.clone() if isinstance(x, Tensor) else x
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, in memory that is used again where that is possible."""
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not type(x) is Tensor:
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or type(x) is not Tensor:
         return nn.functional.linear(x, weight, bias)
     return kernel_linear(x, weight, bias)
 
@@ -164,7 +175,21 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
     return kernel_dropout(x, p)
 
 
-class Remembered(nn.Module):
+class Memo(nn.Module):
+    """Base class of what remembers something between calls that it could as well compute again.
+
+    No state of it is saved, copied or pickled.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
+
+
+class Remembered(Memo):
     """A function of the graph alone, such as GCN's normalization, and what it returned the last time.
 
     The result is used again only where every argument equals, value by value, that of the last call, and nobody
@@ -180,10 +205,11 @@ class Remembered(nn.Module):
     ```
     """
 
+    _last: tuple[list[Any], Any, list[int]] | None
+
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.function = function
-        self._last: tuple[list[Any], Any, list[int]] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns for these arguments."""
@@ -199,9 +225,6 @@ class Remembered(nn.Module):
             known = [value.clone() if isinstance(value, Tensor) else value for value in given]
             self._last = (known, result, _versions(result))
         return result
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None}
 
     def extra_repr(self) -> str:
         return self.function.__name__
@@ -225,7 +248,7 @@ def _versions(result: Any) -> list[int]:
     return [value._version for value in results if isinstance(value, Tensor)]
 
 
-class EdgeOrders(nn.Module):
+class EdgeOrders(Memo):
     """Groups edges by node, and remembers the last grouping: a graph often stays the same for a thousand steps.
 
     A grouping is used again only where the index equals, value by value, the one it was made for, so a graph that was
@@ -239,9 +262,7 @@ class EdgeOrders(nn.Module):
     ```
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._last: tuple[Tensor, Tensor, int, EdgeOrder] | None = None
+    _last: tuple[Tensor, Tensor, int, EdgeOrder] | None
 
     def forward(self, index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder | None:
         """The grouping of edges by `index` (int64 `[num_edges]`; `other`: the other ends); None on devices whose
@@ -258,8 +279,5 @@ class EdgeOrders(nn.Module):
             self._last = (index.clone(), other.clone(), num_nodes, order)
         return order
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None}
 
-
-__all__ = ["EdgeOrders", "Remembered", "chain", "dropout", "linear", "message_passing"]
+__all__ = ["EdgeOrders", "Memo", "Remembered", "chain", "dropout", "linear", "message_passing", "own_memory"]

@@ -6,6 +6,7 @@ The prepared graph stays what is saved, shown and prepared again; this one is ma
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_remaining_self_loops, add_self_loops, remove_self_loops
 
 from dqconvert.quant import FakeQuantize, gather_protected
-from dqconvert.quant.fused import EdgeOrders, Remembered, chain, dropout, linear, message_passing
+from dqconvert.quant.fused import EdgeOrders, Remembered, chain, dropout, linear, message_passing, own_memory
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.rewrite.spaces import end_of_edges, gather
 from dqconvert.trace.note import annotate, note_of
@@ -73,6 +74,16 @@ def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
         if not node.users and _droppable(node):
             fused.erase_node(node)
     return fused, tuple(fuser.fusions)
+
+
+def guard_islands(graph: Graph, islands: Sequence[str]) -> None:
+    """Gives modules that were not traced tensors in memory of their own: what they do with it is unknown."""
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in islands:
+            for tensor in [n for n in node.all_input_nodes if note_of(n).is_tensor]:
+                with graph.inserting_before(node):
+                    copied = annotate(graph.call_function(own_memory, (tensor,)), note_of(tensor))
+                node.replace_input_with(tensor, copied)
 
 
 class _Fuser:
@@ -221,7 +232,7 @@ class _Fuser:
             scaled = self._scaled(other, shape) if len(other.users) == 1 else None
             return {"other": scaled[1], "alpha": scaled[0]} if scaled else {"other": other}
         if all(size == (before[-1],) for size, before in zip(note_of(other).sizes, shape, strict=True)):
-            return {"bias": other} if len(set(size[0] for size in note_of(other).sizes)) == 1 else None
+            return {"bias": other} if len({size[0] for size in note_of(other).sizes}) == 1 else None
         return None
 
     def _scaled(self, node: Node, shape: tuple[tuple[int, ...], ...]) -> tuple[Node, Node] | None:
@@ -279,7 +290,7 @@ class _Fuser:
                 continue
             path = f"{container_name(self.root)}.remembered_{count}"
             if path not in self._modules:
-                self._modules[path] = Remembered(node.target)  # type: ignore[arg-type]
+                self._modules[path] = Remembered(node.target)
                 attach(self.root, path, self._modules[path])
             node.op, node.target = "call_module", path
             count += 1
@@ -291,8 +302,9 @@ class _Fuser:
         if node.op != "call_module":
             return None
         module = self._modules.get(str(node.target))
-        plain = type(module) is FakeQuantize and not _hooked(module)
-        return module if plain and module.channel_dim is None and module.row_dim == 0 else None  # type: ignore[union-attr]
+        if not isinstance(module, FakeQuantize) or type(module) is not FakeQuantize or _hooked(module):
+            return None
+        return module if module.channel_dim is None and module.row_dim == 0 else None
 
     def _replace(self, old: Node, new: Node, op: str, nodes: list[Node]) -> None:
         quantizers = tuple(str(node.target) for node in nodes if self._quantizer(node) is not None)
@@ -310,8 +322,10 @@ def _only_user(node: Node) -> Node | None:
 
 def _value_of(size: Any) -> Any:
     """What a size is read off, so that two nodes that read the same size count as one."""
-    if isinstance(size, Node) and op_name(size) == "size" and isinstance(size.args[0], Node):
-        return note_of(size.args[0]).sizes and tuple(shape[size.args[1]] for shape in note_of(size.args[0]).sizes)
+    if isinstance(size, Node) and op_name(size) == "size":
+        source, dim = size.args
+        if isinstance(source, Node) and isinstance(dim, int) and note_of(source).sizes:
+            return tuple(shape[dim] for shape in note_of(source).sizes)
     return size
 
 
@@ -329,7 +343,8 @@ def _per_edge(factor: Node, sizes: tuple[tuple[int, ...], ...]) -> Node | None:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def _droppable(node: Node) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.fx import Graph
 from dqconvert.qconfig import QConfig
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Report
-from dqconvert.rewrite.fuse import Fusion, fuse
+from dqconvert.rewrite.fuse import Fusion, fuse, guard_islands
 from dqconvert.trace import Island, TracedModule
 
 
@@ -45,13 +46,11 @@ class PreparedModule(TracedModule):
         return {"reset_parameters": _reset_parameters} if hasattr(user, "reset_parameters") else {}
 
     def _runs(self, graph: Graph) -> Graph:
-        if not self.fuse:
-            self.fusions = ()
-            return graph
-        fused, fusions = fuse(graph, self)
+        runs, fusions = fuse(graph, self) if self.fuse else (copy.deepcopy(graph), ())
+        guard_islands(runs, [island.module for island in self.islands])
         if graph is not self.eval_graph:
             self.fusions = fusions
-        return fused
+        return runs
 
     def __repr__(self) -> str:
         """The rewritten graph as a tree: layers, their stages, and beside each what was inserted."""
