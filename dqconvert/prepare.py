@@ -52,7 +52,8 @@ def prepare(
         method: The method to turn into the prepared module's ``forward``.
         strict: Raise where a submodule cannot be traced, instead of leaving it in float.
         fuse: Whether groups of nodes (message passing; quantizers with sums and ReLUs between them) run as one operator
-            each: less memory, several times faster, the same results. ``False``: node by node.
+            each: less memory, several times faster, the same results. Modules that have hooks by now stay apart; those
+            that get hooks later need ``module.recompile()``. ``False``: node by node.
 
     Returns:
         The prepared module and the report. The module's ``state_dict`` has every key of the float model's, and the

@@ -63,6 +63,21 @@ class LeftFloat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """A group of nodes that runs as one operator.
+
+    Attributes:
+        op: ``"message passing"``, or ``"chain"`` for quantizers with sums and ReLUs between them.
+        quantizers: Paths of the quantizers in it.
+        nodes: Names of the nodes of the prepared graph, in order.
+    """
+
+    op: str
+    quantizers: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """What was inserted, what stayed float and why, what could not be checked.
 
@@ -82,6 +97,8 @@ class Report:
     remarks: tuple[str, ...] = ()
     protection: tuple[str, ...] = field(default=())
     """Paths of the modules that draw the protected nodes."""
+    fusions: tuple[Fusion, ...] = ()
+    """What runs as one operator."""
 
     @property
     def totals(self) -> dict[str, dict[str, int]]:
@@ -100,6 +117,8 @@ class Report:
         yield self._inserted()
         if self.left_float:
             yield self._floats()
+        if self.fusions:
+            yield self._fused()
         for remark in self.remarks:
             yield f"note: {remark}"
 
@@ -123,6 +142,14 @@ class Report:
             table.add_column(name, overflow="fold")
         for left in self.left_float:
             table.add_row(left.what, left.reason, left.source)
+        return table
+
+    def _fused(self) -> Table:
+        table = Table(title="runs as one operator each", title_justify="left")
+        for name in ("operator", "quantizers in it"):
+            table.add_column(name, overflow="fold")
+        for fusion in self.fusions:
+            table.add_row(fusion.op, ", ".join(fusion.quantizers))
         return table
 
     def __str__(self) -> str:

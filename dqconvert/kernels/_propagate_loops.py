@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -115,9 +116,41 @@ def propagate_grad(
 
 def _extremes(rows: NDArray[Any], heads: int) -> Tensor:
     """The smallest and the largest value of each row and head, `[2, rows, heads]`; NaN where there is one."""
-    if rows.size == 0:
-        return torch.zeros((2, len(rows), heads), dtype=torch.from_numpy(rows).dtype)
-    return torch.stack(torch.aminmax(torch.from_numpy(rows).view(len(rows), heads, -1), dim=2))
+    found = torch.empty((2, len(rows), heads), dtype=torch.from_numpy(rows).dtype)
+    least, most = found.numpy()
+    run(lambda _, start, stop: find_extremes(rows, least, most, start, stop), parts(len(rows), rows.size))
+    return found
+
+
+@loop
+def find_extremes(x, least, most, start, stop):  # type: ignore[no-untyped-def]
+    heads = least.shape[1]
+    channels = x.shape[1] // heads
+    for r in range(start, stop):
+        for h in range(heads):
+            row = x[r, h * channels : (h + 1) * channels]
+            odd = 0
+            for c in range(channels):
+                odd += row[c] != row[c]
+            least[r, h] = np.nan if odd > 0 or channels == 0 else smallest(row)
+            most[r, h] = np.nan if odd > 0 or channels == 0 else largest(row)
+
+
+# Without NaN, which was looked for before, the order of comparisons may be left to the compiler.
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
+def smallest(row):  # type: ignore[no-untyped-def]
+    found = row[0]
+    for c in range(row.size):
+        found = min(found, row[c])
+    return found
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
+def largest(row):  # type: ignore[no-untyped-def]
+    found = row[0]
+    for c in range(row.size):
+        found = max(found, row[c])
+    return found
 
 
 @loop

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch_geometric.utils import add_remaining_self_loops, add_self_loops, remo
 
 from dqconvert.quant import FakeQuantize, gather_protected
 from dqconvert.quant.fused import EdgeOrders, Remembered, chain, dropout, linear, message_passing, own_memory
+from dqconvert.report import Fusion
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.rewrite.spaces import end_of_edges, gather
 from dqconvert.trace.note import annotate, note_of
@@ -36,21 +36,6 @@ STAND_INS: dict[Any, Any] = {
     torch.nn.functional.dropout: dropout,
 }
 """Functions that have a counterpart with the same results."""
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """A group of nodes that became one operator.
-
-    Attributes:
-        op: ``"message passing"`` or ``"chain"``.
-        quantizers: Paths of the quantizers in it.
-        nodes: Names of the nodes in the prepared graph, in order.
-    """
-
-    op: str
-    quantizers: tuple[str, ...]
-    nodes: tuple[str, ...]
 
 
 def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
@@ -91,7 +76,7 @@ class _Fuser:
         self.graph = graph
         self.root = root
         self.fusions: list[Fusion] = []
-        self._orders: dict[tuple[Node, Node, Any], Node] = {}
+        self._orders: dict[tuple[Any, Any], Node] = {}
         self._modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
         self._position = {node: i for i, node in enumerate(graph.nodes)}
 
@@ -162,7 +147,8 @@ class _Fuser:
         return mask.args[0] if ends else False
 
     def _order(self, index: Node, other: Node, size: Any) -> Node:
-        key = (index, other, _value_of(size))
+        # By the end of the edges that an index is: every layer takes it out of edge_index for itself.
+        key = (end_of_edges(index), _value_of(size))
         known = self._orders.get(key)
         if known is None:
             path = f"{container_name(self.root)}.edge_order_{len(self._orders)}"
@@ -308,7 +294,7 @@ class _Fuser:
 
     def _replace(self, old: Node, new: Node, op: str, nodes: list[Node]) -> None:
         quantizers = tuple(str(node.target) for node in nodes if self._quantizer(node) is not None)
-        self.fusions.append(Fusion(op, quantizers, tuple(node.name for node in nodes)))
+        self.fusions.append(Fusion(op=op, quantizers=quantizers, nodes=tuple(node.name for node in nodes)))
         old.replace_all_uses_with(new)
         for node in reversed(nodes):
             if not node.users:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,8 +12,8 @@ from torch.fx import Graph
 
 from dqconvert.qconfig import QConfig
 from dqconvert.quant import FakeQuantize
-from dqconvert.report import Report
-from dqconvert.rewrite.fuse import Fusion, fuse, guard_islands
+from dqconvert.report import Fusion, Report
+from dqconvert.rewrite.fuse import fuse, guard_islands
 from dqconvert.trace import Island, TracedModule
 
 
@@ -28,9 +29,8 @@ class PreparedModule(TracedModule):
         source: The float graphs (training, and evaluation where it differs), to prepare it again from.
         method: The method of the user's class that ``forward`` stands for.
         islands: Modules kept whole, and why.
-        fuse: Whether groups of nodes run as one operator each. ``graph`` is the graph before that; after changing
-            this call ``recompile()``.
-        fusions: Which groups, where ``fuse`` is on.
+        fuse: Whether groups of nodes run as one operator each. ``graph`` is the graph before that; after changing this
+            call ``recompile()``.
     """
 
     qconfig: QConfig
@@ -39,7 +39,6 @@ class PreparedModule(TracedModule):
     method: str
     islands: tuple[Island, ...]
     fuse: bool = True
-    fusions: tuple[Fusion, ...] = ()
 
     @classmethod
     def _namespace(cls, user: type[nn.Module]) -> dict[str, Any]:
@@ -49,7 +48,7 @@ class PreparedModule(TracedModule):
         runs, fusions = fuse(graph, self) if self.fuse else (copy.deepcopy(graph), ())
         guard_islands(runs, [island.module for island in self.islands])
         if graph is not self.eval_graph:
-            self.fusions = fusions
+            self.report = replace(self.report, fusions=fusions)
         return runs
 
     def __repr__(self) -> str:
@@ -59,6 +58,11 @@ class PreparedModule(TracedModule):
         return tree(self)
 
     __str__ = __repr__
+
+    @property
+    def fusions(self) -> tuple[Fusion, ...]:
+        """What runs as one operator; nothing where ``fuse`` is off."""
+        return self.report.fusions
 
     def quantizers(self) -> Iterator[tuple[str, FakeQuantize]]:
         """Path and module of every :class:`~dqconvert.quant.FakeQuantize`, in the order of registration."""

@@ -69,6 +69,8 @@ def _closing(view: View) -> list[Line]:
     lines = []
     if view.report.left_float:
         lines.append(Line(f"{len(view.report.left_float)} values stay in float: see the report"))
+    if view.report.fusions:
+        lines.append(Line(f"{len(view.report.fusions)} groups run as one operator each: see the report"))
     if "eval" in view.graphs:
         lines.append(Line("evaluation has a graph of its own; this is the one of training"))
     return lines

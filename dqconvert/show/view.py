@@ -12,7 +12,7 @@ from torch import Tensor
 from dqconvert.checkpoint import container
 from dqconvert.checkpoint.document import describe
 from dqconvert.checkpoint.graph_data import wellformed
-from dqconvert.report import Entry, LeftFloat, Report
+from dqconvert.report import Entry, Fusion, LeftFloat, Report
 from dqconvert.rewrite import PreparedModule
 
 # Nodes that check, measure and fetch: the arithmetic reads better without them.
@@ -167,6 +167,10 @@ def _view(document: Mapping[str, Any], ranges: Mapping[str, tuple[Tensor, Tensor
         left_float=tuple(LeftFloat(**left) for left in data["left_float"]),
         remarks=tuple(data["remarks"]),
         protection=tuple(data["protection"]),
+        fusions=tuple(
+            Fusion(op=fusion["op"], quantizers=tuple(fusion["quantizers"]), nodes=tuple(fusion["nodes"]))
+            for fusion in data["fusions"]
+        ),
     )
     quantizers = {entry.path: _quantizer(entry, ranges.get(entry.path)) for entry in entries}
     read = _Reader(quantizers, report.protection)
