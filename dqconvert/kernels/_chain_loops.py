@@ -284,6 +284,11 @@ def round_rows(x, skip, first_grid, clip1, relu, second_grid, clip2, y, bits, fr
         value.reshape(-1),
         before.reshape(-1),
     )
+    blocked_to, blocked_from = x.dtype.type(-np.inf), x.dtype.type(np.inf)
+    if first_grid.size > 0:
+        zero_point, low, high = first_grid[1], first_grid[2], first_grid[3]
+        blocked_to = zero_point if relu else low  # a code at the zero point or below is not positive
+        blocked_from = high if clip1 or high <= zero_point else blocked_from
     for first in range(start, stop, step):
         last = min(first + step, stop)
         a, b = first * columns, last * columns
@@ -295,16 +300,18 @@ def round_rows(x, skip, first_grid, clip1, relu, second_grid, clip2, y, bits, fr
             copy_values(flat_bits[a:b], flat_before[:size])
         if first_grid.size > 0:
             round_values(flat_x[a:b], first_grid, codes)
-            if masked and clip1:
-                clip_bits(codes, first_grid, flat_bits[a:b], np.uint8(0))
-            back_values(codes, first_grid, v)
+            if masked and (clip1 or relu):
+                block_bits(codes, blocked_to, blocked_from, flat_bits[a:b])
+            if relu:
+                back_relu_values(codes, first_grid, v)
+            else:
+                back_values(codes, first_grid, v)
+        elif relu:
+            if masked:
+                relu_bits(flat_x[a:b], flat_bits[a:b])
+            relu_values(flat_x[a:b], v)
         else:
             copy_values(flat_x[a:b], v)
-        if relu:
-            if masked:
-                relu_bits(v, flat_bits[a:b])
-            relu_values(v, codes)
-            copy_values(codes, v)
         if second_grid.size > 0:
             round_values(v, second_grid, codes)
             if masked and clip2:
@@ -359,6 +366,24 @@ def back_values(codes, grid, y):  # type: ignore[no-untyped-def]
         q = low if q < low else q  # NaN stays NaN
         q = high if q > high else q
         y[c] = (q - zero_point) * scale
+
+
+@loop
+def block_bits(codes, to, from_, bits):  # type: ignore[no-untyped-def]
+    for c in range(bits.size):
+        bits[c] &= np.uint8(0) if (codes[c] <= to) | (codes[c] >= from_) else np.uint8(3)
+
+
+@loop
+def back_relu_values(codes, grid, y):  # type: ignore[no-untyped-def]
+    scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
+    zero = y.dtype.type(0)
+    for c in range(y.size):
+        q = codes[c]
+        q = low if q < low else q
+        q = high if q > high else q
+        value = (q - zero_point) * scale
+        y[c] = zero if value <= zero else value
 
 
 @loop
