@@ -143,6 +143,13 @@ def test_ranges_that_lie_anywhere(shift, relu):
     assert_as_defined(steps, {1: INT4, 2: INT8}, relu=relu)
 
 
+def test_averages_are_float32_step_by_step():
+    """Batches far apart, where a last bit shows."""
+    for spread in torch.rand(40).mul(8).exp().tolist():
+        steps = [torch.randn(9, 4) * factor for factor in (1, spread, 0.1, 1)]
+        assert_as_defined(steps, {1: SCHEMES["ema"], 2: SCHEMES["percentile ema"]})
+
+
 def special(kind, shape):
     x = torch.randn(shape)
     if kind == "zeros":
