@@ -57,14 +57,14 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tenso
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     x, weight = ctx.saved_tensors
     for_x, for_weight, for_bias = ctx.needs_input_grad
-    flat = grad.reshape(-1, grad.size(-1))
+    flat = grad.unsqueeze(0) if grad.dim() == 1 else grad.flatten(0, -2)
     to_x = None
     if for_x:  # a gradient of a gradient goes through torch's own operator
         again = torch.is_grad_enabled()
         multiply = torch.matmul if again else _matmul_on_cpu if direct(flat) else _matmul
         product = multiply(flat, weight)
         to_x = product.view(*grad.shape[:-1], weight.size(1))
-    to_weight = flat.t() @ x.reshape(-1, x.size(-1)) if for_weight else None
+    to_weight = flat.t() @ (x.unsqueeze(0) if x.dim() == 1 else x.flatten(0, -2)) if for_weight else None
     return to_x, to_weight, flat.sum(0) if for_bias else None
 
 

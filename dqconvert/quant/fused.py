@@ -39,8 +39,10 @@ def chain(
     quantizers = (first, second, third)
     present = [quantizer for quantizer in quantizers if quantizer is not None]
     schemes = [None if quantizer is None else quantizer.scheme_for(x) for quantizer in quantizers]
-    alike = len({quantizer.training for quantizer in present}) == 1  # a part of the model may be in evaluation
-    if not alike or sum(scheme is not None for scheme in schemes) < len(present):
+    # A part of the model may be in evaluation, and autocast mixes types.
+    alike = len({quantizer.training for quantizer in present}) == 1
+    one_type = all(t is None or t.dtype == x.dtype for t in (bias, other, alpha))
+    if not alike or not one_type or sum(scheme is not None for scheme in schemes) < len(present):
         return _step_by_step(x, first, bias, other, alpha, second, relu, third, protected)
     ranges = [end for quantizer in present for end in (quantizer.min_val, quantizer.max_val)]
     y, ends = quantize_chain(

@@ -6,7 +6,9 @@ The prepared graph stays what is saved, shown and prepared again; this one is ma
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
         >>> from dqconvert import prepare
         >>> module, _ = prepare(GIN(8, 16, num_layers=1), "int8-dq")
         >>> [fusion.op for fusion in fuse(module.graph, module)[1]]
-        ['message passing', 'chain', 'chain', 'chain']
+        ['message passing', 'chain']
     """
     fused = copy.deepcopy(graph)
     fuser = _Fuser(fused, root)
@@ -76,7 +78,8 @@ class _Fuser:
         self.graph = graph
         self.root = root
         self.fusions: list[Fusion] = []
-        self._orders: dict[tuple[Any, Any], Node] = {}
+        self._orders: dict[Any, Node] = {}
+        self._memos: dict[Any, str] = {}
         self._modules: dict[str, nn.Module] = dict(root.named_modules(remove_duplicate=False))
         self._position = {node: i for i, node in enumerate(graph.nodes)}
 
@@ -147,17 +150,23 @@ class _Fuser:
         return mask.args[0] if ends else False
 
     def _order(self, index: Node, other: Node, size: Any) -> Node:
-        # By the end of the edges that an index is: every layer takes it out of edge_index for itself.
-        key = (end_of_edges(index), _value_of(size))
-        known = self._orders.get(key)
-        if known is None:
-            path = f"{container_name(self.root)}.edge_order_{len(self._orders)}"
+        # Every layer takes the ends of edges out of edge_index for itself, or out of an edge_index of its own.
+        edge_index, row = end_of_edges(index) or (index, 0)
+        one = (edge_index, row, _value_of(size))
+        if one not in self._orders:
+            path = self._memo("edge_order", (_origin(edge_index), row, _value_of(size)), EdgeOrders)
+            self._orders[one] = self.graph.call_module(path, (index, other, size))
+        return self._orders[one]
+
+    def _memo(self, name: str, key: Any, make: Callable[[], nn.Module]) -> str:
+        """The path of a module that remembers, one for all that probably ask it for the same."""
+        if key not in self._memos:
+            path = f"{container_name(self.root)}.{name}_{len(self._memos)}"
             if path not in self._modules:
-                self._modules[path] = EdgeOrders()
+                self._modules[path] = make()
                 attach(self.root, path, self._modules[path])
-            known = self.graph.call_module(path, (index, other, size))
-            self._orders[key] = known
-        return known
+            self._memos[key] = path
+        return self._memos[key]
 
     # -- chains ----------------------------------------------------------------------------------------------------
 
@@ -187,8 +196,9 @@ class _Fuser:
         total = self._sum(after, start) if after is not None else None
         behind = _only_user(after) if after is not None else None
         if total is not None and after is not None and behind is not None and follows(behind):
+            product = total.pop("product", None)
             parts |= {"first": start, **total, "second": behind}
-            nodes += [after, behind]
+            nodes += [after, behind] if product is None else [product, after, behind]
         else:
             parts["second"] = start
         user = _only_user(nodes[-1])
@@ -216,7 +226,7 @@ class _Fuser:
             return None
         if note_of(other).sizes == shape:
             scaled = self._scaled(other, shape) if len(other.users) == 1 else None
-            return {"other": scaled[1], "alpha": scaled[0]} if scaled else {"other": other}
+            return {"other": scaled[1], "alpha": scaled[0], "product": other} if scaled else {"other": other}
         if all(size == (before[-1],) for size, before in zip(note_of(other).sizes, shape, strict=True)):
             return {"bias": other} if len({size[0] for size in note_of(other).sizes}) == 1 else None
         return None
@@ -260,26 +270,23 @@ class _Fuser:
                 module = self._modules[str(node.target)]
                 if type(module) is nn.Dropout and not _hooked(module):
                     with self.graph.inserting_before(node):
-                        training = self.graph.get_attr(f"{node.target}.training")
-                        new = self.graph.call_function(dropout, (node.args[0], module.p, training))
+                        p, training = (self.graph.get_attr(f"{node.target}.{name}") for name in ("p", "training"))
+                        new = self.graph.call_function(dropout, (node.args[0], p, training))
                     node.replace_all_uses_with(annotate(new, note_of(node)))
                     self.graph.erase_node(node)
 
     def remember(self) -> None:
         """Functions of the graph alone, which often stays the same."""
-        count = 0
+        paths = {}
         for node in list(self.graph.nodes):
             if node.op != "call_function" or node.target not in REMEMBERED:
                 continue
             tensors = [n for n in node.all_input_nodes if note_of(n).is_tensor]
             if any(note_of(n).is_float or note_of(n).sparse for n in tensors):
                 continue
-            path = f"{container_name(self.root)}.remembered_{count}"
-            if path not in self._modules:
-                self._modules[path] = Remembered(node.target)
-                attach(self.root, path, self._modules[path])
+            paths[node] = self._memo("remembered", _origin(node), partial(Remembered, node.target))
+        for node, path in paths.items():
             node.op, node.target = "call_module", path
-            count += 1
 
     # -- both ------------------------------------------------------------------------------------------------------
 
@@ -294,6 +301,11 @@ class _Fuser:
 
     def _replace(self, old: Node, new: Node, op: str, nodes: list[Node]) -> None:
         quantizers = tuple(str(node.target) for node in nodes if self._quantizer(node) is not None)
+        source = nodes[0].args[0]
+        for node in nodes[:-1]:
+            for user in list(node.users):
+                if op == "chain" and _reads_form(user):  # every value in a chain has the form of the first
+                    user.replace_input_with(node, source)  # type: ignore[arg-type]
         self.fusions.append(Fusion(op=op, quantizers=quantizers, nodes=tuple(node.name for node in nodes)))
         old.replace_all_uses_with(new)
         for node in reversed(nodes):
@@ -302,8 +314,27 @@ class _Fuser:
 
 
 def _only_user(node: Node) -> Node | None:
-    users = list(node.users)
+    users = [user for user in node.users if not _reads_form(user)]
     return users[0] if len(users) == 1 and users[0].op != "output" else None
+
+
+def _reads_form(node: Node) -> bool:
+    """Whether a node reads a tensor's shape, type or device alone."""
+    if node.target is getattr:
+        return node.args[1] in ("dtype", "device", "shape", "ndim")
+    return node.op == "call_method" and node.target in ("size", "dim")
+
+
+def _origin(value: Any) -> Any:
+    """What a value comes from: equal for two nodes that probably hold the same. Of use for what checks that."""
+    if not isinstance(value, Node):
+        return tuple(map(_origin, value)) if isinstance(value, tuple | list) else value
+    if value.target is getattr and value.args[1] == "dtype":
+        return "dtype", note_of(value.args[0]).dtype if isinstance(value.args[0], Node) else None
+    if value.target is operator.getitem or value.target in REMEMBERED:
+        kwargs = tuple((name, _origin(item)) for name, item in sorted(value.kwargs.items()))
+        return value.target, tuple(map(_origin, value.args)), kwargs
+    return _value_of(value)
 
 
 def _value_of(size: Any) -> Any:
