@@ -33,6 +33,8 @@ PHASE_OF: Mapping[str, str] = MappingProxyType(
         "dqconvert::csr*": "message passing",
         "dqconvert::edge_order*": "message passing",
         "dqconvert::linear*": "linear",
+        "dqconvert::matmul*": "linear",
+        "dqconvert::dropout*": "rest",
         # Autograd functions go by their class's name.
         "*FakeQuantize*Backward*": "quantize",
         "*Propagate*Backward*": "message passing",

@@ -158,7 +158,9 @@ def _message_by_message(
 
 
 def own_memory(x: Any) -> Any:
-    """A copy of a tensor in memory of its own, for code that may free or resize what it is given."""
+    """A copy of a tensor, or of those in a tuple or list, in memory of its own: for code that may free or resize it."""
+    if isinstance(x, tuple | list) and not hasattr(x, "_fields"):
+        return type(x)(map(own_memory, x))
     return x.clone() if isinstance(x, Tensor) else x
 
 

@@ -64,13 +64,19 @@ def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
 
 
 def guard_islands(graph: Graph, islands: Sequence[str]) -> None:
-    """Gives modules that were not traced tensors in memory of their own: what they do with it is unknown."""
-    for node in graph.nodes:
+    """Gives modules that were not traced tensors in memory of their own, and copies what they return.
+
+    What they do with that memory is unknown: reversible layers free that of their inputs, and later of their outputs.
+    """
+    for node in list(graph.nodes):
         if node.op == "call_module" and node.target in islands:
             for tensor in [n for n in node.all_input_nodes if note_of(n).is_tensor]:
                 with graph.inserting_before(node):
                     copied = annotate(graph.call_function(own_memory, (tensor,)), note_of(tensor))
                 node.replace_input_with(tensor, copied)
+            with graph.inserting_after(node):
+                result = annotate(graph.call_function(own_memory, (node,)), note_of(node))
+            node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
 
 
 class _Fuser:

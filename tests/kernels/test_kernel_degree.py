@@ -26,9 +26,7 @@ def test_official_implementation(case):
     torch.testing.assert_close(got, torch.tensor(case["probability"]), rtol=1e-5, atol=0)
 
 
-def probability_by_hand(
-    targets: list[list[int]], graphs: list[int], p_min: float, p_max: float
-) -> list[float]:
+def probability_by_hand(targets: list[list[int]], graphs: list[int], p_min: float, p_max: float) -> list[float]:
     edges = [target for edge_type in targets for target in edge_type]
     if not edges:
         return [p_min] * len(graphs)
@@ -77,9 +75,7 @@ def test_the_highest_degree_has_exactly_p_max():
 def test_nodes_that_no_edge_reaches_have_p_min():
     for index in ([], [torch.tensor([], dtype=torch.int64)]):
         assert protection_probability(index, 3, 0.25, 0.5).tolist() == [0.25] * 3
-        assert (
-            protection_probability(index, 3, 0.25, 0.5, batch=torch.tensor([1, 0, 1])).tolist() == [0.25] * 3
-        )
+        assert protection_probability(index, 3, 0.25, 0.5, batch=torch.tensor([1, 0, 1])).tolist() == [0.25] * 3
 
 
 def test_no_nodes():

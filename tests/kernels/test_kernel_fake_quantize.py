@@ -226,9 +226,7 @@ def test_errors_name_what_does_not_fit():
         fake_quantize(torch.arange(3), *GRID)
     with pytest.raises(TypeError, match=r"protected must be a bool tensor, got torch\.float32"):
         fake_quantize(x, *GRID, torch.ones(3))
-    with pytest.raises(
-        ValueError, match=r"per row \(dimension 0\).*got shape \(2,\) for values of shape \(3, 2\)"
-    ):
+    with pytest.raises(ValueError, match=r"per row \(dimension 0\).*got shape \(2,\) for values of shape \(3, 2\)"):
         fake_quantize(x, *GRID, torch.ones(2, dtype=torch.bool))
 
 

@@ -75,9 +75,7 @@ def assert_pairs(got, want: list[tuple[float, float]], channel_dim: int | None):
 def test_percentiles_are_the_definition(observation, p):
     values, keep, row_dim, channel_dim = observation
     want = [percentiles_by_hand(channel, p) for channel in channels_of(*observation)]
-    assert_pairs(
-        percentile_pair(values, p, keep=keep, row_dim=row_dim, channel_dim=channel_dim), want, channel_dim
-    )
+    assert_pairs(percentile_pair(values, p, keep=keep, row_dim=row_dim, channel_dim=channel_dim), want, channel_dim)
     # What runs where a count of the kept rows would have to be waited for:
     assert_pairs(plain_percentile_pair(values, p, keep, row_dim, channel_dim, None), want, channel_dim)
 

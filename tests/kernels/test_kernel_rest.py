@@ -20,6 +20,7 @@ from dqconvert.kernels import _threads as threads_module
 from dqconvert.kernels._memory import SMALL, Buffers
 from dqconvert.kernels._threads import GRAIN, parts, run, run_balanced
 from dqconvert.kernels.edge_order import plain_edge_order
+from dqconvert.quant import fused
 
 OPS = torch.ops.dqconvert
 
@@ -127,7 +128,7 @@ def test_dropout_is_torchs(shape, dtype, threads):
 def test_dropout_of_a_strided_tensor():
     x = torch.randn(50, 20).t()
     torch.manual_seed(3)
-    y = dropout(x, 0.5)
+    y = fused.dropout(x, 0.5)
     torch.manual_seed(3)
     assert torch.equal(y, F.dropout(x, 0.5, training=True))
 

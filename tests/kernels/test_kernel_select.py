@@ -30,7 +30,7 @@ def by_hand(values, p) -> Ends:
 
 def assert_within(got: Ends, want: Ends, bounds):
     """An end may be left open only where it is not beyond its bound."""
-    assert got.count == want.count
+    assert got.total == want.total
     assert got.lo == want.lo or (got.lo is None and want.lo >= bounds[0])
     assert got.hi == want.hi or (got.hi is None and want.hi <= bounds[1])
 

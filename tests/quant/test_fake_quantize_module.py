@@ -27,9 +27,7 @@ from dqconvert.quant import (
 )
 
 
-def quantizer(
-    *, signed: bool = True, channels: int | None = None, row_dim: int = 0, channel_dim: int = 0, **spec
-):
+def quantizer(*, signed: bool = True, channels: int | None = None, row_dim: int = 0, channel_dim: int = 0, **spec):
     return FakeQuantize(
         QSpec(**spec),
         name="conv1.quant.message",
@@ -343,9 +341,7 @@ def test_errors_and_printout():
     assert "per channel, minmax, range=2 channels" in repr(module)
 
 
-@pytest.mark.parametrize(
-    "spec", [{"range": "percentile", "grad": "clip"}, {"range": "ema", "grad": "ste"}], ids=str
-)
+@pytest.mark.parametrize("spec", [{"range": "percentile", "grad": "clip"}, {"range": "ema", "grad": "ste"}], ids=str)
 def test_compiled_as_one_graph_it_is_the_same(spec):
     torch._dynamo.reset()
     eager, compiled = quantizer(**spec), quantizer(**spec)
@@ -367,16 +363,12 @@ def test_exported_it_is_the_same():
     module = quantizer()
     module(torch.randn(30, 4))
     module.eval()
-    program = torch.export.export(
-        module, (torch.randn(8, 4),), dynamic_shapes=({0: torch.export.Dim("rows")},)
-    )
+    program = torch.export.export(module, (torch.randn(8, 4),), dynamic_shapes=({0: torch.export.Dim("rows")},))
     x = torch.randn(13, 4)
     assert torch.equal(program.module()(x), module(x))
 
 
-@pytest.mark.parametrize(
-    "spec", [{"range": "percentile", "grad": "clip"}, {"range": "ema", "grad": "ste"}], ids=str
-)
+@pytest.mark.parametrize("spec", [{"range": "percentile", "grad": "clip"}, {"range": "ema", "grad": "ste"}], ids=str)
 def test_a_training_step_reads_nothing_back_from_the_device(spec):
     """Fake tensors hold no values: whatever looked at one would raise here."""
     with FakeTensorMode():

@@ -175,7 +175,11 @@ def test_a_gcn_layer_ends_in_one_chain():
     assert len(first.nodes) >= 4
 
 
-@pytest.mark.parametrize("between", [nn.ReLU(), nn.ReLU(inplace=True), F.relu, torch.relu, torch.Tensor.relu], ids=repr)
+@pytest.mark.parametrize(
+    "between",
+    [nn.ReLU(), nn.ReLU(inplace=True), F.relu, torch.relu, torch.Tensor.relu],
+    ids=["module", "inplace", "functional", "torch", "method"],
+)
 def test_a_relu_by_any_name(between):
     module = prepared_from(GINConv(Inner(between)))
     assert ("nn.lin1.quant.feature", "nn.lin2.quant.input") in {
