@@ -404,11 +404,11 @@ def test_fifty_steps_stay_within_the_spread_of_edge_orders():
     x, y = torch.randn(300, 16, generator=generator), torch.randint(4, (300,), generator=generator)
     x = x + F.one_hot(y, 16)
     edge_index = (torch.rand(2, 1500, generator=generator) ** 2 * 300).long()
-    for model, count in ((GCN(16, 32, 2, 4, dropout=0.2), 6), (GIN(16, 32, 2, 4, norm="batch_norm"), 4)):
+    for model in (GCN(16, 32, 2, 4, dropout=0.2), GIN(16, 32, 2, 4, norm="batch_norm")):
         plain = dqconvert.prepare(model, "int8-dq", (x, edge_index), fuse=False).module
         fused = dqconvert.prepare(model, "int8-dq", (x, edge_index)).module
         assert fused.fusions
-        orders = [torch.randperm(1500, generator=generator) for _ in range(count)]
+        orders = [torch.randperm(1500, generator=generator) for _ in range(10)]
         runs = torch.stack([losses(copy.deepcopy(plain), x, edge_index[:, order], y) for order in orders])
         got = losses(fused, x, edge_index, y)
         centre, spread = runs.mean(0), (runs.amax(0) - runs.amin(0)).max()
