@@ -333,6 +333,10 @@ def _reads_form(node: Node) -> bool:
 
 def _origin(value: Any) -> Any:
     """What a value comes from: equal for two nodes that probably hold the same. Of use for what checks that."""
+    if isinstance(value, slice):
+        return "slice", _origin(value.start), _origin(value.stop), _origin(value.step)
+    if isinstance(value, dict):
+        return tuple((name, _origin(item)) for name, item in value.items())
     if not isinstance(value, Node):
         return tuple(map(_origin, value)) if isinstance(value, tuple | list) else value
     if value.target is getattr and value.args[1] == "dtype":
