@@ -1,0 +1,149 @@
+"""Chains as one operator: quantizers of node features with a sum and a ReLU between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from torch import nn
+from torch.fx import Node
+
+from dqconvert.quant.fused import chain
+from dqconvert.rewrite.derive import Size
+from dqconvert.rewrite.fuse.context import Context, only_user, protection_of, reads_form
+from dqconvert.trace.note import annotate, note_of
+from dqconvert.trace.ops import op_name
+
+
+def fuse_chains(context: Context) -> None:
+    """Replaces ``third(relu(second(first(x) + ...)))``, or a part of it, by :func:`dqconvert.quant.fused.chain`.
+
+    All quantizers of a chain have the same protection, and no value within it is used elsewhere. A quantizer alone
+    stays as it is.
+    """
+    done: set[Node] = set()
+    for node in list(context.graph.nodes):
+        if node not in done and context.is_quantizer(node) and isinstance(node.args[0], Node):
+            found = _chain_from(context, node)
+            done.update(found.nodes)
+            if len(found.nodes) > 1:
+                _write(context, found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Added:
+    """What a chain adds: ``bias``, or ``other``, or ``alpha * other``.
+
+    Attributes:
+        bias: A vector, the same for all rows.
+        other: A tensor of the chain's own shape.
+        alpha: A tensor of one element.
+        product: The node that multiplies both; it becomes part of the chain.
+    """
+
+    bias: Node | None = None
+    other: Node | None = None
+    alpha: Node | None = None
+    product: Node | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chain:
+    """A group of nodes that becomes one operator, named as in :func:`dqconvert.quant.fused.chain`.
+
+    Attributes:
+        nodes: The group, in order.
+        first: The call of the quantizer before the sum; ``None`` where nothing is added.
+        added: What is added.
+        second: The call of the quantizer behind the sum, or of the only one.
+        relu: Whether a ReLU comes next.
+        third: The call of the quantizer behind that; ``None``: there is none.
+    """
+
+    nodes: tuple[Node, ...]
+    first: Node | None
+    added: _Added
+    second: Node
+    relu: bool
+    third: Node | None
+
+
+# -- finding them ------------------------------------------------------------------------------------------------
+
+
+def _chain_from(context: Context, start: Node) -> _Chain:
+    """The longest chain that begins with the call of a quantizer, which may be all there is of it."""
+
+    def follows(user: Node | None) -> TypeGuard[Node]:
+        """Whether a node is a quantizer with the same protection."""
+        return user is not None and context.is_quantizer(user) and protection_of(user) is protection_of(start)
+
+    first, added, second, third, nodes = None, _Added(), start, None, [start]
+    add = only_user(start)
+    total = None if add is None else _added(add, start)
+    if add is not None and total is not None and follows(behind := only_user(add)):
+        first, added, second = start, total, behind
+        nodes += [add, behind] if total.product is None else [total.product, add, behind]
+    relu = only_user(second)
+    if relu is None or not _is_relu(context, relu):
+        return _Chain(nodes=tuple(nodes), first=first, added=added, second=second, relu=False, third=None)
+    nodes.append(relu)
+    if follows(last := only_user(relu)):
+        third = last
+        nodes.append(last)
+    return _Chain(nodes=tuple(nodes), first=first, added=added, second=second, relu=True, third=third)
+
+
+def _added(add: Node, start: Node) -> _Added | None:
+    """What is added to ``start``: a bias, or another tensor of the same shape, perhaps times a scalar."""
+    if op_name(add) != "add" or add.kwargs or len(add.args) != 2:
+        return None
+    other = add.args[1] if add.args[0] is start else add.args[0]
+    shape = note_of(start).sizes
+    if not isinstance(other, Node) or other is start or note_of(add).sizes != shape or not shape:
+        return None
+    if note_of(other).dtype != note_of(start).dtype:
+        return None
+    if note_of(other).sizes == shape:
+        scaled = _scaled(other, shape) if len(other.users) == 1 else None
+        return scaled or _Added(other=other)
+    vector = all(size == (before[-1],) for size, before in zip(note_of(other).sizes, shape, strict=True))
+    return _Added(bias=other) if vector and len(set(note_of(other).sizes)) == 1 else None
+
+
+def _scaled(product: Node, shape: tuple[Size, ...]) -> _Added | None:
+    """The scalar and the tensor of a product with a tensor of one element."""
+    if op_name(product) != "mul" or len(product.args) != 2 or product.kwargs:
+        return None
+    for scalar, tensor in (product.args, product.args[::-1]):
+        if isinstance(scalar, Node) and isinstance(tensor, Node) and note_of(tensor).sizes == shape:
+            one = note_of(scalar).sizes
+            if one and all(size in ((), (1,)) for size in one) and note_of(scalar).dtype == note_of(tensor).dtype:
+                return _Added(other=tensor, alpha=scalar, product=product)
+    return None
+
+
+def _is_relu(context: Context, node: Node) -> bool:
+    return type(context.plain_module(node)) is nn.ReLU or op_name(node) == "relu"
+
+
+# -- writing them ------------------------------------------------------------------------------------------------
+
+
+def _write(context: Context, found: _Chain) -> None:
+    graph, start, end = context.graph, found.nodes[0], found.nodes[-1]
+    source, added = start.args[0], found.added
+
+    def module(quantize: Node | None) -> Node | None:
+        return None if quantize is None else graph.get_attr(str(quantize.target))
+
+    with graph.inserting_before(end):
+        first, second, third = (module(quantize) for quantize in (found.first, found.second, found.third))
+        terms = (added.bias, added.other, added.alpha)
+        args = (source, first, *terms, second, found.relu, third, protection_of(start))
+        new = annotate(graph.call_function(chain, args), note_of(end))
+    assert isinstance(source, Node)
+    for node in found.nodes[:-1]:
+        for user in [user for user in node.users if reads_form(user)]:
+            user.replace_input_with(node, source)  # every value in a chain has the form of the first
+    context.replace(found.nodes, new, "chain")

@@ -1,0 +1,89 @@
+"""The graph that is being fused, and what every pass asks of its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.fx import Graph, Node
+
+from dqconvert.quant import FakeQuantize
+from dqconvert.report import Fusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the passes read and change, one after the other.
+
+    Attributes:
+        graph: A copy of the prepared graph, changed in place.
+        root: The module that the graph is of; gets the modules that remember.
+        modules: The modules of ``root`` by path.
+        fusions: What was fused so far.
+        memos: Paths of the modules that remember, by what they are asked for.
+    """
+
+    graph: Graph
+    root: nn.Module
+    modules: dict[str, nn.Module]
+    fusions: list[Fusion] = field(default_factory=list)
+    memos: dict[Any, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, graph: Graph, root: nn.Module) -> Context:
+        """The state before the first pass."""
+        return cls(graph=graph, root=root, modules=dict(root.named_modules(remove_duplicate=False)))
+
+    def plain_module(self, node: Node) -> nn.Module | None:
+        """The module that a node calls, unless calling it also runs hooks: those see it called as it is."""
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        return None if module is None or hooked(module) else module
+
+    def is_quantizer(self, node: Node) -> bool:
+        """Whether a node calls a plain quantizer of rows, the one that the operators know."""
+        module = self.plain_module(node)
+        return type(module) is FakeQuantize and module.channel_dim is None and module.row_dim == 0
+
+    def replace(self, nodes: Sequence[Node], new: Node, op: str) -> None:
+        """Puts ``new`` in the place of the last of ``nodes``, erases those that nothing else needs, and notes it.
+
+        Args:
+            nodes: The group, in the order of the graph.
+            new: What computes the same as the group.
+            op: What the report calls it.
+        """
+        quantizers = tuple(str(node.target) for node in nodes if self.is_quantizer(node))
+        self.fusions.append(Fusion(op=op, quantizers=quantizers, nodes=tuple(node.name for node in nodes)))
+        nodes[-1].replace_all_uses_with(new)
+        for node in reversed(nodes):
+            if not node.users:
+                self.graph.erase_node(node)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether calling a module runs hooks, forward or backward."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def protection_of(quantize: Node) -> Any:
+    """The mask of protected rows that the call of a quantizer is given; ``None``: there is none."""
+    return quantize.args[1] if len(quantize.args) > 1 else None
+
+
+def only_user(node: Node) -> Node | None:
+    """What alone uses a value, and is not the graph's output: then the value need not be there.
+
+    What reads the value's shape, type or device alone is no use of it.
+    """
+    users = [user for user in node.users if not reads_form(user)]
+    return users[0] if len(users) == 1 and users[0].op != "output" else None
+
+
+def reads_form(node: Node) -> bool:
+    """Whether a node reads a tensor's shape, type or device alone."""
+    if node.target is getattr:
+        return node.args[1] in ("dtype", "device", "shape", "ndim")
+    return node.op == "call_method" and node.target in ("size", "dim")

@@ -1,0 +1,66 @@
+"""Modules that remember what they returned for the same graph: one for all calls that probably ask for the same.
+
+Each checks what it is given, so two calls that share one and ask for different things cost time, not correctness.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+from torch_geometric.nn.conv.gcn_conv import gcn_norm
+from torch_geometric.utils import add_remaining_self_loops, add_self_loops, remove_self_loops
+
+from dqconvert.rewrite.fuse.context import Context
+from dqconvert.rewrite.place import attach, container_name
+from dqconvert.trace.note import note_of
+from dqconvert.trace.ops import op_name
+
+REMEMBERED = (gcn_norm, add_self_loops, remove_self_loops, add_remaining_self_loops)
+"""Functions whose results depend, without edge weights, on the graph alone."""
+
+
+def memo(context: Context, name: str, key: Any, make: Callable[[], nn.Module]) -> str:
+    """The path of the module that remembers what ``key`` stands for.
+
+    Args:
+        context: Its ``root`` gets the module where it has none of that path yet, from an earlier fusing.
+        name: What the path is to say.
+        key: From :func:`origin`, equal for calls that probably ask for the same.
+        make: Makes the module.
+    """
+    if key not in context.memos:
+        path = f"{container_name(context.root)}.{name}_{len(context.memos)}"
+        if path not in context.modules:
+            context.modules[path] = make()
+            attach(context.root, path, context.modules[path])
+        context.memos[key] = path
+    return context.memos[key]
+
+
+def origin(value: Any) -> Any:
+    """What a value comes from: equal for two nodes that probably hold the same. Of use for what checks that."""
+    if isinstance(value, slice):
+        return "slice", origin(value.start), origin(value.stop), origin(value.step)
+    if isinstance(value, dict):
+        return tuple((name, origin(item)) for name, item in value.items())
+    if not isinstance(value, Node):
+        return tuple(map(origin, value)) if isinstance(value, tuple | list) else value
+    if value.target is getattr and value.args[1] == "dtype":
+        return "dtype", note_of(value.args[0]).dtype if isinstance(value.args[0], Node) else None
+    if value.target is operator.getitem or value.target in REMEMBERED:
+        kwargs = tuple((name, origin(item)) for name, item in sorted(value.kwargs.items()))
+        return value.target, tuple(map(origin, value.args)), kwargs
+    return size_of(value)
+
+
+def size_of(value: Any) -> Any:
+    """What a size is read off, so that two nodes that read the same size count as one; other values as they are."""
+    if isinstance(value, Node) and op_name(value) == "size":
+        source, dim = value.args
+        if isinstance(source, Node) and isinstance(dim, int) and note_of(source).sizes:
+            return tuple(shape[dim] for shape in note_of(source).sizes)
+    return value

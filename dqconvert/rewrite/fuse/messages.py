@@ -1,0 +1,185 @@
+"""Message passing as one operator: gather, product with an edge weight, quantizer of the message, and sum or mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
+from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
+
+from dqconvert.quant import gather_protected
+from dqconvert.quant.fused import EdgeOrders, message_passing
+from dqconvert.rewrite.derive import Size
+from dqconvert.rewrite.fuse.context import Context, only_user, protection_of
+from dqconvert.rewrite.fuse.memos import memo, origin, size_of
+from dqconvert.rewrite.spaces import Gather, end_of_edges, gather
+from dqconvert.trace.note import annotate, note_of
+from dqconvert.trace.ops import op_name
+
+AGGREGATIONS: Mapping[type[nn.Module], bool] = MappingProxyType({SumAggregation: False, MeanAggregation: True})
+"""Aggregations that the operator knows, and whether they average."""
+
+
+def fuse_messages(context: Context) -> None:
+    """Replaces gather, product, quantizer and aggregation by :func:`dqconvert.quant.fused.message_passing`.
+
+    Messages are then never all in memory. Only those of the form ``x_j`` or ``w * x_j`` whose quantizer has the
+    protection of the nodes that send; others stay as they are.
+    """
+    orders: dict[Any, Node] = {}
+    for node in list(context.graph.nodes):
+        found = _matched(context, node) if context.is_quantizer(node) else None
+        if found is not None:
+            context.replace(found.nodes, _written(context, found, orders), "message passing")
+
+
+@dataclass(frozen=True)
+class _Message:
+    """How a message is made.
+
+    Attributes:
+        gather: Of the senders' rows.
+        weight: What they are multiplied by; ``None``: nothing.
+        nodes: From the gather to the message.
+    """
+
+    gather: Gather
+    weight: Node | None
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Propagation:
+    """A group of nodes that becomes one operator.
+
+    Attributes:
+        message: What is sent.
+        quantize: The call of its quantizer.
+        protected: Which senders are protected; ``None``: none is.
+        aggregate: The sum or mean.
+        receiver: The other ends of the edges.
+        num_nodes: How many nodes receive.
+        mean: Whether to average.
+    """
+
+    message: _Message
+    quantize: Node
+    protected: Any
+    aggregate: Node
+    receiver: Node
+    num_nodes: Any
+    mean: bool
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The group, in order."""
+        return *self.message.nodes, self.quantize, self.aggregate
+
+
+# -- finding them ------------------------------------------------------------------------------------------------
+
+
+def _matched(context: Context, quantize: Node) -> _Propagation | None:
+    """The group around the call of a quantizer; ``None`` if it is none that the operator computes."""
+    aggregate, product = only_user(quantize), quantize.args[0]
+    layer = None if aggregate is None else context.plain_module(aggregate)
+    mean = None if layer is None else AGGREGATIONS.get(type(layer))
+    message = _message(product) if isinstance(product, Node) else None
+    if aggregate is None or mean is None or message is None:
+        return None
+    taken = message.gather
+    receiver = aggregate.args[1] if len(aggregate.args) > 1 else aggregate.kwargs.get("index")
+    if taken.dim != 0 or not isinstance(receiver, Node) or note_of(taken.edge_index).sparse:
+        return None
+    if end_of_edges(receiver) != (taken.edge_index, 1 - taken.row):
+        return None
+    ptr, size, dim = (aggregate.kwargs.get(name) for name in ("ptr", "dim_size", "dim"))
+    if ptr is not None or size is None or dim not in (0, -note_of(message.nodes[-1]).ndim):
+        return None
+    mask = protection_of(quantize)
+    if mask is not None and not _is_senders(mask, taken):
+        return None
+    return _Propagation(
+        message=message,
+        quantize=quantize,
+        protected=None if mask is None else mask.args[0],
+        aggregate=aggregate,
+        receiver=receiver,
+        num_nodes=size,
+        mean=mean,
+    )
+
+
+def _message(message: Node) -> _Message | None:
+    """What a message is made of; ``None`` if not of ``x_j``, or ``x_j`` and a weight of its edge."""
+    if (taken := gather(message)) is not None:
+        return _Message(taken, None, (message,))
+    if op_name(message) != "mul" or len(message.args) != 2:
+        return None
+    for rows, factor in (message.args, message.args[::-1]):
+        if not isinstance(rows, Node) or not isinstance(factor, Node) or (taken := gather(rows)) is None:
+            continue
+        if len(rows.users) > 1 or note_of(rows).sizes != note_of(message).sizes:
+            continue
+        weight = _per_edge(factor, note_of(message).sizes)
+        if weight is not None:
+            return _Message(taken, weight, (rows, message) if weight is factor else (rows, factor, message))
+    return None
+
+
+def _per_edge(factor: Node, sizes: tuple[Size, ...]) -> Node | None:
+    """The weights behind a factor that is spread over the channels of a message: ``[E]`` or ``[E, heads]``."""
+    shape = note_of(factor).sizes
+    spread = tuple((*size[:-1], 1) for size in sizes)
+    if shape != spread:
+        return None
+    if op_name(factor) in ("view", "unsqueeze", "reshape") and isinstance(factor.args[0], Node):
+        inner = factor.args[0]
+        if note_of(inner).sizes == tuple(size[:-1] for size in sizes):
+            return inner
+    return factor
+
+
+def _is_senders(mask: Any, taken: Gather) -> bool:
+    """Whether a mask of messages is that of their senders, gathered as the messages are."""
+    if not isinstance(mask, Node) or mask.target is not gather_protected:
+        return False
+    index = mask.args[1]
+    return isinstance(index, Node) and end_of_edges(index) == (taken.edge_index, taken.row)
+
+
+# -- writing them ------------------------------------------------------------------------------------------------
+
+
+def _written(context: Context, found: _Propagation, orders: dict[Any, Node]) -> Node:
+    """The call of the operator, before the aggregation.
+
+    Args:
+        context: Where to.
+        found: What it computes.
+        orders: The calls that group edges, by which: one serves all layers of a graph.
+    """
+    graph, taken, receiver = context.graph, found.message.gather, found.receiver
+    with graph.inserting_before(found.aggregate):
+        senders = graph.call_method("size", (taken.source, 0))
+        by_receiver = _order(context, orders, receiver, taken.index, found.num_nodes)
+        by_sender = _order(context, orders, taken.index, receiver, senders)
+        module = graph.get_attr(str(found.quantize.target))
+        ends = (taken.index, receiver, found.num_nodes, by_receiver, by_sender)
+        args = (taken.source, found.message.weight, *ends, module, found.protected, found.mean)
+        return annotate(graph.call_function(message_passing, args), note_of(found.aggregate))
+
+
+def _order(context: Context, orders: dict[Any, Node], index: Node, other: Node, size: Any) -> Node:
+    """The call that groups edges by ``index``."""
+    # Every layer takes the ends of edges out of edge_index for itself, or out of an edge_index of its own.
+    edge_index, row = end_of_edges(index) or (index, 0)
+    one = (edge_index, row, size_of(size))
+    if one not in orders:
+        path = memo(context, "edge_order", (origin(edge_index), row, size_of(size)), EdgeOrders)
+        orders[one] = context.graph.call_module(path, (index, other, size))
+    return orders[one]

@@ -1,0 +1,61 @@
+"""Functions and modules that something else stands in for, one for one, with the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from dqconvert.quant.fused import Remembered, dropout, linear
+from dqconvert.rewrite.fuse.context import Context
+from dqconvert.rewrite.fuse.memos import REMEMBERED, memo, origin
+from dqconvert.trace.note import annotate, note_of
+
+STAND_INS: Mapping[Any, Callable[..., Any]] = MappingProxyType(
+    {
+        torch.nn.functional.linear: linear,
+        torch.nn.functional.dropout: dropout,
+    }
+)
+"""Functions that have a counterpart with the same results."""
+
+
+def put_stand_ins(context: Context) -> None:
+    """Replaces functions, and the modules of dropout, by their counterparts."""
+    for node in list(context.graph.nodes):
+        if node.op == "call_function" and node.target in STAND_INS:
+            node.target = STAND_INS[node.target]
+        elif type(context.plain_module(node)) is nn.Dropout:
+            _open_dropout(context, node)
+
+
+def _open_dropout(context: Context, node: Node) -> None:
+    """Calls the function with the module's probability and mode, read anew each time: both may be changed later."""
+    graph = context.graph
+    with graph.inserting_before(node):
+        p, training = (graph.get_attr(f"{node.target}.{name}") for name in ("p", "training"))
+        new = graph.call_function(dropout, (node.args[0], p, training))
+    node.replace_all_uses_with(annotate(new, note_of(node)))
+    graph.erase_node(node)
+
+
+def remember(context: Context) -> None:
+    """Lets functions of the graph alone remember what they returned, for the graph often stays the same."""
+    paths = {
+        node: memo(context, "remembered", origin(node), partial(Remembered, node.target))
+        for node in context.graph.nodes
+        if node.op == "call_function" and node.target in REMEMBERED and _of_the_graph_alone(node)
+    }
+    # Not before all have their paths: where a value comes from is read off the functions.
+    for node, path in paths.items():
+        node.op, node.target = "call_module", path
+
+
+def _of_the_graph_alone(node: Node) -> bool:
+    tensors = [note_of(n) for n in node.all_input_nodes if note_of(n).is_tensor]
+    return not any(note.is_float or note.sparse for note in tensors)
