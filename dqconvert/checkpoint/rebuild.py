@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from dqconvert.report import Entry, LeftFloat, Report
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace import Island
-from dqconvert.trace.leaves import clear_caches
+from dqconvert.trace.copies import working_copy
 
 
 def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module, where: str) -> PreparedModule:
@@ -58,16 +57,7 @@ def _copy(model: nn.Module) -> nn.Module:
         raise CheckpointError("model= is a prepared module: pass the float model that the file was made from.")
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"model= is a {type(model).__name__}: pass an instance of the float model.")
-    try:
-        root = copy.deepcopy(model)
-    except Exception as error:  # whatever the attributes of a user's model raise
-        raise CheckpointError(
-            f"{type(model).__name__} cannot be deep-copied ({error}): load() works on a copy."
-        ) from error
-    for parameter in root.parameters():
-        parameter.grad = None
-    clear_caches(root)
-    return root
+    return working_copy(model, caller="load()", error=CheckpointError)
 
 
 def _check_ties(root: nn.Module, aliases: Mapping[str, str], where: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import operator
@@ -155,20 +154,6 @@ STAGE_METHODS = ("message", "aggregate", "update", "edge_update")
 def message_passing_layers(model: nn.Module) -> list[MessagePassing]:
     """All message-passing layers of a model."""
     return [module for module in model.modules() if isinstance(module, MessagePassing)]
-
-
-def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy to run once. What layers know of their own signatures, half of the work, is shared."""
-    shared = (layer.inspector for layer in message_passing_layers(model) if hasattr(layer, "inspector"))
-    return copy.deepcopy(model, {id(inspector): inspector for inspector in shared})
-
-
-def clear_caches(model: nn.Module) -> None:
-    """Forgets what layers with ``cached=True`` computed for an earlier graph (in place: on a copy only)."""
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if name.startswith("_cached") and value is not None and not callable(value):
-                setattr(module, name, None)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch_geometric.data.data import BaseData
 
 from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import plain_connectivity
+from dqconvert.trace.copies import duplicate
 from dqconvert.trace.inputs import Inputs, shallow
 from dqconvert.trace.interception import Interception
 from dqconvert.trace.runtime import pinned, present, same_keys
@@ -40,7 +41,7 @@ def record(
     Raises:
         Untraceable: If a module does what a graph cannot hold.
     """
-    model = leaves.duplicate(interception.root).train(training)
+    model = duplicate(interception.root).train(training)
     writer = Writer(model, kept, values)
     verify.seed()
     arguments = {name: _bind_argument(writer, inputs, name) for name in inputs.signature.parameters}

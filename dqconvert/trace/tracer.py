@@ -17,6 +17,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
+from dqconvert.trace.copies import duplicate, working_copy
 from dqconvert.trace.grow import drop_edges, enlarge
 from dqconvert.trace.inputs import Inputs, bind
 from dqconvert.trace.interception import Interception, seen_through
@@ -70,7 +71,7 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
         ['lin', 'aggr_module']
     """
     with preserved_random_state():
-        root = _copy(model)
+        root = working_copy(model)
         inputs, second = _inputs(root, example_inputs, method)
         fused = any(layer.fuse for layer in leaves.message_passing_layers(root))
         one_by_one = fused and has_sparse(inputs)
@@ -114,20 +115,6 @@ def preserved_random_state() -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        root = copy.deepcopy(model)
-    except Exception as error:
-        raise TraceError(
-            f"{type(model).__name__} cannot be deep-copied ({error}): prepare() works on a copy. Clear tensors with "
-            f"gradient history that the model keeps as attributes."
-        ) from error
-    for parameter in root.parameters():
-        parameter.grad = None
-    leaves.clear_caches(root)
-    return root
-
-
 def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
     modes = {path: module.training for path, module in model.named_modules()}
     for path, module in traced.named_modules():
@@ -139,14 +126,14 @@ def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
 
 def _inputs(root: nn.Module, example: Any, method: str) -> tuple[Inputs, Inputs | None]:
     if example is None:
-        return make_inputs(leaves.duplicate(root), method)
+        return make_inputs(duplicate(root), method)
     inputs = bind(root, method, example)
     # Lazy layers settle their shapes here, on our copy.
-    trial = root if leaves.uninitialized(root) else leaves.duplicate(root)
+    trial = root if leaves.uninitialized(root) else duplicate(root)
     _run_once(trial, method, inputs)
     for second in enlarge(inputs):
         try:
-            _run_once(leaves.duplicate(root), method, second)
+            _run_once(duplicate(root), method, second)
         except TraceError:  # this guess at what the rows are was wrong
             continue
         return inputs, second

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from dqconvert.trace import leaves
 from dqconvert.trace.adjacency import plain_connectivity
+from dqconvert.trace.copies import duplicate
 from dqconvert.trace.inputs import Inputs
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
@@ -73,7 +73,7 @@ def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: b
 
 def outputs(model: nn.Module, method: str, inputs: Inputs) -> list[Tensor]:
     """What a copy of a model returns in evaluation mode, without gradients."""
-    copied = leaves.duplicate(model).eval()
+    copied = duplicate(model).eval()
     args, kwargs = inputs.call()
     with torch.no_grad():
         results = pytree.tree_leaves(getattr(copied, method)(*args, **kwargs))
@@ -106,7 +106,7 @@ def _freed(value: Tensor) -> bool:
 
 def compare(model: nn.Module, method: str, graph: TracedModule, inputs: Inputs, training: bool) -> str | None:
     """Runs copies of the float model and of the graph on the same inputs and says what differs."""
-    expected_on, actual_on = leaves.duplicate(model), graph.for_one_run()
+    expected_on, actual_on = duplicate(model), graph.for_one_run()
     # The graph takes connectivity in any form and turns it into the one that shows messages; the model gets that one.
     expected = run(expected_on, getattr(expected_on, method), inputs.map(plain_connectivity), training)
     return difference(expected, run(actual_on, actual_on.forward, inputs, training))

@@ -1,0 +1,54 @@
+"""Copies of the user's model: one to work on, and ones to run once."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from dqconvert.errors import DQConvertError, TraceError
+from dqconvert.trace.leaves import message_passing_layers
+
+
+def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQConvertError] = TraceError) -> nn.Module:
+    """A deep copy without gradients, and without what layers with ``cached=True`` computed for an earlier graph.
+
+    Args:
+        model: Any module; stays as it is.
+        caller: What works on the copy, as the message calls it.
+        error: What to raise.
+
+    Raises:
+        DQConvertError: ``error``, if the model cannot be copied.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(2, 2)
+        >>> layer(torch.ones(1, 2)).sum().backward()
+        >>> working_copy(layer).weight.grad is None, layer.weight.grad is None
+        (True, False)
+    """
+    try:
+        root = copy.deepcopy(model)
+    except Exception as reason:  # whatever the attributes of a user's model raise
+        raise error(
+            f"{type(model).__name__} cannot be deep-copied ({reason}): {caller} works on a copy. Clear tensors with "
+            f"gradient history that the model keeps as attributes."
+        ) from reason
+    for parameter in root.parameters():
+        parameter.grad = None
+    _clear_caches(root)
+    return root
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy to run once. What layers know of their own signatures, half of the work, is shared."""
+    shared = (layer.inspector for layer in message_passing_layers(model) if hasattr(layer, "inspector"))
+    return copy.deepcopy(model, {id(inspector): inspector for inspector in shared})
+
+
+def _clear_caches(model: nn.Module) -> None:
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if name.startswith("_cached") and value is not None and not callable(value):
+                setattr(module, name, None)
