@@ -225,7 +225,7 @@ HOOKS = [
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("name", ["act", "drop"])
+@pytest.mark.parametrize("name", ["act", "drop", "conv2.lin"])
 def test_hooks_of_the_float_model_are_called(name, hook):
     model, calls = Activated(), []
     getattr(model.get_submodule(name), hook)(lambda *args: calls.append(1))

@@ -157,8 +157,9 @@ def message_passing_layers(model: nn.Module) -> list[MessagePassing]:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module runs code of the user's that its ``forward`` does not show."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    """Whether calling the module runs code of the user's that its ``forward`` does not show, forward or backward."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def uninitialized(model: nn.Module) -> list[str]:

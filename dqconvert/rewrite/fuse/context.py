@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Fusion
+from dqconvert.trace.leaves import has_hooks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Context:
     def plain_module(self, node: Node) -> nn.Module | None:
         """The module that a node calls, unless calling it also runs hooks: those see it called as it is."""
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        return None if module is None or hooked(module) else module
+        return None if module is None or has_hooks(module) else module
 
     def is_quantizer(self, node: Node) -> bool:
         """Whether a node calls a plain quantizer of rows, the one that the operators know."""
@@ -60,12 +61,6 @@ class Context:
         for node in reversed(nodes):
             if not node.users:
                 self.graph.erase_node(node)
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether calling a module runs hooks, forward or backward."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
 
 
 def protection_of(quantize: Node) -> Any:
