@@ -61,10 +61,7 @@ class TestQSpec:
             ({"range": ["ema"]}, "range=['ema']: must be 'minmax', 'ema' or 'percentile'"),
             (
                 {"range": "learned"},
-                (
-                    "range='learned': not served yet: it arrives with LSQ; allowed today: 'minmax', 'ema', "
-                    "'percentile'"
-                ),
+                ("range='learned': not served yet: it arrives with LSQ; allowed today: 'minmax', 'ema', 'percentile'"),
             ),
             ({"grad": None}, "grad=None: must be 'ste' or 'clip'"),
             (
@@ -175,10 +172,7 @@ class TestRule:
             ({"module": 3}, "module=3: must be a regular expression or None"),
             (
                 {"module": "conv("},
-                (
-                    "module='conv(': must be a regular expression: missing ), unterminated subpattern at "
-                    "position 4"
-                ),
+                ("module='conv(': must be a regular expression: missing ), unterminated subpattern at position 4"),
             ),
             (
                 {"role": "weights"},
@@ -307,9 +301,7 @@ class TestRuleLedger:
             assert ledger.resolve(module=module, role=role, op=op) == expected
 
     def test_accepts_rules_that_decide_something(self) -> None:
-        self.ledger(
-            Rule(module="convs.0", role="input", spec=None), Rule(module=r"convs\..*", spec=None)
-        ).check()
+        self.ledger(Rule(module="convs.0", role="input", spec=None), Rule(module=r"convs\..*", spec=None)).check()
 
     @pytest.mark.parametrize(
         ("rule", "why"),
@@ -330,10 +322,7 @@ class TestRuleLedger:
             ),
             (
                 Rule(op="linea", spec=None),
-                (
-                    "rules[0] (op='linea') matches no value: no value comes from op 'linea'; "
-                    "the nearest is 'linear'"
-                ),
+                ("rules[0] (op='linea') matches no value: no value comes from op 'linea'; the nearest is 'linear'"),
             ),
             (
                 Rule(module="convs.1", role="input", spec=None),
@@ -366,9 +355,7 @@ class TestRuleLedger:
         assert [line[:8] for line in str(caught.value).splitlines()] == ["rules[0]", "rules[1]"]
 
     def test_a_model_without_values(self) -> None:
-        with refuses(
-            "rules[0] (role='input') matches no value: the model has no value that could be quantized"
-        ):
+        with refuses("rules[0] (role='input') matches no value: the model has no value that could be quantized"):
             RuleLedger(QConfig(rules=(Rule(role="input", spec=None),))).check()
 
 
@@ -403,10 +390,7 @@ class TestPresets:
         [
             (
                 "int8-nqat",
-                (
-                    "preset 'int8-nqat': not served yet: it arrives with quantization-noise training; "
-                    "try 'int8-qat'"
-                ),
+                ("preset 'int8-nqat': not served yet: it arrives with quantization-noise training; try 'int8-qat'"),
             ),
             ("int4-lsq", "preset 'int4-lsq': not served yet: it arrives with LSQ; try 'int4-dq'"),
             (
@@ -612,9 +596,7 @@ class TestFiles:
     def test_a_factory_cannot_be_written(self) -> None:
         qconfig = QConfig(rules=(Rule(op="g", spec=None), Rule(op="f", spec=a_factory)))
         for write in (qconfig.to_dict, qconfig.to_toml, qconfig.to_json):
-            with pytest.raises(
-                ConfigError, match=r"^rules\[1\]\.spec=<function a_factory.*cannot be written"
-            ):
+            with pytest.raises(ConfigError, match=r"^rules\[1\]\.spec=<function a_factory.*cannot be written"):
                 write()
 
     @pytest.mark.parametrize("name", presets)
