@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from functools import cache
+from statistics import mean, median
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -19,8 +21,9 @@ PHASES = ("protection", "observe", "quantize", "message passing", "linear", "res
 
 PHASE_OF: Mapping[str, str] = MappingProxyType(
     {
-        # Ours. One that does several of these things in one pass counts as the last of them: a fused operator that
-        # observes and quantizes is "quantize", one that also reduces by node is "message passing".
+        # Ours. One that does several of these things counts as the last of them: a fused operator that observes and
+        # quantizes is "quantize", one that also reduces by node is "message passing". How much of either is observing
+        # is found out by steps that do not observe, see phases().
         "dqconvert::Protection": "protection",
         "dqconvert::FakeQuantize": "quantize",
         "dqconvert::protect*": "protection",
@@ -73,7 +76,10 @@ _OURS = re.compile(r"^(?:GeneratedBackwardFor_)?dqconvert(?:::|_)")
 _LABELLED: Mapping[type[nn.Module], str] = MappingProxyType(
     {Protection: "dqconvert::Protection", FakeQuantize: "dqconvert::FakeQuantize"}
 )
-_STEP = "dqconvert bench step"
+_BACKWARD = re.compile(r"(?:Backward\d*|_grad)$")  # "GeneratedBackwardFor_dqconvert_x_default" is of the forward
+_STEP, _KEPT = "dqconvert bench step", "dqconvert bench step, ranges kept"
+_OBSERVING = ("quantize", "message passing")
+"""Phases of the operators that also observe."""
 
 
 @cache
@@ -97,13 +103,17 @@ def phases(step: Callable[[], object], module: nn.Module, repeats: int = 3) -> d
     them is ``rest``. Gathering the protection of edges from that of nodes counts as message passing: it is the same
     operator.
 
+    Operators that quantize, or reduce, observe in the same pass, where no profiler sees it. Their part of ``observe``
+    is what they save in steps taken in turns with the others, in which every quantizer keeps the range that it has: of
+    medians, so it is rough where a machine is not quiet.
+
     Args:
         step: Takes a training step.
         module: What it trains; its quantizers and its protection are labelled for the time of the profile.
-        repeats: How many steps to profile.
+        repeats: How many steps to profile; as many again if it has quantizers that observe.
 
     Returns:
-        Every one of :data:`PHASES`; the sum is the duration of the step.
+        Every one of :data:`PHASES`; the sum is the duration of a step that observes.
 
     Example:
         >>> import torch
@@ -116,12 +126,53 @@ def phases(step: Callable[[], object], module: nn.Module, repeats: int = 3) -> d
         for _ in range(repeats):
             with record_function(_STEP):
                 step()
-    seconds = dict.fromkeys(PHASES, 0.0)
-    for event in profiler.events():
+            with _ranges_kept(module) as kept:
+                if kept:
+                    with record_function(_KEPT):
+                        step()
+    steps = _steps(profiler.events())
+    found = {phase: mean(taken[phase, True] + taken[phase, False] for taken in steps[_STEP]) for phase in PHASES}
+    for phase in _OBSERVING if steps[_KEPT] else ():
+        before, after = (median(taken[phase, True] for taken in steps[label]) for label in (_STEP, _KEPT))
+        saved = max(0.0, 1 - after / before) if before else 0.0
+        observing = saved * mean(taken[phase, True] for taken in steps[_STEP])
+        found[phase] -= observing
+        found["observe"] += observing
+    return found
+
+
+_Taken: TypeAlias = Counter[tuple[str, bool]]
+"""Seconds of one step, by phase and whether in a forward operator of ours."""
+
+
+def _steps(events: Iterable[Any]) -> dict[str, list[_Taken]]:
+    """Where the time of each step went, by the step's label."""
+    steps: dict[int, _Taken] = {}
+    found: dict[str, list[_Taken]] = {_STEP: [], _KEPT: []}
+    for event in events:
         callers = list(_callers(event))
-        if callers[-1].name == _STEP:
-            seconds[_phase_within(callers)] += event.self_cpu_time_total * 1e-6 / repeats
-    return seconds
+        top = callers[-1]
+        if top.name not in found:
+            continue
+        if id(top) not in steps:
+            steps[id(top)] = Counter()
+            found[top.name].append(steps[id(top)])
+        steps[id(top)][_phase_within(callers)] += event.self_cpu_time_total * 1e-6
+    return found
+
+
+@contextmanager
+def _ranges_kept(module: nn.Module) -> Iterator[list[FakeQuantize]]:
+    """Lets quantizers observe nothing; gives those that else would. One that has no range yet must find one."""
+    quantizers = [part for part in module.modules() if isinstance(part, FakeQuantize)]
+    observing = [quantizer for quantizer in quantizers if quantizer.observer_enabled and quantizer.is_observed()]
+    for quantizer in observing:
+        quantizer.observer_enabled = False
+    try:
+        yield observing
+    finally:
+        for quantizer in observing:
+            quantizer.observer_enabled = True
 
 
 def _callers(event: Any) -> Iterator[Any]:
@@ -131,14 +182,18 @@ def _callers(event: Any) -> Iterator[Any]:
         event = event.cpu_parent
 
 
-def _phase_within(callers: list[Any]) -> str:
+def _phase_within(callers: list[Any]) -> tuple[str, bool]:
     """The phase of the innermost operator of ours, whatever it calls; else of the outermost of torch's.
 
     That is the one that the model called: a product with a sparse matrix ends in the ``addmm`` of linear layers.
+
+    Returns:
+        The phase, and whether the time is of a forward operator of ours.
     """
     names = [event.name for event in callers]
     ours = [name for name in names if _OURS.match(_ENGINE.sub("", name))]
-    return next((phase for name in [*ours, *reversed(names)] if (phase := phase_of(name)) is not None), "rest")
+    phase = next((phase for name in [*ours, *reversed(names)] if (phase := phase_of(name)) is not None), "rest")
+    return phase, bool(ours) and not any(map(_BACKWARD.search, ours))
 
 
 @contextmanager

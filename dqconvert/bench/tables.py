@@ -34,7 +34,10 @@ def show_train(result: TrainResult, console: Console) -> None:
             "Memory: how far a process of its own rises in two steps above what it had before (model, data, libraries)."
         )
     if settings.phases:
-        notes.append("Phases: under the profiler, which slows a step of many small operators.")
+        notes.append(
+            "Phases: under the profiler, which slows a step of many small operators; observe: what a step saves where "
+            "every range stays as it is."
+        )
     console.print(" ".join(notes), highlight=False)
     console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
 
