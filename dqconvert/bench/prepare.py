@@ -14,7 +14,7 @@ from torch_geometric.nn import GCN
 
 from dqconvert.bench.environment import Environment, environment
 from dqconvert.bench.graphs import zipf_edges
-from dqconvert.bench.timing import interleave, threads
+from dqconvert.bench.timing import interleave, threads, ticker
 from dqconvert.prepare import prepare
 
 LAYERS = (2, 4, 8, 16, 32, 64)
@@ -117,15 +117,9 @@ def run(
 def _series(
     what: str, sizes: Sequence[tuple[int, int]], preset: str, repeats: int, progress: Progress | None
 ) -> tuple[Point, ...]:
-    task = None if progress is None else progress.add_task(what, total=repeats * len(sizes))
-
-    def tick() -> None:
-        if progress is not None and task is not None:
-            progress.advance(task)
-
     models = {size: _model(*size) for size in sizes}
     steps = {f"{size}": lambda model=model: _prepare(model, preset) for size, model in models.items()}
-    times = interleave(steps, repeats, warmup=0, tick=tick)
+    times = interleave(steps, repeats, warmup=0, tick=ticker(progress, what, repeats * len(sizes)))
     points: list[Point] = []
     for (layers, width), model in models.items():
         found = times[f"{(layers, width)}"]

@@ -10,9 +10,27 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+from rich.progress import Progress
 
 Tick: TypeAlias = Callable[[], None]
 """Called when a part of the work is done."""
+
+
+def ticker(progress: Progress | None, name: str, total: int) -> Tick:
+    """What advances a new bar of that name; nothing where no progress is shown.
+
+    Example:
+        >>> from rich.progress import Progress
+        >>> progress = Progress()
+        >>> tick = ticker(progress, "W1", 10)
+        >>> tick()
+        >>> progress.tasks[0].completed, ticker(None, "W1", 10)()
+        (1.0, None)
+    """
+    if progress is None:
+        return lambda: None
+    task = progress.add_task(name, total=total)
+    return lambda: progress.advance(task)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dqconvert.bench import memory
 from dqconvert.bench.case import Case, Subject, build
 from dqconvert.bench.environment import Environment, environment
 from dqconvert.bench.phases import phases
-from dqconvert.bench.timing import Tick, Times, interleave, threads
+from dqconvert.bench.timing import Tick, Times, interleave, threads, ticker
 from dqconvert.bench.variants import CSR, FLOAT, Variant, timed_step_of, why_not_csr
 
 
@@ -172,7 +172,7 @@ def _measure(
     measures_memory = settings.memory and measurable
     each = 1 + settings.warmup + settings.steps + settings.phases + measures_memory
     sizes = subject.to_dict()
-    tick = _ticker(progress, f"{sizes['name']}, {sizes['edges']} edges", each * len(compared))
+    tick = ticker(progress, f"{sizes['name']}, {sizes['edges']} edges", each * len(compared))
     timed = _timed(subject, compared, settings, tick)
     rows = []
     for variant, found in timed.items():
@@ -225,10 +225,3 @@ def _row(variant: Variant, found: _Timed, timed: Mapping[Variant, _Timed], peak:
         before_mib=None if peak is None else peak.before,
         phases_ms=None if found.phases_s is None else {name: 1e3 * part for name, part in found.phases_s.items()},
     )
-
-
-def _ticker(progress: Progress | None, name: str, total: int) -> Tick:
-    if progress is None:
-        return lambda: None
-    task = progress.add_task(name, total=total)
-    return lambda: progress.advance(task)

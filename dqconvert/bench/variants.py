@@ -84,14 +84,12 @@ class Step:
     def __call__(self) -> Tensor:
         """Takes one step; returns the loss."""
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(self.module(*self._args, **self._kwargs))
+        loss = self._loss(_one_tensor(self.module(*self._args, **self._kwargs)))
         loss.backward()
         self._optimizer.step()
         return loss.detach()
 
-    def _loss(self, out: Any) -> Tensor:
-        if not isinstance(out, Tensor):
-            raise CommandError(f"--model: its forward returns a {type(out).__name__}: wrap it to return one tensor.")
+    def _loss(self, out: Tensor) -> Tensor:
         return out.float().pow(2).mean() if self.target is None else F.cross_entropy(out, self.target)
 
     def copy(self) -> Step:
@@ -156,7 +154,10 @@ def why_not_csr(subject: Subject) -> str | None:
 
 def _output(model: nn.Module, inputs: Inputs) -> Tensor:
     args, kwargs = inputs.call()
-    out = model(*args, **kwargs)
+    return _one_tensor(model(*args, **kwargs))
+
+
+def _one_tensor(out: Any) -> Tensor:
     if not isinstance(out, Tensor):
         raise CommandError(f"--model: its forward returns a {type(out).__name__}: wrap it to return one tensor.")
     return out
