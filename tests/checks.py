@@ -11,6 +11,11 @@ from torch_geometric.nn import MessagePassing
 
 import dqconvert
 from dqconvert import QConfig
+from zoo import assert_same
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def call(model, inputs, method="forward", **kwargs):
@@ -67,11 +72,6 @@ def times_values(layer, inputs, message):
     if layer.adjacency.layout == torch.strided:
         return message
     return message * layer.adjacency.values().unsqueeze(-1)
-
-
-def assert_same(found, wanted):
-    """Equal bit for bit."""
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 def assert_float_identity(model, example, *others, method="forward"):

@@ -39,7 +39,7 @@ from torch_geometric.utils import (
 
 import dqconvert
 import zoo
-from checks import assert_float_identity, assert_same, assert_trains, evaluation, mask_of, step, unfused
+from checks import assert_float_identity, assert_same, assert_trains, evaluation, mask_of, normal, step, unfused
 from dqconvert import QConfig, TraceError
 from dqconvert.errors import GuardError
 from test_prepare_protection import (
@@ -55,10 +55,6 @@ from test_prepare_protection import (
 WIDTH = 8
 SIZES = {"N != E": (14, 40), "N == E": (18, 18)}
 OTHER = (23, 71)
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def edges(nodes, number, seed=1, sort=True):

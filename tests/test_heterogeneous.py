@@ -29,7 +29,7 @@ from torch_geometric.nn import (
 from torch_geometric.utils import trim_to_layer
 
 import dqconvert
-from checks import assert_float_identity, assert_same, assert_trains, evaluation, mask_of, step
+from checks import assert_float_identity, assert_same, assert_trains, evaluation, mask_of, normal, step
 from dqconvert import ConfigError, Protect, QConfig
 from test_prepare_protection import (
     SPEC,
@@ -77,10 +77,6 @@ def edges(sources, targets, number, seed):
     )
     index[1, : number // 4] = 0
     return index
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def x_dict(size):

@@ -34,14 +34,6 @@ SCHEMES = {
 }
 
 
-@pytest.fixture(params=[1, 2, 4], ids="{} threads".format)
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def arguments(x, schemes, ranges, bias=None, other=None, alpha=None, protected=None, relu=False, masked=True):
     """What the operator takes, for schemes by place."""
     packed = [schemes[place].packed() for place in sorted(schemes)]

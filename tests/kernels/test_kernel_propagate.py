@@ -44,14 +44,6 @@ GRAPHS = {
 }
 
 
-@pytest.fixture(params=[1, 2, 4], ids="{} threads".format)
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def orders(edge_index, num_senders, num_receivers):
     sender, receiver = edge_index
     by_receiver = edge_order(receiver, sender, num_receivers)

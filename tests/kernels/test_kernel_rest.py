@@ -25,14 +25,6 @@ from dqconvert.quant import fused
 OPS = torch.ops.dqconvert
 
 
-@pytest.fixture(params=[1, 2, 4], ids="{} threads".format)
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 # -- order of edges ------------------------------------------------------------------------------------------------
 
 
