@@ -297,34 +297,21 @@ class TestPhases:
         found = phases(lambda: torch.sparse.mm(adjacency, x).sum().backward(), nn.Module())
         assert found["message passing"] > found["linear"] == 0
 
-    def test_a_slow_phase_is_seen(self) -> None:
+    @pytest.mark.parametrize(("slow", "other"), [("quantize", "linear"), ("observe", "quantize")])
+    def test_a_slow_phase_is_seen(self, slow: str, other: str) -> None:
         class Slow(FakeQuantize):
             def forward(self, x: Tensor, protected: Tensor | None = None) -> Tensor:
-                time.sleep(0.05)
-                return super().forward(x, protected)
-
-        subject = build(tiny("W3"))
-        step = step_of(variants_of(["int8-dq"], ["unfused"])[0], subject)
-        step()
-        before = phases(step, step.module)
-        next(part for part in step.module.modules() if isinstance(part, FakeQuantize)).__class__ = Slow
-        after = phases(step, step.module)
-        assert after["quantize"] - before["quantize"] > 0.04
-        assert after["linear"] - before["linear"] < 0.04
-
-    def test_observing_is_seen_in_an_operator_that_also_rounds(self) -> None:
-        class SlowToObserve(FakeQuantize):
-            def forward(self, x: Tensor, protected: Tensor | None = None) -> Tensor:
-                time.sleep(0.05 * self.observer_enabled)
+                if slow == "quantize" or self.observer_enabled:
+                    time.sleep(0.05)
                 return super().forward(x, protected)
 
         step = step_of(variants_of(["int8-dq"], ["unfused"])[0], build(tiny("W3")))
         step()
         before = phases(step, step.module)
-        next(part for part in step.module.modules() if isinstance(part, FakeQuantize)).__class__ = SlowToObserve
+        next(part for part in step.module.modules() if isinstance(part, FakeQuantize)).__class__ = Slow
         after = phases(step, step.module)
-        assert after["observe"] - before["observe"] > 0.04
-        assert after["quantize"] - before["quantize"] < 0.04
+        assert after[slow] - before[slow] > 0.04
+        assert after[other] - before[other] < 0.04
 
     def test_what_does_not_observe_takes_no_further_steps(self) -> None:
         taken: list[bool] = []

@@ -24,8 +24,8 @@ def ticker(progress: Progress | None, name: str, total: int) -> Tick:
         >>> progress = Progress()
         >>> tick = ticker(progress, "W1", 10)
         >>> tick()
-        >>> progress.tasks[0].completed, ticker(None, "W1", 10)()
-        (1.0, None)
+        >>> progress.tasks[0].completed == 1, ticker(None, "W1", 10)()
+        (True, None)
     """
     if progress is None:
         return lambda: None
