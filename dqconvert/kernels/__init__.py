@@ -10,7 +10,7 @@ from dqconvert.kernels.degree import in_degree, protection_probability
 from dqconvert.kernels.dropout import dropout
 from dqconvert.kernels.edge_order import EdgeOrder, edge_order
 from dqconvert.kernels.fake_quantize import fake_quantize, qparams
-from dqconvert.kernels.linear import linear
+from dqconvert.kernels.linear import linear, quantize_linear
 from dqconvert.kernels.minmax import minmax_pair
 from dqconvert.kernels.percentile import percentile_pair
 from dqconvert.kernels.propagate import propagate
@@ -29,4 +29,5 @@ __all__ = [
     "protection_probability",
     "qparams",
     "quantize_chain",
+    "quantize_linear",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,14 +42,66 @@ class Scheme(NamedTuple):
         return ints, [self.p, self.momentum]
 
     @staticmethod
-    def unpacked(ints: Sequence[int], floats: Sequence[float]) -> list[Scheme]:
-        """From those lists, put one behind the other."""
-        return [
-            Scheme(low, high, bool(symmetric), p, momentum, bool(observe), bool(clip))
-            for (low, high, symmetric, observe, clip), (p, momentum) in zip(
-                _runs(ints, 5), _runs(floats, 2), strict=True
-            )
-        ]
+    def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Scheme:
+        """From those lists."""
+        (low, high, symmetric, observe, clip), (p, momentum) = ints, floats
+        return Scheme(low, high, bool(symmetric), p, momentum, bool(observe), bool(clip))
+
+
+class Steps(NamedTuple):
+    """What a chain does to a value, see :mod:`dqconvert.kernels.chain`.
+
+    Attributes:
+        schemes: Of the grids on the way in, behind the sum and behind the ReLU; `None`: no grid there.
+        relu: Whether negative values become zero before the last grid.
+        masked: Whether to say which gradients pass.
+    """
+
+    schemes: tuple[Scheme | None, Scheme | None, Scheme | None]
+    relu: bool = False
+    masked: bool = False
+
+    @property
+    def grids(self) -> int:
+        """How many grids there are."""
+        return sum(scheme is not None for scheme in self.schemes)
+
+    @property
+    def clips(self) -> bool:
+        """Whether there are gradients that do not pass."""
+        return self.relu or any(scheme is not None and scheme.clip for scheme in self.schemes)
+
+    def packed(self) -> tuple[list[int], list[float]]:
+        """As the lists of numbers that operators take; equal steps share them."""
+        return _packed(self)
+
+    @staticmethod
+    def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Steps:
+        """From those lists."""
+        return _unpacked(tuple(ints), tuple(floats))
+
+
+@lru_cache(maxsize=4096)
+def _packed(steps: Steps) -> tuple[list[int], list[float]]:
+    ints, floats = [int(steps.relu), int(steps.masked)], []
+    for scheme in steps.schemes:
+        ints.append(int(scheme is not None))
+        if scheme is not None:
+            more = scheme.packed()
+            ints += more[0]
+            floats += more[1]
+    return ints, floats
+
+
+@lru_cache(maxsize=4096)
+def _unpacked(ints: tuple[int, ...], floats: tuple[float, ...]) -> Steps:
+    numbers, sizes = iter(ints), iter(floats)
+    relu, masked = bool(next(numbers)), bool(next(numbers))
+    schemes = [
+        Scheme.unpacked([next(numbers) for _ in range(5)], [next(sizes), next(sizes)]) if next(numbers) else None
+        for _ in range(3)
+    ]
+    return Steps((schemes[0], schemes[1], schemes[2]), relu, masked)
 
 
 @dataclass
@@ -67,6 +120,11 @@ class Grid:
     def empty(self) -> bool:
         """Whether the range never saw a value."""
         return self.lo > self.hi
+
+    @property
+    def settled(self) -> bool:
+        """Whether values that lie within the range so far leave it as it is."""
+        return not self.scheme.observe or (self.scheme.momentum < 0 and not self.empty)
 
     def merge(self, lo: float | None, hi: float | None) -> None:
         """Takes a batch's range in; `None` for an end that lies within the range so far; lo > hi: no values."""
@@ -103,10 +161,6 @@ class Grid:
         scale, zero_point, low, high = self.parameters(dtype)
         code = np.rint(dtype(value) / scale + zero_point)
         return float((min(max(code, low), high) - zero_point) * scale)
-
-
-def _runs(values: Sequence[Any], length: int) -> list[Sequence[Any]]:
-    return [values[i : i + length] for i in range(0, len(values), length)]
 
 
 def _single(value: float) -> float:

@@ -1,125 +1,25 @@
-"""Message passing of :mod:`dqconvert.kernels.propagate` on the CPU: compiled loops over the edges of each node."""
+"""The loops of :mod:`dqconvert.kernels.propagate`, over the edges of each node."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numba
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from dqconvert.kernels._chain_loops import (
+from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
+from dqconvert.kernels._select_loops import collect, collect_messages
+from dqconvert.kernels._threads import loop
+from dqconvert.kernels._tile import (
     add_scaled,
     add_values,
     back_values,
+    chain_tile,
+    copy_values,
     divide_values,
     dot,
-    has_loops,
-    matrix,
-    observe,
     round_values,
+    scratch,
+    tile_rows,
 )
-from dqconvert.kernels._grid import Grid, Scheme
-from dqconvert.kernels._memory import empty
-from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
-from dqconvert.kernels._select import Messages, Rows
-from dqconvert.kernels._threads import loop, parts, run, run_balanced
-
-
-def serves(x: Tensor, weight: Tensor | None) -> bool:
-    """Whether the loops can do it."""
-    return has_loops(x.dtype) and (weight is None or weight.dtype == x.dtype)
-
-
-def propagate(
-    x: Tensor,
-    weight: Tensor | None,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    num_nodes: int,
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-    mean: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`dqconvert.kernels.propagate.plain_propagate`; and each row's smallest and largest value."""
-    (scheme,) = Scheme.unpacked(ints, floats)
-    grid = Grid(scheme, *range_.tolist())
-    rows = matrix(x)
-    skip = np.empty(0, np.bool_) if protected is None else protected.contiguous().numpy()
-    out = empty((num_nodes, x.size(1)), x.dtype)
-    ptr, edges, senders = (t.numpy() for t in by_receiver)
-    extremes = x.new_empty((0, 0, 0))
-    if weight is None:
-        observe(grid, Rows(rows, skip if len(skip) else None, np.diff(by_sender[0].numpy())))
-        # Every message of a node is the same, so it is rounded once.
-        sent = matrix(empty(x.shape, x.dtype))
-        parameters = grid.parameters(rows.dtype.type)
-        run(
-            lambda _, a, b: round_nodes(rows, skip, parameters, sent, a, b),
-            parts(len(rows), rows.size),
-        )
-        run_balanced(lambda _, a, b: sum_rows(sent, senders, ptr, mean, out.numpy(), a, b), ptr)
-    else:
-        extremes = _extremes(rows, weight.size(1))
-        least, most = extremes.numpy()
-        weights = weight.detach().contiguous().numpy()
-        if scheme.observe:
-            # In the order of the receivers, as the sum: the percentiles are those of all messages in any order.
-            observe(grid, Messages(rows, weights, edges, senders, skip if len(skip) else None, least, most))
-        args = (rows, weights, senders, ptr, edges, skip, grid.parameters(rows.dtype.type), mean, out.numpy())
-        run_balanced(lambda _, a, b: sum_products(*args, a, b), ptr)
-    return out, torch.tensor([grid.lo, grid.hi]), extremes
-
-
-def propagate_grad(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    extremes: Tensor,
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-    mean: bool,
-    for_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradients of `x` and of the weights."""
-    (scheme,) = Scheme.unpacked(ints, floats)
-    grid = Grid(scheme, *range_.tolist())
-    skip = np.empty(0, np.bool_) if protected is None else protected.contiguous().numpy()
-    if mean:
-        grad = grad / by_receiver[0].diff().to(grad.dtype).clamp(min=1).unsqueeze(1)
-    grads, rows = matrix(grad), matrix(x)
-    to_x = empty(x.shape, x.dtype)
-    ptr, edges, receivers = (t.numpy() for t in by_sender)
-    parameters = grid.parameters(rows.dtype.type)
-    if weight is None:
-        run_balanced(
-            lambda _, a, b: sum_back(grads, rows, receivers, ptr, skip, parameters, scheme.clip, to_x.numpy(), a, b),
-            ptr,
-        )
-        return to_x, x.new_empty((0, 0))
-    to_weight = torch.empty(weight.shape if for_weight else (0, 0), dtype=x.dtype)
-    least, most = extremes.numpy()
-    weights = weight.detach().contiguous().numpy()
-    args = (grads, rows, weights, receivers, ptr, edges, skip, parameters, scheme.clip, least, most)
-    run_balanced(lambda _, a, b: products_back(*args, to_x.numpy(), to_weight.numpy(), a, b), ptr)
-    return to_x, to_weight
-
-
-def _extremes(rows: NDArray[Any], heads: int) -> Tensor:
-    """The smallest and the largest value of each row and head, `[2, rows, heads]`; NaN where there is one."""
-    found = torch.empty((2, len(rows), heads), dtype=torch.from_numpy(rows).dtype)
-    least, most = found.numpy()
-    run(lambda _, start, stop: find_extremes(rows, least, most, start, stop), parts(len(rows), rows.size))
-    return found
 
 
 @loop
@@ -154,15 +54,75 @@ def largest(row):  # type: ignore[no-untyped-def]
 
 
 @loop
-def round_nodes(x, skip, grid, y, start, stop):  # type: ignore[no-untyped-def]
-    """Rounds the rows of the nodes that are not skipped."""
-    codes = np.empty(x.shape[1], x.dtype)
-    for r in range(start, stop):
-        if skip.size > 0 and skip[r]:
-            y[r] = x[r]
+def round_nodes(x, skip, often, grid, catch, lo, hi, caught, y, start, stop):  # type: ignore[no-untyped-def]
+    """Rounds the rows of the nodes that are not skipped.
+
+    `y`: of `x`'s type, for their values; or uint8, for their codes above the smallest. If `catch`, notes what lies
+    outside of `lo` and `hi`, and how often it is sent: `caught` is `(under, over, how often, how often)`. Returns how
+    many were noted on either side, how many are not finite, whether the room ran out, and whether NaN stands in the
+    way of codes.
+    """
+    columns = x.shape[1]
+    step = tile_rows(columns)
+    codes = np.empty(step * columns, x.dtype)
+    from_, to = x.reshape(-1), y.reshape(-1)
+    below, above, below_often, above_often = caught
+    n, m, odd, full, nan = 0, 0, 0, False, False
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        a, b = first * columns, last * columns
+        if catch and not full:
+            found = collect(x, skip, often, first, last, lo, hi, below[n:], above[m:], below_often[n:], above_often[m:])
+            n, m, odd, full = n + found[0], m + found[1], odd + found[2], found[3]
+        round_values(from_[a:b], grid, codes)
+        if y.itemsize == 1:
+            for r in range(first, last):
+                row = codes[(r - first) * columns : (r + 1 - first) * columns]
+                if not (skip.size > 0 and skip[r]):
+                    nan |= put_codes(row, grid, y[r])
         else:
-            round_values(x[r], grid, codes)
-            back_values(codes, grid, y[r])
+            back_values(codes, grid, to[a:b])
+            if skip.size > 0:
+                for r in range(first, last):
+                    if skip[r]:
+                        copy_values(x[r], y[r])
+    return n, m, odd, full, nan
+
+
+@loop
+def put_codes(codes, grid, y):  # type: ignore[no-untyped-def]
+    """Stores codes above the smallest; whether one of them is NaN."""
+    low, high = grid[2], grid[3]
+    for c in range(y.size):
+        q = codes[c]
+        q = low if q < low else q
+        q = high if q > high else q
+        y[c] = np.uint8(q - low)
+    return any_nan(codes)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+def any_nan(x):  # type: ignore[no-untyped-def]
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    found = zero
+    for c in range(x.size):
+        found += one if x[c] != x[c] else zero
+    return found != zero
+
+
+@loop
+def add_codes(codes, offset, scale, out):  # type: ignore[no-untyped-def]
+    for c in range(out.size):
+        out[c] += (out.dtype.type(codes[c]) + offset) * scale
+
+
+@loop
+def divide_rows(x, ptr, y, start, stop):  # type: ignore[no-untyped-def]
+    """Divides each row by its number of edges, unless there is none."""
+    for r in range(start, stop):
+        by = x.dtype.type(max(1, ptr[r + 1] - ptr[r]))
+        for c in range(x.shape[1]):
+            y[r, c] = x[r, c] / by
 
 
 @loop
@@ -174,43 +134,96 @@ def fetch_row(x, row):  # type: ignore[no-untyped-def]
 
 
 @loop
-def sum_rows(sent, senders, ptr, mean, out, start, stop):  # type: ignore[no-untyped-def]
-    """Adds up the rows that are sent to each node."""
+def sum_rows(sent, senders, ptr, mean, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
+    """Adds up the rows that are sent to each node, and sends the sums through the chain."""
+    step = tile_rows(y.shape[1])
+    spare = scratch(y, step)
     end = ptr[stop] - AHEAD
-    for t in range(start, stop):
-        row = out[t]
-        row[:] = 0
-        for place in range(ptr[t], ptr[t + 1]):
-            if place < end:
-                fetch_row(sent, senders[place + AHEAD])
-            add_values(sent[senders[place]], row)
-        if mean and ptr[t + 1] - ptr[t] > 1:
-            divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        for t in range(first, last):
+            row = y[t]
+            row[:] = 0
+            for place in range(ptr[t], ptr[t + 1]):
+                if place < end:
+                    fetch_row(sent, senders[place + AHEAD])
+                add_values(sent[senders[place]], row)
+            if mean and ptr[t + 1] - ptr[t] > 1:
+                divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
+        chain_tile(y, first, last, chain, caught, spare)
 
 
 @loop
-def sum_products(x, weight, senders, ptr, edges, skip, grid, mean, out, start, stop):  # type: ignore[no-untyped-def]
-    """Adds up the quantized products that are sent to each node."""
+def sum_codes(codes, x, skip, grid, senders, ptr, mean, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
+    """Like `sum_rows`, where the rows that are not skipped are sent as codes above the smallest."""
+    step = tile_rows(y.shape[1])
+    spare = scratch(y, step)
+    offset, scale = grid[2] - grid[1], grid[0]
+    end = ptr[stop] - AHEAD
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        for t in range(first, last):
+            row = y[t]
+            row[:] = 0
+            for place in range(ptr[t], ptr[t + 1]):
+                if place < end:
+                    s = senders[place + AHEAD]
+                    if skip.size > 0 and skip[s]:
+                        fetch_row(x, s)
+                    else:
+                        fetch_row(codes, s)
+                s = senders[place]
+                if skip.size > 0 and skip[s]:
+                    add_values(x[s], row)
+                else:
+                    add_codes(codes[s], offset, scale, row)
+            if mean and ptr[t + 1] - ptr[t] > 1:
+                divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
+        chain_tile(y, first, last, chain, caught, spare)
+
+
+@loop
+def sum_products(  # type: ignore[no-untyped-def]
+    x, weight, senders, ptr, edges, skip, grid, least, most, catch, lo, hi, noted, mean, y, chain, caught, start, stop
+):
+    """Adds up the quantized products that are sent to each node, and sends the sums through the chain.
+
+    If `catch`, notes the products outside of `lo` and `hi` in `noted`, `(under, over)`. Returns how many there are on
+    either side, how many are not finite, and whether the room ran out.
+    """
     heads = weight.shape[1]
     channels = x.shape[1] // heads
+    step = tile_rows(y.shape[1])
+    spare = scratch(y, step)
     end = ptr[stop] - AHEAD
-    for t in range(start, stop):
-        row = out[t]
-        row[:] = 0
-        for place in range(ptr[t], ptr[t + 1]):
-            if place < end:
-                fetch_row(x, senders[place + AHEAD])
-                prefetch(weight, edges[place + AHEAD] * heads)
-            s, e = senders[place], edges[place]
-            exact = skip.size > 0 and skip[s]
-            for h in range(heads):
-                a, b = h * channels, (h + 1) * channels
-                if exact:
-                    add_scaled(x[s, a:b], weight[e, h], row[a:b])
-                else:
-                    add_rounded(x[s, a:b], weight[e, h], grid, row[a:b])
-        if mean and ptr[t + 1] - ptr[t] > 1:
-            divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
+    below, above = noted
+    n, m, odd, full = 0, 0, 0, False
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        for t in range(first, last):
+            row = y[t]
+            row[:] = 0
+            for place in range(ptr[t], ptr[t + 1]):
+                if place < end:
+                    fetch_row(x, senders[place + AHEAD])
+                    prefetch(weight, edges[place + AHEAD] * heads)
+                s, e = senders[place], edges[place]
+                exact = skip.size > 0 and skip[s]
+                for h in range(heads):
+                    a, b = h * channels, (h + 1) * channels
+                    if exact:
+                        add_scaled(x[s, a:b], weight[e, h], row[a:b])
+                    else:
+                        add_rounded(x[s, a:b], weight[e, h], grid, row[a:b])
+            if mean and ptr[t + 1] - ptr[t] > 1:
+                divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
+        if catch and not full:  # the rows that were sent are still in the cache
+            found = collect_messages(
+                x, weight, edges, senders, skip, least, most, ptr[first], ptr[last], lo, hi, below[n:], above[m:]
+            )
+            n, m, odd, full = n + found[0], m + found[1], odd + found[2], found[3]
+        chain_tile(y, first, last, chain, caught, spare)
+    return n, m, odd, full
 
 
 @loop

@@ -223,7 +223,7 @@ def percentiles(values: Values, p: float, bounds: tuple[float, float] | None = N
     if bounds is not None and bounds[0] <= bounds[1]:
         found = values.beyond(*bounds, room)
         if found is not None:
-            return _ends(found, values.total, p)
+            return ends_of(found, values.total, p)
     inside = _SAMPLE * p
     margin = int(inside + 4 * math.sqrt(inside)) + 8
     sample = values.sample(_SAMPLE)
@@ -234,7 +234,7 @@ def percentiles(values: Values, p: float, bounds: tuple[float, float] | None = N
     found = values.beyond(lo_bound, hi_bound, room + int(4 * values.total * margin / _SAMPLE))
     if found is None:
         return _of_all(values, p)
-    ends = _ends(found, values.total, p)
+    ends = ends_of(found, values.total, p)
     lo, hi = ends.lo, ends.hi
     if lo is None or hi is None:
         # A bound can be one of many equal values (zeros, after a ReLU), and so can the percentile.
@@ -250,7 +250,8 @@ def ranks(count: int, p: float) -> tuple[int, int]:
     return max(1, int(count * p)), count - min(count, max(1, int(count * (1 - p)))) + 1
 
 
-def _ends(found: Found, total: int, p: float) -> Ends:
+def ends_of(found: Found, total: int, p: float) -> Ends:
+    """The percentiles of `total` values, by those beyond two bounds; `None`: not beyond."""
     count = total - found.odd
     if count == 0:
         return Ends(math.inf, -math.inf, 0)

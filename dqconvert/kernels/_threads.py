@@ -6,6 +6,7 @@ second OpenMP runtime beside torch's, works while other threads do the same, and
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -17,6 +18,9 @@ import torch
 
 GRAIN = 1 << 15
 """Values below which a second thread costs more than it saves."""
+
+_EACH = 8
+"""Parts for each thread."""
 
 loop: Callable[..., Any] = numba.njit(cache=True, nogil=True, error_model="numpy")
 """Compiles a loop: without the interpreter lock, kept on disk, and dividing as floating point does (x/0 = inf)."""
@@ -45,7 +49,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def parts(rows: int, values: int) -> list[tuple[int, int]]:
-    """How to cut `rows` rows of together `values` values: one `(start, stop)` per thread, at least one.
+    """How to cut `rows` rows of together `values` values into parts `(start, stop)`, at least one.
+
+    A few for each thread, as threads are not equally fast; one, where a second thread is not worth it. What is added
+    up part by part is the same whichever thread does it.
 
     ```python
     >>> parts(10, 100)
@@ -53,24 +60,39 @@ def parts(rows: int, values: int) -> list[tuple[int, int]]:
 
     ```
     """
-    count = max(1, min(torch.get_num_threads(), values // GRAIN, rows))
+    count = _count(rows, values)
     return [(rows * part // count, rows * (part + 1) // count) for part in range(count)]
 
 
+def _count(rows: int, values: int) -> int:
+    threads = torch.get_num_threads()
+    worth = values // GRAIN
+    return 1 if threads == 1 or worth < 2 else max(1, min(_EACH * threads, worth, rows))
+
+
 def run(task: Callable[[int, int, int], Any], cuts: list[tuple[int, int]]) -> list[Any]:
-    """Calls `task(part, start, stop)` for every cut, the first in this thread; the results in order."""
-    if len(cuts) == 1:
-        return [task(0, *cuts[0])]
-    pool = _workers(len(cuts) - 1)
-    others = [pool.submit(task, part, *cut) for part, cut in enumerate(cuts[1:], start=1)]
-    first = task(0, *cuts[0])
-    return [first, *(other.result() for other in others)]
+    """Calls `task(part, start, stop)` for every part, on as many threads as torch has; the results in order."""
+    workers = min(torch.get_num_threads(), len(cuts))
+    if workers == 1:
+        return [task(part, *cut) for part, cut in enumerate(cuts)]
+    pool, results, following = _workers(workers - 1), [None] * len(cuts), itertools.count()
+
+    def work() -> None:
+        while (part := next(following)) < len(cuts):
+            results[part] = task(part, *cuts[part])
+
+    others = [pool.submit(work) for _ in range(workers - 1)]
+    try:
+        work()
+    finally:
+        for other in others:
+            other.result()
+    return results
 
 
-def run_balanced(task: Callable[[int, int, int], Any], ptr: Any) -> list[Any]:
-    """Like :func:`run`, for rows that hold `ptr[row + 1] - ptr[row]` values each (numpy, int64)."""
-    total = int(ptr[-1])
-    count = max(1, min(torch.get_num_threads(), len(ptr) - 1))
-    bounds = [0, *(int(ptr.searchsorted(total * part // count)) for part in range(1, count)), len(ptr) - 1]
-    bounds = [min(bound, len(ptr) - 1) for bound in bounds]
-    return run(task, [(bounds[i], max(bounds[i], bounds[i + 1])) for i in range(count)])
+def balanced(ptr: Any, columns: int) -> list[tuple[int, int]]:
+    """Like :func:`parts`, for rows that take `ptr[row + 1] - ptr[row]` rows of `columns` values each (numpy, int64)."""
+    rows, total = len(ptr) - 1, int(ptr[-1])
+    count = _count(rows, (total + rows) * columns)
+    bounds = [0, *(min(int(ptr.searchsorted(total * part // count)), rows) for part in range(1, count)), rows]
+    return [(bounds[i], max(bounds[i], bounds[i + 1])) for i in range(count)]

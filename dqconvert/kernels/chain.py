@@ -16,18 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqconvert.kernels import _chain_loops as chain_loops
-from dqconvert.kernels._dispatch import direct
-from dqconvert.kernels._grid import Scheme
+from dqconvert.kernels import _chain
+from dqconvert.kernels._grid import Scheme, Steps
 from dqconvert.kernels._layout import check_rows, wide_dtype
+from dqconvert.kernels._operator import Operator
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
 from dqconvert.kernels.minmax import plain_minmax_pair
 from dqconvert.kernels.percentile import plain_percentile_pair
 
-PLACES = 3
-"""Places for a grid in a chain: on the way in, behind the sum, behind the ReLU."""
-
-_SUM, _X = 1, 2  # bits of `passes`: whether the gradient of the result reaches the sum, and `x`
+SUM, X = 1, 2
+"""Bits of `passes`: whether the gradient of the result reaches the sum, and `x`."""
 
 
 def plain_observe(
@@ -58,32 +56,27 @@ def plain_quantize_chain(
     alpha: Tensor | None,
     protected: Tensor | None,
     ranges: Tensor,
-    places: Sequence[int],
     ints: Sequence[int],
     floats: Sequence[float],
-    relu: bool,
-    masked: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The definition that every implementation is held to.
 
-    **Arguments**: those of :func:`quantize_chain`; `ranges` is float32 `[2 * len(places)]`, the two ends of every
-    grid's range, `places` where the grids stand, `ints` and `floats` their schemes (:meth:`Scheme.packed`);
-    `masked`: whether to say what passes.
+    **Arguments**: those of :func:`quantize_chain`; `ranges` is float32 `[2 * grids]`, the two ends of every grid's
+    range, `ints` and `floats` the steps (:meth:`Steps.packed`).
 
-    **Returns** the result; the new ends of the ranges, float32 `[2 * len(places)]`; and, uint8, shaped like `x`, which
-    gradients pass: bit 0, to the sum; bit 1, to `x` (`[0]` if not `masked`).
+    **Returns** the result; the new ends of the ranges, float32 `[2 * grids]`; and, uint8, shaped like `x`, which
+    gradients pass: bit 0, to the sum; bit 1, to `x` (`[0]` if the steps are not masked).
     """
-    at = {place: i for i, place in enumerate(places)}
-    schemes = Scheme.unpacked(ints, floats)
+    steps = Steps.unpacked(ints, floats)
     new = list(ranges.unbind())
     to_sum = torch.ones_like(x, dtype=torch.bool)
     to_x = to_sum
 
     def quantize(values: Tensor, place: int) -> tuple[Tensor, Tensor | bool]:
-        if place not in at:
+        scheme = steps.schemes[place]
+        if scheme is None:
             return values, False
-        i = at[place]
-        scheme = schemes[i]
+        i = sum(before is not None for before in steps.schemes[:place])
         lo, hi = plain_observe(values, ranges[2 * i], ranges[2 * i + 1], scheme, protected)
         new[2 * i], new[2 * i + 1] = lo, hi
         scale, zero_point = qparams(lo, hi, scheme.quant_min, scheme.quant_max, scheme.symmetric)
@@ -100,66 +93,34 @@ def plain_quantize_chain(
         value = value + (other if alpha is None else alpha * other)
     value, clipped = quantize(value, 1)
     to_sum = to_sum & ~torch.as_tensor(clipped)
-    if relu:
+    if steps.relu:
         to_sum = to_sum & ~(value <= 0)
         value = value.relu()
     value, clipped = quantize(value, 2)
     to_sum = to_sum & ~torch.as_tensor(clipped)
-    passes = to_sum * _SUM + (to_sum & to_x) * _X if masked else x.new_empty(0)
-    return value.to(x.dtype).contiguous().clone(), torch.stack(new).float(), passes.to(torch.uint8)
+    passes = to_sum * SUM + (to_sum & to_x) * X if steps.masked else x.new_empty(0)
+    ends = torch.stack(new).float() if new else ranges.clone()
+    return value.to(x.dtype).contiguous().clone(), ends, passes.to(torch.uint8)
 
 
-@torch.library.custom_op("dqconvert::quantize_chain", mutates_args=())
-def _quantize_chain(
-    x: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    protected: Tensor | None,
-    ranges: Tensor,
-    places: Sequence[int],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    relu: bool,
-    masked: bool,
+def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, ranges, ints, floats = rest
+    return fake_results(x, x.shape, ranges, ints, floats)
+
+
+def fake_results(
+    x: Tensor, shape: Sequence[int], ranges: Tensor, ints: Sequence[int], floats: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return plain_quantize_chain(x, bias, other, alpha, protected, ranges, places, ints, floats, relu, masked)
+    """What operators that end in a chain return, by shape and type."""
+    passes = x.new_empty(shape if Steps.unpacked(ints, floats).masked else (0,), dtype=torch.uint8)
+    return x.new_empty(shape), torch.empty_like(ranges), passes
 
 
-@_quantize_chain.register_fake
-def _(
-    x: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    protected: Tensor | None,
-    ranges: Tensor,
-    places: Sequence[int],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    relu: bool,
-    masked: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    passes = x.new_empty(x.shape if masked else (0,), dtype=torch.uint8)
-    return x.new_empty(x.shape), x.new_empty((2 * len(places),), dtype=torch.float32), passes
-
-
-@_quantize_chain.register_kernel("cpu")
-def _on_cpu(
-    x: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    protected: Tensor | None,
-    ranges: Tensor,
-    places: Sequence[int],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    relu: bool,
-    masked: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    args = (x, bias, other, alpha, protected, ranges, places, ints, floats, relu, masked)
-    return chain_loops.quantize_chain(*args) if chain_loops.serves(*args[:5]) else plain_quantize_chain(*args)
+def _on_cpu(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *added, ranges, ints, floats = rest
+    if not _chain.serves(x, *added[:3]):
+        return plain_quantize_chain(x, *rest)
+    return _chain.quantize(_chain.Memory(x), _chain.Added(*added), ranges, ints, floats)
 
 
 def plain_quantize_chain_grad(
@@ -173,8 +134,8 @@ def plain_quantize_chain_grad(
     - `other`, `alpha`: as given to the chain; `None`: none was, or its gradient is not wanted.
     - `apart`: whether `x` and the sum differ in what passes.
     """
-    at_sum = grad if passes.numel() == 0 else _passing(grad, passes, _SUM)
-    at_x = _passing(grad, passes, _X) if apart else at_sum
+    at_sum = grad if passes.numel() == 0 else _passing(grad, passes, SUM)
+    at_x = _passing(grad, passes, X) if apart and passes.numel() > 0 else at_sum
     at_bias = at_sum.sum(tuple(range(at_sum.dim() - 1))) if at_sum.dim() > 1 else at_sum
     at_other = at_sum if alpha is None else at_sum * alpha
     at_alpha = grad.new_zeros(1) if other is None else (at_sum * other).sum().reshape(1)
@@ -186,8 +147,7 @@ def _passing(grad: Tensor, passes: Tensor, bit: int) -> Tensor:
     return torch.where((passes & bit) > 0, grad, 0).contiguous()
 
 
-@torch.library.custom_op("dqconvert::quantize_chain_grad", mutates_args=())
-def _quantize_chain_grad(
+def _grad(
     grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Those of the five gradients that are wanted; `[0]` for the others. That of `x` is wanted only if it is apart."""
@@ -195,78 +155,70 @@ def _quantize_chain_grad(
     return tuple(g.clone() if w else grad.new_empty(0) for g, w in zip(found, wanted, strict=True))  # type: ignore[return-value]
 
 
-@_quantize_chain_grad.register_kernel("cpu")
 def _grad_on_cpu(
     grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if not chain_loops.has_loops(grad.dtype) or grad.numel() == 0 or passes.numel() == 0:
-        return _quantize_chain_grad._init_fn(grad, passes, other, alpha, wanted)
-    return chain_loops.pass_gradient(grad, passes, other, alpha, wanted)
+    served = _chain.has_loops(grad.dtype) and grad.numel() > 0 and passes.numel() > 0
+    return (_chain.back if served else _grad)(grad, passes, other, alpha, wanted)
 
 
-@_quantize_chain_grad.register_fake
-def _(
-    grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, wanted: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _fake_grad(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     columns = grad.size(-1) if grad.dim() else 1
     shapes = (grad.shape, grad.shape, (columns,), grad.shape, (1,))
-    return tuple(grad.new_empty(s if w else (0,)) for s, w in zip(shapes, wanted, strict=True))  # type: ignore[return-value]
+    return tuple(grad.new_empty(s if w else (0,)) for s, w in zip(shapes, rest[-1], strict=True))
+
+
+quantize_chain_grad = Operator("quantize_chain_grad", _grad, fake=_fake_grad, cpu=_grad_on_cpu)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1], output[2])
-    _, _, other, alpha, _, _, places, *_ = inputs
-    ctx.differ = 0 in places
+    _, _, other, alpha, _, _, ints, floats = inputs
+    ctx.apart = Steps.unpacked(ints, floats).schemes[0] is not None
     # What `alpha` is multiplied with is needed for its own gradient alone.
     keep_other = other if alpha is not None and ctx.needs_input_grad[3] else None
     ctx.save_for_backward(output[2], alpha, keep_other)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    nothing = (None,) * 7
+    nothing = (None,) * 4
     if grad is None:
-        return None, None, None, None, *nothing
+        return (None,) * 8
     passes, alpha, other = ctx.saved_tensors
-    for_x, for_bias, for_other, for_alpha = ctx.needs_input_grad[:4]
+    return *chain_gradients(grad, passes, other, alpha, ctx.apart, ctx.needs_input_grad[:4]), *nothing
+
+
+def chain_gradients(
+    grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, apart: bool, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of `x`, of the bias, of `other` and of `alpha`, where they are needed."""
+    for_x, for_bias, for_other, for_alpha = needed
     if passes.numel() == 0 or torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
-        apart = ctx.differ and passes.numel() > 0
         to_sum, to_x, to_bias, to_other, to_alpha = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
     else:
-        apart = ctx.differ and for_x
+        apart = apart and for_x
         scaled = for_other and alpha is not None
         wanted = [(for_x and not apart) or (for_other and not scaled), apart, for_bias, scaled, for_alpha]
-        call = _grad_on_cpu if direct(grad) else _quantize_chain_grad
-        to_sum, to_x, to_bias, to_other, to_alpha = call(grad, passes, other, alpha, wanted)
+        to_sum, to_x, to_bias, to_other, to_alpha = quantize_chain_grad(grad, passes, other, alpha, wanted)
         to_x = to_x if apart else to_sum
         to_other = to_other if scaled else to_sum
     return (
         to_x if for_x else None,
         to_bias if for_bias else None,
         to_other if for_other else None,
-        to_alpha.reshape(alpha.shape) if for_alpha else None,
-        *nothing,
+        None if alpha is None or not for_alpha else to_alpha.reshape(alpha.shape),
     )
 
 
-_quantize_chain.register_autograd(_backward, setup_context=_setup)
-
-
-class _Direct(torch.autograd.Function):
-    """The operator, where it need not be one."""
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Any:
-        output = _on_cpu(*args)
-        _setup(ctx, args, output)
-        return output
-
-    backward = staticmethod(_backward)
+quantize_chain_operator = Operator(
+    "quantize_chain", plain_quantize_chain, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward
+)
 
 
 def quantize_chain(
     x: Tensor,
-    schemes: Sequence[Scheme | None],
+    schemes: tuple[Scheme | None, Scheme | None, Scheme | None],
     ranges: Sequence[Tensor],
     *,
     bias: Tensor | None = None,
@@ -308,17 +260,17 @@ def quantize_chain(
     wide_dtype(x.dtype)
     if protected is not None:
         check_rows(protected, x, 0, name="protected")
-    places = [place for place, scheme in enumerate(schemes) if scheme is not None]
-    ints: list[int] = []
-    floats: list[float] = []
-    clip = relu
-    for scheme in schemes:
-        if scheme is not None:
-            more = scheme.packed()
-            ints += more[0]
-            floats += more[1]
-            clip = clip or scheme.clip
-    masked = clip and torch.is_grad_enabled()
-    call = _Direct.apply if direct(x, bias, other, alpha, protected) else _quantize_chain
-    y, new, _ = call(x, bias, other, alpha, protected, torch.stack(list(ranges)), places, ints, floats, relu, masked)
+    packed = masked(schemes, relu)
+    y, new, _ = quantize_chain_operator(x, bias, other, alpha, protected, ends_of(ranges), *packed)
     return y, new
+
+
+def masked(schemes: tuple[Scheme | None, Scheme | None, Scheme | None], relu: bool) -> tuple[list[int], list[float]]:
+    """The steps, packed; masked if there will be gradients some of which do not pass."""
+    steps = Steps(schemes, relu)
+    return steps._replace(masked=steps.clips and torch.is_grad_enabled()).packed()
+
+
+def ends_of(ranges: Sequence[Tensor]) -> Tensor:
+    """The ends of the ranges in one tensor, float32 `[2 * grids]`."""
+    return torch.stack(list(ranges)) if ranges else torch.empty(0)

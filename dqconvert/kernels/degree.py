@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_CELLS = 1 << 20  # pairs of graph and degree that are counted whatever the number of nodes
+
 
 def in_degree(index: Sequence[Tensor], num_nodes: int, device: torch.device | None = None) -> Tensor:
     """How many edges reach each node, summed over edge types.
@@ -80,12 +82,28 @@ def protection_probability(
         return torch.full((num_nodes,), p_min, dtype=torch.float32, device=device)
     degree = in_degree(index, num_nodes, device)
     graph = torch.zeros_like(degree) if batch is None else batch
+    at_most, size = _counted(degree, graph) if degree.device.type == "cpu" else _sorted(degree, graph)
+    # In double precision, rounded once: the node with the highest in-degree has exactly p_max.
+    return (p_min + (p_max - p_min) * (at_most.double() / size)).float()
+
+
+def _counted(degree: Tensor, graph: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each node, how many nodes of its graph have its degree or less, and how many there are; by counting."""
+    graphs, width = int(graph.max()) + 1, int(degree.max()) + 1
+    if graphs * width > _CELLS + 8 * degree.numel() or int(graph.min()) < 0:
+        return _sorted(degree, graph)
+    keys = graph * width + degree
+    counts = torch.zeros(graphs * width, dtype=torch.int64).scatter_add_(0, keys, torch.ones_like(keys))
+    at_most = counts.view(graphs, width).cumsum(1)
+    return at_most.view(-1)[keys], at_most[:, -1][graph]
+
+
+def _sorted(degree: Tensor, graph: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by sorting: nothing is read back from the device."""
     # One sort serves all graphs: keys order nodes by graph, then by degree. No degree reaches `width`.
     width = degree.max() + 1
     first_key = graph * width
     keys = (first_key + degree).sort().values
     start = torch.searchsorted(keys, first_key)
     size = torch.searchsorted(keys, first_key + width) - start
-    at_most = torch.searchsorted(keys, first_key + degree, right=True) - start
-    # In double precision, rounded once: the node with the highest in-degree has exactly p_max.
-    return (p_min + (p_max - p_min) * (at_most.double() / size)).float()
+    return torch.searchsorted(keys, first_key + degree, right=True) - start, size

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dqconvert.kernels._chain_loops import has_loops
-from dqconvert.kernels._dispatch import direct
+from dqconvert.kernels._chain import has_loops
+from dqconvert.kernels._draw import bernoulli
 from dqconvert.kernels._memory import empty
+from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._threads import loop, parts, run
 
 
@@ -25,64 +25,38 @@ def plain_dropout_grad(grad: Tensor, kept: Tensor, p: float) -> Tensor:
     return grad * (kept.to(grad.dtype) / (1 - p))
 
 
-# Draws random numbers, so equal calls must neither be merged nor run again in a backward pass.
-@torch.library.custom_op("dqconvert::dropout", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    return plain_dropout(x, p)
-
-
-@_dropout.register_kernel("cpu")
 def _on_cpu(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     if not has_loops(x.dtype):
         return plain_dropout(x, p)
-    y, kept = empty(x.shape, x.dtype), empty(x.shape, torch.uint8)
-    y.bernoulli_(1 - p)
-    flat = [t.contiguous().view(-1).numpy() for t in (x.detach(), y, kept)]
+    kept = torch.from_numpy(bernoulli(x.numel(), 1 - p)).view(x.shape)
+    return _scaled(x, kept, p), kept
+
+
+def _grad_on_cpu(grad: Tensor, kept: Tensor, p: float) -> Tensor:
+    return _scaled(grad, kept, p) if has_loops(grad.dtype) else plain_dropout_grad(grad, kept, p)
+
+
+def _scaled(x: Tensor, kept: Tensor, p: float) -> Tensor:
+    y = empty(x.shape, x.dtype)
+    flat = [t.detach().contiguous().view(-1).numpy() for t in (x, kept, y)]
     factor = flat[0].dtype.type(1.0) / flat[0].dtype.type(1 - p)
     run(lambda _, start, stop: scale_kept(*flat, factor, start, stop), parts(x.numel(), x.numel()))
-    return y, kept
+    return y
 
 
-@_dropout.register_fake
-def _(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
+@loop
+def scale_kept(x, kept, y, factor, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        y[i] = x[i] * (kept[i] * factor)
+
+
+def _fake(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=torch.uint8)
 
 
-@torch.library.custom_op("dqconvert::dropout_grad", mutates_args=())
-def _dropout_grad(grad: Tensor, kept: Tensor, p: float) -> Tensor:
-    return plain_dropout_grad(grad, kept, p)
-
-
-@_dropout_grad.register_kernel("cpu")
-def _grad_on_cpu(grad: Tensor, kept: Tensor, p: float) -> Tensor:
-    if not has_loops(grad.dtype):
-        return plain_dropout_grad(grad, kept, p)
-    out = empty(grad.shape, grad.dtype)
-    flat = [t.contiguous().view(-1).numpy() for t in (grad, kept, out)]
-    factor = flat[0].dtype.type(1.0) / flat[0].dtype.type(1 - p)
-    run(lambda _, start, stop: scale_by(*flat, factor, start, stop), parts(grad.numel(), grad.numel()))
-    return out
-
-
-@_dropout_grad.register_fake
-def _(grad: Tensor, kept: Tensor, p: float) -> Tensor:
-    return grad.new_empty(grad.shape)
-
-
-@loop
-def scale_kept(x, y, kept, factor, start, stop):  # type: ignore[no-untyped-def]
-    """`y` holds ones and zeros on the way in."""
-    zero = x.dtype.type(0)
-    for i in range(start, stop):
-        kept[i] = np.uint8(y[i] > zero)
-    for i in range(start, stop):
-        y[i] = x[i] * (y[i] * factor)
-
-
-@loop
-def scale_by(grad, kept, out, factor, start, stop):  # type: ignore[no-untyped-def]
-    for i in range(start, stop):
-        out[i] = grad[i] * (kept[i] * factor)
+dropout_grad = Operator(
+    "dropout_grad", plain_dropout_grad, fake=lambda grad, kept, p: grad.new_empty(grad.shape), cpu=_grad_on_cpu
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]) -> None:
@@ -96,24 +70,13 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     (kept,) = ctx.saved_tensors
     if grad is None:
         return None, None
-    if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
-        return plain_dropout_grad(grad, kept, ctx.p), None
-    return (_grad_on_cpu if direct(grad) else _dropout_grad)(grad, kept, ctx.p), None
+    # A gradient of a gradient goes through torch's own operators.
+    return (plain_dropout_grad if torch.is_grad_enabled() else dropout_grad)(grad, kept, ctx.p), None
 
 
-_dropout.register_autograd(_backward, setup_context=_setup)
-
-
-class _Direct(torch.autograd.Function):
-    """The operator, where it need not be one."""
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Any:
-        output = _on_cpu(*args)
-        _setup(ctx, args, output)
-        return output
-
-    backward = staticmethod(_backward)
+dropout_operator = Operator(
+    "dropout", plain_dropout, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward, random=True
+)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -132,5 +95,5 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
     ```
     """
-    result: Tensor = (_Direct.apply if direct(x) else _dropout)(x, p)[0]
+    result: Tensor = dropout_operator(x, p)[0]
     return result

@@ -1,23 +1,51 @@
 """Messages, their quantization and their sum in one loop over edges, without a value per edge being stored.
 
-A message is the row of the node that sends it, `x_j`, or that times a weight of the edge, `w * x_j`, per head.
+A message is the row of the node that sends it, `x_j`, or that times a weight of the edge, `w * x_j`, per head. The
+sums go on through a chain, see :mod:`dqconvert.kernels.chain`, without being stored either:
+
+    messages -> grid -> sum | mean -> grid 0 -> + bias | + alpha * other -> grid 1 -> ReLU -> grid 2
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dqconvert.kernels import _propagate_loops as loops
-from dqconvert.kernels._dispatch import direct
-from dqconvert.kernels._grid import Scheme
+from dqconvert.kernels import _chain
+from dqconvert.kernels import _propagate as sums
+from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._layout import check_rows
-from dqconvert.kernels.chain import plain_observe
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels.chain import chain_gradients, ends_of, fake_results, masked, plain_observe, plain_quantize_chain
+from dqconvert.kernels.degree import in_degree
 from dqconvert.kernels.edge_order import EdgeOrder
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
+
+
+class Passing(NamedTuple):
+    """How messages are passed: their scheme, and whether they are averaged; as the numbers that operators take.
+
+    The range of the messages comes first among the ranges, their numbers come before those of the chain's steps.
+    """
+
+    scheme: Scheme
+    mean: bool
+
+    def packed(self) -> tuple[list[int], list[float]]:
+        ints, floats = self.scheme.packed()
+        return [int(self.mean), *ints], floats
+
+    @staticmethod
+    def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Passing:
+        return Passing(Scheme.unpacked(ints[1:6], floats[:2]), bool(ints[0]))
+
+    @staticmethod
+    def steps(ints: Sequence[int], floats: Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
+        """The numbers of the chain, still packed."""
+        return ints[6:], floats[2:]
 
 
 def plain_propagate(
@@ -25,38 +53,40 @@ def plain_propagate(
     weight: Tensor | None,
     sender: Tensor,
     receiver: Tensor,
+    by_receiver: Sequence[Tensor],
+    by_sender: Sequence[Tensor],
     num_nodes: int,
+    senders_protected: Tensor | None,
+    bias: Tensor | None,
+    other: Tensor | None,
+    alpha: Tensor | None,
     protected: Tensor | None,
-    range_: Tensor,
+    ranges: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
-    mean: bool,
-) -> tuple[Tensor, Tensor]:
-    """The definition that every implementation is held to.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The definition that every implementation is held to; it does without the orders.
 
-    **Arguments**: those of :func:`propagate`; `range_` is float32 `[2]`, the two ends of the messages' range, `ints`
-    and `floats` their scheme.
+    **Arguments**: those of :func:`propagate`; `ranges` is float32 `[2 + 2 * grids]`, that of the messages first,
+    `ints` and `floats` hold how messages are passed and the steps of the chain.
 
-    **Returns** the aggregates and the new range. See :func:`plain_messages` for what is aggregated.
+    **Returns** the result, the new ranges and which gradients pass, as
+    :func:`dqconvert.kernels.chain.plain_quantize_chain` does; and what the gradient wants to know of `x` again: here
+    nothing, `[0, 0, 0]`. See :func:`plain_messages` for what is aggregated.
     """
-    message, new, _ = plain_messages(x, weight, sender, protected, range_, ints, floats)
+    passing = Passing.unpacked(ints, floats)
+    message, new, _ = plain_messages(x, weight, sender, senders_protected, ranges[:2], passing.scheme)
     out = x.new_zeros((num_nodes, x.size(1))).index_add(0, receiver, message)
-    if mean:
-        out = out / _in_degree(receiver, num_nodes).to(out.dtype).clamp(min=1).unsqueeze(1)
-    return out, new
+    if passing.mean:
+        out = out / in_degree([receiver], num_nodes).to(out.dtype).clamp(min=1).unsqueeze(1)
+    y, ends, passes = plain_quantize_chain(out, bias, other, alpha, protected, ranges[2:], *Passing.steps(ints, floats))
+    return y, torch.cat([new, ends]), passes, x.new_empty((0, 0, 0))
 
 
 def plain_messages(
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
+    x: Tensor, weight: Tensor | None, sender: Tensor, protected: Tensor | None, range_: Tensor, scheme: Scheme
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Every message, quantized, `[num_edges, features]`; the new range; and which values were clipped."""
-    (scheme,) = Scheme.unpacked(ints, floats)
     message = x.index_select(0, sender)
     if weight is not None:
         heads = (weight.size(0), weight.size(1), x.size(1) // max(weight.size(1), 1))
@@ -70,71 +100,34 @@ def plain_messages(
     return rounded, torch.stack([lo, hi]), clipped & scheme.clip
 
 
-def _in_degree(receiver: Tensor, num_nodes: int) -> Tensor:
-    return torch.zeros(num_nodes, dtype=torch.int64, device=receiver.device).scatter_add_(
-        0, receiver, torch.ones_like(receiver)
-    )
+def _on_cpu(x: Tensor, weight: Tensor | None, sender: Tensor, receiver: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    by_receiver, by_sender, num_nodes, senders_protected, *added, ranges, ints, floats = rest
+    passing, steps = Passing.unpacked(ints, floats), Passing.steps(ints, floats)
+    if not sums.serves(x, weight):
+        return plain_propagate(x, weight, sender, receiver, *rest)
+    grid = Grid(passing.scheme, *ranges[:2].tolist())
+    common = (grid, senders_protected, passing.mean)
+    source: sums.SumsOfRows | sums.SumsOfProducts
+    if weight is None:
+        source = sums.SumsOfRows(x, by_receiver, by_sender, *common)
+        extremes = x.new_empty((0, 0, 0))
+    else:
+        source = sums.SumsOfProducts(x, weight, by_receiver, *common)
+        extremes = source.extremes
+    bias, other, alpha, protected = added
+    if _chain.serves_sums((num_nodes, x.size(1)), x.dtype, bias, other, alpha):
+        y, ends, passes = _chain.quantize(source, _chain.Added(*added), ranges[2:], *steps)
+    else:
+        rows = torch.from_numpy(source.rows())
+        y, ends, passes = plain_quantize_chain(rows, bias, other, alpha, protected, ranges[2:], *steps)
+    return y, torch.cat([torch.tensor([grid.lo, grid.hi], dtype=torch.float32), ends]), passes, extremes
 
 
-@torch.library.custom_op("dqconvert::propagate", mutates_args=())
-def _propagate(
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    num_nodes: int,
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-    mean: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The aggregates, the new range, and what the gradient wants to know of `x` again."""
-    result = plain_propagate(x, weight, sender, receiver, num_nodes, protected, range_, ints, floats, mean)
-    return *result, x.new_empty((0, 0, 0))
-
-
-@_propagate.register_kernel("cpu")
-def _on_cpu(
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    num_nodes: int,
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-    mean: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not loops.serves(x, weight):
-        result = plain_propagate(x, weight, sender, receiver, num_nodes, protected, range_, ints, floats, mean)
-        return *result, x.new_empty((0, 0, 0))
-    return loops.propagate(x, weight, by_receiver, by_sender, num_nodes, protected, range_, ints, floats, mean)
-
-
-@_propagate.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    num_nodes: int,
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-    mean: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    num_nodes, (*_, ranges, ints, floats) = rest[4], rest
     heads = 0 if weight is None else weight.size(1)
-    extremes = x.new_empty((2, x.size(0), heads) if heads and loops.serves(x, weight) else (0, 0, 0))
-    return x.new_empty((num_nodes, x.size(1))), x.new_empty((2,), dtype=torch.float32), extremes
+    extremes = x.new_empty((2, x.size(0), heads) if heads and sums.serves(x, weight) else (0, 0, 0))
+    return *fake_results(x, (num_nodes, x.size(1)), ranges, *Passing.steps(ints, floats)), extremes
 
 
 def plain_propagate_grad(
@@ -147,16 +140,14 @@ def plain_propagate_grad(
     range_: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
-    mean: bool,
     for_weight: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The definition of the gradients of `x` and of the weights; differentiable itself."""
-    (scheme,) = Scheme.unpacked(ints, floats)
-    fixed = scheme._replace(observe=False).packed()
+    """The definition of the gradients of `x` and of the weights, given that of the sums; differentiable itself."""
+    scheme, mean = Passing.unpacked(ints, floats)
     with torch.no_grad():
-        _, _, clipped = plain_messages(x, weight, sender, protected, range_, *fixed)
+        _, _, clipped = plain_messages(x, weight, sender, protected, range_, scheme._replace(observe=False))
     if mean:
-        grad = grad / _in_degree(receiver, grad.size(0)).to(grad.dtype).clamp(min=1).unsqueeze(1)
+        grad = grad / in_degree([receiver], grad.size(0)).to(grad.dtype).clamp(min=1).unsqueeze(1)
     to_message = grad.index_select(0, receiver).masked_fill(clipped, 0)
     to_weight = None
     if weight is not None:
@@ -167,8 +158,7 @@ def plain_propagate_grad(
     return torch.zeros_like(x).index_add(0, sender, to_message), to_weight
 
 
-@torch.library.custom_op("dqconvert::propagate_grad", mutates_args=())
-def _propagate_grad(
+def _grad(
     grad: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -181,112 +171,66 @@ def _propagate_grad(
     range_: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
-    mean: bool,
     for_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `x` and, if `for_weight`, of the weights (else `[0, 0]`); `range_` as it was rounded with."""
     to_x, to_weight = plain_propagate_grad(
-        grad, x, weight, sender, receiver, protected, range_, ints, floats, mean, for_weight
+        grad, x, weight, sender, receiver, protected, range_, ints, floats, for_weight
     )
     return to_x, grad.new_empty((0, 0)) if to_weight is None else to_weight
 
 
-@_propagate_grad.register_kernel("cpu")
-def _grad_on_cpu(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    extremes: Tensor,
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-    mean: bool,
-    for_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    rest = (protected, range_, ints, floats, mean, for_weight)
-    if loops.serves(x, weight):
-        return loops.propagate_grad(grad, x, weight, by_receiver, by_sender, extremes, *rest)
-    return _propagate_grad._init_fn(grad, x, weight, sender, receiver, by_receiver, by_sender, extremes, *rest)
+def _grad_on_cpu(grad: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    _, _, by_receiver, by_sender, extremes, protected, range_, ints, floats, for_weight = rest
+    if not sums.serves(x, weight) or (weight is not None and extremes.numel() == 0 and x.numel() > 0):
+        return _grad(grad, x, weight, *rest)
+    scheme, mean = Passing.unpacked(ints, floats)
+    grid = Grid(scheme, *range_.tolist())
+    return sums.propagate_grad(grad, x, weight, by_receiver, by_sender, extremes, protected, grid, mean, for_weight)
 
 
-@_propagate_grad.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    extremes: Tensor,
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-    mean: bool,
-    for_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    to_weight = weight.new_empty(weight.shape) if for_weight and weight is not None else x.new_empty((0, 0))
+def _fake_grad(grad: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    to_weight = weight.new_empty(weight.shape) if rest[-1] and weight is not None else x.new_empty((0, 0))
     return x.new_empty(x.shape), to_weight
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+propagate_grad = Operator("propagate_grad", _grad, fake=_fake_grad, cpu=_grad_on_cpu)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1], output[2])
-    x, weight, sender, receiver, by_receiver, by_sender, _, protected, _, ctx.ints, ctx.floats, ctx.mean = inputs
-    ctx.save_for_backward(x, weight, sender, receiver, *by_receiver, *by_sender, protected, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    x, weight, sender, receiver, by_receiver, by_sender, _, senders, _, other, alpha, _, _, ctx.ints, ctx.floats = (
+        inputs
+    )
+    steps = Steps.unpacked(*Passing.steps(ctx.ints, ctx.floats))
+    ctx.apart = steps.schemes[0] is not None
+    keep_other = other if alpha is not None and ctx.needs_input_grad[10] else None
+    saved = (x, weight, sender, receiver, *by_receiver, *by_sender, senders, output[1][:2], output[3])
+    ctx.save_for_backward(*saved, output[2], alpha, keep_other)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     order = [None] * 3
     if grad is None:
-        return None, None, None, None, order, order, *(None,) * 6
-    x, weight, sender, receiver, *orders, protected, range_, extremes = ctx.saved_tensors
-    for_weight = ctx.needs_input_grad[1]
-    if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
-        rest = (protected, range_, ctx.ints, ctx.floats, ctx.mean, for_weight)
-        both = plain_propagate_grad(grad, x, weight, sender, receiver, *rest)
-        return *both, None, None, order, order, *(None,) * 6
-    to_x, to_weight = (_grad_on_cpu if direct(grad) else _propagate_grad)(
-        grad.contiguous(),
-        x,
-        weight,
-        sender,
-        receiver,
-        orders[:3],
-        orders[3:],
-        extremes,
-        protected,
-        range_,
-        ctx.ints,
-        ctx.floats,
-        ctx.mean,
-        for_weight,
-    )
-    return to_x, to_weight if for_weight else None, None, None, order, order, *(None,) * 6
+        return None, None, None, None, order, order, *(None,) * 9
+    x, weight, sender, receiver, *orders, senders, range_, extremes, passes, alpha, other = ctx.saved_tensors
+    for_x, for_weight = ctx.needs_input_grad[:2]
+    needed = (for_x or for_weight, *ctx.needs_input_grad[8:11])
+    at_sum, *added = chain_gradients(grad, passes, other, alpha, ctx.apart, needed)
+    to_x, to_weight = None, None
+    if at_sum is not None:
+        passing = (senders, range_, ctx.ints, ctx.floats, for_weight)
+        if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
+            to_x, to_weight = plain_propagate_grad(at_sum, x, weight, sender, receiver, *passing)
+        else:
+            order_of = (orders[:3], orders[3:], extremes)
+            to_x, to_weight = propagate_grad(at_sum.contiguous(), x, weight, sender, receiver, *order_of, *passing)
+    ends = (to_x, to_weight if for_weight else None)
+    return *ends, None, None, order, order, None, None, *added, *(None,) * 4
 
 
-_propagate.register_autograd(_backward, setup_context=_setup)
-
-
-class _Direct(torch.autograd.Function):
-    """The operator, where it need not be one. Lists are taken apart, as gradients go by argument."""
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Any:
-        output = _on_cpu(*args)
-        _setup(ctx, args, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        to_x, to_weight, *_ = _backward(ctx, *grads)
-        return to_x, to_weight, *(None,) * 10
+propagate_operator = Operator("propagate", plain_propagate, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward)
 
 
 def propagate(
@@ -298,10 +242,18 @@ def propagate(
     by_sender: EdgeOrder,
     scheme: Scheme,
     ends: tuple[Tensor, Tensor],
-    protected: Tensor | None = None,
+    senders_protected: Tensor | None = None,
     mean: bool = False,
+    *,
+    schemes: tuple[Scheme | None, Scheme | None, Scheme | None] = (None, None, None),
+    ranges: Sequence[Tensor] = (),
+    bias: Tensor | None = None,
+    other: Tensor | None = None,
+    alpha: Tensor | None = None,
+    protected: Tensor | None = None,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Sums, or averages, the quantized messages that reach each node.
+    """Sums, or averages, the quantized messages that reach each node, and passes the sums through a chain.
 
     **Arguments**
 
@@ -310,11 +262,15 @@ def propagate(
     - `sender`, `receiver`: int64 `[num_edges]`.
     - `by_receiver`, `by_sender`: the edges in the order of either, for all nodes that receive and that send.
     - `scheme`, `ends`: the grid of the messages and its range so far, float32 `[]` each.
-    - `protected = None`: bool `[num_senders]`; messages of nodes that are True are neither observed nor rounded.
+    - `senders_protected = None`: bool `[num_senders]`; messages of nodes that are True are neither observed nor
+      rounded.
     - `mean = False`: whether to divide by the number of messages (1 where there is none).
+    - the others: the chain that the aggregates go through, as in :func:`dqconvert.kernels.quantize_chain`; by default
+      none.
 
-    **Returns** the aggregates `[num_receivers, heads * channels]` and the new range, float32 `[2]`. Gradients reach
-    `x` and `weight`. Each node's messages are added in the order of the edges.
+    **Returns** the result `[num_receivers, heads * channels]` and the new ranges, float32 `[2 + len(ranges)]`, that of
+    the messages first. Gradients reach `x`, `weight`, `bias`, `other` and `alpha`. Each node's messages are added in
+    the order of the edges.
 
     **Raises** `TypeError` or `ValueError` for a mask that does not fit.
 
@@ -333,22 +289,28 @@ def propagate(
 
     ```
     """
+    if senders_protected is not None:
+        check_rows(senders_protected, x, 0, name="senders_protected")
+    num_nodes = by_receiver.ptr.size(0) - 1
     if protected is not None:
-        check_rows(protected, x, 0, name="protected")
-    ints, floats = scheme.packed()
-    call = _Direct.apply if direct(x, weight, sender, receiver, protected) else _propagate
-    out, new, _ = call(
+        check_rows(protected, x.new_empty((num_nodes, 0)), 0, name="protected")
+    ints, floats = Passing(scheme, mean).packed()
+    more_ints, more_floats = masked(schemes, relu)
+    y, new, _, _ = propagate_operator(
         x,
         weight,
         sender,
         receiver,
         list(by_receiver),
         list(by_sender),
-        by_receiver.ptr.size(0) - 1,
+        num_nodes,
+        senders_protected,
+        bias,
+        other,
+        alpha,
         protected,
-        torch.stack(ends),
-        ints,
-        floats,
-        mean,
+        ends_of([*ends, *ranges]),
+        [*ints, *more_ints],
+        [*floats, *more_floats],
     )
-    return out, new
+    return y, new

@@ -8,78 +8,106 @@ the same step by step, as the graph that was not fused does. The quantizers' sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.utils import scatter
 
-from dqconvert.kernels import EdgeOrder, edge_order, propagate, quantize_chain
+from dqconvert.kernels import EdgeOrder, Scheme, edge_order, propagate, quantize_chain, quantize_linear
 from dqconvert.kernels import dropout as kernel_dropout
-from dqconvert.kernels import linear as kernel_linear
 from dqconvert.quant.fake_quantize import FakeQuantize
 from dqconvert.quant.protection import gather_protected
 
 
-def chain(
-    x: Tensor,
-    first: FakeQuantize | None,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    second: FakeQuantize | None,
-    relu: bool,
-    third: FakeQuantize | None,
-    protected: Tensor | None,
-) -> Tensor:
-    """`third(relu(second(first(x) + bias)))`, or `+ alpha * other`; whatever is `None` (or False) is left out.
+class Chain(NamedTuple):
+    """What happens to a value's rows: `third(relu(second(first(x) + bias)))`, or `+ alpha * other`.
 
-    See :func:`dqconvert.kernels.quantize_chain`. `protected`: bool `[x.size(0)]`, for all quantizers.
+    Whatever is `None` (or False) is left out.
     """
-    quantizers = (first, second, third)
+
+    first: FakeQuantize | None = None
+    bias: Tensor | None = None
+    other: Tensor | None = None
+    alpha: Tensor | None = None
+    second: FakeQuantize | None = None
+    relu: bool = False
+    third: FakeQuantize | None = None
+
+    def __call__(self, x: Tensor, protected: Tensor | None) -> Tensor:
+        """Step by step, as the graph that is not fused does."""
+        value = x if self.first is None else self.first(x, protected)
+        if self.bias is not None:
+            value = value + self.bias
+        if self.other is not None:
+            value = value + (self.other if self.alpha is None else self.alpha * self.other)
+        value = value if self.second is None else self.second(value, protected)
+        value = value.relu() if self.relu else value
+        return value if self.third is None else self.third(value, protected)
+
+
+class _Ready:
+    """A chain whose quantizers all observe and round as usual, as the operators take it."""
+
+    def __init__(self, chain: Chain, schemes: Sequence[Scheme | None], protected: Tensor | None) -> None:
+        quantizers = (chain.first, chain.second, chain.third)
+        self._present = [quantizer for quantizer in quantizers if quantizer is not None]
+        self.schemes = (schemes[0], schemes[1], schemes[2])
+        self.ranges = [end for quantizer in self._present for end in (quantizer.min_val, quantizer.max_val)]
+        training = bool(self._present) and self._present[0].training
+        self.options: dict[str, Any] = {
+            "bias": chain.bias,
+            "other": chain.other,
+            "alpha": chain.alpha,
+            "relu": chain.relu,
+            "protected": protected if training else None,
+        }
+
+    def take(self, ends: Tensor) -> None:
+        """Gives the quantizers their new ranges."""
+        used = [scheme for scheme in self.schemes if scheme is not None]
+        for place, (quantizer, scheme) in enumerate(zip(self._present, used, strict=True)):
+            quantizer.take(scheme, ends[2 * place : 2 * place + 2])
+
+
+def _ready(chain: Chain, x: Tensor, protected: Tensor | None) -> _Ready | None:
+    quantizers = (chain.first, chain.second, chain.third)
     present = [quantizer for quantizer in quantizers if quantizer is not None]
     schemes = [None if quantizer is None else quantizer.scheme_for(x) for quantizer in quantizers]
     # A part of the model may be in evaluation, and autocast mixes types.
-    alike = len({quantizer.training for quantizer in present}) == 1
-    one_type = all(t is None or t.dtype == x.dtype for t in (bias, other, alpha))
-    if not alike or not one_type or sum(scheme is not None for scheme in schemes) < len(present):
-        return _step_by_step(x, first, bias, other, alpha, second, relu, third, protected)
-    ranges = [end for quantizer in present for end in (quantizer.min_val, quantizer.max_val)]
-    y, ends = quantize_chain(
-        x,
-        schemes,
-        ranges,
-        bias=bias,
-        other=other,
-        alpha=alpha,
-        protected=protected if present[0].training else None,
-        relu=relu,
-    )
-    used = [scheme for scheme in schemes if scheme is not None]
-    for place, (quantizer, scheme) in enumerate(zip(present, used, strict=True)):
-        quantizer.take(scheme, ends[2 * place : 2 * place + 2])
+    alike = len({quantizer.training for quantizer in present}) <= 1
+    one_type = all(t is None or t.dtype == x.dtype for t in (chain.bias, chain.other, chain.alpha))
+    usual = alike and one_type and sum(scheme is not None for scheme in schemes) == len(present)
+    return _Ready(chain, schemes, protected) if usual else None
+
+
+def chain(x: Tensor, steps: Chain, protected: Tensor | None) -> Tensor:
+    """The chain of `x`, see :func:`dqconvert.kernels.quantize_chain`.
+
+    `protected`: bool `[x.size(0)]`, for all quantizers.
+    """
+    ready = _ready(steps, x, protected)
+    if ready is None:
+        return steps(x, protected)
+    y, ends = quantize_chain(x, ready.schemes, ready.ranges, **ready.options)
+    ready.take(ends)
     return y
 
 
-def _step_by_step(
-    x: Tensor,
-    first: FakeQuantize | None,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    second: FakeQuantize | None,
-    relu: bool,
-    third: FakeQuantize | None,
-    protected: Tensor | None,
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, steps: Chain | None = None, protected: Tensor | None = None
 ) -> Tensor:
-    value = x if first is None else first(x, protected)
-    if bias is not None:
-        value = value + bias
-    if other is not None:
-        value = value + (other if alpha is None else alpha * other)
-    value = value if second is None else second(value, protected)
-    value = value.relu() if relu else value
-    return value if third is None else third(value, protected)
+    """The chain, if there is one, of `torch.nn.functional.linear`."""
+    steps = steps or Chain()
+    alike = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
+    ordinary = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and type(x) is Tensor and alike
+    ready = _ready(steps, x, protected) if ordinary else None
+    if ready is None:
+        return chain(nn.functional.linear(x, weight, bias), steps, protected)
+    y, ends = quantize_linear(x, weight, bias, ready.schemes, ready.ranges, **ready.options)
+    ready.take(ends)
+    return y
 
 
 def message_passing(
@@ -91,10 +119,12 @@ def message_passing(
     by_receiver: EdgeOrder | None,
     by_sender: EdgeOrder | None,
     quantizer: FakeQuantize,
-    protected: Tensor | None,
+    senders_protected: Tensor | None,
     mean: bool,
+    steps: Chain | None = None,
+    protected: Tensor | None = None,
 ) -> Tensor:
-    """Gathers `x` along the edges, multiplies by `weight`, quantizes, and adds up (or averages) per receiver.
+    """Gathers `x` along the edges, multiplies by `weight`, quantizes, adds up (or averages) per receiver; a chain.
 
     **Arguments**
 
@@ -103,31 +133,42 @@ def message_passing(
       `x_j`.
     - `sender`, `receiver`: int64 `[num_edges]`; `num_nodes`: how many nodes receive.
     - `by_receiver`, `by_sender`: from :class:`EdgeOrders`; `None` on devices that do without.
-    - `quantizer`: of the messages. `protected`: bool `[num_senders]`, or None.
+    - `quantizer`: of the messages. `senders_protected`: bool `[num_senders]`, or None.
     - `mean`: whether to average.
+    - `steps = None`: what happens to the aggregates. `protected = None`: bool `[num_nodes]`, for its quantizers.
 
     **Returns** `[num_nodes, *features]`.
     """
+    steps = steps or Chain()
     scheme = quantizer.scheme_for(x) if by_receiver is not None and by_sender is not None else None
     fits = weight is None or weight.dtype == x.dtype
     if scheme is None or by_receiver is None or by_sender is None or not fits:
-        return _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, protected, mean)
-    flat = x if x.dim() == 2 else x.reshape(x.size(0), math.prod(x.shape[1:]))
-    per_head = None if weight is None else _by_head(weight)
+        passed = _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, senders_protected, mean)
+        return chain(passed, steps, protected)
+    features = math.prod(x.shape[1:])
+    ready = _ready(steps, x, protected) if x.dim() == 2 or steps.bias is None else None
+    options = {} if ready is None else {"schemes": ready.schemes, "ranges": ready.ranges, **ready.options}
+    if ready is not None and steps.other is not None:
+        options["other"] = steps.other.reshape(num_nodes, features)
     out, ends = propagate(
-        flat,
-        per_head,
+        x if x.dim() == 2 else x.reshape(x.size(0), features),
+        None if weight is None else _by_head(weight),
         sender,
         receiver,
         by_receiver,
         by_sender,
         scheme,
         (quantizer.min_val, quantizer.max_val),
-        protected if quantizer.training else None,
+        senders_protected if quantizer.training else None,
         mean,
+        **options,
     )
-    quantizer.take(scheme, ends)
-    return out.view(out.size(0), *x.shape[1:])
+    quantizer.take(scheme, ends[:2])
+    out = out.view(out.size(0), *x.shape[1:])
+    if ready is None:
+        return chain(out, steps, protected)
+    ready.take(ends[2:])
+    return out
 
 
 def _by_head(weight: Tensor) -> Tensor:
@@ -149,12 +190,7 @@ def _message_by_message(
     if weight is not None:
         message = weight.reshape(*weight.shape, *[1] * (message.dim() - weight.dim())) * message
     message = quantizer(message, gather_protected(protected, sender))
-    index = receiver.reshape(-1, *[1] * (message.dim() - 1)).expand_as(message)
-    out = message.new_zeros(num_nodes, *message.shape[1:]).scatter_add(0, index, message)
-    if mean:
-        count = message.new_zeros(num_nodes).scatter_add(0, receiver, message.new_ones(len(receiver)))
-        out = out / count.clamp(min=1).reshape(-1, *[1] * (out.dim() - 1))
-    return out
+    return scatter(message, receiver, 0, num_nodes, "mean" if mean else "sum")
 
 
 def own_memory(x: Any) -> Any:
@@ -162,13 +198,6 @@ def own_memory(x: Any) -> Any:
     if isinstance(x, tuple | list) and not hasattr(x, "_fields"):
         return type(x)(map(own_memory, x))
     return x.clone() if isinstance(x, Tensor) else x
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, in memory that is used again where that is possible."""
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or type(x) is not Tensor:
-        return nn.functional.linear(x, weight, bias)
-    return kernel_linear(x, weight, bias)
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -284,4 +313,14 @@ class EdgeOrders(Memo):
         return order
 
 
-__all__ = ["EdgeOrders", "Memo", "Remembered", "chain", "dropout", "linear", "message_passing", "own_memory"]
+__all__ = [
+    "Chain",
+    "EdgeOrders",
+    "Memo",
+    "Remembered",
+    "chain",
+    "dropout",
+    "linear",
+    "message_passing",
+    "own_memory",
+]

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
+from dqconvert.kernels._chain_loops import serves
 
 from dqconvert.kernels import Scheme, quantize_chain
-from dqconvert.kernels._chain_loops import serves
 from dqconvert.kernels.chain import _quantize_chain, _quantize_chain_grad, plain_quantize_chain
 
 NEVER = (math.inf, -math.inf)

@@ -34,15 +34,15 @@ def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
         >>> from dqconvert import prepare
         >>> module, _ = prepare(GIN(8, 16, num_layers=1), "int8-dq")
         >>> [fusion.op for fusion in fuse(module.graph, module)[1]]
-        ['message passing', 'chain']
+        ['message passing, chain', 'linear, chain', 'linear, chain']
     """
     context = Context.of(copy.deepcopy(graph), root)
     fuse_messages(context)
-    fuse_chains(context)
     put_stand_ins(context)
+    fuse_chains(context)
     remember(context)
     _drop_unused(context.graph)
-    return context.graph, tuple(context.fusions)
+    return context.graph, tuple(context.fusions.values())
 
 
 def _drop_unused(graph: Graph) -> None:

@@ -1,14 +1,16 @@
-"""Chains as one operator: quantizers of node features with a sum and a ReLU between them."""
+"""Chains as one operator: quantizers of node features with a sum and a ReLU between them, and what makes the rows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeGuard
+from types import MappingProxyType
+from typing import Any, TypeGuard
 
 from torch import nn
 from torch.fx import Node
 
-from dqconvert.quant.fused import chain
+from dqconvert.quant.fused import Chain, chain, linear, message_passing
 from dqconvert.rewrite.derive import Size
 from dqconvert.rewrite.fuse.context import Context, only_user, protection_of, reads_form
 from dqconvert.trace.note import annotate, note_of
@@ -18,16 +20,18 @@ from dqconvert.trace.ops import op_name
 def fuse_chains(context: Context) -> None:
     """Replaces ``third(relu(second(first(x) + ...)))``, or a part of it, by :func:`dqconvert.quant.fused.chain`.
 
-    All quantizers of a chain have the same protection, and no value within it is used elsewhere. A quantizer alone
-    stays as it is.
+    All quantizers of a chain have the same protection, and no value within it is used elsewhere. A linear layer or the
+    message passing that alone makes the rows becomes part of the operator. A quantizer alone, of other rows, stays as
+    it is.
     """
     done: set[Node] = set()
     for node in list(context.graph.nodes):
         if node not in done and context.is_quantizer(node) and isinstance(node.args[0], Node):
             found = _chain_from(context, node)
             done.update(found.nodes)
-            if len(found.nodes) > 1:
-                _write(context, found)
+            source = _source(found)
+            if source is not None or len(found.nodes) > 1:
+                _write(context, found, source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,20 +134,46 @@ def _is_relu(context: Context, node: Node) -> bool:
 # -- writing them ------------------------------------------------------------------------------------------------
 
 
-def _write(context: Context, found: _Chain) -> None:
+SOURCES: Mapping[Any, tuple[str, int]] = MappingProxyType(
+    {linear: ("linear", 3), message_passing: ("message passing", 10)}
+)
+"""What can send its rows straight into a chain: its name in the report, and its number of arguments before that."""
+
+
+def _source(found: _Chain) -> Node | None:
+    """What makes the rows of a chain, if that can be part of it."""
+    source = found.nodes[0].args[0]
+    assert isinstance(source, Node)
+    if source.op != "call_function" or source.target not in SOURCES or source.kwargs:
+        return None
+    # What reads the form of a value within the group would have nothing left to read it from.
+    alone = all(len(node.users) == 1 for node in (source, *found.nodes[:-1]))
+    return source if alone and len(source.args) <= SOURCES[source.target][1] else None
+
+
+def _write(context: Context, found: _Chain, source: Node | None) -> None:
     graph, start, end = context.graph, found.nodes[0], found.nodes[-1]
-    source, added = start.args[0], found.added
+    form, added = start.args[0], found.added
 
     def module(quantize: Node | None) -> Node | None:
         return None if quantize is None else graph.get_attr(str(quantize.target))
 
     with graph.inserting_before(end):
         first, second, third = (module(quantize) for quantize in (found.first, found.second, found.third))
-        terms = (added.bias, added.other, added.alpha)
-        args = (source, first, *terms, second, found.relu, third, protection_of(start))
-        new = annotate(graph.call_function(chain, args), note_of(end))
-    assert isinstance(source, Node)
+        # With nodes for its fields, which the graph's code fills in.
+        steps: Any = Chain(first, added.bias, added.other, added.alpha, second, found.relu, third)  # type: ignore[arg-type]
+        if source is None:
+            new = graph.call_function(chain, (form, steps, protection_of(start)))
+        else:
+            assert callable(source.target)
+            missing = (None,) * (SOURCES[source.target][1] - len(source.args))
+            new = graph.call_function(source.target, (*source.args, *missing, steps, protection_of(start)))
+        annotate(new, note_of(end))
+    assert isinstance(form, Node)
     for node in found.nodes[:-1]:
         for user in [user for user in node.users if reads_form(user)]:
-            user.replace_input_with(node, source)  # every value in a chain has the form of the first
-    context.replace(found.nodes, new, "chain")
+            user.replace_input_with(node, form)  # every value in a chain has the form of the first
+    if source is None:
+        context.replace(found.nodes, new, "chain")
+    else:
+        context.replace((source, *found.nodes), new, f"{SOURCES[source.target][0]}, chain")

@@ -22,14 +22,14 @@ class Context:
         graph: A copy of the prepared graph, changed in place.
         root: The module that the graph is of; gets the modules that remember.
         modules: The modules of ``root`` by path.
-        fusions: What was fused so far.
+        fusions: What was fused so far, by the node that it became.
         memos: Paths of the modules that remember, by what they are asked for.
     """
 
     graph: Graph
     root: nn.Module
     modules: dict[str, nn.Module]
-    fusions: list[Fusion] = field(default_factory=list)
+    fusions: dict[Node, Fusion] = field(default_factory=dict)
     memos: dict[Any, str] = field(default_factory=dict)
 
     @classmethod
@@ -55,8 +55,12 @@ class Context:
             new: What computes the same as the group.
             op: What the report calls it.
         """
+        before = self.fusions.pop(nodes[0], None)  # a group may go on where another one ended
         quantizers = tuple(str(node.target) for node in nodes if self.is_quantizer(node))
-        self.fusions.append(Fusion(op=op, quantizers=quantizers, nodes=tuple(node.name for node in nodes)))
+        names = tuple(node.name for node in nodes)
+        if before is not None:
+            quantizers, names = before.quantizers + quantizers, before.nodes + names[1:]
+        self.fusions[new] = Fusion(op=op, quantizers=quantizers, nodes=names)
         nodes[-1].replace_all_uses_with(new)
         for node in reversed(nodes):
             if not node.users:

@@ -1,0 +1,88 @@
+"""Operators: registered with torch for those that look at operators, called directly where nobody looks.
+
+torch.compile, torch.export, profilers and dispatch modes look at operators. A registered operator written in Python
+costs about a tenth of a millisecond a call, which is more than many of ours take, so otherwise it is passed by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+class Operator:
+    """A function of tensors and numbers, known to torch by a name.
+
+    **Arguments**
+
+    - `name`: what torch calls it, behind `dqconvert::`.
+    - `definition`: what every implementation is held to; its annotations are the operator's schema. It returns
+      tensors of its own, never its arguments or parts of them.
+    - `fake`: the same, of shapes and types alone.
+    - `cpu = None`: the implementation on the CPU, if it is another one.
+    - `setup`, `backward = None`: as :meth:`torch.library.CustomOpDef.register_autograd` takes them.
+    - `random = False`: whether it draws random numbers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        definition: Callable[..., Any],
+        *,
+        fake: Callable[..., Any],
+        cpu: Callable[..., Any] | None = None,
+        setup: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+        random: bool = False,
+    ) -> None:
+        # Equal calls of what draws random numbers must neither be merged nor run again in a backward pass.
+        tags = (torch.Tag.nondeterministic_seeded,) if random else ()
+        self.definition = definition
+        self.registered = torch.library.custom_op(f"dqconvert::{name}", definition, mutates_args=(), tags=tags)
+        self.registered.register_fake(fake)
+        self._direct = cpu or definition
+        if cpu is not None:
+            self.registered.register_kernel("cpu")(cpu)
+        if backward is not None:
+            self.registered.register_autograd(backward, setup_context=setup)
+            self._direct = _function(name, self._direct, setup, backward).apply
+
+    def __call__(self, *args: Any) -> Any:
+        return (self._direct if _nobody_looks(args) else self.registered)(*args)
+
+
+def _function(
+    name: str, forward: Callable[..., Any], setup: Callable[..., None] | None, backward: Callable[..., Any]
+) -> Any:
+    """The operator as a function with a gradient that is not registered."""
+
+    def run(ctx: Any, *args: Any) -> Any:
+        output = forward(*args)
+        if setup is not None:
+            setup(ctx, args, output)
+        return output
+
+    def back(ctx: Any, *grads: Any) -> Any:
+        found = backward(ctx, *grads)
+        if not isinstance(found, tuple):
+            return found
+        # Of a list an operator wants a list of gradients, a function none.
+        return tuple(None if isinstance(grad, list) else grad for grad in found)
+
+    members = {"forward": staticmethod(run), "backward": staticmethod(back)}
+    return type(f"Direct_{name}", (torch.autograd.Function,), members)
+
+
+def _nobody_looks(args: tuple[Any, ...]) -> bool:
+    """Eager execution on the CPU, of ordinary tensors; those in lists come with one that is not."""
+    return (
+        all(not isinstance(t, Tensor) or (type(t) in _ORDINARY and t.device.type == "cpu") for t in args)
+        and not torch.compiler.is_compiling()
+        and not torch._C._autograd._profiler_enabled()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )

@@ -1,0 +1,148 @@
+"""The loops of :mod:`dqconvert.kernels.linear`: products whose rows go on through a chain, and their gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqconvert.kernels._multiply import VECTOR, groups_of, multiply
+from dqconvert.kernels._threads import loop
+from dqconvert.kernels._tile import (
+    add_values,
+    chain_tile,
+    copy_values,
+    dot,
+    pass_values,
+    scale_values,
+    scratch,
+)
+
+
+@loop
+def product_rows(columns):  # type: ignore[no-untyped-def]
+    """How many rows make a tile: a multiple of the strips of every height, that stays in the first cache."""
+    return max(12, min(48, 4096 // max(1, columns) // 12 * 12))
+
+
+@loop
+def product_tile(x, first, last, packed, y, spare):  # type: ignore[no-untyped-def]
+    """Rows `first` to `last` of the product of `x` and what is packed."""
+    depth, columns = x.shape[1], y.shape[1]
+    groups = groups_of(columns, x.itemsize)
+    wide = groups * (VECTOR // x.itemsize)
+    rows, from_ = last - first, x.reshape(-1)
+    if wide == columns:
+        multiply(
+            from_, first * depth, depth, 1, rows, depth, packed, 0, groups, y.reshape(-1), first * wide, wide, True
+        )
+    else:
+        multiply(from_, first * depth, depth, 1, rows, depth, packed, 0, groups, spare, 0, wide, True)
+        for r in range(rows):
+            copy_values(spare[r * wide : r * wide + columns], y[first + r])
+
+
+@loop
+def padded(columns, itemsize):  # type: ignore[no-untyped-def]
+    """The columns of whole vectors that hold so many."""
+    return groups_of(columns, itemsize) * (VECTOR // itemsize)
+
+
+@loop
+def chain_products(x, packed, offset, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
+    """The chain, of the rows of the product of `x` and what is packed, plus `offset` (empty: nothing)."""
+    columns = y.shape[1]
+    step = product_rows(columns)
+    spare, product = scratch(y, step), np.empty(step * padded(columns, x.itemsize), x.dtype)
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        product_tile(x, first, last, packed, y, product)
+        if offset.size > 0:
+            for r in range(first, last):
+                add_values(offset, y[r])
+        chain_tile(y, first, last, chain, caught, spare)
+
+
+@loop
+def products_back(  # type: ignore[no-untyped-def]
+    grad, bits, x, packed, apart, alpha, other, to_x, to_weight, to_offset, to_bias, to_other, start, stop
+):
+    """The gradients of everything, of rows `start` to `stop`; what is not wanted is empty.
+
+    `packed`: the weight, `[columns, depth]`. `apart`: whether the gradient of the product differs from that of the
+    sum. `to_weight`: `[columns, padded depth]`, and `to_offset` and `to_bias` are added to. Returns the product of the
+    gradient of the sum with `other`, added up.
+    """
+    columns, depth = grad.shape[1], x.shape[1]
+    step = product_rows(max(columns, depth))
+    wide = padded(depth, x.itemsize)
+    groups = groups_of(depth, x.itemsize)
+    at_sum, at_product = np.empty((step, columns), grad.dtype), np.empty((step, columns), grad.dtype)
+    product = np.empty(step * wide, grad.dtype)
+    rows_of_x = np.zeros(step * wide if wide != depth else 0, x.dtype)
+    flat_sum, flat_product, flat_x = at_sum.reshape(-1), at_product.reshape(-1), x.reshape(-1)
+    flat_grad, flat_bits, flat_other, flat_partner = (
+        grad.reshape(-1),
+        bits.reshape(-1),
+        to_other.reshape(-1),
+        other.reshape(-1),
+    )
+    flat_weight = to_weight.reshape(-1)
+    total = 0.0
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        rows = last - first
+        a, b = first * columns, last * columns
+        size = b - a
+        if bits.size > 0:
+            pass_values(flat_grad[a:b], flat_bits[a:b], np.uint8(1), flat_sum)
+        else:
+            copy_values(flat_grad[a:b], flat_sum[:size])
+        if to_other.size > 0:
+            scale_values(flat_sum[:size], alpha, flat_other[a:b])
+        if other.size > 0:
+            total += dot(flat_sum[:size], flat_partner[a:b])
+        if to_bias.size > 0:
+            for r in range(rows):
+                add_values(at_sum[r], to_bias)
+        back, flat_back = at_sum, flat_sum
+        if apart and bits.size > 0:
+            pass_values(flat_grad[a:b], flat_bits[a:b], np.uint8(2), flat_product)
+            back, flat_back = at_product, flat_product
+        if to_offset.size > 0:
+            for r in range(rows):
+                add_values(back[r], to_offset)
+        if to_x.size > 0:
+            multiply_back(flat_back, columns, rows, packed, groups, to_x, first, product)
+        if to_weight.size > 0:
+            if wide == depth:
+                multiply(
+                    flat_back,
+                    0,
+                    1,
+                    columns,
+                    columns,
+                    rows,
+                    flat_x[first * depth :],
+                    depth,
+                    groups,
+                    flat_weight,
+                    0,
+                    wide,
+                    False,
+                )
+            else:
+                for r in range(rows):
+                    copy_values(x[first + r], rows_of_x[r * wide : r * wide + depth])
+                multiply(flat_back, 0, 1, columns, columns, rows, rows_of_x, wide, groups, flat_weight, 0, wide, False)
+    return total
+
+
+@loop
+def multiply_back(back, columns, rows, packed, groups, to_x, first, spare):  # type: ignore[no-untyped-def]
+    depth = to_x.shape[1]
+    wide = groups * (VECTOR // back.itemsize)
+    if wide == depth:
+        multiply(back, 0, columns, 1, rows, columns, packed, 0, groups, to_x.reshape(-1), first * depth, depth, True)
+    else:
+        multiply(back, 0, columns, 1, rows, columns, packed, 0, groups, spare, 0, wide, True)
+        for r in range(rows):
+            copy_values(spare[r * wide : r * wide + depth], to_x[first + r])

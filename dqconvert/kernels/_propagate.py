@@ -1,0 +1,236 @@
+"""Message passing on the CPU: what decides how often the edges are gone through. See :mod:`.propagate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dqconvert.kernels import _propagate_loops as loops
+from dqconvert.kernels._chain import flags, has_loops, matrix, no_chain, nothing_caught, observe
+from dqconvert.kernels._grid import Grid
+from dqconvert.kernels._memory import empty
+from dqconvert.kernels._select import Found, Messages, Rows, ends_of
+from dqconvert.kernels._threads import balanced, parts, run
+from dqconvert.kernels._tile import Caught, Chain
+
+
+def serves(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether the loops can do it."""
+    return has_loops(x.dtype) and (weight is None or weight.dtype == x.dtype)
+
+
+class Sums:
+    """The sums, or averages, of the quantized messages that reach each node: rows on the way into a chain.
+
+    While the range of the messages stays as it was, the edges are gone through once.
+
+    **Attributes**: `grid`: that of the messages; its range is final once `holds()` was asked.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        by_receiver: Sequence[Tensor],
+        grid: Grid,
+        protected: Tensor | None,
+        mean: bool,
+    ) -> None:
+        self.shape, self.dtype = (by_receiver[0].size(0) - 1, x.size(1)), x.dtype
+        self.grid = grid
+        self._x, self._skip, self._mean = matrix(x), flags(protected), mean
+        self._ptr, self._edges, self._senders = (t.numpy() for t in by_receiver)
+        self._cuts = balanced(self._ptr, x.size(1))
+
+    @property
+    def parts(self) -> int:
+        return len(self._cuts)
+
+    def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
+        raise NotImplementedError
+
+    def holds(self) -> bool:
+        return True
+
+    def rows(self) -> NDArray[Any]:
+        y = empty(self.shape, self.dtype).numpy()
+        for _ in range(2):
+            self.go(y, no_chain(y), [nothing_caught(y)] * self.parts)
+            if self.holds():
+                break
+        return y
+
+
+class SumsOfRows(Sums):
+    """Where a message is the row of the node that sends it: every message of a node is the same, rounded once."""
+
+    def __init__(self, x: Tensor, by_receiver: Sequence[Tensor], by_sender: Sequence[Tensor], *rest: Any) -> None:
+        super().__init__(x, by_receiver, *rest)
+        self._often = np.diff(by_sender[0].numpy())
+        scheme = self.grid.scheme
+        # Codes of up to eight bits are sent as such: a quarter of the memory to gather from. They hold no NaN.
+        self._coded = scheme.quant_max - scheme.quant_min < 256
+        self._sent = empty(x.shape, torch.uint8 if self._coded else x.dtype).numpy()
+        if scheme.observe and not (self.grid.settled and self._round(catch=True)):
+            observe(self.grid, Rows(self._x, self._skip if len(self._skip) else None, self._often))
+            self._round(catch=False)
+        elif not scheme.observe:
+            self._round(catch=False)
+
+    def _round(self, catch: bool) -> bool:
+        """Rounds with the range as it is; whether, if values were to be caught, it stays so."""
+        found = self._rounded(catch)
+        if found is None:
+            self._coded, self._sent = False, empty(self._x.shape, self.dtype).numpy()
+            found = self._rounded(catch)
+        return bool(found)
+
+    def _rounded(self, catch: bool) -> bool | None:
+        """None: there is NaN among what was to become codes."""
+        x, grid = self._x, self.grid
+        parameters, (lo, hi) = grid.parameters(x.dtype.type), map(x.dtype.type, (grid.lo, grid.hi))
+        cuts = parts(len(x), x.size)
+        sent = self._often if not len(self._skip) else self._often[~self._skip]
+        total = int(sent.sum()) * x.shape[1]
+        size = (1024 + int(8 * x.size * grid.scheme.p)) // len(cuts) + x.shape[1] + 512 if catch else 0
+        places = [(np.empty(size, x.dtype), np.empty(size, x.dtype)) for _ in cuts]
+        counts = [(np.empty(size, np.int64), np.empty(size, np.int64)) for _ in cuts]
+
+        def task(part: int, start: int, stop: int) -> Any:
+            caught = (*places[part], *counts[part])
+            args = (x, self._skip, self._often, parameters, catch, lo, hi, caught, self._sent)
+            return loops.round_nodes(*args, start, stop)
+
+        ends = run(task, cuts)
+        if any(nan for *_, nan in ends):
+            return None
+        if not catch:
+            return True
+        if any(end[3] for end in ends):
+            return False
+        found = [
+            [kind[part][side][: ends[part][side]] for part in range(len(cuts))]
+            for side in (0, 1)
+            for kind in (places, counts)
+        ]
+        under, under_often, over, over_often = map(np.concatenate, found)
+        # A node that sends nothing has no message.
+        beyond = Found(
+            under[under_often > 0],
+            over[over_often > 0],
+            under_often[under_often > 0],
+            over_often[over_often > 0],
+            sum(int(end[2]) for end in ends),
+        )
+        percentiles = ends_of(beyond, total, grid.scheme.p)
+        return percentiles.total == 0 or (percentiles.lo is None and percentiles.hi is None)
+
+    def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
+        if self._coded:
+            parameters = self.grid.parameters(self._x.dtype.type)
+            coded = (self._sent, self._x, self._skip, parameters, self._senders, self._ptr, self._mean, y, chain)
+            run(lambda part, start, stop: loops.sum_codes(*coded, caught[part], start, stop), self._cuts)
+        else:
+            args = (self._sent, self._senders, self._ptr, self._mean, y, chain)
+            run(lambda part, start, stop: loops.sum_rows(*args, caught[part], start, stop), self._cuts)
+
+
+class SumsOfProducts(Sums):
+    """Where a message is such a row times a weight of the edge, per head.
+
+    **Attributes**: `extremes`: `[2, nodes, heads]`, the smallest and the largest value of each row and head; NaN where
+    there is one.
+    """
+
+    def __init__(self, x: Tensor, weight: Tensor, by_receiver: Sequence[Tensor], *rest: Any) -> None:
+        super().__init__(x, by_receiver, *rest)
+        self._weight = weight.detach().contiguous().numpy()
+        self.extremes = _extremes(self._x, weight.size(1))
+        self._unsure = self.grid.scheme.observe
+        self._noted: list[Any] = []
+        if self._unsure and not self.grid.settled:
+            self._observe()
+
+    def _observe(self) -> None:
+        least, most = self.extremes.numpy()
+        skip = self._skip if len(self._skip) else None
+        # In the order of the receivers, as the sum: the percentiles are those of all messages in any order.
+        observe(self.grid, Messages(self._x, self._weight, self._edges, self._senders, skip, least, most))
+        self._unsure = False
+
+    def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
+        x, grid = self._x, self.grid
+        parameters, (lo, hi) = grid.parameters(x.dtype.type), map(x.dtype.type, (grid.lo, grid.hi))
+        room = 1024 + int(8 * len(self._senders) * x.shape[1] * grid.scheme.p)
+        size = room // self.parts + x.shape[1] + 512 if self._unsure else 0
+        noted = [(np.empty(size, x.dtype), np.empty(size, x.dtype)) for _ in self._cuts]
+        least, most = self.extremes.numpy()
+        args = (x, self._weight, self._senders, self._ptr, self._edges, self._skip, parameters, least, most)
+
+        def task(part: int, start: int, stop: int) -> Any:
+            more = (self._unsure, lo, hi, noted[part], self._mean, y, chain, caught[part])
+            found = loops.sum_products(*args, *more, start, stop)
+            return noted[part][0][: found[0]], noted[part][1][: found[1]], *found[2:]
+
+        self._noted = run(task, self._cuts)
+
+    def holds(self) -> bool:
+        if not self._unsure:
+            return True
+        sent = len(self._senders) - (int(np.count_nonzero(self._skip[self._senders])) if len(self._skip) else 0)
+        if not any(full for *_, full in self._noted):
+            under, over = (np.concatenate([part[side] for part in self._noted]) for side in (0, 1))
+            beyond = Found(under, over, None, None, int(sum(part[2] for part in self._noted)))
+            ends = ends_of(beyond, sent * self._x.shape[1], self.grid.scheme.p)
+            if ends.total == 0 or (ends.lo is None and ends.hi is None):
+                return True
+        self._observe()
+        return False
+
+
+def propagate_grad(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    by_receiver: Sequence[Tensor],
+    by_sender: Sequence[Tensor],
+    extremes: Tensor,
+    protected: Tensor | None,
+    grid: Grid,
+    mean: bool,
+    for_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `x` and of the weights."""
+    skip = flags(protected)
+    grads, rows = matrix(grad), matrix(x)
+    if mean:
+        shares = empty(grad.shape, grad.dtype).numpy()
+        run(
+            lambda _, start, stop: loops.divide_rows(grads, by_receiver[0].numpy(), shares, start, stop),
+            parts(len(grads), grads.size),
+        )
+        grads = shares
+    to_x = empty(x.shape, x.dtype)
+    ptr, edges, receivers = (t.numpy() for t in by_sender)
+    parameters, clip = grid.parameters(rows.dtype.type), grid.scheme.clip
+    if weight is None:
+        args: tuple[Any, ...] = (grads, rows, receivers, ptr, skip, parameters, clip, to_x.numpy())
+        run(lambda _, start, stop: loops.sum_back(*args, start, stop), balanced(ptr, x.size(1)))
+        return to_x, x.new_empty((0, 0))
+    to_weight = torch.empty(weight.shape if for_weight else (0, 0), dtype=x.dtype)
+    least, most = extremes.numpy()
+    weights = weight.detach().contiguous().numpy()
+    args = (grads, rows, weights, receivers, ptr, edges, skip, parameters, clip, least, most, to_x.numpy())
+    run(lambda _, start, stop: loops.products_back(*args, to_weight.numpy(), start, stop), balanced(ptr, x.size(1)))
+    return to_x, to_weight
+
+
+def _extremes(rows: NDArray[Any], heads: int) -> Tensor:
+    found = torch.empty((2, len(rows), heads), dtype=torch.from_numpy(rows).dtype)
+    least, most = found.numpy()
+    run(lambda _, start, stop: loops.find_extremes(rows, least, most, start, stop), parts(len(rows), rows.size))
+    return found
