@@ -19,8 +19,11 @@ import torch
 GRAIN = 1 << 15
 """Values below which a second thread costs more than it saves."""
 
-_EACH = 8
-"""Parts for each thread."""
+_ROUNDS = (6, 4, 2, 1)
+"""The sizes of the parts that a thread takes one after the other, relative to each other."""
+
+_ENOUGH = 16
+"""Grains for each thread that are worth more than one part."""
 
 loop: Callable[..., Any] = numba.njit(cache=True, nogil=True, error_model="numpy")
 """Compiles a loop: without the interpreter lock, kept on disk, and dividing as floating point does (x/0 = inf)."""
@@ -60,14 +63,19 @@ def parts(rows: int, values: int) -> list[tuple[int, int]]:
 
     ```
     """
-    count = _count(rows, values)
-    return [(rows * part // count, rows * (part + 1) // count) for part in range(count)]
+    cuts = [int(rows * share) for share in _shares(rows, values)]
+    return list(itertools.pairwise(cuts))
 
 
-def _count(rows: int, values: int) -> int:
-    threads = torch.get_num_threads()
-    worth = values // GRAIN
-    return 1 if threads == 1 or worth < 2 else max(1, min(_EACH * threads, worth, rows))
+def _shares(rows: int, values: int) -> list[float]:
+    """Where parts end, as shares of the whole, from 0 to 1."""
+    threads, worth = torch.get_num_threads(), values // GRAIN
+    if threads == 1 or min(worth, rows) < 2:
+        return [0.0, 1.0]
+    # Ever smaller parts, so that all threads end at about the same time.
+    rounds = _ROUNDS if worth >= _ENOUGH * threads else _ROUNDS[:1]
+    sizes = [size for size in rounds for _ in range(min(threads, worth, rows))]
+    return [0.0, *(end / sum(sizes) for end in itertools.accumulate(sizes))]
 
 
 def run(task: Callable[[int, int, int], Any], cuts: list[tuple[int, int]]) -> list[Any]:
@@ -93,6 +101,6 @@ def run(task: Callable[[int, int, int], Any], cuts: list[tuple[int, int]]) -> li
 def balanced(ptr: Any, columns: int) -> list[tuple[int, int]]:
     """Like :func:`parts`, for rows that take `ptr[row + 1] - ptr[row]` rows of `columns` values each (numpy, int64)."""
     rows, total = len(ptr) - 1, int(ptr[-1])
-    count = _count(rows, (total + rows) * columns)
-    bounds = [0, *(min(int(ptr.searchsorted(total * part // count)), rows) for part in range(1, count)), rows]
-    return [(bounds[i], max(bounds[i], bounds[i + 1])) for i in range(count)]
+    shares = _shares(rows, (total + rows) * columns)
+    cuts = [0, *(min(int(ptr.searchsorted(total * share)), rows) for share in shares[1:-1]), rows]
+    return list(itertools.pairwise(itertools.accumulate(cuts, max)))
