@@ -5,6 +5,7 @@ there.
 """
 
 from dqconvert.kernels._grid import Scheme
+from dqconvert.kernels.batch_norm import quantize_batch_norm
 from dqconvert.kernels.chain import quantize_chain
 from dqconvert.kernels.degree import in_degree, protection_probability
 from dqconvert.kernels.dropout import dropout
@@ -28,6 +29,7 @@ __all__ = [
     "propagate",
     "protection_probability",
     "qparams",
+    "quantize_batch_norm",
     "quantize_chain",
     "quantize_linear",
 ]

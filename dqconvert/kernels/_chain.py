@@ -223,6 +223,13 @@ def _grid_by_grid(
     memory.go(target, chain, [nothing_caught(rows)] * memory.parts)
 
 
+def rows_of(source: Source) -> NDArray[Any]:
+    """All rows of a source, in memory, gone through without a chain."""
+    y = matrix(empty(source.shape, source.dtype))
+    source.go(y, no_chain(y), [nothing_caught(y)] * source.parts)
+    return y
+
+
 def nothing_caught(y: NDArray[Any]) -> tile.Caught:
     """What notes nothing, as nothing is asked."""
     return tile.Caught(np.empty((3, 2, 0), y.dtype), np.zeros((3, 4), np.int64))

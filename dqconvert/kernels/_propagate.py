@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels import _propagate_loops as loops
-from dqconvert.kernels._chain import flags, has_loops, matrix, no_chain, nothing_caught, observe
+from dqconvert.kernels._chain import flags, has_loops, matrix, observe, rows_of
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._select import Found, Messages, Rows, ends_of
@@ -57,12 +57,8 @@ class Sums:
         return True
 
     def rows(self) -> NDArray[Any]:
-        y = empty(self.shape, self.dtype).numpy()
-        for _ in range(2):
-            self.go(y, no_chain(y), [nothing_caught(y)] * self.parts)
-            if self.holds():
-                break
-        return y
+        y = rows_of(self)
+        return y if self.holds() else rows_of(self)
 
 
 class SumsOfRows(Sums):

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.utils import scatter
 
-from dqconvert.kernels import EdgeOrder, Scheme, edge_order, propagate, quantize_chain, quantize_linear
+from dqconvert.kernels import (
+    EdgeOrder,
+    Scheme,
+    edge_order,
+    propagate,
+    quantize_batch_norm,
+    quantize_chain,
+    quantize_linear,
+)
 from dqconvert.kernels import dropout as kernel_dropout
 from dqconvert.quant.fake_quantize import FakeQuantize
 from dqconvert.quant.protection import gather_protected
@@ -108,6 +116,32 @@ def linear(
     y, ends = quantize_linear(x, weight, bias, ready.schemes, ready.ranges, **ready.options)
     ready.take(ends)
     return y
+
+
+def batch_norm(x: Tensor, norm: nn.BatchNorm1d, steps: Chain | None = None, protected: Tensor | None = None) -> Tensor:
+    """The chain, if there is one, of a batch norm's result; in training its running averages move as ever."""
+    steps = steps or Chain()
+    usual = norm.training and x.device.type == "cpu" and type(x) is Tensor and x.dim() == 2 and x.size(0) > 1
+    one_type = norm.weight is None or norm.weight.dtype == x.dtype
+    ready = _ready(steps, x, protected) if usual and one_type and x.numel() >= LARGE else None
+    if ready is None:
+        return chain(norm(x), steps, protected)
+    y, ends, mean, var = quantize_batch_norm(
+        x, norm.weight, norm.bias, norm.eps, ready.schemes, ready.ranges, **ready.options
+    )
+    ready.take(ends)
+    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        with torch.no_grad():
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+            norm.running_var.lerp_(var.to(norm.running_var.dtype) * (len(x) / (len(x) - 1)), momentum)
+    return y
+
+
+LARGE = 1 << 15
+"""Values of which a batch norm of our own is the faster one."""
 
 
 def message_passing(
@@ -318,6 +352,7 @@ __all__ = [
     "EdgeOrders",
     "Memo",
     "Remembered",
+    "batch_norm",
     "chain",
     "dropout",
     "linear",

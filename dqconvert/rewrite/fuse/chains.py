@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from torch import nn
 from torch.fx import Node
 
-from dqconvert.quant.fused import Chain, chain, linear, message_passing
+from dqconvert.quant.fused import Chain, batch_norm, chain, linear, message_passing
 from dqconvert.rewrite.derive import Size
 from dqconvert.rewrite.fuse.context import Context, only_user, protection_of, reads_form
 from dqconvert.trace.note import annotate, note_of
@@ -135,7 +135,7 @@ def _is_relu(context: Context, node: Node) -> bool:
 
 
 SOURCES: Mapping[Any, tuple[str, int]] = MappingProxyType(
-    {linear: ("linear", 3), message_passing: ("message passing", 10)}
+    {linear: ("linear", 3), batch_norm: ("batch norm", 2), message_passing: ("message passing", 10)}
 )
 """What can send its rows straight into a chain: its name in the report, and its number of arguments before that."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from dqconvert.quant.fused import Remembered, dropout, linear
+from dqconvert.quant.fused import Remembered, batch_norm, dropout, linear
 from dqconvert.rewrite.fuse.context import Context
 from dqconvert.rewrite.fuse.memos import REMEMBERED, memo, origin
 from dqconvert.trace.note import annotate, note_of
@@ -26,12 +26,18 @@ STAND_INS: Mapping[Any, Callable[..., Any]] = MappingProxyType(
 
 
 def put_stand_ins(context: Context) -> None:
-    """Replaces functions, and the modules of dropout, by their counterparts."""
+    """Replaces functions, and the modules of dropout and batch norm, by their counterparts."""
     for node in list(context.graph.nodes):
         if node.op == "call_function" and node.target in STAND_INS:
             node.target = STAND_INS[node.target]
         elif type(context.plain_module(node)) is nn.Dropout:
             _open_dropout(context, node)
+        elif type(context.plain_module(node)) is nn.BatchNorm1d and len(node.args) == 1 and not node.kwargs:
+            with context.graph.inserting_before(node):
+                module = context.graph.get_attr(str(node.target))
+                new = context.graph.call_function(batch_norm, (node.args[0], module))
+            node.replace_all_uses_with(annotate(new, note_of(node)))
+            context.graph.erase_node(node)
 
 
 def _open_dropout(context: Context, node: Node) -> None:

@@ -1,0 +1,92 @@
+"""The loops of :mod:`dqconvert.kernels.batch_norm`. Columns are added up in double precision, as torch does."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqconvert.kernels._threads import loop
+from dqconvert.kernels._tile import chain_tile, scratch, tile_rows
+
+
+@loop
+def moments(x, mean, square, start, stop):  # type: ignore[no-untyped-def]
+    """Mean and sum of squared distances from it, of each column of some rows; float64 `[columns]`.
+
+    A tile at a time, merged as Chan, Golub and LeVeque do (1983): what squares cancel is small within a tile.
+    """
+    columns = x.shape[1]
+    step = tile_rows(columns)
+    here, spread = np.empty(columns, np.float64), np.empty(columns, np.float64)
+    mean[:] = 0
+    square[:] = 0
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        here[:] = 0
+        for r in range(first, last):
+            add_wide(x[r], here)
+        here /= last - first
+        spread[:] = 0
+        for r in range(first, last):
+            add_squares(x[r], here, spread)
+        before, rows = first - start, last - first
+        share = rows / (before + rows)
+        for c in range(columns):
+            distance = here[c] - mean[c]
+            mean[c] += distance * share
+            square[c] += spread[c] + distance * distance * before * share
+
+
+@loop
+def add_wide(x, sums):  # type: ignore[no-untyped-def]
+    for c in range(sums.size):
+        sums[c] += x[c]
+
+
+@loop
+def add_squares(x, mean, sums):  # type: ignore[no-untyped-def]
+    for c in range(sums.size):
+        distance = x[c] - mean[c]
+        sums[c] += distance * distance
+
+
+@loop
+def add_products(grad, x, mean, sums):  # type: ignore[no-untyped-def]
+    for c in range(sums.size):
+        sums[c] += grad[c] * (x[c] - mean[c])
+
+
+@loop
+def chain_normed(x, scale, shift, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
+    """The chain, of rows that are scaled and shifted by column."""
+    step = tile_rows(x.shape[1])
+    spare = scratch(y, step)
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        for r in range(first, last):
+            scale_row(x[r], scale, shift, y[r])
+        chain_tile(y, first, last, chain, caught, spare)
+
+
+@loop
+def scale_row(x, scale, shift, y):  # type: ignore[no-untyped-def]
+    for c in range(y.size):
+        y[c] = x[c] * scale[c] + shift[c]
+
+
+@loop
+def sums_back(grad, x, mean, to_shift, to_spread, start, stop):  # type: ignore[no-untyped-def]
+    """Sums of the gradient, and of its products with the distances from the mean; float64 `[columns]`."""
+    to_shift[:] = 0
+    to_spread[:] = 0
+    for r in range(start, stop):
+        add_wide(grad[r], to_shift)
+        add_products(grad[r], x[r], mean, to_spread)
+
+
+@loop
+def normed_back(grad, x, mean, scale, shift, slope, to_x, start, stop):  # type: ignore[no-untyped-def]
+    """`scale * (grad - shift - slope * (x - mean))`."""
+    for r in range(start, stop):
+        one, two, three = grad[r], x[r], to_x[r]
+        for c in range(three.size):
+            three[c] = scale[c] * (one[c] - shift[c] - slope[c] * (two[c] - mean[c]))

@@ -1,0 +1,235 @@
+"""Batch normalization in training, and what happens to its rows behind it, a few rows at a time.
+
+    x -> (x - mean) / sqrt(var + eps) * weight + shift -> grid 0 -> + bias | + alpha * other -> grid 1 -> ReLU -> grid 2
+
+See :mod:`dqconvert.kernels.chain`; here even all of the chain may be left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dqconvert.kernels import _chain
+from dqconvert.kernels import _norm_loops as loops
+from dqconvert.kernels._grid import Scheme, Steps
+from dqconvert.kernels._layout import check_rows
+from dqconvert.kernels._memory import empty
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._threads import parts, run
+from dqconvert.kernels._tile import Caught, Chain
+from dqconvert.kernels.chain import chain_gradients, ends_of, fake_results, masked, plain_quantize_chain
+
+
+def plain_batch_norm(
+    x: Tensor, weight: Tensor | None, shift: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Tensor:
+    """Rows `[rows, columns]`, normalized by the moments of each column."""
+    scale = (var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    offset = -mean * scale if shift is None else shift - mean * scale
+    return x * scale + offset
+
+
+def plain_quantize_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    bias: Tensor | None,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    protected: Tensor | None,
+    ranges: Tensor,
+    ints: Sequence[int],
+    floats: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The definition that every implementation is held to: the chain of the normalized rows.
+
+    **Arguments**: those of :func:`quantize_batch_norm`; the last three as in
+    :func:`dqconvert.kernels.chain.plain_quantize_chain`.
+
+    **Returns** what that does; and the mean and the variance (of the batch, not corrected) of each column.
+    """
+    var, mean = torch.var_mean(x, 0, correction=0)
+    y = plain_batch_norm(x, weight, shift, mean, var, eps)
+    return *plain_quantize_chain(y, bias, other, alpha, protected, ranges, ints, floats), mean, var
+
+
+class _Normed:
+    """Normalized rows, made when they are wanted."""
+
+    def __init__(self, x: NDArray[Any], scale: NDArray[Any], shift: NDArray[Any]) -> None:
+        self.shape, self.dtype = x.shape, torch.from_numpy(x).dtype
+        self._args = (x, scale, shift)
+        self._cuts = parts(len(x), x.size)
+
+    @property
+    def parts(self) -> int:
+        return len(self._cuts)
+
+    def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
+        run(
+            lambda part, start, stop: loops.chain_normed(*self._args, y, chain, caught[part], start, stop),
+            self._cuts,
+        )
+
+    def holds(self) -> bool:
+        return True
+
+    def rows(self) -> NDArray[Any]:
+        return _chain.rows_of(self)
+
+
+def _on_cpu(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, *rest: Any) -> tuple[Tensor, ...]:
+    bias, other, alpha, protected, ranges, ints, floats = rest
+    alike = all(t is None or t.dtype == x.dtype for t in (weight, shift))
+    if not alike or x.dim() != 2 or not _chain.serves(x, bias, other, alpha):
+        return plain_quantize_batch_norm(x, weight, shift, eps, *rest)
+    mean, var = _moments(_chain.matrix(x))
+    scale = 1 / torch.sqrt(var + eps)
+    scale = scale if weight is None else scale * weight.detach()
+    offset = -mean * scale if shift is None else shift.detach() - mean * scale
+    source = _Normed(_chain.matrix(x), *(t.to(x.dtype).contiguous().numpy() for t in (scale, offset)))
+    results = _chain.quantize(source, _chain.Added(bias, other, alpha, protected), ranges, ints, floats)
+    return *results, mean.to(x.dtype), var.to(x.dtype)
+
+
+def _moments(x: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each column, float64."""
+    cuts = parts(len(x), x.size)
+    mean, square = (torch.empty((len(cuts), x.shape[1]), dtype=torch.float64) for _ in range(2))
+    run(lambda part, start, stop: loops.moments(x, mean[part].numpy(), square[part].numpy(), start, stop), cuts)
+    rows = torch.tensor([stop - start for start, stop in cuts], dtype=torch.float64).unsqueeze(1)
+    total = (mean * rows).sum(0) / len(x)
+    return total, (square + rows * (mean - total).square()).sum(0) / len(x)
+
+
+def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, ranges, ints, floats = rest
+    columns = x.new_empty((x.size(1),))
+    return *fake_results(x, x.shape, ranges, ints, floats), columns, torch.empty_like(columns)
+
+
+def plain_batch_norm_grad(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition of the gradients of `x`, `weight` and `shift`, given that of the normalized rows."""
+    invstd = (var + eps).rsqrt()
+    distance = x - mean
+    to_shift, spread = grad.sum(0), (grad * distance).sum(0)
+    scale = invstd if weight is None else invstd * weight
+    to_x = scale * (grad - to_shift / len(x) - invstd.square() * spread / len(x) * distance)
+    return to_x, spread * invstd, to_shift
+
+
+def _grad_on_cpu(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    alike = grad.dtype == x.dtype and (weight is None or weight.dtype == x.dtype)
+    if not alike or not _chain.has_loops(x.dtype):
+        return plain_batch_norm_grad(grad, x, weight, mean, var, eps)
+    grads, rows, center = _chain.matrix(grad), _chain.matrix(x), mean.numpy()
+    cuts = parts(len(rows), rows.size)
+    sums = torch.empty((len(cuts), 2, rows.shape[1]), dtype=torch.float64)
+    run(lambda part, a, b: loops.sums_back(grads, rows, center, *sums[part].numpy(), a, b), cuts)
+    to_shift, spread = sums.sum(0)
+    invstd = 1 / torch.sqrt(var.double() + eps)
+    scale = invstd if weight is None else invstd * weight.detach()
+    factors = (scale, to_shift / len(x), invstd.square() * spread / len(x))
+    to_x = empty(x.shape, x.dtype)
+    args = (grads, rows, center, *(t.to(x.dtype).numpy() for t in factors), to_x.numpy())
+    run(lambda _, start, stop: loops.normed_back(*args, start, stop), cuts)
+    return to_x, (spread * invstd).to(x.dtype), to_shift.to(x.dtype)
+
+
+def _fake_grad(grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty((x.size(1),)), x.new_empty((x.size(1),))
+
+
+batch_norm_grad = Operator("batch_norm_grad", plain_batch_norm_grad, fake=_fake_grad, cpu=_grad_on_cpu)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    x, weight, _, ctx.eps, _, other, alpha, _, _, ints, floats = inputs
+    ctx.apart = Steps.unpacked(ints, floats).schemes[0] is not None
+    keep_other = other if alpha is not None and ctx.needs_input_grad[6] else None
+    ctx.save_for_backward(x, weight, output[2], *output[3:], alpha, keep_other)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 11
+    x, weight, passes, mean, var, alpha, other = ctx.saved_tensors
+    for_x, for_weight, for_shift = ctx.needs_input_grad[:3]
+    needed = (for_x or for_weight or for_shift, *ctx.needs_input_grad[4:7])
+    at_rows, *added = chain_gradients(grad, passes, other, alpha, ctx.apart, needed)
+    found: tuple[Tensor | None, ...] = (None, None, None)
+    if at_rows is not None:
+        if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators, moments included
+            var, mean = torch.var_mean(x, 0, correction=0)
+            found = plain_batch_norm_grad(at_rows, x, weight, mean, var, ctx.eps)
+        else:
+            found = batch_norm_grad(at_rows, x, weight, mean, var, ctx.eps)
+    gradients = (g if wanted else None for g, wanted in zip(found, (for_x, for_weight, for_shift), strict=True))
+    return *gradients, None, *added, *(None,) * 4
+
+
+quantize_batch_norm_operator = Operator(
+    "quantize_batch_norm", plain_quantize_batch_norm, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward
+)
+
+
+def quantize_batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    schemes: tuple[Scheme | None, Scheme | None, Scheme | None],
+    ranges: Sequence[Tensor],
+    *,
+    bias: Tensor | None = None,
+    other: Tensor | None = None,
+    alpha: Tensor | None = None,
+    protected: Tensor | None = None,
+    relu: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalizes the columns of a batch and passes its rows through a chain.
+
+    **Arguments**
+
+    - `x`: floating `[rows, columns]`, at least one row.
+    - `weight`, `shift`: `[columns]`, what the normalized columns are multiplied with and what is added; or None.
+    - `eps`: added to the variance.
+    - the others: as in :func:`dqconvert.kernels.quantize_chain`.
+
+    **Returns** the result `[rows, columns]`; the new ends of the ranges, float32 `[len(ranges)]`; the mean and the
+    variance of each column, `[columns]`, the latter that of the batch, not corrected. Gradients reach `x`, `weight`,
+    `shift`, `bias`, `other` and `alpha`, from the first result alone.
+
+    **Raises** `TypeError` or `ValueError` for a mask that does not fit.
+
+    Source: Ioffe and Szegedy, *Batch Normalization*, ICML 2015, algorithm 1.
+
+    ```python
+    >>> x = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    >>> y, _, mean, var = quantize_batch_norm(x, None, None, 0.0, (None, None, None), ())
+    >>> y.tolist(), mean.tolist(), var.tolist()
+    ([[-1.0, -1.0], [1.0, 1.0]], [2.0, 2.0], [1.0, 4.0])
+
+    ```
+    """
+    if protected is not None:
+        check_rows(protected, x, 0, name="protected")
+    packed = masked(schemes, relu)
+    ends = ends_of(ranges)
+    y, new, _, mean, var = quantize_batch_norm_operator(
+        x, weight, shift, eps, bias, other, alpha, protected, ends, *packed
+    )
+    return y, new, mean, var
