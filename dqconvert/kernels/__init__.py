@@ -15,6 +15,7 @@ from dqconvert.kernels.linear import linear, quantize_linear
 from dqconvert.kernels.minmax import minmax_pair
 from dqconvert.kernels.percentile import percentile_pair
 from dqconvert.kernels.propagate import propagate
+from dqconvert.kernels.propagate_max import propagate_max
 
 __all__ = [
     "EdgeOrder",
@@ -27,6 +28,7 @@ __all__ = [
     "minmax_pair",
     "percentile_pair",
     "propagate",
+    "propagate_max",
     "protection_probability",
     "qparams",
     "quantize_batch_norm",

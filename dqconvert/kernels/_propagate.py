@@ -14,7 +14,7 @@ from dqconvert.kernels import _propagate_loops as loops
 from dqconvert.kernels._chain import flags, has_loops, matrix, observe, rows_of
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels._memory import empty
-from dqconvert.kernels._select import Found, Messages, Rows, ends_of
+from dqconvert.kernels._select import Found, Messages, Rows, Values, ends_of
 from dqconvert.kernels._threads import balanced, parts, run
 from dqconvert.kernels._tile import Caught, Chain
 
@@ -186,6 +186,22 @@ class SumsOfProducts(Sums):
                 return True
         self._observe()
         return False
+
+
+def message_values(
+    x: Tensor,
+    weight: Tensor | None,
+    by_receiver: Sequence[Tensor],
+    by_sender: Sequence[Tensor],
+    protected: Tensor | None,
+) -> Values:
+    """All messages, to take percentiles of."""
+    skip = None if protected is None else flags(protected)
+    if weight is None:
+        return Rows(matrix(x), skip, np.diff(by_sender[0].numpy()))
+    least, most = _extremes(matrix(x), weight.size(1)).numpy()
+    _, edges, senders = (t.numpy() for t in by_receiver)
+    return Messages(matrix(x), weight.detach().contiguous().numpy(), edges, senders, skip, least, most)
 
 
 def propagate_grad(

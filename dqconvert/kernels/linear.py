@@ -265,10 +265,11 @@ def quantize_linear(
     ```python
     >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
     >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
-    >>> x, weight = torch.tensor([[1.0, 2.0], [-2.0, 1.0]]), torch.tensor([[3.0, 4.5]])
+    >>> x, weight = torch.tensor([[1.0, 2.0], [-1.0, 0.0], [0.5, 0.2]]), torch.tensor([[3.0, 4.5]])
     >>> quantize_linear(x, weight, None, (None, scheme, None), never)
     (tensor([[12.],
-            [-2.]]), tensor([-1.5000, 12.0000]))
+            [-3.],
+            [ 2.]]), tensor([-3., 12.]))
 
     ```
     """

@@ -20,6 +20,7 @@ from dqconvert.kernels import (
     Scheme,
     edge_order,
     propagate,
+    propagate_max,
     quantize_batch_norm,
     quantize_chain,
     quantize_linear,
@@ -177,7 +178,8 @@ def message_passing(
     scheme = quantizer.scheme_for(x) if by_receiver is not None and by_sender is not None else None
     fits = weight is None or weight.dtype == x.dtype
     if scheme is None or by_receiver is None or by_sender is None or not fits:
-        passed = _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, senders_protected, mean)
+        how = "mean" if mean else "sum"
+        passed = _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, senders_protected, how)
         return chain(passed, steps, protected)
     features = math.prod(x.shape[1:])
     ready = _ready(steps, x, protected) if x.dim() == 2 or steps.bias is None else None
@@ -205,6 +207,37 @@ def message_passing(
     return out
 
 
+def largest_message(
+    x: Tensor,
+    weight: Tensor | None,
+    sender: Tensor,
+    receiver: Tensor,
+    num_nodes: int,
+    by_receiver: EdgeOrder | None,
+    by_sender: EdgeOrder | None,
+    quantizer: FakeQuantize,
+    senders_protected: Tensor | None,
+) -> Tensor:
+    """The same for the largest message that reaches each node, by feature; 0 where none does."""
+    scheme = quantizer.scheme_for(x) if by_receiver is not None and by_sender is not None else None
+    fits = weight is None or weight.dtype == x.dtype
+    if scheme is None or by_receiver is None or by_sender is None or not fits:
+        return _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, senders_protected, "max")
+    out, ends = propagate_max(
+        x if x.dim() == 2 else x.reshape(x.size(0), math.prod(x.shape[1:])),
+        None if weight is None else _by_head(weight),
+        sender,
+        receiver,
+        by_receiver,
+        by_sender,
+        scheme,
+        (quantizer.min_val, quantizer.max_val),
+        senders_protected if quantizer.training else None,
+    )
+    quantizer.take(scheme, ends)
+    return out.view(out.size(0), *x.shape[1:])
+
+
 def _by_head(weight: Tensor) -> Tensor:
     """`[num_edges, heads]`, of weights that may have no dimension for heads, or one more for channels."""
     return weight.unsqueeze(1) if weight.dim() == 1 else weight.squeeze(2) if weight.dim() == 3 else weight
@@ -218,13 +251,13 @@ def _message_by_message(
     num_nodes: int,
     quantizer: FakeQuantize,
     protected: Tensor | None,
-    mean: bool,
+    how: str,
 ) -> Tensor:
     message = x.index_select(0, sender)
     if weight is not None:
         message = weight.reshape(*weight.shape, *[1] * (message.dim() - weight.dim())) * message
     message = quantizer(message, gather_protected(protected, sender))
-    return scatter(message, receiver, 0, num_nodes, "mean" if mean else "sum")
+    return scatter(message, receiver, 0, num_nodes, how)
 
 
 def own_memory(x: Any) -> Any:
@@ -355,6 +388,7 @@ __all__ = [
     "batch_norm",
     "chain",
     "dropout",
+    "largest_message",
     "linear",
     "message_passing",
     "own_memory",

@@ -1,4 +1,4 @@
-"""Message passing as one operator: gather, product with an edge weight, quantizer of the message, and sum or mean."""
+"""Message passing as one operator: gather, product with an edge weight, quantizer of the message, aggregation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 from torch.fx import Node
-from torch_geometric.nn.aggr import MeanAggregation, SumAggregation
+from torch_geometric.nn.aggr import MaxAggregation, MeanAggregation, SumAggregation
 
 from dqconvert.quant import gather_protected
-from dqconvert.quant.fused import EdgeOrders, message_passing
+from dqconvert.quant.fused import EdgeOrders, largest_message, message_passing
 from dqconvert.rewrite.derive import Size
 from dqconvert.rewrite.fuse.context import Context, only_user, protection_of
 from dqconvert.rewrite.fuse.memos import memo, origin, size_of
@@ -20,12 +20,15 @@ from dqconvert.rewrite.spaces import Gather, end_of_edges, gather
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.ops import op_name
 
-AGGREGATIONS: Mapping[type[nn.Module], bool] = MappingProxyType({SumAggregation: False, MeanAggregation: True})
-"""Aggregations that the operator knows, and whether they average."""
+AGGREGATIONS: Mapping[type[nn.Module], str] = MappingProxyType(
+    {SumAggregation: "sum", MeanAggregation: "mean", MaxAggregation: "max"}
+)
+"""Aggregations that there is an operator for."""
 
 
 def fuse_messages(context: Context) -> None:
-    """Replaces gather, product, quantizer and aggregation by :func:`dqconvert.quant.fused.message_passing`.
+    """Replaces gather, product, quantizer and aggregation by :func:`dqconvert.quant.fused.message_passing`
+    or :func:`dqconvert.quant.fused.largest_message`.
 
     Messages are then never all in memory. Only those of the form ``x_j`` or ``w * x_j`` whose quantizer has the
     protection of the nodes that send; others stay as they are.
@@ -60,10 +63,10 @@ class _Propagation:
         message: What is sent.
         quantize: The call of its quantizer.
         protected: Which senders are protected; ``None``: none is.
-        aggregate: The sum or mean.
+        aggregate: The sum, mean or maximum.
         receiver: The other ends of the edges.
         num_nodes: How many nodes receive.
-        mean: Whether to average.
+        how: Which of these.
     """
 
     message: _Message
@@ -72,7 +75,7 @@ class _Propagation:
     aggregate: Node
     receiver: Node
     num_nodes: Any
-    mean: bool
+    how: str
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -87,9 +90,9 @@ def _matched(context: Context, quantize: Node) -> _Propagation | None:
     """The group around the call of a quantizer; ``None`` if it is none that the operator computes."""
     aggregate, product = only_user(quantize), quantize.args[0]
     layer = None if aggregate is None else context.plain_module(aggregate)
-    mean = None if layer is None else AGGREGATIONS.get(type(layer))
+    how = None if layer is None else AGGREGATIONS.get(type(layer))
     message = _message(product) if isinstance(product, Node) else None
-    if aggregate is None or mean is None or message is None:
+    if aggregate is None or how is None or message is None:
         return None
     taken = message.gather
     receiver = aggregate.args[1] if len(aggregate.args) > 1 else aggregate.kwargs.get("index")
@@ -110,7 +113,7 @@ def _matched(context: Context, quantize: Node) -> _Propagation | None:
         aggregate=aggregate,
         receiver=receiver,
         num_nodes=size,
-        mean=mean,
+        how=how,
     )
 
 
@@ -170,8 +173,12 @@ def _written(context: Context, found: _Propagation, orders: dict[Any, Node]) -> 
         by_sender = _order(context, orders, taken.index, receiver, senders)
         module = graph.get_attr(str(found.quantize.target))
         ends = (taken.index, receiver, found.num_nodes, by_receiver, by_sender)
-        args = (taken.source, found.message.weight, *ends, module, found.protected, found.mean)
-        return annotate(graph.call_function(message_passing, args), note_of(found.aggregate))
+        args = (taken.source, found.message.weight, *ends, module, found.protected)
+        if found.how == "max":
+            new = graph.call_function(largest_message, args)
+        else:
+            new = graph.call_function(message_passing, (*args, found.how == "mean"))
+        return annotate(new, note_of(found.aggregate))
 
 
 def _order(context: Context, orders: dict[Any, Node], index: Node, other: Node, size: Any) -> Node:
