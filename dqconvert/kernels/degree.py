@@ -82,7 +82,9 @@ def protection_probability(
         return torch.full((num_nodes,), p_min, dtype=torch.float32, device=device)
     degree = in_degree(index, num_nodes, device)
     graph = torch.zeros_like(degree) if batch is None else batch
-    at_most, size = _counted(degree, graph) if degree.device.type == "cpu" else _sorted(degree, graph)
+    # Counting reads sizes back, which neither an accelerator nor compiled code is to wait for.
+    ready = degree.device.type == "cpu" and not torch.compiler.is_compiling()
+    at_most, size = (_counted if ready else _sorted)(degree, graph)
     # In double precision, rounded once: the node with the highest in-degree has exactly p_max.
     return (p_min + (p_max - p_min) * (at_most.double() / size)).float()
 
