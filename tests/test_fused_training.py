@@ -19,7 +19,7 @@ import dqconvert.quant.fused as fused_operators
 import zoo
 from dqconvert.errors import ObserverError
 from dqconvert.kernels import _memory
-from dqconvert.quant.fused import EdgeOrders
+from dqconvert.quant.fused import EdgeOrders, linear
 
 PRESETS = ["int8-dq", "int4-dq", "int8-qat"]
 FUSED = ["GCN", "GCN_batch_norm", "GraphSAGE", "GIN", "GAT", "WeightedGCN", "GraphClassifier", "Tied"]
@@ -32,13 +32,23 @@ def both(prepared):
 
     def get(name, preset="int8-dq"):
         fused, _ = prepared(name, preset)
-        plain = copy.deepcopy(fused)
-        plain.fuse = False
-        plain.recompile()
-        assert plain.fusions == ()
-        return fused, plain, zoo.CASES[name].inputs
+        return fused, node_by_node(fused), zoo.CASES[name].inputs
 
     return get
+
+
+def node_by_node(fused, products=linear):
+    """A copy that is not fused. Its linear layers add up in the order of the fused ones, so that all that differs is
+    how often the rows are gone through, and no rounding tie can hide a mistake; with `F.linear`, in torch's order.
+    """
+    plain = copy.deepcopy(fused)
+    for node in plain.graph.nodes:
+        if node.target is F.linear:
+            node.target = products
+    plain.fuse = False
+    plain.recompile()
+    assert plain.fusions == ()
+    return plain
 
 
 def ranges(module):

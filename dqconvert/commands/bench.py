@@ -47,7 +47,7 @@ def train(
         list[str] | None, typer.Option(metavar="FORM", help="fused or unfused kernels; may be repeated; fused.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 9,
-    warmup: Annotated[int, typer.Option(min=1, help="Steps of each before: a step takes longer while ranges grow.")] = 10,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps before: while ranges grow, a step takes longer.")] = 10,
     threads: _Threads = 2,
     scale: Annotated[
         float, typer.Option(min=0.0001, max=100, help="Of the workload's graph, which is then generated.")
