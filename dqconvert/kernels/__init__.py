@@ -13,6 +13,7 @@ from dqconvert.kernels.edge_order import EdgeOrder, edge_order
 from dqconvert.kernels.fake_quantize import fake_quantize, qparams
 from dqconvert.kernels.linear import linear, quantize_linear
 from dqconvert.kernels.minmax import minmax_pair
+from dqconvert.kernels.own_size import own_size
 from dqconvert.kernels.percentile import percentile_pair
 from dqconvert.kernels.propagate import propagate
 from dqconvert.kernels.propagate_max import propagate_max
@@ -26,6 +27,7 @@ __all__ = [
     "in_degree",
     "linear",
     "minmax_pair",
+    "own_size",
     "percentile_pair",
     "propagate",
     "propagate_max",

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from dqconvert.kernels import _chain
 from dqconvert.kernels._grid import Scheme, Steps
@@ -134,12 +135,18 @@ def plain_quantize_chain_grad(
     - `other`, `alpha`: as given to the chain; `None`: none was, or its gradient is not wanted.
     - `apart`: whether `x` and the sum differ in what passes.
     """
-    at_sum = grad if passes.numel() == 0 else _passing(grad, passes, SUM)
-    at_x = _passing(grad, passes, X) if apart and passes.numel() > 0 else at_sum
+    every = all_pass(passes)
+    at_sum = grad if every else _passing(grad, passes, SUM)
+    at_x = _passing(grad, passes, X) if apart and not every else at_sum
     at_bias = at_sum.sum(tuple(range(at_sum.dim() - 1))) if at_sum.dim() > 1 else at_sum
     at_other = at_sum if alpha is None else at_sum * alpha
     at_alpha = grad.new_zeros(1) if other is None else (at_sum * other).sum().reshape(1)
     return at_sum, at_x, at_bias, at_other, at_alpha
+
+
+def all_pass(passes: Tensor) -> bool:
+    """Whether all gradients pass, for there are no bits. Compiled code knows that, whatever the number of rows is."""
+    return bool(guard_or_false(passes.numel() == 0))
 
 
 def _passing(grad: Tensor, passes: Tensor, bit: int) -> Tensor:
@@ -194,7 +201,7 @@ def chain_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of `x`, of the bias, of `other` and of `alpha`, where they are needed."""
     for_x, for_bias, for_other, for_alpha = needed
-    if passes.numel() == 0 or torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
+    if all_pass(passes) or torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
         to_sum, to_x, to_bias, to_other, to_alpha = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
     else:
         apart = apart and for_x

@@ -19,6 +19,7 @@ from dqconvert.kernels import (
     EdgeOrder,
     Scheme,
     edge_order,
+    own_size,
     propagate,
     propagate_max,
     quantize_batch_norm,
@@ -315,7 +316,9 @@ class Remembered(Memo):
         """What the function returns for these arguments."""
         given = [*args, *kwargs.values()]
         tensors = [value for value in given if isinstance(value, Tensor)]
-        if torch.compiler.is_compiling() or any(not _plain_integers(value) for value in tensors):
+        if torch.compiler.is_compiling():
+            return _with_own_size(self.function(*args, **kwargs))
+        if any(not _plain_integers(value) for value in tensors):
             return self.function(*args, **kwargs)
         last = self._last
         if last is not None and _all_equal(last[0], given) and last[2] == _versions(last[1]):
@@ -328,6 +331,14 @@ class Remembered(Memo):
 
     def extra_repr(self) -> str:
         return self.function.__name__
+
+
+def _with_own_size(result: Any) -> Any:
+    """What a function of edges returns, all of it by edge, with a number of edges that compiled code can carry on."""
+    if not isinstance(result, tuple):
+        return result
+    sized = iter(own_size([value for value in result if isinstance(value, Tensor)]))
+    return tuple(next(sized) if isinstance(value, Tensor) else value for value in result)
 
 
 def _plain_integers(value: Tensor) -> bool:
