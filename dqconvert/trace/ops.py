@@ -92,3 +92,45 @@ def qualified_name(node: Node) -> str:
     if name.startswith(("_VariableFunctionsClass.", "_VariableFunctions.")):
         module, name = "torch", name.split(".", 1)[1]
     return f"{module}.{name}"
+
+
+_IN_PLACE: frozenset[Callable[..., Any]] = frozenset(
+    (
+        operator.setitem,
+        operator.delitem,
+        operator.iadd,
+        operator.isub,
+        operator.imul,
+        operator.itruediv,
+        operator.ifloordiv,
+        operator.imod,
+        operator.ipow,
+        operator.imatmul,
+        operator.iand,
+        operator.ior,
+        operator.ixor,
+        operator.ilshift,
+        operator.irshift,
+    )
+)
+
+
+def writes(node: Node) -> bool:
+    """Whether a call of a function or method changes one of its arguments in place."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    special = name.startswith("__")
+    return (
+        node.target in _IN_PLACE
+        or (special and (name.startswith("__i") or name == "__setitem__") and name not in ("__invert__", "__index__"))
+        or (not special and name.endswith("_"))
+        or node.kwargs.get("out") is not None
+        or node.kwargs.get("inplace") is True
+        # `torch.nn.functional.relu(x, True)`
+        or (node.op == "call_function" and _functional(node.target) and any(a is True for a in node.args))
+    )
+
+
+def _functional(target: Any) -> bool:
+    return getattr(target, "__module__", "") == "torch.nn.functional"

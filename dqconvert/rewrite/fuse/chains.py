@@ -29,8 +29,8 @@ def fuse_chains(context: Context) -> None:
         if node not in done and context.is_quantizer(node) and isinstance(node.args[0], Node):
             found = _chain_from(context, node)
             done.update(found.nodes)
-            source = _source(found)
-            if source is not None or len(found.nodes) > 1:
+            source = _source(context, found)
+            if source is not None or (len(found.nodes) > 1 and context.undisturbed(found.nodes)):
                 _write(context, found, source)
 
 
@@ -140,7 +140,7 @@ SOURCES: Mapping[Any, tuple[str, int]] = MappingProxyType(
 """What can send its rows straight into a chain: its name in the report, and its number of arguments before that."""
 
 
-def _source(found: _Chain) -> Node | None:
+def _source(context: Context, found: _Chain) -> Node | None:
     """What makes the rows of a chain, if that can be part of it."""
     source = found.nodes[0].args[0]
     assert isinstance(source, Node)
@@ -148,7 +148,8 @@ def _source(found: _Chain) -> Node | None:
         return None
     # What reads the form of a value within the group would have nothing left to read it from.
     alone = all(len(node.users) == 1 for node in (source, *found.nodes[:-1]))
-    return source if alone and len(source.args) <= SOURCES[source.target][1] else None
+    fits = alone and len(source.args) <= SOURCES[source.target][1]
+    return source if fits and context.undisturbed((source, *found.nodes)) else None
 
 
 def _write(context: Context, found: _Chain, source: Node | None) -> None:

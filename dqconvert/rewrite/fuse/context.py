@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Fusion
 from dqconvert.trace.leaves import has_hooks
+from dqconvert.trace.ops import writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +40,28 @@ class Context:
 
     def plain_module(self, node: Node) -> nn.Module | None:
         """The module that a node calls, unless calling it also runs hooks: those see it called as it is."""
-        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        module = self._called(node)
         return None if module is None or has_hooks(module) else module
 
     def is_quantizer(self, node: Node) -> bool:
         """Whether a node calls a plain quantizer of rows, the one that the operators know."""
         module = self.plain_module(node)
         return type(module) is FakeQuantize and module.channel_dim is None and module.row_dim == 0
+
+    def undisturbed(self, nodes: Sequence[Node]) -> bool:
+        """Whether no node between the first and the last of a group, but those of the group, writes in place.
+
+        The group becomes one operator where its last node stands: what it reads must still be what it was.
+        """
+        group, node = set(nodes), nodes[0]
+        while node is not nodes[-1]:
+            if node not in group and (writes(node) or getattr(self._called(node), "inplace", False)):
+                return False
+            node = node.next
+        return True
+
+    def _called(self, node: Node) -> nn.Module | None:
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
     def replace(self, nodes: Sequence[Node], new: Node, op: str) -> None:
         """Puts ``new`` in the place of the last of ``nodes``, erases those that nothing else needs, and notes it.

@@ -36,7 +36,7 @@ def fuse_messages(context: Context) -> None:
     orders: dict[Any, Node] = {}
     for node in list(context.graph.nodes):
         found = _matched(context, node) if context.is_quantizer(node) else None
-        if found is not None:
+        if found is not None and context.undisturbed(found.nodes):
             context.replace(found.nodes, _written(context, found, orders), "message passing")
 
 
