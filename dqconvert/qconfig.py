@@ -98,7 +98,8 @@ class QSpec:
     - `momentum = None`: the weight of the newest step in a moving average, above 0 and up to 1, with
         `range="ema"` or `"percentile"` only. `None`: 0.01 for `"ema"`, no averaging for `"percentile"`.
     - `sample = None`: estimate percentiles from this random share of the values, above 0 and up to 1, with
-        `range="percentile"` only. `None`: use them all.
+        `range="percentile"` only. `None`: use them all. Per tensor, on the CPU, all are used either way: that
+        costs less there than to draw a sample.
     - `grad = "ste"`: the gradient passes straight through rounding; with `"clip"` it is zero where the code
         reaches or passes either end of the grid.
 

@@ -63,9 +63,7 @@ class Observer:
         """The same for the operators that observe and round in one go; None for a range that they do not know."""
         return None
 
-    def _scheme(self, quant_min: int, quant_max: int, p: float) -> Scheme | None:
-        if self.spec.sample is not None:
-            return None
+    def _scheme(self, quant_min: int, quant_max: int, p: float) -> Scheme:
         return Scheme(
             quant_min=quant_min,
             quant_max=quant_max,
