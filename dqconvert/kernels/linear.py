@@ -85,13 +85,18 @@ def _on_cpu(x: Tensor, weight: Tensor, offset: Tensor | None, *rest: Any) -> tup
     *added, ranges, ints, floats = rest
     if not _serves(x, weight, offset, *added[:3]):
         return plain_quantize_linear(x, weight, offset, *rest)
-    if weight.numel() * weight.itemsize > MOST:
+    if not _ours(weight, ints, floats):
         y = empty((x.size(0), weight.size(0)), x.dtype)
         torch.mm(x, weight.t(), out=y) if offset is None else torch.addmm(offset, x, weight.t(), out=y)
         if not Steps.unpacked(ints, floats).grids:
             return y, torch.empty_like(ranges), torch.empty(0, dtype=torch.uint8)
         return _chain.quantize(_chain.Memory(y), _chain.Added(*added), ranges, ints, floats)
     return _chain.quantize(Product(x, weight, offset), _chain.Added(*added), ranges, ints, floats)
+
+
+def _ours(weight: Tensor, ints: Sequence[int], floats: Sequence[float]) -> bool:
+    """Whether the product is made here: where nothing is rounded, it is torch's to the last bit."""
+    return Steps.unpacked(ints, floats).grids > 0 and weight.numel() * weight.itemsize <= MOST
 
 
 def _serves(x: Tensor, weight: Tensor, offset: Tensor | None, *added: Tensor | None) -> bool:
@@ -205,6 +210,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     x, weight, _, _, other, alpha, _, _, ints, floats = inputs
     for_x, for_weight, _, _, _, for_alpha = ctx.needs_input_grad[:6]
     ctx.apart = Steps.unpacked(ints, floats).schemes[0] is not None
+    ctx.ours = _ours(weight, ints, floats)
     keep_other = other if alpha is not None and for_alpha else None
     ctx.save_for_backward(
         output[2], x if for_weight else None, weight if for_x or for_weight else None, alpha, keep_other
@@ -216,7 +222,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return (None,) * 10
     passes, x, weight, alpha, other = ctx.saved_tensors
     for_x, for_weight, for_offset, for_bias, for_other, for_alpha = ctx.needs_input_grad[:6]
-    if x is None or weight.numel() * weight.itemsize > MOST or torch.is_grad_enabled():
+    if x is None or not ctx.ours or torch.is_grad_enabled():
         # Without `x` little is left to do; and a gradient of a gradient goes through torch's own operators.
         needed = (for_x or for_weight or for_offset, for_bias, for_other, for_alpha)
         back, *rest = chain_gradients(grad, passes, other, alpha, ctx.apart, needed)
@@ -281,7 +287,7 @@ def quantize_linear(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`: the same values, but for the order of sums, and the same gradients.
+    """`torch.nn.functional.linear`: the same values and gradients, in memory that is used again.
 
     **Arguments**
 

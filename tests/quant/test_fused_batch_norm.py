@@ -36,12 +36,12 @@ def test_running_averages_move_as_the_modules_own(options, calls):
     twin = copy.deepcopy(norm)
     for step in range(3):
         x = torch.randn(4000, 16) * (1 + step) + step
-        torch.testing.assert_close(fused.batch_norm(x, norm), twin(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fused.batch_norm(x, norm, fused.Chain()), twin(x), rtol=1e-4, atol=1e-4)
     assert len(calls) == 3
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(norm.state_dict()[name], value, rtol=1e-5, atol=1e-5)
     x = torch.randn(4000, 16)
-    torch.testing.assert_close(fused.batch_norm(x, norm.eval()), twin.eval()(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fused.batch_norm(x, norm.eval(), fused.Chain()), twin.eval()(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["evaluation", "small", "other type", "three dimensions"])
@@ -50,13 +50,13 @@ def test_what_the_operator_does_not_do_the_module_does(case, calls):
     if case == "evaluation":
         norm.eval()
     x = {"small": x[:10], "other type": x.bfloat16(), "three dimensions": torch.randn(500, 16, 8)}.get(case, x)
-    assert torch.equal(fused.batch_norm(x, norm), copy.deepcopy(norm)(x))
+    assert torch.equal(fused.batch_norm(x, norm, fused.Chain()), copy.deepcopy(norm)(x))
     assert not calls
 
 
 def test_one_row_is_an_error_in_training():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        fused.batch_norm(torch.randn(1, 4), nn.BatchNorm1d(4))
+        fused.batch_norm(torch.randn(1, 4), nn.BatchNorm1d(4), fused.Chain())
 
 
 class Normed(nn.Module):
@@ -65,7 +65,7 @@ class Normed(nn.Module):
         self.one, self.norm, self.two = nn.Linear(8, 24), nn.BatchNorm1d(24), nn.Linear(24, 4)
 
     def forward(self, x):
-        return self.two(self.norm(self.one(x)).relu())
+        return self.two(self.norm(self.one(x)))
 
 
 def test_a_model_trains_as_it_does_unfused(calls):
@@ -96,3 +96,9 @@ def test_hooks_on_the_module_see_it_called():
     module.recompile()
     module(x)
     assert seen == [(4000, 24)]
+
+
+def test_where_nothing_is_rounded_it_is_the_module_to_the_last_bit(calls):
+    norm, x = nn.BatchNorm1d(16), torch.randn(4000, 16)
+    assert torch.equal(fused.batch_norm(x, norm), copy.deepcopy(norm)(x))
+    assert not calls
