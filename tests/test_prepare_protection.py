@@ -102,33 +102,36 @@ def without_dropout(model):
     return model
 
 
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "not fused"])
 @pytest.mark.parametrize("name", NODE_LAYERS)
-def test_all_protected_is_float(name):
+def test_all_protected_is_float(name, fuse):
     """But for weights and what comes from the graph alone (a GCN norm), which are never protected."""
     case = zoo.CASES[name]
     model = without_dropout(case.model())
     rules = [Rule(role="edge_weight", spec=None)] if name in WITH_NORM else []
     config = replace(presets["int4-dq"], weight=None, rules=rules)
-    module, report = dqconvert.prepare(model, config, case.inputs())
+    module, report = dqconvert.prepare(model, config, case.inputs(), fuse=fuse)
     assert {"message", "aggregate", "feature"} <= set(report.totals["role"])
     for size in (zoo.TRACED, zoo.OTHER):
         inputs = case.inputs(size)
         expected = zoo.train_step(copy.deepcopy(model), inputs)
-        zoo.assert_step_close(zoo.train_step(module, inputs, protect_prob=torch.ones(size[0])), expected)
+        step = zoo.train_step(module, inputs, protect_prob=torch.ones(size[0]))
+        zoo.assert_step_close(step, expected, exact=not fuse)
 
 
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "not fused"])
 @pytest.mark.parametrize("name", ["GCN", "GATv2Conv", "GINConv", "SAGEConv", "PNAConv", "EdgeConv"])
-def test_all_protected_leaves_weights_quantized(name):
+def test_all_protected_leaves_weights_quantized(name, fuse):
     case = zoo.CASES[name]
     model = without_dropout(case.model())
     protect_prob = torch.ones(zoo.TRACED[0])
     config = presets["int4-dq"]
     rules = [Rule(role="edge_weight", spec=config.activation)] if name in WITH_NORM else []
     unprotected = replace(config, activation=None, message=None, aggregate=None, rules=rules)
-    whole, weights = (dqconvert.prepare(model, c, case.inputs()).module for c in (config, unprotected))
+    whole, weights = (dqconvert.prepare(model, c, case.inputs(), fuse=fuse).module for c in (config, unprotected))
     out = zoo.train_step(whole, case.inputs(), protect_prob=protect_prob)
     expected = zoo.train_step(weights, case.inputs(), protect_prob=protect_prob)
-    zoo.assert_step_close(out, expected)
+    zoo.assert_step_close(out, expected, exact=not fuse)
     assert not torch.equal(out[0], zoo.train_step(model, case.inputs())[0])
 
 

@@ -364,9 +364,17 @@ def train_step(model, inputs, seed=1, **kwargs):
     return out.detach(), grads
 
 
-def assert_step_close(left, right):
-    """Outputs equal bit for bit; gradients but for the order in which floats are added up."""
-    assert_same(left[0], right[0])
+def assert_step_close(left, right, exact=True):
+    """Outputs equal bit for bit; gradients but for the order in which floats are added up.
+
+    Not ``exact``: outputs likewise. Fused linear layers add up in an order of their own; a step of a grid is far more.
+    """
+    if exact:
+        assert_same(left[0], right[0])
+    torch.testing.assert_close(left[0], right[0], rtol=1e-4, atol=1e-5, equal_nan=True)
+    if not exact:
+        torch.testing.assert_close(left[1], right[1], rtol=1e-3, atol=1e-4, equal_nan=True)
+        return
     torch.testing.assert_close(left[1], right[1], rtol=1e-5, atol=1e-6, equal_nan=True)
 
 

@@ -163,7 +163,10 @@ def _grown(
     for place, grid in observing.items():
         ends = _ends(caught, place, total, grid.scheme.p)
         if ends.total > 0 and (ends.lo is not None or ends.hi is not None):
+            before = grid.lo, grid.hi
             grid.merge(ends.lo, ends.hi)
+            if (grid.lo, grid.hi) == before:
+                continue  # ranges are float32, and a float64 value may lie outside by less than that shows
             if place == 1 and ends.total == total:
                 _pass_on(grid, ends, relu, grids[2], caught[0].values.dtype.type)
             return True

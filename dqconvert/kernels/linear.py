@@ -88,7 +88,8 @@ def _on_cpu(x: Tensor, weight: Tensor, offset: Tensor | None, *rest: Any) -> tup
     if not _ours(weight, ints, floats):
         y = empty((x.size(0), weight.size(0)), x.dtype)
         torch.mm(x, weight.t(), out=y) if offset is None else torch.addmm(offset, x, weight.t(), out=y)
-        if not Steps.unpacked(ints, floats).grids:
+        steps = Steps.unpacked(ints, floats)
+        if not (steps.grids or steps.relu or any(t is not None for t in added[:3])):
             return y, torch.empty_like(ranges), torch.empty(0, dtype=torch.uint8)
         return _chain.quantize(_chain.Memory(y), _chain.Added(*added), ranges, ints, floats)
     return _chain.quantize(Product(x, weight, offset), _chain.Added(*added), ranges, ints, floats)

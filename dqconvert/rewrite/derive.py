@@ -71,13 +71,19 @@ class Derivation:
 def derivations(node: Node) -> dict[int, Derivation]:
     """By dimension of a node's value: how its rows were made from others. Dimensions that stay as they were are absent.
 
+    An index may say that all rows stay, and in which order, for the inputs at hand: that counts as picking.
+
     Args:
         node: Any node of a traced graph.
     """
     sizes = dimensions(note_of(node))
     find = _FINDERS.get(op_name(node))
     found = find(node) if sizes and find is not None else {}
-    return {dim: made for dim, made in found.items() if dim < len(sizes) and sizes[dim] not in made.parts}
+    return {
+        dim: made
+        for dim, made in found.items()
+        if dim < len(sizes) and (made.how is How.PICK or sizes[dim] not in made.parts)
+    }
 
 
 def _argument(node: Node, position: int, name: str, default: Any = None) -> Any:

@@ -150,13 +150,18 @@ class RowSpaces:
         """Rows made from nodes are nodes, and where joined rows are nodes, so are the rows that were joined."""
         given = {size for node in self.graph.nodes if is_input(node) for size in dimensions(note_of(node))}
         made: list[tuple[Size, Derivation]] = []
+        kept: list[tuple[Size, Derivation]] = []
         for node in self.graph.nodes:
             if node.op not in ("call_function", "call_method") or is_input(node):
                 continue
             for dim, found in derivations(node).items():
                 size = dimensions(note_of(node))[dim]
                 # Without a second input any width may pass for rows: only what is surely about rows counts.
-                if grows(size) and size not in given and (len(size) > 1 or found.how in (How.PICK, How.CUT)):
+                if found.parts == (size,):
+                    # Each row stays, on these inputs: no space of a size of its own. Along edges, by chance.
+                    if gather(node) is None and len(size) > 1:
+                        kept.append((size, found))
+                elif grows(size) and size not in given and (len(size) > 1 or found.how in (How.PICK, How.CUT)):
                     made.append((size, found))
         before = -1
         while before != len(self.nodes) + len(self.derived):
@@ -171,7 +176,7 @@ class RowSpaces:
                     self.derived[size] = found
                 elif size in self.nodes and found.how in (How.JOIN, How.REPEAT):
                     self.nodes.update(part for part in found.parts if grows(part) and part not in self.edges)
-        self._find_origins([(size, found) for size, found in made if size in self.derived])
+        self._find_origins([*((size, found) for size, found in made if size in self.derived), *kept])
 
     def _find_origins(self, made: list[tuple[Size, Derivation]]) -> None:
         """How the rows came about that a value was computed from: several picks may be of one size by chance."""
@@ -225,14 +230,20 @@ class RowSpaces:
         own = self._senders.get(propagation)
         if own is not None and own.edges == size:
             return own
-        # Outside of a layer: the edges that the value was gathered over, else the first ones of that size.
+        # Outside of a layer: the edges that came about with the value (of `gcn_norm`, both) or that it was gathered
+        # over, whichever is nearer; else the first ones of that size.
+        senders = [s for s in self._senders.values() if s.edges == size]
         for ancestor in ancestors(node):
+            for sender in senders:
+                origin = sender.edge_index
+                if ancestor is origin or (op_name(origin) == "getitem" and ancestor is origin.args[0]):
+                    return sender
             gathered = gather(ancestor)
             if gathered is not None and gathered.edges == size and not note_of(gathered.edge_index).sparse:
                 edge_index = gathered.edge_index
                 row = next((s.row for s in self._senders.values() if s.edge_index is edge_index), 0)
                 return Sender(edge_index, row, gathered.space, size, None, gathered.source)
-        return next((s for s in self._senders.values() if s.edges == size), None)
+        return senders[0] if senders else None
 
     def parameter_only(self, node: Node) -> bool:
         """Whether the value is a parameter or computed from parameters alone."""

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import HGTConv, SAGEConv
+from torch_geometric.nn import GCNConv, HGTConv, SAGEConv
+from torch_geometric.nn.pool.connect.filter_edges import filter_adj
 
 import dqconvert
 from checks import mask_of
@@ -181,3 +182,32 @@ def test_a_type_that_is_joined_with_others_draws_by_its_own_in_degrees():
     papers = torch.cat([edges[key][1] for key in METADATA[1][:2]])
     assert_frequencies(draws[11], expected_probability(papers, 11, 0.0, 1.0))
     assert_frequencies(draws[7], expected_probability(edges[METADATA[1][2]][1], 7, 0.0, 1.0))
+
+
+class KeepsWhatIsLarge(nn.Module):
+    """Picks the rows above a threshold, as pooling by a minimum score does: on the example inputs, all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = GCNConv(8, 8), GCNConv(8, 4)
+
+    def forward(self, x, edge_index):
+        x = self.one(x, edge_index)
+        perm = (x.sum(1).tanh() > -0.999999).nonzero().view(-1).flip(0)
+        edge_index, _ = filter_adj(edge_index, None, perm, num_nodes=x.size(0))
+        return self.two(x[perm], edge_index)
+
+
+def test_rows_that_all_stayed_on_the_example_are_picked_all_the_same():
+    torch.manual_seed(0)
+    model, edge_index = KeepsWhatIsLarge(), torch.randint(12, (2, 40))
+    module, _ = dqconvert.prepare(model, "int8-dq", (0.1 * torch.randn(12, 8), edge_index))
+    x = torch.randn(12, 8)
+    x[[2, 7]] = -1e4 * torch.sign(model.one.lin.weight.sum(0))  # two rows that do not stay
+    with torch.no_grad():
+        kept = int((model.one(x, edge_index).sum(1).tanh() > -0.999999).sum())
+    assert kept < 12
+    module(x, edge_index).sum().backward()
+    rows = [node for node in module.graph.nodes if str(node.target).startswith("two.") and len(node.args) == 2]
+    assert {"two.quant.message", "two.quant.aggregate"} <= {str(node.target) for node in rows}
+    assert "quant_protect" not in {str(node.args[1]) for node in rows}
