@@ -205,7 +205,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     )
     steps = Steps.unpacked(*Passing.steps(ctx.ints, ctx.floats))
     ctx.apart = steps.schemes[0] is not None
-    keep_other = other if alpha is not None and ctx.needs_input_grad[10] else None
+    # Not `ctx.needs_input_grad`: for the registered operator it counts the tensors of each list here.
+    keep_other = other if alpha is not None and alpha.requires_grad else None
     saved = (x, weight, sender, receiver, *by_receiver, *by_sender, senders, output[1][:2], output[3])
     ctx.save_for_backward(*saved, output[2], alpha, keep_other)
 
