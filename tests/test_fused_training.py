@@ -16,10 +16,11 @@ from torch_geometric.nn import GCN, GIN, GCNConv
 
 import dqconvert
 import dqconvert.quant.fused as fused_operators
+import products
 import zoo
 from dqconvert.errors import ObserverError
 from dqconvert.kernels import _memory
-from dqconvert.quant.fused import EdgeOrders, linear
+from dqconvert.quant.fused import EdgeOrders
 
 PRESETS = ["int8-dq", "int4-dq", "int8-qat"]
 FUSED = ["GCN", "GCN_batch_norm", "GraphSAGE", "GIN", "GAT", "WeightedGCN", "GraphClassifier", "Tied"]
@@ -27,24 +28,27 @@ FUSED = ["GCN", "GCN_batch_norm", "GraphSAGE", "GIN", "GAT", "WeightedGCN", "Gra
 
 
 @pytest.fixture
-def both(prepared):
-    """``both(name, preset)``: a model of the zoo prepared fused and not, and its inputs by size."""
+def both(prepared, monkeypatch):
+    """``both(name, preset)``: a model of the zoo prepared fused and not, and its inputs by size.
+
+    Both add up in the same order, see :mod:`products`.
+    """
 
     def get(name, preset="int8-dq"):
         fused, _ = prepared(name, preset)
+        products.always(monkeypatch)
         return fused, node_by_node(fused), zoo.CASES[name].inputs
 
     return get
 
 
-def node_by_node(fused, products=linear):
-    """A copy that is not fused. Its linear layers add up in the order of the fused ones, so that all that differs is
-    how often the rows are gone through, and no rounding tie can hide a mistake; with `F.linear`, in torch's order.
-    """
+def node_by_node(fused, layer=products.in_our_order):
+    """A copy that is not fused. ``layer``: what is called where a linear layer became part of a chain."""
     plain = copy.deepcopy(fused)
+    absorbed = {node for fusion in fused.fusions if fusion.op.startswith("linear") for node in fusion.nodes}
     for node in plain.graph.nodes:
-        if node.target is F.linear:
-            node.target = products
+        if node.name in absorbed and node.target is products.torchs:
+            node.target = layer
     plain.fuse = False
     plain.recompile()
     assert plain.fusions == ()
@@ -91,7 +95,10 @@ def test_prepare_without_fuse_is_the_same_module():
     plain = dqconvert.prepare(case.model(), "int8-dq", case.inputs(), fuse=False).module
     assert fused.fusions
     assert plain.fusions == ()
-    assert_same_steps(fused, plain, [case.inputs(zoo.TRACED), case.inputs(zoo.OTHER)])
+    twin = node_by_node(fused, products.torchs)
+    assert plain.code == twin.code
+    for seed, size in enumerate((zoo.TRACED, zoo.OTHER)):
+        zoo.assert_step_close(*(zoo.train_step(module, case.inputs(size), seed) for module in (plain, twin)))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -116,7 +123,9 @@ def saved(module):
 
 def state_loaded(module):
     case = zoo.CASES["GIN"]
-    fresh = dqconvert.prepare(case.model(seed=7), "int8-dq", case.inputs()).module
+    with pytest.MonkeyPatch.context() as patch:  # prepared as ever
+        patch.setattr(F, "linear", products.torchs)
+        fresh = dqconvert.prepare(case.model(seed=7), "int8-dq", case.inputs()).module
     fresh.load_state_dict(module.state_dict(), strict=True)
     return fresh
 
@@ -256,7 +265,7 @@ def test_hooks_of_quantizers_are_called_once_the_code_is_made_again():
 
 def test_hooks_change_nothing():
     model = Activated()
-    plain = dqconvert.prepare(model, "int8-dq", zoo.graph(), fuse=False).module
+    plain = node_by_node(dqconvert.prepare(model, "int8-dq", zoo.graph()).module)
     model.act.register_forward_hook(lambda *args: None)
     hooked = dqconvert.prepare(model, "int8-dq", zoo.graph()).module
     assert_same_steps(hooked, plain, [zoo.graph(), zoo.graph(zoo.OTHER)])

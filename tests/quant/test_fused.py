@@ -9,14 +9,15 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
+import products
 from dqconvert.errors import ObserverError
 from dqconvert.kernels import edge_order
 from dqconvert.qconfig import QSpec
 from dqconvert.quant import FakeQuantize, disable_fake_quant, disable_observer
-from dqconvert.quant.fused import EdgeOrders, Remembered, chain, dropout, linear, message_passing
+from dqconvert.quant.fused import Chain, EdgeOrders, Remembered, chain, dropout, linear, message_passing
 
 SPECS = {
     "int8-dq": {"range": "percentile", "grad": "clip"},
@@ -52,20 +53,43 @@ def added(kind, dtype=torch.float32):
     return found.get(kind, (None, None, None))
 
 
-def assert_chain_is_its_parts(quantizers, extra, relu=True, x=None, protected=None, twins=None):
+def own_rows(x, steps, protected):
+    return chain(x, steps, protected)
+
+
+def the_same(x):
+    return x
+
+
+def assert_chain_is_its_parts(
+    quantizers, extra, relu=True, x=None, protected=None, twins=None, *, fast=own_rows, source=the_same, more=()
+):
+    """`fast(x, *more, steps, protected)` against the steps one by one on `source(x, *more)`.
+
+    Those of `x` and `more` that need a gradient get the same one.
+    """
     twins = copy.deepcopy(quantizers) if twins is None else twins
-    x = torch.randn(40, 8) if x is None else x
+    x = torch.randn(40, 8).requires_grad_() if x is None else x
+
+    def copied(t):
+        return t.detach().clone().requires_grad_(t.requires_grad) if isinstance(t, Tensor) else t
+
     results = []
-    for run, (first, second, third) in ((chain, quantizers), (step_by_step, twins)):
+    for number, (first, second, third) in enumerate((quantizers, twins)):
         torch.manual_seed(0)
-        given = x.clone().requires_grad_()
+        given = [copied(t) for t in (x, *more)]
         parts = [None if t is None else t.clone().requires_grad_() for t in extra]
-        y = run(given, first, *parts, second, relu, third, protected)
-        y.float().square().sum().backward()
-        results.append([y.detach(), given.grad, *(t.grad for t in parts if t is not None)])
+        if number == 0:
+            y = fast(*given, Chain(first, *parts, second, relu, third), protected)
+        else:
+            y = step_by_step(source(*given), first, *parts, second, relu, third, protected)
+        if y.requires_grad:
+            y.float().square().sum().backward()
+        results.append([y.detach(), *(t.grad for t in (*given, *parts) if isinstance(t, Tensor) and t.requires_grad)])
     assert [t.dtype for t in results[0]] == [t.dtype for t in results[1]]
     for one, two in zip(*results, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-4)
+        largest = two.abs().max().item() if two.numel() else 0.0
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6 * (1 + largest))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=0)
     assert ranges(*filter(None, quantizers)) == ranges(*filter(None, twins))
 
@@ -102,23 +126,165 @@ def test_a_quantizer_that_is_not_as_the_others(which, change):
             one.calibrating = change == "calibrating"
     twins = copy.deepcopy(quantizers)
     for factor in (1, 3):
-        x = factor * torch.randn(40, 8)
+        x = (factor * torch.randn(40, 8)).requires_grad_()
         assert_chain_is_its_parts(quantizers, added("bias"), x=x, protected=protected, twins=twins)
 
 
 def test_a_chain_that_never_observed_is_an_error_in_evaluation():
     quantizers = [quantizer().eval() for _ in range(3)]
     with pytest.raises(ObserverError, match="never observed a value"):
-        chain(torch.randn(40, 8), quantizers[0], None, None, None, quantizers[1], True, quantizers[2], None)
+        chain(torch.randn(40, 8), Chain(quantizers[0], second=quantizers[1], relu=True, third=quantizers[2]), None)
 
 
 @pytest.mark.parametrize("low", ["x", "added", "both"])
 @pytest.mark.parametrize("extra", ["bias", "other", "scaled"])
 def test_mixed_types_are_promoted_as_ever(extra, low):
     """As autocast mixes them: a bfloat16 product and float32 parameters."""
-    x = torch.randn(40, 8).to(torch.bfloat16 if low in ("x", "both") else torch.float32)
+    x = torch.randn(40, 8).to(torch.bfloat16 if low in ("x", "both") else torch.float32).requires_grad_()
     parts = added(extra, torch.bfloat16 if low in ("added", "both") else torch.float32)
     assert_chain_is_its_parts([quantizer("int8-dq") for _ in range(3)], parts, x=x)
+
+
+# -- what makes a chain's rows -------------------------------------------------------------------------------------
+
+
+def layer(depth=5, dtype=torch.float32, own_bias=True):
+    """The weight and the bias of a linear layer with eight features."""
+    weight, bias = torch.randn(8, depth, dtype=dtype), torch.randn(8, dtype=dtype)
+    return weight.requires_grad_(), bias.requires_grad_() if own_bias else None
+
+
+def rows(*shape, dtype=torch.float32):
+    return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+
+def assert_linear_is_its_parts(quantizers, extra=(None, None, None), x=None, parts=None, **kwargs):
+    x = rows(40, 5) if x is None else x
+    parts = layer(x.size(-1), x.dtype) if parts is None else parts
+    source = products.in_our_order if any(quantizers) else F.linear
+    with pytest.MonkeyPatch.context() as patch:
+        products.always(patch)
+        assert_chain_is_its_parts(quantizers, extra, x=x, fast=linear, source=source, more=parts, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("depth", [1, 3, 16, 17, 200])
+def test_linear_is_torchs_but_for_the_order_of_sums(dtype, depth):
+    for count in (0, 1, 2, 7, 100):
+        x, (weight, bias) = rows(count, depth, dtype=dtype), layer(depth, dtype)
+        for offset in (bias, None):
+            results = []
+            for run in (linear, F.linear):
+                given = [None if t is None else t.detach().clone().requires_grad_() for t in (x, weight, offset)]
+                y = run(*given)
+                y.float().square().sum().backward()
+                results.append([y, *(t.grad for t in given if t is not None)])
+            for one, two in zip(*results, strict=True):
+                largest = two.abs().max().item() if two.numel() else 0
+                eps = torch.finfo(dtype).eps
+                torch.testing.assert_close(one, two, rtol=0, atol=20 * eps * (1 + largest))
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("extra", ["nothing", "bias", "other", "scaled"])
+def test_a_linear_layer_and_its_chain_are_their_parts(kind, extra):
+    for there in itertools.product([True, False], repeat=3):
+        quantizers = [quantizer(kind) if yes else None for yes in there]
+        twins = copy.deepcopy(quantizers)
+        for step, protected in enumerate((None, torch.rand(40) < 0.3, torch.ones(40) > 0)):
+            x = ((1 + step) * torch.randn(40, 5)).requires_grad_()
+            parts = layer(own_bias=there[1])
+            more = {"relu": there[0], "protected": protected, "twins": twins}
+            assert_linear_is_its_parts(quantizers, added(extra), x=x, parts=parts, **more)
+
+
+@pytest.mark.parametrize("change", ["observer off", "rounding off", "frozen", "eval", "calibrating", "other kind"])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_linear_layer_before_a_quantizer_that_is_not_as_the_others(which, change):
+    quantizers = [quantizer() for _ in range(3)]
+    protected = torch.rand(40) < 0.4
+    assert_linear_is_its_parts(quantizers, added("bias"), protected=protected)
+    if change == "observer off":
+        disable_observer(quantizers[which])
+    elif change == "rounding off":
+        disable_fake_quant(quantizers[which])
+    elif change == "frozen":
+        quantizers[which].eval()
+    elif change == "other kind":
+        quantizers[which] = quantizer("sampled")
+    else:
+        for one in quantizers:
+            one.eval()
+            one.calibrating = change == "calibrating"
+    twins = copy.deepcopy(quantizers)
+    for factor in (1, 3):
+        x = (factor * torch.randn(40, 5)).requires_grad_()
+        assert_linear_is_its_parts(quantizers, added("bias"), x=x, protected=protected, twins=twins)
+
+
+@pytest.mark.parametrize("frozen", list(itertools.product([True, False], repeat=3)), ids=str)
+@pytest.mark.parametrize("extra", ["bias", "scaled"])
+def test_a_linear_layer_of_which_not_everything_is_trained(frozen, extra):
+    """The input of a first layer needs no gradient, nor does a weight that was frozen."""
+    x, (weight, bias) = rows(40, 5), layer()
+    for tensor, still in zip((x, weight, bias), frozen, strict=True):
+        tensor.requires_grad_(not still)
+    quantizers = [quantizer("int8-dq") for _ in range(3)]
+    assert_linear_is_its_parts(quantizers, added(extra), x=x, parts=(weight, bias), protected=torch.rand(40) < 0.2)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 5), (0, 3, 5), (1, 3, 5), (40, 3, 5), (40, 0, 5), (4, 3, 2, 5)], ids=str)
+def test_linear_layers_of_few_rows_and_of_more_dimensions(shape):
+    for kind, own in itertools.product(("int8-dq", "int8-qat"), (True, False)):
+        quantizers = [quantizer(kind) for _ in range(3)]
+        twins = copy.deepcopy(quantizers)
+        bias, other = torch.randn(8), torch.randn(*shape[:-1], 8)
+        for step, protected in enumerate((None, torch.rand(shape[0]) < 0.5)):
+            x = ((1 + step) * torch.randn(shape)).requires_grad_()
+            extra = (bias, None, None) if own else (None, other, torch.tensor(0.3))
+            assert_linear_is_its_parts(quantizers, extra, x=x, protected=protected, twins=twins)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("extra", ["bias", "other", "scaled"])
+def test_linear_layers_of_other_types(extra, dtype):
+    quantizers = [quantizer("int8-dq") for _ in range(3)]
+    twins = copy.deepcopy(quantizers)
+    for protected in (None, torch.rand(40) < 0.3):
+        x = rows(40, 5, dtype=dtype)
+        assert_linear_is_its_parts(quantizers, added(extra, dtype), x=x, protected=protected, twins=twins)
+        assert_linear_is_its_parts(quantizers, added(extra), x=x, protected=protected, twins=twins)
+
+
+def test_a_linear_layer_and_its_chain_follow_autocast():
+    quantizers = [quantizer("int8-dq") for _ in range(3)]
+    twins = copy.deepcopy(quantizers)
+    for extra in ("nothing", "bias", "other"):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_linear_is_its_parts(quantizers, added(extra), twins=twins)
+
+
+def test_a_linear_layer_that_never_observed_is_an_error_in_evaluation():
+    one = quantizer().eval()
+    with pytest.raises(ObserverError, match="never observed a value"):
+        linear(rows(4, 5), *layer(), Chain(second=one), None)
+
+
+@pytest.mark.parametrize("kind", ["int8-dq", "int4"])
+@pytest.mark.parametrize("width", [16, 64, 500], ids=lambda width: f"{width} features")
+def test_codes_differ_from_those_of_torchs_product_by_rounding_ties_only(kind, width):
+    """500 features: a weight too large for the loops, whose product is torch's own."""
+    x, weight, bias = torch.randn(20_000, width), torch.randn(width, width), torch.randn(width)
+    fast, plain = quantizer(kind), quantizer(kind)
+    for factor in (1, 1.5):
+        got = linear(factor * x, weight, bias, Chain(second=fast))
+        want = plain(F.linear(factor * x, weight, bias))
+        torch.testing.assert_close(fast.max_val, plain.max_val, rtol=1e-6, atol=0)
+        torch.testing.assert_close(fast.min_val, plain.min_val, rtol=1e-6, atol=0)
+        step = (plain.max_val - plain.min_val).item() / (15 if kind == "int4" else 255)
+        steps = ((got - want) / step).round().abs()
+        assert steps.max() <= 1
+        assert (steps > 0).float().mean() <= 1e-3
 
 
 # -- message passing -----------------------------------------------------------------------------------------------
@@ -188,14 +354,120 @@ def test_mixed_types_of_messages(low):
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["int8-dq", "int4", "int8-qat", "sampled"])
+@pytest.mark.parametrize("extra", ["nothing", "bias", "other", "scaled"])
+@pytest.mark.parametrize("weighted", ["x_j", "w x_j", "heads"])
+def test_message_passing_and_its_chain_are_their_parts(weighted, extra, kind):
+    """With nodes that nobody sends to: the last five."""
+    sender, receiver = torch.randint(20, (60,)), torch.randint(35, (60,))
+    weight = {"x_j": None, "w x_j": torch.rand(60), "heads": torch.rand(60, 2)}[weighted]
+    shape = (20, 2, 4) if weighted == "heads" else (20, 8)
+    bias, other, alpha = added(extra)
+    if weighted == "heads":
+        bias, other = bias if bias is None else bias[:4], other if other is None else other.view(40, 2, 4)
+    orders = edge_order(receiver, sender, 40), edge_order(sender, receiver, 20)
+    for there, mean in itertools.product(itertools.product([True, False], repeat=3), (False, True)):
+        fast, quantizers = quantizer(kind), [quantizer(kind) if yes else None for yes in there]
+        plain, twins = copy.deepcopy(fast), copy.deepcopy(quantizers)
+        for step, protected in enumerate((None, torch.rand(40) < 0.4)):
+            x = ((1 + step) * torch.randn(shape)).requires_grad_()
+            factor = None if weight is None else weight.requires_grad_()
+            senders = None if protected is None else torch.rand(20) < 0.4
+
+            def fused(x, factor, steps, protected, quantize=fast, senders=senders, mean=mean):
+                ends = (sender, receiver, 40, *orders)
+                return message_passing(x, factor, *ends, quantize, senders, mean, steps, protected)
+
+            def alone(x, factor, quantize=plain, senders=senders, mean=mean):
+                return message_passing(x, factor, sender, receiver, 40, *orders, quantize, senders, mean)
+
+            assert_chain_is_its_parts(
+                quantizers,
+                (bias, other, alpha),
+                relu=there[0],
+                x=x,
+                protected=protected,
+                twins=twins,
+                fast=fused,
+                source=alone,
+                more=(factor,),
+            )
+            assert ranges(fast) == ranges(plain)
+
+
+@pytest.mark.parametrize("change", ["observer off", "rounding off", "frozen", "messages off", "messages eval"])
+def test_message_passing_before_a_quantizer_that_is_not_as_the_others(change):
+    sender, receiver = torch.randint(20, (2, 60))
+    orders = edge_order(receiver, sender, 20), edge_order(sender, receiver, 20)
+    fast, quantizers = quantizer(), [quantizer() for _ in range(3)]
+    protected = torch.rand(20) < 0.4
+
+    def fused(x, steps, protected):
+        return message_passing(x, None, sender, receiver, 20, *orders, fast, protected, False, steps, protected)
+
+    fused(
+        torch.randn(20, 8),
+        Chain(quantizers[0], torch.randn(8), None, None, *quantizers[1:2], True, quantizers[2]),
+        None,
+    )
+    changed = {"messages off": fast, "messages eval": fast}.get(change, quantizers[1])
+    switch = {"observer off": disable_observer, "rounding off": disable_fake_quant, "messages off": disable_observer}
+    switch.get(change, nn.Module.eval)(changed)
+    plain, twins = copy.deepcopy(fast), copy.deepcopy(quantizers)
+
+    def alone(x):
+        return message_passing(x, None, sender, receiver, 20, *orders, plain, protected, False)
+
+    for factor in (1, 3):
+        x, bias = (factor * torch.randn(20, 8)).requires_grad_(), torch.randn(8)
+        assert_chain_is_its_parts(
+            quantizers, (bias, None, None), x=x, protected=protected, twins=twins, fast=fused, source=alone
+        )
+        assert ranges(fast) == ranges(plain)
+
+
+@pytest.mark.parametrize("nodes", [0, 1, 5])
+@pytest.mark.parametrize("edges", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["int8-dq", "int4", "int8-qat"])
+def test_small_and_empty_graphs(nodes, edges, kind):
+    """No nodes at all, one with loops, and nodes without an edge."""
+    edges = edges if nodes else 0
+    sender, receiver = torch.randint(max(nodes, 1), (2, edges))
+    orders = edge_order(receiver, sender, nodes), edge_order(sender, receiver, nodes)
+    fast, quantizers = quantizer(kind), [quantizer(kind) for _ in range(3)]
+    plain, twins = copy.deepcopy(fast), copy.deepcopy(quantizers)
+    weight = torch.rand(edges).requires_grad_()
+
+    def fused(x, weight, steps, protected):
+        return message_passing(x, weight, sender, receiver, nodes, *orders, fast, protected, True, steps, protected)
+
+    for step, protected in enumerate((None, torch.rand(nodes) < 0.5, torch.ones(nodes) > 0)):
+
+        def alone(x, weight, protected=protected):
+            return gather_and_add(x, weight, sender, receiver, nodes, plain, protected, True)
+
+        assert_chain_is_its_parts(
+            quantizers,
+            (torch.randn(8), None, None),
+            x=((1 + step) * torch.randn(nodes, 8)).requires_grad_(),
+            protected=protected,
+            twins=twins,
+            fast=fused,
+            source=alone,
+            more=(weight,),
+        )
+        assert ranges(fast) == ranges(plain)
+
+
 # -- stand-ins -----------------------------------------------------------------------------------------------------
 
 
 def test_linear_follows_autocast():
     x, weight = torch.randn(5, 3), torch.randn(2, 3)
-    assert torch.equal(linear(x, weight), F.linear(x, weight))
+    assert linear(x, weight).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
 
 
 @pytest.mark.parametrize(("p", "training"), [(0.5, True), (0.5, False), (0.0, True), (1.0, True)])
