@@ -214,7 +214,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     ctx.ours = _ours(weight, ints, floats)
     keep_other = other if alpha is not None and for_alpha else None
     ctx.save_for_backward(
-        output[2], x if for_weight else None, weight if for_x or for_weight else None, alpha, keep_other
+        output[2], x if for_weight else None, weight if for_x or (for_weight and ctx.ours) else None, alpha, keep_other
     )
 
 
