@@ -18,17 +18,20 @@ torchs = nn.functional.linear
 def in_our_order(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """torch's linear layer and its gradients, with the values of ours where ours makes any."""
     y = torchs(x, weight, bias)
-    tensors = [x, weight, y] if bias is None else [x, weight, y, bias]
-    known = {t.dtype for t in tensors} in ({torch.float32}, {torch.float64}) and not torch.is_autocast_enabled("cpu")
-    if (
-        known
-        and not torch._C._len_torch_function_stack()
-        and x.dim() == 2
-        and len(x)
-        and weight.numel() * weight.itemsize <= MOST
-    ):
+    if _ours(x, weight, bias, y):
         y.data.copy_(torch.from_numpy(Product(x, weight, bias).rows()))
     return y
+
+
+def _ours(*tensors: Tensor | None) -> bool:
+    x, weight, *_ = tensors
+    assert x is not None
+    assert weight is not None
+    types = {t.dtype for t in tensors if t is not None}
+    if len(types) > 1 or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+        return False
+    traced = torch._C._len_torch_function_stack() > 0
+    return not traced and x.dim() == 2 and len(x) > 0 and weight.numel() * weight.itemsize <= MOST
 
 
 def always(monkeypatch) -> None:
