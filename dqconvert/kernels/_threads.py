@@ -10,7 +10,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numba
@@ -93,8 +93,9 @@ def run(task: Callable[[int, int, int], Any], cuts: list[tuple[int, int]]) -> li
     try:
         work()
     finally:
-        for other in others:
-            other.result()
+        wait(others)  # they write into memory of the caller's
+    for other in others:
+        other.result()
     return results
 
 
