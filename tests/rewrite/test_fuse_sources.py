@@ -422,6 +422,13 @@ def messages_written_into(model, x, edge_index):
     return model.two(model.one(h.relu())) + z.sum(1, keepdim=True)
 
 
+def messages_written_into_later(model, x, edge_index):
+    z = x * 2
+    h = model.two(model.one(model.simple(z, edge_index).relu()))
+    z.add_(1)
+    return h + z.sum(1, keepdim=True)
+
+
 def added_written_into(model, x, edge_index):
     z = torch.cat([x, x], 1)[:, :8] * 2
     h = model.one(x) + z
@@ -436,9 +443,16 @@ def bias_written_into(model, x, edge_index):
     return model.two(h)
 
 
-@pytest.mark.parametrize(
-    "body", [messages_written_into, added_written_into, bias_written_into], ids=lambda body: body.__name__
+KEPT = pytest.mark.xfail(strict=True, reason="message passing keeps what it sends for the backward pass")
+WRITES = (
+    pytest.param(messages_written_into, marks=KEPT),
+    pytest.param(messages_written_into_later, marks=KEPT),
+    added_written_into,
+    bias_written_into,
 )
+
+
+@pytest.mark.parametrize("body", WRITES, ids=lambda body: body.__name__)
 def test_what_is_changed_in_place_in_between(body, monkeypatch):
     torch.manual_seed(0)
     model = Model(body, simple=SimpleConv("sum"))
