@@ -127,9 +127,14 @@ def plain_quantize_linear_grad(
     **Arguments**: as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`.
     """
     _, at_product, *rest = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
-    rows = at_product.reshape(-1, at_product.size(-1))
-    to_weight = rows.t() @ x.reshape(-1, x.size(-1))
+    rows = _rows(at_product)
+    to_weight = rows.t() @ _rows(x)
     return at_product @ weight, to_weight, rows.sum(0), *rest
+
+
+def _rows(t: Tensor) -> Tensor:
+    """As a matrix, whatever the dimensions before the last one are."""
+    return t.unsqueeze(0) if t.dim() == 1 else t.flatten(0, -2)
 
 
 def _grad(
@@ -227,9 +232,9 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         # Without `x` little is left to do; and a gradient of a gradient goes through torch's own operators.
         needed = (for_x or for_weight or for_offset, for_bias, for_other, for_alpha)
         back, *rest = chain_gradients(grad, passes, other, alpha, ctx.apart, needed)
-        rows = None if back is None else back.reshape(-1, back.size(-1))
+        rows = None if back is None else _rows(back)
         to_x = back @ weight if for_x and back is not None else None
-        to_weight = rows.t() @ x.reshape(-1, x.size(-1)) if for_weight and rows is not None else None
+        to_weight = rows.t() @ _rows(x) if for_weight and rows is not None else None
         to_offset = rows.sum(0) if for_offset and rows is not None else None
         return to_x, to_weight, to_offset, *rest, *(None,) * 4
     wanted = [for_x, for_weight, for_offset, for_bias, for_other, for_alpha]

@@ -7,46 +7,34 @@ import math
 
 import pytest
 import torch
-from dqconvert.kernels._chain_loops import serves
+from chain_cases import (
+    ADDED,
+    FINE,
+    INT4,
+    INT8,
+    KINDS,
+    NEVER,
+    PLACES,
+    SCHEMES,
+    addends,
+    as_ranges,
+    assert_equal,
+    by_place,
+    growing,
+    masks,
+    packed,
+    scheme,
+    special,
+)
 
-from dqconvert.kernels import Scheme, quantize_chain
-from dqconvert.kernels.chain import _quantize_chain, _quantize_chain_grad, plain_quantize_chain
-
-NEVER = (math.inf, -math.inf)
-PLACES = [places for n in (1, 2, 3) for places in itertools.combinations(range(3), n)]
-
-
-def scheme(bits=8, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=True, signed=True):
-    low = -(2 ** (bits - 1)) if signed else 0
-    return Scheme(low, low + 2**bits - 1, symmetric, p, momentum, observe, clip)
-
-
-INT8 = scheme(p=0.001)
-INT4 = scheme(bits=4, p=0.01)
-SCHEMES = {
-    "int8": INT8,
-    "int4": INT4,
-    "symmetric": scheme(symmetric=True),
-    "unsigned symmetric": scheme(bits=4, symmetric=True, signed=False, p=0.01),
-    "ema": scheme(momentum=0.01, clip=False),
-    "percentile ema": scheme(p=0.01, momentum=0.1),
-    "frozen": scheme(observe=False),
-}
+from dqconvert.kernels import quantize_chain
+from dqconvert.kernels._chain import serves
+from dqconvert.kernels.chain import plain_quantize_chain, quantize_chain_grad, quantize_chain_operator
 
 
 def arguments(x, schemes, ranges, bias=None, other=None, alpha=None, protected=None, relu=False, masked=True):
     """What the operator takes, for schemes by place."""
-    packed = [schemes[place].packed() for place in sorted(schemes)]
-    ints, floats = (
-        (list(itertools.chain.from_iterable(part)) for part in zip(*packed, strict=True)) if packed else ([], [])
-    )
-    return x, bias, other, alpha, protected, torch.tensor(ranges), sorted(schemes), ints, floats, relu, masked
-
-
-def assert_equal(got, want):
-    for name, one, two in zip(("values", "ranges", "passes"), got, want, strict=True):
-        assert one.dtype == two.dtype, name
-        torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True, msg=lambda text, n=name: f"{n}: {text}")
+    return x, bias, other, alpha, protected, torch.tensor(ranges), *packed(schemes, relu, masked)
 
 
 def assert_as_defined(steps, schemes, **options):
@@ -54,36 +42,18 @@ def assert_as_defined(steps, schemes, **options):
     ranges = list(NEVER) * len(schemes)
     for x in steps:
         args = arguments(x, schemes, ranges, **options)
-        got = _quantize_chain(*args)
+        got = quantize_chain_operator(*args)
         assert_equal(got, plain_quantize_chain(*args))
         ranges = got[1].tolist()
     return ranges
 
 
-def growing(shape, count=3, dtype=torch.float32):
-    return [(torch.randn(shape) * (1 + step / 2)).to(dtype) for step in range(count)]
-
-
-def masks(rows):
-    return {
-        "none": None,
-        "random": torch.rand(rows) < 0.3,
-        "all": torch.ones(rows) > 0,
-        "no row": torch.zeros(rows) > 0,
-    }
-
-
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("added", ["nothing", "bias", "other", "scaled"])
+@pytest.mark.parametrize("added", ADDED)
 @pytest.mark.parametrize("places", PLACES, ids=str)
 def test_every_combination_of_parts(places, added, relu):
     x = growing((50, 16))
-    options = {
-        "nothing": {},
-        "bias": {"bias": torch.randn(16)},
-        "other": {"other": torch.randn(50, 16)},
-        "scaled": {"other": torch.randn(50, 16), "alpha": torch.tensor([1.3])},
-    }[added]
+    options = addends(added, 50, 16)
     for protected in masks(50).values():
         assert_as_defined(x, dict.fromkeys(places, INT4), relu=relu, protected=protected, **options)
 
@@ -142,30 +112,6 @@ def test_averages_are_float32_step_by_step():
         assert_as_defined(steps, {1: SCHEMES["ema"], 2: SCHEMES["percentile ema"]})
 
 
-def special(kind, shape):
-    x = torch.randn(shape)
-    if kind == "zeros":
-        return x.relu() * (torch.rand(shape) < 0.1)
-    if kind == "constant":
-        return torch.full(shape, 0.7)
-    if kind == "all zero":
-        return torch.zeros(shape)
-    if kind == "denormal":
-        return x * 1e-42
-    if kind == "huge":
-        return x * 1e37
-    at = torch.rand(shape)
-    if kind in ("nan", "nan and infinite"):
-        x[at < 0.01] = math.nan
-    if kind in ("infinite", "nan and infinite"):
-        x[(at > 0.5) & (at < 0.51)] = math.inf
-        x[at > 0.99] = -math.inf
-    return torch.full(shape, math.nan) if kind == "all nan" else x
-
-
-KINDS = ["zeros", "constant", "all zero", "denormal", "huge", "nan", "infinite", "nan and infinite", "all nan"]
-
-
 @pytest.mark.parametrize("rows", [50, 2000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_special_values(kind, rows):
@@ -186,7 +132,7 @@ def test_special_values_that_pass_two_grids(kind, rows):
 
 def test_nan_stays_nan_infinities_become_the_ends_and_neither_is_observed():
     x = torch.tensor([[math.nan, math.inf, -math.inf, -1.0, 2.0]])
-    y, ends = quantize_chain(x, (None, scheme(), None), [torch.tensor(end) for end in NEVER])
+    y, ends = quantize_chain(x, (None, scheme(), None), as_ranges(NEVER))
     assert ends.tolist() == [-1.0, 2.0]
     assert y[0, 0].isnan()
     assert y[0, 1] == pytest.approx(2.0, abs=0.01)
@@ -213,7 +159,7 @@ def test_strides_do_not_matter(view):
     assert_as_defined([x, 2 * x], schemes, bias=bias, relu=True, protected=protected)
     assert_as_defined([x, 2 * x], schemes, other=other, alpha=torch.tensor(0.5), protected=protected)
     args = arguments(x, schemes, NEVER * 3, relu=True)
-    y, _, passes = _quantize_chain(*args)
+    y, _, passes = quantize_chain_operator(*args)
     assert y.is_contiguous()
     grad = torch.randn_like(y).t().contiguous().t()
     assert_grad_equal(grad, passes, other, torch.tensor([0.5]))
@@ -221,7 +167,7 @@ def test_strides_do_not_matter(view):
 
 def test_the_result_shares_no_memory():
     x = torch.randn(30, 8)
-    y = quantize_chain(x, (None, INT8, None), [torch.tensor(end) for end in NEVER], protected=torch.ones(30) > 0)[0]
+    y = quantize_chain(x, (None, INT8, None), as_ranges(NEVER), protected=torch.ones(30) > 0)[0]
     assert torch.equal(x, y)
     assert x.data_ptr() != y.data_ptr()
 
@@ -232,7 +178,7 @@ def test_other_types_take_the_plain_way(mixed):
     x = torch.randn(40, 8).to(low)
     bias = torch.randn(8).to(torch.float32 if mixed == "bias float32" else low)
     other = torch.randn(40, 8).to(torch.float32 if mixed == "other float32" else low)
-    assert not serves(x, bias, None, None, None)
+    assert not serves(x, bias, None, None)
     assert_as_defined([x, 2 * x], {0: INT8, 1: INT4}, bias=bias)
     assert_as_defined([x, 2 * x], {0: INT8, 1: INT4}, other=other, relu=True)
 
@@ -240,7 +186,7 @@ def test_other_types_take_the_plain_way(mixed):
 def test_sixteen_bits_train():
     x = torch.randn(40, 8, dtype=torch.bfloat16, requires_grad=True)
     bias = torch.randn(8, dtype=torch.bfloat16, requires_grad=True)
-    never = [torch.tensor(end) for end in NEVER]
+    never = as_ranges(NEVER)
     y, _ = quantize_chain(x, (INT4, INT8, None), never * 2, bias=bias)
     y.sum().backward()
     assert x.grad.dtype == bias.grad.dtype == torch.bfloat16
@@ -251,8 +197,8 @@ def test_sixteen_bits_train():
 
 
 def assert_grad_equal(grad, passes, other=None, alpha=None, wanted=(True,) * 5):
-    got = _quantize_chain_grad(grad, passes, other, alpha, wanted)
-    want = _quantize_chain_grad._init_fn(grad, passes, other, alpha, wanted)
+    got = quantize_chain_grad(grad, passes, other, alpha, wanted)
+    want = quantize_chain_grad.definition(grad, passes, other, alpha, wanted)
     for place, (one, two) in enumerate(zip(got, want, strict=True)):
         # What reaches the sum and `x` is passed on, the others are summed or multiplied.
         tolerance = 0 if place < 2 else 1e-5
@@ -274,7 +220,7 @@ def test_gradients_pass_where_the_bits_say(shape, dtype, threads):
 def test_what_does_not_pass_is_zero_even_where_the_gradient_is_not_finite():
     passes = torch.tensor([[0, 0, 1, 3]], dtype=torch.uint8)
     grad = torch.tensor([[math.nan, math.inf, 1.0, 2.0]])
-    to_sum, to_x, to_bias, *_ = _quantize_chain_grad(grad, passes, None, None, [True, True, True, False, False])
+    to_sum, to_x, to_bias, *_ = quantize_chain_grad(grad, passes, None, None, [True, True, True, False, False])
     assert to_sum.tolist() == [[0, 0, 1, 2]]
     assert to_x.tolist() == [[0, 0, 0, 2]]
     assert to_bias.tolist() == [0, 0, 1, 2]
@@ -306,9 +252,9 @@ def test_gradients_are_those_of_the_parts(places, clip):
     protected = torch.rand(60) < 0.3
     leaves = [torch.randn(60, 12), torch.randn(60, 12), torch.tensor([1.2])]
     mine, theirs = ([t.clone().double().requires_grad_() for t in leaves] for _ in range(2))
-    schemes = [grid if place in places else None for place in range(3)]
+    schemes = by_place(dict.fromkeys(places, grid))
     x, other, alpha = mine
-    never = [torch.tensor(end) for end in NEVER] * len(places)
+    never = as_ranges(NEVER) * len(places)
     y, ends = quantize_chain(x, schemes, never, other=other, alpha=alpha, protected=protected, relu=True)
     pairs = iter(ends.view(-1, 2).tolist())
 
@@ -327,7 +273,7 @@ def test_gradients_are_those_of_the_parts(places, clip):
 
 def test_gradients_of_a_bias():
     x, bias = torch.randn(3000, 12, requires_grad=True), torch.randn(12, requires_grad=True)
-    never = [torch.tensor(end) for end in NEVER] * 2
+    never = as_ranges(NEVER) * 2
     y, _ = quantize_chain(x, (INT4, INT4, None), never, bias=bias)
     upstream = torch.randn_like(y)
     y.backward(upstream)
@@ -336,12 +282,8 @@ def test_gradients_of_a_bias():
     assert torch.equal(x.grad, torch.where(passes & 2 > 0, upstream, 0))
 
 
-FINE = Scheme(-(2**40), 2**40, False, 0.0, -1.0, False, False)
-
-
 def fine_chain(x, bias, other, alpha):
-    """On so fine a grid the chain is its own straight-through estimate to within gradcheck's tolerance."""
-    ends = [torch.tensor(end) for end in (-1000.0, 1000.0)] * 3
+    ends = as_ranges((-1000.0, 1000.0)) * 3
     one, _ = quantize_chain(x, (FINE, FINE, FINE), ends, bias=bias, relu=True)
     two, _ = quantize_chain(x, (FINE, FINE, None), ends[:4], other=other, alpha=alpha)
     return one + two
@@ -363,7 +305,7 @@ def test_second_derivatives():
 def test_without_gradients_no_bits_are_kept():
     x = torch.randn(40, 8, requires_grad=True)
     saved: list[torch.Tensor] = []
-    never = [torch.tensor(end) for end in NEVER]
+    never = as_ranges(NEVER)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         with torch.no_grad():
             quantize_chain(x, (None, INT8, None), never, relu=True)
@@ -373,7 +315,7 @@ def test_without_gradients_no_bits_are_kept():
 
 
 def test_errors_name_what_does_not_fit():
-    never = [torch.tensor(end) for end in NEVER]
+    never = as_ranges(NEVER)
     with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.int64"):
         quantize_chain(torch.arange(3), (None, INT8, None), never)
     with pytest.raises(TypeError, match="protected must be a bool tensor"):

@@ -1,0 +1,92 @@
+"""`linear`: torch's, in memory that is used again; and with a chain behind it, against the definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from chain_cases import INT8, NEVER, PLACES, as_ranges, by_place, packed
+
+from dqconvert.kernels import Scheme, linear, quantize_chain, quantize_linear
+from dqconvert.kernels.linear import Product
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (0, 5), (1, 5), (7, 5), (3, 4, 5), (9000, 5), (7, 0)], ids=str)
+def test_linear_is_torchs(shape, bias, dtype):
+    leaves = [torch.randn(shape), torch.randn(40, shape[-1]), *([torch.randn(40)] if bias else [])]
+    mine, theirs = ([t.to(dtype).requires_grad_() for t in leaves] for _ in range(2))
+    y, want = linear(*mine), F.linear(*theirs)
+    torch.testing.assert_close(y, want)
+    upstream = torch.randn_like(want)
+    y.backward(upstream)
+    want.backward(upstream)
+    for one, two in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+
+
+def test_linear_of_strided_matrices():
+    x, weight = torch.randn(5, 9).t(), torch.randn(5, 40).t()
+    torch.testing.assert_close(linear(x, weight, torch.randn(80)[::2] * 0), F.linear(x, weight))
+
+
+def test_linear_saves_only_what_its_gradients_need():
+    x, weight = torch.randn(4, 3), torch.randn(2, 3, requires_grad=True)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        linear(x, weight)
+    (kept,) = (t for t in saved if t.numel() > 0)
+    assert torch.equal(kept, x)
+
+
+def test_linear_gradcheck():
+    leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((4, 3), (2, 3), (2,))]
+    assert torch.autograd.gradcheck(linear, leaves)
+    assert torch.autograd.gradgradcheck(linear, leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [1, 7, 40, 64, 89])
+@pytest.mark.parametrize("depth", [1, 5, 64, 130])
+def test_products_of_our_own_are_torchs_in_double_precision(depth, columns, dtype, threads):
+    wide = Scheme(-(2**40), 2**40, True, 0.0, -1.0, False, False)  # so fine that nothing is rounded
+    ends = [torch.tensor(-1e4), torch.tensor(1e4)]
+    leaves = [torch.randn(1000, depth), torch.randn(columns, depth), torch.randn(columns)]
+    mine = [t.to(dtype).requires_grad_() for t in leaves]
+    theirs = [t.detach().double().requires_grad_() for t in leaves]
+    y, want = quantize_linear(*mine, (None, wide, None), ends)[0], F.linear(*theirs)
+    tolerance = 1e-6 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(y.double(), want, rtol=tolerance, atol=tolerance)
+    upstream = torch.randn_like(want)
+    y.backward(upstream.to(dtype))
+    want.backward(upstream)
+    for one, two in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one.grad.double(), two.grad, rtol=tolerance, atol=tolerance * 30)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("places", PLACES, ids=str)
+def test_rows_go_through_the_chain_while_ranges_grow(places, relu, threads):
+    schemes = dict.fromkeys(places, INT8)
+    ranges, weight, other = as_ranges(NEVER * len(places)), torch.randn(24, 40), torch.randn(900, 24)
+    options = {"other": other, "alpha": torch.tensor([0.7]), "protected": torch.rand(900) < 0.2, "relu": relu}
+    for step in range(4):
+        x = torch.randn(900, 40) * (1 + step / 3)
+        rows = torch.from_numpy(Product(x, weight, None).rows())
+        want, ends = quantize_chain(rows, by_place(schemes), ranges, **options)
+        y, new = quantize_linear(x, weight, None, by_place(schemes), ranges, **options)
+        assert torch.equal(y, want)
+        assert torch.equal(new, ends)
+        ranges = list(new.unbind())
+
+
+def test_operators_keep_their_contract():
+    steps = packed({1: INT8._replace(observe=False)}, relu=True)
+    leaves = [torch.randn(s, requires_grad=True) for s in ((9, 5), (4, 5), (4,))]
+    args = (*leaves, None, None, None, None, torch.tensor([-1.0, 1.0]), *steps)
+    torch.library.opcheck(torch.ops.dqconvert.quantize_linear.default, args)
+    x, weight, _ = (t.detach() for t in leaves)
+    bits = torch.randint(4, (9, 4), dtype=torch.uint8)
+    back = (torch.randn(9, 4), bits, x, weight, None, None, False, [True, True, True, False, False, False])
+    torch.library.opcheck(torch.ops.dqconvert.quantize_linear_grad.default, back)
