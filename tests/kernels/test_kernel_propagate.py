@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels import Scheme, edge_order, propagate
-from dqconvert.kernels.propagate import _propagate, _propagate_grad, plain_messages, plain_propagate
+from dqconvert.kernels._grid import Steps
+from dqconvert.kernels.propagate import Passing, plain_messages, plain_propagate, propagate_grad, propagate_operator
 
 NEVER = (math.inf, -math.inf)
 
@@ -50,22 +51,29 @@ def orders(edge_index, num_senders, num_receivers):
     return sender, receiver, list(by_receiver), list(edge_order(sender, receiver, num_senders))
 
 
+def settings_of(grid, mean=False):
+    """How messages are passed, and a chain that does nothing, packed."""
+    ints, floats = Passing(grid, mean).packed()
+    more, most = Steps((None, None, None)).packed()
+    return [*ints, *more], [*floats, *most]
+
+
 def assert_as_defined(graph, x, weight, grid, protected=None, mean=False, ranges=NEVER):
     """Values, range and gradients; the new range."""
     num_receivers = graph[2]
     sender, receiver, *order = orders(*graph)
-    ends, packed = torch.tensor(ranges), grid.packed()
-    ahead, behind = (sender, receiver, *order), (protected, ends, *packed, mean)
-    out, new, extremes = _propagate(x, weight, *ahead, num_receivers, *behind)
-    want, want_new = plain_propagate(x, weight, sender, receiver, num_receivers, *behind)
+    ends, packed = torch.tensor(ranges), settings_of(grid, mean)
+    ahead, behind = (sender, receiver, *order), (protected, None, None, None, None, ends, *packed)
+    out, new, _, extremes = propagate_operator(x, weight, *ahead, num_receivers, *behind)
+    want, want_new, _, _ = plain_propagate(x, weight, *ahead, num_receivers, *behind)
     # No code may differ: a step of the grid is far more than the sums may be off.
     torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5 * scale_of(want), equal_nan=True)
     assert torch.equal(new, want_new)
 
     grad = torch.randn_like(out)
-    args = (protected, new, *packed, mean, weight is not None)
-    got = _propagate_grad(grad, x, weight, *ahead, extremes, *args)
-    want_grad = _propagate_grad._init_fn(grad, x, weight, *ahead, extremes, *args)
+    args = (protected, new, *packed, weight is not None)
+    got = propagate_grad(grad, x, weight, *ahead, extremes, *args)
+    want_grad = propagate_grad.definition(grad, x, weight, *ahead, extremes, *args)
     for one, two in zip(got, want_grad, strict=True):
         # Nothing comes back from a clipped message, not even the NaN that zero times an infinite value is.
         one = torch.where(two.isnan(), two, one) if one.shape == two.shape else one
@@ -201,15 +209,16 @@ def test_messages_are_added_in_the_order_of_the_edges():
     """So that a seed says everything, on any number of threads."""
     edge_index, x, weight = torch.randint(50, (2, 5000)), torch.randn(50, 4), torch.rand(5000, 1)
     sender, receiver, *order = orders(edge_index, 50, 50)
-    args = (torch.tensor([-4.0, 4.0]), *scheme(observe=False).packed())
-    message, _, _ = plain_messages(x, weight, sender, None, *args)
+    ends, grid = torch.tensor([-4.0, 4.0]), scheme(observe=False)
+    message, _, _ = plain_messages(x, weight, sender, None, ends, grid)
+    args = (x, weight, sender, receiver, *order, 50, None, None, None, None, None, ends, *settings_of(grid))
     want = torch.zeros(50, 4)
     for edge in range(5000):
         want[receiver[edge]] += message[edge]
     before = torch.get_num_threads()
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        assert torch.equal(_propagate(x, weight, sender, receiver, *order, 50, None, *args, False)[0], want)
+        assert torch.equal(propagate_operator(*args)[0], want)
     torch.set_num_threads(before)
 
 
@@ -228,8 +237,8 @@ class Quantized(torch.autograd.Function):
     @staticmethod
     def forward(ctx, message, grid, ends, rows):
         sender = torch.arange(len(message))
-        fixed = grid._replace(observe=False).packed()
-        rounded, _, clipped = plain_messages(message, None, sender, rows, ends, *fixed)
+        fixed = grid._replace(observe=False)
+        rounded, _, clipped = plain_messages(message, None, sender, rows, ends, fixed)
         ctx.save_for_backward(clipped)
         return rounded
 
@@ -319,13 +328,14 @@ def test_operators_keep_their_contract(dtype, heads):
     sender, receiver, *order = orders(*GRAPHS["bipartite"])
     x = torch.randn(7, 4).to(dtype).requires_grad_()
     weight = torch.randn(60, heads).to(dtype).requires_grad_() if heads else None
-    protected, packed = torch.rand(7) < 0.5, scheme(p=0.01).packed()
-    ahead, behind = (sender, receiver, *order), (protected, torch.tensor(NEVER), *packed, True)
+    protected, packed = torch.rand(7) < 0.5, settings_of(scheme(p=0.01), mean=True)
+    ahead = (sender, receiver, *order)
+    behind = (protected, None, None, None, None, torch.tensor(NEVER), *packed)
     args = (x, weight, *ahead, 23, *behind)
     torch.library.opcheck(torch.ops.dqconvert.propagate.default, args)
 
-    out, new, extremes = _propagate(*args)
+    out, new, _, extremes = propagate_operator(*args)
     values = [None if t is None else t.detach() for t in (torch.randn_like(out), x, weight)]
     for for_weight in {False, bool(heads)}:
-        args = (*values, *ahead, extremes, protected, new, *packed, True, for_weight)
+        args = (*values, *ahead, extremes, protected, new, *packed, for_weight)
         torch.library.opcheck(torch.ops.dqconvert.propagate_grad.default, args)
