@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -31,8 +32,10 @@ from dqconvert.bench.train import Settings, TrainResult, run
 from dqconvert.bench.variants import FLOAT, Step, step_of, variants_of, why_not_csr
 from dqconvert.bench.workloads import WORKLOADS
 from dqconvert.cli import app
+from dqconvert.commands.bench import train
 from dqconvert.errors import CommandError
-from dqconvert.quant import FakeQuantize
+from dqconvert.qconfig import QSpec
+from dqconvert.quant import FakeQuantize, fused
 from test_cli import dqconvert_command
 
 TINY = {"W1": 0.02, "W2": 0.002, "W3": 0.002, "W4": 0.002, "W5": 0.05}
@@ -251,6 +254,18 @@ class TestPhases:
             ("autograd::engine::evaluate_function: GeneratedBackwardFor_dqconvert_fake_quantize_ste", "quantize"),
             ("autograd::engine::evaluate_function: AddmmBackward0", "linear"),
             ("ScatterAddBackward0", "message passing"),
+            ("dqconvert::quantize_chain", "quantize"),
+            ("dqconvert::quantize_chain_grad", "quantize"),
+            ("dqconvert::quantize_linear", "linear"),
+            ("dqconvert::quantize_linear_grad", "linear"),
+            ("GeneratedBackwardFor_dqconvert_quantize_linear_defaultBackward", "linear"),
+            ("autograd::engine::evaluate_function: GeneratedBackwardFor_dqconvert_quantize_chain_default", "quantize"),
+            ("dqconvert::quantize_batch_norm", "rest"),
+            ("dqconvert::batch_norm_grad", "rest"),
+            ("dqconvert::propagate", "message passing"),
+            ("dqconvert::propagate_max_grad", "message passing"),
+            ("dqconvert::edge_order", "message passing"),
+            ("dqconvert::dropout_grad", "rest"),
             ("aten::relu", None),
         ],
     )  # fmt: skip
@@ -263,6 +278,35 @@ class TestPhases:
         names = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("dqconvert::")}
         assert "dqconvert::fake_quantize_clip" in names, dqconvert.kernels
         assert {name for name in names if phase_of(name) is None} == set()
+
+    @pytest.mark.parametrize("source", ["linear", "batch norm", "nothing"])
+    def test_what_makes_the_rows_of_a_chain_is_its_phase(self, source: str) -> None:
+        class Layer(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.quantizer, self.weight = FakeQuantize(QSpec(), name="one", signed=True), rows(64, 64)
+                self.norm, self.steps = nn.BatchNorm1d(64), 0
+
+            def forward(self) -> Tensor:
+                self.steps += 1  # its range grows each time
+                x, chain = self.steps * rows(20_000, 64), fused.Chain(second=self.quantizer)
+                if source == "linear":
+                    return fused.linear(x, self.weight, None, chain)
+                if source == "batch norm":
+                    return fused.batch_norm(x, self.norm, chain)
+                return fused.chain(x, chain._replace(relu=True), None)
+
+        def rows(*shape: int) -> Tensor:
+            return torch.randn(shape).requires_grad_()
+
+        layer = Layer()
+        layer()
+        found = phases(lambda: layer().sum().backward(), layer)
+        assert found["message passing"] == found["protection"] == 0
+        assert (found["linear"] > 0) == (source == "linear")
+        assert (found["quantize"] > 0) == (source == "nothing")
+        if source != "batch norm":  # whose rows stay as they are
+            assert found["observe"] > 0
 
     def test_they_sum_to_the_step(self) -> None:
         step = step_of(variants_of(["int8-dq"])[0], build(Case(workload="W2", scale=0.02)))
@@ -340,6 +384,10 @@ def result() -> TrainResult:
 
 
 class TestTrain:
+    def test_it_warms_up_until_ranges_hardly_grow(self) -> None:
+        assert inspect.signature(train).parameters["warmup"].default == Settings().warmup == 10
+        assert Settings(warmup=3).warmup == 3
+
     def test_keys_are_stable(self, result: TrainResult) -> None:
         plain = json.loads(json.dumps(result.to_dict()))
         assert set(plain) == {"environment", "settings", "no_memory", "cases", "seconds"}

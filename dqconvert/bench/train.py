@@ -24,7 +24,8 @@ class Settings:
 
     Attributes:
         steps: Timed steps of each variant.
-        warmup: Steps of each before.
+        warmup: Steps of each before. While ranges grow, a step goes through the rows more than once: the first one of
+            a prepared model took up to five times as long as later ones, and it took up to seven until that was over.
         threads: Of torch and of our kernels.
         memory: Whether to measure memory, in a process per variant.
         phases: Whether to profile.
@@ -32,7 +33,7 @@ class Settings:
     """
 
     steps: int = 9
-    warmup: int = 2
+    warmup: int = 10
     threads: int = 2
     memory: bool = True
     phases: bool = True
