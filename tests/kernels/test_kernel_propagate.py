@@ -7,28 +7,31 @@ import math
 
 import pytest
 import torch
+from chain_cases import (
+    FINE,
+    INT4,
+    INT8,
+    KINDS,
+    NEVER,
+    SCHEMES,
+    as_ranges,
+    assert_equal,
+    masks,
+    packed,
+    scheme,
+    special,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels import Scheme, edge_order, propagate
-from dqconvert.kernels._grid import Steps
-from dqconvert.kernels.propagate import Passing, plain_messages, plain_propagate, propagate_grad, propagate_operator
-
-NEVER = (math.inf, -math.inf)
-
-
-def scheme(bits=8, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=True):
-    low = -(2 ** (bits - 1))
-    return Scheme(low, low + 2**bits - 1, symmetric, p, momentum, observe, clip)
-
-
-SCHEMES = {
-    "int8": scheme(p=0.001),
-    "int4": scheme(bits=4, p=0.01),
-    "min and max": scheme(bits=4),
-    "symmetric": scheme(symmetric=True),
-    "ema": scheme(p=0.01, momentum=0.1, clip=False),
-}
+from dqconvert.kernels import edge_order, propagate
+from dqconvert.kernels.propagate import (
+    Passing,
+    plain_messages,
+    plain_propagate,
+    propagate_grad,
+    propagate_operator,
+)
 
 GRAPHS = {
     "random": (torch.randint(29, (2, 120), generator=torch.Generator().manual_seed(0)), 30, 30),  # node 29 is isolated
@@ -51,30 +54,27 @@ def orders(edge_index, num_senders, num_receivers):
     return sender, receiver, list(by_receiver), list(edge_order(sender, receiver, num_senders))
 
 
-def settings_of(grid, mean=False):
-    """How messages are passed, and a chain that does nothing, packed."""
-    ints, floats = Passing(grid, mean).packed()
-    more, most = Steps((None, None, None)).packed()
-    return [*ints, *more], [*floats, *most]
-
-
-def assert_as_defined(graph, x, weight, grid, protected=None, mean=False, ranges=NEVER):
-    """Values, range and gradients; the new range."""
-    num_receivers = graph[2]
+def arguments(graph, x, weight, grid, protected=None, mean=False, ranges=NEVER, schemes=(), relu=False, **more):
+    """What the operator takes; `schemes`: of the chain, by place; `more`: its addends and its mask."""
     sender, receiver, *order = orders(*graph)
-    ends, packed = torch.tensor(ranges), settings_of(grid, mean)
-    ahead, behind = (sender, receiver, *order), (protected, None, None, None, None, ends, *packed)
-    out, new, _, extremes = propagate_operator(x, weight, *ahead, num_receivers, *behind)
-    want, want_new, _, _ = plain_propagate(x, weight, *ahead, num_receivers, *behind)
-    # No code may differ: a step of the grid is far more than the sums may be off.
-    torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5 * scale_of(want), equal_nan=True)
-    assert torch.equal(new, want_new)
+    ints, floats = Passing(grid, mean).packed()
+    chain = packed(dict(schemes), relu)
+    added = [more.get(name) for name in ("bias", "other", "alpha", "rows")]
+    numbers = [*ints, *chain[0]], [*floats, *chain[1]]
+    return x, weight, sender, receiver, *order, graph[2], protected, *added, torch.tensor(ranges), *numbers
+
+
+def assert_as_defined(graph, x, weight, grid, *rest, **chain):
+    """Values, ranges, which gradients pass, all to the last bit; and the gradients. The new ranges."""
+    args = arguments(graph, x, weight, grid, *rest, **chain)
+    out, new, passes, extremes = propagate_operator(*args)
+    want = plain_propagate(*args)
+    assert_equal((out, new, passes), want[:3])
 
     grad = torch.randn_like(out)
-    args = (protected, new, *packed, weight is not None)
-    got = propagate_grad(grad, x, weight, *ahead, extremes, *args)
-    want_grad = propagate_grad.definition(grad, x, weight, *ahead, extremes, *args)
-    for one, two in zip(got, want_grad, strict=True):
+    protected, ints, floats = args[7], *args[-2:]
+    args = (grad, *args[:6], extremes, protected, new[:2], ints, floats, weight is not None)
+    for one, two in zip(propagate_grad(*args), propagate_grad.definition(*args), strict=True):
         # Nothing comes back from a clipped message, not even the NaN that zero times an infinite value is.
         one = torch.where(two.isnan(), two, one) if one.shape == two.shape else one
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * scale_of(two), equal_nan=True)
@@ -84,15 +84,6 @@ def assert_as_defined(graph, x, weight, grid, protected=None, mean=False, ranges
 def scale_of(t):
     finite = t[t.isfinite()]
     return max(1.0, finite.abs().max().item()) if finite.numel() else 1.0
-
-
-def masks(rows):
-    return {
-        "none": None,
-        "random": torch.rand(rows) < 0.3,
-        "all": torch.ones(rows) > 0,
-        "no row": torch.zeros(rows) > 0,
-    }
 
 
 @pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
@@ -134,36 +125,25 @@ def test_many_messages_on_one_thread_and_many(threads, heads, grid):
 
 
 @pytest.mark.parametrize("heads", [0, 2], ids="{} heads".format)
-@pytest.mark.parametrize("kind", ["zeros", "constant", "nan", "infinite", "all nan"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_special_values(kind, heads):
-    edge_index = torch.randint(300, (2, 4000))
-    graph = edge_index, 300, 300
-    x = torch.randn(300, 12)
-    if kind == "zeros":
-        x = x.relu() * (torch.rand(300, 12) < 0.1)
-    elif kind == "constant":
-        x = torch.full((300, 12), 0.7)
-    elif kind == "all nan":
-        x = torch.full((300, 12), math.nan)
-    else:
-        x[torch.rand(300, 12) < 0.01] = math.nan if kind == "nan" else math.inf
-        x[torch.rand(300, 12) < 0.01] = math.nan if kind == "nan" else -math.inf
+    graph = torch.randint(300, (2, 4000)), 300, 300
+    x = special(kind, (300, 12))
     weight = torch.randn(4000, heads) if heads else None
     if heads:
         weight[::7] = 0
+    chain = {"schemes": {0: INT4, 1: INT8}, "bias": torch.randn(12)}
     for grid in SCHEMES.values():
-        ranges = assert_as_defined(graph, torch.randn(300, 12), weight, grid)
-        assert_as_defined(graph, x, weight, grid, torch.rand(300) < 0.2, ranges=ranges)
+        ranges = assert_as_defined(graph, torch.randn(300, 12), weight, grid, ranges=NEVER * 3, **chain)
+        assert_as_defined(graph, x, weight, grid, torch.rand(300) < 0.2, ranges=ranges, **chain)
         assert_as_defined(graph, x, weight, grid)
 
 
 def test_nan_stays_nan_infinities_become_the_ends_and_neither_is_observed():
     x = torch.tensor([[math.nan], [math.inf], [-math.inf], [-1.0], [2.0]])
-    sender, receiver, *order = orders(torch.arange(5).repeat(2, 1), 5, 5)
-    by = [type(edge_order(sender, receiver, 5))(*one) for one in order]
-    never = tuple(torch.tensor(end) for end in NEVER)
+    loops = torch.arange(5).repeat(2, 1), 5, 5
     for weight in (None, torch.ones(5, 1)):
-        out, ends = propagate(x, weight, sender, receiver, *by, scheme(), never)
+        out, ends = through(x, weight, scheme(), tuple(as_ranges(NEVER)), False, graph=loops)
         assert ends.tolist() == [-1.0, 2.0]
         assert out[0].isnan()
         assert out[1:3].flatten().tolist() == pytest.approx([2.0, -1.0], abs=0.01)
@@ -205,30 +185,29 @@ def test_any_graph(nodes, edges, heads, mean, grid, share, seed):
     assert_as_defined((edge_index, *nodes), 2 * torch.randn(nodes[0], 8), weight, grid, protected, mean, ranges)
 
 
-def test_messages_are_added_in_the_order_of_the_edges():
+@pytest.mark.parametrize("heads", [0, 1], ids="{} heads".format)
+def test_messages_are_added_in_the_order_of_the_edges(threads, heads):
     """So that a seed says everything, on any number of threads."""
-    edge_index, x, weight = torch.randint(50, (2, 5000)), torch.randn(50, 4), torch.rand(5000, 1)
-    sender, receiver, *order = orders(edge_index, 50, 50)
-    ends, grid = torch.tensor([-4.0, 4.0]), scheme(observe=False)
-    message, _, _ = plain_messages(x, weight, sender, None, ends, grid)
-    args = (x, weight, sender, receiver, *order, 50, None, None, None, None, None, ends, *settings_of(grid))
-    want = torch.zeros(50, 4)
-    for edge in range(5000):
-        want[receiver[edge]] += message[edge]
-    before = torch.get_num_threads()
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
+    edge_index, x = torch.randint(50, (2, 5000)), torch.randn(50, 4)
+    weight = torch.rand(5000, heads) if heads else None
+    sender, receiver = edge_index
+    for grid in (scheme(observe=False), scheme(bits=10, observe=False)):
+        message, _, _ = plain_messages(x, weight, sender, None, torch.tensor([-4.0, 4.0]), grid)
+        want = torch.zeros(50, 4)
+        for edge in range(5000):
+            want[receiver[edge]] += message[edge]
+        args = arguments((edge_index, 50, 50), x, weight, grid, ranges=(-4.0, 4.0))
         assert torch.equal(propagate_operator(*args)[0], want)
-    torch.set_num_threads(before)
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------
 
 
-def through(x, weight, grid, ends, mean, protected=None, graph=GRAPHS["random"]):
-    sender, receiver, *order = orders(*graph)
-    by = [type(edge_order(sender, receiver, graph[2]))(*one) for one in order]
-    return propagate(x, weight, sender, receiver, *by, grid, ends, protected, mean)
+def through(x, weight, grid, ends, mean, protected=None, graph=GRAPHS["random"], **chain):
+    edge_index, num_senders, num_receivers = graph
+    sender, receiver = edge_index
+    order = edge_order(receiver, sender, num_receivers), edge_order(sender, receiver, num_senders)
+    return propagate(x, weight, sender, receiver, *order, grid, ends, protected, mean, **chain)
 
 
 class Quantized(torch.autograd.Function):
@@ -248,7 +227,7 @@ class Quantized(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("clip", [True, False], ids=["clip", "ste"])
-@pytest.mark.parametrize(("heads", "mean"), itertools.product([0, 1, 4], [False, True]))
+@pytest.mark.parametrize(("heads", "mean"), list(itertools.product([0, 1, 4], [False, True])))
 def test_gradients_are_those_of_gather_round_and_add(heads, mean, clip):
     edge_index, num_senders, num_receivers = GRAPHS["random"]
     sender, receiver = edge_index
@@ -256,7 +235,7 @@ def test_gradients_are_those_of_gather_round_and_add(heads, mean, clip):
     protected = torch.rand(num_senders) < 0.3
     leaves = [torch.randn(num_senders, 8), torch.randn(120, max(heads, 1))]
     mine, theirs = ([t.clone().requires_grad_() for t in leaves] for _ in range(2))
-    never = tuple(torch.tensor(end) for end in NEVER)
+    never = tuple(as_ranges(NEVER))
     out, ends = through(mine[0], mine[1] if heads else None, grid, never, mean, protected)
 
     message = theirs[0][sender]
@@ -275,7 +254,6 @@ def test_gradients_are_those_of_gather_round_and_add(heads, mean, clip):
         torch.testing.assert_close(mine[1].grad, theirs[1].grad, rtol=1e-5, atol=1e-5)
 
 
-FINE = Scheme(-(2**40), 2**40, False, 0.0, -1.0, False, False)
 WIDE = (torch.tensor(-1000.0), torch.tensor(1000.0))
 
 
@@ -308,14 +286,14 @@ def test_second_derivatives(heads):
 
 def test_only_what_is_wanted_gets_a_gradient():
     x, weight = torch.randn(30, 8), torch.rand(120, 1, requires_grad=True)
-    never = tuple(torch.tensor(end) for end in NEVER)
+    never = tuple(as_ranges(NEVER))
     through(x, weight, scheme(), never, False)[0].sum().backward()
     assert x.grad is None
     assert weight.grad.shape == weight.shape
 
 
 def test_errors_name_what_does_not_fit():
-    never = tuple(torch.tensor(end) for end in NEVER)
+    never = tuple(as_ranges(NEVER))
     with pytest.raises(TypeError, match="protected must be a bool tensor"):
         through(torch.randn(30, 8), None, scheme(), never, False, torch.ones(30))
     with pytest.raises(ValueError, match="protected must have one entry per row"):
@@ -325,17 +303,15 @@ def test_errors_name_what_does_not_fit():
 @pytest.mark.parametrize("heads", [0, 2], ids="{} heads".format)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_operators_keep_their_contract(dtype, heads):
-    sender, receiver, *order = orders(*GRAPHS["bipartite"])
     x = torch.randn(7, 4).to(dtype).requires_grad_()
     weight = torch.randn(60, heads).to(dtype).requires_grad_() if heads else None
-    protected, packed = torch.rand(7) < 0.5, settings_of(scheme(p=0.01), mean=True)
-    ahead = (sender, receiver, *order)
-    behind = (protected, None, None, None, None, torch.tensor(NEVER), *packed)
-    args = (x, weight, *ahead, 23, *behind)
+    bias, protected = torch.randn(4).to(dtype).requires_grad_(), torch.rand(7) < 0.5
+    ranges, chain = NEVER * 3, {"schemes": {0: INT4, 2: INT4}, "bias": bias, "rows": torch.rand(23) < 0.5}
+    args = arguments(GRAPHS["bipartite"], x, weight, INT8, protected, True, ranges, relu=True, **chain)
     torch.library.opcheck(torch.ops.dqconvert.propagate.default, args)
 
     out, new, _, extremes = propagate_operator(*args)
     values = [None if t is None else t.detach() for t in (torch.randn_like(out), x, weight)]
     for for_weight in {False, bool(heads)}:
-        args = (*values, *ahead, extremes, protected, new, *packed, for_weight)
-        torch.library.opcheck(torch.ops.dqconvert.propagate_grad.default, args)
+        more = (*values, *args[2:6], extremes, protected, new[:2], *args[-2:], for_weight)
+        torch.library.opcheck(torch.ops.dqconvert.propagate_grad.default, more)
