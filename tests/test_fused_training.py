@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch_geometric.nn import GCN, GIN, GCNConv
 
 import dqconvert
@@ -87,6 +88,20 @@ def test_three_steps_and_an_evaluation_are_the_same(both, name, preset):
     assert list(fused.state_dict()) == list(plain.state_dict())
     assert_same_steps(fused, plain, [inputs(zoo.TRACED), inputs(zoo.OTHER), inputs(zoo.TRACED)])
     assert list(fused.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", FUSED)
+def test_in_double_precision_it_is_also_that_of_torchs_products(prepared, name, preset):
+    """There the order of sums moves no code, but for one in about 10^9."""
+
+    def doubled(inputs):
+        return tuple(t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in inputs)
+
+    fused = prepared(name, preset)[0].double()
+    plain = node_by_node(fused, products.torchs)
+    sizes = (zoo.TRACED, zoo.OTHER, zoo.TRACED)
+    assert_same_steps(fused, plain, [doubled(zoo.CASES[name].inputs(size)) for size in sizes])
 
 
 def test_prepare_without_fuse_is_the_same_module():
@@ -368,6 +383,26 @@ def test_compiled_as_one_graph_it_trains_the_same(prepared, name):
         torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
         assert_same_gradients({name: p.grad for name, p in compiled.named_parameters()}, want_grads)
         torch.testing.assert_close(ranges(compiled), ranges(eager), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_profiler_sees_the_operators_and_changes_nothing(prepared, name):
+    """Registered operators run where somebody looks, and functions of the same content where nobody does."""
+    unseen, _ = prepared(name)
+    seen = copy.deepcopy(unseen)
+    for seed, size in enumerate((zoo.TRACED, zoo.OTHER)):
+        inputs = zoo.CASES[name].inputs(size)
+        want = zoo.train_step(unseen, inputs, seed)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            got = zoo.train_step(seen, inputs, seed)
+        zoo.assert_same(got[0], want[0])
+        assert got[1].keys() == want[1].keys()
+        assert_same_gradients(got[1], want[1])
+        zoo.assert_same(ranges(seen), ranges(unseen))
+    names = {event.name for event in profiler.events()}
+    assert "dqconvert::propagate" in names
+    if any(fusion.op == "linear, chain" for fusion in seen.fusions):
+        assert {"dqconvert::quantize_linear", "dqconvert::quantize_linear_grad"} <= names
 
 
 # -- golden vectors ------------------------------------------------------------------------------------------------
