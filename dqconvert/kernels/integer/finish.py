@@ -1,0 +1,169 @@
+"""What every integer operation ends with: from sums of integers to the codes that the next operation takes.
+
+The sums are scaled and rounded to a grid. All that follows until the next grid sees one code at a time, or two, so it
+is a table, made by running it once on every code there is: exact whatever it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqconvert.kernels._threads import loop
+
+CODES = 256
+"""Entries of a table for each code, also of grids that have fewer."""
+
+
+class Finish(NamedTuple):
+    """How sums become codes.
+
+    Attributes:
+        factor: float32 `[1]` or `[columns]`, the value of one step of the sums.
+        grid: float32 `[3]`: scale, zero, and the highest code.
+        bias: float32 `[columns]`, in the values' unit.
+        table: uint8 (codes) or float32 (values): `[256]`, by the code; `[columns, 256]`, by column and code; or, with
+            `other`, `[256, 256]`, by the code and the other. None: the codes as they are.
+        other: uint8 `[rows, columns]`, codes of another value.
+        packed: Whether codes are written two to a byte, the even column in the low half; a last one stands alone.
+    """
+
+    factor: Tensor
+    grid: Tensor
+    bias: Tensor | None = None
+    table: Tensor | None = None
+    other: Tensor | None = None
+    packed: bool = False
+
+
+def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> Tensor:
+    """The definition that the loops are held to.
+
+    **Arguments**: `sums`: int32 or int64 `[rows, columns]`. `shares`: float32 `[rows]`, what each row is multiplied by
+    first.
+    """
+    values = sums.to(torch.float32) * finish.factor
+    if shares is not None:
+        values = values * shares[:, None]
+    if finish.bias is not None:
+        values = values + finish.bias
+    scale, zero, top = finish.grid
+    codes = (values / scale + zero).round().clamp(min=torch.zeros_like(top), max=top).long()
+    if finish.table is None:
+        found = codes.to(torch.uint8)
+    elif finish.other is not None:
+        found = finish.table[codes, finish.other.long()]
+    elif finish.table.dim() == 2:
+        found = finish.table.expand(sums.size(1), CODES)[torch.arange(sums.size(1), device=sums.device), codes]
+    else:
+        found = finish.table[codes]
+    return pack(found) if finish.packed else found
+
+
+def pack(codes: Tensor) -> Tensor:
+    """Codes `[rows, columns]` below 16, two to a byte: uint8 `[rows, (columns + 1) // 2]`.
+
+    ```python
+    >>> pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8))
+    tensor([[33,  3]], dtype=torch.uint8)
+
+    ```
+    """
+    low, high = codes[:, ::2], codes[:, 1::2]
+    packed = low.clone()
+    packed[:, : high.size(1)] |= high << 4
+    return packed
+
+
+def unpack(packed: Tensor, columns: int) -> Tensor:
+    """What :func:`pack` was given.
+
+    ```python
+    >>> unpack(torch.tensor([[33, 3]], dtype=torch.uint8), columns=3)
+    tensor([[1, 2, 3]], dtype=torch.uint8)
+
+    ```
+    """
+    return torch.stack([packed & 15, packed >> 4], dim=2).reshape(packed.size(0), -1)[:, :columns].contiguous()
+
+
+class Steps(NamedTuple):
+    """A :class:`Finish` as the loops take it; what is left out is empty."""
+
+    factor: Any
+    grid: Any
+    bias: Any
+    table: Any
+    by_column: bool
+    other: Any
+    packed: bool
+
+
+def steps(finish: Finish) -> Steps:
+    """For the loops."""
+    nothing = np.empty(0, np.float32)
+    codes = np.empty(0, np.uint8)
+    table = finish.table
+    return Steps(
+        finish.factor.numpy(),
+        finish.grid.numpy(),
+        nothing if finish.bias is None else finish.bias.numpy(),
+        codes if table is None else table.contiguous().view(-1).numpy(),
+        table is not None and table.dim() == 2 and finish.other is None,
+        codes if finish.other is None else finish.other.contiguous().view(-1).numpy(),
+        finish.packed,
+    )
+
+
+def room(rows: int, columns: int, finish: Finish) -> Tensor:
+    """Memory for the result `[rows, columns]`, or `[rows, (columns + 1) // 2]` if it is packed."""
+    width = (columns + 1) // 2 if finish.packed else columns
+    dtype = torch.uint8 if finish.table is None else finish.table.dtype
+    return torch.empty((rows, width), dtype=dtype)
+
+
+@loop
+def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignore[no-untyped-def]
+    """One row: `sums[at : at + columns]` to row `row` of `out`.
+
+    `share`: float32, what the row is multiplied by behind the factor. `codes`: uint8 `[columns]`, to work with.
+    """
+    factor, bias, table = steps.factor, steps.bias, steps.table
+    scale, zero, top = steps.grid[0], steps.grid[1], steps.grid[2]
+    line = sums[at : at + columns]
+    if bias.size > 0:
+        for c in range(columns):
+            value = np.float32(line[c]) * factor[c if factor.size > 1 else 0] * share + bias[c]
+            codes[c] = np.uint8(np.int32(min(max(np.rint(value / scale + zero), np.float32(0)), top)))
+    else:
+        for c in range(columns):
+            value = np.float32(line[c]) * factor[c if factor.size > 1 else 0] * share
+            codes[c] = np.uint8(np.int32(min(max(np.rint(value / scale + zero), np.float32(0)), top)))
+    to = out[row]
+    if steps.packed:
+        half = columns // 2
+        for c in range(columns):
+            codes[c] = look_up(codes[c], c, row, columns, steps)
+        for c in range(half):
+            to[c] = codes[2 * c] | (codes[2 * c + 1] << 4)
+        if columns % 2 == 1:
+            to[half] = codes[columns - 1]
+    elif table.size == 0:
+        for c in range(columns):
+            to[c] = codes[c]
+    else:
+        for c in range(columns):
+            to[c] = look_up(codes[c], c, row, columns, steps)
+
+
+@loop
+def look_up(code, column, row, columns, steps):  # type: ignore[no-untyped-def]
+    """What the table, if there is one, makes of a code."""
+    if steps.table.size == 0:
+        return code
+    if steps.other.size > 0:
+        return steps.table[np.int64(code) * 256 + steps.other[row * columns + column]]
+    return steps.table[np.int64(code) + (column * 256 if steps.by_column else 0)]
