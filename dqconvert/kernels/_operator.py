@@ -53,7 +53,7 @@ class Operator:
             self._direct = _function(name, self._direct, setup, backward).apply
 
     def __call__(self, *args: Any) -> Any:
-        return (self._direct if _nobody_looks(args) else self.registered)(*args)
+        return (self._direct if nobody_looks(args) else self.registered)(*args)
 
 
 def _function(
@@ -78,7 +78,7 @@ def _function(
     return type(f"Direct_{name}", (torch.autograd.Function,), members)
 
 
-def _nobody_looks(args: tuple[Any, ...]) -> bool:
+def nobody_looks(args: tuple[Any, ...]) -> bool:
     """Eager execution on the CPU, of ordinary tensors; those in lists come with one that is not."""
     return (
         all(not isinstance(t, Tensor) or (type(t) in _ORDINARY and t.device.type == "cpu") for t in args)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._operator import nobody_looks
+
 _CELLS = 1 << 20  # pairs of graph and degree that are counted whatever the number of nodes
 
 
@@ -83,8 +85,7 @@ def protection_probability(
     degree = in_degree(index, num_nodes, device)
     graph = torch.zeros_like(degree) if batch is None else batch
     # Counting reads sizes back, which neither an accelerator nor compiled code is to wait for.
-    ready = degree.device.type == "cpu" and not torch.compiler.is_compiling()
-    at_most, size = (_counted if ready else _sorted)(degree, graph)
+    at_most, size = (_counted if nobody_looks((degree, graph)) else _sorted)(degree, graph)
     # In double precision, rounded once: the node with the highest in-degree has exactly p_max.
     return (p_min + (p_max - p_min) * (at_most.double() / size)).float()
 
