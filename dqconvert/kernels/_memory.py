@@ -20,13 +20,16 @@ from torch import Tensor
 SMALL = 1 << 20
 """Bytes under which memory comes from torch."""
 
+_SPARE = 1.25
+"""Not every buffer fits whoever asks next: with no room to spare, some are made anew in every step."""
+
 _NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64, torch.uint8: np.uint8}
 
 
 class Buffers:
     """Lends buffers, and takes them back when nothing refers to the tensor in them any more.
 
-    It holds no more free memory than was ever lent at one time.
+    It holds no more than a quarter above what was ever lent at one time.
 
     ```python
     >>> buffers = Buffers()
@@ -60,17 +63,18 @@ class Buffers:
             raw = np.empty(size, np.uint8)
         self._lent_bytes += size
         self._most_bytes = max(self._most_bytes, self._lent_bytes)
-        lent = raw[: count * kind.itemsize].view(kind)
+        lent = raw[: count * kind.itemsize].view(kind).reshape(shape)
         # The tensor holds this array, and this array alone; when it goes, the memory behind it is free.
         key = id(lent)
         self._lent[key] = weakref.ref(lent, lambda _: self._take_back(key, raw))
-        return torch.from_numpy(lent).view(tuple(shape))
+        # Not a view of a tensor, which would keep that one: torch adds gradients up in place only where nobody else can see.
+        return torch.from_numpy(lent)
 
     def _take_back(self, key: int, raw: NDArray[Any]) -> None:
         del self._lent[key]
         size = len(raw)
         self._lent_bytes -= size
-        if self._free_bytes + self._lent_bytes + size <= self._most_bytes:
+        if self._free_bytes + self._lent_bytes + size <= self._most_bytes * _SPARE:
             self._free_bytes += size
             self._free[size].append(raw)
 
