@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 
+import numpy as np
 import pytest
 import torch
 from chain_cases import INT4, NEVER, as_ranges
@@ -215,7 +216,7 @@ def test_small_results_are_torchs():
     assert held(buffers) > 0
 
 
-def test_never_more_is_held_than_was_ever_lent():
+def test_hardly_more_is_held_than_was_ever_lent():
     """A thousand steps with batches of changing sizes."""
     generator, buffers = torch.Generator().manual_seed(0), Buffers()
     most = largest_held = 0
@@ -229,8 +230,47 @@ def test_never_more_is_held_than_was_ever_lent():
         largest_held = max(largest_held, held(buffers))
         assert held(buffers) == buffers._free_bytes
         assert buffers._lent_bytes == 0
-    assert 0 < largest_held <= 1.13 * most, "sizes are rounded up by an eighth at most"
+    assert 0 < largest_held <= 1.25 * 1.13 * most, "a quarter to spare, and sizes are rounded up by an eighth at most"
     assert not buffers._lent
+
+
+def test_steps_that_ask_for_other_sizes_in_turn_make_no_buffer_twice(monkeypatch):
+    """As forward and backward pass do: one needs what the other does not."""
+    buffers, made = Buffers(), []
+    numpy_empty = np.empty
+    monkeypatch.setattr(np, "empty", lambda *args: made.append(args) or numpy_empty(*args))
+    for step in range(5):
+        if step == 1:
+            made.clear()
+        forward = [buffers.empty((9, SMALL), torch.float32) for _ in range(2)]
+        del forward
+        backward = [buffers.empty((2, SMALL), torch.float32)]
+        del backward
+    assert made == []
+
+
+def test_gradients_in_buffers_are_added_up_in_place():
+    """torch does so only where nobody else can see: not even the tensor that this one is a view of."""
+    places = []
+
+    class InBuffer(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            to_x = lent((SMALL, 2), torch.float32).copy_(grad)
+            places.append(to_x.data_ptr())
+            return to_x
+
+    lent = Buffers().empty
+    x = torch.ones((SMALL, 2), requires_grad=True)
+    middle = x * 2
+    middle.register_hook(lambda grad: places.append(grad.data_ptr()))
+    (InBuffer.apply(middle) + InBuffer.apply(middle)).sum().backward()
+    assert places[2] == places[0]
+    assert x.grad.unique().tolist() == [4.0]
 
 
 def test_buffers_from_many_threads():
