@@ -67,7 +67,7 @@ class Buffers:
         # The tensor holds this array, and this array alone; when it goes, the memory behind it is free.
         key = id(lent)
         self._lent[key] = weakref.ref(lent, lambda _: self._take_back(key, raw))
-        # Not a view of a tensor, which would keep that one: torch adds gradients up in place only where nobody else can see.
+        # Not a view of a tensor, which would keep that one: torch adds gradients up in place only if nobody else sees.
         return torch.from_numpy(lent)
 
     def _take_back(self, key: int, raw: NDArray[Any]) -> None:
