@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels._threads import loop
+from dqconvert.kernels.integer._pointer import pointer
 
 CODES = 256
 """Entries of a table for each code, also of grids that have fewer."""
@@ -131,39 +132,99 @@ def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignor
 
     `share`: float32, what the row is multiplied by behind the factor. `codes`: uint8 `[columns]`, to work with.
     """
-    factor, bias, table = steps.factor, steps.bias, steps.table
-    scale, zero, top = steps.grid[0], steps.grid[1], steps.grid[2]
-    line = sums[at : at + columns]
-    if bias.size > 0:
-        for c in range(columns):
-            value = np.float32(line[c]) * factor[c if factor.size > 1 else 0] * share + bias[c]
-            codes[c] = np.uint8(np.int32(min(max(np.rint(value / scale + zero), np.float32(0)), top)))
-    else:
-        for c in range(columns):
-            value = np.float32(line[c]) * factor[c if factor.size > 1 else 0] * share
-            codes[c] = np.uint8(np.int32(min(max(np.rint(value / scale + zero), np.float32(0)), top)))
-    to = out[row]
-    if steps.packed:
-        half = columns // 2
-        for c in range(columns):
-            codes[c] = look_up(codes[c], c, row, columns, steps)
-        for c in range(half):
-            to[c] = codes[2 * c] | (codes[2 * c + 1] << 4)
-        if columns % 2 == 1:
-            to[half] = codes[columns - 1]
-    elif table.size == 0:
-        for c in range(columns):
-            to[c] = codes[c]
-    else:
-        for c in range(columns):
-            to[c] = look_up(codes[c], c, row, columns, steps)
+    finish_pointed(
+        pointer(sums, at),
+        columns,
+        share,
+        pointer(steps.factor, 0),
+        steps.factor.size,
+        pointer(steps.bias, 0),
+        steps.bias.size,
+        steps.grid[0],
+        steps.grid[1],
+        steps.grid[2],
+        pointer(steps.table, 0),
+        steps.table.size,
+        steps.by_column,
+        pointer(steps.other, row * columns if steps.other.size > 0 else 0),
+        steps.other.size,
+        steps.packed,
+        pointer(codes, 0),
+        pointer(out, row * out.shape[1]),
+    )
 
 
 @loop
-def look_up(code, column, row, columns, steps):  # type: ignore[no-untyped-def]
-    """What the table, if there is one, makes of a code."""
-    if steps.table.size == 0:
-        return code
-    if steps.other.size > 0:
-        return steps.table[np.int64(code) * 256 + steps.other[row * columns + column]]
-    return steps.table[np.int64(code) + (column * 256 if steps.by_column else 0)]
+def finish_pointed(  # type: ignore[no-untyped-def]
+    line,
+    columns,
+    share,
+    factor,
+    factors,
+    bias,
+    biases,
+    scale,
+    zero,
+    top,
+    table,
+    entries,
+    by_column,
+    other,
+    others,
+    packed,
+    codes,
+    to,
+):
+    """:func:`finish_row`, by pointers and how many entries are behind them."""
+    round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, codes)
+    if not packed:
+        look_up_row(codes, columns, table, entries, by_column, other, others, to)
+        return
+    look_up_row(codes, columns, table, entries, by_column, other, others, codes)
+    half = columns // 2
+    for c in range(half):
+        to[c] = codes[2 * c] | (codes[2 * c + 1] << 4)
+    if columns % 2 == 1:
+        to[half] = codes[columns - 1]
+
+
+@loop
+def round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, codes):  # type: ignore[no-untyped-def]
+    """The codes of a row of sums. One loop a case: with a choice inside, they are made one by one."""
+    if factors == 1:
+        one = factor[0]
+        if biases == 0:
+            for c in range(columns):
+                codes[c] = code_of(np.float32(line[c]) * one * share, scale, zero, top)
+        else:
+            for c in range(columns):
+                codes[c] = code_of(np.float32(line[c]) * one * share + bias[c], scale, zero, top)
+    elif biases == 0:
+        for c in range(columns):
+            codes[c] = code_of(np.float32(line[c]) * factor[c] * share, scale, zero, top)
+    else:
+        for c in range(columns):
+            codes[c] = code_of(np.float32(line[c]) * factor[c] * share + bias[c], scale, zero, top)
+
+
+@loop
+def code_of(value, scale, zero, top):  # type: ignore[no-untyped-def]
+    """The code of a value, which is no NaN."""
+    return np.uint8(np.int32(min(max(np.rint(value / scale + zero), np.float32(0)), top)))
+
+
+@loop
+def look_up_row(codes, columns, table, entries, by_column, other, others, to):  # type: ignore[no-untyped-def]
+    """What the table, if there is one, makes of the codes of a row."""
+    if entries == 0:
+        for c in range(columns):
+            to[c] = codes[c]
+    elif others > 0:
+        for c in range(columns):
+            to[c] = table[np.intp(codes[c]) * CODES + np.intp(other[c])]
+    elif by_column:
+        for c in range(columns):
+            to[c] = table[c * CODES + np.intp(codes[c])]
+    else:
+        for c in range(columns):
+            to[c] = table[np.intp(codes[c])]
