@@ -24,6 +24,7 @@ import dqconvert
 from dqconvert.bench.case import Case, build
 from dqconvert.bench.variants import Variant, step_of
 from dqconvert.errors import CommandError, DQConvertError
+from dqconvert.kernels import release_memory
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
@@ -72,6 +73,7 @@ def peak_of(step: Callable[[], object], repeats: int = 2) -> Peak:
     if (reason := why_not_measurable()) is not None:
         raise CommandError(reason)
     gc.collect()
+    release_memory()
     _return_freed_memory()
     _RESET.write_text("5")  # VmHWM, the highest resident memory so far, becomes the present one
     before = _status("VmRSS")

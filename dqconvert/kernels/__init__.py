@@ -5,6 +5,7 @@ there.
 """
 
 from dqconvert.kernels._grid import Scheme
+from dqconvert.kernels._memory import release_memory
 from dqconvert.kernels.batch_norm import quantize_batch_norm
 from dqconvert.kernels.chain import quantize_chain
 from dqconvert.kernels.degree import in_degree, protection_probability
@@ -36,4 +37,5 @@ __all__ = [
     "quantize_batch_norm",
     "quantize_chain",
     "quantize_linear",
+    "release_memory",
 ]

@@ -70,6 +70,13 @@ class Buffers:
         # Not a view of a tensor, which would keep that one: torch adds gradients up in place only if nobody else sees.
         return torch.from_numpy(lent)
 
+    def release(self) -> None:
+        """Gives the memory that is free back to the system; what is lent comes back as ever."""
+        for kept in self._free.values():
+            while kept:
+                self._free_bytes -= len(kept.pop())
+        self._most_bytes = self._lent_bytes
+
     def _take_back(self, key: int, raw: NDArray[Any]) -> None:
         del self._lent[key]
         size = len(raw)
@@ -85,4 +92,18 @@ def _size_class(size: int) -> int:
     return -(-size // step) * step
 
 
-empty = Buffers().empty
+_buffers = Buffers()
+empty = _buffers.empty
+
+
+def release_memory() -> None:
+    """Gives memory that the CPU kernels keep for their next results back to the system.
+
+    After training, say, in a process that goes on with other work.
+
+    ```python
+    >>> release_memory()
+
+    ```
+    """
+    _buffers.release()

@@ -249,6 +249,17 @@ def test_steps_that_ask_for_other_sizes_in_turn_make_no_buffer_twice(monkeypatch
     assert made == []
 
 
+def test_memory_that_is_free_is_given_back():
+    buffers = Buffers()
+    kept = buffers.empty((2, SMALL), torch.float32)
+    del kept
+    lent = buffers.empty((3, SMALL), torch.float32)
+    buffers.release()
+    assert held(buffers) == 0
+    del lent
+    assert held(buffers) > 0
+
+
 def test_gradients_in_buffers_are_added_up_in_place():
     """torch does so only where nobody else can see: not even the tensor that this one is a view of."""
     places = []
