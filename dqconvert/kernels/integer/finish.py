@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._memory import empty
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels.integer._pointer import pointer
 
@@ -123,7 +124,29 @@ def room(rows: int, columns: int, finish: Finish) -> Tensor:
     """Memory for the result `[rows, columns]`, or `[rows, (columns + 1) // 2]` if it is packed."""
     width = (columns + 1) // 2 if finish.packed else columns
     dtype = torch.uint8 if finish.table is None else finish.table.dtype
-    return torch.empty((rows, width), dtype=dtype)
+    return empty((rows, width), dtype)
+
+
+def check(finish: Finish, rows: int, columns: int) -> None:
+    """Raises `ValueError` unless everything fits sums `[rows, columns]`: the loops do not look again."""
+    factor, grid, bias, table, other, packed = finish
+    fits = {
+        "factor": factor.shape in ((1,), (columns,)),
+        "grid": grid.shape == (3,),
+        "bias": bias is None or bias.shape == (columns,),
+        "other": other is None or (other.shape == (rows, columns) and table is not None),
+        "table": table is None or table.shape in _table_shapes(columns, other is not None),
+        "packed": not packed or table is None or table.dtype == torch.uint8,
+    }
+    for name, right in fits.items():
+        if not right:
+            given = getattr(finish, name)
+            what = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+            raise ValueError(f"finish.{name} does not fit sums of shape {(rows, columns)}: got {what}")
+
+
+def _table_shapes(columns: int, pairs: bool) -> tuple[tuple[int, ...], ...]:
+    return ((CODES, CODES),) if pairs else ((CODES,), (columns, CODES))
 
 
 @loop
@@ -181,6 +204,12 @@ def finish_pointed(  # type: ignore[no-untyped-def]
         look_up_row(codes, columns, table, entries, by_column, other, others, to)
         return
     look_up_row(codes, columns, table, entries, by_column, other, others, codes)
+    pack_row(codes, columns, to)
+
+
+@loop
+def pack_row(codes, columns, to):  # type: ignore[no-untyped-def]
+    """Codes below 16, two to a byte."""
     half = columns // 2
     for c in range(half):
         to[c] = codes[2 * c] | (codes[2 * c + 1] << 4)

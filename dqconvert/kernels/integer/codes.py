@@ -1,0 +1,283 @@
+"""Between values and codes, and from codes to what was worked out for every code there is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqconvert.kernels._layout import along, wide_dtype
+from dqconvert.kernels._memory import empty
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels.integer._pointer import pointer
+from dqconvert.kernels.integer.finish import CODES, pack, pack_row
+
+
+def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Tensor:
+    """The definition that every implementation is held to; the arguments are those of :func:`quantize`."""
+    wide = x.to(wide_dtype(x.dtype))
+    grid = grid.to(wide.dtype)
+    scale, zero, top, low = (part if dim is None else along(part, x, dim) for part in with_low(grid))
+    # Rounded where the training kernels round: their sum is another one, to the last bit, than one with `zero`.
+    codes = (wide / scale + (zero + low)).round() - low
+    codes = torch.where(wide.isnan(), zero, codes.clamp(torch.zeros_like(top), top)).to(torch.uint8).contiguous()
+    return pack(codes) if packed else codes
+
+
+def with_low(grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A grid's scale, zero, highest code, and the training kernels' lowest code, 0 if it is left out."""
+    scale, zero, top = grid[:3]
+    return scale, zero, top, grid[3] if grid.size(0) > 3 else torch.zeros_like(zero)
+
+
+def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Tensor:
+    if dim is not None:  # weights, once
+        return plain_quantize(x, grid, dim, packed)
+    values = x.detach().to(wide_dtype(x.dtype)).contiguous().numpy()
+    numbers = as_numbers(grid, values.dtype.type)
+    if not packed:
+        codes = empty(x.shape, torch.uint8)
+        flat = values.reshape(-1), codes.view(-1).numpy()
+        run(lambda _, start, stop: quantize_values(*flat, numbers, start, stop), parts(x.numel(), x.numel()))
+        return codes
+    codes = empty((x.size(0), (x.size(1) + 1) // 2), torch.uint8)
+    args = values, codes.numpy(), numbers
+    run(lambda _, start, stop: quantize_packed(*args, start, stop), parts(x.size(0), x.numel()))
+    return codes
+
+
+def as_numbers(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
+    """A grid as the loops take it: scale, zero, highest code, lowest code of training."""
+    return tuple(kind(part) for part in [*grid.tolist(), 0.0][:4])
+
+
+@loop
+def code_of_value(value, grid):  # type: ignore[no-untyped-def]
+    """The code of a value, in floating point."""
+    scale, zero, top, low = grid
+    code = min(max(np.rint(value / scale + (zero + low)) - low, zero * 0), top)
+    return code if value == value else zero
+
+
+@loop
+def quantize_values(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        codes[i] = np.uint8(np.int32(code_of_value(x[i], grid)))
+
+
+@loop
+def quantize_packed(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
+    columns = x.shape[1]
+    line = np.empty(columns, np.uint8)
+    for row in range(start, stop):
+        quantize_values(x[row], line, grid, 0, columns)
+        pack_row(pointer(line, 0), columns, pointer(codes, row * codes.shape[1]))
+
+
+def _fake_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Tensor:
+    shape = (x.size(0), (x.size(1) + 1) // 2) if packed else x.shape
+    return x.new_empty(shape, dtype=torch.uint8)
+
+
+quantize_operator = Operator("quantize_codes", plain_quantize, fake=_fake_quantize, cpu=_quantize_on_cpu)
+
+
+def quantize(x: Tensor, grid: Tensor, dim: int | None = None, *, packed: bool = False) -> Tensor:
+    """The codes of values: `clamp(round(x / scale + zero), 0, top)`.
+
+    Halves round to even. Infinities become the ends of the grid; NaN, for which there is no code, becomes that of zero.
+
+    **Arguments**
+
+    - `x`: floating tensor of any shape. float64 is computed in float64, all else in float32.
+    - `grid`: float32 `[3]`: scale, zero, and the highest code; `[4]`: and the lowest code of the training kernels,
+      which round `x / scale + (zero + lowest)`: with it codes are theirs exactly, without it all but a few in a
+      million. `[3, channels]` or `[4, channels]` with `dim`.
+    - `dim = None`: the dimension along which grids differ, if they do.
+    - `packed = False`: codes below 16 of a matrix, two to a byte.
+
+    **Returns** uint8 of `x`'s shape, contiguous; packed, `[rows, (columns + 1) // 2]`.
+
+    **Raises** `ValueError` if the grid does not fit, or for what is packed and no matrix.
+
+    ```python
+    >>> quantize(torch.tensor([-1.0, 0.0, 0.26, 9.0]), torch.tensor([0.5, 3.0, 15.0])).tolist()
+    [1, 3, 4, 15]
+
+    ```
+    """
+    _check_grid(x, grid, dim)
+    if packed and x.dim() != 2:
+        raise ValueError(f"only matrices are packed, got a tensor of shape {tuple(x.shape)}")
+    result: Tensor = quantize_operator(x, grid, dim, packed)
+    return result
+
+
+def _check_grid(x: Tensor, grid: Tensor, dim: int | None) -> None:
+    right = () if dim is None else (x.size(dim),)
+    if grid.dim() == 0 or grid.size(0) not in (3, 4) or grid.shape[1:] != right:
+        raise ValueError(f"the grid must have shape {(3, *right)} or {(4, *right)}, got {tuple(grid.shape)}")
+
+
+def plain_dequantize(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
+    """The definition that every implementation is held to; the arguments are those of :func:`dequantize`."""
+    scale, zero = (part if dim is None else along(part, codes, dim) for part in grid[:2])
+    return ((codes.to(torch.float32) - zero) * scale).contiguous()
+
+
+def _dequantize_on_cpu(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
+    if dim is not None:
+        return plain_dequantize(codes, grid, dim)
+    values = empty(codes.shape, torch.float32)
+    scale, zero, *_ = as_numbers(grid, np.float32)
+    args = codes.contiguous().view(-1).numpy(), values.view(-1).numpy(), scale, zero
+    run(lambda _, start, stop: dequantize_values(*args, start, stop), parts(codes.numel(), codes.numel()))
+    return values
+
+
+@loop
+def dequantize_values(codes, values, scale, zero, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        values[i] = (np.float32(codes[i]) - zero) * scale
+
+
+dequantize_operator = Operator(
+    "dequantize_codes",
+    plain_dequantize,
+    fake=lambda codes, grid, dim: codes.new_empty(codes.shape, dtype=torch.float32),
+    cpu=_dequantize_on_cpu,
+)
+
+
+def dequantize(codes: Tensor, grid: Tensor, dim: int | None = None) -> Tensor:
+    """The values of codes: `(code - zero) * scale`.
+
+    **Arguments**: `codes`: uint8 of any shape. `grid`, `dim`: as for :func:`quantize`.
+
+    **Returns** float32 of the same shape, contiguous.
+
+    **Raises** `ValueError` if the grid does not fit.
+
+    ```python
+    >>> dequantize(torch.tensor([1, 3, 15], dtype=torch.uint8), torch.tensor([0.5, 3.0, 15.0])).tolist()
+    [-1.0, 0.0, 6.0]
+
+    ```
+    """
+    _check_grid(codes, grid, dim)
+    result: Tensor = dequantize_operator(codes, grid, dim)
+    return result
+
+
+def plain_look_up(codes: Tensor, table: Tensor) -> Tensor:
+    """The definition that every implementation is held to; the arguments are those of :func:`look_up`."""
+    if table.dim() == 1:
+        return table[codes.long()]
+    return table[torch.arange(codes.size(-1), device=codes.device), codes.long()]
+
+
+def _look_up_on_cpu(codes: Tensor, table: Tensor) -> Tensor:
+    if table.dtype not in (torch.uint8, torch.float32):
+        return plain_look_up(codes, table)
+    found = empty(codes.shape, table.dtype)
+    columns = 1 if table.dim() == 1 else table.size(0)
+    args = [t.contiguous().view(-1).numpy() for t in (codes, table, found)]
+    rows = codes.numel() // max(columns, 1)
+    run(lambda _, start, stop: look_up_rows(*args, columns, start, stop), parts(rows, codes.numel()))
+    return found
+
+
+@loop
+def look_up_rows(codes, table, found, columns, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop` of `columns` columns, each with a table of its own."""
+    if columns == 1:
+        for i in range(start, stop):
+            found[i] = table[codes[i]]
+        return
+    for row in range(start, stop):
+        for c in range(columns):
+            found[row * columns + c] = table[c * CODES + np.intp(codes[row * columns + c])]
+
+
+look_up_operator = Operator(
+    "look_up_codes",
+    plain_look_up,
+    fake=lambda codes, table: codes.new_empty(codes.shape, dtype=table.dtype),
+    cpu=_look_up_on_cpu,
+)
+
+
+def look_up(codes: Tensor, table: Tensor) -> Tensor:
+    """What a table says of each code.
+
+    **Arguments**
+
+    - `codes`: uint8 of any shape.
+    - `table`: `[256]`, by the code; or `[columns, 256]`, by the position in the last dimension and the code.
+
+    **Returns** a contiguous tensor of the codes' shape and the table's dtype.
+
+    **Raises** `ValueError` if the table does not fit.
+
+    ```python
+    >>> look_up(torch.tensor([[2, 0]], dtype=torch.uint8), torch.arange(256) * 0.5)
+    tensor([[1., 0.]])
+
+    ```
+    """
+    if table.shape != (CODES,) and (codes.dim() == 0 or table.shape != (codes.size(-1), CODES)):
+        raise ValueError(f"a table of shape {tuple(table.shape)} does not fit codes of shape {tuple(codes.shape)}")
+    result: Tensor = look_up_operator(codes, table)
+    return result
+
+
+def plain_look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
+    """The definition that every implementation is held to; the arguments are those of :func:`look_up_pairs`."""
+    return table[a.long(), b.long()]
+
+
+def _look_up_pairs_on_cpu(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
+    if table.dtype not in (torch.uint8, torch.float32):
+        return plain_look_up_pairs(a, b, table)
+    found = empty(a.shape, table.dtype)
+    args = [t.contiguous().view(-1).numpy() for t in (a, b, table, found)]
+    run(lambda _, start, stop: look_up_values(*args, start, stop), parts(a.numel(), a.numel()))
+    return found
+
+
+@loop
+def look_up_values(a, b, table, found, start, stop):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        found[i] = table[np.intp(a[i]) * CODES + np.intp(b[i])]
+
+
+look_up_pairs_operator = Operator(
+    "look_up_pairs",
+    plain_look_up_pairs,
+    fake=lambda a, b, table: a.new_empty(a.shape, dtype=table.dtype),
+    cpu=_look_up_pairs_on_cpu,
+)
+
+
+def look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
+    """What a table says of each pair of codes.
+
+    **Arguments**: `a`, `b`: uint8 of one shape. `table`: `[256, 256]`, by the code in `a` and that in `b`.
+
+    **Returns** a contiguous tensor of the codes' shape and the table's dtype.
+
+    **Raises** `ValueError` if shapes do not fit.
+
+    ```python
+    >>> sums = torch.arange(256.0)[:, None] + torch.arange(256.0)
+    >>> look_up_pairs(torch.tensor([2], dtype=torch.uint8), torch.tensor([3], dtype=torch.uint8), sums)
+    tensor([5.])
+
+    ```
+    """
+    if a.shape != b.shape or table.shape != (CODES, CODES):
+        shapes = ", ".join(str(tuple(t.shape)) for t in (a, b, table))
+        raise ValueError(f"expected codes of one shape and a table of shape {(CODES, CODES)}, got {shapes}")
+    result: Tensor = look_up_pairs_operator(a, b, table)
+    return result

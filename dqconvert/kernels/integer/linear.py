@@ -1,0 +1,234 @@
+"""A linear layer on codes: products of integers, and what makes codes of their sums.
+
+    sums[r, c] = sum_k (x[r, k] - zero) * weight[c, k],   exactly
+
+A few rows at a time: their sums are in the cache when they become codes (see :mod:`dqconvert.kernels.integer.finish`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels.integer._pointer import pointer
+from dqconvert.kernels.integer._strips import GROUP, multiply
+from dqconvert.kernels.integer.codes import as_numbers, code_of_value, plain_quantize, quantize
+from dqconvert.kernels.integer.finish import Finish, check, finish_row, plain_finish, room, steps, unpack
+
+ROWS = 48
+"""Rows that are worked on together: a multiple of the strips' height."""
+
+BLOCK = 128
+"""Pairs of the depth that are worked on together: a group of the weight's columns stays in the first cache."""
+
+EXACT = 1 << 14
+"""Pairs of the depth whose sums fit into int32, whatever the codes: 2^15 * 255^2 < 2^31. A multiple of `BLOCK`."""
+
+
+def pack_weight(centred: Tensor) -> Tensor:
+    """A weight in the order in which the loops read it.
+
+    **Arguments**: `centred`: int16 `[columns, depth]`, codes less their zero, between -255 and 255.
+
+    **Returns** int16 `[groups, pairs, 16, 2]`: groups of 16 columns, pairs of the depth, filled up with zeros.
+
+    ```python
+    >>> packed = pack_weight(torch.tensor([[1, 2, 3]], dtype=torch.int16))
+    >>> packed.shape, packed[0, :, 0].tolist()
+    (torch.Size([1, 2, 16, 2]), [[1, 2], [3, 0]])
+
+    ```
+    """
+    columns, depth = centred.shape
+    wide = torch.nn.functional.pad(centred, (0, depth % 2, 0, -columns % GROUP))
+    return wide.reshape(-(-columns // GROUP), GROUP, (depth + 1) // 2, 2).transpose(1, 2).contiguous()
+
+
+def unpack_weight(packed: Tensor, columns: int, depth: int) -> Tensor:
+    """What :func:`pack_weight` was given.
+
+    ```python
+    >>> unpack_weight(pack_weight(torch.tensor([[1, 2, 3]], dtype=torch.int16)), columns=1, depth=3)
+    tensor([[1, 2, 3]], dtype=torch.int16)
+
+    ```
+    """
+    groups, pairs = packed.shape[:2]
+    return packed.transpose(1, 2).reshape(groups * GROUP, 2 * pairs)[:columns, :depth].contiguous()
+
+
+def plain_integer_linear(
+    x: Tensor,
+    x_grid: Tensor,
+    weight: Tensor,
+    columns: int,
+    packed_input: bool,
+    factor: Tensor,
+    grid: Tensor,
+    bias: Tensor | None,
+    table: Tensor | None,
+    other: Tensor | None,
+    packed: bool,
+) -> Tensor:
+    """The definition that every implementation is held to.
+
+    **Arguments**: those of :func:`integer_linear`; behind `packed_input` those of a :class:`Finish`.
+    """
+    if x.is_floating_point():
+        x = plain_quantize(x, x_grid, None, False)
+    elif packed_input:
+        x = unpack(x, 2 * x.size(1))
+    # float64 holds these sums exactly, and has products on every device.
+    centred = x.to(torch.float64) - x_grid[1].to(torch.float64)
+    sums = centred @ unpack_weight(weight, columns, x.size(1)).to(torch.float64).t()
+    return plain_finish(sums.to(torch.int64), Finish(factor, grid, bias, table, other, packed))
+
+
+def _on_cpu(
+    x: Tensor,
+    x_grid: Tensor,
+    weight: Tensor,
+    columns: int,
+    packed_input: bool,
+    factor: Tensor,
+    grid: Tensor,
+    bias: Tensor | None,
+    table: Tensor | None,
+    other: Tensor | None,
+    packed: bool,
+) -> Tensor:
+    finish = Finish(factor, grid, bias, table, other, packed)
+    rows = x.size(0)
+    out = room(rows, columns, finish)
+    args = (
+        x.detach().contiguous().numpy(),
+        packed_input,
+        as_numbers(x_grid, np.float32),
+        weight.contiguous().view(-1).numpy(),
+        weight.size(1),
+        columns,
+        steps(finish),
+        out.numpy(),
+    )
+    cuts = parts(rows, rows * (columns + weight.numel() // 32))
+    run(lambda _, start, stop: linear_rows(*args, start, stop), cuts)
+    return out
+
+
+@loop
+def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`; `pairs`: of the whole depth."""
+    c_row = (columns + GROUP - 1) // GROUP * GROUP
+    a_row = 2 * min(pairs, BLOCK)
+    tile, sums = np.zeros(ROWS * a_row, np.int16), np.zeros(ROWS * c_row, np.int32)
+    totals = np.zeros(ROWS * c_row if pairs > EXACT else 0, np.int64)
+    codes, one = np.empty(columns, np.uint8), np.float32(1)
+    for first in range(start, stop, ROWS):
+        rows = min(ROWS, stop - first)
+        totals[:] = 0
+        for pair in range(0, pairs, BLOCK):
+            last = min(pair + BLOCK, pairs)
+            read_tile(x, packed_input, grid, first, rows, 2 * pair, 2 * last, tile, a_row)
+            at, apart = pair * 2 * GROUP, pairs * 2 * GROUP
+            multiply(tile, a_row, rows, weight, at, apart, sums, columns, last - pair, pair % EXACT == 0)
+            if totals.size > 0 and (last == pairs or last % EXACT == 0):
+                for i in range(rows * c_row):
+                    totals[i] += sums[i]
+        for r in range(rows):
+            if totals.size > 0:
+                finish_row(totals, r * c_row, columns, first + r, one, steps, codes, out)
+            else:
+                finish_row(sums, r * c_row, columns, first + r, one, steps, codes, out)
+
+
+@loop
+def read_tile(x, packed_input, grid, first, rows, start, stop, tile, a_row):  # type: ignore[no-untyped-def]
+    """Columns `start` to `stop` of a few rows of `x`, centred; what is not there is zero."""
+    width = x.shape[1]
+    count = min(stop, 2 * width if packed_input else width) - start
+    for r in range(rows):
+        row, to = (first + r) * width, pointer(tile, r * a_row)
+        if x.itemsize > 1:
+            centre_values(pointer(x, row + start), count, grid, to)
+        elif packed_input:
+            centre_packed(pointer(x, row + start // 2), count // 2, np.int16(grid[1]), to)
+        else:
+            centre_codes(pointer(x, row + start), count, np.int16(grid[1]), to)
+        if count < stop - start:
+            to[count] = 0
+
+
+@loop
+def centre_codes(codes, count, zero, to):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        to[k] = np.int16(codes[k]) - zero
+
+
+@loop
+def centre_packed(codes, count, zero, to):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        both = np.int16(codes[k])
+        to[2 * k] = (both & 15) - zero
+        to[2 * k + 1] = (both >> 4) - zero
+
+
+@loop
+def centre_values(values, count, grid, to):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        to[k] = np.int16(np.int32(code_of_value(np.float32(values[k]), grid) - grid[1]))
+
+
+def _fake(x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, *finish: object) -> Tensor:
+    _, _, _, table, _, packed = finish
+    width = (columns + 1) // 2 if packed else columns
+    return x.new_empty((x.size(0), width), dtype=table.dtype if isinstance(table, Tensor) else torch.uint8)
+
+
+integer_linear_operator = Operator("integer_linear", plain_integer_linear, fake=_fake, cpu=_on_cpu)
+
+
+def integer_linear(
+    x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, finish: Finish, *, packed_input: bool = False
+) -> Tensor:
+    """A linear layer on codes, in integers: exact sums, of any depth, that end as `finish` says.
+
+    **Arguments**
+
+    - `x`: uint8 codes `[rows, depth]`; with `packed_input`, two to a byte, `[rows, (depth + 1) // 2]`; or floating
+      values `[rows, depth]`, which are quantized to `x_grid` on the way, see
+      :func:`dqconvert.kernels.integer.codes.quantize`.
+    - `x_grid`: float32 `[3]`: scale, zero, and the highest code; for values it may be `[4]`, as there.
+    - `weight`: int16, see :func:`pack_weight`. `columns`: of the result.
+    - `finish`: what makes codes of the sums; its factor is the scale of `x` times that of the weight.
+    - `packed_input = False`: whether `x` is packed.
+
+    **Returns** `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
+
+    **Raises** `ValueError` if shapes do not fit; `TypeError` for integers other than uint8.
+
+    ```python
+    >>> x = torch.tensor([[3, 5], [1, 1]], dtype=torch.uint8)
+    >>> weight = pack_weight(torch.tensor([[2, 1], [-1, 0]], dtype=torch.int16))
+    >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 4.0, 15.0]))
+    >>> integer_linear(x, torch.tensor([0.1, 1.0, 255.0]), weight, 2, finish)
+    tensor([[8, 3],
+            [4, 4]], dtype=torch.uint8)
+
+    ```
+    """
+    groups, pairs = -(-columns // GROUP), x.size(-1) if packed_input else (x.size(-1) + 1) // 2
+    if x.dim() != 2 or weight.shape != (groups, pairs, GROUP, 2):
+        raise ValueError(
+            f"x of shape {tuple(x.shape)} and {columns} columns take a weight of shape {(groups, pairs, GROUP, 2)}, "
+            f"packed by pack_weight; got {tuple(weight.shape)}"
+        )
+    check(finish, x.size(0), columns)
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise TypeError(f"expected uint8 codes or floating-point values, got {x.dtype}")
+    if x.is_floating_point() and x.dtype != torch.float32:
+        x = quantize(x, x_grid)
+    result: Tensor = integer_linear_operator(x, x_grid, weight, columns, packed_input, *finish)
+    return result
