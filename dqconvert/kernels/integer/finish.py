@@ -89,7 +89,8 @@ def unpack(packed: Tensor, columns: int) -> Tensor:
 
     ```
     """
-    return torch.stack([packed & 15, packed >> 4], dim=2).reshape(packed.size(0), -1)[:, :columns].contiguous()
+    both = torch.stack([packed & 15, packed >> 4], dim=2)
+    return both.reshape(packed.size(0), 2 * packed.size(1))[:, :columns].contiguous()
 
 
 class Steps(NamedTuple):

@@ -1,0 +1,138 @@
+"""`finish_row`: codes of sums by compiled loops, against the definition, to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dqconvert.kernels._threads import loop
+from dqconvert.kernels.integer.finish import Finish, check, finish_row, pack, plain_finish, room, steps, unpack
+
+INT8, INT4 = torch.tensor([0.05, 119.0, 255.0]), torch.tensor([0.7, 6.0, 15.0])
+TABLES = ("none", "by code", "by column", "with other", "values")
+
+
+@loop
+def finish_rows(sums, columns, shares, steps, out):  # type: ignore[no-untyped-def]
+    codes = np.empty(columns, np.uint8)
+    for row in range(shares.size):
+        finish_row(sums, row * columns, columns, row, shares[row], steps, codes, out)
+
+
+def finished(sums, finish, shares=None):
+    """What the loops make of sums."""
+    rows, columns = sums.shape
+    out = room(rows, columns, finish)
+    ones = torch.ones(rows) if shares is None else shares
+    finish_rows(sums.reshape(-1).numpy(), columns, ones.numpy(), steps(finish), out.numpy())
+    return out
+
+
+def a_finish(rows, columns, *, grid=INT8, by_column=False, bias=False, table="none", packed=False):
+    """Some factor, bias and table; of a table that is packed again the codes are below 16."""
+    kind = {"by code": (256,), "by column": (columns, 256), "with other": (256, 256), "values": (256,)}
+    high = 16 if packed else 256
+    codes = None if table == "none" else torch.randint(high, kind[table], dtype=torch.uint8)
+    return Finish(
+        factor=torch.rand(columns if by_column else 1) * 1e-3,
+        grid=grid,
+        bias=torch.randn(columns) if bias else None,
+        table=torch.randn(256) if table == "values" else codes,
+        other=torch.randint(256, (rows, columns), dtype=torch.uint8) if table == "with other" else None,
+        packed=packed,
+    )
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    rows=st.integers(0, 5),
+    columns=st.integers(1, 70) | st.sampled_from([128, 200]),
+    seed=st.integers(0, 1000),
+    wide=st.booleans(),
+    shared=st.booleans(),
+    packed=st.booleans(),
+    by_column=st.booleans(),
+    bias=st.booleans(),
+    table=st.sampled_from(TABLES),
+)
+def test_rows_end_as_defined(rows, columns, seed, wide, shared, packed, by_column, bias, table):
+    torch.manual_seed(seed)
+    packed = packed and table != "values"
+    grid = INT4 if packed else INT8
+    finish = a_finish(rows, columns, grid=grid, by_column=by_column, bias=bias, table=table, packed=packed)
+    check(finish, rows, columns)
+    sums = torch.randint(-40_000, 40_000, (rows, columns), dtype=torch.int64 if wide else torch.int32)
+    shares = torch.rand(rows) if shared else None
+    got, want = finished(sums, finish, shares), plain_finish(sums, finish, shares)
+    assert got.dtype == want.dtype
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_sums_at_the_ends_of_their_type(dtype):
+    ends = torch.iinfo(dtype)
+    sums = torch.tensor([[ends.min, ends.min + 1, -1, 0, 1, 2**24 + 1, 2**31 - 129, ends.max - 1, ends.max]]).to(dtype)
+    for size in (1.0, 1e-8, 1e-17):
+        finish = Finish(torch.tensor([size]), INT8)
+        assert torch.equal(finished(sums, finish), plain_finish(sums, finish))
+
+
+def test_halves_round_to_even_everywhere():
+    sums = torch.arange(-20, 300, dtype=torch.int32).reshape(2, -1)
+    finish = Finish(torch.tensor([0.5]), torch.tensor([1.0, 3.0, 255.0]))
+    want = [min(max(round(value / 2 + 3), 0), 255) for value in range(-20, 300)]  # Python's: to even
+    assert finished(sums, finish).flatten().tolist() == want
+
+
+def test_sums_are_divided_by_the_scale_not_multiplied_by_its_reciprocal():
+    sums = torch.arange(0, 1 << 16, dtype=torch.int32).reshape(16, -1)
+    for scale in (0.1, 0.3, 0.7, 1.1, 3.3):
+        finish = Finish(torch.tensor([0.05]), torch.tensor([scale, 0.0, 255.0]))
+        assert torch.equal(finished(sums, finish), plain_finish(sums, finish))
+
+
+def test_infinite_values_are_clamped():
+    sums = torch.tensor([[1, -1, 0]], dtype=torch.int32)
+    finish = Finish(torch.tensor([3e38]), torch.tensor([1e-5, 7.0, 15.0]))
+    assert finished(sums, finish).tolist() == [[15, 0, 7]]
+
+
+@given(st.integers(0, 4), st.integers(0, 9))
+def test_what_is_packed_is_unpacked(rows, columns):
+    codes = torch.randint(16, (rows, columns), dtype=torch.uint8)
+    packed = pack(codes)
+    assert packed.shape == (rows, (columns + 1) // 2)
+    assert torch.equal(unpack(packed, columns), codes)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("factor", torch.ones(2)),
+        ("grid", torch.ones(2)),
+        ("bias", torch.ones(1)),
+        ("table", torch.ones(255)),
+        ("table", torch.ones(2, 256)),
+        ("other", torch.zeros(3, 3, dtype=torch.uint8)),
+    ],
+)
+def test_what_does_not_fit_is_an_error(name, wrong):
+    finish = Finish(torch.ones(1), INT8)._replace(**{name: wrong})
+    with pytest.raises(ValueError, match=f"{name} does not fit"):
+        check(finish, 4, 3)
+
+
+def test_values_are_not_packed():
+    with pytest.raises(ValueError, match="packed does not fit"):
+        check(Finish(torch.ones(1), INT8, table=torch.rand(256), packed=True), 4, 3)
+
+
+def test_one_table_of_pairs_is_no_table_by_column():
+    """256 columns with a table each, and a table of pairs, are of one shape."""
+    sums = torch.randint(-4000, 4000, (2, 256), dtype=torch.int32)
+    for table in ("by column", "with other"):
+        finish = a_finish(2, 256, table=table)
+        assert torch.equal(finished(sums, finish), plain_finish(sums, finish))
