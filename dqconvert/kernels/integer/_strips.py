@@ -123,18 +123,18 @@ _61, _62 = _strip(1), _strip(2)
 
 
 @loop
-def multiply(a, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh):  # type: ignore[no-untyped-def]
+def multiply(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh):  # type: ignore[no-untyped-def]
     """`c = a @ b`, or `c += a @ b` unless `fresh`.
 
-    `a`: int16, rows `a_row` apart; `c`: int32, rows of whole groups; both with room for a multiple of `HEIGHT` rows.
-    `b`: packed, of which `pairs` are taken; group `g` of them begins at `b_at + g * b_group`.
+    `a`: int16, from `a_at` on, rows `a_row` apart; `c`: int32, rows of whole groups; both with room for a multiple of
+    `HEIGHT` rows. `b`: packed, of which `pairs` are taken; group `g` of them begins at `b_at + g * b_group`.
     """
     groups = (columns + GROUP - 1) // GROUP
     c_row = groups * GROUP
     for group in range(groups):
         from_ = pointer(b, b_at + group * b_group)
         for row in range(0, rows, HEIGHT):
-            first, to = pointer(a, row * a_row), pointer(c, row * c_row + group * GROUP)
+            first, to = pointer(a, a_at + row * a_row), pointer(c, row * c_row + group * GROUP)
             if columns - group * GROUP > LANES:
                 _62(first, a_row, from_, to, c_row, pairs, fresh)
             else:

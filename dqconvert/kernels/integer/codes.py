@@ -38,8 +38,8 @@ def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> 
     numbers = as_numbers(grid, values.dtype.type)
     if not packed:
         codes = empty(x.shape, torch.uint8)
-        flat = values.reshape(-1), codes.view(-1).numpy()
-        run(lambda _, start, stop: quantize_values(*flat, numbers, start, stop), parts(x.numel(), x.numel()))
+        flat = values.reshape(-1), codes.view(-1).numpy(), numbers
+        run(lambda _, start, stop: quantize_part(*flat, start, stop), parts(x.numel(), x.numel()))
         return codes
     codes = empty((x.size(0), (x.size(1) + 1) // 2), torch.uint8)
     args = values, codes.numpy(), numbers
@@ -61,9 +61,8 @@ def code_of_value(value, grid):  # type: ignore[no-untyped-def]
 
 
 @loop
-def quantize_values(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
-    for i in range(start, stop):
-        codes[i] = np.uint8(np.int32(code_of_value(x[i], grid)))
+def quantize_part(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
+    quantize_values(pointer(x, start), stop - start, grid, pointer(codes, start))
 
 
 @loop
@@ -71,8 +70,14 @@ def quantize_packed(x, codes, grid, start, stop):  # type: ignore[no-untyped-def
     columns = x.shape[1]
     line = np.empty(columns, np.uint8)
     for row in range(start, stop):
-        quantize_values(x[row], line, grid, 0, columns)
+        quantize_values(pointer(x, row * columns), columns, grid, pointer(line, 0))
         pack_row(pointer(line, 0), columns, pointer(codes, row * codes.shape[1]))
+
+
+@loop
+def quantize_values(values, count, grid, codes):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        codes[k] = np.uint8(np.int32(code_of_value(values[k], grid)))
 
 
 def _fake_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Tensor:

@@ -200,11 +200,15 @@ def finish_pointed(  # type: ignore[no-untyped-def]
     to,
 ):
     """:func:`finish_row`, by pointers and how many entries are behind them."""
+    if entries == 0 and not packed:
+        round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, to)
+        return
     round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, codes)
     if not packed:
-        look_up_row(codes, columns, table, entries, by_column, other, others, to)
+        look_up_row(codes, columns, table, by_column, other, others, to)
         return
-    look_up_row(codes, columns, table, entries, by_column, other, others, codes)
+    if entries > 0:
+        look_up_row(codes, columns, table, by_column, other, others, codes)
     pack_row(codes, columns, to)
 
 
@@ -244,12 +248,9 @@ def code_of(value, scale, zero, top):  # type: ignore[no-untyped-def]
 
 
 @loop
-def look_up_row(codes, columns, table, entries, by_column, other, others, to):  # type: ignore[no-untyped-def]
-    """What the table, if there is one, makes of the codes of a row."""
-    if entries == 0:
-        for c in range(columns):
-            to[c] = codes[c]
-    elif others > 0:
+def look_up_row(codes, columns, table, by_column, other, others, to):  # type: ignore[no-untyped-def]
+    """What the table makes of the codes of a row."""
+    if others > 0:
         for c in range(columns):
             to[c] = table[np.intp(codes[c]) * CODES + np.intp(other[c])]
     elif by_column:

@@ -21,11 +21,14 @@ from dqconvert.kernels.integer.finish import Finish, check, finish_row, plain_fi
 ROWS = 48
 """Rows that are worked on together: a multiple of the strips' height."""
 
-BLOCK = 128
-"""Pairs of the depth that are worked on together: a group of the weight's columns stays in the first cache."""
+SPAN = 1 << 10
+"""Pairs of the depth that are read together: rows one piece after the other, into the second cache."""
+
+BLOCK = 1 << 7
+"""Pairs of the depth that are multiplied together: a group of the weight's columns stays in the first cache."""
 
 EXACT = 1 << 14
-"""Pairs of the depth whose sums fit into int32, whatever the codes: 2^15 * 255^2 < 2^31. A multiple of `BLOCK`."""
+"""Pairs of the depth whose sums fit into int32, whatever the codes: 2^15 * 255^2 < 2^31. A multiple of `SPAN`."""
 
 
 def pack_weight(centred: Tensor) -> Tensor:
@@ -107,7 +110,7 @@ def _on_cpu(
         x.detach().contiguous().numpy(),
         packed_input,
         as_numbers(x_grid, np.float32),
-        weight.contiguous().view(-1).numpy(),
+        weight.contiguous().numpy(),
         weight.size(1),
         columns,
         steps(finish),
@@ -122,18 +125,20 @@ def _on_cpu(
 def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
     """Rows `start` to `stop`; `pairs`: of the whole depth."""
     c_row = (columns + GROUP - 1) // GROUP * GROUP
-    a_row = 2 * min(pairs, BLOCK)
+    a_row = 2 * min(pairs, SPAN)
     tile, sums = np.zeros(ROWS * a_row, np.int16), np.zeros(ROWS * c_row, np.int32)
     totals = np.zeros(ROWS * c_row if pairs > EXACT else 0, np.int64)
     codes, one = np.empty(columns, np.uint8), np.float32(1)
     for first in range(start, stop, ROWS):
         rows = min(ROWS, stop - first)
         totals[:] = 0
-        for pair in range(0, pairs, BLOCK):
-            last = min(pair + BLOCK, pairs)
-            read_tile(x, packed_input, grid, first, rows, 2 * pair, 2 * last, tile, a_row)
-            at, apart = pair * 2 * GROUP, pairs * 2 * GROUP
-            multiply(tile, a_row, rows, weight, at, apart, sums, columns, last - pair, pair % EXACT == 0)
+        for begin in range(0, pairs, SPAN):
+            last = min(begin + SPAN, pairs)
+            read_tile(x, packed_input, grid, first, rows, 2 * begin, 2 * last, tile, a_row)
+            for pair in range(begin, last, BLOCK):
+                count, fresh = min(BLOCK, last - pair), pair % EXACT == 0
+                at, a_at = pair * 2 * GROUP, 2 * (pair - begin)
+                multiply(tile, a_at, a_row, rows, weight, at, pairs * 2 * GROUP, sums, columns, count, fresh)
             if totals.size > 0 and (last == pairs or last % EXACT == 0):
                 for i in range(rows * c_row):
                     totals[i] += sums[i]

@@ -61,8 +61,8 @@ def check(x, weight, finish, *, x_grid=X_GRID, packed_input=False):
 
 
 @loop
-def product(a, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh):  # type: ignore[no-untyped-def]
-    multiply(a, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh)
+def product(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh):  # type: ignore[no-untyped-def]
+    multiply(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh)
 
 
 @settings(deadline=None, max_examples=200)
@@ -72,11 +72,12 @@ def test_strips_sum_exactly(rows, depth, columns, fresh, pad):
     pairs, wide, high = (depth + 1) // 2, -(-columns // GROUP) * GROUP, -(-rows // HEIGHT) * HEIGHT
     a = torch.zeros(high, 2 * pairs + pad, dtype=torch.int16)
     a[:rows, :depth] = factors
+    first = torch.cat([torch.full((pad,), 99, dtype=torch.int16), a.flatten()])
     # What lies behind the last row's last group is nobody's.
     c = torch.randint(-1000, 1000, (high * wide + 5,), dtype=torch.int32)
     before = c.clone()
     packed = torch.cat([torch.full((3,), 77, dtype=torch.int16), pack_weight(weight).flatten()])
-    args = a.flatten().numpy(), 2 * pairs + pad, rows, packed.numpy(), 3, pairs * 2 * GROUP
+    args = first.numpy(), pad, 2 * pairs + pad, rows, packed.numpy(), 3, pairs * 2 * GROUP
     product(*args, c.numpy(), columns, pairs, fresh)
     after, had = (t[: high * wide].view(high, wide)[:rows, :columns].long() for t in (c, before))
     assert torch.equal(after, factors.long() @ weight.long().T + (0 if fresh else had))
@@ -88,7 +89,7 @@ def test_factors_at_the_ends_of_their_range():
     for a, b in ((255, 255), (-255, 255), (255, -255), (-255, -255)):
         x, w = torch.full((6, 4), a, dtype=torch.int16), torch.full((16, 4), b, dtype=torch.int16)
         c = torch.empty(6, 16, dtype=torch.int32)
-        product(x.flatten().numpy(), 4, 6, pack_weight(w).flatten().numpy(), 0, 64, c.view(-1).numpy(), 16, 2, True)
+        product(x.flatten().numpy(), 0, 4, 6, pack_weight(w).flatten().numpy(), 0, 64, c.view(-1).numpy(), 16, 2, True)
         assert (c == 4 * a * b).all()
 
 
@@ -135,7 +136,7 @@ def test_any_shape_and_finish(rows, depth, columns, kind, options, seed):
 
 
 @pytest.mark.parametrize("packed_input", [False, True])
-@pytest.mark.parametrize("depth", [1, 255, 256, 257, 511, 512, 513, 1433])
+@pytest.mark.parametrize("depth", [1, 255, 256, 257, 513, 1433, 2048, 2049])
 def test_depths_around_whole_blocks(depth, packed_input):
     weight, finish = centred(20, depth), a_finish(50, 20, depth, by_column=True)
     x = codes(50, depth, 15)
@@ -177,7 +178,7 @@ def test_sums_are_exact_to_the_unit():
 
 def test_blocks_of_the_depth_are_added_up(monkeypatch):
     """The limit of int32, where it costs less to get there."""
-    fresh = {"BLOCK": 2, "EXACT": 4, "ROWS": 12}
+    fresh = {"BLOCK": 2, "SPAN": 4, "EXACT": 8, "ROWS": 12}
     for name, value in fresh.items():
         monkeypatch.setattr(module, name, value)
     again = numba.njit(error_model="numpy")(module.linear_rows.py_func)  # not kept on disk
@@ -185,7 +186,7 @@ def test_blocks_of_the_depth_are_added_up(monkeypatch):
     sums = ((x.long() - 113) @ weight.long().T).numpy()
     out, finish = np.empty((30, 20), np.uint8), a_finish(30, 20, 45)
     packed = pack_weight(weight)
-    args = x.numpy(), False, (np.float32(1), np.float32(113), np.float32(255), np.float32(0)), packed.flatten().numpy()
+    args = x.numpy(), False, (np.float32(1), np.float32(113), np.float32(255), np.float32(0)), packed.numpy()
     again(*args, packed.size(1), 20, module.steps(finish), out, 0, 30)
     assert torch.equal(torch.from_numpy(out), plain_finish(torch.from_numpy(sums), finish))
 
