@@ -67,7 +67,8 @@ class Fusion:
     """A group of nodes that runs as one operator.
 
     Attributes:
-        op: ``"message passing"``, or ``"chain"`` for quantizers with sums and ReLUs between them.
+        op: What it does, in order: ``"quantizer, linear, chain"``, say; a chain is quantizers with sums and ReLUs
+            between them.
         quantizers: Paths of the quantizers in it.
         nodes: Names of the nodes of the prepared graph, in order.
     """

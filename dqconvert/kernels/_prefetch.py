@@ -23,11 +23,16 @@ def prefetch(typing_context: Any, array: Any, offset: Any) -> Any:
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = arrayobj.make_array(signature.args[0])(context, builder, args[0]).data
-        place = builder.bitcast(builder.gep(data, [args[1]]), cgutils.voidptr_t)
-        number = cgutils.int32_t
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [place, number(0), number(3), number(1)])  # to read, to keep, data
+        ask(builder, builder.gep(data, [args[1]]))
         return context.get_dummy_value()
 
     return types.void(array, types.int64), write
+
+
+def ask(builder: Any, place: Any) -> None:
+    """Writes the instruction that fetches the cache line of a place."""
+    number = cgutils.int32_t
+    kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    place = builder.bitcast(place, cgutils.voidptr_t)
+    builder.call(function, [place, number(0), number(3), number(1)])  # to read, to keep, data

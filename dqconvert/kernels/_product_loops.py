@@ -8,10 +8,12 @@ from dqconvert.kernels._multiply import VECTOR, groups_of, multiply
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import (
     add_values,
+    back_values,
     chain_tile,
     copy_values,
     dot,
     pass_values,
+    round_values,
     scale_values,
     scratch,
 )
@@ -47,14 +49,33 @@ def padded(columns, itemsize):  # type: ignore[no-untyped-def]
 
 
 @loop
-def chain_products(x, packed, offset, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
-    """The chain, of the rows of the product of `x` and what is packed, plus `offset` (empty: nothing)."""
-    columns = y.shape[1]
+def round_rows(x, first, last, entry, skip, rows):  # type: ignore[no-untyped-def]
+    """Rows `first` to `last` of `x` into `rows`, rounded to the grid `entry` unless they are skipped."""
+    for r in range(first, last):
+        if skip.size > 0 and skip[r]:
+            copy_values(x[r], rows[r - first])
+        else:
+            round_values(x[r], entry, rows[r - first])
+            back_values(rows[r - first], entry, rows[r - first])
+
+
+@loop
+def chain_products(x, entry, skip, packed, offset, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
+    """The chain, of the rows of the product of `x` and what is packed, plus `offset` (empty: nothing).
+
+    `entry`: the grid that rows of `x` are rounded to first, but those in `skip`; empty: none.
+    """
+    columns, depth = y.shape[1], x.shape[1]
     step = product_rows(columns)
     spare, product = scratch(y, step), np.empty(step * padded(columns, x.itemsize), x.dtype)
+    rows = np.empty((step if entry.size > 0 else 0, depth), x.dtype)
     for first in range(start, stop, step):
         last = min(first + step, stop)
-        product_tile(x, first, last, packed, y, product)
+        if entry.size > 0:
+            round_rows(x, first, last, entry, skip, rows)
+            product_tile(rows, 0, last - first, packed, y[first:last], product)
+        else:
+            product_tile(x, first, last, packed, y, product)
         if offset.size > 0:
             for r in range(first, last):
                 add_values(offset, y[r])
@@ -63,13 +84,14 @@ def chain_products(x, packed, offset, y, chain, caught, start, stop):  # type: i
 
 @loop
 def products_back(  # type: ignore[no-untyped-def]
-    grad, bits, x, packed, apart, alpha, other, to_x, to_weight, to_offset, to_bias, to_other, start, stop
+    grad, bits, x, entry, skip, packed, apart, alpha, other, to_x, to_weight, to_offset, to_bias, to_other, start, stop
 ):
     """The gradients of everything, of rows `start` to `stop`; what is not wanted is empty.
 
-    `packed`: the weight, `[columns, depth]`. `apart`: whether the gradient of the product differs from that of the
-    sum. `to_weight`: `[columns, padded depth]`, and `to_offset` and `to_bias` are added to. Returns the product of the
-    gradient of the sum with `other`, added up.
+    `entry`: the grid that rows of `x` were rounded to, but those in `skip`; empty: none. `packed`: the weight,
+    `[columns, depth]`. `apart`: whether the gradient of the product differs from that of the sum. `to_weight`:
+    `[columns, padded depth]`, and `to_offset` and `to_bias` are added to. Returns the product of the gradient of the
+    sum with `other`, added up.
     """
     columns, depth = grad.shape[1], x.shape[1]
     step = product_rows(max(columns, depth))
@@ -77,7 +99,8 @@ def products_back(  # type: ignore[no-untyped-def]
     groups = groups_of(depth, x.itemsize)
     at_sum, at_product = np.empty((step, columns), grad.dtype), np.empty((step, columns), grad.dtype)
     product = np.empty(step * wide, grad.dtype)
-    rows_of_x = np.zeros(step * wide if wide != depth else 0, x.dtype)
+    apart_rows = entry.size > 0 or wide != depth  # rows that are not in memory as they are needed
+    rows_of_x = np.zeros((step if apart_rows else 0, wide), x.dtype)
     flat_sum, flat_product, flat_x = at_sum.reshape(-1), at_product.reshape(-1), x.reshape(-1)
     flat_grad, flat_bits, flat_other, flat_partner = (
         grad.reshape(-1),
@@ -113,26 +136,13 @@ def products_back(  # type: ignore[no-untyped-def]
         if to_x.size > 0:
             multiply_back(flat_back, columns, rows, packed, groups, to_x, first, product)
         if to_weight.size > 0:
-            if wide == depth:
-                multiply(
-                    flat_back,
-                    0,
-                    1,
-                    columns,
-                    columns,
-                    rows,
-                    flat_x[first * depth :],
-                    depth,
-                    groups,
-                    flat_weight,
-                    0,
-                    wide,
-                    False,
-                )
-            else:
+            if entry.size > 0:
+                round_rows(x, first, last, entry, skip, rows_of_x[:, :depth])
+            elif apart_rows:
                 for r in range(rows):
-                    copy_values(x[first + r], rows_of_x[r * wide : r * wide + depth])
-                multiply(flat_back, 0, 1, columns, columns, rows, rows_of_x, wide, groups, flat_weight, 0, wide, False)
+                    copy_values(x[first + r], rows_of_x[r, :depth])
+            source = rows_of_x.reshape(-1) if apart_rows else flat_x[first * depth :]
+            multiply(flat_back, 0, 1, columns, columns, rows, source, wide, groups, flat_weight, 0, wide, False)
     return total
 
 

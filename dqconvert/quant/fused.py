@@ -106,16 +106,32 @@ def chain(x: Tensor, steps: Chain, protected: Tensor | None) -> Tensor:
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, steps: Chain | None = None, protected: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    steps: Chain | None = None,
+    protected: Tensor | None = None,
+    entry: FakeQuantize | None = None,
 ) -> Tensor:
-    """The chain, if there is one, of `torch.nn.functional.linear`."""
+    """The chain, if there is one, of `torch.nn.functional.linear`; `entry` quantizes `x` first."""
     steps = steps or Chain()
     alike = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
     ordinary = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and type(x) is Tensor and alike
+    scheme = entry.scheme_for(x) if entry is not None and ordinary and x.dim() == 2 and not x.requires_grad else None
+    if entry is not None and scheme is None:
+        x, entry = entry(x, protected), None
     ready = _ready(steps, x, protected) if ordinary else None
     if ready is None:
+        x = x if entry is None else entry(x, protected)
         return chain(nn.functional.linear(x, weight, bias), steps, protected)
-    y, ends = quantize_linear(x, weight, bias, ready.schemes, ready.ranges, **ready.options)
+    if entry is None or scheme is None:
+        y, ends = quantize_linear(x, weight, bias, ready.schemes, ready.ranges, **ready.options)
+    else:
+        ranges = (entry.min_val, entry.max_val, *ready.ranges)
+        options = {**ready.options, "protected": protected if entry.training else None}
+        y, ends = quantize_linear(x, weight, bias, ready.schemes, ranges, entry=scheme, **options)
+        entry.take(scheme, ends[:2])
+        ends = ends[2:]
     ready.take(ends)
     return y
 

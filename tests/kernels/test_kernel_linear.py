@@ -9,6 +9,7 @@ from chain_cases import INT8, NEVER, PLACES, as_ranges, by_place, packed
 
 from dqconvert.kernels import Scheme, linear, quantize_chain, quantize_linear
 from dqconvert.kernels.linear import Product
+from dqconvert.kernels.linear_grad import joined
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -81,12 +82,66 @@ def test_rows_go_through_the_chain_while_ranges_grow(places, relu, threads):
         ranges = list(new.unbind())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(300, 40, 24), (0, 5, 3), (7, 1, 1), (2000, 130, 9)], ids=str)
+@pytest.mark.parametrize("places", [(), (1,), (0, 1, 2)], ids=str)
+def test_rows_rounded_on_the_way_in(places, shape, dtype, threads):
+    """As if they were rounded before: result, ranges and gradients, while ranges grow and when they are settled."""
+    rows, depth, columns = shape
+    schemes = by_place(dict.fromkeys(places, INT8))
+    entry = INT8._replace(p=0.01, clip=True)
+    ranges, before = as_ranges(NEVER * len(places)), as_ranges(NEVER)
+    leaves = [torch.randn(s).to(dtype).requires_grad_() for s in ((columns, depth), (columns,))]
+    protected = torch.rand(rows) < 0.2
+    for step in range(3):
+        x = (torch.randn(rows, depth) * (1 + step / 3)).to(dtype)
+        rounded, end = quantize_chain(x, (None, entry, None), before, protected=protected)
+        want, ends = quantize_linear(rounded, *leaves, schemes, ranges, protected=protected)
+        y, new = quantize_linear(x, *leaves, schemes, [*before, *ranges], protected=protected, entry=entry)
+        # Where nothing else is rounded, the product beside an entry is ours and the other one torch's.
+        exact = {"rtol": 0, "atol": 0} if places else {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(y, want, **exact)
+        assert torch.equal(new, torch.cat([end, ends]))
+        upstream = torch.randn_like(want)
+        one, two = (torch.autograd.grad(result, leaves, upstream) for result in (y, want))
+        torch.testing.assert_close(one, two, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-3)
+        before, ranges = list(new[:2].unbind()), list(new[2:].unbind())
+
+
+def test_what_is_rounded_on_the_way_in_is_not_kept():
+    x, weight = torch.randn(500, 64), torch.randn(8, 64, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        quantize_linear(x, weight, None, (None, INT8, None), as_ranges(NEVER * 2), entry=INT8)
+    large = [t for t in kept if t.numel() * t.itemsize >= x.numel() * 4]
+    assert [t.data_ptr() for t in large] == [x.data_ptr()]
+
+
+def test_what_wants_a_gradient_cannot_be_rounded_on_the_way_in():
+    with pytest.raises(ValueError, match="x wants a gradient, so round it by quantize_chain first"):
+        quantize_linear(
+            torch.randn(3, 2, requires_grad=True),
+            torch.randn(4, 2),
+            None,
+            (None, None, None),
+            as_ranges(NEVER),
+            entry=INT8,
+        )
+
+
 def test_operators_keep_their_contract():
-    steps = packed({1: INT8._replace(observe=False)}, relu=True)
+    ints, floats = packed({1: INT8._replace(observe=False)}, relu=True)
+    plain, entered = joined(None, ints, floats), joined(INT8, ints, floats)
     leaves = [torch.randn(s, requires_grad=True) for s in ((9, 5), (4, 5), (4,))]
-    args = (*leaves, None, None, None, None, torch.tensor([-1.0, 1.0]), *steps)
+    args = (*leaves, None, None, None, None, torch.tensor([-1.0, 1.0]), *plain)
     torch.library.opcheck(torch.ops.dqconvert.quantize_linear.default, args)
     x, weight, _ = (t.detach() for t in leaves)
-    bits = torch.randint(4, (9, 4), dtype=torch.uint8)
-    back = (torch.randn(9, 4), bits, x, weight, None, None, False, [True, True, True, False, False, False])
+    ranges, protected = torch.tensor([-2.0, 2.0, -1.0, 1.0]), torch.arange(9) > 6
+    args = (x, *leaves[1:], None, None, None, protected, ranges, *entered)
+    torch.library.opcheck(torch.ops.dqconvert.quantize_linear.default, args)
+    bits, wanted = torch.randint(4, (9, 4), dtype=torch.uint8), [True, True, True, False, False, False]
+    back = (torch.randn(9, 4), bits, x, weight, None, None, None, None, *plain, False, wanted)
+    torch.library.opcheck(torch.ops.dqconvert.quantize_linear_grad.default, back)
+    wanted = [False, *wanted[1:]]
+    back = (torch.randn(9, 4), bits, x, weight, None, None, protected, ranges[:2], *entered, False, wanted)
     torch.library.opcheck(torch.ops.dqconvert.quantize_linear_grad.default, back)

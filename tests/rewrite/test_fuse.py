@@ -200,14 +200,17 @@ class MyReLU(nn.ReLU):
 def test_what_is_not_a_relu_ends_the_chain(between):
     model = GINConv(Inner(between))
     module, plain = prepared_from(model), prepared_from(model, fuse=False)
-    assert not any("nn.lin2.quant.input" in fusion.quantizers for fusion in fusions(module, "chain"))
+    [own] = [fusion for fusion in fusions(module) if "nn.lin2.quant.input" in fusion.quantizers]
+    assert own.op == "quantizer, linear, chain"
+    assert own.quantizers[0] == "nn.lin2.quant.input", "it is not what comes before that is fused with it"
     torch.testing.assert_close(*(zoo.train_step(one, zoo.graph()) for one in (module, plain)), rtol=1e-5, atol=1e-5)
 
 
 def test_a_value_that_is_used_elsewhere_ends_the_chain():
     model = Twice()
     module, plain = prepared_from(model), prepared_from(model, fuse=False)
-    assert not any("conv2.lin.quant.input" in fusion.quantizers for fusion in fusions(module, "chain"))
+    [own] = [fusion for fusion in fusions(module) if "conv2.lin.quant.input" in fusion.quantizers]
+    assert own.quantizers[0] == "conv2.lin.quant.input", "it is not what comes before that is fused with it"
     for seed in range(2):
         got, want = (zoo.train_step(one, zoo.graph(), seed) for one in (module, plain))
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)

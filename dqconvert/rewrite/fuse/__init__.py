@@ -17,7 +17,7 @@ from torch.fx import Graph, Node
 
 from dqconvert.quant import gather_protected
 from dqconvert.report import Fusion
-from dqconvert.rewrite.fuse.chains import fuse_chains
+from dqconvert.rewrite.fuse.chains import fuse_chains, fuse_entries
 from dqconvert.rewrite.fuse.context import Context
 from dqconvert.rewrite.fuse.islands import guard_islands
 from dqconvert.rewrite.fuse.messages import fuse_messages
@@ -40,6 +40,7 @@ def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
     fuse_messages(context)
     put_stand_ins(context)
     fuse_chains(context)
+    fuse_entries(context)
     remember(context)
     _drop_unused(context.graph)
     return context.graph, tuple(context.fusions.values())

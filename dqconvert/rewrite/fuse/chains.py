@@ -131,6 +131,22 @@ def _is_relu(context: Context, node: Node) -> bool:
     return type(context.plain_module(node)) is nn.ReLU or op_name(node) == "relu"
 
 
+def fuse_entries(context: Context) -> None:
+    """Lets a linear layer quantize its rows itself, where their quantizer is no part of a chain and serves it alone.
+
+    That pays where the rows need no gradient, such as a model's features; which is known when it runs.
+    """
+    for node in list(context.graph.nodes):
+        if node.op != "call_function" or node.target is not linear:
+            continue
+        quantize, *rest = node.args
+        if not isinstance(quantize, Node) or len(quantize.users) > 1 or not context.is_quantizer(quantize):
+            continue
+        protected = rest[3] if len(rest) > 3 else protection_of(quantize)
+        if protected is protection_of(quantize) and context.undisturbed((quantize, node)):
+            _enter(context, quantize, node, protected)
+
+
 # -- writing them ------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +166,16 @@ def _source(context: Context, found: _Chain) -> Node | None:
     alone = all(len(node.users) == 1 for node in (source, *found.nodes[:-1]))
     fits = alone and len(source.args) <= SOURCES[source.target][1]
     return source if fits and context.undisturbed((source, *found.nodes)) else None
+
+
+def _enter(context: Context, quantize: Node, node: Node, protected: Any) -> None:
+    graph = context.graph
+    with graph.inserting_before(node):
+        entry = graph.get_attr(str(quantize.target))
+        args = (quantize.args[0], *node.args[1:4], *(None,) * (4 - len(node.args)), protected, entry)
+        new = annotate(graph.call_function(linear, args), note_of(node))
+    before = context.fusions.get(node)
+    context.replace((quantize, node), new, "quantizer, " + (before.op if before is not None else "linear"))
 
 
 def _write(context: Context, found: _Chain, source: Node | None) -> None:

@@ -71,12 +71,17 @@ class Context:
             new: What computes the same as the group.
             op: What the report calls it.
         """
-        before = self.fusions.pop(nodes[0], None)  # a group may go on where another one ended
-        quantizers = tuple(str(node.target) for node in nodes if self.is_quantizer(node))
-        names = tuple(node.name for node in nodes)
-        if before is not None:
-            quantizers, names = before.quantizers + quantizers, before.nodes + names[1:]
-        self.fusions[new] = Fusion(op=op, quantizers=quantizers, nodes=names)
+        quantizers: list[str] = []
+        names: list[str] = []
+        for node in nodes:
+            before = self.fusions.pop(node, None)  # a group may go on where another one ended
+            if before is not None:
+                quantizers += before.quantizers
+                names += before.nodes
+            else:
+                quantizers += [str(node.target)] if self.is_quantizer(node) else []
+                names.append(node.name)
+        self.fusions[new] = Fusion(op=op, quantizers=tuple(quantizers), nodes=tuple(names))
         nodes[-1].replace_all_uses_with(new)
         for node in reversed(nodes):
             if not node.users:

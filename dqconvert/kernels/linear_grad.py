@@ -1,0 +1,169 @@
+"""The gradients of :mod:`dqconvert.kernels.linear`, and what both directions ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dqconvert.kernels import _product_loops as loops
+from dqconvert.kernels._chain import flags, has_loops, matrix
+from dqconvert.kernels._grid import Grid, Scheme, Steps
+from dqconvert.kernels._memory import empty
+from dqconvert.kernels._multiply import MOST, pack
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._threads import parts, run
+from dqconvert.kernels.chain import plain_quantize_chain, plain_quantize_chain_grad
+
+
+def split(ints: Sequence[int], floats: Sequence[float]) -> tuple[Scheme | None, tuple[Sequence[int], Sequence[float]]]:
+    """The scheme of the entry, if there is one, and the numbers of the chain."""
+    if not ints[0]:
+        return None, (ints[1:], floats)
+    return Scheme.unpacked(ints[1:6], floats[:2]), (ints[6:], floats[2:])
+
+
+def joined(entry: Scheme | None, ints: Sequence[int], floats: Sequence[float]) -> tuple[list[int], list[float]]:
+    """The numbers that :func:`split` takes apart."""
+    more = ([], []) if entry is None else entry.packed()
+    return [int(entry is not None), *more[0], *ints], [*more[1], *floats]
+
+
+def entered(
+    x: Tensor, protected: Tensor | None, range_: Tensor | None, ints: Sequence[int], floats: Sequence[float]
+) -> Tensor:
+    """The rows that the product was made of: `x`, rounded with the range that its entry had by then, if it has one."""
+    entry, _ = split(ints, floats)
+    if entry is None or range_ is None:
+        return x
+    alone = Steps((None, entry._replace(observe=False), None)).packed()
+    return plain_quantize_chain(x, None, None, None, protected, range_, *alone)[0]
+
+
+def ours(weight: Tensor, ints: Sequence[int], floats: Sequence[float]) -> bool:
+    """Whether the product is made here: where nothing is rounded, it is torch's to the last bit."""
+    return Steps.unpacked(ints, floats).grids > 0 and weight.numel() * weight.itemsize <= MOST
+
+
+def serves(x: Tensor, weight: Tensor, offset: Tensor | None, *added: Tensor | None) -> bool:
+    """Whether the loops can do it: matrices in one type that they know."""
+    alike = all(t is None or t.dtype == x.dtype for t in (weight, offset, *added))
+    bias, other, _ = added
+    fits = other is None or other.shape == (x.size(0), weight.size(0))
+    return alike and has_loops(x.dtype) and x.dim() == 2 and fits and (bias is None or bias.dim() == 1)
+
+
+def plain_quantize_linear_grad(
+    grad: Tensor,
+    passes: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    protected: Tensor | None,
+    range_: Tensor | None,
+    ints: Sequence[int],
+    floats: Sequence[float],
+    apart: bool,
+) -> tuple[Tensor, ...]:
+    """The definition of the gradients of `x`, `weight`, `offset`, the bias, `other` and `alpha`.
+
+    **Arguments**: as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; `protected`, `range_`, `ints` and
+    `floats` are those of the entry, see :func:`entered`.
+    """
+    x = entered(x, protected, range_, ints, floats)
+    _, at_product, *rest = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
+    rows = matrix_of(at_product)
+    to_weight = rows.t() @ matrix_of(x)
+    return at_product @ weight, to_weight, rows.sum(0), *rest
+
+
+def matrix_of(t: Tensor) -> Tensor:
+    """As a matrix, whatever the dimensions before the last one are."""
+    return t.unsqueeze(0) if t.dim() == 1 else t.flatten(0, -2)
+
+
+def _grad(
+    grad: Tensor,
+    passes: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    protected: Tensor | None,
+    range_: Tensor | None,
+    ints: Sequence[int],
+    floats: Sequence[float],
+    apart: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Those of the six gradients that are wanted; `[0]` for the others."""
+    found = plain_quantize_linear_grad(grad, passes, x, weight, other, alpha, protected, range_, ints, floats, apart)
+    return tuple(g.clone() if w else grad.new_empty(0) for g, w in zip(found, wanted, strict=True))  # type: ignore[return-value]
+
+
+def _grad_on_cpu(
+    grad: Tensor,
+    passes: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    protected: Tensor | None,
+    range_: Tensor | None,
+    ints: Sequence[int],
+    floats: Sequence[float],
+    apart: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    large = weight.numel() * weight.itemsize > MOST
+    if large or not serves(x, weight, None, None, None, None) or grad.dtype != x.dtype:
+        return _grad(grad, passes, x, weight, other, alpha, protected, range_, ints, floats, apart, wanted)
+    rows, columns, depth = x.size(0), weight.size(0), weight.size(1)
+    to_x, to_other = (
+        empty(shape if w else (0, 0), x.dtype) for shape, w in ((x.shape, wanted[0]), (grad.shape, wanted[4]))
+    )
+    cuts = parts(rows, rows * (columns + weight.numel() // 8))
+    wide = loops.padded(depth, x.itemsize)
+    to_weight = torch.zeros((len(cuts), columns, wide) if wanted[1] else (len(cuts), 0, 0), dtype=x.dtype)
+    sums = torch.zeros((len(cuts), 2, columns), dtype=x.dtype)
+    nothing = to_weight.new_empty(0).numpy()
+    packed = pack(weight.detach().numpy()) if wanted[0] else nothing
+    bits = passes.reshape(-1, columns).numpy()
+    partner = matrix_or_nothing(other if wanted[5] else None, x)
+    factor = packed.dtype.type(1 if alpha is None else float(alpha))
+    entry, skip = split(ints, floats)[0], flags(protected)
+    grid = nothing if entry is None or range_ is None else Grid(entry, *range_.tolist()).parameters(nothing.dtype.type)
+    args = (matrix(grad), bits, matrix(x), grid, skip, packed, apart, factor, partner, to_x.numpy())
+
+    def task(part: int, start: int, stop: int) -> float:
+        offset, bias = (sums[part, i].numpy() if w else nothing for i, w in ((0, wanted[2]), (1, wanted[3])))
+        total: float = loops.products_back(*args, to_weight[part].numpy(), offset, bias, to_other.numpy(), start, stop)
+        return total
+
+    dots = run(task, cuts)
+    found = (
+        to_x,
+        to_weight.sum(0)[:, :depth].contiguous() if wanted[1] else to_weight,
+        sums[:, 0].sum(0),
+        sums[:, 1].sum(0),
+        to_other,
+        torch.tensor([sum(dots)], dtype=x.dtype),
+    )
+    return tuple(g if w else x.new_empty(0) for g, w in zip(found, wanted, strict=True))  # type: ignore[return-value]
+
+
+def matrix_or_nothing(t: Tensor | None, like: Tensor) -> NDArray[Any]:
+    return like.new_empty((0, 0)).numpy() if t is None else matrix(t)
+
+
+def _fake_grad(grad: Tensor, passes: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    columns = (weight.size(0),)
+    shapes = (x.shape, weight.shape, columns, columns, grad.shape, (1,))
+    return tuple(grad.new_empty(s if w else (0,)) for s, w in zip(shapes, rest[-1], strict=True))
+
+
+quantize_linear_grad = Operator("quantize_linear_grad", _grad, fake=_fake_grad, cpu=_grad_on_cpu)
