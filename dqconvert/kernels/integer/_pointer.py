@@ -15,7 +15,9 @@ from numba.np import arrayobj
 
 @intrinsic
 def pointer(typing_context: Any, array: Any, at: Any) -> Any:
-    """To element `at` of a contiguous array, counted through all its dimensions."""
+    """To element `at` of a contiguous array, counted through all its dimensions; others are an error of types."""
+    if array.layout != "C":
+        return None
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data = arrayobj.make_array(signature.args[0])(context, builder, args[0]).data

@@ -11,7 +11,7 @@ from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._threads import loop, parts, run
 from dqconvert.kernels.integer._pointer import pointer
-from dqconvert.kernels.integer.finish import CODES, pack, pack_row
+from dqconvert.kernels.integer.finish import CODES, look_up_both, look_up_columns, look_up_values, pack, pack_row
 
 
 def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Tensor:
@@ -137,14 +137,19 @@ def _dequantize_on_cpu(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
     values = empty(codes.shape, torch.float32)
     scale, zero, *_ = as_numbers(grid, np.float32)
     args = codes.contiguous().view(-1).numpy(), values.view(-1).numpy(), scale, zero
-    run(lambda _, start, stop: dequantize_values(*args, start, stop), parts(codes.numel(), codes.numel()))
+    run(lambda _, start, stop: dequantize_part(*args, start, stop), parts(codes.numel(), codes.numel()))
     return values
 
 
 @loop
-def dequantize_values(codes, values, scale, zero, start, stop):  # type: ignore[no-untyped-def]
-    for i in range(start, stop):
-        values[i] = (np.float32(codes[i]) - zero) * scale
+def dequantize_part(codes, values, scale, zero, start, stop):  # type: ignore[no-untyped-def]
+    dequantize_values(pointer(codes, start), stop - start, scale, zero, pointer(values, start))
+
+
+@loop
+def dequantize_values(codes, count, scale, zero, values):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        values[k] = (np.float32(codes[k]) - zero) * scale
 
 
 dequantize_operator = Operator(
@@ -187,22 +192,21 @@ def _look_up_on_cpu(codes: Tensor, table: Tensor) -> Tensor:
         return plain_look_up(codes, table)
     found = empty(codes.shape, table.dtype)
     columns = 1 if table.dim() == 1 else table.size(0)
-    args = [t.contiguous().view(-1).numpy() for t in (codes, table, found)]
+    args = *(t.contiguous().view(-1).numpy() for t in (codes, table, found)), columns
     rows = codes.numel() // max(columns, 1)
-    run(lambda _, start, stop: look_up_rows(*args, columns, start, stop), parts(rows, codes.numel()))
+    run(lambda _, start, stop: look_up_part(*args, start, stop), parts(rows, codes.numel()))
     return found
 
 
 @loop
-def look_up_rows(codes, table, found, columns, start, stop):  # type: ignore[no-untyped-def]
+def look_up_part(codes, table, found, columns, start, stop):  # type: ignore[no-untyped-def]
     """Rows `start` to `stop` of `columns` columns, each with a table of its own."""
     if columns == 1:
-        for i in range(start, stop):
-            found[i] = table[codes[i]]
+        look_up_values(pointer(codes, start), stop - start, pointer(table, 0), pointer(found, start))
         return
     for row in range(start, stop):
-        for c in range(columns):
-            found[row * columns + c] = table[c * CODES + np.intp(codes[row * columns + c])]
+        at = row * columns
+        look_up_columns(pointer(codes, at), columns, pointer(table, 0), pointer(found, at))
 
 
 look_up_operator = Operator(
@@ -247,14 +251,13 @@ def _look_up_pairs_on_cpu(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
         return plain_look_up_pairs(a, b, table)
     found = empty(a.shape, table.dtype)
     args = [t.contiguous().view(-1).numpy() for t in (a, b, table, found)]
-    run(lambda _, start, stop: look_up_values(*args, start, stop), parts(a.numel(), a.numel()))
+    run(lambda _, start, stop: look_up_pairs_part(*args, start, stop), parts(a.numel(), a.numel()))
     return found
 
 
 @loop
-def look_up_values(a, b, table, found, start, stop):  # type: ignore[no-untyped-def]
-    for i in range(start, stop):
-        found[i] = table[np.intp(a[i]) * CODES + np.intp(b[i])]
+def look_up_pairs_part(a, b, table, found, start, stop):  # type: ignore[no-untyped-def]
+    look_up_both(pointer(a, start), stop - start, pointer(table, 0), pointer(b, start), pointer(found, start))
 
 
 look_up_pairs_operator = Operator(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._memory import empty
@@ -107,18 +108,20 @@ class Steps(NamedTuple):
 
 def steps(finish: Finish) -> Steps:
     """For the loops."""
-    nothing = np.empty(0, np.float32)
-    codes = np.empty(0, np.uint8)
-    table = finish.table
+    factor, grid, bias, table, other, packed = finish
     return Steps(
-        finish.factor.numpy(),
-        finish.grid.numpy(),
-        nothing if finish.bias is None else finish.bias.numpy(),
-        codes if table is None else table.contiguous().view(-1).numpy(),
-        table is not None and table.dim() == 2 and finish.other is None,
-        codes if finish.other is None else finish.other.contiguous().view(-1).numpy(),
-        finish.packed,
+        _flat(factor, np.float32),
+        _flat(grid, np.float32),
+        _flat(bias, np.float32),
+        _flat(table, np.uint8),
+        table is not None and table.dim() == 2 and other is None,
+        _flat(other, np.uint8),
+        packed,
     )
+
+
+def _flat(t: Tensor | None, kind: type[np.generic]) -> NDArray[Any]:
+    return np.empty(0, kind) if t is None else t.detach().contiguous().view(-1).numpy()
 
 
 def room(rows: int, columns: int, finish: Finish) -> Tensor:
@@ -129,20 +132,21 @@ def room(rows: int, columns: int, finish: Finish) -> Tensor:
 
 
 def check(finish: Finish, rows: int, columns: int) -> None:
-    """Raises `ValueError` unless everything fits sums `[rows, columns]`: the loops do not look again."""
+    """Raises `ValueError` unless shapes and types fit sums `[rows, columns]`: the loops do not look again."""
     factor, grid, bias, table, other, packed = finish
     fits = {
-        "factor": factor.shape in ((1,), (columns,)),
-        "grid": grid.shape == (3,),
-        "bias": bias is None or bias.shape == (columns,),
-        "other": other is None or (other.shape == (rows, columns) and table is not None),
-        "table": table is None or table.shape in _table_shapes(columns, other is not None),
+        "factor": factor.shape in ((1,), (columns,)) and factor.dtype == torch.float32,
+        "grid": grid.shape == (3,) and grid.dtype == torch.float32,
+        "bias": bias is None or (bias.shape == (columns,) and bias.dtype == torch.float32),
+        "table": table is None
+        or (table.shape in _table_shapes(columns, other is not None) and table.dtype in (torch.uint8, torch.float32)),
+        "other": other is None or (table is not None and other.shape == (rows, columns) and other.dtype == torch.uint8),
         "packed": not packed or table is None or table.dtype == torch.uint8,
     }
     for name, right in fits.items():
         if not right:
             given = getattr(finish, name)
-            what = f"shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+            what = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
             raise ValueError(f"finish.{name} does not fit sums of shape {(rows, columns)}: got {what}")
 
 
@@ -251,11 +255,26 @@ def code_of(value, scale, zero, top):  # type: ignore[no-untyped-def]
 def look_up_row(codes, columns, table, by_column, other, others, to):  # type: ignore[no-untyped-def]
     """What the table makes of the codes of a row."""
     if others > 0:
-        for c in range(columns):
-            to[c] = table[np.intp(codes[c]) * CODES + np.intp(other[c])]
+        look_up_both(codes, columns, table, other, to)
     elif by_column:
-        for c in range(columns):
-            to[c] = table[c * CODES + np.intp(codes[c])]
+        look_up_columns(codes, columns, table, to)
     else:
-        for c in range(columns):
-            to[c] = table[np.intp(codes[c])]
+        look_up_values(codes, columns, table, to)
+
+
+@loop
+def look_up_values(codes, count, table, to):  # type: ignore[no-untyped-def]
+    for c in range(count):
+        to[c] = table[np.intp(codes[c])]
+
+
+@loop
+def look_up_columns(codes, count, table, to):  # type: ignore[no-untyped-def]
+    for c in range(count):
+        to[c] = table[c * CODES + np.intp(codes[c])]
+
+
+@loop
+def look_up_both(codes, count, table, other, to):  # type: ignore[no-untyped-def]
+    for c in range(count):
+        to[c] = table[np.intp(codes[c]) * CODES + np.intp(other[c])]

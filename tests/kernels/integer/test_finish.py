@@ -112,10 +112,12 @@ def test_what_is_packed_is_unpacked(rows, columns):
     ("name", "wrong"),
     [
         ("factor", torch.ones(2)),
+        ("factor", torch.ones(3, dtype=torch.float64)),
         ("grid", torch.ones(2)),
         ("bias", torch.ones(1)),
         ("table", torch.ones(255)),
         ("table", torch.ones(2, 256)),
+        ("table", torch.ones(256, dtype=torch.float16)),
         ("other", torch.zeros(3, 3, dtype=torch.uint8)),
     ],
 )
@@ -135,4 +137,17 @@ def test_one_table_of_pairs_is_no_table_by_column():
     sums = torch.randint(-4000, 4000, (2, 256), dtype=torch.int32)
     for table in ("by column", "with other"):
         finish = a_finish(2, 256, table=table)
+        assert torch.equal(finished(sums, finish), plain_finish(sums, finish))
+
+
+def test_parts_of_larger_tensors():
+    """Factors, biases and tables that lie apart, and want a gradient."""
+    sums = torch.randint(-4000, 4000, (4, 9), dtype=torch.int32)
+    factor, bias = (torch.rand(9, 2) * 1e-2).requires_grad_()[:, 0], torch.randn(18)[::2]
+    table = torch.randint(256, (256, 9), dtype=torch.uint8).T
+    for finish in (
+        Finish(factor, INT8),
+        Finish(factor, INT8, bias, table),
+        Finish(torch.ones(1), INT8.flip(0).flip(0)),
+    ):
         assert torch.equal(finished(sums, finish), plain_finish(sums, finish))

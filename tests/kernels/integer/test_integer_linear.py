@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels._threads import loop
+from dqconvert.kernels.integer import _strips as strips
 from dqconvert.kernels.integer import linear as module
+from dqconvert.kernels.integer._pointer import pointer
 from dqconvert.kernels.integer._strips import GROUP, HEIGHT, multiply
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, pack, plain_finish
@@ -91,6 +93,21 @@ def test_factors_at_the_ends_of_their_range():
         c = torch.empty(6, 16, dtype=torch.int32)
         product(x.flatten().numpy(), 0, 4, 6, pack_weight(w).flatten().numpy(), 0, 64, c.view(-1).numpy(), 16, 2, True)
         assert (c == 4 * a * b).all()
+
+
+def test_strips_of_other_processors_sum_the_same(monkeypatch):
+    """Without the instruction that adds two products up."""
+    monkeypatch.setattr(strips, "_IN_ONE_STEP", False)
+    general = strips._strip(2)
+
+    @numba.njit
+    def product_of(a, b, c):
+        general(pointer(a, 0), a.shape[1], pointer(b, 0), pointer(c, 0), c.shape[1], a.shape[1] // 2, True)
+
+    a, weight = torch.randint(-255, 256, (HEIGHT, 34), dtype=torch.int16), centred(GROUP, 34)
+    c = torch.empty(HEIGHT, GROUP, dtype=torch.int32)
+    product_of(a.numpy(), pack_weight(weight).numpy(), c.numpy())
+    assert torch.equal(c.long(), a.long() @ weight.long().T)
 
 
 @given(st.integers(0, 40), st.integers(0, 9))
