@@ -14,6 +14,7 @@ from dqconvert.kernels import _propagate_loops as loops
 from dqconvert.kernels._chain import flags, has_loops, matrix, observe, rows_of
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels._memory import empty
+from dqconvert.kernels._multiply import VECTOR
 from dqconvert.kernels._select import Found, Messages, Rows, Values, ends_of
 from dqconvert.kernels._threads import balanced, parts, run
 from dqconvert.kernels._tile import Caught, Chain
@@ -70,7 +71,7 @@ class SumsOfRows(Sums):
         scheme = self.grid.scheme
         # Codes of up to eight bits are sent as such: a quarter of the memory to gather from. They hold no NaN.
         self._coded = scheme.quant_max - scheme.quant_min < 256
-        self._sent = empty(x.shape, torch.uint8 if self._coded else x.dtype).numpy()
+        self._sent = self._place()
         if scheme.observe and not (self.grid.settled and self._round(catch=True)):
             observe(self.grid, Rows(self._x, self._skip if len(self._skip) else None, self._often))
             self._round(catch=False)
@@ -81,9 +82,18 @@ class SumsOfRows(Sums):
         """Rounds with the range as it is; whether, if values were to be caught, it stays so."""
         found = self._rounded(catch)
         if found is None:
-            self._coded, self._sent = False, empty(self._x.shape, self.dtype).numpy()
+            self._coded = False
+            self._sent = self._place()
             found = self._rounded(catch)
         return bool(found)
+
+    def _place(self) -> NDArray[Any]:
+        """Where the rows lie that are sent; codes with room behind them, as whole vectors are read."""
+        if not self._coded:
+            return empty(self._x.shape, self.dtype).numpy()
+        self._codes = empty((self._x.size + VECTOR,), torch.uint8).numpy()
+        self._codes[self._x.size :] = 0
+        return self._codes[: self._x.size].reshape(self._x.shape)
 
     def _rounded(self, catch: bool) -> bool | None:
         """None: there is NaN among what was to become codes."""
@@ -128,7 +138,7 @@ class SumsOfRows(Sums):
     def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
         if self._coded:
             parameters = self.grid.parameters(self._x.dtype.type)
-            coded = (self._sent, self._x, self._skip, parameters, self._senders, self._ptr, self._mean, y, chain)
+            coded = (self._codes, self._x, self._skip, parameters, self._senders, self._ptr, self._mean, y, chain)
             run(lambda part, start, stop: loops.sum_codes(*coded, caught[part], start, stop), self._cuts)
         else:
             args = (self._sent, self._senders, self._ptr, self._mean, y, chain)

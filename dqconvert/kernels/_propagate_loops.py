@@ -6,6 +6,7 @@ import numba
 import numpy as np
 
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
+from dqconvert.kernels._row_strips import add_rows, room_for
 from dqconvert.kernels._select_loops import collect, collect_messages
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import (
@@ -111,12 +112,6 @@ def any_nan(x):  # type: ignore[no-untyped-def]
 
 
 @loop
-def add_codes(codes, offset, scale, out):  # type: ignore[no-untyped-def]
-    for c in range(out.size):
-        out[c] += (out.dtype.type(codes[c]) + offset) * scale
-
-
-@loop
 def divide_rows(x, ptr, y, start, stop):  # type: ignore[no-untyped-def]
     """Divides each row by its number of edges, unless there is none."""
     for r in range(start, stop):
@@ -155,30 +150,32 @@ def sum_rows(sent, senders, ptr, mean, y, chain, caught, start, stop):  # type: 
 
 @loop
 def sum_codes(codes, x, skip, grid, senders, ptr, mean, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
-    """Like `sum_rows`, where the rows that are not skipped are sent as codes above the smallest."""
-    step = tile_rows(y.shape[1])
+    """Like `sum_rows`, where the rows that are not skipped are sent as codes above the smallest.
+
+    `codes`: uint8, flat, see :func:`dqconvert.kernels._row_strips.add_rows`.
+    """
+    columns = y.shape[1]
+    step = tile_rows(columns)
     spare = scratch(y, step)
+    sums = np.empty(room_for(columns, y.itemsize), y.dtype)
     offset, scale = grid[2] - grid[1], grid[0]
-    end = ptr[stop] - AHEAD
+    end = ptr[stop]
     for first in range(start, stop, step):
         last = min(first + step, stop)
         for t in range(first, last):
-            row = y[t]
-            row[:] = 0
-            for place in range(ptr[t], ptr[t + 1]):
-                if place < end:
-                    s = senders[place + AHEAD]
-                    if skip.size > 0 and skip[s]:
-                        fetch_row(x, s)
-                    else:
-                        fetch_row(codes, s)
-                s = senders[place]
-                if skip.size > 0 and skip[s]:
-                    add_values(x[s], row)
-                else:
-                    add_codes(codes[s], offset, scale, row)
-            if mean and ptr[t + 1] - ptr[t] > 1:
-                divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
+            sums[:] = 0
+            place, until = ptr[t], ptr[t + 1]
+            while place < until:
+                begin = place
+                while place < until and not (skip.size > 0 and skip[senders[place]]):
+                    place += 1
+                add_rows(codes, columns, senders, begin, place, end, offset, scale, sums)
+                while place < until and skip.size > 0 and skip[senders[place]]:
+                    add_values(x[senders[place]], sums[:columns])
+                    place += 1
+            copy_values(sums[:columns], y[t])
+            if mean and until - ptr[t] > 1:
+                divide_values(y[t], y.dtype.type(until - ptr[t]))
         chain_tile(y, first, last, chain, caught, spare)
 
 

@@ -1,4 +1,4 @@
-"""Sums of rows of codes: bytes are added as 16-bit numbers, 32 columns in two vectors, and stay in registers."""
+"""Sums of rows that are stored as codes: a strip of columns stays in registers while the loop runs along the edges."""
 
 from __future__ import annotations
 
@@ -9,92 +9,86 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
+from dqconvert.kernels._multiply import VECTOR
 from dqconvert.kernels._prefetch import AHEAD, LINE, ask
 from dqconvert.kernels._threads import loop
 
-WIDTH = 32
-"""Columns, and bytes, of a vector. Rows are read up to whole vectors: so much must lie behind the last one."""
-
-_MOST = 257
-"""Rows of bytes whose sum is sure to fit into 16 bits."""
-
-_BYTES, _HALVES = ir.IntType(8), ir.IntType(16)
-_LANES = WIDTH // 2
+_BYTE, _LANE = ir.IntType(8), ir.IntType(32)
 
 
 def _strip(vectors: int) -> Any:
-    """A loop over some edges: adds up `vectors` vectors of the rows of their senders."""
+    """A loop over some edges, for so many vectors of columns."""
 
     @intrinsic
-    def strip(typing_context, codes, at, columns, senders, start, stop, end, sums, to):  # type: ignore[no-untyped-def]
-        number = types.intp
-        signature = types.void(codes, number, number, senders, number, number, number, sums, number)
+    def strip(typing_context, codes, at, columns, senders, start, stop, end, offset, scale, sums):  # type: ignore[no-untyped-def]
+        number, value = types.intp, sums.dtype
+        signature = types.void(codes, number, number, senders, number, number, number, value, value, sums)
 
         def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            codes, at, columns, senders, start, stop, end, sums, to = args
+            codes, at, columns, senders, start, stop, end, offset, scale, sums = args
 
             def data(position: int, array: Any) -> Any:
                 return arrayobj.make_array(signature.args[position])(context, builder, array).data
 
-            first, edges, totals = data(0, codes), data(3, senders), data(7, sums)
-            index = at.type
-            halves = ir.VectorType(_HALVES, _LANES)
-            zero = ir.Constant(halves, None)
-            low = ir.Constant(halves, [255] * _LANES)
-            eight = ir.Constant(halves, [8] * _LANES)
+            first, edges, totals = data(0, codes), data(3, senders), builder.gep(data(9, sums), [at])
+            index, scalar = at.type, offset.type
+            size = 4 if isinstance(scalar, ir.FloatType) else 8
+            lanes = VECTOR // size
+            vector = ir.VectorType(scalar, lanes)
 
-            def row(edge: Any) -> Any:
-                sender = builder.load(builder.gep(edges, [edge]))
-                wide = sender if sender.type == index else builder.sext(sender, index)
-                return builder.gep(first, [builder.add(builder.mul(wide, columns), at)])
+            def everywhere(value: Any) -> Any:
+                nothing = ir.Constant(vector, ir.Undefined)
+                one = builder.insert_element(nothing, value, _LANE(0))
+                return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_LANE, lanes), [0] * lanes))
 
+            def place_of(edge: Any) -> Any:
+                row = builder.load(builder.gep(edges, [edge]))
+                return builder.gep(first, [builder.add(builder.mul(row, columns), at)])
+
+            places = [
+                builder.bitcast(builder.gep(totals, [index(number * lanes)]), vector.as_pointer())
+                for number in range(vectors)
+            ]
+            offset, scale, before = everywhere(offset), everywhere(scale), []
+            for place in places:
+                loaded = builder.load(place)
+                loaded.align = size
+                before.append(loaded)
             entry = builder.block
             body, done = builder.append_basic_block("edges"), builder.append_basic_block("done")
             builder.cbranch(builder.icmp_signed("<", start, stop), body, done)
 
             builder.position_at_end(body)
             edge = builder.phi(index)
-            before = [builder.phi(halves) for _ in range(2 * vectors)]
+            found = [builder.phi(vector) for _ in range(vectors)]
             # Near the end it asks for the last row again, which costs nothing.
             soon, last = builder.add(edge, index(AHEAD)), builder.sub(end, index(1))
-            place = row(builder.select(builder.icmp_signed("<", soon, last), soon, last))
-            for byte in range(0, vectors * WIDTH, LINE):
-                ask(builder, builder.gep(place, [index(byte)]))
-            place = row(edge)
-            after = []
-            for vector in range(vectors):
-                source = builder.bitcast(builder.gep(place, [index(vector * WIDTH)]), halves.as_pointer())
-                pair = builder.load(source)
-                pair.align = 1
-                after.append(builder.add(before[2 * vector], builder.and_(pair, low)))
-                after.append(builder.add(before[2 * vector + 1], builder.lshr(pair, eight)))
+            ahead = place_of(builder.select(builder.icmp_signed("<", soon, last), soon, last))
+            for byte in range(0, vectors * lanes, LINE):
+                ask(builder, builder.gep(ahead, [index(byte)]))
+            row, after = place_of(edge), []
+            for number in range(vectors):
+                source = builder.gep(row, [index(number * lanes)])
+                part = builder.load(builder.bitcast(source, ir.VectorType(_BYTE, lanes).as_pointer()))
+                part.align = 1
+                value = builder.sitofp(builder.zext(part, ir.VectorType(_LANE, lanes)), vector)
+                value = builder.fmul(builder.fadd(value, offset), scale)
+                after.append(builder.fadd(found[number], value))
             following = builder.add(edge, index(1))
             builder.cbranch(builder.icmp_signed("<", following, stop), body, done)
             edge.add_incoming(start, entry)
             edge.add_incoming(following, body)
-            for old, new in zip(before, after, strict=True):
-                old.add_incoming(zero, entry)
-                old.add_incoming(new, body)
+            for total, old, new in zip(found, before, after, strict=True):
+                total.add_incoming(old, entry)
+                total.add_incoming(new, body)
 
             builder.position_at_end(done)
-            found = [builder.phi(halves) for _ in range(2 * vectors)]
-            for total, new in zip(found, after, strict=True):
-                total.add_incoming(zero, entry)
+            results = [builder.phi(vector) for _ in range(vectors)]
+            for total, old, new in zip(results, before, after, strict=True):
+                total.add_incoming(old, entry)
                 total.add_incoming(new, body)
-            # Even and odd columns, in turn.
-            order = ir.Constant(
-                ir.VectorType(ir.IntType(32), WIDTH), [lane // 2 + _LANES * (lane % 2) for lane in range(WIDTH)]
-            )
-            whole = ir.VectorType(ir.IntType(32), WIDTH)
-            for vector in range(vectors):
-                mixed = builder.shuffle_vector(found[2 * vector], found[2 * vector + 1], order)
-                target = builder.bitcast(
-                    builder.gep(totals, [builder.add(to, index(vector * WIDTH))]), whole.as_pointer()
-                )
-                old = builder.load(target)
-                old.align = 4
-                stored = builder.store(builder.add(old, builder.zext(mixed, whole)), target)
-                stored.align = 4
+            for place, total in zip(places, results, strict=True):
+                builder.store(total, place).align = size
             return context.get_dummy_value()
 
         return signature, write
@@ -102,29 +96,34 @@ def _strip(vectors: int) -> Any:
     return strip
 
 
-_1, _2, _4 = _strip(1), _strip(2), _strip(4)
+_1, _2, _4, _8 = (_strip(vectors) for vectors in (1, 2, 4, 8))
 
 
 @loop
-def add_rows(codes, columns, senders, start, stop, end, sums):  # type: ignore[no-untyped-def]
-    """Adds rows `senders[start:stop]` of the codes to `sums`.
+def add_rows(codes, columns, senders, start, stop, end, offset, scale, sums):  # type: ignore[no-untyped-def]
+    """Adds `(code + offset) * scale` of the rows `senders[start:stop]` to `sums`, one row after the other.
 
-    `codes`: uint8, flat, `columns` to a row, and `WIDTH` more behind the last one. `end`: up to which edge rows may be
-    asked for ahead. `sums`: int32, as many as whole vectors hold; those beyond the columns are of no meaning.
+    `codes`: uint8, flat, `columns` to a row, and `VECTOR` more behind the last one, as whole vectors are read. `end`:
+    up to which edge rows may be asked for ahead. `sums`: as many as `room_for` says; those beyond the columns are of
+    no meaning.
     """
-    for first in range(start, stop, _MOST):
-        last = min(first + _MOST, stop)
-        at = 0
-        while columns - at > 2 * WIDTH:
-            _4(codes, at, columns, senders, first, last, end, sums, at)
-            at += 4 * WIDTH
-        if columns - at > WIDTH:
-            _2(codes, at, columns, senders, first, last, end, sums, at)
-        elif columns - at > 0:
-            _1(codes, at, columns, senders, first, last, end, sums, at)
+    lanes = VECTOR // sums.itemsize
+    groups, group = (columns + lanes - 1) // lanes, 0
+    while groups - group >= 8:
+        _8(codes, group * lanes, columns, senders, start, stop, end, offset, scale, sums)
+        group += 8
+    if groups - group >= 4:
+        _4(codes, group * lanes, columns, senders, start, stop, end, offset, scale, sums)
+        group += 4
+    if groups - group >= 2:
+        _2(codes, group * lanes, columns, senders, start, stop, end, offset, scale, sums)
+        group += 2
+    if groups - group >= 1:
+        _1(codes, group * lanes, columns, senders, start, stop, end, offset, scale, sums)
 
 
 @loop
-def room_for(columns):  # type: ignore[no-untyped-def]
-    """How many sums `add_rows` writes to."""
-    return (columns + 4 * WIDTH - 1) // (4 * WIDTH) * 4 * WIDTH
+def room_for(columns, itemsize):  # type: ignore[no-untyped-def]
+    """How many sums there are in whole vectors."""
+    lanes = VECTOR // itemsize
+    return (columns + lanes - 1) // lanes * lanes
