@@ -19,6 +19,7 @@ from dqconvert.kernels import _tile as tile
 from dqconvert.kernels._grid import Grid, Steps
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._select import Ends, Found, Rows, Values, ends_of, percentiles
+from dqconvert.kernels._span import CLIP, GRID, NOTE
 from dqconvert.kernels._threads import parts, run
 
 
@@ -256,14 +257,13 @@ def _chain(
     for place, grid in enumerate(grids):
         if grid is not None:
             parameters[place] = grid.parameters(dtype)
-            kinds[place] = tile.GRID + tile.CLIP * grid.scheme.clip + tile.CATCH * (place in observing)
+            kinds[place] = GRID + CLIP * grid.scheme.clip + NOTE * (place in observing)
             bounds[place] = grid.lo, grid.hi
     nothing = np.empty((0, 0), dtype)
     return tile.Chain(
         bias=nothing.reshape(-1) if added.bias is None else added.bias.detach().contiguous().numpy(),
         other=nothing if added.other is None else matrix(added.other),
         alpha=dtype(1 if added.alpha is None else float(added.alpha)),
-        scaled=added.alpha is not None,
         skip=added.skip,
         relu=relu,
         grids=parameters,

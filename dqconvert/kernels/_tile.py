@@ -1,7 +1,7 @@
 """The loops of the chain: over a tile of rows, that stays in the cache while everything is done to it.
 
-In a tile every value is rounded; the rows that are protected are kept aside meanwhile. One thing per loop: only such
-loops are turned into vector instructions.
+What is not written in vectors (:mod:`dqconvert.kernels._span`) does one thing per loop: only such loops are turned into
+vector instructions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from dqconvert.kernels._select_loops import collect
+from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._span import chain_span
 from dqconvert.kernels._threads import loop
-
-GRID, CLIP, CATCH = 1, 2, 4
-"""Bits of a place's `kind`: there is a grid; gradients of clipped values do not pass; values outside are noted."""
 
 _TILE = 2048  # values: long enough for the vector units, short enough for the first cache
 
@@ -30,7 +28,7 @@ class Chain(NamedTuple):
     """A chain as the loops take it; what is left out is empty.
 
     Attributes:
-        bias: `[columns]`. other: `[rows, columns]`, times `alpha` if `scaled`.
+        bias: `[columns]`. other: `[rows, columns]`, times `alpha`.
         skip: bool `[rows]`, the rows that grids leave alone.
         relu: Whether there is a ReLU.
         grids: `[3, 4]`, see :meth:`dqconvert.kernels._grid.Grid.parameters`. kinds: uint8 `[3]`.
@@ -41,7 +39,6 @@ class Chain(NamedTuple):
     bias: Any
     other: Any
     alpha: Any
-    scaled: bool
     skip: Any
     relu: bool
     grids: Any
@@ -64,78 +61,45 @@ class Caught(NamedTuple):
 
 @loop
 def scratch(y, step):  # type: ignore[no-untyped-def]
-    """What a tile needs: codes, and the protected rows with their bits."""
-    size = step * y.shape[1]
-    return np.empty(size, y.dtype), np.empty(size, y.dtype), np.empty(size, np.uint8)
+    """What a tile needs: the bias of every row of it."""
+    return np.empty(step * y.shape[1], y.dtype)
 
 
 @loop
 def chain_tile(y, first, last, chain, caught, spare):  # type: ignore[no-untyped-def]
     """Rows `first` to `last` of `y`, in place, through grid 0, the sum, grid 1, the ReLU and grid 2."""
-    kinds, bits, bias, other = chain.kinds, chain.bits, chain.bias, chain.other
+    bits, bias, other, skip = chain.bits, chain.bias, chain.other, chain.skip
     columns = y.shape[1]
-    a, b = first * columns, last * columns
-    values = y.reshape(-1)[a:b]
-    passes = bits.reshape(-1)[a:b] if bits.size > 0 else bits.reshape(-1)[0:0]
-    for c in range(passes.size):
-        passes[c] = np.uint8(3)
-    if kinds[0] != 0:
-        grid_tile(y, first, last, 0, chain, caught, np.uint8(1), passes, spare)
     if bias.size > 0:
-        for r in range(first, last):
-            add_values(bias, y[r])
-    if other.size > 0:
-        if chain.scaled:
-            add_scaled(other.reshape(-1)[a:b], chain.alpha, values)
-        else:
-            add_values(other.reshape(-1)[a:b], values)
-    if kinds[1] != 0:
-        grid_tile(y, first, last, 1, chain, caught, np.uint8(0), passes, spare)
-    if chain.relu:
-        codes = spare[0]
-        if passes.size > 0:
-            relu_bits(values, passes)
-        relu_values(values, codes)  # not in place: that would be a store on condition, which is not done by vectors
-        copy_values(codes, values)
-    if kinds[2] != 0:
-        grid_tile(y, first, last, 2, chain, caught, np.uint8(0), passes, spare)
-
-
-@loop
-def grid_tile(y, first, last, place, chain, caught, left, passes, spare):  # type: ignore[no-untyped-def]
-    """One grid: notes the values outside the bounds, and rounds. `left`: the bits that clipping leaves."""
-    codes, kept, marks = spare
-    skip, grid, kind, bounds = chain.skip, chain.grids[place], chain.kinds[place], chain.bounds[place]
-    columns = y.shape[1]
-    values = y.reshape(-1)[first * columns : last * columns]
-    if kind & np.uint8(4):
-        counts = caught.counts[place]
-        below, above = caught.values[place, 0, counts[0] :], caught.values[place, 1, counts[1] :]
-        once = np.empty(0, np.int64)
-        more, over, odd, full = collect(y, skip, once, first, last, bounds[0], bounds[1], below, above, once, once)
-        counts[0] += more
-        counts[1] += over
-        counts[2] += odd
-        counts[3] |= full
-    clip = passes.size > 0 and (kind & np.uint8(2)) != 0
-    if skip.size > 0:
-        for r in range(first, last):
-            if skip[r]:
-                at = (r - first) * columns
-                copy_values(y[r], kept[at : at + columns])
-                if clip:
-                    copy_values(passes[at : at + columns], marks[at : at + columns])
-    round_values(values, grid, codes)
-    if clip:
-        clip_bits(codes, grid, passes, left)
-    back_values(codes, grid, values)
-    if skip.size > 0:
-        for r in range(first, last):
-            if skip[r]:
-                at = (r - first) * columns
-                copy_values(kept[at : at + columns], y[r])
-                if clip:
-                    copy_values(marks[at : at + columns], passes[at : at + columns])
+        for r in range(last - first):
+            copy_values(bias, spare[r * columns : (r + 1) * columns])
+    flags = np.empty(4, np.uint8)
+    flags[0], flags[1], flags[2], flags[3] = bits.size > 0, bias.size > 0, other.size > 0, chain.relu
+    none = np.zeros(3, np.uint8)
+    room = caught.values.shape[2]
+    begin = first
+    while begin < last:
+        skipped = skip.size > 0 and skip[begin]
+        end = begin + 1
+        while end < last and (skip.size > 0 and skip[end]) == skipped:
+            end += 1
+        at = begin * columns
+        chain_span(
+            pointer(y, at),
+            (end - begin) * columns,
+            pointer(bits, at if bits.size > 0 else 0),
+            pointer(spare, (begin - first) * columns if bias.size > 0 else 0),
+            pointer(other, at if other.size > 0 else 0),
+            chain.alpha,
+            pointer(flags, 0),
+            pointer(none if skipped else chain.kinds, 0),
+            pointer(chain.grids, 0),
+            pointer(chain.bounds, 0),
+            pointer(caught.counts, 0),
+            pointer(caught.values, 0),
+            room,
+        )
+        begin = end
 
 
 @loop
@@ -193,13 +157,6 @@ def round_values(x, grid, codes):  # type: ignore[no-untyped-def]
 
 
 @loop
-def clip_bits(codes, grid, bits, left):  # type: ignore[no-untyped-def]
-    low, high = grid[2], grid[3]
-    for c in range(bits.size):
-        bits[c] &= left if (codes[c] <= low) | (codes[c] >= high) else np.uint8(3)
-
-
-@loop
 def back_values(codes, grid, y):  # type: ignore[no-untyped-def]
     scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
     for c in range(y.size):
@@ -207,20 +164,6 @@ def back_values(codes, grid, y):  # type: ignore[no-untyped-def]
         q = low if q < low else q  # NaN stays NaN
         q = high if q > high else q
         y[c] = (q - zero_point) * scale
-
-
-@loop
-def relu_bits(y, bits):  # type: ignore[no-untyped-def]
-    zero = y.dtype.type(0)
-    for c in range(y.size):
-        bits[c] &= np.uint8(0) if y[c] <= zero else np.uint8(3)
-
-
-@loop
-def relu_values(y, out):  # type: ignore[no-untyped-def]
-    zero = y.dtype.type(0)
-    for c in range(y.size):
-        out[c] = zero if y[c] <= zero else y[c]
 
 
 @loop
