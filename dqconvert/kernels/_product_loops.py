@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels._multiply import VECTOR, groups_of, multiply
+from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._span import round_span
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import (
     add_values,
-    back_values,
     chain_tile,
     copy_values,
     dot,
     pass_values,
-    round_values,
     scale_values,
     scratch,
 )
@@ -51,12 +51,11 @@ def padded(columns, itemsize):  # type: ignore[no-untyped-def]
 @loop
 def round_rows(x, first, last, entry, skip, rows):  # type: ignore[no-untyped-def]
     """Rows `first` to `last` of `x` into `rows`, rounded to the grid `entry` unless they are skipped."""
-    for r in range(first, last):
-        if skip.size > 0 and skip[r]:
-            copy_values(x[r], rows[r - first])
-        else:
-            round_values(x[r], entry, rows[r - first])
-            back_values(rows[r - first], entry, rows[r - first])
+    depth, wide = x.shape[1], rows.shape[1]
+    for r in range(last - first):
+        copy_values(x[first + r], rows[r, :depth])
+        if not (skip.size > 0 and skip[first + r]):
+            round_span(pointer(rows, r * wide), depth, pointer(entry, 0))
 
 
 @loop
@@ -137,7 +136,7 @@ def products_back(  # type: ignore[no-untyped-def]
             multiply_back(flat_back, columns, rows, packed, groups, to_x, first, product)
         if to_weight.size > 0:
             if entry.size > 0:
-                round_rows(x, first, last, entry, skip, rows_of_x[:, :depth])
+                round_rows(x, first, last, entry, skip, rows_of_x)
             elif apart_rows:
                 for r in range(rows):
                     copy_values(x[first + r], rows_of_x[r, :depth])

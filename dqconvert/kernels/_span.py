@@ -132,18 +132,38 @@ class _Writer:
         with builder.if_then(place.grid):
             with builder.if_then(place.note):
                 self.note(place, builder.load(value), mask)
-            rint = self.function(f"llvm.rint.{self.suffix}", self.vector, self.vector)
-            scaled = builder.fadd(builder.fdiv(builder.load(value), place.scale), place.zero_point)
-            code = builder.call(rint, [scaled])
+            code = self.code(place, builder.load(value))
             with builder.if_then(builder.and_(has_bits, place.clip)):
                 clipped = builder.or_(
                     builder.fcmp_ordered("<=", code, place.low), builder.fcmp_ordered(">=", code, place.high)
                 )
                 kept = builder.select(clipped, self.same(left, self.bytes), self.same(BOTH_BITS, self.bytes))
                 self.change(bits, lambda old: builder.and_(old, kept))
-            code = builder.select(builder.fcmp_ordered("<", code, place.low), place.low, code)  # NaN stays NaN
-            code = builder.select(builder.fcmp_ordered(">", code, place.high), place.high, code)
-            builder.store(builder.fmul(builder.fsub(code, place.zero_point), place.scale), value)
+            builder.store(self.value(place, code), value)
+
+    def code(self, place: _Place, value: Any) -> Any:
+        """The number of steps, which may lie beyond the grid's ends."""
+        builder = self.builder
+        rint = self.function(f"llvm.rint.{self.suffix}", self.vector, self.vector)
+        return builder.call(rint, [builder.fadd(builder.fdiv(value, place.scale), place.zero_point)])
+
+    def value(self, place: _Place, code: Any) -> Any:
+        """The value on the grid."""
+        builder = self.builder
+        code = builder.select(builder.fcmp_ordered("<", code, place.low), place.low, code)  # NaN stays NaN
+        code = builder.select(builder.fcmp_ordered(">", code, place.high), place.high, code)
+        return builder.fmul(builder.fsub(code, place.zero_point), place.scale)
+
+    def each(self, count: Any, step: Callable[[Any, Any], None]) -> None:
+        """Calls `step` for whole vectors, and with a mask for the values that are left."""
+        builder, index = self.builder, count.type
+        whole = builder.and_(count, index(-self.lanes))
+        with cgutils.for_range_slice(builder, index(0), whole, index(self.lanes), index, inc=True) as (start, _):
+            step(start, None)
+        left = builder.sub(count, whole)
+        with builder.if_then(builder.icmp_signed(">", left, index(0))):
+            numbers = ir.Constant(ir.VectorType(_I64, self.lanes), list(range(self.lanes)))
+            step(whole, builder.icmp_signed("<", numbers, self.everywhere(left)))
 
     def note(self, place: _Place, value: Any, mask: Any) -> None:
         """Notes values outside of the bounds, which few are."""
@@ -189,7 +209,7 @@ def _write_span(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     values, count, bits, bias, other, alpha, flags, kinds, grids, bounds, counts, noted, room = args
     value_type = signature.args[0].dtype
     writer = _Writer(context, builder, value_type, room)
-    index, lanes = count.type, writer.lanes
+    index = count.type
 
     def at(array: Any, place: int) -> Any:
         return builder.load(builder.gep(array, [index(place)]))
@@ -246,11 +266,26 @@ def _write_span(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         with builder.if_then(has_bits):
             writer.store(builder.load(bit), builder.gep(bits, [start]), 1, mask)
 
-    whole = builder.and_(count, index(-lanes))
-    with cgutils.for_range_slice(builder, index(0), whole, index(lanes), index, inc=True) as (start, _):
-        step(start, None)
-    left = builder.sub(count, whole)
-    with builder.if_then(builder.icmp_signed(">", left, index(0))):
-        numbers = ir.Constant(ir.VectorType(_I64, lanes), list(range(lanes)))
-        step(whole, builder.icmp_signed("<", numbers, writer.everywhere(left)))
+    writer.each(count, step)
     return context.get_dummy_value()
+
+
+@intrinsic
+def round_span(typing_context, values, count, grid):  # type: ignore[no-untyped-def]
+    """`count` values to a grid, in place; pointers to the values and to `[4]`, as in :func:`chain_span`."""
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values, count, grid = args
+        writer, no = _Writer(context, builder, signature.args[0].dtype, None), _I1(0)
+        numbers = [writer.everywhere(builder.load(builder.gep(grid, [count.type(i)]))) for i in range(4)]
+        place = _Place(_I1(1), no, no, *numbers, *(None,) * 7)  # type: ignore[call-arg]
+
+        def step(start: Any, mask: Any) -> None:
+            here = builder.gep(values, [start])
+            value = writer.load(here, writer.vector, writer.size, mask)
+            writer.store(writer.value(place, writer.code(place, value)), here, writer.size, mask)
+
+        writer.each(count, step)
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp, grid), write
