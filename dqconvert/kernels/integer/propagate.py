@@ -1,0 +1,284 @@
+"""Message passing on codes: every node adds up what its neighbours send, in integers, and no message is ever stored.
+
+sums[i, c] = sum over the edges e to i of (x[sender[e], c] - zero)                                    exactly, or
+sums[i, c] = sum over the edges e to i of clamp(round((x[sender[e], c] - zero) * multipliers[weight[e]]))
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._threads import balanced, run
+from dqconvert.kernels.integer._edge_strips import BIAS, LEAST, LOOKED_UP, MAX, MIN, SUM
+from dqconvert.kernels.integer._propagate_loops import messages_of_codes, propagate_rows
+from dqconvert.kernels.integer.finish import CODES, Finish, check, plain_finish, room, steps, unpack
+
+REDUCTIONS = {"sum": SUM, "mean": SUM, "max": MAX, "min": MIN}
+
+STEEPEST = 1e4
+"""Larger multipliers are as good as this one: all but zero is clamped. With them float32 rounds as it should."""
+
+EXACT = 1 << 23
+"""Messages whose sum fits into int32, whatever the codes: 2^23 * 255 < 2^31."""
+
+_SHORT = 257
+"""Bytes whose sum fits into 16 bits."""
+
+_ALL = 1 << 62
+"""There is no sum that could be too large."""
+
+_ONE_WEIGHT = np.zeros((1, 1), np.uint8)
+_NO_TABLE, _SAME = np.empty(0, np.int16), np.arange(16, dtype=np.uint8).reshape(1, 16)
+
+
+class MessageWeight(NamedTuple):
+    """What the messages of an edge are multiplied by.
+
+    Attributes:
+        codes: uint8 `[num_edges, heads]`, in the order of the receivers. Head `h` multiplies columns `h * columns /
+            heads` to `(h + 1) * columns / heads`.
+        multipliers: float32 `[256]`, finite, by the code: the weight's value times the scale of `x`, divided by the
+            scale of the messages.
+        grid: float32 `[3]`, of the messages: scale, zero, and the highest code.
+    """
+
+    codes: Tensor
+    multipliers: Tensor
+    grid: Tensor
+
+
+def plain_integer_propagate(
+    x: Tensor,
+    x_grid: Tensor,
+    ptr: Tensor,
+    senders: Tensor,
+    columns: int,
+    packed_input: bool,
+    reduce: str,
+    weight: Tensor | None,
+    multipliers: Tensor | None,
+    message_grid: Tensor | None,
+    factor: Tensor,
+    grid: Tensor,
+    bias: Tensor | None,
+    table: Tensor | None,
+    other: Tensor | None,
+    packed: bool,
+) -> Tensor:
+    """The definition that every implementation is held to.
+
+    **Arguments**: those of :func:`integer_propagate`; at the end those of a :class:`Finish`.
+    """
+    codes = unpack(x, columns) if packed_input else x
+    message = (codes.long() - x_grid[1].long())[senders.long()]
+    if weight is not None and multipliers is not None and message_grid is not None:
+        rows, heads = weight.shape
+        # In float64, where the product is exact and rounded once.
+        by_code = multipliers.clamp(-STEEPEST, STEEPEST).to(torch.float64)
+        product = message.view(rows, heads, columns // heads) * by_code[weight.long()].unsqueeze(2)
+        _, zero, top = message_grid.to(torch.float64)
+        message = product.round().clamp(-zero, top - zero).long().view(rows, columns)
+    degree = ptr.diff()
+    receivers = torch.arange(degree.numel(), device=x.device).repeat_interleave(degree)
+    sums = message.new_zeros(degree.numel(), columns)
+    if REDUCTIONS[reduce] == SUM:
+        sums.index_add_(0, receivers, message)
+    else:
+        places = receivers.unsqueeze(1).expand_as(message)
+        sums.scatter_reduce_(0, places, message, f"a{reduce}", include_self=False)
+    shares = 1 / degree.clamp(min=1).to(torch.float32) if reduce == "mean" else None
+    return plain_finish(sums, Finish(factor, grid, bias, table, other, packed), shares)
+
+
+def _on_cpu(
+    x: Tensor,
+    x_grid: Tensor,
+    ptr: Tensor,
+    senders: Tensor,
+    columns: int,
+    packed_input: bool,
+    reduce: str,
+    weight: Tensor | None,
+    multipliers: Tensor | None,
+    message_grid: Tensor | None,
+    factor: Tensor,
+    grid: Tensor,
+    bias: Tensor | None,
+    table: Tensor | None,
+    other: Tensor | None,
+    packed: bool,
+) -> Tensor:
+    finish = Finish(factor, grid, bias, table, other, packed)
+    nodes = ptr.numel() - 1
+    out = room(nodes, columns, finish)
+    if out.numel() == 0:
+        return out
+    zero, kind = int(x_grid.tolist()[1]), REDUCTIONS[reduce]
+    if packed_input and not (LOOKED_UP and (weight is None or _pack_whole(columns, weight.size(1)))):
+        x, packed_input = unpack(x, columns), False
+    size = x.size(1)
+    if size < LEAST:
+        x = torch.nn.functional.pad(x, (0, LEAST - size))
+
+    if weight is None or multipliers is None or message_grid is None:
+        weights, by_code, numbers = _ONE_WEIGHT, _SAME if packed_input else _NO_TABLE, (0, 0, 0, zero)
+    else:
+        weights, by_code = weight.contiguous().numpy(), multipliers.detach().contiguous().numpy()
+        _, message_zero, top = message_grid.tolist()
+        low, high = int(-message_zero), int(top - message_zero)
+        if packed_input:
+            by_code, numbers = messages_of_codes(by_code, zero, low, high), (0, 0, 0, -low)
+        else:
+            by_code, numbers = by_code.clip(-STEEPEST, STEEPEST), (zero, BIAS + low, BIAS + high, BIAS)
+    most = EXACT if kind == SUM else _ALL
+    block = most if kind != SUM or by_code.dtype == np.float32 else min(_SHORT, most)
+
+    order = ptr.contiguous().numpy()
+    args = (
+        x.detach().contiguous().numpy(),
+        order,
+        senders.contiguous().numpy(),
+        weights,
+        by_code,
+        numbers,
+        kind,
+        reduce == "mean",
+        block,
+        most,
+        size,
+        columns,
+        steps(finish),
+        out.numpy(),
+    )
+    run(lambda _, start, stop: propagate_rows(*args, start, stop), balanced(order, size))
+    return out
+
+
+def _pack_whole(columns: int, heads: int) -> bool:
+    """Whether the columns of each head, two to a byte, fill whole strips."""
+    return heads == 1 or columns // heads % (2 * LEAST) == 0
+
+
+def _fake(
+    x: Tensor,
+    x_grid: Tensor,
+    ptr: Tensor,
+    senders: Tensor,
+    columns: int,
+    packed_input: bool,
+    reduce: str,
+    weight: Tensor | None,
+    multipliers: Tensor | None,
+    message_grid: Tensor | None,
+    *finish: object,
+) -> Tensor:
+    _, _, _, table, _, packed = finish
+    width = (columns + 1) // 2 if packed else columns
+    dtype = table.dtype if isinstance(table, Tensor) else torch.uint8
+    return x.new_empty((ptr.numel() - 1, width), dtype=dtype)
+
+
+integer_propagate_operator = Operator("integer_propagate", plain_integer_propagate, fake=_fake, cpu=_on_cpu)
+
+
+def integer_propagate(
+    x: Tensor,
+    x_grid: Tensor,
+    ptr: Tensor,
+    senders: Tensor,
+    columns: int,
+    finish: Finish,
+    *,
+    weight: MessageWeight | None = None,
+    reduce: str = "sum",
+    packed_input: bool = False,
+) -> Tensor:
+    """Message passing on codes, in integers: exact, whatever the number of edges.
+
+    The messages of an edge are the codes of its sender; with `weight`, they are multiplied and rounded to a grid of
+    their own, halves to even.
+
+    **Arguments**
+
+    - `x`: uint8 codes `[num_senders, columns]`; with `packed_input`, two to a byte, `[num_senders, (columns + 1) //
+      2]`.
+    - `x_grid`: float32 `[3]`: scale, zero, and the highest code.
+    - `ptr`: int64 `[num_nodes + 1]`; the edges to node `i` are `ptr[i]` to `ptr[i + 1]`.
+    - `senders`: int32 or int64 `[num_edges]`. That all are there is not looked at again: see :func:`check_order`.
+    - `columns`: of the result.
+    - `finish`: what makes codes of the sums; its factor is the scale of the messages.
+    - `weight = None`: see :class:`MessageWeight`.
+    - `reduce = "sum"`: or `"mean"`, `"max"`, `"min"`; of a node without edges it is zero.
+    - `packed_input = False`: whether `x` is packed.
+
+    **Returns** `[num_nodes, columns]`, or `[num_nodes, (columns + 1) // 2]` if the finish packs; of its table's dtype,
+    or uint8.
+
+    **Raises** `ValueError` if shapes do not fit, or for another reduction; `TypeError` for types that do not.
+
+    ```python
+    >>> x = torch.tensor([[3, 5], [1, 1]], dtype=torch.uint8)
+    >>> ptr, senders = torch.tensor([0, 2, 3]), torch.tensor([0, 1, 0])
+    >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 4.0, 15.0]))
+    >>> integer_propagate(x, torch.tensor([0.5, 1.0, 15.0]), ptr, senders, 2, finish)
+    tensor([[5, 6],
+            [5, 6]], dtype=torch.uint8)
+
+    ```
+    """
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    width = (columns + 1) // 2 if packed_input else columns
+    if x.dim() != 2 or x.size(1) != width:
+        raise ValueError(f"{columns} columns take x of shape {('num_senders', width)}, got {tuple(x.shape)}")
+    if x.dtype != torch.uint8:
+        raise TypeError(f"x must be uint8 codes, got {x.dtype}")
+    if ptr.dtype != torch.int64 or senders.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"expected int64 ptr and int32 or int64 senders, got {ptr.dtype} and {senders.dtype}")
+    if weight is not None:
+        _check_weight(weight, senders.numel(), columns)
+    check(finish, ptr.numel() - 1, columns)
+    parts = (None, None, None) if weight is None else weight
+    result: Tensor = integer_propagate_operator(x, x_grid, ptr, senders, columns, packed_input, reduce, *parts, *finish)
+    return result
+
+
+def _check_weight(weight: MessageWeight, edges: int, columns: int) -> None:
+    codes, multipliers, grid = weight
+    if codes.dim() != 2 or codes.size(0) != edges or codes.size(1) == 0 or columns % codes.size(1) != 0:
+        raise ValueError(
+            f"{edges} edges of {columns} columns take weight codes {('num_edges', 'heads')}, of which the heads divide "
+            f"the columns; got {tuple(codes.shape)}"
+        )
+    if codes.dtype != torch.uint8 or multipliers.dtype != torch.float32:
+        raise TypeError(f"expected uint8 codes and float32 multipliers, got {codes.dtype} and {multipliers.dtype}")
+    if multipliers.shape != (CODES,) or grid.shape != (3,):
+        shapes = tuple(multipliers.shape), tuple(grid.shape)
+        raise ValueError(f"expected multipliers {(CODES,)} and a grid {(3,)}, got {shapes[0]} and {shapes[1]}")
+
+
+def check_order(ptr: Tensor, senders: Tensor, num_senders: int) -> None:
+    """Whether edges are in order and all their senders are there: once for each graph.
+
+    **Arguments**: `ptr`, `senders`: see :func:`integer_propagate`. `num_senders`: rows of `x`.
+
+    **Raises** `IndexError` if not.
+
+    ```python
+    >>> check_order(torch.tensor([0, 2]), torch.tensor([0, 4]), num_senders=4)
+    Traceback (most recent call last):
+    IndexError: an edge begins at node 4: there are 4 nodes
+
+    ```
+    """
+    if ptr.numel() == 0 or ptr[0] != 0 or ptr[-1] != senders.numel() or (ptr.diff() < 0).any():
+        raise IndexError(f"ptr must rise from 0 to the number of edges, {senders.numel()}")
+    if senders.numel() > 0:
+        low, high = (int(end) for end in senders.aminmax())
+        if low < 0 or high >= num_senders:
+            raise IndexError(f"an edge begins at node {low if low < 0 else high}: there are {num_senders} nodes")
