@@ -16,6 +16,8 @@ _HOME = {
     "prepare": "prepare",
     "Prepared": "prepare",
     "calibrate": "calibrate",
+    "convert": "convert",
+    "IntegerModule": "lower.module",
     "PreparedModule": "rewrite.module",
     "Report": "report",
     "save": "checkpoint",

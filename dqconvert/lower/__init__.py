@@ -1,0 +1,36 @@
+"""Prepared graph → integer graph, and the module that holds it.
+
+From the bottom: :mod:`.values` (what is known of a value), :mod:`.runtime` (functions that the integer graph calls),
+:mod:`.tables` and :mod:`.movers` (functions of single entries, and of their places), :mod:`.builder` (writes the
+graph), :mod:`.linear` and :mod:`.messages` (sums of integers), :mod:`.lowering` (the walk over the graph),
+:mod:`.compose` (tables into the operations before them).
+"""
+
+from __future__ import annotations
+
+from dqconvert.lower.check import check_prepared, check_ready
+from dqconvert.lower.evaluation import evaluation_graph, remove_unused
+from dqconvert.lower.lowering import Lowering
+from dqconvert.lower.module import IntegerModule
+from dqconvert.lower.report import IntegerReport
+from dqconvert.rewrite import PreparedModule
+
+
+def lower(module: PreparedModule) -> IntegerModule:
+    """The integer module of a prepared module that has ranges.
+
+    Raises:
+        LoweringError: If a quantizer has no range, or a weight is NaN.
+    """
+    graph = evaluation_graph(module)
+    check_ready(graph, module)
+    lowering = Lowering(graph, module)
+    lowering.run()
+    written = lowering.out.graph
+    remove_unused(written)
+    report = IntegerReport.of(written, lowering.floats)
+    integer: IntegerModule = IntegerModule.build(lowering.out.root, written, report=report)
+    return integer.eval()
+
+
+__all__ = ["IntegerModule", "IntegerReport", "check_prepared", "lower"]

@@ -1,0 +1,63 @@
+"""What a prepared module must be to become integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph
+
+from dqconvert.errors import LoweringError
+from dqconvert.lower.lowering import attribute
+from dqconvert.quant import FakeQuantize
+from dqconvert.rewrite import PreparedModule
+
+
+def check_prepared(module: Any) -> None:
+    """Raises :class:`LoweringError` for what :func:`dqconvert.prepare` did not return."""
+    if not isinstance(module, PreparedModule):
+        raise LoweringError(
+            f"convert takes the module that dqconvert.prepare returns, got a {type(module).__name__}: "
+            "prepare it, train or calibrate it, then convert it."
+        )
+
+
+def check_ready(graph: Graph, root: nn.Module) -> None:
+    """Raises :class:`LoweringError`, naming them, for quantizers without a range and for weights that are NaN.
+
+    Args:
+        graph: What is evaluated: quantizers that it does not reach need no range.
+        root: The prepared module.
+    """
+    reached = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
+    modules = {path: root.get_submodule(path) for path in reached}
+    quantizers = {path: m for path, m in modules.items() if isinstance(m, FakeQuantize) and m.fake_quant_enabled}
+    empty = [path for path, quantizer in quantizers.items() if not quantizer.is_observed()]
+    if empty:
+        raise LoweringError(
+            f"{_named(empty)} never observed a value: train at least one step, or run dqconvert.calibrate."
+        )
+    wrong = [path for path, q in quantizers.items() if not bool(torch.isfinite(q.min_val + q.max_val + q.scale).all())]
+    if wrong:
+        raise LoweringError(f"{_named(wrong)} has a range that is not finite: the training went astray.")
+    bad = [name for name, tensor in _tensors(graph, root) if tensor.is_floating_point() and bool(tensor.isnan().any())]
+    if bad:
+        raise LoweringError(f"{_named(bad)} holds NaN: the training went astray.")
+
+
+def _tensors(graph: Graph, root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers that a graph reads, by path."""
+    for node in graph.nodes:
+        if node.op == "get_attr" and isinstance(value := attribute(root, str(node.target)), Tensor):
+            yield str(node.target), value
+        if node.op == "call_module":
+            module = root.get_submodule(str(node.target))
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                yield f"{node.target}.{name}", tensor
+
+
+def _named(paths: list[str]) -> str:
+    shown = ", ".join(map(repr, paths[:8]))
+    return shown + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")

@@ -1,0 +1,70 @@
+"""What ``convert`` did: what runs on codes, and what stays in float and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from dqconvert.trace.note import note_of
+from dqconvert.trace.ops import qualified_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float:
+    """A node that computes in float.
+
+    Attributes:
+        node: Its name in the prepared graph.
+        op: What it calls.
+        source: File and line.
+        reason: Why it stays.
+    """
+
+    node: str
+    op: str
+    source: str
+    reason: str
+
+    @classmethod
+    def of(cls, node: Node, reason: str) -> Float:
+        """For the report."""
+        return cls(node=node.name, op=qualified_name(node), source=note_of(node).source, reason=reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerReport:
+    """What an integer module consists of.
+
+    Attributes:
+        ops: How often each operation is called, the graph's own computations included.
+        floats: What computes in float, in order.
+    """
+
+    ops: Mapping[str, int]
+    floats: tuple[Float, ...]
+
+    @classmethod
+    def of(cls, graph: Graph, floats: Mapping[Node, Float]) -> IntegerReport:
+        """Of a finished graph.
+
+        Args:
+            graph: The integer graph.
+            floats: What stays in float, by its node in ``graph``.
+        """
+        called = [node for node in graph.nodes if node.op.startswith("call")]
+        ops = Counter(qualified_name(node).rsplit(".", 1)[-1] for node in called)
+        return cls(ops=dict(ops), floats=tuple(floats[node] for node in called if node in floats))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A line for each operation, then a line for each that stays in float."""
+        lines = [f"{count:5} {name}" for name, count in sorted(self.ops.items())]
+        lines += [f"float {f.op} ({f.node}, {f.source}): {f.reason}" for f in self.floats]
+        return "\n".join(lines)

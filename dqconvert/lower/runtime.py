@@ -1,0 +1,121 @@
+"""The functions that an integer graph calls besides the kernels, torch's and PyG's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dqconvert.kernels.edge_order import edge_order
+from dqconvert.kernels.integer.codes import look_up, look_up_pairs
+from dqconvert.kernels.integer.finish import Finish, plain_finish
+
+
+def look_up_last(codes: Tensor, table: Tensor) -> Tensor:
+    """What a table says of each code, where columns may be spread over several dimensions.
+
+    Args:
+        codes: uint8 ``[rows, *rest]``.
+        table: ``[256]``; or ``[columns, 256]`` for as many columns as there are entries in a row.
+
+    Example:
+        >>> codes = torch.tensor([[[1], [2]]], dtype=torch.uint8)
+        >>> look_up_last(codes, torch.arange(512.0).view(2, 256)).tolist()
+        [[[1.0], [258.0]]]
+    """
+    if table.dim() == 1 or codes.dim() == 2:
+        return look_up(codes, table)
+    return look_up(codes.reshape(-1, table.size(0)), table).view(codes.shape)
+
+
+def check_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
+    """The edges, if both ends of each are nodes that are there.
+
+    Raises:
+        TypeError: If the index holds no integers.
+        IndexError: If a node is not there.
+
+    Example:
+        >>> check_edges(torch.tensor([[0], [3]]), 3)
+        Traceback (most recent call last):
+            ...
+        IndexError: edge_index names node 3, and there are 3 nodes: they are counted from 0
+    """
+    if edge_index.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"edge_index must hold integers (torch.int64), got {edge_index.dtype}")
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise IndexError(f"edge_index must have shape [2, num_edges], got {tuple(edge_index.shape)}")
+    if edge_index.numel() > 0:
+        low, high = (int(end) for end in edge_index.aminmax())
+        if low < 0 or high >= num_nodes:
+            wrong = low if low < 0 else high
+            raise IndexError(f"edge_index names node {wrong}, and there are {num_nodes} nodes: they are counted from 0")
+    return edge_index
+
+
+def receiver_order(sender: Tensor, receiver: Tensor, num_source: int, num_target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The edges in the order of their receivers.
+
+    Args:
+        sender: int64 ``[num_edges]``, which row of the source each message is made from.
+        receiver: int64 ``[num_edges]``, which row of the result it goes to.
+        num_source: How many rows the source has.
+        num_target: How many rows the result has.
+
+    Returns:
+        Where the edges of each receiver begin, int64 ``[num_target + 1]``; their senders; their positions.
+
+    Raises:
+        IndexError: If a row is not there.
+
+    Example:
+        >>> receiver_order(torch.tensor([5, 6, 7]), torch.tensor([1, 0, 1]), 8, 2)
+        (tensor([0, 1, 3]), tensor([6, 5, 7]), tensor([1, 0, 2]))
+    """
+    if sender.numel() > 0 and not 0 <= int(sender.min()) <= int(sender.max()) < num_source:
+        raise IndexError(f"an edge begins at a node that is not there: there are {num_source} nodes")
+    order = edge_order(receiver, sender, num_target)
+    return order.ptr, order.others, order.edges
+
+
+def pass_messages(
+    x: Tensor,
+    ptr: Tensor,
+    senders: Tensor,
+    columns: int,
+    zero: Tensor,
+    finish: Finish,
+    weight: Tensor | None,
+    table: Tensor | None,
+    reduce: str,
+) -> Tensor:
+    """Adds up, averages or takes the largest of the codes that reach each node.
+
+    Args:
+        x: uint8 ``[num_source, *rest]``.
+        ptr: int64 ``[num_target + 1]``. ``senders``: int64 ``[num_edges]``, from :func:`receiver_order`.
+        columns: How many columns a message has.
+        zero: float32, the message code of 0.
+        finish: What makes codes of the sums.
+        weight: uint8 ``[num_edges, heads]``, in the order of the receivers; a head multiplies as many columns as the
+            others, one head's behind the other's.
+        table: uint8 ``[256, 256]``, the code of a message by that of ``x`` and that of the weight.
+        reduce: ``"sum"``, ``"mean"`` or ``"max"``.
+
+    Returns:
+        ``[num_target, columns]``, uint8 or of the dtype of the finish's table.
+    """
+    degree = ptr.diff()
+    receivers = torch.arange(degree.numel(), device=x.device).repeat_interleave(degree)
+    message = x.reshape(x.size(0), columns).index_select(0, senders)
+    if weight is not None and table is not None:
+        heads = weight.numel() // max(len(senders), 1) or 1
+        by_column = weight.reshape(len(senders), heads).repeat_interleave(columns // heads, dim=1)
+        message = look_up_pairs(message, by_column, table)
+    centred = message.long() - zero.long()
+    sums = centred.new_zeros(degree.numel(), columns)
+    if reduce == "max":
+        sums.index_reduce_(0, receivers, centred, "amax", include_self=False)
+    else:
+        sums.index_add_(0, receivers, centred)
+    shares = 1 / degree.clamp(min=1).to(torch.float32) if reduce == "mean" else None
+    return plain_finish(sums, finish, shares)
