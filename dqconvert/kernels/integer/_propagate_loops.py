@@ -14,8 +14,8 @@ from dqconvert.kernels.integer.finish import finish_row
 def plan_strips(all_size, row_size, heads):  # type: ignore[no-untyped-def]
     """How to cut the first `all_size` bytes of a row into strips that do not reach beyond its `row_size` bytes.
 
-    Of which there are `LEAST` or more. int64 `[strips, 5]`: the head, the byte where the strip begins, its size, how many of its first bytes belong to
-    another, and how many of those behind them count.
+    `row_size` is at least `LEAST`. The result: int64 `[strips, 5]`, the head, the byte where the strip begins, its
+    size, how many of its first bytes belong to another, and how many of those behind them count.
     """
     head_size = all_size // heads
     plan = np.empty((heads * (head_size // LEAST + 1), 5), np.int64)
