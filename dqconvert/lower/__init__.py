@@ -3,15 +3,17 @@
 From the bottom: :mod:`.values` (what is known of a value), :mod:`.runtime` (functions that the integer graph calls),
 :mod:`.tables` and :mod:`.movers` (functions of single entries, and of their places), :mod:`.builder` (writes the
 graph), :mod:`.linear` and :mod:`.messages` (sums of integers), :mod:`.lowering` (the walk over the graph),
-:mod:`.compose` (tables into the operations before them).
+:mod:`.compose` (tables into the operations before them), :mod:`.remember` (what depends on the graph alone).
 """
 
 from __future__ import annotations
 
 from dqconvert.lower.check import check_prepared, check_ready
+from dqconvert.lower.compose import compose
 from dqconvert.lower.evaluation import evaluation_graph, remove_unused
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.module import IntegerModule
+from dqconvert.lower.remember import remember
 from dqconvert.lower.report import IntegerReport
 from dqconvert.rewrite import PreparedModule
 
@@ -28,6 +30,11 @@ def lower(module: PreparedModule) -> IntegerModule:
     lowering.run()
     written = lowering.out.graph
     remove_unused(written)
+    if not lowering.in_place:
+        compose(lowering.out)
+        remember(lowering.out)
+        remove_unused(written)
+    lowering.out.drop_unread()
     report = IntegerReport.of(written, lowering.floats)
     integer: IntegerModule = IntegerModule.build(lowering.out.root, written, report=report)
     return integer.eval()

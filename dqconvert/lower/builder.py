@@ -67,6 +67,12 @@ class Builder:
         inner = (node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr"))
         return next(inner, self.graph._root)
 
+    def drop_unread(self) -> None:
+        """Lets go of constants that the graph does not read any more."""
+        read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        for name in [name for name in self.root._buffers if name not in read]:
+            del self.root._buffers[name]
+
     def module(self, path: str, module: nn.Module) -> None:
         """Registers a copy of a module under a path."""
         owner = self.root

@@ -6,10 +6,14 @@ import copy
 
 from torch.fx import Graph, Node
 
+from dqconvert.lower.runtime import check_edges
 from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.rewrite import PreparedModule
-from dqconvert.rewrite.protect import ARGUMENT, given_probability
+from dqconvert.rewrite.derive import dimensions
+from dqconvert.rewrite.protect import ARGUMENT, given_probability, last_of
+from dqconvert.rewrite.spaces import gather, is_connectivity, is_input
 from dqconvert.trace import runtime
+from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.ops import writes
 
 CHECKS = frozenset((runtime.guard, runtime.pinned, runtime.present, runtime.check_sorted, runtime.same_keys))
@@ -40,7 +44,28 @@ def evaluation_graph(module: PreparedModule) -> Graph:
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.target == ARGUMENT and not node.users:
             graph.erase_node(node)
+    check_connectivity(graph)
     return graph
+
+
+def check_connectivity(graph: Graph) -> None:
+    """Lets a graph check, in place, that each edge ends at nodes that are there, where nodes are of one kind.
+
+    Where they are of several, each layer checks the edges that it uses.
+    """
+    gathers = [found for node in graph.nodes if (found := gather(node)) is not None]
+    spaces = {found.space for found in gathers}
+    inputs = [node for node in graph.nodes if is_input(node)]
+    edges = [node for node in inputs if is_connectivity(node) and not note_of(node).sparse]
+    holders = [node for node in inputs if dimensions(note_of(node))[:1] == [*spaces]]
+    if not holders:
+        return
+    for edge_index in edges:
+        with graph.inserting_after(last_of(graph, [edge_index, holders[0]])):
+            rows = graph.call_method("size", (holders[0], 0))
+        with graph.inserting_after(rows):
+            checked = annotate(graph.call_function(check_edges, (edge_index, rows)), note_of(edge_index))
+        edge_index.replace_all_uses_with(checked, delete_user_cb=lambda user, checked=checked: user is not checked)
 
 
 def removable(node: Node) -> bool:

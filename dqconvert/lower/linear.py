@@ -48,7 +48,7 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     packed = out.constant(pack_weight(centred), f"{label}.weight")
     codes, flat = x.node, note.ndim != 2
     if flat:
-        codes = out.call(torch.Tensor.reshape, (codes, -1, centred.size(1)))
+        codes = out.graph.call_method("reshape", (codes, -1, centred.size(1)))
     x_grid = out.constant(x.grid.numbers(scale.device), f"{label}.input_grid")
     found = out.call(integer_linear, (codes, x_grid, packed, columns, finish), Note() if flat else note)
     if flat:
@@ -67,7 +67,7 @@ def reshaped_like(rows: Tensor, x: Tensor, columns: int) -> Tensor:
 
 
 def _centred(value: Tensor, quantizer: FakeQuantize, transposed: bool) -> tuple[Tensor | None, Tensor]:
-    """A weight's codes less their zero, int16 ``[columns, depth]``, and the value of a step, ``[1]`` or ``[columns]``."""
+    """A weight's codes less their zero, int16 ``[columns, depth]``, and the value of a step, by column or of all."""
     dim, low = quantizer.channel_dim, quantizer.quant_min
     scale, zero = quantizer.scale.float(), quantizer.zero_point.float() - low
     if dim is None:

@@ -38,6 +38,7 @@ class Lowering:
     Attributes:
         out: What is being written.
         values: What is known of each node so far.
+        in_place: Whether anything is changed in place.
         floats: What stays in float and why, by node of the integer graph.
     """
 
@@ -47,7 +48,7 @@ class Lowering:
         self.values: dict[Node, Value] = {}
         self.floats: dict[Node, Float] = {}
         self.propagations = Propagations(self.context)
-        self._in_place = any(self._changes(node) for node in graph.nodes)
+        self.in_place = any(self._changes(node) for node in graph.nodes)
 
     def run(self) -> None:
         """Writes the integer graph."""
@@ -82,6 +83,12 @@ class Lowering:
     def plain(self, node: Node) -> Any:
         """What holds a node's value as the float graph does."""
         return self.out.plain(self.values[node], note_of(node))
+
+    def rows(self, node: Node) -> Node:
+        """How many rows a value has."""
+        value = self.values[node]
+        holder = value.node if isinstance(value, Codes) else value.bases[0] if isinstance(value, Looked) else None
+        return self.out.graph.call_method("size", (holder or self.plain(node), 0))
 
     def arguments(self, node: Node) -> tuple[Any, Any]:
         """A node's arguments, likewise."""
@@ -181,7 +188,7 @@ class Lowering:
             training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
             off = self.values[training] if isinstance(training, Node) else Fixed(training)
             return self.values[source] if isinstance(off, Fixed) and not off.value else None
-        same = isinstance(self.module(node), _IDENTITY_MODULES) or (name in _IDENTITIES and not self._in_place)
+        same = isinstance(self.module(node), _IDENTITY_MODULES) or (name in _IDENTITIES and not self.in_place)
         return self.values[source] if same else None
 
     def _moved(self, node: Node) -> Value | None:
@@ -213,7 +220,7 @@ class Lowering:
             return None
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         parts = tuple(self.values[part] for part in node.args[0] if isinstance(part, Node))
-        if not isinstance(dim, int) or not any(map(tabular, parts)) or self._in_place:
+        if not isinstance(dim, int) or not any(map(tabular, parts)) or self.in_place:
             return None
         grids = {part.grid for part in parts if isinstance(part, Codes)}
         if len(grids) == 1 and all(isinstance(part, Codes) for part in parts):

@@ -16,7 +16,7 @@ from dqconvert.lower.runtime import pass_messages, receiver_order
 from dqconvert.lower.values import Codes, Grid, Value
 from dqconvert.rewrite.fuse.context import Context
 from dqconvert.rewrite.fuse.messages import _matched, _Propagation
-from dqconvert.trace.note import Note, note_of
+from dqconvert.trace.note import Note, annotate, note_of
 
 if TYPE_CHECKING:
     from dqconvert.lower.lowering import Lowering
@@ -53,7 +53,7 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
     zero = out.constant(torch.tensor(float(message_grid.zero)), f"{label}.zero")
     codes, table = None, None
     if weight is not None:
-        codes = out.call(torch.index_select, (weight.node, 0, edges))
+        codes = out.graph.call_method("index_select", (weight.node, 0, edges))
         table = out.constant(_products(value.grid, weight.grid, message_grid), f"{label}.table")
     finish = Finish(
         factor=out.constant(torch.tensor([message_grid.scale]), f"{label}.factor"),  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
     args = (value.node, ptr, senders, columns, zero, finish, codes, table, match.how)
     found = out.call(pass_messages, args, Note(sizes=tuple((size[0], columns) for size in note.sizes)))
     if flat:
-        found = out.call(torch.Tensor.view, (found, -1, *note.sizes[0][1:]), note)
+        found = annotate(out.graph.call_method("view", (found, -1, *note.sizes[0][1:])), note)
     return Codes(found, grid)
 
 
@@ -78,7 +78,7 @@ def _order(lowering: Lowering, match: _Propagation) -> tuple[Node, Node, Node]:
     taken, out = match.message.gather, lowering.out
     sender, receiver = lowering.plain(taken.index), lowering.plain(match.receiver)
     size = lowering.plain(match.num_nodes) if isinstance(match.num_nodes, Node) else match.num_nodes
-    rows = out.call(torch.Tensor.size, (lowering.plain(taken.source), 0))
+    rows = lowering.rows(taken.source)
     order = out.call(receiver_order, (sender, receiver, rows, size))
     ptr, senders, edges = (out.call(operator.getitem, (order, k)) for k in range(3))
     return ptr, senders, edges

@@ -9,7 +9,11 @@ from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name
 
 MOVERS = frozenset(
-    ["chunk", "contiguous", "expand", "expand_as", "flatten", "getitem", "index_select", "movedim", "permute", "repeat", "reshape", "select", "split", "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten", "unsqueeze", "view"]
+    (
+        *("chunk", "contiguous", "expand", "expand_as", "flatten", "getitem", "index_select", "movedim", "permute"),
+        *("repeat", "reshape", "select", "split", "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten"),
+        *("unsqueeze", "view"),
+    )
 )
 """By :func:`dqconvert.trace.ops.op_name`; their first argument is what they move."""
 

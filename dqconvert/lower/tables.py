@@ -18,7 +18,13 @@ from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name
 
 FUNCTIONS = frozenset(
-    ["abs", "add", "celu", "clamp", "clip", "div", "dropout", "elu", "erf", "exp", "expm1", "float", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log", "log1p", "logsigmoid", "maximum", "minimum", "mish", "mul", "neg", "pos", "pow", "prelu", "reciprocal", "relu", "relu6", "rsqrt", "rsub", "selu", "sigmoid", "silu", "softplus", "softshrink", "softsign", "sqrt", "square", "sub", "tanh", "tanhshrink", "threshold"]
+    (
+        *("abs", "add", "celu", "clamp", "clip", "div", "elu", "erf", "exp", "expm1", "float", "gelu", "hardshrink"),
+        *("hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log", "log1p", "logsigmoid", "maximum", "minimum"),
+        *("mish", "mul", "neg", "pos", "pow", "prelu", "reciprocal", "relu", "relu6", "rsqrt", "rsub", "selu"),
+        *("sigmoid", "silu", "softplus", "softshrink", "softsign", "sqrt", "square", "sub", "tanh", "tanhshrink"),
+        "threshold",
+    )
 )
 """By :func:`dqconvert.trace.ops.op_name`."""
 

@@ -1,0 +1,123 @@
+"""Tables move into the operations before them: what is looked up in the end needs no result in between."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from dqconvert.kernels.integer.codes import look_up_pairs, plain_look_up, quantize
+from dqconvert.kernels.integer.finish import CODES, Finish
+from dqconvert.kernels.integer.linear import integer_linear
+from dqconvert.lower.builder import Builder
+from dqconvert.lower.evaluation import remove_unused
+from dqconvert.lower.movers import reshapes
+from dqconvert.lower.runtime import look_up_last, pass_messages
+from dqconvert.trace.note import note_of
+
+_FINISHES = {integer_linear: 4, pass_messages: 5}
+"""Operations on integers, and which of their arguments is the :class:`Finish`."""
+
+
+def compose(out: Builder) -> None:
+    """Puts tables into the operations whose results they alone use; rows that are only multiplied are quantized there.
+
+    Args:
+        out: A graph that is written and changes nothing in place.
+    """
+    for node in list(out.graph.nodes):
+        if node.target is look_up_last:
+            _into_what_is_before(out, node)
+        elif node.target is look_up_pairs:
+            _pairs(out, node)
+        elif node.target is integer_linear:
+            _quantized_on_the_way_in(node)
+    remove_unused(out.graph)
+
+
+def _into_what_is_before(out: Builder, node: Node) -> None:
+    base, table = node.args
+    assert isinstance(base, Node)
+    path = [base]
+    while _only(path[-1], node if len(path) == 1 else path[-2]) and reshapes(path[-1]):
+        path.append(path[-1].all_input_nodes[0])
+    source, user = path[-1], node if len(path) == 1 else path[-2]
+    if not _only(source, user):
+        return
+    second = _tensor(out, table)
+    if source.target is look_up_last and _follows(_tensor(out, source.args[1]), second, reshaped=len(path) > 1):
+        first = _tensor(out, source.args[1])
+        source.args = (source.args[0], out.constant(_chained(first, second), "table"))
+    elif source.target in _FINISHES and (second.dim() == 1 or _columns(source) == len(second)):
+        finish = _finish(source)
+        if finish.table is not None:
+            first = _tensor(out, finish.table)
+            if first.dtype != torch.uint8 or (finish.other is not None and second.dim() > 1):
+                return
+            table = out.constant(_chained(first, second), "table")
+        _end_with(source, table, finish.other)
+    else:
+        return
+    node.replace_all_uses_with(base)
+    node.graph.erase_node(node)
+
+
+def _follows(first: Tensor, second: Tensor, *, reshaped: bool) -> bool:
+    """Whether one table can follow the other: not where their columns are counted differently."""
+    return first.dtype == torch.uint8 and (first.dim() == second.dim() == 1 or not reshaped)
+
+
+def _chained(first: Tensor, second: Tensor) -> Tensor:
+    """The table of one look-up after the other."""
+    if second.dim() == 1:
+        return plain_look_up(first, second)
+    return plain_look_up(first.expand(second.size(0), CODES).t(), second).t().contiguous()
+
+
+def _pairs(out: Builder, node: Node) -> None:
+    """A table of pairs ends the later of the two operations that made the codes."""
+    first, second, table = node.args
+    assert isinstance(first, Node)
+    assert isinstance(second, Node)
+    own, other = (first, second) if second < first else (second, first)
+    if own is other or not _only(own, node) or own.target not in _FINISHES or _finish(own).table is not None:
+        return
+    if own is second:
+        table = out.constant(_tensor(out, table).t().contiguous(), "table")
+    _end_with(own, table, other)
+    node.replace_all_uses_with(own)
+    node.graph.erase_node(node)
+
+
+def _quantized_on_the_way_in(node: Node) -> None:
+    """Rows that nothing else needs as codes."""
+    rows = node.args[0]
+    if isinstance(rows, Node) and rows.target is quantize and _only(rows, node):
+        values = rows.args[0]
+        if isinstance(values, Node) and note_of(values).ndim == 2 and note_of(values).dtype == torch.float32:
+            node.args = (values, *node.args[1:])
+
+
+def _only(node: Node, user: Node) -> bool:
+    return list(node.users) == [user]
+
+
+def _finish(node: Node) -> Finish:
+    finish = node.args[_FINISHES[node.target]]  # type: ignore[index]
+    assert isinstance(finish, Finish)
+    return finish
+
+
+def _columns(node: Node) -> object:
+    return node.args[3]
+
+
+def _end_with(node: Node, table: object, other: object) -> None:
+    at = _FINISHES[node.target]  # type: ignore[index]
+    finish = _finish(node)._replace(table=table, other=other)  # type: ignore[arg-type]
+    node.args = (*node.args[:at], finish, *node.args[at + 1 :])
+
+
+def _tensor(out: Builder, constant: object) -> Tensor:
+    assert isinstance(constant, Node)
+    return out.root.get_buffer(str(constant.target))

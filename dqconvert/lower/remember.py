@@ -1,0 +1,246 @@
+"""What depends on the graph alone is computed when the graph is new, and used again while it is the same."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from dqconvert.kernels.integer.codes import look_up, look_up_pairs, quantize
+from dqconvert.kernels.integer.linear import integer_linear
+from dqconvert.lower.builder import Builder
+from dqconvert.lower.movers import reshapes
+from dqconvert.lower.runtime import check_edges, look_up_last, pass_messages, receiver_order
+from dqconvert.quant.fused import Memo
+from dqconvert.rewrite.fuse.memos import REMEMBERED
+from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
+from dqconvert.trace import TracedModule
+from dqconvert.trace.note import note_of
+from dqconvert.trace.ops import op_name
+
+_FUNCTIONS = frozenset((*REMEMBERED, check_edges, receiver_order, quantize, look_up, look_up_last))
+_NAMES = frozenset(
+    (
+        *(
+            "add",
+            "cat",
+            "clamp",
+            "coalesce",
+            "contiguous",
+            "degree",
+            "div",
+            "flatten",
+            "flip",
+            "float",
+            "full",
+            "getitem",
+        ),
+        *("index_select", "long", "mul", "ones_like", "pow", "reshape", "rsqrt", "scatter", "size", "sort_edge_index"),
+        *("sqrt", "squeeze", "stack", "sub", "t", "to_undirected", "unbind", "unsqueeze", "view", "zeros_like"),
+    )
+)
+"""By :func:`dqconvert.trace.ops.op_name`: functions that return the same for the same."""
+
+
+class _Last(NamedTuple):
+    given: tuple[Any, ...]
+    versions: tuple[int | None, ...]
+    result: tuple[Any, ...]
+    made: tuple[int | None, ...]
+
+
+class Remember(Memo):
+    """Computes something of the graph, and returns it again while it is given the same.
+
+    The same is the same tensor, unchanged, or one that is equal value by value. What is remembered is no state: it is
+    neither saved nor copied. Threads may call it at once.
+
+    Args:
+        inner: What to compute; returns a tuple.
+    """
+
+    _last: _Last | None
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *given: Any) -> Any:
+        """What ``inner`` returns."""
+        last = self._last
+        if torch.compiler.is_compiling():
+            return self.inner(*given)
+        if last is not None and _same(last, given) and last.made == _versions(last.result):
+            return last.result
+        with torch.inference_mode(False):
+            result = tuple(self.inner(*given))
+        self._last = _Last(given, _versions(given), result, _versions(result))
+        return result
+
+
+def _same(last: _Last, given: tuple[Any, ...]) -> bool:
+    if last.versions != _versions(last.given):
+        return False  # it was changed in place
+    return all(map(_equal, last.given, given, last.versions))
+
+
+def _equal(old: Any, new: Any, version: int | None) -> bool:
+    if not isinstance(old, Tensor) or not isinstance(new, Tensor):
+        return type(old) is type(new) and bool(old == new)
+    if old is new:
+        return version is not None
+    alike = old.dtype == new.dtype and old.device == new.device and old.shape == new.shape
+    return alike and version is not None and torch.equal(old, new)
+
+
+def _versions(values: Iterable[Any]) -> tuple[int | None, ...]:
+    """How often each tensor was changed; ``None`` where nobody counts."""
+    return tuple(value._version if isinstance(value, Tensor) and not value.is_inference() else None for value in values)
+
+
+# -- finding it in a graph -----------------------------------------------------------------------------------------
+
+
+def remember(out: Builder) -> None:
+    """Moves what depends on the graph alone into modules that remember it.
+
+    Args:
+        out: A graph that is written and changes nothing in place.
+    """
+    share_sizes(out.graph)
+    share(out.graph)
+    number = 0
+    while group := _group(out.graph):
+        path = f"graph_{number}"
+        out.root.add_module(path, Remember(_cut_out(out.graph, group, path)))
+        number += 1
+
+
+def share_sizes(graph: Graph) -> None:
+    """Reads the number of rows where the rows come from: it is known before they are computed."""
+    for node in list(graph.nodes):
+        if op_name(node) == "size" and len(node.args) == 2 and node.args[1] == 0 and isinstance(node.args[0], Node):
+            source = _rows_from(node.args[0])
+            if source.target is pass_messages:
+                order = source.args[1].args[0]  # type: ignore[union-attr]
+                node.replace_all_uses_with(order.args[3])  # type: ignore[union-attr, arg-type]
+                graph.erase_node(node)
+            else:
+                node.args = (source, 0)
+
+
+def _rows_from(node: Node) -> Node:
+    """An earlier value that has as many rows."""
+    while node.target in (quantize, look_up_last, look_up_pairs, integer_linear) or _keeps_rows(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _keeps_rows(node: Node) -> bool:
+    """Whether a node divides each row into dimensions, or makes one of them again."""
+    if not reshapes(node) or len(node.args) < 2 or node.args[1] != -1 or not isinstance(node.args[0], Node):
+        return False
+    widths = {math.prod(size[1:]) for part in (node.args[0], node) for size in note_of(part).sizes if size}
+    return len(widths) == 1
+
+
+def share(graph: Graph) -> None:
+    """Calls that are the same become one."""
+    known: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if not _repeatable(node):
+            continue
+        key = (node.op, node.target, _key(node.args), _key(node.kwargs))
+        if key in known:
+            node.replace_all_uses_with(known[key])
+            graph.erase_node(node)
+        else:
+            known[key] = node
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return tuple(map(_key, value))
+    if isinstance(value, dict):
+        return tuple((name, _key(item)) for name, item in sorted(value.items()))
+    return (type(value), repr(value)) if isinstance(value, slice | float) else (type(value), value)
+
+
+def _repeatable(node: Node) -> bool:
+    if node.op not in ("call_function", "call_method"):
+        return False
+    form = node.target is getattr and node.args[1] in ("dtype", "device")
+    return form or node.target in _FUNCTIONS or op_name(node) in _NAMES
+
+
+def _group(graph: Graph) -> list[Node]:
+    """Nodes that are computed from the graph and from numbers, none of which waits for another of them to be used."""
+    group: dict[Node, None] = {}
+    waits: set[Node] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        of_graph = any(n in group or _is_graph(n) for n in inputs)
+        ready = all(n in group or _is_graph(n) or (_is_number(n) and n not in waits) for n in inputs)
+        if of_graph and ready and _repeatable(node):
+            group[node] = None
+        elif any(n in group or n in waits for n in inputs):
+            waits.add(node)
+    return list(group) if any(node.target not in (getattr, operator.getitem) for node in group) else []
+
+
+def _is_graph(node: Node) -> bool:
+    """Whether a node is an argument that says which nodes belong together, or how closely."""
+    note, name = note_of(node), input_name(node) if is_input(node) else ""
+    named = name in ("batch", "ptr", "edge_weight") or name.endswith("_batch")
+    return bool(name) and not note.sparse and note.is_tensor and (named or is_connectivity(node))
+
+
+def _is_number(node: Node) -> bool:
+    return node.op == "get_attr" or op_name(node) == "size" or node.target is getattr
+
+
+def _cut_out(graph: Graph, group: list[Node], path: str) -> nn.Module:
+    """The group as a module; in ``graph`` its call takes their place."""
+    inside = set(group)
+    inputs = list(dict.fromkeys(n for node in group for n in node.all_input_nodes if n not in inside))
+    outputs = [node for node in group if any(user not in inside for user in node.users)]
+    inner = Graph()
+    copies: dict[Node, Node] = {node: inner.placeholder(node.name) for node in inputs}
+    for node in group:
+        copies[node] = inner.node_copy(node, lambda n: copies[n])
+    inner.output(tuple(copies[node] for node in outputs))
+    with graph.inserting_before(next(node for node in graph.nodes if node.op == "output")):
+        call = graph.call_module(path, tuple(inputs))
+        for k, node in enumerate(outputs):
+            part = graph.call_function(operator.getitem, (call, k))
+            part.meta.update(node.meta)
+            node.replace_all_uses_with(part, delete_user_cb=lambda user: user not in inside)
+    for node in reversed(group):
+        graph.erase_node(node)
+    _sort(graph)
+    module: nn.Module = TracedModule.build(nn.Module(), inner)
+    return module
+
+
+def _sort(graph: Graph) -> None:
+    """Puts every node behind those that it needs, and else leaves them in their order."""
+    order: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        pending = [node]
+        while pending:
+            missing = [n for n in pending[-1].all_input_nodes if n not in order]
+            if missing:
+                pending += missing
+            else:
+                order[pending.pop()] = None
+
+    for node in sorted(graph.nodes, key=lambda n: (n.op != "placeholder", n.op == "output")):
+        visit(node)
+    for node in order:
+        graph._root.prepend(node)
