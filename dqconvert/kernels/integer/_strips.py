@@ -13,8 +13,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
-from dqconvert.kernels.integer._pointer import pointer
 
 LANES = 8
 """Sums in a vector."""

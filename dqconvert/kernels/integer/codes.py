@@ -9,8 +9,8 @@ from torch import Tensor
 from dqconvert.kernels._layout import along, wide_dtype
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
-from dqconvert.kernels.integer._pointer import pointer
 from dqconvert.kernels.integer.finish import CODES, look_up_both, look_up_columns, look_up_values, pack, pack_row
 
 

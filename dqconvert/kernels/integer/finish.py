@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._memory import empty
+from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
-from dqconvert.kernels.integer._pointer import pointer
 
 CODES = 256
 """Entries of a table for each code, also of grids that have fewer."""

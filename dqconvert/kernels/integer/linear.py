@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
-from dqconvert.kernels.integer._pointer import pointer
 from dqconvert.kernels.integer._strips import GROUP, multiply
 from dqconvert.kernels.integer.codes import as_numbers, code_of_value, plain_quantize, quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_row, plain_finish, room, steps, unpack

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels.integer import _strips as strips
 from dqconvert.kernels.integer import linear as module
-from dqconvert.kernels.integer._pointer import pointer
 from dqconvert.kernels.integer._strips import GROUP, HEIGHT, multiply
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, pack, plain_finish
