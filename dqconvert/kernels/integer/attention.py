@@ -129,16 +129,16 @@ def weigh(line, count, grid, codes, apart):  # type: ignore[no-untyped-def]
         peak = max(peak, line[k])
     for k in range(count):
         line[k] = exp(line[k] - peak)
-    total = np.float64(0)
+    # In float32 and in this order, as the definition: halves should come out as halves, or not, in both.
+    total = np.float32(0)
     for k in range(count):
         total += line[k]
-    share = 1 / total
     if apart == 1:
         for k in range(count):
-            codes[k] = np.uint8(np.int32(code_of_value(np.float32(line[k] * share), grid)))
+            codes[k] = np.uint8(np.int32(code_of_value(line[k] / total, grid)))
     else:
         for k in range(count):
-            codes[k * apart] = np.uint8(np.int32(code_of_value(np.float32(line[k] * share), grid)))
+            codes[k * apart] = np.uint8(np.int32(code_of_value(line[k] / total, grid)))
 
 
 @loop
@@ -176,8 +176,8 @@ attention_codes_operator = Operator(
 def softmax_codes(logits: Tensor, ptr: Tensor, edges: Tensor, grid: Tensor) -> Tensor:
     """The codes of a softmax over the edges to each node, of each head.
 
-    Of float32 values, as :func:`torch_geometric.utils.softmax` computes them; another order of their sums may make a
-    code differ by one from the definition's.
+    Of float32 values, as :func:`torch_geometric.utils.softmax` computes them; where exponentials differ by a bit, a
+    code in some thousands may differ by one from the definition's.
 
     **Arguments**
 

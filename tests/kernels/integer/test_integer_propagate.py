@@ -1,4 +1,4 @@
-"""`integer_propagate`: sums over neighbours by strips of registers, against all messages written out, to the last bit."""
+"""`integer_propagate`: sums over neighbours by strips of registers, against messages written out, to the last bit."""
 
 from __future__ import annotations
 
