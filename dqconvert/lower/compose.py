@@ -9,14 +9,15 @@ from torch.fx import Node
 from dqconvert.kernels.integer.codes import look_up_pairs, plain_look_up, quantize
 from dqconvert.kernels.integer.finish import CODES, Finish
 from dqconvert.kernels.integer.linear import integer_linear
+from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.evaluation import remove_unused
 from dqconvert.lower.movers import reshapes
-from dqconvert.lower.runtime import look_up_last, pass_messages
+from dqconvert.lower.runtime import look_up_last
 from dqconvert.trace.note import note_of
 
-_FINISHES = {integer_linear: 4, pass_messages: 5}
-"""Operations on integers, and which of their arguments is the :class:`Finish`."""
+_FINISHES = {integer_linear: 4, integer_propagate: 5}
+"""Operations on integers, and which of their arguments is the :class:`Finish`; before it stand the columns."""
 
 
 def compose(out: Builder) -> None:
@@ -109,7 +110,7 @@ def _finish(node: Node) -> Finish:
 
 
 def _columns(node: Node) -> object:
-    return node.args[3]
+    return node.args[_FINISHES[node.target] - 1]  # type: ignore[index]
 
 
 def _end_with(node: Node, table: object, other: object) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish
-from dqconvert.lower.runtime import pass_messages, receiver_order
+from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
+from dqconvert.lower.runtime import receiver_order
 from dqconvert.lower.values import Codes, Grid, Value
 from dqconvert.rewrite.fuse.context import Context
 from dqconvert.rewrite.fuse.messages import _matched, _Propagation
@@ -50,27 +50,38 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
         return None
     out, columns = lowering.out, widths.pop()
     ptr, senders, edges = _order(lowering, match)
-    zero = out.constant(torch.tensor(float(message_grid.zero)), f"{label}.zero")
-    codes, table = None, None
-    if weight is not None:
-        codes = out.graph.call_method("index_select", (weight.node, 0, edges))
-        table = out.constant(_products(value.grid, weight.grid, message_grid), f"{label}.table")
+    codes = value.node if note.ndim == 2 else out.graph.call_method("flatten", (value.node, 1))
+    x_grid = out.constant(value.grid.numbers()[:3], f"{label}.input_grid")
+    options: dict[str, Any] = {"reduce": match.how}
+    if weight is not None and match.message.weight is not None:
+        options["weight"] = MessageWeight(
+            _by_head(
+                out.graph.call_method("index_select", (weight.node, 0, edges)), note_of(match.message.weight).ndim
+            ),
+            out.constant(_multipliers(value.grid, weight.grid, message_grid), f"{label}.multipliers"),  # type: ignore[arg-type]
+            out.constant(message_grid.numbers()[:3], f"{label}.grid"),  # type: ignore[arg-type]
+        )
     finish = Finish(
         factor=out.constant(torch.tensor([message_grid.scale]), f"{label}.factor"),  # type: ignore[arg-type]
-        grid=out.constant(grid.numbers()[:3], f"{label}.grid"),  # type: ignore[arg-type]
+        grid=out.constant(grid.numbers()[:3], f"{node.target}.grid"),  # type: ignore[arg-type]
     )
-    flat = note.ndim != 2
-    args = (value.node, ptr, senders, columns, zero, finish, codes, table, match.how)
-    found = out.call(pass_messages, args, Note(sizes=tuple((size[0], columns) for size in note.sizes)))
-    if flat:
+    found = out.graph.call_function(integer_propagate, (codes, x_grid, ptr, senders, columns, finish), options)
+    annotate(found, Note(sizes=tuple((size[0], columns) for size in note.sizes)))
+    if note.ndim != 2:
         found = annotate(out.graph.call_method("view", (found, -1, *note.sizes[0][1:])), note)
     return Codes(found, grid)
 
 
-def _products(x: Grid, weight: Grid, message: Grid) -> Tensor:
-    """uint8 `[256, 256]`: the code of every product, by the code of ``x`` and that of the weight."""
-    products = weight.values(torch.float32) * x.values(torch.float32)[:, None]
-    return quantize(products, message.numbers())
+def _by_head(codes: Node, ndim: int) -> Any:
+    """Weights `[num_edges, heads]` of those that may have no dimension for heads, or one more for channels."""
+    if ndim == 2:
+        return codes
+    return codes.graph.call_method(*(("unsqueeze", (codes, 1)) if ndim == 1 else ("flatten", (codes, 1))))
+
+
+def _multipliers(x: Grid, weight: Grid, message: Grid) -> Tensor:
+    """float32 `[256]`: what the centred codes of ``x`` are multiplied by, by the code of the weight."""
+    return (weight.values(torch.float64) * x.scale / message.scale).float()
 
 
 def _order(lowering: Lowering, match: _Propagation) -> tuple[Node, Node, Node]:

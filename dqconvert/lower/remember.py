@@ -13,9 +13,10 @@ from torch.fx import Graph, Node
 
 from dqconvert.kernels.integer.codes import look_up, look_up_pairs, quantize
 from dqconvert.kernels.integer.linear import integer_linear
+from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.movers import reshapes
-from dqconvert.lower.runtime import check_edges, look_up_last, pass_messages, receiver_order
+from dqconvert.lower.runtime import check_edges, look_up_last, receiver_order
 from dqconvert.quant.fused import Memo
 from dqconvert.rewrite.fuse.memos import REMEMBERED
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
@@ -126,9 +127,9 @@ def share_sizes(graph: Graph) -> None:
     for node in list(graph.nodes):
         if op_name(node) == "size" and len(node.args) == 2 and node.args[1] == 0 and isinstance(node.args[0], Node):
             source = _rows_from(node.args[0])
-            if source.target is pass_messages:
-                order = source.args[1].args[0]  # type: ignore[union-attr]
-                node.replace_all_uses_with(order.args[3])  # type: ignore[union-attr, arg-type]
+            if source.target is integer_propagate:
+                order = source.args[2].args[0]  # type: ignore[union-attr]
+                node.replace_all_uses_with(order.args[3])  # type: ignore[union-attr]
                 graph.erase_node(node)
             else:
                 node.args = (source, 0)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels.edge_order import edge_order
-from dqconvert.kernels.integer.codes import look_up, look_up_pairs
-from dqconvert.kernels.integer.finish import Finish, plain_finish
+from dqconvert.kernels.integer.codes import look_up
 
 
 def look_up_last(codes: Tensor, table: Tensor) -> Tensor:
@@ -62,60 +61,18 @@ def receiver_order(sender: Tensor, receiver: Tensor, num_source: int, num_target
         num_target: How many rows the result has.
 
     Returns:
-        Where the edges of each receiver begin, int64 ``[num_target + 1]``; their senders; their positions.
+        Where the edges of each receiver begin, int64 ``[num_target + 1]``; their senders (int32 if they fit);
+        their positions.
 
     Raises:
         IndexError: If a row is not there.
 
     Example:
         >>> receiver_order(torch.tensor([5, 6, 7]), torch.tensor([1, 0, 1]), 8, 2)
-        (tensor([0, 1, 3]), tensor([6, 5, 7]), tensor([1, 0, 2]))
+        (tensor([0, 1, 3]), tensor([6, 5, 7], dtype=torch.int32), tensor([1, 0, 2]))
     """
     if sender.numel() > 0 and not 0 <= int(sender.min()) <= int(sender.max()) < num_source:
         raise IndexError(f"an edge begins at a node that is not there: there are {num_source} nodes")
     order = edge_order(receiver, sender, num_target)
-    return order.ptr, order.others, order.edges
-
-
-def pass_messages(
-    x: Tensor,
-    ptr: Tensor,
-    senders: Tensor,
-    columns: int,
-    zero: Tensor,
-    finish: Finish,
-    weight: Tensor | None,
-    table: Tensor | None,
-    reduce: str,
-) -> Tensor:
-    """Adds up, averages or takes the largest of the codes that reach each node.
-
-    Args:
-        x: uint8 ``[num_source, *rest]``.
-        ptr: int64 ``[num_target + 1]``. ``senders``: int64 ``[num_edges]``, from :func:`receiver_order`.
-        columns: How many columns a message has.
-        zero: float32, the message code of 0.
-        finish: What makes codes of the sums.
-        weight: uint8 ``[num_edges, heads]``, in the order of the receivers; a head multiplies as many columns as the
-            others, one head's behind the other's.
-        table: uint8 ``[256, 256]``, the code of a message by that of ``x`` and that of the weight.
-        reduce: ``"sum"``, ``"mean"`` or ``"max"``.
-
-    Returns:
-        ``[num_target, columns]``, uint8 or of the dtype of the finish's table.
-    """
-    degree = ptr.diff()
-    receivers = torch.arange(degree.numel(), device=x.device).repeat_interleave(degree)
-    message = x.reshape(x.size(0), columns).index_select(0, senders)
-    if weight is not None and table is not None:
-        heads = weight.numel() // max(len(senders), 1) or 1
-        by_column = weight.reshape(len(senders), heads).repeat_interleave(columns // heads, dim=1)
-        message = look_up_pairs(message, by_column, table)
-    centred = message.long() - zero.long()
-    sums = centred.new_zeros(degree.numel(), columns)
-    if reduce == "max":
-        sums.index_reduce_(0, receivers, centred, "amax", include_self=False)
-    else:
-        sums.index_add_(0, receivers, centred)
-    shares = 1 / degree.clamp(min=1).to(torch.float32) if reduce == "mean" else None
-    return plain_finish(sums, finish, shares)
+    senders = order.others.int() if num_source < 1 << 31 else order.others
+    return order.ptr, senders, order.edges

@@ -27,7 +27,7 @@ import dqconvert
 from dqconvert.errors import LoweringError
 from dqconvert.lower.evaluation import evaluation_graph
 from dqconvert.lower.lowering import Lowering
-from dqconvert.lower.values import Codes
+from dqconvert.lower.values import Codes, Grid
 from dqconvert.quant import FakeQuantize
 
 NODES, EDGES, WIDTH = 60, 240, 16
@@ -115,10 +115,19 @@ def padded(graph, args):
     return [*args, *[None] * (sum(node.op == "placeholder" for node in graph.nodes) - len(args))]
 
 
+def half_way(values, grid):
+    """Whether values lie half way between two codes."""
+    return ((values / grid.scale) % 1 - 0.5).abs() < 1e-4
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
-    """Both graphs run side by side; codes that differ are set right, so that each operation is given the same."""
+    """Both graphs run side by side; codes that differ are set right, so that each operation is given the same.
+
+    Where a prepared value, or a message to it, lies half way between two codes, the last bit of a float decides: either
+    may come out.
+    """
     module = trained(name, CONFIGS[config])
     graph = evaluation_graph(module)
     lowering = Lowering(graph, module)
@@ -127,12 +136,19 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
     prepared = Recorded(module, graph)
     with torch.no_grad():
         prepared.run(*padded(graph, args))
-    wanted = {}
+    wanted, ties = {}, {}
     for node in graph.nodes:
         called = lowering.context.modules.get(str(node.target)) if node.op == "call_module" else None
         value = lowering.values[node]
         if isinstance(called, FakeQuantize) and isinstance(value, Codes):
             wanted[value.node] = (prepared.seen[node] / value.grid.scale + value.grid.zero).round()
+            ties[value.node] = half_way(prepared.seen[node.args[0]], value.grid)
+            match = lowering.propagations.by_aggregate.get(node.args[0])
+            if match is not None:
+                message = prepared.seen[match.quantize.args[0]]
+                of_messages = half_way(message, Grid.of(lowering.quantizer(match.quantize))).float()
+                receiver = prepared.seen[match.receiver]
+                ties[value.node] |= torch.zeros_like(prepared.seen[node]).index_add_(0, receiver, of_messages) > 0
     checked = []
 
     class Corrected(Interpreter):
@@ -140,7 +156,7 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
             found = super().run_node(n)
             if n in wanted:
                 steps = (found.float() - wanted[n]).abs()
-                checked.append((n.name, steps.max().item(), (steps > 0).float().mean().item()))
+                checked.append((n.name, steps.max().item(), ((steps > 0) & ~ties[n]).float().mean().item()))
                 return wanted[n].to(torch.uint8)
             return found
 
@@ -148,8 +164,7 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
         Corrected(lowering.out.root, graph=lowering.out.graph).run(*padded(graph, args))
     assert len(checked) >= 3
     assert max(step for _, step, _ in checked) <= 1, checked
-    allowed = 1e-3 if "4" not in config else 0.1  # coarse grids of scales with a simple ratio have many halves
-    assert max(share for _, _, share in checked) <= allowed, checked
+    assert max(share for _, _, share in checked) <= 1e-3, checked
 
 
 @pytest.mark.parametrize("name", MODELS)
