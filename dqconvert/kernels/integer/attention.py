@@ -14,9 +14,13 @@ from torch import Tensor
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._prefetch import prefetch
 from dqconvert.kernels._threads import balanced, loop, run
 from dqconvert.kernels.integer.codes import as_numbers, code_of_value, plain_quantize
 from dqconvert.kernels.integer.finish import CODES
+
+AHEAD = 32
+"""How many edges ahead what they look up is asked for."""
 
 _COST = 8
 """What a weight takes, in values that the threads count in."""
@@ -91,39 +95,57 @@ def _attention_on_cpu(
 @loop
 def softmax_nodes(logits, ptr, edges, grid, codes, start, stop):  # type: ignore[no-untyped-def]
     """Nodes `start` to `stop`."""
-    heads = logits.shape[1]
-    line = np.empty(0, np.float32)
+    heads, last = logits.shape[1], edges.size - 1
+    line, found = np.empty(0, np.float32), np.empty(0, np.uint8)
     for node in range(start, stop):
         first, count = ptr[node], ptr[node + 1] - ptr[node]
         if line.size < count * heads:
-            line = np.empty(2 * count * heads, np.float32)
+            line, found = np.empty(2 * count * heads, np.float32), np.empty(2 * count * heads, np.uint8)
         for k in range(count):
+            prefetch(logits, edges[min(first + k + AHEAD, last)] * heads)
+            from_, to = pointer(logits, edges[first + k] * heads), pointer(line, k)
             for h in range(heads):
-                line[h * count + k] = logits[edges[first + k], h]
-        for h in range(heads):
-            weigh(pointer(line, h * count), count, grid, pointer(codes, first * heads + h), heads)
+                to[h * count] = from_[h]
+        weigh_heads(line, count, heads, grid, found, pointer(codes, first * heads))
 
 
 @loop
 def attention_nodes(source, target, table, by_source, by_target, ptr, senders, grid, codes, start, stop):  # type: ignore[no-untyped-def]
     """Nodes `start` to `stop`; `by_source`, `by_target`: how far apart the table's entries are for codes of each."""
-    heads = source.shape[1]
-    line = np.empty(0, np.float32)
+    heads, last = source.shape[1], senders.size - 1
+    line, found = np.empty(0, np.float32), np.empty(0, np.uint8)
     for node in range(start, stop):
         first, count = ptr[node], ptr[node + 1] - ptr[node]
         if line.size < count * heads:
-            line = np.empty(2 * count * heads, np.float32)
+            line, found = np.empty(2 * count * heads, np.float32), np.empty(2 * count * heads, np.uint8)
+        mine, entries = pointer(target, node * heads), pointer(table, 0)
         for k in range(count):
+            prefetch(source, np.intp(senders[min(first + k + AHEAD, last)]) * heads)
+            from_, to = pointer(source, np.intp(senders[first + k]) * heads), pointer(line, k)
             for h in range(heads):
-                code = np.intp(source[senders[first + k], h])
-                line[h * count + k] = table[code * by_source + np.intp(target[node, h]) * by_target]
-        for h in range(heads):
-            weigh(pointer(line, h * count), count, grid, pointer(codes, first * heads + h), heads)
+                to[h * count] = entries[np.intp(from_[h]) * by_source + np.intp(mine[h]) * by_target]
+        weigh_heads(line, count, heads, grid, found, pointer(codes, first * heads))
 
 
 @loop
-def weigh(line, count, grid, codes, apart):  # type: ignore[no-untyped-def]
-    """The codes of a softmax of `line`, which is overwritten; they are written `apart` from each other."""
+def weigh_heads(line, count, heads, grid, found, codes):  # type: ignore[no-untyped-def]
+    """The codes `[count, heads]` of a softmax of each of the `heads` stretches of `line`.
+
+    `line`, and `found`, uint8 of its size, are overwritten.
+    """
+    if heads == 1:
+        weigh(pointer(line, 0), count, grid, codes)
+        return
+    for h in range(heads):
+        weigh(pointer(line, h * count), count, grid, pointer(found, h * count))
+    for k in range(count):
+        for h in range(heads):
+            codes[k * heads + h] = found[h * count + k]
+
+
+@loop
+def weigh(line, count, grid, codes):  # type: ignore[no-untyped-def]
+    """The codes of a softmax of `line`, which is overwritten."""
     peak = np.float32(-np.inf)
     for k in range(count):
         peak = max(peak, line[k])
@@ -133,12 +155,8 @@ def weigh(line, count, grid, codes, apart):  # type: ignore[no-untyped-def]
     total = np.float32(0)
     for k in range(count):
         total += line[k]
-    if apart == 1:
-        for k in range(count):
-            codes[k] = np.uint8(np.int32(code_of_value(line[k] / total, grid)))
-    else:
-        for k in range(count):
-            codes[k * apart] = np.uint8(np.int32(code_of_value(line[k] / total, grid)))
+    for k in range(count):
+        codes[k] = np.uint8(np.int32(code_of_value(line[k] / total, grid)))
 
 
 @loop
