@@ -30,7 +30,7 @@ def lower(module: PreparedModule) -> IntegerModule:
     lowering.run()
     written = lowering.out.graph
     remove_unused(written)
-    if not lowering.in_place:
+    if not any(map(lowering.changes, written.nodes)):
         compose(lowering.out)
         remember(lowering.out)
         remove_unused(written)

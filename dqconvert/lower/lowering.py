@@ -38,7 +38,7 @@ class Lowering:
     Attributes:
         out: What is being written.
         values: What is known of each node so far.
-        in_place: Whether anything is changed in place.
+        in_place: Whether anything is changed in place in the prepared graph.
         floats: What stays in float and why, by node of the integer graph.
     """
 
@@ -48,7 +48,7 @@ class Lowering:
         self.values: dict[Node, Value] = {}
         self.floats: dict[Node, Float] = {}
         self.propagations = Propagations(self.context)
-        self.in_place = any(self._changes(node) for node in graph.nodes)
+        self.in_place = any(self.changes(node) for node in graph.nodes)
 
     def run(self) -> None:
         """Writes the integer graph."""
@@ -239,7 +239,7 @@ class Lowering:
         if not pointwise(node, module) or not any(tabular(self.values[n]) for n in node.all_input_nodes):
             return None
         found = tabulate(node, self.values, module)
-        if found is not None and self._changes(node) and isinstance(node.args[0], Node):
+        if found is not None and self.changes(node) and isinstance(node.args[0], Node):
             self.values[node.args[0]] = found  # who reads the changed tensor later reads this
         return found
 
@@ -253,11 +253,11 @@ class Lowering:
         new = self.out.copy(node, args, kwargs)
         if note_of(node).is_float and node.op != "output":
             self.floats[new] = Float.of(node, "it has no integer form here")
-        if self._changes(node) and isinstance(node.args[0], Node):
+        if self.changes(node) and isinstance(node.args[0], Node):
             self.values[node.args[0]] = Plain(new)
         return Plain(new)
 
-    def _changes(self, node: Node) -> bool:
+    def changes(self, node: Node) -> bool:
         """Whether a node changes its first argument."""
         module = self.context.modules.get(str(node.target)) if node.op == "call_module" else None
         return writes(node) or bool(getattr(module, "inplace", False))

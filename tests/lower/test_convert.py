@@ -45,6 +45,18 @@ class Residual(nn.Module):
         return self.head(nn.functional.dropout(h, 0.5, self.training))
 
 
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = (nn.Linear(WIDTH, 8), nn.BatchNorm1d(8), nn.ReLU(inplace=True), nn.Linear(8, 8))
+        self.first, self.second = GINConv(nn.Sequential(*layers)), SAGEConv(8, 8)
+
+    def forward(self, x, edge_index):
+        h = self.first(x, edge_index)
+        g = h.relu_()
+        return self.second(g, edge_index) + h
+
+
 class Pooled(nn.Module):
     def __init__(self):
         super().__init__()
@@ -71,6 +83,7 @@ MODELS = {
     "GATConv": lambda: GATConv(WIDTH, 4, heads=4),
     "GAT": lambda: GAT(WIDTH, 16, 2, 7, heads=4),
     "residual": Residual,
+    "in place": InPlace,
     "pooled": Pooled,
 }
 
