@@ -34,7 +34,7 @@ def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
         >>> from dqconvert import prepare
         >>> module, _ = prepare(GIN(8, 16, num_layers=1), "int8-dq")
         >>> [fusion.op for fusion in fuse(module.graph, module)[1]]
-        ['message passing, chain', 'linear, chain', 'linear, chain']
+        ['message passing, chain', 'linear, chain', 'quantizer, linear, chain']
     """
     context = Context.of(copy.deepcopy(graph), root)
     fuse_messages(context)
