@@ -79,7 +79,7 @@ def _function(
 
 
 def nobody_looks(args: tuple[Any, ...]) -> bool:
-    """Eager execution on the CPU, of ordinary tensors; those in lists come with one that is not."""
+    """Whether this is eager execution on the CPU, of ordinary tensors; those in lists come with one that is not."""
     return (
         all(not isinstance(t, Tensor) or (type(t) in _ORDINARY and t.device.type == "cpu") for t in args)
         and not torch.compiler.is_compiling()
