@@ -67,7 +67,7 @@ def product(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh):  
     multiply(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.integers(0, 20), st.integers(0, 40), st.integers(1, 70), st.booleans(), st.integers(0, 7))
 def test_strips_sum_exactly(rows, depth, columns, fresh, pad):
     weight, factors = centred(columns, depth), torch.randint(-255, 256, (rows, depth), dtype=torch.int16)
@@ -125,15 +125,15 @@ def test_a_weight_is_unpacked_as_it_was(columns, depth):
 @pytest.mark.parametrize("rows", [*range(14), 47, 48, 49])
 def test_every_remainder_of_rows_and_columns(rows):
     for columns in (*range(1, 35), 70):
-        for depth in (5, 6):
-            check(codes(rows, depth), centred(columns, depth), a_finish(rows, columns, depth, bias=True))
+        depth = 5 + (rows + columns) % 2
+        check(codes(rows, depth), centred(columns, depth), a_finish(rows, columns, depth, bias=True))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(
-    st.integers(0, 110),
-    st.integers(0, 600),
-    st.integers(1, 140),
+    st.integers(0, 60),
+    st.integers(0, 300),
+    st.integers(1, 70),
     st.sampled_from(["codes", "packed", "strided", "values", "float64", "float16"]),
     st.fixed_dictionaries({name: st.booleans() for name in ("by_column", "bias", "table", "other", "packed")}),
     st.integers(0, 1000),
@@ -209,7 +209,7 @@ def test_blocks_of_the_depth_are_added_up(monkeypatch):
 
 
 def test_on_threads(threads):
-    for rows, depth, columns in ((3000, 128, 40), (500, 700, 130)):
+    for rows, depth, columns in ((3000, 60, 40), (500, 200, 130)):
         finish = a_finish(rows, columns, depth, by_column=True, bias=True)
         check(codes(rows, depth), centred(columns, depth), finish)
         check(torch.randn(rows, depth), centred(columns, depth), finish)
@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_an_error():
 def test_the_operator_is_registered_right(kind):
     weight = pack_weight(centred(19, 8))
     x = {"codes": codes(5, 8), "packed": codes(5, 4), "values": torch.randn(5, 8)}[kind]
-    for options in ({}, {"bias": True, "packed": True}, {"other": True, "by_column": True}):
+    for options in ({"bias": True, "packed": True}, {"other": True, "by_column": True}):
         finish = a_finish(5, 19, 8, **options)
         args = (x, X_GRID, weight, 19, kind == "packed", *finish)
         torch.library.opcheck(torch.ops.dqconvert.integer_linear.default, args)
