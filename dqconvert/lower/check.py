@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from torch.fx import Graph
 
 from dqconvert.errors import LoweringError
-from dqconvert.lower.lowering import attribute
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite import PreparedModule
 
@@ -50,7 +50,7 @@ def check_ready(graph: Graph, root: nn.Module) -> None:
 def _tensors(graph: Graph, root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The parameters and buffers that a graph reads, by path."""
     for node in graph.nodes:
-        if node.op == "get_attr" and isinstance(value := attribute(root, str(node.target)), Tensor):
+        if node.op == "get_attr" and isinstance(value := attrgetter(str(node.target))(root), Tensor):
             yield str(node.target), value
         if node.op == "call_module":
             module = root.get_submodule(str(node.target))

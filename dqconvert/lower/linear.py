@@ -42,7 +42,7 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     out, columns, label = lowering.out, centred.size(0), note.module or "linear"
     finish = Finish(
         factor=out.constant(scale * x.grid.scale, f"{label}.factor"),  # type: ignore[arg-type]
-        grid=out.constant(grid.numbers(scale.device)[:3], f"{label}.grid"),  # type: ignore[arg-type]
+        grid=out.constant(grid.numbers(scale.device), f"{label}.grid"),  # type: ignore[arg-type]
         bias=out.constant(bias.value.float(), f"{label}.bias") if isinstance(bias, Known) else None,  # type: ignore[arg-type]
     )
     packed = out.constant(pack_weight(centred), f"{label}.weight")

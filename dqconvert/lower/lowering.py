@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ class Lowering:
     def _attribute(self, node: Node) -> Value | None:
         if node.op != "get_attr":
             return None
-        value = attribute(self.context.root, str(node.target))
+        value = attrgetter(str(node.target))(self.context.root)
         if str(node.target).rsplit(".", 1)[-1] == "training":
             return Fixed(False)
         return Known(value.detach()) if isinstance(value, Tensor) else Fixed(value)
@@ -281,14 +282,6 @@ _FORMS: tuple[Callable[[Lowering, Node], Value | None], ...] = (
 def grid_of(quantizer: FakeQuantize | None) -> Grid | None:
     """The grid of a quantizer that has one for the whole tensor."""
     return None if quantizer is None or quantizer.channel_dim is not None else Grid.of(quantizer)
-
-
-def attribute(root: nn.Module, path: str) -> Any:
-    """What an attribute's path leads to."""
-    value: Any = root
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _fake_quantized(value: Tensor, quantizer: FakeQuantize) -> Tensor:

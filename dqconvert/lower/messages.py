@@ -15,7 +15,7 @@ from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.lower.runtime import receiver_order
 from dqconvert.lower.values import Codes, Grid, Value
 from dqconvert.rewrite.fuse.context import Context
-from dqconvert.rewrite.fuse.messages import _matched, _Propagation
+from dqconvert.rewrite.fuse.messages import Propagation, matched
 from dqconvert.trace.note import Note, annotate, note_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Propagations:
     """Where a graph passes messages that the operator knows: by the node that aggregates them."""
 
     def __init__(self, context: Context) -> None:
-        found = [_matched(context, node) for node in context.graph.nodes if context.is_quantizer(node)]
+        found = [matched(context, node) for node in context.graph.nodes if context.is_quantizer(node)]
         self.by_aggregate = {match.aggregate: match for match in found if match is not None}
 
 
@@ -51,7 +51,7 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
     out, columns = lowering.out, widths.pop()
     ptr, senders, edges = _order(lowering, match)
     codes = value.node if note.ndim == 2 else out.graph.call_method("flatten", (value.node, 1))
-    x_grid = out.constant(value.grid.numbers()[:3], f"{label}.input_grid")
+    x_grid = out.constant(value.grid.numbers(), f"{label}.input_grid")
     options: dict[str, Any] = {"reduce": match.how}
     if weight is not None and match.message.weight is not None:
         options["weight"] = MessageWeight(
@@ -59,11 +59,11 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
                 out.graph.call_method("index_select", (weight.node, 0, edges)), note_of(match.message.weight).ndim
             ),
             out.constant(_multipliers(value.grid, weight.grid, message_grid), f"{label}.multipliers"),  # type: ignore[arg-type]
-            out.constant(message_grid.numbers()[:3], f"{label}.grid"),  # type: ignore[arg-type]
+            out.constant(message_grid.numbers(), f"{label}.grid"),  # type: ignore[arg-type]
         )
     finish = Finish(
         factor=out.constant(torch.tensor([message_grid.scale]), f"{label}.factor"),  # type: ignore[arg-type]
-        grid=out.constant(grid.numbers()[:3], f"{node.target}.grid"),  # type: ignore[arg-type]
+        grid=out.constant(grid.numbers(), f"{node.target}.grid"),  # type: ignore[arg-type]
     )
     found = out.graph.call_function(integer_propagate, (codes, x_grid, ptr, senders, columns, finish), options)
     annotate(found, Note(sizes=tuple((size[0], columns) for size in note.sizes)))
@@ -84,7 +84,7 @@ def _multipliers(x: Grid, weight: Grid, message: Grid) -> Tensor:
     return (weight.values(torch.float64) * x.scale / message.scale).float()
 
 
-def _order(lowering: Lowering, match: _Propagation) -> tuple[Node, Node, Node]:
+def _order(lowering: Lowering, match: Propagation) -> tuple[Node, Node, Node]:
     """Where the edges of each receiver begin, their senders, their positions: one call for all layers of a graph."""
     taken, out = match.message.gather, lowering.out
     sender, receiver = lowering.plain(taken.index), lowering.plain(match.receiver)

@@ -2,7 +2,7 @@
 
 What a message is made of is seen by the type of the table:
 
-- float32, `[256]`: it is a code less `zero`, times the entry of the edge's weight, rounded and clamped.
+- float32, `[256]`: it is a code less `zero`, times the entry of the edge's weight, plus `middle`, rounded and clamped.
 - uint8, `[weights, 16]`: codes lie two to a byte; it is the entry of the edge's weight and the code.
 - int16: there is no table, it is the code.
 """
@@ -85,7 +85,7 @@ class _Codes:
         self.states = [state] * (len(self.places) * (1 + packed) * (1 + (reduce == SUM)))
         self.first = 255 if reduce == MIN else 0
 
-    def prepare(self, builder: Any, zero: Any, low: Any, high: Any) -> None:
+    def prepare(self, builder: Any, zero: Any, middle: Any, low: Any, high: Any) -> None:
         """What is the same for all edges."""
 
     def of_edge(self, builder: Any, table: Any, weight: Any) -> Any:
@@ -140,7 +140,8 @@ class _Products:
         self.states = [self.ints] * len(self.places)
         self.first = {SUM: 0, MAX: -(1 << 31), MIN: (1 << 31) - 1}[reduce]
 
-    def prepare(self, builder: Any, zero: Any, low: Any, high: Any) -> None:
+    def prepare(self, builder: Any, zero: Any, middle: Any, low: Any, high: Any) -> None:
+        self.middle = builder.sitofp(_everywhere(builder, middle, 8), self.floats)
         self.zero, self.low, self.high = (_everywhere(builder, number, 8) for number in (zero, low, high))
 
     def of_edge(self, builder: Any, table: Any, weight: Any) -> Any:
@@ -151,7 +152,9 @@ class _Products:
         for place, state in zip(self.places, states, strict=True):
             codes = _load(builder, builder.gep(row, [ir.IntType(64)(place)]), ir.VectorType(_BYTE, 8))
             centred = builder.sitofp(builder.sub(builder.zext(codes, self.ints), self.zero), self.floats)
-            rounded = _call(builder, "llvm.fma", centred, factor, _all(_ROUNDED, self.floats))
+            # Rounded where training rounds: beside a half, the even one depends on the sum with its zero point.
+            steps = _call(builder, "llvm.fma", centred, factor, self.middle)
+            rounded = builder.fadd(steps, _all(_ROUNDED, self.floats))
             message = builder.bitcast(rounded, self.ints)
             message = _call(builder, "llvm.smin", _call(builder, "llvm.smax", message, self.low), self.high)
             if self.reduce == SUM:
@@ -168,17 +171,19 @@ def _strip(size: int, reduce: int) -> Any:
     """A loop over edges for `size` bytes of each row; what it finds goes to `out`, int32, a column each."""
 
     @intrinsic
-    def strip(typing_context, x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out):  # type: ignore[no-untyped-def]
+    def strip(  # type: ignore[no-untyped-def]
+        typing_context, x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out
+    ):
         number, one = types.intp, types.int32
-        kinds = x, number, senders, number, number, number, weights, number, table, one, one, one, out
+        kinds = x, number, senders, number, number, number, weights, number, table, one, one, one, one, out
         packed = table.dtype == types.uint8
         weighted = table.dtype == types.float32
 
         def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out = args
+            x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out = args
             index = x_row.type
             messages = _Products(size, reduce) if weighted else _Codes(size, reduce, packed)
-            messages.prepare(builder, zero, low, high)
+            messages.prepare(builder, zero, middle, low, high)
 
             def row_of(edge: Any) -> Any:
                 sender = builder.load(builder.gep(senders, [edge]))
@@ -229,7 +234,9 @@ _min8, _min16, _min32, _min64 = (_strip(size, MIN) for size in (8, 16, 32, 64))
 
 
 @loop
-def reduce_edges(size, reduce, x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out):  # type: ignore[no-untyped-def]
+def reduce_edges(  # type: ignore[no-untyped-def]
+    size, reduce, x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out
+):
     """Over the edges `start` to `stop`, of which there is one, of `size` bytes of the senders' rows; see `_strip`.
 
     By pointers: `x` to the first of these bytes, `weights` to that of edge 0, edges `heads` apart. Rows of edges to
@@ -237,27 +244,27 @@ def reduce_edges(size, reduce, x, x_row, senders, start, stop, last, weights, he
     """
     if reduce == SUM:
         if size == 64:
-            _sum64(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+            _sum64(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         elif size == 32:
-            _sum32(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+            _sum32(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         elif size == 16:
-            _sum16(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+            _sum16(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         else:
-            _sum8(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+            _sum8(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
     elif reduce == MAX:
         if size == 64:
-            _max64(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+            _max64(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         elif size == 32:
-            _max32(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+            _max32(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         elif size == 16:
-            _max16(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+            _max16(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         else:
-            _max8(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+            _max8(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
     elif size == 64:
-        _min64(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+        _min64(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
     elif size == 32:
-        _min32(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+        _min32(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
     elif size == 16:
-        _min16(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+        _min16(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
     else:
-        _min8(x, x_row, senders, start, stop, last, weights, heads, table, zero, low, high, out)
+        _min8(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)

@@ -43,12 +43,12 @@ def propagate_rows(  # type: ignore[no-untyped-def]
 ):
     """Nodes `start` to `stop`.
 
-    `table`: see :mod:`dqconvert.kernels.integer._edge_strips`. `numbers`: zero, lowest and highest message as the
-    strips take them, and by how much each message comes out too large. `block`: how many edges a strip can sum up;
-    `most`: how many int32 can. `size`: the bytes of a row that hold its columns.
+    `table`: see :mod:`dqconvert.kernels.integer._edge_strips`. `numbers`: zeros of the rows and of the messages,
+    lowest and highest message, as the strips take them, and by how much each message comes out too large. `block`: how
+    many edges a strip can sum up; `most`: how many int32 can. `size`: the bytes of a row that hold its columns.
     """
-    zero, low, high = np.int32(numbers[0]), np.int32(numbers[1]), np.int32(numbers[2])
-    offset = numbers[3]
+    zero, middle, low, high = np.int32(numbers[0]), np.int32(numbers[1]), np.int32(numbers[2]), np.int32(numbers[3])
+    offset = numbers[4]
     heads, row_size = weights.shape[1], x.shape[1]
     apart = heads if weights.shape[0] > 1 else 0
     per_byte = 2 if table.itemsize == 1 else 1
@@ -89,6 +89,7 @@ def propagate_rows(  # type: ignore[no-untyped-def]
                         apart,
                         pointer(table, 0),
                         zero,
+                        middle,
                         low,
                         high,
                         pointer(found, 0),
@@ -121,11 +122,14 @@ def take_over(found, count, beyond, fresh, sums):  # type: ignore[no-untyped-def
 
 
 @loop
-def messages_of_codes(multipliers, zero, low, high):  # type: ignore[no-untyped-def]
-    """uint8 `[256, 16]`: the message of a weight's code and a code below 16, counted from the lowest message."""
+def messages_of_codes(multipliers, zero, middle, low, high):  # type: ignore[no-untyped-def]
+    """uint8 `[256, 16]`: the message of a weight's code and a code below 16, counted from the lowest message.
+
+    `middle`, `low`, `high`: the message of nothing, the lowest and the highest, as training counts them.
+    """
     messages = np.empty((multipliers.size, 16), np.uint8)
     for weight in range(multipliers.size):
         for code in range(16):
-            message = np.rint((code - zero) * np.float64(multipliers[weight]))
-            messages[weight, code] = np.uint8(np.int64(min(max(message, np.float64(low)), np.float64(high))) - low)
+            message = np.rint(np.float32((code - zero) * np.float64(multipliers[weight]) + middle))
+            messages[weight, code] = np.uint8(np.int64(min(max(message, np.float32(low)), np.float32(high))) - low)
     return messages

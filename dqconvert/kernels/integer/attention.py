@@ -202,7 +202,7 @@ def softmax_codes(logits: Tensor, ptr: Tensor, edges: Tensor, grid: Tensor) -> T
     - `logits`: floating `[num_edges, heads]`, finite, in the order of the list of edges.
     - `ptr`, `edges`: int64 `[num_nodes + 1]` and `[num_edges]`, the edges by their receivers, see
       :func:`dqconvert.kernels.edge_order.edge_order`.
-    - `grid`: float32 `[3]` or `[4]`, of the result, see :func:`dqconvert.kernels.integer.codes.quantize`.
+    - `grid`: float32 `[4]`, of the result, see :func:`dqconvert.kernels.integer.codes.quantize`.
 
     **Returns** uint8 `[num_edges, heads]`, in the order of the receivers: weights for
     :func:`dqconvert.kernels.integer.propagate.integer_propagate`.
@@ -212,7 +212,7 @@ def softmax_codes(logits: Tensor, ptr: Tensor, edges: Tensor, grid: Tensor) -> T
     ```python
     >>> logits = torch.tensor([[0.0], [1.0], [1.0]])
     >>> ptr, edges = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 2])
-    >>> softmax_codes(logits, ptr, edges, torch.tensor([0.01, 0.0, 255.0])).flatten().tolist()
+    >>> softmax_codes(logits, ptr, edges, torch.tensor([0.01, 0.0, 255.0, 0.0])).flatten().tolist()
     [100, 50, 50]
 
     ```
@@ -236,7 +236,7 @@ def attention_codes(
     - `source`: uint8 `[num_senders, heads]`, `target`: uint8 `[num_nodes, heads]`, codes.
     - `table`: float32 `[256, 256]`, finite: the logit of a source's code and a target's.
     - `ptr`, `senders`: see :func:`dqconvert.kernels.integer.propagate.integer_propagate`.
-    - `grid`: float32 `[3]` or `[4]`, of the result.
+    - `grid`: float32 `[4]`, of the result.
 
     **Returns** uint8 `[num_edges, heads]`, in the order of the receivers; see :func:`softmax_codes`.
 
@@ -247,7 +247,7 @@ def attention_codes(
     >>> table = torch.zeros(256, 256)
     >>> table[3, 1] = 1.0
     >>> ptr, senders = torch.tensor([0, 2]), torch.tensor([0, 1])
-    >>> attention_codes(source, target, table, ptr, senders, torch.tensor([0.01, 0.0, 255.0])).flatten().tolist()
+    >>> attention_codes(source, target, table, ptr, senders, torch.tensor([0.01, 0.0, 255.0, 0.0])).flatten().tolist()
     [27, 73]
 
     ```
@@ -271,5 +271,5 @@ def attention_codes(
 def _check(ptr: Tensor, grid: Tensor) -> None:
     if ptr.dtype != torch.int64:
         raise TypeError(f"ptr must be int64, got {ptr.dtype}")
-    if grid.shape not in ((3,), (4,)):
-        raise ValueError(f"the grid must have shape {(3,)} or {(4,)}, got {tuple(grid.shape)}")
+    if grid.shape != (4,):
+        raise ValueError(f"the grid must have shape {(4,)}, got {tuple(grid.shape)}")

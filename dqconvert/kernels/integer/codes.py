@@ -18,17 +18,11 @@ def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Te
     """The definition that every implementation is held to; the arguments are those of :func:`quantize`."""
     wide = x.to(wide_dtype(x.dtype))
     grid = grid.to(wide.dtype)
-    scale, zero, top, low = (part if dim is None else along(part, x, dim) for part in with_low(grid))
+    scale, zero, top, low = (part if dim is None else along(part, x, dim) for part in grid)
     # Rounded where the training kernels round: their sum is another one, to the last bit, than one with `zero`.
     codes = (wide / scale + (zero + low)).round() - low
     codes = torch.where(wide.isnan(), zero, codes.clamp(torch.zeros_like(top), top)).to(torch.uint8).contiguous()
     return pack(codes) if packed else codes
-
-
-def with_low(grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A grid's scale, zero, highest code, and the training kernels' lowest code, 0 if it is left out."""
-    scale, zero, top = grid[:3]
-    return scale, zero, top, grid[3] if grid.size(0) > 3 else torch.zeros_like(zero)
 
 
 def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Tensor:
@@ -49,7 +43,7 @@ def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> 
 
 def as_numbers(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
     """A grid as the loops take it: scale, zero, highest code, lowest code of training."""
-    return tuple(kind(part) for part in [*grid.tolist(), 0.0][:4])
+    return tuple(kind(part) for part in grid.tolist())
 
 
 @loop
@@ -89,16 +83,15 @@ quantize_operator = Operator("quantize_codes", plain_quantize, fake=_fake_quanti
 
 
 def quantize(x: Tensor, grid: Tensor, dim: int | None = None, *, packed: bool = False) -> Tensor:
-    """The codes of values: `clamp(round(x / scale + zero), 0, top)`.
+    """The codes of values: `clamp(round(x / scale + (zero + low)) - low, 0, top)`.
 
     Halves round to even. Infinities become the ends of the grid; NaN, for which there is no code, becomes that of zero.
 
     **Arguments**
 
     - `x`: floating tensor of any shape. float64 is computed in float64, all else in float32.
-    - `grid`: float32 `[3]`: scale, zero, and the highest code; `[4]`: and the lowest code of the training kernels,
-      which round `x / scale + (zero + lowest)`: with it codes are theirs exactly, without it all but a few in a
-      million. `[3, channels]` or `[4, channels]` with `dim`.
+    - `grid`: float32 `[4]`: scale, zero, the highest code, and what the training kernels call code 0: they round
+      `x / scale + (zero + low)`, and where that is a half, the even one depends on it. `[4, channels]` with `dim`.
     - `dim = None`: the dimension along which grids differ, if they do.
     - `packed = False`: codes below 16 of a matrix, two to a byte.
 
@@ -107,7 +100,7 @@ def quantize(x: Tensor, grid: Tensor, dim: int | None = None, *, packed: bool = 
     **Raises** `ValueError` if the grid does not fit, or for what is packed and no matrix.
 
     ```python
-    >>> quantize(torch.tensor([-1.0, 0.0, 0.26, 9.0]), torch.tensor([0.5, 3.0, 15.0])).tolist()
+    >>> quantize(torch.tensor([-1.0, 0.0, 0.26, 9.0]), torch.tensor([0.5, 3.0, 15.0, 0.0])).tolist()
     [1, 3, 4, 15]
 
     ```
@@ -121,8 +114,8 @@ def quantize(x: Tensor, grid: Tensor, dim: int | None = None, *, packed: bool = 
 
 def _check_grid(x: Tensor, grid: Tensor, dim: int | None) -> None:
     right = () if dim is None else (x.size(dim),)
-    if grid.dim() == 0 or grid.size(0) not in (3, 4) or grid.shape[1:] != right:
-        raise ValueError(f"the grid must have shape {(3, *right)} or {(4, *right)}, got {tuple(grid.shape)}")
+    if grid.shape != (4, *right):
+        raise ValueError(f"the grid must have shape {(4, *right)}, got {tuple(grid.shape)}")
 
 
 def plain_dequantize(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
@@ -170,7 +163,7 @@ def dequantize(codes: Tensor, grid: Tensor, dim: int | None = None) -> Tensor:
     **Raises** `ValueError` if the grid does not fit.
 
     ```python
-    >>> dequantize(torch.tensor([1, 3, 15], dtype=torch.uint8), torch.tensor([0.5, 3.0, 15.0])).tolist()
+    >>> dequantize(torch.tensor([1, 3, 15], dtype=torch.uint8), torch.tensor([0.5, 3.0, 15.0, 0.0])).tolist()
     [-1.0, 0.0, 6.0]
 
     ```

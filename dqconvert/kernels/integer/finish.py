@@ -26,7 +26,8 @@ class Finish(NamedTuple):
 
     Attributes:
         factor: float32 `[1]` or `[columns]`, the value of one step of the sums.
-        grid: float32 `[3]`: scale, zero, and the highest code.
+        grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training: see
+            :func:`dqconvert.kernels.integer.codes.quantize`.
         bias: float32 `[columns]`, in the values' unit.
         table: uint8 (codes) or float32 (values): `[256]`, by the code; `[columns, 256]`, by column and code; or, with
             `other`, `[256, 256]`, by the code and the other. None: the codes as they are.
@@ -53,8 +54,8 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
         values = values * shares[:, None]
     if finish.bias is not None:
         values = values + finish.bias
-    scale, zero, top = finish.grid
-    codes = (values / scale + zero).round().clamp(min=torch.zeros_like(top), max=top).long()
+    scale, zero, top, low = finish.grid
+    codes = ((values / scale + (zero + low)).round().clamp(min=low, max=top + low) - low).long()
     if finish.table is None:
         found = codes.to(torch.uint8)
     elif finish.other is not None:
@@ -136,7 +137,7 @@ def check(finish: Finish, rows: int, columns: int) -> None:
     factor, grid, bias, table, other, packed = finish
     fits = {
         "factor": factor.shape in ((1,), (columns,)) and factor.dtype == torch.float32,
-        "grid": grid.shape == (3,) and grid.dtype == torch.float32,
+        "grid": grid.shape == (4,) and grid.dtype == torch.float32,
         "bias": bias is None or (bias.shape == (columns,) and bias.dtype == torch.float32),
         "table": table is None
         or (table.shape in _table_shapes(columns, other is not None) and table.dtype in (torch.uint8, torch.float32)),
@@ -171,6 +172,7 @@ def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignor
         steps.grid[0],
         steps.grid[1],
         steps.grid[2],
+        steps.grid[3],
         pointer(steps.table, 0),
         steps.table.size,
         steps.by_column,
@@ -194,6 +196,7 @@ def finish_pointed(  # type: ignore[no-untyped-def]
     scale,
     zero,
     top,
+    low,
     table,
     entries,
     by_column,
@@ -205,9 +208,9 @@ def finish_pointed(  # type: ignore[no-untyped-def]
 ):
     """:func:`finish_row`, by pointers and how many entries are behind them."""
     if entries == 0 and not packed:
-        round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, to)
+        round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, low, to)
         return
-    round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, codes)
+    round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, low, codes)
     if not packed:
         look_up_row(codes, columns, table, by_column, other, others, to)
         return
@@ -227,28 +230,29 @@ def pack_row(codes, columns, to):  # type: ignore[no-untyped-def]
 
 
 @loop
-def round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, codes):  # type: ignore[no-untyped-def]
+def round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, low, codes):  # type: ignore[no-untyped-def]
     """The codes of a row of sums. One loop a case: with a choice inside, they are made one by one."""
+    zero, top = zero + low, top + low  # as training counts
     if factors == 1:
         one = factor[0]
         if biases == 0:
             for c in range(columns):
-                codes[c] = code_of(np.float32(line[c]) * one * share, scale, zero, top)
+                codes[c] = code_of(np.float32(line[c]) * one * share, scale, zero, top, low)
         else:
             for c in range(columns):
-                codes[c] = code_of(np.float32(line[c]) * one * share + bias[c], scale, zero, top)
+                codes[c] = code_of(np.float32(line[c]) * one * share + bias[c], scale, zero, top, low)
     elif biases == 0:
         for c in range(columns):
-            codes[c] = code_of(np.float32(line[c]) * factor[c] * share, scale, zero, top)
+            codes[c] = code_of(np.float32(line[c]) * factor[c] * share, scale, zero, top, low)
     else:
         for c in range(columns):
-            codes[c] = code_of(np.float32(line[c]) * factor[c] * share + bias[c], scale, zero, top)
+            codes[c] = code_of(np.float32(line[c]) * factor[c] * share + bias[c], scale, zero, top, low)
 
 
 @loop
-def code_of(value, scale, zero, top):  # type: ignore[no-untyped-def]
-    """The code of a value, which is no NaN."""
-    return np.uint8(np.int32(min(max(np.rint(value / scale + zero), np.float32(0)), top)))
+def code_of(value, scale, zero, top, low):  # type: ignore[no-untyped-def]
+    """The code of a value, which is no NaN; `zero` and `top` are counted from `low`, as training does."""
+    return np.uint8(np.int32(min(max(np.rint(value / scale + zero), low), top) - low))
 
 
 @loop

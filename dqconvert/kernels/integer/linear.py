@@ -205,7 +205,7 @@ def integer_linear(
     - `x`: uint8 codes `[rows, depth]`; with `packed_input`, two to a byte, `[rows, (depth + 1) // 2]`; or floating
       values `[rows, depth]`, which are quantized to `x_grid` on the way, see
       :func:`dqconvert.kernels.integer.codes.quantize`.
-    - `x_grid`: float32 `[3]`: scale, zero, and the highest code; for values it may be `[4]`, as there.
+    - `x_grid`: float32 `[4]`: scale, zero, the highest code, and the lowest of training, as there.
     - `weight`: int16, see :func:`pack_weight`. `columns`: of the result.
     - `finish`: what makes codes of the sums; its factor is the scale of `x` times that of the weight.
     - `packed_input = False`: whether `x` is packed.
@@ -217,8 +217,8 @@ def integer_linear(
     ```python
     >>> x = torch.tensor([[3, 5], [1, 1]], dtype=torch.uint8)
     >>> weight = pack_weight(torch.tensor([[2, 1], [-1, 0]], dtype=torch.int16))
-    >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 4.0, 15.0]))
-    >>> integer_linear(x, torch.tensor([0.1, 1.0, 255.0]), weight, 2, finish)
+    >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 4.0, 15.0, 0.0]))
+    >>> integer_linear(x, torch.tensor([0.1, 1.0, 255.0, 0.0]), weight, 2, finish)
     tensor([[8, 3],
             [4, 4]], dtype=torch.uint8)
 

@@ -1,7 +1,7 @@
 """Message passing on codes: every node adds up what its neighbours send, in integers, and no message is ever stored.
 
 sums[i, c] = sum over the edges e to i of (x[sender[e], c] - zero)                                    exactly, or
-sums[i, c] = sum over the edges e to i of clamp(round((x[sender[e], c] - zero) * multipliers[weight[e]]))
+sums[i, c] = sum over the edges e to i of round_to_grid((x[sender[e], c] - zero) * multipliers[weight[e]])
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class MessageWeight(NamedTuple):
             heads` to `(h + 1) * columns / heads`.
         multipliers: float32 `[256]`, finite, by the code: the weight's value times the scale of `x`, divided by the
             scale of the messages.
-        grid: float32 `[3]`, of the messages: scale, zero, and the highest code.
+        grid: float32 `[4]`, of the messages: scale, zero, the highest code, and the lowest of training: they are
+            rounded as :func:`dqconvert.kernels.integer.codes.quantize` does.
     """
 
     codes: Tensor
@@ -81,8 +82,9 @@ def plain_integer_propagate(
         # In float64, where the product is exact and rounded once.
         by_code = multipliers.clamp(-STEEPEST, STEEPEST).to(torch.float64)
         product = message.view(rows, heads, columns // heads) * by_code[weight.long()].unsqueeze(2)
-        _, zero, top = message_grid.to(torch.float64)
-        message = product.round().clamp(-zero, top - zero).long().view(rows, columns)
+        _, zero, top, low = message_grid.to(torch.float64)
+        steps = (product + (zero + low)).to(torch.float32).round()
+        message = (steps.clamp(low, low + top) - (zero + low)).long().view(rows, columns)
     degree = ptr.diff()
     receivers = torch.arange(degree.numel(), device=x.device).repeat_interleave(degree)
     sums = message.new_zeros(degree.numel(), columns)
@@ -126,15 +128,15 @@ def _on_cpu(
         x = torch.nn.functional.pad(x, (0, LEAST - size))
 
     if weight is None or multipliers is None or message_grid is None:
-        weights, by_code, numbers = _ONE_WEIGHT, _SAME if packed_input else _NO_TABLE, (0, 0, 0, zero)
+        weights, by_code, numbers = _ONE_WEIGHT, _SAME if packed_input else _NO_TABLE, (0, 0, 0, 0, zero)
     else:
         weights, by_code = weight.contiguous().numpy(), multipliers.detach().contiguous().numpy()
-        _, message_zero, top = message_grid.tolist()
-        low, high = int(-message_zero), int(top - message_zero)
+        _, middle, top, low = (int(number) for number in message_grid.tolist())
         if packed_input:
-            by_code, numbers = messages_of_codes(by_code, zero, low, high), (0, 0, 0, -low)
+            by_code, numbers = messages_of_codes(by_code, zero, middle + low, low, low + top), (0, 0, 0, 0, middle)
         else:
-            by_code, numbers = by_code.clip(-STEEPEST, STEEPEST), (zero, BIAS + low, BIAS + high, BIAS)
+            numbers = zero, middle + low, BIAS + low, BIAS + low + top, BIAS + middle + low
+            by_code = by_code.clip(-STEEPEST, STEEPEST)
     most = EXACT if kind == SUM else _ALL
     block = most if kind != SUM or by_code.dtype == np.float32 else min(_SHORT, most)
 
@@ -201,13 +203,13 @@ def integer_propagate(
     """Message passing on codes, in integers: exact, whatever the number of edges.
 
     The messages of an edge are the codes of its sender; with `weight`, they are multiplied and rounded to a grid of
-    their own, halves to even.
+    their own, as in training: to float32 when its zero point is added, then to integers, halves to even.
 
     **Arguments**
 
     - `x`: uint8 codes `[num_senders, columns]`; with `packed_input`, two to a byte, `[num_senders, (columns + 1) //
       2]`.
-    - `x_grid`: float32 `[3]`: scale, zero, and the highest code.
+    - `x_grid`: float32 `[4]`: scale, zero, the highest code, and the lowest of training.
     - `ptr`: int64 `[num_nodes + 1]`; the edges to node `i` are `ptr[i]` to `ptr[i + 1]`.
     - `senders`: int32 or int64 `[num_edges]`. That all are there is not looked at again: see :func:`check_order`.
     - `columns`: of the result.
@@ -224,8 +226,8 @@ def integer_propagate(
     ```python
     >>> x = torch.tensor([[3, 5], [1, 1]], dtype=torch.uint8)
     >>> ptr, senders = torch.tensor([0, 2, 3]), torch.tensor([0, 1, 0])
-    >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 4.0, 15.0]))
-    >>> integer_propagate(x, torch.tensor([0.5, 1.0, 15.0]), ptr, senders, 2, finish)
+    >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 4.0, 15.0, 0.0]))
+    >>> integer_propagate(x, torch.tensor([0.5, 1.0, 15.0, 0.0]), ptr, senders, 2, finish)
     tensor([[5, 6],
             [5, 6]], dtype=torch.uint8)
 
@@ -257,9 +259,9 @@ def _check_weight(weight: MessageWeight, edges: int, columns: int) -> None:
         )
     if codes.dtype != torch.uint8 or multipliers.dtype != torch.float32:
         raise TypeError(f"expected uint8 codes and float32 multipliers, got {codes.dtype} and {multipliers.dtype}")
-    if multipliers.shape != (CODES,) or grid.shape != (3,):
+    if multipliers.shape != (CODES,) or grid.shape != (4,):
         shapes = tuple(multipliers.shape), tuple(grid.shape)
-        raise ValueError(f"expected multipliers {(CODES,)} and a grid {(3,)}, got {shapes[0]} and {shapes[1]}")
+        raise ValueError(f"expected multipliers {(CODES,)} and a grid {(4,)}, got {shapes[0]} and {shapes[1]}")
 
 
 def check_order(ptr: Tensor, senders: Tensor, num_senders: int) -> None:

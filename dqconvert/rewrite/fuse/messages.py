@@ -35,13 +35,13 @@ def fuse_messages(context: Context) -> None:
     """
     orders: dict[Any, Node] = {}
     for node in list(context.graph.nodes):
-        found = _matched(context, node) if context.is_quantizer(node) else None
+        found = matched(context, node) if context.is_quantizer(node) else None
         if found is not None and context.undisturbed(found.nodes):
             context.replace(found.nodes, _written(context, found, orders), "message passing")
 
 
 @dataclass(frozen=True)
-class _Message:
+class Message:
     """How a message is made.
 
     Attributes:
@@ -56,7 +56,7 @@ class _Message:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Propagation:
+class Propagation:
     """A group of nodes that becomes one operator.
 
     Attributes:
@@ -69,7 +69,7 @@ class _Propagation:
         how: Which of these.
     """
 
-    message: _Message
+    message: Message
     quantize: Node
     protected: Any
     aggregate: Node
@@ -86,7 +86,7 @@ class _Propagation:
 # -- finding them ------------------------------------------------------------------------------------------------
 
 
-def _matched(context: Context, quantize: Node) -> _Propagation | None:
+def matched(context: Context, quantize: Node) -> Propagation | None:
     """The group around the call of a quantizer; ``None`` if it is none that the operator computes."""
     aggregate, product = only_user(quantize), quantize.args[0]
     layer = None if aggregate is None else context.plain_module(aggregate)
@@ -106,7 +106,7 @@ def _matched(context: Context, quantize: Node) -> _Propagation | None:
     mask = protection_of(quantize)
     if mask is not None and not _is_senders(mask, taken):
         return None
-    return _Propagation(
+    return Propagation(
         message=message,
         quantize=quantize,
         protected=None if mask is None else mask.args[0],
@@ -117,10 +117,10 @@ def _matched(context: Context, quantize: Node) -> _Propagation | None:
     )
 
 
-def _message(message: Node) -> _Message | None:
+def _message(message: Node) -> Message | None:
     """What a message is made of; ``None`` if not of ``x_j``, or ``x_j`` and a weight of its edge."""
     if (taken := gather(message)) is not None:
-        return _Message(taken, None, (message,))
+        return Message(taken, None, (message,))
     if op_name(message) != "mul" or len(message.args) != 2:
         return None
     for rows, factor in (message.args, message.args[::-1]):
@@ -130,7 +130,7 @@ def _message(message: Node) -> _Message | None:
             continue
         weight = _per_edge(factor, note_of(message).sizes)
         if weight is not None:
-            return _Message(taken, weight, (rows, message) if weight is factor else (rows, factor, message))
+            return Message(taken, weight, (rows, message) if weight is factor else (rows, factor, message))
     return None
 
 
@@ -158,7 +158,7 @@ def _is_senders(mask: Any, taken: Gather) -> bool:
 # -- writing them ------------------------------------------------------------------------------------------------
 
 
-def _written(context: Context, found: _Propagation, orders: dict[Any, Node]) -> Node:
+def _written(context: Context, found: Propagation, orders: dict[Any, Node]) -> Node:
     """The call of the operator, before the aggregation.
 
     Args:

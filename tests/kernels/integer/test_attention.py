@@ -23,9 +23,9 @@ from dqconvert.kernels.integer.attention import (
 from dqconvert.kernels.integer.codes import quantize
 
 GRIDS = {
-    "int8": torch.tensor([1 / 255, 0.0, 255.0]),
-    "int4": torch.tensor([1 / 15, 0.0, 15.0]),
-    "clipped": torch.tensor([1 / 300, 20.0, 255.0]),
+    "int8": torch.tensor([1 / 255, 0.0, 255.0, 0.0]),
+    "int4": torch.tensor([1 / 15, 0.0, 15.0, 0.0]),
+    "clipped": torch.tensor([1 / 300, 20.0, 255.0, 0.0]),
     "signed": torch.tensor([1 / 127, 128.0, 255.0, -128.0]),
 }
 INT8 = GRIDS["int8"]
@@ -124,7 +124,7 @@ def test_an_edge_that_is_alone_has_it_all():
 def test_logits_far_apart():
     order = edge_order(torch.zeros(4, dtype=torch.int64), torch.arange(4), 1)
     for low in (-87.0, -88.0, -104.0, -1e4, -3e38):
-        logits, grid = torch.tensor([[low], [0.0], [low], [0.0]]), torch.tensor([0.01, 3.0, 255.0])
+        logits, grid = torch.tensor([[low], [0.0], [low], [0.0]]), torch.tensor([0.01, 3.0, 255.0, 0.0])
         assert softmax_codes(logits, order.ptr, order.edges, grid).flatten().tolist() == [3, 53, 3, 53]
 
 
@@ -132,7 +132,7 @@ def test_a_million_edges_to_one_node():
     edges = 10**6
     logits = torch.randn(edges, 2)
     order = edge_order(torch.zeros(edges, dtype=torch.int64), torch.zeros(edges, dtype=torch.int64), 2)
-    found = check_softmax(logits, order, torch.tensor([1e-7, 0.0, 255.0]))
+    found = check_softmax(logits, order, torch.tensor([1e-7, 0.0, 255.0, 0.0]))
     assert found.float().std() > 1
 
 

@@ -24,8 +24,8 @@ from dqconvert.kernels.integer.finish import unpack
 
 OPS = torch.ops.dqconvert
 GRIDS = {
-    "int8": [0.05, 119.0, 255.0],
-    "int4": [0.7, 6.0, 15.0],
+    "int8": [0.05, 119.0, 255.0, 0.0],
+    "int4": [0.7, 6.0, 15.0, 0.0],
     "of training": [0.05, 119.0, 255.0, -128.0],
 }
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -143,15 +143,15 @@ def test_a_table_for_one_column():
 
 def test_what_does_not_fit_is_an_error():
     x, codes = torch.randn(3, 4), torch.zeros(3, 4, dtype=torch.uint8)
-    for grid, dim in ((torch.ones(2), None), (torch.ones(3, 4), None), (torch.ones(3, 4), 0), (torch.ones(3), 1)):
+    for grid, dim in ((torch.ones(3), None), (torch.ones(4, 4), None), (torch.ones(4, 4), 0), (torch.ones(4), 1)):
         with pytest.raises(ValueError, match="the grid must have shape"):
             quantize(x, grid, dim)
         with pytest.raises(ValueError, match="the grid must have shape"):
             dequantize(codes, grid, dim)
     with pytest.raises(ValueError, match="only matrices are packed"):
-        quantize(x[0], torch.ones(3), packed=True)
+        quantize(x[0], torch.ones(4), packed=True)
     with pytest.raises(TypeError, match="floating"):
-        quantize(codes, torch.ones(3))
+        quantize(codes, torch.ones(4))
     for table in (torch.ones(255), torch.ones(3, 256), torch.ones(4, 255), torch.ones(256, 4)):
         with pytest.raises(ValueError, match="does not fit"):
             look_up(codes, table)
@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_an_error():
 
 def test_operators_are_registered_right():
     x, grid = torch.randn(6, 5), torch.tensor(GRIDS["int4"])
-    codes, channels = quantize(x, grid), torch.rand(3, 5) + 1
+    codes, channels = quantize(x, grid), torch.rand(4, 5) + 1
     for args in ((x, grid, None, False), (x.double(), grid, None, True), (x.T, channels, 0, False)):
         torch.library.opcheck(OPS.quantize_codes.default, args)
     for more in ((codes, grid, None), (codes, channels, 1)):

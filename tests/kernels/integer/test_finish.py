@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels._threads import loop
+from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_row, pack, plain_finish, room, steps, unpack
 
-INT8, INT4 = torch.tensor([0.05, 119.0, 255.0]), torch.tensor([0.7, 6.0, 15.0])
+INT8, INT4 = torch.tensor([0.05, 119.0, 255.0, -128.0]), torch.tensor([0.7, 6.0, 15.0, -8.0])
 TABLES = ("none", "by code", "by column", "with other", "values")
 
 
@@ -82,21 +85,32 @@ def test_sums_at_the_ends_of_their_type(dtype):
 
 def test_halves_round_to_even_everywhere():
     sums = torch.arange(-20, 300, dtype=torch.int32).reshape(2, -1)
-    finish = Finish(torch.tensor([0.5]), torch.tensor([1.0, 3.0, 255.0]))
-    want = [min(max(round(value / 2 + 3), 0), 255) for value in range(-20, 300)]  # Python's: to even
-    assert finished(sums, finish).flatten().tolist() == want
+    for low in (0, -1, -128):  # what is even depends on it
+        finish = Finish(torch.tensor([0.5]), torch.tensor([1.0, 3.0, 255.0, low]))
+        want = [min(max(round(value / 2 + 3 + low) - low, 0), 255) for value in range(-20, 300)]  # Python's: to even
+        assert finished(sums, finish).flatten().tolist() == want
+
+
+def test_codes_of_sums_are_those_of_their_values():
+    """Also where the quotient of two scales is half a step but for the last bit."""
+    sums = torch.arange(-300, 300, dtype=torch.int32).reshape(2, -1)
+    for factor, scale in itertools.product((0.1, 0.3, 0.7, 1.1), repeat=2):
+        step = torch.tensor([factor])
+        for nearly in (torch.nextafter(step, step * 0), step, torch.nextafter(step, step + 1)):
+            grid = torch.tensor([scale * 2, 119.0, 255.0, -128.0])
+            assert torch.equal(finished(sums, Finish(nearly, grid)), quantize(sums.float() * nearly, grid))
 
 
 def test_sums_are_divided_by_the_scale_not_multiplied_by_its_reciprocal():
     sums = torch.arange(0, 1 << 16, dtype=torch.int32).reshape(16, -1)
     for scale in (0.1, 0.3, 0.7, 1.1, 3.3):
-        finish = Finish(torch.tensor([0.05]), torch.tensor([scale, 0.0, 255.0]))
+        finish = Finish(torch.tensor([0.05]), torch.tensor([scale, 0.0, 255.0, 0.0]))
         assert torch.equal(finished(sums, finish), plain_finish(sums, finish))
 
 
 def test_infinite_values_are_clamped():
     sums = torch.tensor([[1, -1, 0]], dtype=torch.int32)
-    finish = Finish(torch.tensor([3e38]), torch.tensor([1e-5, 7.0, 15.0]))
+    finish = Finish(torch.tensor([3e38]), torch.tensor([1e-5, 7.0, 15.0, 0.0]))
     assert finished(sums, finish).tolist() == [[15, 0, 7]]
 
 
@@ -113,7 +127,7 @@ def test_what_is_packed_is_unpacked(rows, columns):
     [
         ("factor", torch.ones(2)),
         ("factor", torch.ones(3, dtype=torch.float64)),
-        ("grid", torch.ones(2)),
+        ("grid", torch.ones(3)),
         ("bias", torch.ones(1)),
         ("table", torch.ones(255)),
         ("table", torch.ones(2, 256)),

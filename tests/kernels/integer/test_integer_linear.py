@@ -24,7 +24,7 @@ from dqconvert.kernels.integer.linear import (
     unpack_weight,
 )
 
-X_GRID = torch.tensor([0.02, 113.0, 255.0])
+X_GRID = torch.tensor([0.02, 113.0, 255.0, -128.0])
 FINE = torch.arange(256.0)
 
 
@@ -42,7 +42,7 @@ def a_finish(rows, columns, depth, *, by_column=False, bias=False, table=False, 
     size = 0.02 / (depth + 1) ** 0.5
     return Finish(
         factor=(torch.rand(columns) + 0.5 if by_column else torch.ones(1)) * size * top / 255,
-        grid=torch.tensor([1.3, top // 2, top]),
+        grid=torch.tensor([1.3, top // 2, top, -(top // 2)]),
         bias=torch.randn(columns) * 10 if bias else None,
         table=table_of if table or other else None,
         other=codes(rows, columns) if other else None,
@@ -142,7 +142,8 @@ def test_any_shape_and_finish(rows, depth, columns, kind, options, seed):
     torch.manual_seed(seed)
     weight, finish = centred(columns, depth), a_finish(rows, columns, depth, **options)
     if kind == "packed":
-        check(pack(codes(rows, depth, 15)), weight, finish, packed_input=True, x_grid=torch.tensor([0.3, 7.0, 15.0]))
+        x_grid = torch.tensor([0.3, 7.0, 15.0, -8.0])
+        check(pack(codes(rows, depth, 15)), weight, finish, packed_input=True, x_grid=x_grid)
     elif kind == "codes":
         check(codes(rows, depth), weight, finish)
     elif kind == "strided":
@@ -168,12 +169,12 @@ def test_sums_beyond_int32_are_exact(depth, sign):
     x[3] = codes(1, depth)
     weight = torch.full((3, depth), 255 * sign, dtype=torch.int16)
     weight[1, depth // 2 :] *= -1
-    x_grid = torch.tensor([1.0, 0.0, 255.0])
+    x_grid = torch.tensor([1.0, 0.0, 255.0, 0.0])
     sums = x.long() @ weight.long().T
     assert sums.abs().max() > 2**31 - 2**27
     # Steps so fine that a sum which is off by a millionth has another code.
     for middle in (sums[0, 0], sums[0, 1]):
-        grid = torch.tensor([2.0**9, 128.0, 255.0])
+        grid = torch.tensor([2.0**9, 128.0, 255.0, 0.0])
         finish = Finish(torch.ones(1), grid, bias=torch.full((3,), -float(middle)))
         got = integer_linear(x, x_grid, pack_weight(weight), 3, finish)
         assert torch.equal(got, plain_finish(sums, finish))
@@ -188,7 +189,7 @@ def test_sums_are_exact_to_the_unit():
     for row in range(13):
         for column in range(9):
             bias = torch.full((9,), -float(sums[row, column]))
-            finish = Finish(torch.ones(1), torch.tensor([1.0, 100.0, 255.0]), bias=bias)
+            finish = Finish(torch.ones(1), torch.tensor([1.0, 100.0, 255.0, 0.0]), bias=bias)
             got = integer_linear(x, X_GRID, pack_weight(weight), 9, finish)
             assert got[row, column] == 100
 
@@ -203,7 +204,7 @@ def test_blocks_of_the_depth_are_added_up(monkeypatch):
     sums = ((x.long() - 113) @ weight.long().T).numpy()
     out, finish = np.empty((30, 20), np.uint8), a_finish(30, 20, 45)
     packed = pack_weight(weight)
-    args = x.numpy(), False, (np.float32(1), np.float32(113), np.float32(255), np.float32(0)), packed.numpy()
+    args = x.numpy(), False, tuple(np.float32(part) for part in X_GRID), packed.numpy()
     again(*args, packed.size(1), 20, module.steps(finish), out, 0, 30)
     assert torch.equal(torch.from_numpy(out), plain_finish(torch.from_numpy(sums), finish))
 
@@ -218,7 +219,7 @@ def test_on_threads(threads):
 def test_values_are_quantized_as_by_themselves():
     x, weight, finish = torch.randn(50, 33) * 3, centred(20, 33), a_finish(50, 20, 33)
     x[0, 0], x[1, 1], x[2, 2] = torch.nan, torch.inf, -torch.inf
-    for x_grid in (X_GRID, torch.tensor([*X_GRID.tolist(), -128.0])):
+    for x_grid in (X_GRID, torch.tensor([0.02, 113.0, 255.0, 0.0])):
         got = check(x, weight, finish, x_grid=x_grid)
         assert torch.equal(got, integer_linear(quantize(x, x_grid), x_grid, pack_weight(weight), 20, finish))
 
