@@ -107,7 +107,7 @@ def softmax_nodes(codes, grown, ptr, edges, grid, found, start, stop):  # type: 
     for node in range(start, stop):
         first, count = ptr[node], ptr[node + 1] - ptr[node]
         if (first + count - begun) * heads > shares.size:
-            quantize_values(pointer(shares, 0), (first - begun) * heads, grid, pointer(found, begun * heads))
+            round_shares(shares, (first - begun) * heads, grid, found, begun * heads)
             begun = first
             if count * heads > shares.size:
                 ranks, shares = np.empty(2 * count * heads, np.uint8), np.empty(2 * count * heads, np.float32)
@@ -119,7 +119,7 @@ def softmax_nodes(codes, grown, ptr, edges, grid, found, start, stop):  # type: 
                 to[h] = from_[h]
                 peaks[h] = max(peaks[h], from_[h])
         share(ranks, count, heads, peaks, grown, totals, pointer(shares, (first - begun) * heads))
-    quantize_values(pointer(shares, 0), (ptr[stop] - begun) * heads, grid, pointer(found, begun * heads))
+    round_shares(shares, (ptr[stop] - begun) * heads, grid, found, begun * heads)
 
 
 @loop
@@ -132,7 +132,7 @@ def attention_nodes(source, target, table, grown, ptr, senders, grid, found, sta
     for node in range(start, stop):
         first, count = ptr[node], ptr[node + 1] - ptr[node]
         if (first + count - begun) * heads > shares.size:
-            quantize_values(pointer(shares, 0), (first - begun) * heads, grid, pointer(found, begun * heads))
+            round_shares(shares, (first - begun) * heads, grid, found, begun * heads)
             begun = first
             if count * heads > shares.size:
                 ranks, shares = np.empty(2 * count * heads, np.uint8), np.empty(2 * count * heads, np.float32)
@@ -146,7 +146,13 @@ def attention_nodes(source, target, table, grown, ptr, senders, grid, found, sta
                 to[h] = rank
                 peaks[h] = max(peaks[h], rank)
         share(ranks, count, heads, peaks, grown, totals, pointer(shares, (first - begun) * heads))
-    quantize_values(pointer(shares, 0), (ptr[stop] - begun) * heads, grid, pointer(found, begun * heads))
+    round_shares(shares, (ptr[stop] - begun) * heads, grid, found, begun * heads)
+
+
+@loop
+def round_shares(shares, count, grid, found, at):  # type: ignore[no-untyped-def]
+    """The first `count` shares, to `found` from `at` on. It is given arrays: a pointer would not keep its own."""
+    quantize_values(pointer(shares, 0), count, grid, pointer(found, at))
 
 
 @loop
