@@ -2,19 +2,22 @@
 
 From the bottom: :mod:`.values` (what is known of a value), :mod:`.runtime` (functions that the integer graph calls),
 :mod:`.tables` and :mod:`.movers` (functions of single entries, and of their places), :mod:`.builder` (writes the
-graph), :mod:`.linear` and :mod:`.messages` (sums of integers), :mod:`.lowering` (the walk over the graph),
-:mod:`.compose` (tables into the operations before them), :mod:`.remember` (what depends on the graph alone).
+graph), :mod:`.linear`, :mod:`.messages` and :mod:`.groups` (sums of integers), :mod:`.embedding`, :mod:`.lowering`
+(the walk over the graph), :mod:`.sums` (sums of several values), :mod:`.compose` (tables into the operations before
+them), :mod:`.remember` (what depends on the graph alone).
 """
 
 from __future__ import annotations
 
+from dqconvert.lower.attention import join_orders
 from dqconvert.lower.check import check_prepared, check_ready
 from dqconvert.lower.compose import compose
 from dqconvert.lower.evaluation import evaluation_graph, remove_unused
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.module import IntegerModule
-from dqconvert.lower.remember import remember
+from dqconvert.lower.remember import remember, share_sizes
 from dqconvert.lower.report import IntegerReport
+from dqconvert.lower.sums import sums
 from dqconvert.rewrite import PreparedModule
 
 
@@ -31,8 +34,11 @@ def lower(module: PreparedModule) -> IntegerModule:
     written = lowering.out.graph
     remove_unused(written)
     if not any(map(lowering.changes, written.nodes)):
+        share_sizes(written)
+        sums(lowering.out)
         compose(lowering.out)
         remember(lowering.out)
+        join_orders(written)
         remove_unused(written)
     lowering.out.drop_unread()
     report = IntegerReport.of(written, lowering.floats)

@@ -12,7 +12,10 @@ from torch.fx import Graph, Node
 
 from dqconvert.kernels import fake_quantize
 from dqconvert.kernels.integer.codes import quantize
+from dqconvert.lower.attention import lower_mean, lower_products, lower_softmax
 from dqconvert.lower.builder import Builder
+from dqconvert.lower.embedding import lower_embedding
+from dqconvert.lower.groups import lower_groups
 from dqconvert.lower.linear import lower_linear
 from dqconvert.lower.messages import Propagations, lower_messages
 from dqconvert.lower.movers import moves, moves_rows
@@ -106,6 +109,9 @@ class Lowering:
         value = attrgetter(str(node.target))(self.context.root)
         if str(node.target).rsplit(".", 1)[-1] == "training":
             return Fixed(False)
+        if isinstance(value, nn.Module):
+            self.out.module(str(node.target), value)
+            return Plain(self.out.copy(node, (), {}))
         return Known(value.detach()) if isinstance(value, Tensor) else Fixed(value)
 
     def _form(self, node: Node) -> Value | None:
@@ -168,6 +174,21 @@ class Lowering:
             return Codes(self.out.look_up(codes, name, note), grid)
         numbers = self.out.constant(grid.numbers(), f"{name}.grid")
         return Codes(self.out.call(quantize, (self.out.plain(value, note), numbers), note), grid)
+
+    def coded(self, value: Value, note: Note, name: str) -> Codes | None:
+        """A value as codes on the grid that it was made from, if all that it can be lies on it, as behind a relu."""
+        if isinstance(value, Codes) or not isinstance(value, Looked) or len(value.bases) > 1:
+            return value if isinstance(value, Codes) else None
+        grids = (v.grid for v in self.values.values() if isinstance(v, Codes) and v.node is value.bases[0])
+        grid = next(grids, None)
+        if grid is None:
+            return None
+        table, reached = value.table, slice(grid.top + 1)
+        values = grid.values(table.dtype, table.device)[rounded(value, grid).table.long()]
+        if not torch.equal(values[reached], table[reached]):
+            return None
+        found = self.rounded(value, grid, note, name)
+        return found if isinstance(found, Codes) else None
 
     def _rounded_by_channel(self, node: Node, module: FakeQuantize) -> Value:
         scale = self.out.constant(module.scale, f"{node.target}.scale")
@@ -235,6 +256,12 @@ class Lowering:
     def _messages(self, node: Node) -> Value | None:
         return lower_messages(self, node)
 
+    def _groups(self, node: Node) -> Value | None:
+        return lower_groups(self, node)
+
+    def _embedding(self, node: Node) -> Value | None:
+        return lower_embedding(self, node)
+
     def _table(self, node: Node) -> Value | None:
         module = self.module(node)
         if not pointwise(node, module) or not any(tabular(self.values[n]) for n in node.all_input_nodes):
@@ -269,12 +296,17 @@ _FORMS: tuple[Callable[[Lowering, Node], Value | None], ...] = (
     Lowering._attribute,
     Lowering._form,
     Lowering._constant,
+    lower_softmax,
+    lower_mean,
     Lowering._rounding,
     Lowering._identity,
     Lowering._moved,
     Lowering._joined,
     Lowering._linear,
+    lower_products,
     Lowering._messages,
+    Lowering._groups,
+    Lowering._embedding,
     Lowering._table,
 )
 

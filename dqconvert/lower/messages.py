@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from dqconvert.kernels.integer.finish import Finish
+from dqconvert.kernels.integer.codes import plain_quantize
+from dqconvert.kernels.integer.finish import CODES, Finish
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.lower.runtime import receiver_order
 from dqconvert.lower.values import Codes, Grid, Value
@@ -20,6 +21,9 @@ from dqconvert.trace.note import Note, annotate, note_of
 
 if TYPE_CHECKING:
     from dqconvert.lower.lowering import Lowering
+
+_NEAR = 8
+"""How many float32 numbers on either side are tried as a multiplier."""
 
 
 class Propagations:
@@ -41,12 +45,13 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
     widths = {math.prod(size[1:]) for size in note.sizes}
     if message_quantizer is None or len(widths) != 1:
         return None
-    message_grid, value = Grid.of(message_quantizer), lowering.values[source]
+    message_grid, x = Grid.of(message_quantizer), lowering.values[source]
     weight = None if match.message.weight is None else lowering.values[match.message.weight]
     label = str(match.quantize.target)
     if weight is None:
-        value = lowering.rounded(value, message_grid, note_of(source), label)
-    if not isinstance(value, Codes) or not (weight is None or isinstance(weight, Codes)):
+        x = lowering.rounded(x, message_grid, note_of(source), label)
+    value = lowering.coded(x, note_of(source), label)
+    if value is None or not (weight is None or isinstance(weight, Codes)):
         return None
     out, columns = lowering.out, widths.pop()
     ptr, senders, edges = _order(lowering, match)
@@ -80,8 +85,24 @@ def _by_head(codes: Node, ndim: int) -> Any:
 
 
 def _multipliers(x: Grid, weight: Grid, message: Grid) -> Tensor:
-    """float32 `[256]`: what the centred codes of ``x`` are multiplied by, by the code of the weight."""
-    return (weight.values(torch.float64) * x.scale / message.scale).float()
+    """float32 `[256]`: what the centred codes of ``x`` are multiplied by, by the code of the weight.
+
+    In training a message is a product of two rounded numbers, divided by a third: where it lies beside the middle of
+    two codes, its last bits decide. So of the numbers next to the right one, that is taken whose products round alike
+    most often.
+    """
+    first = (weight.values(torch.float64) * x.scale / message.scale).float()
+    messages = weight.values(torch.float32)[:, None] * x.values(torch.float32)[: x.top + 1]
+    wanted = plain_quantize(messages, message.numbers(), None, False)
+    centred = (torch.arange(x.top + 1) - x.zero).double()
+    best, fewest = first, torch.full((CODES,), CODES)
+    for step in sorted(range(-_NEAR, _NEAR + 1), key=abs):
+        near = torch.where(first == 0, first, (first.view(torch.int32) + step).view(torch.float32))
+        products = near.double()[:, None] * centred + (message.zero + message.low)
+        found = products.float().round().clamp(message.low, message.low + message.top) - message.low
+        wrong = (found != wanted).sum(1)
+        best, fewest = torch.where(wrong < fewest, near, best), torch.minimum(wrong, fewest)
+    return best
 
 
 def _order(lowering: Lowering, match: Propagation) -> tuple[Node, Node, Node]:

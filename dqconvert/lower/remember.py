@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from dqconvert.kernels.integer.codes import look_up, look_up_pairs, quantize
+from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
+from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.movers import reshapes
-from dqconvert.lower.runtime import check_edges, look_up_last, receiver_order
+from dqconvert.lower.runtime import check_edges, group_order, look_up_last, receiver_order
+from dqconvert.lower.tables import FUNCTIONS
 from dqconvert.quant.fused import Memo
 from dqconvert.rewrite.fuse.memos import REMEMBERED
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
@@ -24,7 +27,7 @@ from dqconvert.trace import TracedModule
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name
 
-_FUNCTIONS = frozenset((*REMEMBERED, check_edges, receiver_order, quantize, look_up, look_up_last))
+_FUNCTIONS = frozenset((*REMEMBERED, check_edges, group_order, receiver_order, quantize, look_up, look_up_last))
 _NAMES = frozenset(
     (
         *(
@@ -127,9 +130,9 @@ def share_sizes(graph: Graph) -> None:
     for node in list(graph.nodes):
         if op_name(node) == "size" and len(node.args) == 2 and node.args[1] == 0 and isinstance(node.args[0], Node):
             source = _rows_from(node.args[0])
-            if source.target is integer_propagate:
-                order = source.args[2].args[0]  # type: ignore[union-attr]
-                node.replace_all_uses_with(order.args[3])  # type: ignore[union-attr]
+            order = source.args[2].args[0] if source.target is integer_propagate else None  # type: ignore[union-attr]
+            if isinstance(order, Node) and order.target is receiver_order:
+                node.replace_all_uses_with(order.args[3])
                 graph.erase_node(node)
             else:
                 node.args = (source, 0)
@@ -137,9 +140,18 @@ def share_sizes(graph: Graph) -> None:
 
 def _rows_from(node: Node) -> Node:
     """An earlier value that has as many rows."""
-    while node.target in (quantize, look_up_last, look_up_pairs, integer_linear) or _keeps_rows(node):
-        node = node.all_input_nodes[0]
+    while (source := _same_rows(node)) is not None:
+        node = source
     return node
+
+
+def _same_rows(node: Node) -> Node | None:
+    """What a value has its rows from, if it has the same number of them."""
+    if node.target in (quantize, look_up_last, look_up_pairs, integer_linear, add_heads) or _keeps_rows(node):
+        return node.all_input_nodes[0]
+    entry_by_entry = node.target is quantize_sum or (op_name(node) in FUNCTIONS and note_of(node).ndim > 0)
+    alike = (n for n in node.all_input_nodes if n.op != "get_attr" and note_of(n).sizes == note_of(node).sizes)
+    return next(alike, None) if entry_by_entry else None
 
 
 def _keeps_rows(node: Node) -> bool:

@@ -51,6 +51,34 @@ def check_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
     return edge_index
 
 
+def group_order(index: Tensor, num_rows: int, size: int | None) -> tuple[Tensor, Tensor]:
+    """Rows in the order of their groups.
+
+    Args:
+        index: int64 ``[num_rows]``, the group of each row.
+        num_rows: How many there are.
+        size: How many groups; ``None``: as many as are named.
+
+    Returns:
+        Where the rows of each group begin, int64 ``[size + 1]``; the rows, int32 if they fit.
+
+    Raises:
+        IndexError: If there is not one group for each row, or a group is not there.
+
+    Example:
+        >>> group_order(torch.tensor([1, 0, 1]), 3, None)
+        (tensor([0, 1, 3]), tensor([1, 0, 2], dtype=torch.int32))
+    """
+    if index.shape != (num_rows,):
+        raise IndexError(f"{num_rows} rows take {num_rows} groups to which they belong, got {tuple(index.shape)}")
+    low, high = (int(end) for end in index.aminmax()) if num_rows > 0 else (0, -1)
+    size = high + 1 if size is None else size
+    if low < 0 or high >= size:
+        raise IndexError(f"a row belongs to group {low if low < 0 else high}, and there are {size} groups")
+    order = edge_order(index, index, size)
+    return order.ptr, order.edges.int() if num_rows < 1 << 31 else order.edges
+
+
 def receiver_order(sender: Tensor, receiver: Tensor, num_source: int, num_target: int) -> tuple[Tensor, Tensor, Tensor]:
     """The edges in the order of their receivers.
 

@@ -1,0 +1,138 @@
+"""Codes of sums of several values, some of them held as codes: none of the values, nor their sum, is ever stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dqconvert.kernels._memory import empty
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels.integer.codes import as_numbers, plain_look_up, plain_quantize, quantize_values
+from dqconvert.kernels.integer.finish import CODES
+
+BLOCK = 1 << 12
+"""Values that are summed up together: they stay in the first cache."""
+
+
+def plain_quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
+    """The definition that every implementation is held to; the arguments are those of :func:`quantize_sum`."""
+    total = torch.zeros(_shape(terms), device=grid.device)
+    for term, weight in zip(terms, weights, strict=True):
+        total = total + (plain_look_up(term, weight) if term.dtype == torch.uint8 else term * weight)
+    return plain_quantize(total, grid, None, False)
+
+
+def _shape(terms: list[Tensor]) -> torch.Size:
+    """The shape of the sum."""
+    return max((term.shape for term in terms), key=len)
+
+
+def _on_cpu(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
+    rows, columns = _shape(terms)
+    codes = empty((rows, columns), torch.uint8)
+    flat = tuple(_term(term, weight) for term, weight in zip(terms, weights, strict=True))
+    args = flat, columns, as_numbers(grid, np.float32), codes.view(-1).numpy()
+    run(lambda _, start, stop: sum_rows(*args, start, stop), parts(rows, len(terms) * codes.numel()))
+    return codes
+
+
+def _term(term: Tensor, weight: Tensor) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Codes, or else values, and what belongs to them: all terms are of one type."""
+    given, factors = (t.detach().contiguous().view(-1).numpy() for t in (term, weight))
+    if given.dtype == np.uint8:
+        return given, np.empty(0, np.float32), factors
+    return np.empty(0, np.uint8), given, factors
+
+
+@loop
+def sum_rows(terms, columns, grid, codes, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`, a block at a time."""
+    height = max(BLOCK // max(columns, 1), 1)
+    line = np.empty(height * columns, np.float32)
+    for first in range(start, stop, height):
+        rows, at = min(height, stop - first), first * columns
+        count = rows * columns
+        line[:count] = 0
+        for k in range(len(terms)):
+            given, values, weight = terms[k]
+            if given.size == 0:
+                if values.size > columns:
+                    add_values(pointer(values, at), count, weight[0], pointer(line, 0))
+                else:
+                    for r in range(rows):
+                        add_values(pointer(values, 0), columns, weight[0], pointer(line, r * columns))
+            elif weight.size == CODES:
+                add_looked_up(pointer(given, at), count, pointer(weight, 0), 0, pointer(line, 0))
+            else:
+                for r in range(rows):
+                    begin = pointer(given, at + r * columns)
+                    add_looked_up(begin, columns, pointer(weight, 0), CODES, pointer(line, r * columns))
+        quantize_values(pointer(line, 0), count, grid, pointer(codes, at))
+
+
+@loop
+def add_values(values, count, factor, line):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        line[k] += values[k] * factor
+
+
+@loop
+def add_looked_up(codes, count, table, apart, line):  # type: ignore[no-untyped-def]
+    """`apart`: entries from the table of one column to that of the next."""
+    for k in range(count):
+        line[k] += table[k * apart + np.intp(codes[k])]
+
+
+quantize_sum_operator = Operator(
+    "quantize_sum",
+    plain_quantize_sum,
+    fake=lambda terms, weights, grid: grid.new_empty(_shape(terms), dtype=torch.uint8),
+    cpu=_on_cpu,
+)
+
+
+def quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
+    """The codes of a sum, of which the terms are added up in their order, in float32.
+
+    **Arguments**
+
+    - `terms`: each uint8 codes `[rows, columns]`; or float32 values `[rows, columns]`, or `[columns]` for all rows.
+      At least one has rows.
+    - `weights`: for each term: of codes float32 `[256]`, the value of each code, or `[columns, 256]`, by column and
+      code; of values float32 `[1]`, what they are multiplied by.
+    - `grid`: float32 `[4]`, see :func:`dqconvert.kernels.integer.codes.quantize`.
+
+    **Returns** uint8 `[rows, columns]`.
+
+    **Raises** `ValueError` if shapes do not fit; `TypeError` for terms of other types.
+
+    ```python
+    >>> codes, values = torch.tensor([[2, 0]], dtype=torch.uint8), torch.tensor([[1.0, 4.0]])
+    >>> weights = [torch.arange(256) * 0.5, torch.tensor([2.0])]
+    >>> quantize_sum([codes, values], weights, torch.tensor([1.0, 3.0, 15.0, 0.0]))
+    tensor([[ 6, 11]], dtype=torch.uint8)
+
+    ```
+    """
+    shape = _shape(terms) if terms else torch.Size()
+    if len(shape) != 2 or len(weights) != len(terms) or grid.shape != (4,):
+        found = ", ".join(str(tuple(t.shape)) for t in [*terms, grid])
+        raise ValueError(
+            f"expected a weight for each term, a term {('rows', 'columns')} and a grid {(4,)}, got {found}"
+        )
+    for term, weight in zip(terms, weights, strict=True):
+        if term.dtype not in (torch.uint8, torch.float32) or weight.dtype != torch.float32:
+            raise TypeError(f"terms are uint8 or float32, their weights float32; got {term.dtype} and {weight.dtype}")
+        of_codes = term.dtype == torch.uint8
+        right = ((CODES,), (shape[1], CODES)) if of_codes else ((1,),)
+        if weight.shape not in right or (term.shape != shape and (of_codes or term.shape != shape[1:])):
+            given = f"{tuple(term.shape)} with a weight {tuple(weight.shape)}"
+            raise ValueError(f"a term of shape {given} does not fit a sum of shape {tuple(shape)}")
+    result: Tensor = quantize_sum_operator(terms, weights, grid)
+    return result

@@ -1,0 +1,98 @@
+"""Sums of several values that are rounded right behind: one operation, whatever the values are held as."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.fx import Node
+
+from dqconvert.kernels.integer.codes import quantize
+from dqconvert.kernels.integer.sums import quantize_sum
+from dqconvert.lower.builder import Builder
+from dqconvert.lower.evaluation import remove_unused
+from dqconvert.lower.runtime import look_up_last
+from dqconvert.trace.note import note_of
+from dqconvert.trace.ops import op_name
+
+
+class _Term(NamedTuple):
+    value: Node
+    weight: Node
+
+
+def sums(out: Builder) -> None:
+    """Puts sums of matrices, and what their terms are looked up in or multiplied by, into the rounding behind them.
+
+    Args:
+        out: A graph that is written and changes nothing in place.
+    """
+    one = torch.ones(1)
+    for node in list(out.graph.nodes):
+        total = node.args[0] if node.target is quantize else None
+        if not isinstance(total, Node) or not _is_sum(total) or len(total.users) > 1:
+            continue
+        terms = _terms(out, total, note_of(total).sizes, one)
+        with out.graph.inserting_before(node):
+            values, weights = [term.value for term in terms], [term.weight for term in terms]
+            new = out.call(quantize_sum, (values, weights, node.args[1]), note_of(node))
+        node.replace_all_uses_with(new)
+        out.graph.erase_node(node)
+    remove_unused(out.graph)
+
+
+def _is_sum(node: Node) -> bool:
+    """Whether a node adds up a float32 matrix and another one, or a row."""
+    note = note_of(node)
+    if op_name(node) != "add" or len(node.args) != 2 or node.kwargs or note.dtype != torch.float32 or note.ndim != 2:
+        return False
+    fits = [isinstance(term, Node) and _fits(term, note.sizes) for term in node.args]
+    return all(fits) and any(isinstance(term, Node) and _is_matrix(term, note.sizes) for term in node.args)
+
+
+def _fits(term: Node, sizes: tuple[tuple[int, ...], ...]) -> bool:
+    row = term.op == "get_attr" and note_of(term).dtype == torch.float32 and note_of(term).sizes == (sizes[0][1:],)
+    return row or _is_matrix(term, sizes)
+
+
+def _is_matrix(node: Node, sizes: tuple[tuple[int, ...], ...]) -> bool:
+    return note_of(node).dtype == torch.float32 and note_of(node).sizes == sizes
+
+
+def _terms(out: Builder, total: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> list[_Term]:
+    """What is added up, in order; the first two may change places."""
+    first, second = total.args
+    assert isinstance(first, Node)
+    assert isinstance(second, Node)
+    if _is_sum(second) and len(second.users) == 1 and not (_is_sum(first) and len(first.users) == 1):
+        first, second = second, first
+    if _is_sum(first) and len(first.users) == 1:
+        before = _terms(out, first, sizes, one)
+    else:
+        before = [_term(out, first, sizes, one)]
+    return [*before, _term(out, second, sizes, one)]
+
+
+def _term(out: Builder, node: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> _Term:
+    if len(node.users) == 1:
+        if node.target is look_up_last and isinstance(node.args[0], Node) and isinstance(node.args[1], Node):
+            return _Term(node.args[0], node.args[1])
+        if op_name(node) == "mul" and len(node.args) == 2:
+            for values, factor in (node.args, node.args[::-1]):
+                if isinstance(values, Node) and _is_matrix(values, sizes) and _is_number(factor):
+                    return _Term(values, _factor(out, factor))
+    return _Term(node, out.constant(one, "one"))
+
+
+def _is_number(factor: object) -> bool:
+    if isinstance(factor, Node):
+        return factor.op == "get_attr" and note_of(factor).sizes in (((),), ((1,),))
+    return isinstance(factor, int | float)
+
+
+def _factor(out: Builder, factor: object) -> Node:
+    """A number as float32 `[1]`, as which it multiplies float32."""
+    if isinstance(factor, Node):
+        number = out.root.get_buffer(str(factor.target))
+        return out.constant(number.float().reshape(1), "factor")
+    return out.constant(torch.tensor([float(factor)]), "factor")  # type: ignore[arg-type]
