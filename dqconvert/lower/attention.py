@@ -1,4 +1,4 @@
-"""Attention: products with vectors by head, and softmaxes over the edges of a node, on codes."""
+"""Attention: products with vectors by head, softmaxes over the edges of a node, and means of heads, on codes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch_geometric.utils import softmax
 from dqconvert.kernels.integer.attention import attention_codes, softmax_codes
 from dqconvert.kernels.integer.codes import look_up_pairs, plain_look_up, plain_quantize
 from dqconvert.kernels.integer.finish import CODES, Finish
+from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear, pack_weight
 from dqconvert.lower.runtime import look_up_last, receiver_order
 from dqconvert.lower.values import Codes, Grid, Known, Plain, Value
@@ -34,7 +35,7 @@ _SOFTMAX = inspect.signature(softmax)
 def lower_products(lowering: Lowering, node: Node) -> Value | None:
     """``(x * weight).sum(-1)`` of codes and a weight that all rows share, rounded right behind."""
     product, grid = node.args[0] if node.args else None, lowering.grid_behind(node)
-    if op_name(node) != "sum" or grid is None or not isinstance(product, Node) or not _over_last(node):
+    if op_name(node) != "sum" or grid is None or not isinstance(product, Node) or not _over(node, note_of(node).ndim):
         return None
     if op_name(product) != "mul" or len(product.args) != 2:
         return None
@@ -48,11 +49,12 @@ def lower_products(lowering: Lowering, node: Node) -> Value | None:
     return None
 
 
-def _over_last(node: Node) -> bool:
-    """Whether a sum is over the last dimension, and no more."""
+def _over(node: Node, dim: int) -> bool:
+    """Whether a sum or mean is over one dimension, which is gone then, and no more."""
     given = dict(zip(("dim", "keepdim", "dtype"), node.args[1:], strict=False)) | node.kwargs
-    last = note_of(node).ndim
-    return given.pop("dim", None) in (-1, last, [-1], (-1,), [last], (last,)) and not any(given.values())
+    over = given.pop("dim", None)
+    one = over[0] if isinstance(over, tuple | list) and len(over) == 1 else over
+    return one in (dim, dim - note_of(node).ndim - 1) and not any(given.values())
 
 
 def _products(
@@ -84,6 +86,36 @@ def _products(
     if note.ndim != 3:
         found = annotate(out.graph.call_method("view", (found, -1, *sizes[:-1])), note_of(node))
     return Codes(found, grid)
+
+
+def lower_mean(lowering: Lowering, node: Node) -> Value | None:
+    """The rounding of ``x.mean(1)``, or of that and a bias, where ``x`` are the codes of all heads."""
+    quantizer, mean = lowering.quantizer(node), node.args[0] if node.args else None
+    if quantizer is None or quantizer.channel_dim is not None or not isinstance(mean, Node):
+        return None
+    bias = None
+    if op_name(mean) == "add" and len(mean.args) == 2 and not mean.kwargs and not lowering.changes(mean):
+        (mean, bias) = mean.args if isinstance(_value(lowering, mean.args[1]), Known) else mean.args[::-1]
+    added = _value(lowering, bias)
+    if not isinstance(mean, Node) or op_name(mean) != "mean" or not _over(mean, 1):
+        return None
+    source, note = mean.args[0], note_of(mean)
+    x, widths = _value(lowering, source), {size[1] for size in note.sizes if len(size) == 2}
+    heads = {size[1] for size in note_of(source).sizes if len(size) == 3} if isinstance(source, Node) else set()
+    if not isinstance(x, Codes) or len(widths) != 1 or len(heads) != 1 or note.dtype != torch.float32:
+        return None
+    columns, count, grid, out, label = widths.pop(), heads.pop(), Grid.of(quantizer), lowering.out, str(node.target)
+    if bias is not None and (not isinstance(added, Known) or added.value.shape not in ((columns,), (1, columns))):
+        return None
+    finish = Finish(
+        factor=out.constant(torch.tensor([x.grid.scale]) / count, f"{label}.factor"),  # type: ignore[arg-type]
+        grid=out.constant(grid.numbers(), f"{label}.grid"),  # type: ignore[arg-type]
+        bias=out.constant(added.value.float().view(-1), f"{label}.bias") if isinstance(added, Known) else None,  # type: ignore[arg-type]
+    )
+    flat = out.graph.call_method("reshape", (x.node, -1, count * columns))
+    annotate(flat, Note(sizes=tuple((size[0], count * columns) for size in note.sizes)))
+    x_grid = out.constant(x.grid.numbers(), f"{label}.input_grid")
+    return Codes(out.call(add_heads, (flat, x_grid, columns, finish), note_of(node)), grid)
 
 
 # -- softmax over the edges of a node ------------------------------------------------------------------------------
@@ -152,7 +184,7 @@ def join_orders(graph: Graph) -> None:
         if node.op == "call_method" and node.target == "index_select" and node.args[1] == 0:
             listed = node.args[0]
             if isinstance(listed, Node) and listed.target is in_edge_order and listed.args[1] is node.args[2]:
-                node.replace_all_uses_with(listed.args[0])  # type: ignore[arg-type]
+                node.replace_all_uses_with(listed.args[0])
                 graph.erase_node(node)
 
 
@@ -260,6 +292,10 @@ def _counted(size: Any) -> Any:
     """Likewise, of that whose rows are counted."""
     counts = isinstance(size, Node) and size.target == "size" and len(size.args) == 2 and size.args[1] == 0
     return _rows(size.args[0]) if counts else False
+
+
+def _value(lowering: Lowering, node: Any) -> Value | None:
+    return lowering.values[node] if isinstance(node, Node) else None
 
 
 def _constant(lowering: Lowering, node: Any) -> Tensor:

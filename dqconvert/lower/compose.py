@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from dqconvert.kernels.integer.codes import look_up_pairs, plain_look_up, quantize
 from dqconvert.kernels.integer.finish import CODES, Finish
+from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.lower.builder import Builder
@@ -16,7 +17,7 @@ from dqconvert.lower.movers import reshapes
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.trace.note import note_of
 
-_FINISHES = {integer_linear: 4, integer_propagate: 5}
+_FINISHES = {integer_linear: 4, integer_propagate: 5, add_heads: 3}
 """Operations on integers, and which of their arguments is the :class:`Finish`; before it stand the columns."""
 
 

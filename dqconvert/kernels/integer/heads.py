@@ -1,0 +1,113 @@
+"""The heads of attention, added up: codes of a row that lie next to each other, head by head.
+
+sums[r, c] = sum over the heads h of (x[r, h, c] - zero),   exactly
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels.integer.finish import Finish, check, finish_row, plain_finish, room, steps
+
+MOST = 1 << 23
+"""Heads whose sum fits into int32, whatever the codes: 2^23 * 255 < 2^31."""
+
+
+def plain_add_heads(
+    x: Tensor,
+    x_grid: Tensor,
+    columns: int,
+    factor: Tensor,
+    grid: Tensor,
+    bias: Tensor | None,
+    table: Tensor | None,
+    other: Tensor | None,
+    packed: bool,
+) -> Tensor:
+    """The definition that every implementation is held to; the arguments are those of :func:`add_heads`."""
+    centred = x.long() - x_grid[1].long()
+    sums = centred.view(x.size(0), x.size(1) // columns, columns).sum(1)
+    return plain_finish(sums, Finish(factor, grid, bias, table, other, packed))
+
+
+def _on_cpu(
+    x: Tensor,
+    x_grid: Tensor,
+    columns: int,
+    factor: Tensor,
+    grid: Tensor,
+    bias: Tensor | None,
+    table: Tensor | None,
+    other: Tensor | None,
+    packed: bool,
+) -> Tensor:
+    finish = Finish(factor, grid, bias, table, other, packed)
+    rows, width = x.shape
+    out = room(rows, columns, finish)
+    args = x.contiguous().numpy(), int(x_grid[1]), columns, steps(finish), out.numpy()
+    run(lambda _, start, stop: add_rows(*args, start, stop), parts(rows, rows * width))
+    return out
+
+
+@loop
+def add_rows(x, zero, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`."""
+    sums, codes, one = np.empty(columns, np.int32), np.empty(columns, np.uint8), np.float32(1)
+    heads = x.shape[1] // columns
+    nothing = np.int32(heads * zero)
+    for row in range(start, stop):
+        sums[:] = -nothing
+        for h in range(heads):
+            add_head(pointer(x, row * x.shape[1] + h * columns), columns, sums)
+        finish_row(sums, 0, columns, row, one, steps, codes, out)
+
+
+@loop
+def add_head(codes, columns, sums):  # type: ignore[no-untyped-def]
+    for c in range(columns):
+        sums[c] += np.int32(codes[c])
+
+
+def _fake(x: Tensor, x_grid: Tensor, columns: int, *finish: object) -> Tensor:
+    _, _, _, table, _, packed = finish
+    width = (columns + 1) // 2 if packed else columns
+    return x.new_empty((x.size(0), width), dtype=table.dtype if isinstance(table, Tensor) else torch.uint8)
+
+
+add_heads_operator = Operator("add_heads", plain_add_heads, fake=_fake, cpu=_on_cpu)
+
+
+def add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
+    """The sum, or by its factor the mean, of the heads of each row, that ends as `finish` says.
+
+    **Arguments**
+
+    - `x`: uint8 codes `[rows, heads * columns]`.
+    - `x_grid`: float32 `[4]`: scale, zero, the highest code, and the lowest of training.
+    - `columns`: of a head, and of the result.
+    - `finish`: what makes codes of the sums; its factor is the scale of `x`, for a mean divided by the heads.
+
+    **Returns** `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
+
+    **Raises** `ValueError` if shapes do not fit; `TypeError` for another type than uint8.
+
+    ```python
+    >>> x = torch.tensor([[3, 5, 1, 9]], dtype=torch.uint8)
+    >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 0.0, 255.0, 0.0]))
+    >>> add_heads(x, torch.tensor([1.0, 1.0, 15.0, 0.0]), 2, finish)
+    tensor([[1, 6]], dtype=torch.uint8)
+
+    ```
+    """
+    if x.dim() != 2 or columns < 1 or x.size(1) % columns != 0 or x.size(1) // columns > MOST:
+        raise ValueError(f"heads of {columns} columns take x {('rows', 'heads * columns')}, got {tuple(x.shape)}")
+    if x.dtype != torch.uint8:
+        raise TypeError(f"x must be uint8 codes, got {x.dtype}")
+    check(finish, x.size(0), columns)
+    result: Tensor = add_heads_operator(x, x_grid, columns, *finish)
+    return result
