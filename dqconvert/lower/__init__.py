@@ -4,7 +4,7 @@ From the bottom: :mod:`.values` (what is known of a value), :mod:`.runtime` (fun
 :mod:`.tables` and :mod:`.movers` (functions of single entries, and of their places), :mod:`.builder` (writes the
 graph), :mod:`.linear`, :mod:`.messages` and :mod:`.groups` (sums of integers), :mod:`.embedding`, :mod:`.lowering`
 (the walk over the graph), :mod:`.sums` (sums of several values), :mod:`.compose` (tables into the operations before
-them), :mod:`.remember` (what depends on the graph alone).
+them), :mod:`.packing` (codes below 16, two to a byte), :mod:`.remember` (what depends on the graph alone).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dqconvert.lower.compose import compose
 from dqconvert.lower.evaluation import evaluation_graph, remove_unused
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.module import IntegerModule
+from dqconvert.lower.packing import pack_codes
 from dqconvert.lower.remember import remember, share_sizes
 from dqconvert.lower.report import IntegerReport
 from dqconvert.lower.sums import sums
@@ -37,6 +38,7 @@ def lower(module: PreparedModule) -> IntegerModule:
         share_sizes(written)
         sums(lowering.out)
         compose(lowering.out)
+        pack_codes(lowering.out)
         remember(lowering.out)
         join_orders(written)
         remove_unused(written)

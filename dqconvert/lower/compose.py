@@ -46,14 +46,14 @@ def _into_what_is_before(out: Builder, node: Node) -> None:
     source, user = path[-1], node if len(path) == 1 else path[-2]
     if not _only(source, user):
         return
-    second = _tensor(out, table)
-    if source.target is look_up_last and _follows(_tensor(out, source.args[1]), second, reshaped=len(path) > 1):
-        first = _tensor(out, source.args[1])
+    second = tensor_of(out, table)
+    if source.target is look_up_last and _follows(tensor_of(out, source.args[1]), second, reshaped=len(path) > 1):
+        first = tensor_of(out, source.args[1])
         source.args = (source.args[0], out.constant(_chained(first, second), "table"))
     elif source.target in _FINISHES and (second.dim() == 1 or _columns(source) == len(second)):
-        finish = _finish(source)
+        finish = finish_of(source)
         if finish.table is not None:
-            first = _tensor(out, finish.table)
+            first = tensor_of(out, finish.table)
             if first.dtype != torch.uint8 or (finish.other is not None and second.dim() > 1):
                 return
             table = out.constant(_chained(first, second), "table")
@@ -82,10 +82,10 @@ def _pairs(out: Builder, node: Node) -> None:
     assert isinstance(first, Node)
     assert isinstance(second, Node)
     own, other = (first, second) if second < first else (second, first)
-    if own is other or not _only(own, node) or own.target not in _FINISHES or _finish(own).table is not None:
+    if own is other or not _only(own, node) or own.target not in _FINISHES or finish_of(own).table is not None:
         return
     if own is second:
-        table = out.constant(_tensor(out, table).t().contiguous(), "table")
+        table = out.constant(tensor_of(out, table).t().contiguous(), "table")
     _end_with(own, table, other)
     node.replace_all_uses_with(own)
     node.graph.erase_node(node)
@@ -104,7 +104,8 @@ def _only(node: Node, user: Node) -> bool:
     return list(node.users) == [user]
 
 
-def _finish(node: Node) -> Finish:
+def finish_of(node: Node) -> Finish:
+    """What an operation on integers ends with."""
     finish = node.args[_FINISHES[node.target]]  # type: ignore[index]
     assert isinstance(finish, Finish)
     return finish
@@ -115,11 +116,16 @@ def _columns(node: Node) -> object:
 
 
 def _end_with(node: Node, table: object, other: object) -> None:
+    with_finish(node, finish_of(node)._replace(table=table, other=other))  # type: ignore[arg-type]
+
+
+def with_finish(node: Node, finish: Finish) -> None:
+    """Lets an operation on integers end with something else, in place."""
     at = _FINISHES[node.target]  # type: ignore[index]
-    finish = _finish(node)._replace(table=table, other=other)  # type: ignore[arg-type]
     node.args = (*node.args[:at], finish, *node.args[at + 1 :])
 
 
-def _tensor(out: Builder, constant: object) -> Tensor:
+def tensor_of(out: Builder, constant: object) -> Tensor:
+    """What a node reads that stands for a constant."""
     assert isinstance(constant, Node)
     return out.root.get_buffer(str(constant.target))

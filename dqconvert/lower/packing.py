@@ -1,0 +1,67 @@
+"""Codes below 16 are held two to a byte, where what makes them and all that takes them can."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from dqconvert.kernels.integer.codes import quantize
+from dqconvert.kernels.integer.linear import integer_linear
+from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
+from dqconvert.lower.builder import Builder
+from dqconvert.lower.compose import finish_of, tensor_of, with_finish
+from dqconvert.trace.note import note_of
+
+_TAKERS = (integer_linear, integer_propagate)
+
+
+def pack_codes(out: Builder) -> None:
+    """Packs what goes, in place, from one operation on integers to others and nowhere else.
+
+    Args:
+        out: A graph whose tables have moved into the operations before them.
+    """
+    for node in list(out.graph.nodes):
+        if _below_sixteen(out, node) and node.users and all(_takes_packed(user, node) for user in node.users):
+            if node.target is quantize:
+                node.kwargs = {**node.kwargs, "packed": True}
+            else:
+                with_finish(node, finish_of(node)._replace(packed=True))
+            for user in list(node.users):
+                if user.target in _TAKERS:
+                    user.kwargs = {**user.kwargs, "packed_input": True}
+
+
+def _below_sixteen(out: Builder, node: Node) -> bool:
+    """Whether a node makes codes, all of them below 16."""
+    if node.target is quantize:
+        return note_of(node).ndim == 2 and _top(out, node.args[1]) < 16
+    if node.target not in _TAKERS:
+        return False
+    finish = finish_of(node)
+    top = _top(out, finish.grid)
+    if finish.table is None:
+        return top < 16
+    table = tensor_of(out, finish.table)
+    reached = table[: top + 1] if finish.other is not None else table[..., : top + 1]
+    return table.dtype == torch.uint8 and int(reached.max()) < 16
+
+
+def _top(out: Builder, grid: object) -> int:
+    return int(tensor_of(out, grid)[2])
+
+
+def _takes_packed(user: Node, codes: Node) -> bool:
+    """Whether a node takes packed codes, or asks how many rows of them there are."""
+    if user.op == "call_method" and user.target == "size":
+        return user.args[1:] == (0,)
+    if user.target not in _TAKERS or user.args[0] is not codes or finish_of(user).other is codes:
+        return False
+    # With several heads the bytes of one must fill whole registers: with one they always do.
+    weight = user.kwargs.get("weight")
+    return not isinstance(weight, MessageWeight) or _one_head(weight)
+
+
+def _one_head(weight: MessageWeight) -> bool:
+    codes = weight.codes
+    return isinstance(codes, Node) and codes.target == "unsqueeze"
