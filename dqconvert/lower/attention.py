@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch_geometric.utils import softmax
 
 from dqconvert.kernels.integer.attention import attention_codes, softmax_codes
 from dqconvert.kernels.integer.codes import look_up_pairs, plain_look_up, plain_quantize
+from dqconvert.kernels.integer.edge_products import MOST, edge_products
 from dqconvert.kernels.integer.finish import CODES, Finish
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear, pack_weight
@@ -47,6 +49,31 @@ def lower_products(lowering: Lowering, node: Node) -> Value | None:
                 if found is not None:
                     return found
     return None
+
+
+def lower_edge_products(lowering: Lowering, node: Node) -> Value | None:
+    """``(a_i * b_j).sum(-1)`` of the codes that lie at both ends of each edge."""
+    product, note = node.args[0] if node.args else None, note_of(node)
+    if op_name(node) != "sum" or not isinstance(product, Node) or not _over(node, note.ndim) or note.ndim != 2:
+        return None
+    if op_name(product) != "mul" or len(product.args) != 2 or note.dtype != torch.float32:
+        return None
+    ends = [_value(lowering, end) for end in product.args]
+    sizes = {size[1:] for end in product.args if isinstance(end, Node) for size in note_of(end).sizes}
+    if len(sizes) != 1 or not all(isinstance(end, Codes) and _taken(end.node) is not None for end in ends):
+        return None
+    heads, columns = sizes.pop()
+    if columns > MOST:
+        return None
+    args: list[Any] = []
+    for end in ends:
+        assert isinstance(end, Codes)
+        source, index = _taken(end.node) or (end.node, end.node)
+        flat = lowering.out.graph.call_method("reshape", (source, -1, heads * columns))
+        annotate(flat, Note(sizes=tuple((size[0], heads * columns) for size in note_of(source).sizes)))
+        args += [flat, index, end.grid.zero]
+    factor = math.prod(end.grid.scale for end in ends if isinstance(end, Codes))
+    return Plain(lowering.out.call(edge_products, (*args, heads, factor), note))
 
 
 def _over(node: Node, dim: int) -> bool:

@@ -1,0 +1,116 @@
+"""Products of what lies at both ends of an edge, as attention by keys and queries has them, on codes.
+
+    result[e, h] = factor * sum over the columns c of head h of (a[i[e], c] - zero of a) * (b[j[e], c] - zero of b)
+
+The sums are exact, and rows of edges are never stored.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqconvert.kernels._memory import empty
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
+from dqconvert.kernels._threads import loop, parts, run
+
+MOST = 1 << 15
+"""Columns of a head whose sum fits into int32, whatever the codes: 2^15 * 255^2 < 2^31."""
+
+
+def plain_edge_products(
+    a: Tensor, a_rows: Tensor, a_zero: int, b: Tensor, b_rows: Tensor, b_zero: int, heads: int, factor: float
+) -> Tensor:
+    """The definition that every implementation is held to; the arguments are those of :func:`edge_products`."""
+    products = (a[a_rows].long() - a_zero) * (b[b_rows].long() - b_zero)
+    return products.view(a_rows.numel(), heads, a.size(1) // heads).sum(2).to(torch.float32) * factor
+
+
+def _on_cpu(
+    a: Tensor, a_rows: Tensor, a_zero: int, b: Tensor, b_rows: Tensor, b_zero: int, heads: int, factor: float
+) -> Tensor:
+    found = empty((a_rows.numel(), heads), torch.float32)
+    arrays = [t.contiguous().numpy() for t in (a, a_rows, b, b_rows)]
+    args = *arrays, np.int16(a_zero), np.int16(b_zero), np.float32(factor), found.numpy()
+    there = run(
+        lambda _, start, stop: multiply_rows(*args, start, stop), parts(a_rows.numel(), a_rows.numel() * a.size(1))
+    )
+    if not all(there):
+        raise IndexError(f"an edge ends at a node that is not there: there are {a.size(0)} and {b.size(0)} nodes")
+    return found
+
+
+@loop
+def multiply_rows(a, a_rows, b, b_rows, a_zero, b_zero, factor, found, start, stop):  # type: ignore[no-untyped-def]
+    """Edges `start` to `stop`; False if one ends nowhere."""
+    width, heads, last = a.shape[1], found.shape[1], a_rows.size - 1
+    columns = width // heads
+    for e in range(start, stop):
+        i, j = a_rows[e], b_rows[e]
+        if i < 0 or i >= a.shape[0] or j < 0 or j >= b.shape[0]:
+            return False
+        later = min(e + AHEAD, last)
+        for at in range(0, width, LINE):
+            prefetch(a, a_rows[later] * width + at)
+            prefetch(b, b_rows[later] * width + at)
+        for h in range(heads):
+            one, other = pointer(a, i * width + h * columns), pointer(b, j * width + h * columns)
+            found[e, h] = np.float32(multiplied(one, a_zero, other, b_zero, columns)) * factor
+    return True
+
+
+@loop
+def multiplied(a, a_zero, b, b_zero, count):  # type: ignore[no-untyped-def]
+    total = np.int32(0)
+    for k in range(count):
+        total += np.int32(np.int16(a[k]) - a_zero) * np.int32(np.int16(b[k]) - b_zero)
+    return total
+
+
+def _fake(
+    a: Tensor, a_rows: Tensor, a_zero: int, b: Tensor, b_rows: Tensor, b_zero: int, heads: int, factor: float
+) -> Tensor:
+    return a.new_empty((a_rows.numel(), heads), dtype=torch.float32)
+
+
+edge_products_operator = Operator("edge_products", plain_edge_products, fake=_fake, cpu=_on_cpu)
+
+
+def edge_products(
+    a: Tensor, a_rows: Tensor, a_zero: int, b: Tensor, b_rows: Tensor, b_zero: int, heads: int, factor: float
+) -> Tensor:
+    """The product of two rows for each edge, head by head: of a node's query, say, and a neighbour's key.
+
+    **Arguments**
+
+    - `a`, `b`: uint8 codes `[nodes, heads * columns]`, of as many nodes as each has.
+    - `a_rows`, `b_rows`: int64 `[num_edges]`, the row of each for every edge.
+    - `a_zero`, `b_zero`: the codes of 0.
+    - `heads`: how many sums a row has.
+    - `factor`: the value of one step of the sums: the product of both scales.
+
+    **Returns** float32 `[num_edges, heads]`.
+
+    **Raises** `ValueError` if shapes do not fit; `TypeError` for types that do not; `IndexError` for a row that is not
+    there (on the CPU).
+
+    ```python
+    >>> a, b = torch.tensor([[1, 2, 3, 4]], dtype=torch.uint8), torch.tensor([[5, 5, 6, 6]], dtype=torch.uint8)
+    >>> edge = torch.tensor([0])
+    >>> edge_products(a, edge, 0, b, edge, 5, heads=2, factor=0.5)
+    tensor([[0.0000, 3.5000]])
+
+    ```
+    """
+    fits = a.dim() == b.dim() == 2 and a.size(1) == b.size(1) and heads > 0 and a.size(1) % heads == 0
+    if not fits or a.size(1) // heads > MOST or a_rows.dim() != 1 or a_rows.shape != b_rows.shape:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (a, a_rows, b, b_rows))
+        raise ValueError(f"expected rows of the same heads ({heads}) and one of each for every edge, got {shapes}")
+    if any(t.dtype != torch.uint8 for t in (a, b)) or any(t.dtype != torch.int64 for t in (a_rows, b_rows)):
+        dtypes = ", ".join(str(t.dtype) for t in (a, a_rows, b, b_rows))
+        raise TypeError(f"expected uint8 codes and int64 rows, got {dtypes}")
+    result: Tensor = edge_products_operator(a, a_rows, a_zero, b, b_rows, b_zero, heads, factor)
+    return result
