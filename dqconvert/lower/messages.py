@@ -30,7 +30,8 @@ class Propagations:
     """Where a graph passes messages that the operator knows: by the node that aggregates them."""
 
     def __init__(self, context: Context) -> None:
-        found = [matched(context, node) for node in context.graph.nodes if context.is_quantizer(node)]
+        quantizers = [node for node in context.graph.nodes if context.is_quantizer(node)]
+        found = [matched(context, node, shared=True) for node in quantizers]
         self.by_aggregate = {match.aggregate: match for match in found if match is not None}
 
 

@@ -214,7 +214,8 @@ def _is_graph(node: Node) -> bool:
 
 
 def _is_number(node: Node) -> bool:
-    return node.op == "get_attr" or op_name(node) == "size" or node.target is getattr
+    smallest = node.target is min and all(map(_is_number, node.all_input_nodes))
+    return node.op == "get_attr" or op_name(node) == "size" or node.target is getattr or smallest
 
 
 def _cut_out(graph: Graph, group: list[Node], path: str) -> nn.Module:

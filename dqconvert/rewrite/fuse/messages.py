@@ -86,12 +86,18 @@ class Propagation:
 # -- finding them ------------------------------------------------------------------------------------------------
 
 
-def matched(context: Context, quantize: Node) -> Propagation | None:
-    """The group around the call of a quantizer; ``None`` if it is none that the operator computes."""
+def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propagation | None:
+    """The group around the call of a quantizer; ``None`` if it is none that the operator computes.
+
+    Args:
+        context: The graph.
+        quantize: The call.
+        shared: Whether the gathered rows may serve something else, too: then they are not saved.
+    """
     aggregate, product = only_user(quantize), quantize.args[0]
     layer = None if aggregate is None else context.plain_module(aggregate)
     how = None if layer is None else AGGREGATIONS.get(type(layer))
-    message = _message(product) if isinstance(product, Node) else None
+    message = _message(product, shared) if isinstance(product, Node) else None
     if aggregate is None or how is None or message is None:
         return None
     taken = message.gather
@@ -117,7 +123,7 @@ def matched(context: Context, quantize: Node) -> Propagation | None:
     )
 
 
-def _message(message: Node) -> Message | None:
+def _message(message: Node, shared: bool) -> Message | None:
     """What a message is made of; ``None`` if not of ``x_j``, or ``x_j`` and a weight of its edge."""
     if (taken := gather(message)) is not None:
         return Message(taken, None, (message,))
@@ -126,7 +132,7 @@ def _message(message: Node) -> Message | None:
     for rows, factor in (message.args, message.args[::-1]):
         if not isinstance(rows, Node) or not isinstance(factor, Node) or (taken := gather(rows)) is None:
             continue
-        if len(rows.users) > 1 or note_of(rows).sizes != note_of(message).sizes:
+        if (len(rows.users) > 1 and not shared) or note_of(rows).sizes != note_of(message).sizes:
             continue
         weight = _per_edge(factor, note_of(message).sizes)
         if weight is not None:
