@@ -12,10 +12,11 @@ from torch.fx import Graph, Node
 
 from dqconvert.kernels import fake_quantize
 from dqconvert.kernels.integer.codes import quantize
-from dqconvert.lower.attention import lower_mean, lower_products, lower_softmax
+from dqconvert.lower.attention import lower_softmax
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.embedding import lower_embedding
 from dqconvert.lower.groups import lower_groups
+from dqconvert.lower.heads import lower_edge_products, lower_mean, lower_products
 from dqconvert.lower.linear import lower_linear
 from dqconvert.lower.messages import Propagations, lower_messages
 from dqconvert.lower.movers import moves, moves_rows
@@ -304,6 +305,7 @@ _FORMS: tuple[Callable[[Lowering, Node], Value | None], ...] = (
     Lowering._joined,
     Lowering._linear,
     lower_products,
+    lower_edge_products,
     Lowering._messages,
     Lowering._groups,
     Lowering._embedding,
