@@ -277,7 +277,8 @@ class TestPhases:
 
         names = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("dqconvert::")}
         assert "dqconvert::fake_quantize_clip" in names, dqconvert.kernels
-        integer = ("_codes", "_pairs", "integer_linear", "integer_propagate")  # no part of a training step
+        linear = ("integer_linear", "integer_propagate", "edge_products", "add_heads")
+        integer = ("_codes", "_pairs", "quantize_sum", *linear)  # no part of a training step
         assert {name for name in names if phase_of(name) is None and not name.endswith(integer)} == set()
 
     @pytest.mark.parametrize("source", ["linear", "batch norm", "nothing"])
