@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._prefetch import LINE
+
 SMALL = 1 << 20
 """Bytes under which memory comes from torch."""
 
@@ -60,7 +62,7 @@ class Buffers:
             raw = kept.pop()
             self._free_bytes -= size
         except IndexError:
-            raw = np.empty(size, np.uint8)
+            raw = _aligned(size)
         self._lent_bytes += size
         self._most_bytes = max(self._most_bytes, self._lent_bytes)
         lent = raw[: count * kind.itemsize].view(kind).reshape(shape)
@@ -84,6 +86,13 @@ class Buffers:
         if self._free_bytes + self._lent_bytes + size <= self._most_bytes * _SPARE:
             self._free_bytes += size
             self._free[size].append(raw)
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    """New memory that begins with a cache line, so that no vector lies in two."""
+    memory = np.empty(size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + size]
 
 
 def _size_class(size: int) -> int:

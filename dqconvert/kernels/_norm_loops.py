@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqconvert.kernels._stream import is_far, room_before
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import chain_tile, scratch, tile_rows
 
@@ -59,12 +60,14 @@ def add_products(grad, x, mean, sums):  # type: ignore[no-untyped-def]
 def chain_normed(x, scale, shift, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
     """The chain, of rows that are scaled and shifted by column."""
     step = tile_rows(x.shape[1])
-    spare = scratch(y, step)
+    spare, room = scratch(y, step), room_before(y, step)
+    made = room if is_far(y) else y
     for first in range(start, stop, step):
         last = min(first + step, stop)
+        base = first if is_far(y) else 0
         for r in range(first, last):
-            scale_row(x[r], scale, shift, y[r])
-        chain_tile(y, first, last, chain, caught, spare)
+            scale_row(x[r], scale, shift, made[r - base])
+        chain_tile(y, first, last, chain, caught, spare, room)
 
 
 @loop

@@ -7,6 +7,7 @@ import numpy as np
 from dqconvert.kernels._multiply import VECTOR, groups_of, multiply
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._span import round_span
+from dqconvert.kernels._stream import is_far, room_before, stream
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import (
     add_values,
@@ -26,20 +27,17 @@ def product_rows(columns):  # type: ignore[no-untyped-def]
 
 
 @loop
-def product_tile(x, first, last, packed, y, spare):  # type: ignore[no-untyped-def]
-    """Rows `first` to `last` of the product of `x` and what is packed."""
-    depth, columns = x.shape[1], y.shape[1]
+def product_tile(x, y, packed, spare):  # type: ignore[no-untyped-def]
+    """The product of the first rows of `x`, as many as `y` has, and what is packed."""
+    depth, (rows, columns) = x.shape[1], y.shape
     groups = groups_of(columns, x.itemsize)
     wide = groups * (VECTOR // x.itemsize)
-    rows, from_ = last - first, x.reshape(-1)
     if wide == columns:
-        multiply(
-            from_, first * depth, depth, 1, rows, depth, packed, 0, groups, y.reshape(-1), first * wide, wide, True
-        )
+        multiply(x.reshape(-1), 0, depth, 1, rows, depth, packed, 0, groups, y.reshape(-1), 0, wide, True)
     else:
-        multiply(from_, first * depth, depth, 1, rows, depth, packed, 0, groups, spare, 0, wide, True)
+        multiply(x.reshape(-1), 0, depth, 1, rows, depth, packed, 0, groups, spare, 0, wide, True)
         for r in range(rows):
-            copy_values(spare[r * wide : r * wide + columns], y[first + r])
+            copy_values(spare[r * wide : r * wide + columns], y[r])
 
 
 @loop
@@ -67,18 +65,22 @@ def chain_products(x, entry, skip, packed, offset, y, chain, caught, start, stop
     columns, depth = y.shape[1], x.shape[1]
     step = product_rows(columns)
     spare, product = scratch(y, step), np.empty(step * padded(columns, x.itemsize), x.dtype)
+    room = room_before(y, step)
+    made = room if is_far(y) else y
     rows = np.empty((step if entry.size > 0 else 0, depth), x.dtype)
     for first in range(start, stop, step):
         last = min(first + step, stop)
+        base = first if is_far(y) else 0
+        to = made[first - base : last - base]
         if entry.size > 0:
             round_rows(x, first, last, entry, skip, rows)
-            product_tile(rows, 0, last - first, packed, y[first:last], product)
+            product_tile(rows, to, packed, product)
         else:
-            product_tile(x, first, last, packed, y, product)
+            product_tile(x[first:last], to, packed, product)
         if offset.size > 0:
-            for r in range(first, last):
-                add_values(offset, y[r])
-        chain_tile(y, first, last, chain, caught, spare)
+            for r in range(last - first):
+                add_values(offset, to[r])
+        chain_tile(y, first, last, chain, caught, spare, room)
 
 
 @loop
@@ -118,7 +120,10 @@ def products_back(  # type: ignore[no-untyped-def]
             pass_values(flat_grad[a:b], flat_bits[a:b], np.uint8(1), flat_sum)
         else:
             copy_values(flat_grad[a:b], flat_sum[:size])
-        if to_other.size > 0:
+        if to_other.size > 0 and is_far(to_other):
+            scale_values(flat_sum[:size], alpha, flat_product[:size])
+            stream(flat_product, 0, flat_other, a, size)
+        elif to_other.size > 0:
             scale_values(flat_sum[:size], alpha, flat_other[a:b])
         if other.size > 0:
             total += dot(flat_sum[:size], flat_partner[a:b])
@@ -149,9 +154,12 @@ def products_back(  # type: ignore[no-untyped-def]
 def multiply_back(back, columns, rows, packed, groups, to_x, first, spare):  # type: ignore[no-untyped-def]
     depth = to_x.shape[1]
     wide = groups * (VECTOR // back.itemsize)
-    if wide == depth:
+    if wide == depth and not is_far(to_x):
         multiply(back, 0, columns, 1, rows, columns, packed, 0, groups, to_x.reshape(-1), first * depth, depth, True)
     else:
         multiply(back, 0, columns, 1, rows, columns, packed, 0, groups, spare, 0, wide, True)
-        for r in range(rows):
-            copy_values(spare[r * wide : r * wide + depth], to_x[first + r])
+        if wide == depth:
+            stream(spare, 0, to_x, first * depth, rows * depth)
+        else:
+            for r in range(rows):
+                copy_values(spare[r * wide : r * wide + depth], to_x[first + r])

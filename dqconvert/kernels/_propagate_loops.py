@@ -8,6 +8,7 @@ import numpy as np
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
 from dqconvert.kernels._row_strips import add_rows, room_for
 from dqconvert.kernels._select_loops import collect, collect_messages
+from dqconvert.kernels._stream import is_far, room_before, stream
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import (
     add_scaled,
@@ -132,12 +133,14 @@ def fetch_row(x, row):  # type: ignore[no-untyped-def]
 def sum_rows(sent, senders, ptr, mean, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
     """Adds up the rows that are sent to each node, and sends the sums through the chain."""
     step = tile_rows(y.shape[1])
-    spare = scratch(y, step)
+    spare, room = scratch(y, step), room_before(y, step)
+    made = room if is_far(y) else y
     end = ptr[stop] - AHEAD
     for first in range(start, stop, step):
         last = min(first + step, stop)
+        base = first if is_far(y) else 0
         for t in range(first, last):
-            row = y[t]
+            row = made[t - base]
             row[:] = 0
             for place in range(ptr[t], ptr[t + 1]):
                 if place < end:
@@ -145,7 +148,7 @@ def sum_rows(sent, senders, ptr, mean, y, chain, caught, start, stop):  # type: 
                 add_values(sent[senders[place]], row)
             if mean and ptr[t + 1] - ptr[t] > 1:
                 divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
-        chain_tile(y, first, last, chain, caught, spare)
+        chain_tile(y, first, last, chain, caught, spare, room)
 
 
 @loop
@@ -156,12 +159,14 @@ def sum_codes(codes, x, skip, grid, senders, ptr, mean, y, chain, caught, start,
     """
     columns = y.shape[1]
     step = tile_rows(columns)
-    spare = scratch(y, step)
+    spare, room = scratch(y, step), room_before(y, step)
+    made = room if is_far(y) else y
     sums = np.empty(room_for(columns, y.itemsize), y.dtype)
     offset, scale = grid[2] - grid[1], grid[0]
     end = ptr[stop]
     for first in range(start, stop, step):
         last = min(first + step, stop)
+        base = first if is_far(y) else 0
         for t in range(first, last):
             sums[:] = 0
             place, until = ptr[t], ptr[t + 1]
@@ -173,10 +178,11 @@ def sum_codes(codes, x, skip, grid, senders, ptr, mean, y, chain, caught, start,
                 while place < until and skip.size > 0 and skip[senders[place]]:
                     add_values(x[senders[place]], sums[:columns])
                     place += 1
-            copy_values(sums[:columns], y[t])
+            row = made[t - base]
+            copy_values(sums[:columns], row)
             if mean and until - ptr[t] > 1:
-                divide_values(y[t], y.dtype.type(until - ptr[t]))
-        chain_tile(y, first, last, chain, caught, spare)
+                divide_values(row, y.dtype.type(until - ptr[t]))
+        chain_tile(y, first, last, chain, caught, spare, room)
 
 
 @loop
@@ -191,14 +197,16 @@ def sum_products(  # type: ignore[no-untyped-def]
     heads = weight.shape[1]
     channels = x.shape[1] // heads
     step = tile_rows(y.shape[1])
-    spare = scratch(y, step)
+    spare, room = scratch(y, step), room_before(y, step)
+    made = room if is_far(y) else y
     end = ptr[stop] - AHEAD
     below, above = noted
     n, m, odd, full = 0, 0, 0, False
     for first in range(start, stop, step):
         last = min(first + step, stop)
+        base = first if is_far(y) else 0
         for t in range(first, last):
-            row = y[t]
+            row = made[t - base]
             row[:] = 0
             for place in range(ptr[t], ptr[t + 1]):
                 if place < end:
@@ -219,7 +227,7 @@ def sum_products(  # type: ignore[no-untyped-def]
                 x, weight, edges, senders, skip, least, most, ptr[first], ptr[last], lo, hi, below[n:], above[m:]
             )
             n, m, odd, full = n + found[0], m + found[1], odd + found[2], found[3]
-        chain_tile(y, first, last, chain, caught, spare)
+        chain_tile(y, first, last, chain, caught, spare, room)
     return n, m, odd, full
 
 
@@ -229,9 +237,10 @@ def sum_back(grad, x, receivers, ptr, skip, grid, clip, to_x, start, stop):  # t
     columns = x.shape[1]
     codes = np.empty(columns, x.dtype)
     low, high, zero = grid[2], grid[3], x.dtype.type(0)
-    end = ptr[stop] - AHEAD
+    end, far = ptr[stop] - AHEAD, is_far(to_x)
+    room = room_before(to_x, 1)
     for s in range(start, stop):
-        row = to_x[s]
+        row = room[0] if far else to_x[s]
         row[:] = 0
         for place in range(ptr[s], ptr[s + 1]):
             if place < end:
@@ -241,6 +250,8 @@ def sum_back(grad, x, receivers, ptr, skip, grid, clip, to_x, start, stop):  # t
             round_values(x[s], grid, codes)
             for c in range(columns):
                 row[c] = zero if (codes[c] <= low) | (codes[c] >= high) else row[c]
+        if far:
+            stream(room, 0, to_x, s * columns, columns)
 
 
 @loop
@@ -253,9 +264,11 @@ def products_back(  # type: ignore[no-untyped-def]
     scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
     # Within these no value is clipped, so no row is whose extreme products are.
     inside_low, inside_high = (low + 1 - zero_point) * scale, (high - 1 - zero_point) * scale
-    end = ptr[stop] - AHEAD
+    end, far = ptr[stop] - AHEAD, is_far(to_x)
+    room = room_before(to_x, 1)
     for s in range(start, stop):
-        to_x[s] = 0
+        row = room[0] if far else to_x[s]
+        row[:] = 0
         exact = not clip or (skip.size > 0 and skip[s])
         for place in range(ptr[s], ptr[s + 1]):
             if place < end:
@@ -267,7 +280,7 @@ def products_back(  # type: ignore[no-untyped-def]
                 a, b = h * channels, (h + 1) * channels
                 one, two = w * least[s, h], w * most[s, h]
                 if exact or (min(one, two) > inside_low and max(one, two) < inside_high):
-                    add_scaled(grad[t, a:b], w, to_x[s, a:b])
+                    add_scaled(grad[t, a:b], w, row[a:b])
                     if to_weight.size > 0:
                         to_weight[e, h] = dot(grad[t, a:b], x[s, a:b])
                 else:
@@ -275,10 +288,12 @@ def products_back(  # type: ignore[no-untyped-def]
                     for c in range(a, b):
                         q = np.rint(w * x[s, c] / scale + zero_point)
                         if not (q <= low or q >= high):
-                            to_x[s, c] += w * grad[t, c]
+                            row[c] += w * grad[t, c]
                             total += grad[t, c] * x[s, c]
                     if to_weight.size > 0:
                         to_weight[e, h] = total
+        if far:
+            stream(room, 0, to_x, s * x.shape[1], x.shape[1])
 
 
 @loop

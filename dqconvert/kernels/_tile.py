@@ -13,15 +13,16 @@ import numpy as np
 
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._span import chain_span
+from dqconvert.kernels._stream import is_far, room_before, stream
 from dqconvert.kernels._threads import loop
 
-_TILE = 2048  # values: long enough for the vector units, short enough for the first cache
+TILE = 2048  # values: long enough for the vector units, short enough for the first cache
 
 
 @loop
 def tile_rows(columns):  # type: ignore[no-untyped-def]
     """How many rows make a tile."""
-    return max(1, _TILE // max(1, columns))
+    return max(1, TILE // max(1, columns))
 
 
 class Chain(NamedTuple):
@@ -66,8 +67,22 @@ def scratch(y, step):  # type: ignore[no-untyped-def]
 
 
 @loop
-def chain_tile(y, first, last, chain, caught, spare):  # type: ignore[no-untyped-def]
-    """Rows `first` to `last` of `y`, in place, through grid 0, the sum, grid 1, the ReLU and grid 2."""
+def chain_tile(y, first, last, chain, caught, spare, room):  # type: ignore[no-untyped-def]
+    """Rows `first` to `last` of `y`, in place, through grid 0, the sum, grid 1, the ReLU and grid 2.
+
+    `room`: where the rows are, if they are not in `y` yet, see :func:`dqconvert.kernels._stream.room_before`.
+    """
+    if room.size > 0:
+        chain_span_rows(room, 0, first, last, chain, caught, spare)
+        columns = y.shape[1]
+        stream(room, 0, y, first * columns, (last - first) * columns)
+    else:
+        chain_span_rows(y, first, first, last, chain, caught, spare)
+
+
+@loop
+def chain_span_rows(y, place, first, last, chain, caught, spare):  # type: ignore[no-untyped-def]
+    """Rows `first` to `last` of a chain, which lie in `y` from row `place` on."""
     bits, bias, other, skip = chain.bits, chain.bias, chain.other, chain.skip
     columns = y.shape[1]
     if bias.size > 0:
@@ -76,7 +91,7 @@ def chain_tile(y, first, last, chain, caught, spare):  # type: ignore[no-untyped
     flags = np.empty(4, np.uint8)
     flags[0], flags[1], flags[2], flags[3] = bits.size > 0, bias.size > 0, other.size > 0, chain.relu
     none = np.zeros(3, np.uint8)
-    room = caught.values.shape[2]
+    most = caught.values.shape[2]
     begin = first
     while begin < last:
         skipped = skip.size > 0 and skip[begin]
@@ -85,7 +100,7 @@ def chain_tile(y, first, last, chain, caught, spare):  # type: ignore[no-untyped
             end += 1
         at = begin * columns
         chain_span(
-            pointer(y, at),
+            pointer(y, at + (place - first) * columns),
             (end - begin) * columns,
             pointer(bits, at if bits.size > 0 else 0),
             pointer(spare, (begin - first) * columns if bias.size > 0 else 0),
@@ -97,7 +112,7 @@ def chain_tile(y, first, last, chain, caught, spare):  # type: ignore[no-untyped
             pointer(chain.bounds, 0),
             pointer(caught.counts, 0),
             pointer(caught.values, 0),
-            room,
+            most,
         )
         begin = end
 
@@ -107,12 +122,14 @@ def chain_rows(x, y, chain, caught, start, stop):  # type: ignore[no-untyped-def
     """The chain, of rows that lie in memory."""
     columns = x.shape[1]
     step = tile_rows(columns)
-    spare = scratch(y, step)
-    from_, to = x.reshape(-1), y.reshape(-1)
+    spare, room = scratch(y, step), room_before(y, step)
+    far = is_far(y)
+    from_, to = x.reshape(-1), room.reshape(-1) if far else y.reshape(-1)
     for first in range(start, stop, step):
         last = min(first + step, stop)
-        copy_values(from_[first * columns : last * columns], to[first * columns : last * columns])
-        chain_tile(y, first, last, chain, caught, spare)
+        at = 0 if far else first * columns
+        copy_values(from_[first * columns : last * columns], to[at : at + (last - first) * columns])
+        chain_tile(y, first, last, chain, caught, spare, room)
 
 
 @loop
@@ -122,15 +139,15 @@ def pass_rows(grad, passes, to_sum, to_x, to_other, sums, alpha, other, start, s
     step = tile_rows(columns)
     flat_grad, flat_passes, flat_partner = grad.reshape(-1), passes.reshape(-1), other.reshape(-1)
     flat_sum, flat_x, flat_other = to_sum.reshape(-1), to_x.reshape(-1), to_other.reshape(-1)
-    passing = np.empty(step * columns, grad.dtype)
+    passing, far = np.empty(step * columns, grad.dtype), is_far(grad)
     total = 0.0
     for first in range(start, stop, step):
         last = min(first + step, stop)
         a, b = first * columns, last * columns
         if to_x.size > 0:
-            pass_values(flat_grad[a:b], flat_passes[a:b], np.uint8(2), flat_x[a:b])
+            pass_on(flat_grad[a:b], flat_passes[a:b], np.uint8(2), passing[: b - a], far, flat_x, a)
         if to_sum.size > 0:
-            pass_values(flat_grad[a:b], flat_passes[a:b], np.uint8(1), flat_sum[a:b])
+            pass_on(flat_grad[a:b], flat_passes[a:b], np.uint8(1), passing[: b - a], far, flat_sum, a)
         if to_other.size > 0 or other.size > 0:
             pass_values(flat_grad[a:b], flat_passes[a:b], np.uint8(1), passing)
             if to_other.size > 0:
@@ -141,6 +158,16 @@ def pass_rows(grad, passes, to_sum, to_x, to_other, sums, alpha, other, start, s
             for r in range(first, last):
                 add_passing(grad[r], passes[r], np.uint8(1), sums)
     return total
+
+
+@loop
+def pass_on(grad, passes, bit, room, far, out, at):  # type: ignore[no-untyped-def]
+    """`pass_values` into `out` from place `at` on; past the cache, if it is far."""
+    if far:
+        pass_values(grad, passes, bit, room)
+        stream(room, 0, out, at, grad.size)
+    else:
+        pass_values(grad, passes, bit, out[at : at + grad.size])
 
 
 @loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,9 @@ from dqconvert.kernels._chain import has_loops
 from dqconvert.kernels._draw import bernoulli
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._stream import is_far, stream
 from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels._tile import TILE
 
 
 def plain_dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
@@ -46,7 +49,19 @@ def _scaled(x: Tensor, kept: Tensor, p: float) -> Tensor:
 
 @loop
 def scale_kept(x, kept, y, factor, start, stop):  # type: ignore[no-untyped-def]
-    for i in range(start, stop):
+    if not is_far(y):
+        scale_span(x[start:stop], kept[start:stop], factor, y[start:stop])
+        return
+    room = np.empty(TILE, y.dtype)
+    for first in range(start, stop, TILE):
+        last = min(first + TILE, stop)
+        scale_span(x[first:last], kept[first:last], factor, room[: last - first])
+        stream(room, 0, y, first, last - first)
+
+
+@loop
+def scale_span(x, kept, factor, y):  # type: ignore[no-untyped-def]
+    for i in range(y.size):
         y[i] = x[i] * (kept[i] * factor)
 
 
