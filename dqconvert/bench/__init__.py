@@ -1,7 +1,8 @@
-"""What ``dqconvert bench`` measures, one module per command: :mod:`.train`, :mod:`.prepare`.
+"""What ``dqconvert bench`` measures, one module per command: :mod:`.train`, :mod:`.prepare`, :mod:`.infer`.
 
 Below them, from the bottom: :mod:`.graphs` and :mod:`.models` (what is generated), :mod:`.workloads` (the table of
-workloads), :mod:`.case` (a workload or the user's model, ready to run), :mod:`.variants` (the float model and what is
-compared with it), :mod:`.timing`, :mod:`.memory`, :mod:`.phases` and :mod:`.environment` (how it is measured), and
-:mod:`.tables` and :mod:`.charts` (how it is shown).
+workloads), :mod:`.case` (a workload or the user's model, ready to run), :mod:`.variants` (training steps: the float
+model's and what is compared with it), :mod:`.engines` (forwards, likewise), :mod:`.timing`, :mod:`.bandwidth`,
+:mod:`.memory`, :mod:`.phases`, :mod:`.operations` and :mod:`.environment` (how it is measured), and :mod:`.tables` and
+:mod:`.charts` (how it is shown).
 """

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from dqconvert.bench import infer
+from dqconvert.bench.operations import Operation
 from dqconvert.bench.phases import PHASES
 from dqconvert.bench.prepare import Point, PrepareResult
 from dqconvert.bench.train import CaseResult, Row, TrainResult
+
+_SMALL = 0.01
+"""Share of a forward below which operations are not shown one by one."""
 
 
 def show_train(result: TrainResult, console: Console) -> None:
     """Prints a table of times per case, one of phases, and what they were measured with."""
     for case in result.cases:
-        console.print(_title(case), style="bold", highlight=False)
+        console.print(_title(case.subject), style="bold", highlight=False)
         console.print(_times(case))
         if any(row.phases_ms for row in case.rows):
             console.print(_phases(case))
@@ -42,6 +48,34 @@ def show_train(result: TrainResult, console: Console) -> None:
     console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
 
 
+def show_infer(result: infer.InferResult, console: Console) -> None:
+    """Prints a table of times per case, one of operations per integer module, and what they were measured with."""
+    for case in result.cases:
+        console.print(_title(case.subject), style="bold", highlight=False)
+        console.print(_speeds(case))
+        for name, reason in case.left_out.items():
+            console.print(f"No {name}: {reason}.", highlight=False)
+        for row in case.rows:
+            if row.phases is not None:
+                console.print(_operations(row.engine.name, row.phases, row.phases_cold))
+        console.print()
+    settings = result.settings
+    notes = [f"Times: {settings.rounds} forwards or more of each in turns; x: the float's median over this one's."]
+    if settings.cold:
+        notes.append("Cold: on a graph that was not seen before, from its edge_index on.")
+    if result.no_memory is not None:
+        notes.append(f"No memory: {result.no_memory}.")
+    elif settings.memory:
+        notes.append("Memory: how far a process of its own rises in a forward, on a known graph / on a new one.")
+    if settings.phases:
+        notes.append(
+            "Operations: the shortest time of each call; moved: every tensor read or written once; floor: what that "
+            f"takes at {result.bandwidth / (1 << 30):.1f} GiB/s, as in a copy; gathered: rows read for the edges."
+        )
+    console.print(" ".join(notes), highlight=False)
+    console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
+
+
 def show_prepare(result: PrepareResult, console: Console) -> None:
     """Prints a table per series."""
     console.print(_points("prepare against layers", "layers", result.by_layers))
@@ -53,8 +87,7 @@ def show_prepare(result: PrepareResult, console: Console) -> None:
     console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
 
 
-def _title(case: CaseResult) -> str:
-    subject = case.subject
+def _title(subject: dict[str, Any]) -> str:
     sizes = [f"{subject[name]:,} {name}" for name in ("nodes", "edges", "features") if subject[name] is not None]
     return f"{subject['name']}: {subject['title']} ({subject['data']}: {', '.join(sizes)})"
 
@@ -89,6 +122,55 @@ def _phases(case: CaseResult) -> Table:
     for row in case.rows:
         if row.phases_ms is not None:
             table.add_row(row.variant.name, *(_digits(row.phases_ms[name]) for name in PHASES), _digits(_sum(row)))
+    return table
+
+
+def _speeds(case: infer.CaseResult) -> Table:
+    columns = ("warm", "min, ms", "x edge_index", "x CSR", "cold", "min, ms", "x edge_index", "x CSR")
+    table = _table(*columns, "Mnodes/s", "peak, MiB", "file, kB")
+    for row in case.rows:
+        table.add_row(
+            row.engine.name,
+            *_speed(row.warm),
+            *_speed(row.cold),
+            f"{row.nodes_per_second / 1e6:.2f}",
+            _peaks(row),
+            f"{row.file_bytes / 1e3:.0f}",
+        )
+    return table
+
+
+def _speed(speed: infer.Speed | None) -> tuple[str, ...]:
+    if speed is None:
+        return ("",) * 4
+    return _digits(speed.median_ms), _digits(speed.min_ms), _ratio(speed.over_edge_index), _ratio(speed.over_csr)
+
+
+def _peaks(row: infer.Row) -> str:
+    return " / ".join(f"{peak:.0f}" for peak in (row.peak_warm_mib, row.peak_cold_mib) if peak is not None)
+
+
+def _operations(title: str, known: Sequence[Operation], new: Sequence[Operation] | None) -> Table:
+    """A row per operation that takes a noticeable share; what a known graph spares comes last."""
+    columns = ["calls", "ms", "share", "moved, MiB", "floor, ms", "gathered, MiB"]
+    table = _table(*columns, *(["cold, ms", "cold floor"] if new is not None else []), title=title)
+    shown = dict.fromkeys(operation.name for operation in (*known, *(new or ())) if operation.share >= _SMALL)
+    groups: dict[str, Sequence[str]] = {name: [name] for name in shown}
+    groups["rest"] = [operation.name for operation in (*known, *(new or ())) if operation.name not in shown]
+    groups["sum"] = [*shown, *groups["rest"]]
+    for group, names in groups.items():
+        warm, cold = ([o for o in counted if o.name in names] for counted in (known, new or ()))
+        gathered = sum(o.gathered_mib for o in warm)
+        table.add_row(
+            group,
+            f"{sum(o.calls for o in warm)}",
+            _digits(sum(o.ms for o in warm)),
+            f"{sum(o.share for o in warm):.0%}",
+            _digits(sum(o.moved_mib for o in warm)),
+            _digits(sum(o.floor_ms for o in warm)),
+            _digits(gathered) if gathered else "",
+            *([_digits(sum(o.ms for o in cold)), _digits(sum(o.floor_ms for o in cold))] if new is not None else []),
+        )
     return table
 
 

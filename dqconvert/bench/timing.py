@@ -54,7 +54,11 @@ class Times:
 
 
 def interleave(
-    steps: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, tick: Tick = lambda: None
+    steps: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    tick: Tick = lambda: None,
+    before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Times]:
     """Takes the steps in turns, A B C, C B A, A B C, ...
 
@@ -63,6 +67,7 @@ def interleave(
         rounds: How many times each.
         warmup: How many times each before, not timed.
         tick: Called after each step.
+        before: Called before each step with its name, not timed.
 
     Example:
         >>> taken = []
@@ -70,13 +75,15 @@ def interleave(
         >>> "".join(taken), len(times["A"].seconds)
         ('ABCCBA', 2)
     """
-    for step in steps.values():
+    for name, step in steps.items():
         for _ in range(warmup):
+            before(name)
             step()
             tick()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         for name in reversed(list(steps)) if number % 2 else steps:
+            before(name)
             start = time.perf_counter()
             steps[name]()
             seconds[name].append(time.perf_counter() - start)

@@ -111,7 +111,7 @@ def step_of(variant: Variant, subject: Subject) -> Step:
     if variant.csr:
         if (reason := why_not_csr(subject)) is not None:
             raise CommandError(reason)
-        inputs = _with_csr(inputs)
+        inputs = with_csr(inputs)
     return Step(copy.deepcopy(subject.model), inputs, subject.target)
 
 
@@ -140,7 +140,7 @@ def why_not_csr(subject: Subject) -> str | None:
     model = copy.deepcopy(subject.model).eval()
     example = bind(model, "forward", subject.example)
     try:
-        expected, found = (_output(model, inputs) for inputs in (example, _with_csr(example)))
+        expected, found = (_output(model, inputs) for inputs in (example, with_csr(example)))
         found.float().sum().backward()
     except DQConvertError:
         raise
@@ -163,7 +163,7 @@ def _one_tensor(out: Any) -> Tensor:
     return out
 
 
-def _with_csr(inputs: Inputs) -> Inputs:
+def with_csr(inputs: Inputs) -> Inputs:
     """The same inputs with the ``edge_index`` as a transposed sparse matrix, as PyG wants it."""
     edge_index, x = inputs.arguments["edge_index"], inputs.arguments.get("x")
     num_nodes = x.size(0) if isinstance(x, Tensor) else int(edge_index.max()) + 1

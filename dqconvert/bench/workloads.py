@@ -1,4 +1,4 @@
-"""The workloads of the benchmark, one table: :data:`WORKLOADS`.
+"""The workloads of the benchmark, two tables: :data:`WORKLOADS` of training, :data:`INFERENCE` of inference.
 
 A new one is an entry there: a model and a size, and what makes a graph of that size.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 from torch_geometric.datasets import Planetoid, TUDataset
-from torch_geometric.nn import GATConv, GCNConv, SAGEConv
+from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 from torch_geometric.transforms import NormalizeFeatures
 
 from dqconvert.bench.graphs import graph_sizes, zipf_batch, zipf_edges
@@ -110,9 +110,10 @@ def find(name: str) -> Workload:
         >>> find("w5").title
         'GCN 2x16 on Cora'
     """
-    if name.upper() not in WORKLOADS:
-        raise CommandError(f"there is no workload {name!r}: choose one of {', '.join(WORKLOADS)}.")
-    return WORKLOADS[name.upper()]
+    known = {**WORKLOADS, **INFERENCE}
+    if name.upper() not in known:
+        raise CommandError(f"there is no workload {name!r}: choose one of {', '.join(known)}.")
+    return known[name.upper()]
 
 
 def _classes(size: Size, rows: int) -> Tensor:
@@ -169,11 +170,19 @@ def _gat(size: Size, heads: int = 4) -> nn.Module:
     return NodeClassifier(first, GATConv(first.out_channels * heads, size.classes, heads=heads, concat=False))
 
 
+def _gin_nodes(size: Size) -> nn.Module:
+    def layer(before: int, after: int) -> GINConv:
+        return GINConv(nn.Sequential(nn.Linear(before, after), nn.ReLU(), nn.Linear(after, after)))
+
+    return NodeClassifier(layer(size.features, size.hidden), layer(size.hidden, size.classes))
+
+
 def _gin(size: Size) -> nn.Module:
     return GraphClassifier(size.features, size.hidden, size.classes)
 
 
 _MILLION = Size(nodes=100_000, edges=1_000_000, features=128, hidden=128, classes=40)
+_FIVE_MILLION = replace(_MILLION, edges=5_000_000)
 _REDDIT = Size(nodes=68_000, edges=157_000, features=1, hidden=64, classes=2, graphs=128)
 _CORA = Size(nodes=2_708, edges=10_556, features=1_433, hidden=16, classes=7)
 
@@ -202,3 +211,17 @@ WORKLOADS: Mapping[str, Workload] = MappingProxyType(
         )
     }
 )  # fmt: skip
+
+INFERENCE: Mapping[str, Workload] = MappingProxyType(
+    {
+        workload.name: workload
+        for workload in (
+            Workload(name="V1", title="GCN 128-128-40", size=_FIVE_MILLION, model=_gcn, generate=_power_law),
+            Workload(name="V2", title="GIN 128-128-40", size=_FIVE_MILLION, model=_gin_nodes, generate=_power_law),
+            Workload(name="V3", title="GraphSAGE 128-128-40", size=_FIVE_MILLION, model=_sage, generate=_power_law),
+            Workload(name="V4", title="GAT 4x32", size=_MILLION, model=_gat, generate=_power_law),
+            replace(WORKLOADS["W1"], name="V5"),
+            replace(WORKLOADS["W5"], name="V6"),
+        )
+    }
+)

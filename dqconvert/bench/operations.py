@@ -1,0 +1,156 @@
+"""Where the time of an integer module's forward goes, by operation, against the time that memory alone would take."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree
+
+from dqconvert.kernels.integer.propagate import integer_propagate
+from dqconvert.lower.remember import Remember
+from dqconvert.trace.inputs import Inputs
+from dqconvert.trace.ops import qualified_name
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One kind of operation in a forward.
+
+    Attributes:
+        name: What is called; ``remembered`` is what is looked up of a known graph.
+        calls: How often.
+        ms: All calls together.
+        share: Of the sum over all operations.
+        moved_mib: What must at least move: each tensor that is taken read once, each that is made written once.
+        floor_ms: How long that takes at the bandwidth of a copy.
+        gathered_mib: What is read row by row for every edge; much of it comes from the caches.
+    """
+
+    name: str
+    calls: int
+    ms: float
+    share: float
+    moved_mib: float
+    floor_ms: float
+    gathered_mib: float
+
+
+def operations(
+    module: GraphModule, inputs: Callable[[], Inputs], bandwidth: float, *, known: bool, repeats: int = 5
+) -> tuple[Operation, ...]:
+    """Runs the graph node by node; of each node counts the shortest time.
+
+    Args:
+        module: An integer module.
+        inputs: What to run on, asked for before each repetition.
+        bandwidth: Bytes per second, from :func:`dqconvert.bench.bandwidth.copy_bandwidth`.
+        known: Whether the module knows the graph; else what depends on it is computed, and counted by operation.
+        repeats: How many times to run.
+
+    Returns:
+        The operations, the longest first.
+
+    Example:
+        >>> from dqconvert.bench.case import Case, build
+        >>> from dqconvert.bench.engines import Engine, forward_of
+        >>> forward = forward_of(Engine(name="int8-dq", preset="int8-dq"), build(Case(workload="V1", scale=0.001)))
+        >>> found = operations(forward.module, lambda: forward.known, bandwidth=1e10, known=True)
+        >>> {"integer_linear", "integer_propagate", "remembered"} <= {operation.name for operation in found}
+        True
+        >>> round(sum(operation.share for operation in found), 6)
+        1.0
+    """
+    counts = _Counts()
+    for _ in range(repeats):
+        arguments = inputs().arguments
+        given = [arguments.get(str(node.target)) for node in module.graph.nodes if node.op == "placeholder"]
+        with torch.no_grad():
+            _Counted(module, counts, known).run(*given)
+    return counts.operations(bandwidth)
+
+
+class _Counts:
+    """What was counted of each node; bytes are the same in every repetition."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[Node, float] = {}
+        self.name: dict[Node, str] = {}
+        self.moved: dict[Node, int] = {}
+        self.gathered: dict[Node, int] = {}
+
+    def operations(self, bandwidth: float) -> tuple[Operation, ...]:
+        calls = Counter(self.name.values())
+        total = sum(self.seconds.values())
+        found = []
+        for name, number in calls.items():
+            nodes = [node for node in self.name if self.name[node] == name]
+            seconds = sum(self.seconds[node] for node in nodes)
+            moved = sum(self.moved[node] for node in nodes)
+            found.append(
+                Operation(
+                    name=name,
+                    calls=number,
+                    ms=1e3 * seconds,
+                    share=seconds / total,
+                    moved_mib=moved / _MIB,
+                    floor_ms=1e3 * moved / bandwidth,
+                    gathered_mib=sum(self.gathered[node] for node in nodes) / _MIB,
+                )
+            )
+        return tuple(sorted(found, key=lambda operation: -operation.ms))
+
+
+class _Counted(Interpreter):
+    def __init__(self, module: Any, counts: _Counts, known: bool) -> None:
+        super().__init__(module)
+        self._counts = counts
+        self._known = known
+
+    def run_node(self, n: Node) -> Any:
+        if not n.op.startswith("call"):
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        inner = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        remembers = isinstance(inner, Remember)
+        if isinstance(inner, Remember) and not self._known:
+            return _Counted(inner.inner, self._counts, known=False).run(*args)
+        start = time.perf_counter()
+        result = getattr(self, n.op)(n.target, args, kwargs)
+        seconds = time.perf_counter() - start
+        counts = self._counts
+        counts.seconds[n] = min(seconds, counts.seconds.get(n, seconds))
+        counts.name[n] = "remembered" if remembers else _name(n, inner)
+        counts.moved[n] = 0 if remembers else _moved((args, kwargs), result)
+        counts.gathered[n] = _gathered(args) if n.target is integer_propagate else 0
+        return result
+
+
+def _name(node: Node, module: Any) -> str:
+    return qualified_name(node).rsplit(".", 1)[-1] if module is None else type(module).__name__
+
+
+def _moved(given: Any, result: Any) -> int:
+    """Bytes of what is taken and made; none where nothing is made but another view."""
+    taken = _storages(given)
+    made = {place: size for place, size in _storages(result).items() if place not in taken}
+    return sum(taken.values()) + sum(made.values()) if made else 0
+
+
+def _storages(values: Any) -> dict[int, int]:
+    """Bytes that the tensors among values speak of, by where these begin."""
+    tensors: Iterable[Any] = _pytree.tree_leaves(values)
+    return {t.untyped_storage().data_ptr(): t.nbytes for t in tensors if isinstance(t, Tensor)}
+
+
+def _gathered(args: tuple[Any, ...]) -> int:
+    x, _, _, senders = args[:4]
+    return int(senders.numel()) * int(x.size(1)) * int(x.element_size())
