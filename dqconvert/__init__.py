@@ -17,6 +17,8 @@ _HOME = {
     "Prepared": "prepare",
     "calibrate": "calibrate",
     "convert": "convert",
+    "compare": "compare",
+    "Comparison": "compare",
     "IntegerModule": "lower.module",
     "PreparedModule": "rewrite.module",
     "Report": "report",

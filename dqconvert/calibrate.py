@@ -44,8 +44,8 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None) -> None:
     """
     used = 0
     with _observing(module), torch.no_grad():
-        for inputs in itertools.islice(_calls(data), batches):
-            args, kwargs = _arguments(module, inputs)
+        for inputs in itertools.islice(calls_of(data), batches):
+            args, kwargs = arguments_of(module, inputs)
             module(*args, **kwargs)
             used += 1
     if not used:
@@ -72,17 +72,17 @@ def _observing(module: nn.Module) -> Iterator[None]:
             quantizer.is_observed()
 
 
-def _calls(data: Any) -> Iterator[Any]:
+def calls_of(data: Any) -> Iterator[Any]:
     """``data`` as a sequence of inputs."""
     single = isinstance(data, Tensor | BaseData | Mapping) or (
         isinstance(data, tuple) and any(isinstance(item, Tensor | Mapping) for item in data)
     )
     if not single and not isinstance(data, Iterable):
-        raise ConfigError(f"calibrate: expected inputs or an iterable of them, got a {type(data).__name__}.")
+        raise ConfigError(f"expected inputs or an iterable of them, got a {type(data).__name__}.")
     yield from [data] if single else data
 
 
-def _arguments(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What to call ``module`` with for one batch of inputs."""
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]  # type: ignore[union-attr]
     names = [str(node.target) for node in placeholders]
@@ -94,7 +94,7 @@ def _arguments(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[st
         missing = [n.target for n in placeholders if not n.args and getattr(inputs, str(n.target), None) is None]
         if missing:
             raise ConfigError(
-                f"calibrate: forward's argument {missing[0]!r} is not in the data ({inputs}); pass tuples of forward's "
+                f"forward's argument {missing[0]!r} is not in the data ({inputs}); pass tuples of forward's "
                 f"arguments instead."
             )
         found = {name: getattr(inputs, name, None) for name in names if not name.startswith("*")}

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 import os
-from pathlib import Path
-from typing import Any
 
 from dqconvert.bench.phases import PHASES
 from dqconvert.bench.prepare import PrepareResult
 from dqconvert.bench.train import TrainResult
-from dqconvert.errors import CommandError
-from dqconvert.files import check_target, write_file
-
-_ENDINGS = (".png", ".svg", ".pdf")
+from dqconvert.drawing import check_drawing, new_figure, write_figure
 
 
 def check_chart(path: str | os.PathLike[str]) -> None:
@@ -30,10 +23,7 @@ def check_chart(path: str | os.PathLike[str]) -> None:
             ...
         dqconvert.errors.CommandError: --chart chart.bmp: must end in .png, .svg, .pdf.
     """
-    if Path(path).suffix.lower() not in _ENDINGS:
-        raise CommandError(f"--chart {path}: must end in {', '.join(_ENDINGS)}.")
-    check_target(path)
-    _matplotlib()
+    check_drawing(path, "--chart")
 
 
 def draw_train(result: TrainResult, path: str | os.PathLike[str]) -> None:
@@ -45,7 +35,7 @@ def draw_train(result: TrainResult, path: str | os.PathLike[str]) -> None:
         CommandError: If matplotlib is missing.
         CheckpointError: If the file cannot be written.
     """
-    figure, panels = _figure(len(result.cases))
+    figure, panels = new_figure(len(result.cases))
     for axes, case in zip(panels, result.cases, strict=True):
         names = [row.variant.name for row in case.rows]
         starts = [0.0] * len(names)
@@ -60,7 +50,7 @@ def draw_train(result: TrainResult, path: str | os.PathLike[str]) -> None:
         axes.set_xlabel("training step, ms (x float with edge_index)")
         axes.set_title(f"{case.subject['name']}: {case.subject['title']}")
     panels[0].legend(fontsize="small")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def draw_prepare(result: PrepareResult, path: str | os.PathLike[str]) -> None:
@@ -70,7 +60,7 @@ def draw_prepare(result: PrepareResult, path: str | os.PathLike[str]) -> None:
         CommandError: If matplotlib is missing.
         CheckpointError: If the file cannot be written.
     """
-    figure, panels = _figure(2)
+    figure, panels = new_figure(2)
     for axes, what, points in zip(
         panels, ("layers", "parameters"), (result.by_layers, result.by_parameters), strict=True
     ):
@@ -78,30 +68,9 @@ def draw_prepare(result: PrepareResult, path: str | os.PathLike[str]) -> None:
         axes.set_xlabel(what)
         axes.set_ylabel("prepare, s")
         axes.grid(visible=True, which="both", alpha=0.3)
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def _part(phases_ms: dict[str, float] | None, phase: str) -> float:
     """The share of a phase in a step."""
     return 1.0 if phases_ms is None else phases_ms[phase] / sum(phases_ms.values())
-
-
-def _matplotlib() -> Any:
-    try:
-        return importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise CommandError(
-            f"--chart needs matplotlib, which cannot be imported ({error}): pip install 'dqconvert[plot]'"
-        ) from error
-
-
-def _figure(panels: int) -> tuple[Any, list[Any]]:
-    # A figure of its own, not pyplot's: no window system is looked for, and nothing is left behind.
-    figure = _matplotlib().Figure(figsize=(9, 2.6 * panels), layout="constrained")
-    return figure, list(figure.subplots(panels, 1, squeeze=False)[:, 0])
-
-
-def _write(figure: Any, path: str | os.PathLike[str]) -> None:
-    contents = io.BytesIO()
-    figure.savefig(contents, format=Path(path).suffix.lower()[1:], dpi=150)
-    write_file(path, [contents.getbuffer()])

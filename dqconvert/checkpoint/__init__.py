@@ -1,4 +1,4 @@
-"""``save`` and ``load``: a prepared module as one safetensors file, and back."""
+"""``save`` and ``load``: a prepared or an integer module as one safetensors file, and back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from dqconvert.checkpoint import container
+from dqconvert.checkpoint import container, integer
 from dqconvert.checkpoint.document import KIND, aliases_of, describe, tensors_of
 from dqconvert.checkpoint.rebuild import rebuild
 from dqconvert.errors import CheckpointError
+from dqconvert.lower import IntegerModule
 from dqconvert.rewrite import PreparedModule
 
 __all__ = ["load", "save"]
@@ -24,19 +25,23 @@ def save(
     factory: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Saves a prepared module: its tensors, its graphs, its ranges and its report, in one safetensors file.
+    """Saves a prepared or an integer module in one safetensors file: its tensors, its graphs and its report.
+
+    A prepared module comes with its ranges. Of an integer module, codes of 8 bits take a byte each, and of 4 bits half
+    a byte.
 
     The same module gives the same bytes. The file is written whole or not at all; one that was there is replaced.
 
     Args:
-        module: A prepared module, in any state of training.
+        module: A prepared module, in any state of training; or an integer module.
         path: Where to write.
         factory: What made the float model (``"pkg.mod:Class"``): information for whoever opens the file.
         kwargs: With which arguments, likewise.
 
     Raises:
         CheckpointError: If the file cannot be written, or the module holds what a file cannot: a quantizer of the
-            user's own, or something else than tensors in its ``state_dict``.
+            user's own, or something else than tensors in its ``state_dict``; in an integer module, a part that stayed
+            whole and that only the model's own code can make again.
 
     Example:
         >>> import torch, dqconvert
@@ -47,6 +52,10 @@ def save(
         >>> torch.equal(again.lin_l.weight, module.lin_l.weight)
         True
     """
+    if isinstance(module, IntegerModule):
+        document, tensors = integer.describe(module)
+        container.write(path, tensors, integer.pack_document(document))
+        return
     if not isinstance(module, PreparedModule):
         raise CheckpointError(
             f"save() takes a prepared module, not a {type(module).__name__}: call dqconvert.prepare first, or save a "
@@ -58,22 +67,24 @@ def save(
     container.write(path, stored, describe(module, factory=factory, kwargs=kwargs))
 
 
-def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> PreparedModule:
+def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Any:
     """Loads what :func:`save` saved.
 
-    Nothing that the file names is imported or called: the module is rebuilt on the float model given.
+    Nothing that the file names is imported or run: a prepared module is rebuilt on the float model given, and an
+    integer module calls what is on a list of operations, and nothing else.
 
     Args:
-        path: A prepared file.
-        model: An instance of the float model that it was made from, with any weights. It is copied, not changed; the
-            result is on its device.
+        path: A prepared or an integer file.
+        model: An instance of the float model that a prepared module was made from, with any weights. It is copied, not
+            changed; the result is on its device. An integer module needs none.
 
     Returns:
-        The prepared module, in the state it was saved in: ready to train on, to evaluate, to prepare again.
+        The prepared module, in the state it was saved in: ready to train on, to evaluate, to prepare again. Or the
+        integer module, ready to run.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, of a newer version or no prepared file, or if the model is
-            not the one that it was made from.
+        CheckpointError: If the file is missing, damaged, of a newer version or another file, or if the model is not
+            the one that it was made from.
 
     Example:
         >>> import dqconvert
@@ -86,6 +97,10 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Prepar
         [5, 8] in the model; ...
     """
     tensors, document = container.read(path)
+    if document.get("kind") == integer.KIND:
+        if model is not None:
+            raise CheckpointError(f"{path}: is an integer file, which needs no model: leave model= out.")
+        return integer.rebuild(integer.unpack_document(document, str(path)), tensors, str(path))
     if document.get("kind") != KIND:
         raise CheckpointError(f"{path}: is of the kind {document.get('kind')!r}, which this version cannot load.")
     if model is None:

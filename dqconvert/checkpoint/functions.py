@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.overrides import get_overridable_functions, resolve_name
 
 from dqconvert import quant
+from dqconvert.kernels.integer import INTEGER_FUNCTIONS
+from dqconvert.lower import INTEGER_RUNTIME
 from dqconvert.rewrite import derive, protect
 from dqconvert.rewrite import open as opened
 from dqconvert.trace import adjacency, runtime, weighing
@@ -38,6 +40,8 @@ _OURS: tuple[Function, ...] = (
     adjacency.plain_connectivity,
     adjacency.targets_of,
     weighing.unweighted,
+    *INTEGER_FUNCTIONS,
+    *INTEGER_RUNTIME,
 )
 """What the graphs of this package call besides torch and PyG. A new function of the rewriting goes here."""
 

@@ -19,10 +19,17 @@ from torch.fx import Graph, Node
 
 from dqconvert.checkpoint.functions import allowed_functions, allowed_methods, function_name
 from dqconvert.errors import CheckpointError
+from dqconvert.kernels.integer.finish import Finish
+from dqconvert.kernels.integer.propagate import MessageWeight
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import qualified_name
 
 Data = dict[str, Any]
+
+
+def _tuple_name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
 
 _TORCH_WORDS = (torch.dtype, torch.layout, torch.memory_format)
 
@@ -81,8 +88,7 @@ class _Encoder:
         if isinstance(value, slice):
             return {"slice": [self.value(part, node) for part in (value.start, value.stop, value.step)]}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            kind = f"{type(value).__module__}:{type(value).__qualname__}"
-            return {"namedtuple": [kind, *(self.value(item, node) for item in value)]}
+            return {"namedtuple": [_tuple_name(type(value)), *(self.value(item, node) for item in value)]}
         if isinstance(value, tuple):
             return {"tuple": [self.value(item, node) for item in value]}
         if isinstance(value, list):
@@ -223,8 +229,29 @@ class _Decoder:
         return items if kind is None else kind(*items)
 
 
+_OURS = {_tuple_name(cls): cls for cls in (Finish, MessageWeight)}
+"""The named tuples of integer graphs."""
+
+
+def named_tuples(graph: Graph) -> list[str]:
+    """The classes of the user's named tuples that a graph makes, by name."""
+    found: list[str] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, tuple) and hasattr(value, "_fields") and _tuple_name(type(value)) not in _OURS:
+            found.append(_tuple_name(type(value)))
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ():
+            look(item)
+
+    for node in graph.nodes:
+        look((node.args, node.kwargs))
+    return found
+
+
 def _known_namedtuple(name: str, root: nn.Module | None) -> Any:
-    """A named tuple's class, looked up among the names of the modules that define the given model."""
+    """A named tuple's class: ours, or looked up among the names of the modules that define the given model."""
+    if name in _OURS:
+        return _OURS[name]
     if root is None:
         return None
     import sys

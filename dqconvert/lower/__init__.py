@@ -9,15 +9,17 @@ them), :mod:`.packing` (codes below 16, two to a byte), :mod:`.remember` (what d
 
 from __future__ import annotations
 
-from dqconvert.lower.attention import join_orders
+from dqconvert.lower.attention import in_edge_order, join_orders
 from dqconvert.lower.check import check_prepared, check_ready
 from dqconvert.lower.compose import compose
 from dqconvert.lower.evaluation import evaluation_graph, remove_unused
+from dqconvert.lower.linear import reshaped_like
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.module import IntegerModule
 from dqconvert.lower.packing import pack_codes
 from dqconvert.lower.remember import remember, share_sizes
 from dqconvert.lower.report import IntegerReport
+from dqconvert.lower.runtime import check_edges, group_order, look_up_last, receiver_order
 from dqconvert.lower.sums import sums
 from dqconvert.rewrite import PreparedModule
 
@@ -48,4 +50,7 @@ def lower(module: PreparedModule) -> IntegerModule:
     return integer.eval()
 
 
-__all__ = ["IntegerModule", "IntegerReport", "check_prepared", "lower"]
+INTEGER_RUNTIME = (check_edges, group_order, in_edge_order, look_up_last, receiver_order, reshaped_like)
+"""What integer graphs call besides the kernels, torch's functions and PyG's."""
+
+__all__ = ["INTEGER_RUNTIME", "IntegerModule", "IntegerReport", "check_prepared", "lower"]

@@ -55,7 +55,7 @@ class Builder:
         while hasattr(self.root, path):
             number += 1
             path = f"{stem}_{number}"
-        self.root.register_buffer(path, tensor.detach().clone())
+        self.root.register_buffer(path, tensor.detach().clone(memory_format=torch.contiguous_format))
         sizes = Note(sizes=(tuple(tensor.shape),), dtype=tensor.dtype)
         with self.graph.inserting_before(self._first()):
             node = annotate(self.graph.get_attr(path), sizes)

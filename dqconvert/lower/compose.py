@@ -14,6 +14,7 @@ from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.evaluation import remove_unused
 from dqconvert.lower.movers import reshapes
+from dqconvert.lower.places import hold_instead, hold_nothing
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.trace.note import note_of
 
@@ -60,6 +61,9 @@ def _into_what_is_before(out: Builder, node: Node) -> None:
         _end_with(source, table, finish.other)
     else:
         return
+    for step in path:
+        hold_nothing(step)
+    hold_instead(base, node)
     node.replace_all_uses_with(base)
     node.graph.erase_node(node)
 
@@ -87,6 +91,7 @@ def _pairs(out: Builder, node: Node) -> None:
     if own is second:
         table = out.constant(tensor_of(out, table).t().contiguous(), "table")
     _end_with(own, table, other)
+    hold_instead(own, node)
     node.replace_all_uses_with(own)
     node.graph.erase_node(node)
 

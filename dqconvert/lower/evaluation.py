@@ -57,10 +57,11 @@ def check_connectivity(graph: Graph) -> None:
     spaces = {found.space for found in gathers}
     inputs = [node for node in graph.nodes if is_input(node)]
     edges = [node for node in inputs if is_connectivity(node) and not note_of(node).sparse]
+    made_plain = {source for node in edges for source in node.all_input_nodes}  # of an EdgeIndex, the tensor in it
     holders = [node for node in inputs if dimensions(note_of(node))[:1] == [*spaces]]
     if not holders:
         return
-    for edge_index in edges:
+    for edge_index in (node for node in edges if node not in made_plain):
         with graph.inserting_after(last_of(graph, [edge_index, holders[0]])):
             rows = graph.call_method("size", (holders[0], 0))
         with graph.inserting_after(rows):

@@ -20,6 +20,7 @@ from dqconvert.lower.heads import lower_edge_products, lower_mean, lower_product
 from dqconvert.lower.linear import lower_linear
 from dqconvert.lower.messages import Propagations, lower_messages
 from dqconvert.lower.movers import moves, moves_rows
+from dqconvert.lower.places import Place, hold, rounded_value
 from dqconvert.lower.report import Float
 from dqconvert.lower.tables import fold, pointwise, rounded, tabulate, unchanged
 from dqconvert.lower.values import Codes, Fixed, Grid, Joined, Known, Looked, Plain, Value, tabular
@@ -58,7 +59,12 @@ class Lowering:
     def run(self) -> None:
         """Writes the integer graph."""
         for node in self.context.graph.nodes:
-            self.values[node] = self._lower(node)
+            value = self.values[node] = self._lower(node)
+            if isinstance(value, Codes) and self.quantizer(node) is not None:
+                rounds = rounded_value(node, self.context.modules).name
+                scale, zero = value.grid.scale, value.grid.zero
+                path, holder = str(node.target), value.node
+                hold(holder, Place(path=path, value=rounds, node=holder.name, scale=scale, zero=zero))
 
     def _lower(self, node: Node) -> Value:
         for form in _FORMS:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
+from dqconvert.lower.places import Place, places_of
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import qualified_name
 
@@ -42,10 +43,12 @@ class IntegerReport:
     Attributes:
         ops: How often each operation is called, the graph's own computations included.
         floats: What computes in float, in order.
+        places: Where values of the prepared graph are held.
     """
 
     ops: Mapping[str, int]
     floats: tuple[Float, ...]
+    places: tuple[Place, ...] = ()
 
     @classmethod
     def of(cls, graph: Graph, floats: Mapping[Node, Float]) -> IntegerReport:
@@ -57,7 +60,8 @@ class IntegerReport:
         """
         called = [node for node in graph.nodes if node.op.startswith("call")]
         ops = Counter(qualified_name(node).rsplit(".", 1)[-1] for node in called)
-        return cls(ops=dict(ops), floats=tuple(floats[node] for node in called if node in floats))
+        left = tuple(floats[node] for node in called if node in floats)
+        return cls(ops=dict(ops), floats=left, places=places_of(graph))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON."""

@@ -11,6 +11,7 @@ from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.evaluation import remove_unused
+from dqconvert.lower.places import hold_instead
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name
@@ -36,6 +37,7 @@ def sums(out: Builder) -> None:
         with out.graph.inserting_before(node):
             values, weights = [term.value for term in terms], [term.weight for term in terms]
             new = out.call(quantize_sum, (values, weights, node.args[1]), note_of(node))
+        hold_instead(new, node)
         node.replace_all_uses_with(new)
         out.graph.erase_node(node)
     remove_unused(out.graph)

@@ -19,6 +19,7 @@ from dqconvert.kernels._prefetch import prefetch
 from dqconvert.kernels._threads import balanced, loop, run
 from dqconvert.kernels.integer.codes import as_numbers, plain_quantize, quantize_values
 from dqconvert.kernels.integer.finish import CODES
+from dqconvert.kernels.integer.order import check_order
 
 AHEAD = 32
 """How many edges ahead what they look up is asked for."""
@@ -64,6 +65,7 @@ def _grown(logits: Tensor) -> Tensor:
 
 
 def _softmax_on_cpu(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, grid: Tensor) -> Tensor:
+    check_order(ptr, edges, codes.size(0))
     found = empty((edges.numel(), codes.size(1)), torch.uint8)
     order = ptr.contiguous().numpy()
     args = (
@@ -81,6 +83,7 @@ def _softmax_on_cpu(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, g
 def _attention_on_cpu(
     source: Tensor, target: Tensor, table: Tensor, logits: Tensor, ptr: Tensor, senders: Tensor, grid: Tensor
 ) -> Tensor:
+    check_order(ptr, senders, source.size(0))
     found = empty((senders.numel(), source.size(1)), torch.uint8)
     order = ptr.contiguous().numpy()
     args = (

@@ -220,7 +220,7 @@ def look_up(codes: Tensor, table: Tensor) -> Tensor:
 
     **Returns** a contiguous tensor of the codes' shape and the table's dtype.
 
-    **Raises** `ValueError` if the table does not fit.
+    **Raises** `ValueError` if the table does not fit; `TypeError` for another type than uint8.
 
     ```python
     >>> look_up(torch.tensor([[2, 0]], dtype=torch.uint8), torch.arange(256) * 0.5)
@@ -228,6 +228,7 @@ def look_up(codes: Tensor, table: Tensor) -> Tensor:
 
     ```
     """
+    _check_codes(codes)
     if table.shape != (CODES,) and (codes.dim() == 0 or table.shape != (codes.size(-1), CODES)):
         raise ValueError(f"a table of shape {tuple(table.shape)} does not fit codes of shape {tuple(codes.shape)}")
     result: Tensor = look_up_operator(codes, table)
@@ -268,7 +269,7 @@ def look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
 
     **Returns** a contiguous tensor of the codes' shape and the table's dtype.
 
-    **Raises** `ValueError` if shapes do not fit.
+    **Raises** `ValueError` if shapes do not fit; `TypeError` for another type than uint8.
 
     ```python
     >>> sums = torch.arange(256.0)[:, None] + torch.arange(256.0)
@@ -277,8 +278,16 @@ def look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
 
     ```
     """
+    _check_codes(a, b)
     if a.shape != b.shape or table.shape != (CODES, CODES):
         shapes = ", ".join(str(tuple(t.shape)) for t in (a, b, table))
         raise ValueError(f"expected codes of one shape and a table of shape {(CODES, CODES)}, got {shapes}")
     result: Tensor = look_up_pairs_operator(a, b, table)
     return result
+
+
+def _check_codes(*codes: Tensor) -> None:
+    """The loops read tables at codes, and do not look whether there is an entry."""
+    for given in codes:
+        if given.dtype != torch.uint8:
+            raise TypeError(f"expected uint8 codes, got {given.dtype}")

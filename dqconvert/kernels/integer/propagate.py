@@ -17,6 +17,7 @@ from dqconvert.kernels._threads import balanced, run
 from dqconvert.kernels.integer._edge_strips import BIAS, LEAST, LOOKED_UP, MAX, MIN, SUM
 from dqconvert.kernels.integer._propagate_loops import messages_of_codes, propagate_rows
 from dqconvert.kernels.integer.finish import CODES, Finish, check, plain_finish, room, steps, unpack
+from dqconvert.kernels.integer.order import check_order
 
 REDUCTIONS = {"sum": SUM, "mean": SUM, "max": MAX, "min": MIN}
 
@@ -115,6 +116,7 @@ def _on_cpu(
     other: Tensor | None,
     packed: bool,
 ) -> Tensor:
+    check_order(ptr, senders, x.size(0))
     finish = Finish(factor, grid, bias, table, other, packed)
     nodes = ptr.numel() - 1
     out = room(nodes, columns, finish)
@@ -211,7 +213,8 @@ def integer_propagate(
       2]`.
     - `x_grid`: float32 `[4]`: scale, zero, the highest code, and the lowest of training.
     - `ptr`: int64 `[num_nodes + 1]`; the edges to node `i` are `ptr[i]` to `ptr[i + 1]`.
-    - `senders`: int32 or int64 `[num_edges]`. That all are there is not looked at again: see :func:`check_order`.
+    - `senders`: int32 or int64 `[num_edges]`; whether all are there is looked at once, see
+      :func:`dqconvert.kernels.integer.order.check_order`.
     - `columns`: of the result.
     - `finish`: what makes codes of the sums; its factor is the scale of the messages.
     - `weight = None`: see :class:`MessageWeight`.
@@ -262,25 +265,3 @@ def _check_weight(weight: MessageWeight, edges: int, columns: int) -> None:
     if multipliers.shape != (CODES,) or grid.shape != (4,):
         shapes = tuple(multipliers.shape), tuple(grid.shape)
         raise ValueError(f"expected multipliers {(CODES,)} and a grid {(4,)}, got {shapes[0]} and {shapes[1]}")
-
-
-def check_order(ptr: Tensor, senders: Tensor, num_senders: int) -> None:
-    """Whether edges are in order and all their senders are there: once for each graph.
-
-    **Arguments**: `ptr`, `senders`: see :func:`integer_propagate`. `num_senders`: rows of `x`.
-
-    **Raises** `IndexError` if not.
-
-    ```python
-    >>> check_order(torch.tensor([0, 2]), torch.tensor([0, 4]), num_senders=4)
-    Traceback (most recent call last):
-    IndexError: an edge begins at node 4: there are 4 nodes
-
-    ```
-    """
-    if ptr.numel() == 0 or ptr[0] != 0 or ptr[-1] != senders.numel() or (ptr.diff() < 0).any():
-        raise IndexError(f"ptr must rise from 0 to the number of edges, {senders.numel()}")
-    if senders.numel() > 0:
-        low, high = (int(end) for end in senders.aminmax())
-        if low < 0 or high >= num_senders:
-            raise IndexError(f"an edge begins at node {low if low < 0 else high}: there are {num_senders} nodes")

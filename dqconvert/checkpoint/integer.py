@@ -1,0 +1,188 @@
+"""An integer module as a document and tensors, and back, without the code of the model that it was made from."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
+
+import torch
+import torch_geometric
+from torch import Tensor, nn
+from torch.fx import Graph
+
+import dqconvert
+from dqconvert.checkpoint.graph_data import decode_graph, encode_graph, named_tuples, wellformed
+from dqconvert.checkpoint.leaf_data import decode_module, encode_module
+from dqconvert.checkpoint.operands import check_operands
+from dqconvert.checkpoint.tables import deflate, inflate
+from dqconvert.checkpoint.weights import grow, shrink, weight_columns
+from dqconvert.errors import CheckpointError
+from dqconvert.lower import IntegerModule, IntegerReport
+from dqconvert.lower.places import Place
+from dqconvert.lower.remember import Remember
+from dqconvert.lower.report import Float
+from dqconvert.trace import TracedModule
+
+KIND = "integer"
+
+_LONG = ("report", "constants", "weights", "tables", "modules", "memos", "graph")
+_MOST = 1 << 28
+"""Bytes that a description may have."""
+
+
+def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Everything about an integer module: JSON-ready data with stable keys, and tensors by name.
+
+    Args:
+        module: What :func:`dqconvert.convert` returned.
+        lenient: Describe what a file cannot hold by its text, for display only.
+
+    Raises:
+        CheckpointError: If it computes with functions or modules that only the model's own code can make again.
+    """
+    if not lenient:
+        _check_results(module.graph)
+    tensors, modules = _read(module)
+    memos = {path: child for path, child in modules.items() if isinstance(child, Remember)}
+    leaves = {} if lenient else {path: child for path, child in modules.items() if path not in memos}
+    constants = sorted(tensors)
+    weights: dict[str, Any] = {}
+    for name, columns in weight_columns(module.graph).items():
+        shrunk = shrink(tensors[name], columns)
+        if shrunk is not None:
+            tensors[name], weights[name] = shrunk
+    tables: dict[str, Any] = {}
+    for name in constants:
+        deflated = deflate(tensors[name]) if name not in weights else None
+        if deflated is not None:
+            tensors[name], tables[name] = deflated
+    for path, child in leaves.items():
+        tensors |= {f"{path}.{name}": value for name, value in (*child.named_parameters(), *child.named_buffers())}
+    document = {
+        "kind": KIND,
+        "versions": {
+            "dqconvert": dqconvert.__version__,
+            "torch": str(torch.__version__),
+            "torch_geometric": str(torch_geometric.__version__),
+        },
+        "model": module._user_class.__name__,
+        "report": module.report.to_dict(),
+        "constants": constants,
+        "weights": weights,
+        "tables": tables,
+        "modules": {path: encode_module(child, path) for path, child in leaves.items()},
+        "memos": {path: encode_graph(_inner(child), lenient=lenient) for path, child in memos.items()},
+        "graph": encode_graph(module.graph, lenient=lenient),
+    }
+    return document, tensors
+
+
+def pack_document(document: dict[str, Any]) -> dict[str, Any]:
+    """A description with its long parts deflated, in base64: they would be a tenth of a small model's file."""
+    long = {key: document[key] for key in _LONG}
+    text = base64.b64encode(zlib.compress(json.dumps(long, separators=(",", ":")).encode(), 9)).decode()
+    return {**{key: value for key, value in document.items() if key not in _LONG}, "deflated": text}
+
+
+def unpack_document(document: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The description that :func:`pack_document` was given.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    with wellformed(f"{where}: the description of the module"):
+        reader = zlib.decompressobj()
+        try:
+            text = reader.decompress(base64.b64decode(document["deflated"], validate=True), _MOST)
+        except zlib.error as error:
+            raise CheckpointError(f"{where}: is damaged: its graph cannot be read. Take another copy of it.") from error
+        long = json.loads(text)
+        return {**document, **{key: long[key] for key in _LONG}}
+
+
+def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> IntegerModule:
+    """The module that :func:`describe` described.
+
+    Args:
+        document: Its data.
+        tensors: Its tensors.
+        where: The file, as messages call it.
+
+    Raises:
+        CheckpointError: If the document is malformed, names what is not allowed, or does not fit the tensors.
+    """
+    with wellformed(f"{where}: the description of the module"):
+        root = nn.Module()
+        for name in document["constants"]:
+            _place(root, name, _constant(name, tensors[name], document))
+        for path, data in document["modules"].items():
+            _place(root, path, decode_module(data, path, tensors))
+        for path, nodes in document["memos"].items():
+            inner = decode_graph(nodes, nn.Module())
+            if any(node.op in ("call_module", "get_attr") for node in inner.nodes):
+                raise CheckpointError(f"{where}: {path} computes more than the graph.")
+            _place(root, path, Remember(TracedModule.build(nn.Module(), inner)))
+        graph = decode_graph(document["graph"], root)
+        check_operands(graph, root)
+        report = _report(document["report"])
+        module: IntegerModule = IntegerModule.build(root, graph, report=report)
+    return module.eval()
+
+
+def _read(module: IntegerModule) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
+    """The tensors and the modules that the graph uses, by path."""
+    tensors: dict[str, Tensor] = {}
+    modules: dict[str, nn.Module] = {}
+    for node in module.graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            path = str(node.target)
+            found = attrgetter(path)(module)
+            if isinstance(found, nn.Module):
+                modules[path] = found
+            else:
+                tensors[path] = found
+    return tensors, modules
+
+
+def _inner(memo: Remember) -> Graph:
+    assert isinstance(memo.inner, TracedModule)
+    return memo.inner.graph
+
+
+def _check_results(graph: Graph) -> None:
+    own = named_tuples(graph)
+    if own:
+        raise CheckpointError(
+            f"the model works with the named tuple {own[0]}, which only its own code can make: return a plain tuple, "
+            f"or pickle the integer module."
+        )
+
+
+def _constant(name: str, stored: Tensor, document: Mapping[str, Any]) -> Tensor:
+    if name in document["weights"]:
+        return grow(stored, document["weights"][name])
+    return inflate(stored, document["tables"][name]) if name in document["tables"] else stored
+
+
+def _place(root: nn.Module, path: Any, found: Tensor | nn.Module) -> None:
+    """Puts a constant or a module where the graph reads it."""
+    *owners, name = str(path).split(".")
+    for owner in owners:
+        if not hasattr(root, owner):
+            root.add_module(owner, nn.Module())
+        root = root.get_submodule(owner)
+    if not name or hasattr(root, name):
+        raise CheckpointError(f"the file holds {path!r}, which is not allowed, or twice.")
+    root.add_module(name, found) if isinstance(found, nn.Module) else root.register_buffer(name, found)
+
+
+def _report(data: Mapping[str, Any]) -> IntegerReport:
+    return IntegerReport(
+        ops={str(name): int(count) for name, count in data["ops"].items()},
+        floats=tuple(Float(**entry) for entry in data["floats"]),
+        places=tuple(Place(**entry) for entry in data["places"]),
+    )

@@ -1,0 +1,234 @@
+"""``compare``: what rounding does to each value of a model, and to its predictions."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqconvert.calibrate import arguments_of, calls_of
+from dqconvert.drawing import check_drawing, new_figure, write_figure
+from dqconvert.errors import ConfigError
+from dqconvert.lower import IntegerModule
+from dqconvert.lower.replay import FloatRun, QuantizedRun
+from dqconvert.prepare import prepare
+from dqconvert.rewrite import PreparedModule
+from dqconvert.rewrite.protect import ARGUMENT
+from dqconvert.trace.inputs import map_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """How far one value of a model is from the float model's.
+
+    Attributes:
+        path: Of its quantizer: module path and role, such as ``"convs.0.quant.aggregate"``.
+        sqnr_db: Signal-to-quantization-noise ratio, ``10 log10(sum f^2 / sum (f - q)^2)``; infinite where nothing
+            differs.
+        max_error: The largest ``|f - q|``.
+        values: How many numbers were compared.
+    """
+
+    path: str
+    sqnr_db: float
+    max_error: float
+    values: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What :func:`compare` found. ``print`` shows it as a table.
+
+    Attributes:
+        layers: Worst first.
+        output: Of the model's outputs; its ``path`` is ``"output"``.
+        agreement: The share of equal predictions: of rows, the column with the largest number; of single numbers,
+            their sign.
+        predictions: How many there were.
+        unmatched: Quantizers whose values the float model does not have, or not in this shape.
+        batches: How many calls were compared.
+    """
+
+    layers: tuple[Layer, ...]
+    output: Layer
+    agreement: float
+    predictions: int
+    unmatched: tuple[str, ...]
+    batches: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data for JSON; a ratio that is not finite is ``None``."""
+        plain = asdict(self)
+        for layer in (*plain["layers"], plain["output"]):
+            layer["sqnr_db"] = layer["sqnr_db"] if math.isfinite(layer["sqnr_db"]) else None
+        return plain
+
+    def __str__(self) -> str:
+        rows = [("", "SQNR, dB", "max error", "values")]
+        for layer in (*self.layers, self.output):
+            rows.append((layer.path, f"{layer.sqnr_db:.1f}", f"{layer.max_error:.3g}", f"{layer.values:,}"))
+        wide = [max(len(row[k]) for row in rows) for k in range(4)]
+        lines = [f"{row[0]:<{wide[0]}}  " + "  ".join(f"{row[k]:>{wide[k]}}" for k in (1, 2, 3)) for row in rows]
+        lines.append(f"predictions that agree: {100 * self.agreement:.2f} % of {self.predictions:,}")
+        lines += [f"not compared, as the float model has no such value: {path}" for path in self.unmatched]
+        return "\n".join(lines)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Writes a chart of the ratios, worst first; ``path`` ends in ``.png``, ``.svg`` or ``.pdf``.
+
+        Raises:
+            CommandError: If matplotlib is missing (``pip install 'dqconvert[plot]'``), or does not write such files.
+            CheckpointError: If the file cannot be written.
+        """
+        check_drawing(path)
+        layers = [layer for layer in (*self.layers, self.output) if math.isfinite(layer.sqnr_db)]
+        figure, (axes,) = new_figure(1, height=1.2 + 0.22 * len(layers))
+        axes.barh([layer.path for layer in layers], [layer.sqnr_db for layer in layers])
+        axes.invert_yaxis()
+        axes.set_xlabel("signal to quantization noise, dB")
+        axes.set_title(f"{100 * self.agreement:.2f} % of {self.predictions:,} predictions agree")
+        write_figure(figure, path)
+
+
+def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison:
+    """Compares a quantized model with the float model on the same data, value by value.
+
+    The float model is traced on the first inputs. Compared is every value that the integer module holds as codes, by
+    what they stand for, and the outputs. Of a prepared module, it is every value that is rounded, and every weight.
+
+    Args:
+        float_model: The float model, of which ``integer`` was made. A prepared module counts as float: it is compared
+            as it is without rounding.
+        integer: What :func:`dqconvert.convert` returned; or a prepared module, for what it does in evaluation mode.
+        data: One call's worth of inputs or an iterable of them, as :func:`dqconvert.calibrate` takes.
+
+    Raises:
+        ConfigError: If there is no data, or the two modules do not belong together.
+        TraceError: If the float model cannot be traced.
+        ObserverError: If a prepared module has no ranges yet.
+
+    Example:
+        >>> import torch, dqconvert
+        >>> from torch_geometric.nn import GCN
+        >>> model = GCN(16, 32, num_layers=2, out_channels=7)
+        >>> x, edge_index = torch.randn(200, 16), torch.randint(200, (2, 1000))
+        >>> module, report = dqconvert.prepare(model, "int8-ptq")
+        >>> dqconvert.calibrate(module, (x, edge_index))
+        >>> found = dqconvert.compare(model, dqconvert.convert(module), (x, edge_index))
+        >>> sorted(layer.path for layer in found.layers)
+        ['convs.0.lin.quant.feature', 'convs.1.lin.quant.feature', 'convs.1.lin.quant.input']
+        >>> found.output.sqnr_db > 10
+        True
+    """
+    if not isinstance(integer, IntegerModule | PreparedModule):
+        raise ConfigError(
+            f"compare takes what dqconvert.convert or dqconvert.prepare returned, got a {type(integer).__name__}."
+        )
+    sums, predictions, batches = _Sums(), _Predictions(), 0
+    quantized, reference = QuantizedRun(integer, sums.add), None
+    for inputs in calls_of(data):
+        given = _by_name(integer, inputs)
+        reference = reference or _reference(float_model, given, quantized)
+        with torch.no_grad():
+            values, expected = reference.values(given)
+            found = quantized.against(values, given)
+        for one, other in _pairs(expected, found):
+            sums.add(_OUTPUT, one, other)
+            predictions.add(one, other)
+        batches += 1
+    if not batches:
+        raise ConfigError("compare: there was no data to compare on; pass at least one batch.")
+    layers = sums.layers()
+    output = layers.pop(_OUTPUT)
+    worst = sorted(layers.values(), key=lambda layer: (not math.isnan(layer.sqnr_db), layer.sqnr_db))
+    return Comparison(
+        layers=tuple(worst),
+        output=output,
+        agreement=predictions.equal / max(predictions.count, 1),
+        predictions=predictions.count,
+        unmatched=tuple(place.path for place in quantized.places if place.path not in layers),
+        batches=batches,
+    )
+
+
+_OUTPUT = "output"
+
+
+def _by_name(module: IntegerModule | PreparedModule, inputs: Any) -> dict[str, Any]:
+    """The arguments of a call, by name."""
+    args, kwargs = arguments_of(module, inputs)
+    names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    if len(args) > len(names):
+        raise ConfigError(
+            f"compare: forward takes {len(names)} arguments ({', '.join(names)}), the data has {len(args)}."
+        )
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _reference(model: nn.Module, given: dict[str, Any], quantized: QuantizedRun) -> FloatRun:
+    if not isinstance(model, PreparedModule):
+        example = {name: value for name, value in given.items() if name != ARGUMENT}
+        model = prepare(model, None, example).module
+    return FloatRun(model, {place.value for place in quantized.places})
+
+
+def _pairs(expected: Any, found: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """The floating tensors of the two outputs, beside one another."""
+    tensors: tuple[list[Tensor], list[Tensor]] = [], []
+    for output, into in zip((expected, found), tensors, strict=True):
+        map_tensors(output, into.append)
+    shapes = [[tuple(tensor.shape) for tensor in some] for some in tensors]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(
+            f"compare: the float model returns {shapes[0]}, the other {shapes[1]}: it was not made of this model."
+        )
+    return ((one, other) for one, other in zip(*tensors, strict=True) if one.is_floating_point())
+
+
+class _Sums:
+    """Of signal and noise, by path."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[float, float, float, int]] = {}
+
+    def add(self, path: str, expected: Tensor, found: Tensor) -> None:
+        noise = expected.double() - found
+        signal, squares, worst, values = self._found.get(path, (0.0, 0.0, 0.0, 0))
+        largest = float(noise.abs().max()) if noise.numel() else 0.0
+        self._found[path] = (
+            signal + float(expected.double().square().sum()),
+            squares + float(noise.square().sum()),
+            largest if math.isnan(largest) else max(worst, largest),
+            values + noise.numel(),
+        )
+
+    def layers(self) -> dict[str, Layer]:
+        return {
+            path: Layer(path=path, sqnr_db=_decibels(signal, noise), max_error=worst, values=values)
+            for path, (signal, noise, worst, values) in self._found.items()
+        }
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf if signal == 0 else math.nan
+
+
+class _Predictions:
+    """How many there were, and how many were equal."""
+
+    def __init__(self) -> None:
+        self.equal = 0
+        self.count = 0
+
+    def add(self, expected: Tensor, found: Tensor) -> None:
+        classes = expected.dim() > 1 and expected.size(-1) > 1
+        both = [out.argmax(-1) if classes else out.sign() for out in (expected, found)]
+        self.equal += int((both[0] == both[1]).sum())
+        self.count += both[0].numel()

@@ -1,0 +1,87 @@
+"""Which node of the integer graph holds which value of the prepared graph: what :func:`dqconvert.compare` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+
+from dqconvert.kernels.integer.codes import quantize
+from dqconvert.kernels.integer.finish import Finish, unpack
+from dqconvert.quant import FakeQuantize
+
+_KEY = "dqconvert_places"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where an integer graph holds a value that the prepared graph rounds.
+
+    Attributes:
+        path: Of the quantizer that rounds it.
+        value: Name of the node of the prepared graph that computes it.
+        node: Name of the node of the integer graph that holds its codes.
+        scale: A code stands for ``(code - zero) * scale``.
+        zero: Likewise.
+        packed: Whether there are two codes to a byte.
+    """
+
+    path: str
+    value: str
+    node: str
+    scale: float
+    zero: int
+    packed: bool = False
+
+    def read(self, held: Tensor, columns: int) -> Tensor:
+        """The values, float64, of what the node holds; ``columns``: how many there are in a row.
+
+        Example:
+            >>> import torch
+            >>> place = Place(path="lin.quant.input", value="x", node="quantize", scale=0.5, zero=2, packed=True)
+            >>> place.read(torch.tensor([[33, 3]], dtype=torch.uint8), columns=3)
+            tensor([[-0.5000,  0.0000,  0.5000]], dtype=torch.float64)
+        """
+        codes = unpack(held, columns) if self.packed else held
+        return (codes.double() - self.zero) * self.scale
+
+
+def rounded_value(node: Node, modules: Mapping[str, nn.Module]) -> Node:
+    """What computes the value that a quantizer, or several behind one another, round."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    while source.op == "call_module" and isinstance(modules.get(str(source.target)), FakeQuantize):
+        assert isinstance(source.args[0], Node)
+        source = source.args[0]
+    return source
+
+
+def hold(node: Node, place: Place) -> None:
+    """Notes that a node of the integer graph holds a value."""
+    node.meta[_KEY] = (*node.meta.get(_KEY, ()), place)
+
+
+def hold_instead(node: Node, other: Node) -> None:
+    """Notes that a node now holds what another one held, and nothing else."""
+    node.meta[_KEY] = other.meta.get(_KEY, ())
+
+
+def hold_nothing(node: Node) -> None:
+    """Notes that a node holds none of these values any more."""
+    node.meta.pop(_KEY, None)
+
+
+def places_of(graph: Graph) -> tuple[Place, ...]:
+    """Of a finished integer graph, in its order."""
+    return tuple(
+        replace(place, node=node.name, packed=_packed(node))
+        for node in graph.nodes
+        for place in node.meta.get(_KEY, ())
+    )
+
+
+def _packed(node: Node) -> bool:
+    finish = next((argument for argument in node.args if isinstance(argument, Finish)), None)
+    return bool(node.kwargs.get("packed")) if node.target is quantize else finish is not None and bool(finish.packed)

@@ -1,0 +1,125 @@
+"""Running the float graph and the quantized one on the same inputs, to look at values in between."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.fx import Graph, Interpreter, Node
+
+from dqconvert.lower.evaluation import evaluation_graph
+from dqconvert.lower.module import IntegerModule
+from dqconvert.lower.places import Place, rounded_value
+from dqconvert.quant import FakeQuantize
+from dqconvert.rewrite import PreparedModule
+
+Seen: TypeAlias = Callable[[str, Tensor, Tensor], None]
+"""Takes a quantizer's path, what the float model has there, and what the quantized one has."""
+
+
+class _Run(Interpreter):
+    """Runs a graph on arguments by name, and shows every tensor to :meth:`seen`."""
+
+    def __init__(self, module: nn.Module, graph: Graph) -> None:
+        super().__init__(module, graph=graph)
+        self._given: Mapping[str, Any] = {}
+
+    def start(self, given: Mapping[str, Any]) -> Any:
+        """What the graph returns."""
+        self._given = given
+        return self.run(enable_io_processing=False)
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._given[target] if target in self._given or not args else args[0]
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.seen(n.name, value)
+        return value
+
+    def seen(self, name: str, value: Tensor) -> None:
+        raise NotImplementedError
+
+
+class FloatRun(_Run):
+    """What a prepared module computes where nothing is rounded.
+
+    Args:
+        module: It; it is not changed.
+        wanted: Names of nodes.
+    """
+
+    def __init__(self, module: PreparedModule, wanted: set[str]) -> None:
+        module = copy.deepcopy(module).eval()
+        super().__init__(module, evaluation_graph(module))
+        self._wanted = wanted
+        self._values: dict[str, Tensor] = {}
+
+    def values(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
+        """The values of the nodes, by name, and what forward returns."""
+        self._values = {}
+        return self._values, self.start(given)
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(self.fetch_attr(target), FakeQuantize):
+            return args[0]
+        return super().call_module(target, args, kwargs)
+
+    def seen(self, name: str, value: Tensor) -> None:
+        if name in self._wanted and value.is_floating_point():
+            self._values[name] = value.clone()  # what comes later may change it in place
+
+
+class QuantizedRun(_Run):
+    """What an integer module computes, or a prepared one in evaluation.
+
+    Args:
+        module: It; it is not changed.
+        report: Is shown every value that both models have.
+
+    Attributes:
+        places: Where it holds which values.
+    """
+
+    def __init__(self, module: IntegerModule | PreparedModule, report: Seen) -> None:
+        self.places: tuple[Place, ...]
+        if isinstance(module, IntegerModule):
+            super().__init__(module, module.graph)
+            self.places = module.report.places
+        else:
+            module = copy.deepcopy(module).eval()
+            super().__init__(module, evaluation_graph(module))
+            self.places = _rounded(self.graph, module)
+        self._at: dict[str, list[Place]] = {}
+        for place in self.places:
+            self._at.setdefault(place.node, []).append(place)
+        self._report = report
+        self._values: Mapping[str, Tensor] = {}
+
+    def against(self, values: Mapping[str, Tensor], given: Mapping[str, Any]) -> Any:
+        """What forward returns; its values are compared with those of the float run on the way."""
+        self._values = values
+        return self.start(given)
+
+    def seen(self, name: str, value: Tensor) -> None:
+        for place in self._at.get(name, ()):
+            expected = self._values.get(place.value)
+            if expected is None or expected.dim() == 0:
+                continue
+            found = value if value.is_floating_point() else place.read(value, expected.size(-1))
+            if found.shape == expected.shape:
+                self._report(place.path, expected, found)
+
+
+def _rounded(graph: Graph, module: nn.Module) -> tuple[Place, ...]:
+    """Every value that a prepared graph rounds; it is held as it is."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    quantizers = [node for node in graph.nodes if node.op == "call_module"]
+    return tuple(
+        Place(path=str(node.target), value=rounded_value(node, modules).name, node=node.name, scale=1.0, zero=0)
+        for node in quantizers
+        if isinstance(modules[str(node.target)], FakeQuantize)
+    )
