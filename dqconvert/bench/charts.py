@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from dqconvert.bench.infer import InferResult, Speed
 from dqconvert.bench.phases import PHASES
 from dqconvert.bench.prepare import PrepareResult
 from dqconvert.bench.train import TrainResult
@@ -68,6 +69,34 @@ def draw_prepare(result: PrepareResult, path: str | os.PathLike[str]) -> None:
         axes.set_xlabel(what)
         axes.set_ylabel("prepare, s")
         axes.grid(visible=True, which="both", alpha=0.3)
+    write_figure(figure, path)
+
+
+def draw_infer(result: InferResult, path: str | os.PathLike[str]) -> None:
+    """Writes a chart of forward times: a panel per case, a bar per engine for a known graph and one for a new one.
+
+    Raises:
+        CommandError: If matplotlib is missing.
+        CheckpointError: If the file cannot be written.
+    """
+    figure, panels = new_figure(len(result.cases))
+    for axes, case in zip(panels, result.cases, strict=True):
+        kinds: dict[str, list[Speed | None]] = {
+            "known graph": [row.warm for row in case.rows],
+            "new graph": [row.cold for row in case.rows],
+        }
+        for side, (label, speeds) in zip((-1, 1), kinds.items(), strict=True):
+            shown = {at + 0.2 * side: speed for at, speed in enumerate(speeds) if speed is not None}
+            axes.barh(list(shown), [speed.median_ms for speed in shown.values()], height=0.38, label=label)
+            for at, speed in shown.items():
+                axes.text(speed.median_ms, at, f" {speed.over_edge_index:.1f}x", va="center", fontsize="small")
+        axes.set_yticks(range(len(case.rows)), [row.engine.name for row in case.rows])
+        axes.set_xscale("log")
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        axes.set_xlabel("forward, ms (x as fast as float with edge_index)")
+        axes.set_title(f"{case.subject['name']}: {case.subject['title']}")
+    panels[0].legend(fontsize="small")
     write_figure(figure, path)
 
 

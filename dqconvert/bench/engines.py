@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from dqconvert.bench.case import Subject
 from dqconvert.bench.variants import why_not_csr, with_csr
+from dqconvert.checkpoint import save
 from dqconvert.convert import convert
 from dqconvert.errors import CommandError
 from dqconvert.lower import IntegerModule
@@ -78,10 +81,10 @@ class Forward:
 
     Example:
         >>> from dqconvert.bench.case import Case, build
-        >>> forward = forward_of(CSR, build(Case(workload="V1", scale=0.001)))
+        >>> forward = forward_of(CSR, build(Case(workload="V1", scale=0.005)))
         >>> forward.renew()
         >>> forward.warm().shape, forward.cold().shape
-        (torch.Size([100, 40]), torch.Size([100, 40]))
+        (torch.Size([500, 40]), torch.Size([500, 40]))
     """
 
     def __init__(
@@ -152,7 +155,7 @@ def why_not(engine: Engine, subject: Subject) -> str | None:
 
     Example:
         >>> from dqconvert.bench.case import Case, build
-        >>> why_not(CSR, build(Case(workload="V1", scale=0.001))) is None
+        >>> why_not(CSR, build(Case(workload="V1", scale=0.005))) is None
         True
     """
     if engine.preset is not None:
@@ -166,21 +169,19 @@ def why_not(engine: Engine, subject: Subject) -> str | None:
     return None
 
 
-def stored_bytes(module: nn.Module, bits: int | None) -> int:
-    """What a model takes in a file: its tensors in the safetensors format.
-
-    Args:
-        module: Which.
-        bits: Of a weight of an integer module, whose packed weights are int16 in memory; ``None``: a float model.
+def file_bytes(module: nn.Module) -> int:
+    """The size of the model in a file: that of :func:`dqconvert.save`, of a float model all its tensors in safetensors.
 
     Example:
-        >>> stored_bytes(nn.Linear(128, 128), None)
+        >>> file_bytes(nn.Linear(128, 128))
         66192
     """
-    state = dict(module.state_dict())
-    packed = sum(value.numel() for value in state.values() if value.dtype == torch.int16)
-    size = len(safetensors.torch.save(state))
-    return size if bits is None else size - 2 * packed + packed * bits // 8
+    if not isinstance(module, IntegerModule):
+        return len(safetensors.torch.save(dict(module.state_dict())))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save(module, path)
+        return path.stat().st_size
 
 
 def mirrored(inputs: Inputs) -> Inputs:
@@ -188,7 +189,7 @@ def mirrored(inputs: Inputs) -> Inputs:
 
     Example:
         >>> from dqconvert.bench.case import Case, build
-        >>> inputs = build(Case(workload="V1", scale=0.001)).inputs
+        >>> inputs = build(Case(workload="V1", scale=0.005)).inputs
         >>> twice = mirrored(mirrored(inputs))
         >>> all(torch.equal(twice.arguments[name], inputs.arguments[name]) for name in ("x", "edge_index"))
         True

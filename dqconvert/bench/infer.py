@@ -13,11 +13,11 @@ from rich.progress import Progress
 from dqconvert.bench import memory
 from dqconvert.bench.bandwidth import copy_bandwidth
 from dqconvert.bench.case import Case, build
-from dqconvert.bench.engines import CSR, EDGE_INDEX, Engine, Forward, forward_of, stored_bytes, why_not
+from dqconvert.bench.engines import CSR, EDGE_INDEX, Engine, Forward, file_bytes, forward_of, why_not
 from dqconvert.bench.environment import Environment, environment
 from dqconvert.bench.operations import Operation, operations
 from dqconvert.bench.timing import Tick, Times, interleave, threads, ticker
-from dqconvert.qconfig import presets
+from dqconvert.trace.inputs import Inputs
 
 _MOST_ROUNDS = 20
 """Times the rounds asked for: what takes microseconds is not repeated for ever."""
@@ -173,7 +173,7 @@ def run(
     Example:
         >>> from dqconvert.bench.engines import engines_of
         >>> quick = Settings(rounds=1, seconds=0, memory=False)
-        >>> found = run([Case(workload="V1", scale=0.001)], engines_of(["int8-dq"], bfloat16=False), quick)
+        >>> found = run([Case(workload="V1", scale=0.005)], engines_of(["int8-dq"], bfloat16=False), quick)
         >>> [row.engine.name for row in found.cases[0].rows]
         ['fp32, edge_index', 'fp32, CSR', 'int8-dq']
     """
@@ -219,6 +219,8 @@ def _measure(
         build_s[name] = time.perf_counter() - began
         tick()
     warm = _times({name: forward.warm for name, forward in forwards.items()}, settings, tick)
+    counted = [name for name, engine in compared.items() if settings.phases and engine.preset is not None]
+    phases = {name: _phases(forwards[name], bandwidth) for name in counted}
     cold = None
     if settings.cold:
         steps = {name: forward.cold for name, forward in forwards.items()}
@@ -230,7 +232,6 @@ def _measure(
         if measures_memory:
             peaks = memory.measure_forward(case, engine, settings.threads)
             tick()
-        counted = settings.phases and engine.preset is not None
         rows.append(
             Row(
                 engine=engine,
@@ -238,11 +239,11 @@ def _measure(
                 cold=None if cold is None else _speed(name, cold),
                 nodes_per_second=sizes["nodes"] / warm[name].median,
                 build_s=build_s[name],
-                file_bytes=_file_bytes(engine, forward),
+                file_bytes=file_bytes(forward.module),
                 peak_warm_mib=None if peaks is None else peaks[0].rise,
                 peak_cold_mib=None if peaks is None else peaks[1].rise,
-                phases=_phases(forward, bandwidth, known=True) if counted else None,
-                phases_cold=_phases(forward, bandwidth, known=False) if counted and settings.cold else None,
+                phases=phases.get(name),
+                phases_cold=_cold_phases(forward, bandwidth) if name in phases and settings.cold else None,
             )
         )
     return CaseResult(subject=sizes, left_out=left_out, rows=tuple(rows))
@@ -277,18 +278,16 @@ def _speed(name: str, times: Mapping[str, Times]) -> Speed:
     )
 
 
-def _file_bytes(engine: Engine, forward: Forward) -> int:
-    weight = None if engine.preset is None else presets[engine.preset].weight
-    return stored_bytes(forward.module, None if weight is None else weight.bits)
-
-
-def _phases(forward: Forward, bandwidth: float, *, known: bool) -> tuple[Operation, ...]:
+def _phases(forward: Forward, bandwidth: float) -> tuple[Operation, ...]:
+    """On the known graph; comes before any new one, for a known one would then be recognized by its values alone."""
     module: Any = forward.module
-    if known:
-        forward.warm()
-        return operations(module, lambda: forward.known, bandwidth, known=True)
+    return operations(module, lambda: forward.known, bandwidth, known=True)
 
-    def fresh() -> Any:
+
+def _cold_phases(forward: Forward, bandwidth: float) -> tuple[Operation, ...]:
+    module: Any = forward.module
+
+    def fresh() -> Inputs:
         forward.renew()
         return forward.new
 

@@ -62,7 +62,7 @@ def operations(
     Example:
         >>> from dqconvert.bench.case import Case, build
         >>> from dqconvert.bench.engines import Engine, forward_of
-        >>> forward = forward_of(Engine(name="int8-dq", preset="int8-dq"), build(Case(workload="V1", scale=0.001)))
+        >>> forward = forward_of(Engine(name="int8-dq", preset="int8-dq"), build(Case(workload="V1", scale=0.005)))
         >>> found = operations(forward.module, lambda: forward.known, bandwidth=1e10, known=True)
         >>> {"integer_linear", "integer_propagate", "remembered"} <= {operation.name for operation in found}
         True

@@ -118,6 +118,61 @@ def train(
 
 
 @bench.command()
+def infer(
+    workload: Annotated[list[str] | None, typer.Option(metavar="NAME", help="V1 to V6; may be repeated; all.")] = None,
+    preset: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="May be repeated; int8-dq and int4-dq.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed forwards of each; more where they are short.")] = 5,
+    threads: _Threads = 2,
+    scale: Annotated[
+        float, typer.Option(min=0.0001, max=100, help="Of the workload's graph, which is then generated.")
+    ] = 1.0,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", envvar="DQCONVERT_DATA", help="PyG's datasets, for V5 and V6; downloaded there if missing."
+        ),
+    ] = None,
+    cold: Annotated[bool, typer.Option(help="Measure graphs that were not seen before, too.")] = True,
+    bf16: Annotated[bool, typer.Option(help="Measure the float model in bfloat16, too.")] = True,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Measure it through torch.compile, too: compiling takes a minute.")
+    ] = False,
+    memory: Annotated[bool, typer.Option(help="Measure memory, in a process per engine.")] = True,
+    phases: Annotated[bool, typer.Option(help="Count the time of each operation of the integer modules.")] = True,
+    chart: _Chart = None,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+) -> None:
+    """Time a forward of integer modules against the float model's.
+
+    The float model runs with an edge_index, with a CSR adjacency where its
+    layers take one, and in bfloat16. Forwards alternate, ratios are of medians.
+
+    Example: dqconvert bench infer --workload V1 --workload V6
+    """
+    chosen = list(preset or ["int8-dq", "int4-dq"])
+
+    from dqconvert.bench.engines import engines_of
+    from dqconvert.bench.infer import Settings, run
+    from dqconvert.bench.workloads import INFERENCE
+    from dqconvert.qconfig import presets
+
+    _check_names("--preset", chosen, list(presets))
+    cases = _cases(workload, list(INFERENCE), scale=scale, root=root)
+    settings = Settings(rounds=rounds, threads=threads, cold=cold, memory=memory, phases=phases)
+    _begin(chart)
+    with _progress(silent=quiet or as_json) as progress:
+        result = run(cases, engines_of(_once(chosen), bfloat16=bf16, compiled=compiled), settings, progress)
+
+    from dqconvert.bench.charts import draw_infer
+    from dqconvert.bench.tables import show_infer
+
+    _end(result, show_infer, draw_infer, chart=chart, as_json=as_json)
+
+
+@bench.command()
 def prepare(
     layers: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated; 2 to 64.")] = None,
     width: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated; 32 to 1024.")] = None,
@@ -179,6 +234,14 @@ def _workloads(
         for width in widths
         for number in numbers
     ]
+
+
+def _cases(names: Sequence[str] | None, known: Sequence[str], *, scale: float, root: Path | None) -> list[Case]:
+    from dqconvert.bench.case import Case
+
+    found = _once(name.upper() for name in names) if names else known
+    _check_names("--workload", found, known)
+    return [Case(workload=name, scale=scale, root=None if root is None else str(root)) for name in found]
 
 
 def _own_model(factory: str, kwargs: str | None, example: str) -> list[Case]:
