@@ -115,8 +115,10 @@ _Force = Annotated[bool, typer.Option("--force", "-f", help="Replace a file that
 
 @app.command()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The float model's checkpoint.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The prepared file to write.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="The float model's checkpoint; with --integer, or a prepared file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The file to write.")],
     model: _Model = None,
     kwargs: _Kwargs = None,
     qconfig: _QConfig = "int8-dq",
@@ -132,18 +134,23 @@ def convert(
     calibrate: Annotated[
         Path | None, typer.Option("--calibrate", metavar="FILE|FOLDER", help="Inputs to set the ranges from.")
     ] = None,
+    integer: Annotated[bool, typer.Option("--integer", help="Write an integer file, for inference.")] = False,
     key: _Key = None,
     trust_pickle: _TrustPickle = False,
     force: _Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
-    """Convert a float checkpoint to a prepared file: quantizers inserted, ready to train on.
+    """Convert a float checkpoint to a prepared file: quantizers inserted, ready to train on. Or to an integer file.
 
     CKPT is a state_dict saved by torch.save or as safetensors, a training
     checkpoint that holds one, or a pickled module (with --trust-pickle;
     --model is then not needed). With --calibrate the result can be
     evaluated at once; without, it is for training on.
+
+    With --integer the result is for inference: a prepared file that was
+    trained, or a checkpoint that is prepared and calibrated on the way,
+    becomes a file that `dqconvert run` and dqconvert.load need no model for.
 
     Example: dqconvert convert gcn.pt -o gcn.dq --model torch_geometric.nn:GCN
     --kwargs '{"in_channels": 16, "hidden_channels": 32, "num_layers": 2}'
@@ -160,6 +167,7 @@ def convert(
         rules=rules or (),
         example=example,
         calibrate=calibrate,
+        integer=integer,
         force=force,
         as_json=as_json,
         quiet=quiet,
@@ -169,7 +177,7 @@ def convert(
 @app.command()
 def inspect(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A prepared file, or a float checkpoint (with --model).")
+        Path, typer.Argument(metavar="FILE", help="A prepared or integer file, or a float checkpoint (with --model).")
     ],
     graph: Annotated[bool, typer.Option("--graph", help="The rewritten graph as a tree (the default).")] = False,
     code: Annotated[bool, typer.Option("--code", help="The generated forward.")] = False,
@@ -184,9 +192,9 @@ def inspect(
     trust_pickle: _TrustPickle = False,
     force: _Force = False,
 ) -> None:
-    """Show what is in a prepared file. Of a float checkpoint it shows what convert would make of it.
+    """Show what is in a prepared or an integer file. Of a float checkpoint it shows what convert would make of it.
 
-    Nothing that a prepared file names is imported or run.
+    Nothing that a file names is imported or run.
 
     Example: dqconvert inspect gin.dq --report
     """
@@ -199,6 +207,51 @@ def inspect(
 
     source = Source(checkpoint=file, factory=model, kwargs=kwargs, key=key, trust_pickle=trust_pickle)
     run(source, qconfig=qconfig, form=[*chosen, "graph"][0], html=html, force=force, as_json=as_json)
+
+
+_Data = Annotated[Path, typer.Option("--data", metavar="FILE|FOLDER", help="Inputs: as --calibrate takes them.")]
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An integer file.")],
+    data: _Data,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PRED", help="Safetensors file to write.")] = None,
+    force: _Force = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Run an integer file on saved inputs. Needs no code of the model.
+
+    Example: dqconvert run gcn.int8 --data graph.pt -o predictions.safetensors
+    """
+    from dqconvert.commands.run import run as run_file
+
+    run_file(file, data, out=out, force=force, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def compare(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The float model's checkpoint.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The integer or prepared file that was made of it.")],
+    data: _Data,
+    model: _Model = None,
+    kwargs: _Kwargs = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw a chart (extra: plot).")] = None,
+    key: _Key = None,
+    trust_pickle: _TrustPickle = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Compare a float model with its integer file, value by value: signal-to-noise ratios, worst first.
+
+    Example: dqconvert compare gcn.pt gcn.int8 --data graph.pt --model torch_geometric.nn:GCN
+    --kwargs '{"in_channels": 16, "hidden_channels": 32, "num_layers": 2}'
+    """
+    from dqconvert.commands.compare import compare as compare_files
+    from dqconvert.commands.convert import Source
+
+    source = Source(checkpoint=checkpoint, factory=model, kwargs=kwargs, key=key, trust_pickle=trust_pickle)
+    compare_files(source, file, data, plot=plot, as_json=as_json)
 
 
 app.add_typer(bench, name="bench")

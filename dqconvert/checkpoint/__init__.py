@@ -110,3 +110,19 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Any:
             f"model{made}. A file never names code to run."
         )
     return rebuild(document, tensors, model, str(path))
+
+
+def holds_integer(path: str | os.PathLike[str]) -> bool:
+    """Whether a file holds an integer module.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, of a newer version or another file.
+
+    Example:
+        >>> import dqconvert
+        >>> from torch_geometric.nn import SAGEConv
+        >>> dqconvert.save(dqconvert.prepare(SAGEConv(8, 4), "int4-dq").module, "/tmp/sage.dq")
+        >>> holds_integer("/tmp/sage.dq")
+        False
+    """
+    return bool(container.read(path)[1].get("kind") == integer.KIND)

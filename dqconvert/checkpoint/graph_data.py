@@ -118,12 +118,18 @@ def _encode_note(note: Note) -> Data:
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
+_MALFORMED = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, AssertionError, RuntimeError),
+    SyntaxError,  # of the forward that a graph generates
+)
+
+
 @contextmanager
 def wellformed(where: str) -> Iterator[None]:
     """Turns the errors that data of an unexpected shape causes into a :class:`CheckpointError`."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, AssertionError) as error:
+    except _MALFORMED as error:
         if isinstance(error, CheckpointError):
             raise
         detail = f"{type(error).__name__}: {error}"

@@ -69,7 +69,7 @@ def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str,
             "torch": str(torch.__version__),
             "torch_geometric": str(torch_geometric.__version__),
         },
-        "model": module._user_class.__name__,
+        "model": module.report.model,
         "report": module.report.to_dict(),
         "constants": constants,
         "weights": weights,
@@ -128,7 +128,7 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: s
             _place(root, path, Remember(TracedModule.build(nn.Module(), inner)))
         graph = decode_graph(document["graph"], root)
         check_operands(graph, root)
-        report = _report(document["report"])
+        report = report_of(document["report"])
         module: IntegerModule = IntegerModule.build(root, graph, report=report)
     return module.eval()
 
@@ -180,8 +180,10 @@ def _place(root: nn.Module, path: Any, found: Tensor | nn.Module) -> None:
     root.add_module(name, found) if isinstance(found, nn.Module) else root.register_buffer(name, found)
 
 
-def _report(data: Mapping[str, Any]) -> IntegerReport:
+def report_of(data: Mapping[str, Any]) -> IntegerReport:
+    """The report that a description holds."""
     return IntegerReport(
+        model=str(data["model"]),
         ops={str(name): int(count) for name, count in data["ops"].items()},
         floats=tuple(Float(**entry) for entry in data["floats"]),
         places=tuple(Place(**entry) for entry in data["places"]),

@@ -1,11 +1,11 @@
-"""``dqconvert convert``: a float checkpoint on disk becomes a prepared file."""
+"""``dqconvert convert``: a float checkpoint on disk becomes a prepared file, or an integer file."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from dqconvert.checkpoint import save
+from dqconvert.checkpoint import load, save
+from dqconvert.checkpoint.container import is_prepared
 from dqconvert.commands.factory import build_model, parse_kwargs
-from dqconvert.commands.inputs import CalibrationData, read_example
+from dqconvert.commands.inputs import SavedInputs, read_example
 from dqconvert.commands.overrides import qconfig_from
+from dqconvert.convert import convert as to_integer
 from dqconvert.errors import CommandError
 from dqconvert.files import check_target
+from dqconvert.lower import IntegerModule
 from dqconvert.prepare import prepare
 from dqconvert.qconfig import QConfig
 from dqconvert.rewrite import PreparedModule
@@ -82,11 +85,14 @@ def convert(
     rules: Sequence[str] = (),
     example: Path | None = None,
     calibrate: Path | None = None,
+    integer: bool = False,
     force: bool = False,
     as_json: bool = False,
     quiet: bool = False,
 ) -> None:
     """Prepares the model of a float checkpoint, calibrates it where data is given, and saves it.
+
+    With ``integer`` it is converted to an integer module before; then the checkpoint may be a prepared file, too.
 
     Nothing is written unless all of it succeeds.
 
@@ -98,6 +104,7 @@ def convert(
         rules: Rules to add, likewise.
         example: A file of inputs to trace on; ``None``: made up.
         calibrate: Data to set the ranges from; ``None``: training sets them.
+        integer: Save an integer module.
         force: Replace a file that exists.
         as_json: Print a summary as JSON.
         quiet: Print nothing.
@@ -107,26 +114,44 @@ def convert(
     """
     check_target(out, overwrite=force)
     config = qconfig_from(qconfig, sets, rules)
-    data = None if calibrate is None else CalibrationData(calibrate)
+    data = None if calibrate is None else SavedInputs(calibrate, "--calibrate")
     example_inputs = None if example is None else read_example(example)
-    model, found = float_model(source)
-    module, _ = prepare(model, config, example_inputs)
+    if integer and is_prepared(source.checkpoint):
+        module, found = load(source.checkpoint, _unfilled(source)), "prepared"
+    else:
+        model, found = float_model(source)
+        module = prepare(model, config, example_inputs).module
     if data is not None:
         _run_calibration(module, data, silent=quiet or as_json)
     check_target(out, overwrite=force)
-    save(module, out, factory=source.factory, kwargs=parse_kwargs(source.kwargs))
-    summary = _summary(source, out, qconfig, config, module, found, calibrated=data is not None)
+    if integer:
+        converted = to_integer(module)
+        save(converted, out)
+        summary = _integer_summary(source, out, module, found, converted)
+    else:
+        save(module, out, factory=source.factory, kwargs=parse_kwargs(source.kwargs))
+        summary = _summary(source, out, qconfig, config, module, found, calibrated=data is not None)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     elif not quiet:
-        _show(summary)
+        _show_integer(summary) if integer else _show(summary)
 
 
-def _run_calibration(module: PreparedModule, data: CalibrationData, *, silent: bool) -> None:
+def _unfilled(source: Source) -> nn.Module:
+    """The float model that a prepared file is rebuilt on, with any weights."""
+    if source.factory is None:
+        raise CommandError(
+            f"{source.checkpoint}: is a prepared file: say what builds its float model, with --model pkg.mod:name and "
+            f"--kwargs JSON."
+        )
+    return build_model(source.factory, parse_kwargs(source.kwargs))
+
+
+def _run_calibration(module: PreparedModule, data: SavedInputs, *, silent: bool) -> None:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=silent or not console.is_terminal) as progress:
         task = progress.add_task("calibrating", total=1.0)
-        for done in data.run(module):
+        for done in data.calibrate(module):
             progress.update(task, completed=done)
 
 
@@ -150,6 +175,30 @@ def _summary(
         "out": str(out),
         "bytes": os.path.getsize(out),
     }
+
+
+def _integer_summary(
+    source: Source, out: Path, module: PreparedModule, found: str, converted: IntegerModule
+) -> dict[str, Any]:
+    return {
+        "checkpoint": str(source.checkpoint),
+        "found": found,
+        "model": module.report.model,
+        "operations": dict(converted.report.ops),
+        "floats": [asdict(left) for left in converted.report.floats],
+        "out": str(out),
+        "bytes": os.path.getsize(out),
+        "checkpoint_bytes": os.path.getsize(source.checkpoint),
+    }
+
+
+def _show_integer(summary: dict[str, Any]) -> None:
+    where = f" ({summary['found']})" if summary["found"] else ""
+    typer.echo(f"{summary['checkpoint']}: a {summary['model']}{where}")
+    for left in summary["floats"]:
+        typer.echo(f"in float: {left['op']} ({left['source']}): {left['reason']}")
+    share = summary["bytes"] / max(summary["checkpoint_bytes"], 1)
+    typer.echo(f"{summary['out']}: {summary['bytes']} bytes written, {share:.2f} of {summary['checkpoint']}")
 
 
 def _show(summary: dict[str, Any]) -> None:

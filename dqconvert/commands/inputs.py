@@ -1,9 +1,9 @@
-"""``--example FILE`` and ``--calibrate FILE|FOLDER``: inputs that the user saved."""
+"""``--example FILE``, ``--calibrate FILE|FOLDER`` and ``--data FILE|FOLDER``: inputs that the user saved."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,29 +57,32 @@ def read_example(path: str | os.PathLike[str]) -> Any:
     return inputs[0]
 
 
-class CalibrationData:
+class SavedInputs:
     """The inputs in a file, or in every file of a folder in the order of their names.
 
     Args:
         path: A file that :func:`read_inputs` reads, or a folder of such.
+        option: What the user gave it as, for messages.
 
     Raises:
         CommandError: If there is nothing to read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], option: str) -> None:
         place = Path(path)
+        self.option = option
         self.files = [place]
         if place.is_dir():
             self.files = sorted(file for file in place.iterdir() if file.suffix in _ENDINGS)
             if not self.files:
-                raise CommandError(f"--calibrate {path}: the folder has no file that ends in {', '.join(_ENDINGS)}.")
+                raise CommandError(f"{option} {path}: the folder has no file that ends in {', '.join(_ENDINGS)}.")
         elif not place.exists():
-            raise CommandError(f"--calibrate {path}: there is no such file or folder.")
+            raise CommandError(f"{option} {path}: there is no such file or folder.")
         self.first = read_inputs(self.files[0])
 
-    def run(self, module: nn.Module) -> Iterator[float]:
-        """Calibrates a module, and yields the share of the work that is done.
+    def each(self, use: Callable[[Any], Any]) -> Iterator[tuple[float, Any]]:
+        """Calls ``use`` for one call's worth of inputs after the other; yields the share of the work that is done, and
+        what it returned.
 
         Raises:
             CommandError: If the data does not fit the model; it names the file.
@@ -88,21 +91,26 @@ class CalibrationData:
             found = self.first if index == 0 else read_inputs(file)
             items = _items(found)
             if not items:
-                raise CommandError(f"--calibrate {file}: holds {_words(found)}, not inputs of the model.")
+                raise CommandError(f"{self.option} {file}: holds {_words(found)}, not inputs of the model.")
             for number, item in enumerate(items):
-                _calibrate(module, item, file, number, len(items))
-                yield (index + (number + 1) / len(items)) / len(self.files)
+                where = f"{file}" + (f", number {number}" if len(items) > 1 else "")
+                result = self._used(use, item, where)
+                yield (index + (number + 1) / len(items)) / len(self.files), result
 
+    def calibrate(self, module: nn.Module) -> Iterator[float]:
+        """Calibrates a module, and yields the share of the work that is done."""
+        for done, _ in self.each(lambda item: calibrate(module, item)):
+            yield done
 
-def _calibrate(module: nn.Module, item: Any, file: Path, number: int, count: int) -> None:
-    where = f"{file}" + (f", number {number}" if count > 1 else "")
-    try:
-        calibrate(module, item)
-    except DQConvertError as error:
-        raise CommandError(f"--calibrate {where}: does not fit the model: {error}") from error
-    except Exception as error:  # whatever the model raises on inputs that it was not made for
-        first = (str(error).splitlines() or [""])[0]
-        raise CommandError(f"--calibrate {where}: does not fit the model: {type(error).__name__}: {first}") from error
+    def _used(self, use: Callable[[Any], Any], item: Any, where: str) -> Any:
+        try:
+            return use(item)
+        except DQConvertError as error:
+            raise CommandError(f"{self.option} {where}: does not fit the model: {error}") from error
+        except Exception as error:  # whatever the model raises on inputs that it was not made for
+            first = (str(error).splitlines() or [""])[0]
+            message = f"{self.option} {where}: does not fit the model: {type(error).__name__}: {first}"
+            raise CommandError(message) from error
 
 
 def _items(found: Any) -> list[Any]:

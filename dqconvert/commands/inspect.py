@@ -1,10 +1,11 @@
-"""``dqconvert inspect``: what is in a prepared file, in several forms."""
+"""``dqconvert inspect``: what is in a prepared or an integer file, in several forms."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -13,12 +14,13 @@ from rich.text import Text
 
 from dqconvert.checkpoint.container import is_prepared
 from dqconvert.commands.convert import Source, float_model
-from dqconvert.errors import CheckpointError
+from dqconvert.errors import CheckpointError, CommandError
 from dqconvert.files import check_target, write_file
 from dqconvert.prepare import prepare
 from dqconvert.qconfig import as_qconfig
 from dqconvert.show.code import code_of
 from dqconvert.show.diff import diff_rows
+from dqconvert.show.integer import integer_code, integer_lines, integer_report, read_integer
 from dqconvert.show.page import page_of
 from dqconvert.show.tree import LEFT, tree_lines
 from dqconvert.show.view import View, view_file, view_module
@@ -36,7 +38,7 @@ def inspect(
     force: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Shows a prepared file, or what ``convert`` would make of a float checkpoint.
+    """Shows a prepared or an integer file, or what ``convert`` would make of a float checkpoint.
 
     Args:
         source: The file, and for a float checkpoint what builds its model.
@@ -51,6 +53,9 @@ def inspect(
     """
     if html is not None:
         check_target(html, overwrite=force)
+    if is_prepared(source.checkpoint) and (document := read_integer(source.checkpoint)) is not None:
+        _inspect_integer(document, form, html=html, as_json=as_json)
+        return
     view = _view(source, qconfig)
     if html is not None:
         write_file(html, [page_of(view).encode()])
@@ -61,6 +66,19 @@ def inspect(
         console = Console(highlight=False, soft_wrap=False)
         console = console if console.is_terminal else Console(highlight=False, width=_WIDTH, no_color=True)
         _FORMS[form](view, console)
+
+
+def _inspect_integer(document: dict[str, Any], form: str, *, html: Path | None, as_json: bool) -> None:
+    if html is not None or form == "diff":
+        raise CommandError(
+            "an integer file has no --html and no --diff: inspect the prepared file that it was made of."
+        )
+    if as_json:
+        typer.echo(json.dumps(document, indent=2))
+    elif form == "graph":
+        typer.echo("\n".join([f"integer module of a {document['model']}", *integer_lines(document)]))
+    else:
+        typer.echo(integer_code(document) if form == "code" else str(integer_report(document)))
 
 
 def _view(source: Source, qconfig: str) -> View:

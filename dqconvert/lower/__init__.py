@@ -4,7 +4,8 @@ From the bottom: :mod:`.values` (what is known of a value), :mod:`.runtime` (fun
 :mod:`.tables` and :mod:`.movers` (functions of single entries, and of their places), :mod:`.builder` (writes the
 graph), :mod:`.linear`, :mod:`.messages` and :mod:`.groups` (sums of integers), :mod:`.embedding`, :mod:`.lowering`
 (the walk over the graph), :mod:`.sums` (sums of several values), :mod:`.compose` (tables into the operations before
-them), :mod:`.packing` (codes below 16, two to a byte), :mod:`.remember` (what depends on the graph alone).
+them), :mod:`.inputs` (refuses NaN), :mod:`.packing` (codes below 16, two to a byte), :mod:`.remember` (what depends on
+the graph alone).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dqconvert.lower.attention import in_edge_order, join_orders
 from dqconvert.lower.check import check_prepared, check_ready
 from dqconvert.lower.compose import compose
 from dqconvert.lower.evaluation import evaluation_graph, remove_unused
+from dqconvert.lower.inputs import refuse_nan
 from dqconvert.lower.linear import reshaped_like
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.module import IntegerModule
@@ -36,16 +38,19 @@ def lower(module: PreparedModule) -> IntegerModule:
     lowering.run()
     written = lowering.out.graph
     remove_unused(written)
-    if not any(map(lowering.changes, written.nodes)):
+    plain = not any(map(lowering.changes, written.nodes))
+    if plain:
         share_sizes(written)
         sums(lowering.out)
         compose(lowering.out)
+    refuse_nan(written)
+    if plain:
         pack_codes(lowering.out)
         remember(lowering.out)
         join_orders(written)
         remove_unused(written)
     lowering.out.drop_unread()
-    report = IntegerReport.of(written, lowering.floats)
+    report = IntegerReport.of(module.report.model, written, lowering.floats)
     integer: IntegerModule = IntegerModule.build(lowering.out.root, written, report=report)
     return integer.eval()
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from dqconvert.kernels.integer.codes import look_up, look_up_pairs, quantize
+from dqconvert.kernels.integer.codes import check_numbers, look_up, look_up_pairs, quantize
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
@@ -27,7 +27,9 @@ from dqconvert.trace import TracedModule
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name
 
-_FUNCTIONS = frozenset((*REMEMBERED, check_edges, group_order, receiver_order, quantize, look_up, look_up_last))
+_FUNCTIONS = frozenset(
+    (*REMEMBERED, check_edges, check_numbers, group_order, receiver_order, quantize, look_up, look_up_last)
+)
 _NAMES = frozenset(
     (
         *(
@@ -147,7 +149,9 @@ def _rows_from(node: Node) -> Node:
 
 def _same_rows(node: Node) -> Node | None:
     """What a value has its rows from, if it has the same number of them."""
-    if node.target in (quantize, look_up_last, look_up_pairs, integer_linear, add_heads) or _keeps_rows(node):
+    if node.target in (quantize, check_numbers, look_up_last, look_up_pairs, integer_linear, add_heads) or _keeps_rows(
+        node
+    ):
         return node.all_input_nodes[0]
     entry_by_entry = node.target is quantize_sum or (op_name(node) in FUNCTIONS and note_of(node).ndim > 0)
     alike = (n for n in node.all_input_nodes if n.op != "get_attr" and note_of(n).sizes == note_of(node).sizes)

@@ -41,27 +41,30 @@ class IntegerReport:
     """What an integer module consists of.
 
     Attributes:
+        model: The float model's class.
         ops: How often each operation is called, the graph's own computations included.
         floats: What computes in float, in order.
         places: Where values of the prepared graph are held.
     """
 
+    model: str
     ops: Mapping[str, int]
     floats: tuple[Float, ...]
     places: tuple[Place, ...] = ()
 
     @classmethod
-    def of(cls, graph: Graph, floats: Mapping[Node, Float]) -> IntegerReport:
+    def of(cls, model: str, graph: Graph, floats: Mapping[Node, Float]) -> IntegerReport:
         """Of a finished graph.
 
         Args:
+            model: The float model's class.
             graph: The integer graph.
             floats: What stays in float, by its node in ``graph``.
         """
         called = [node for node in graph.nodes if node.op.startswith("call")]
         ops = Counter(qualified_name(node).rsplit(".", 1)[-1] for node in called)
         left = tuple(floats[node] for node in called if node in floats)
-        return cls(ops=dict(ops), floats=left, places=places_of(graph))
+        return cls(model=model, ops=dict(ops), floats=left, places=places_of(graph))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON."""

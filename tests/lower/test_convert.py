@@ -31,6 +31,7 @@ from torch_geometric.nn import (
 
 import dqconvert
 from dqconvert.errors import LoweringError
+from dqconvert.kernels.integer.codes import check_numbers
 from dqconvert.lower.evaluation import evaluation_graph
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.values import Codes
@@ -354,3 +355,42 @@ def test_nan_weights_are_named():
         module.convs[1].lin.weight[0, 0] = torch.nan
     with pytest.raises(LoweringError, match=r"convs\.1\.lin\.weight"):
         dqconvert.convert(module)
+
+
+@pytest.mark.parametrize("config", ["int8-dq", "int4-dq"])
+@pytest.mark.parametrize("name", ["GCN", "GAT", "GraphSAGE", "in place", "pooled, max", "TAGConv"])
+def test_features_that_are_nan_are_refused(name, config):
+    integer = dqconvert.convert(trained(name, config))
+    x, *graph = inputs(name)
+    x[3, 1] = torch.nan
+    with pytest.raises(ValueError, match="x holds NaN, for which there is no code"):
+        integer(x, *graph)
+
+
+def test_features_are_looked_at_once():
+    """Where codes and values of them are used, before both."""
+    called = [node.target for node in dqconvert.convert(trained("GIN")).graph.nodes]
+    assert called.count(check_numbers) == 1
+    called = [node.target for node in dqconvert.convert(trained("GCN")).graph.nodes]
+    assert check_numbers not in called
+
+
+def test_edge_weights_that_are_nan_are_refused():
+    model, (x, edge_index) = GCN(WIDTH, 8, 2, 4), a_graph()
+    weight = torch.rand(edge_index.size(1))
+    module = dqconvert.prepare(model, "int8-dq", {"x": x, "edge_index": edge_index, "edge_weight": weight}).module
+    module.train()(x, edge_index, edge_weight=weight)
+    integer = dqconvert.convert(module)
+    integer(x, edge_index, edge_weight=weight)
+    weight[5] = torch.nan
+    with pytest.raises(ValueError, match="edge_weight holds NaN"):
+        integer(x, edge_index, edge_weight=weight)
+
+
+def test_infinite_features_are_the_ends_of_the_grid():
+    module = trained("GCN")
+    x, edge_index = a_graph()
+    x[3, 1], x[4, 2] = torch.inf, -torch.inf
+    with torch.no_grad():
+        expected = module.eval()(x, edge_index)
+    assert (dqconvert.convert(module)(x, edge_index) - expected).abs().max() < 0.05

@@ -14,9 +14,11 @@ from dqconvert.kernels._threads import loop, parts, run
 from dqconvert.kernels.integer.finish import CODES, look_up_both, look_up_columns, look_up_values, pack, pack_row
 
 
-def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Tensor:
+def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
     """The definition that every implementation is held to; the arguments are those of :func:`quantize`."""
     wide = x.to(wide_dtype(x.dtype))
+    if name is not None:
+        check_numbers(wide, name)
     grid = grid.to(wide.dtype)
     scale, zero, top, low = (part if dim is None else along(part, x, dim) for part in grid)
     # Rounded where the training kernels round: their sum is another one, to the last bit, than one with `zero`.
@@ -25,20 +27,46 @@ def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Te
     return pack(codes) if packed else codes
 
 
-def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Tensor:
+def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
     if dim is not None:  # weights, once
-        return plain_quantize(x, grid, dim, packed)
+        return plain_quantize(x, grid, dim, packed, name)
     values = x.detach().to(wide_dtype(x.dtype)).contiguous().numpy()
     numbers = as_numbers(grid, values.dtype.type)
     if not packed:
         codes = empty(x.shape, torch.uint8)
         flat = values.reshape(-1), codes.view(-1).numpy(), numbers
-        run(lambda _, start, stop: quantize_part(*flat, start, stop), parts(x.numel(), x.numel()))
-        return codes
-    codes = empty((x.size(0), (x.size(1) + 1) // 2), torch.uint8)
-    args = values, codes.numpy(), numbers
-    run(lambda _, start, stop: quantize_packed(*args, start, stop), parts(x.size(0), x.numel()))
+        missing = run(lambda _, start, stop: quantize_part(*flat, start, stop), parts(x.numel(), x.numel()))
+    else:
+        codes = empty((x.size(0), (x.size(1) + 1) // 2), torch.uint8)
+        args = values, codes.numpy(), numbers
+        missing = run(lambda _, start, stop: quantize_packed(*args, start, stop), parts(x.size(0), x.numel()))
+    if name is not None and any(missing):
+        raise not_a_number(name)
     return codes
+
+
+def not_a_number(name: str) -> ValueError:
+    """The error about values called `name`, one of which is NaN."""
+    return ValueError(f"{name} holds NaN, for which there is no code: replace or leave out what is not known")
+
+
+def check_numbers(x: Tensor, name: str) -> Tensor:
+    """The values, if none of them is NaN.
+
+    **Arguments**: `x`: any tensor. `name`: what to call it.
+
+    **Raises** `ValueError` if not.
+
+    ```python
+    >>> check_numbers(torch.tensor([float("nan")]), "x")
+    Traceback (most recent call last):
+    ValueError: x holds NaN, for which there is no code: replace or leave out what is not known
+
+    ```
+    """
+    if bool(x.isnan().any()):
+        raise not_a_number(name)
+    return x
 
 
 def as_numbers(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
@@ -56,25 +84,30 @@ def code_of_value(value, grid):  # type: ignore[no-untyped-def]
 
 @loop
 def quantize_part(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
-    quantize_values(pointer(x, start), stop - start, grid, pointer(codes, start))
+    return quantize_values(pointer(x, start), stop - start, grid, pointer(codes, start))
 
 
 @loop
 def quantize_packed(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
     columns = x.shape[1]
-    line = np.empty(columns, np.uint8)
+    line, missing = np.empty(columns, np.uint8), False
     for row in range(start, stop):
-        quantize_values(pointer(x, row * columns), columns, grid, pointer(line, 0))
+        missing |= quantize_values(pointer(x, row * columns), columns, grid, pointer(line, 0))
         pack_row(pointer(line, 0), columns, pointer(codes, row * codes.shape[1]))
+    return missing
 
 
 @loop
 def quantize_values(values, count, grid, codes):  # type: ignore[no-untyped-def]
+    """Whether one of the values is NaN."""
+    missing = False
     for k in range(count):
         codes[k] = np.uint8(np.int32(code_of_value(values[k], grid)))
+        missing |= values[k] != values[k]
+    return missing
 
 
-def _fake_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Tensor:
+def _fake_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
     shape = (x.size(0), (x.size(1) + 1) // 2) if packed else x.shape
     return x.new_empty(shape, dtype=torch.uint8)
 
@@ -82,7 +115,9 @@ def _fake_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool) -> Te
 quantize_operator = Operator("quantize_codes", plain_quantize, fake=_fake_quantize, cpu=_quantize_on_cpu)
 
 
-def quantize(x: Tensor, grid: Tensor, dim: int | None = None, *, packed: bool = False) -> Tensor:
+def quantize(
+    x: Tensor, grid: Tensor, dim: int | None = None, *, packed: bool = False, name: str | None = None
+) -> Tensor:
     """The codes of values: `clamp(round(x / scale + (zero + low)) - low, 0, top)`.
 
     Halves round to even. Infinities become the ends of the grid; NaN, for which there is no code, becomes that of zero.
@@ -94,10 +129,11 @@ def quantize(x: Tensor, grid: Tensor, dim: int | None = None, *, packed: bool = 
       `x / scale + (zero + low)`, and where that is a half, the even one depends on it. `[4, channels]` with `dim`.
     - `dim = None`: the dimension along which grids differ, if they do.
     - `packed = False`: codes below 16 of a matrix, two to a byte.
+    - `name = None`: what to call the values in an error, if NaN among them is one.
 
     **Returns** uint8 of `x`'s shape, contiguous; packed, `[rows, (columns + 1) // 2]`.
 
-    **Raises** `ValueError` if the grid does not fit, or for what is packed and no matrix.
+    **Raises** `ValueError` if the grid does not fit, for what is packed and no matrix, and for NaN if there is a name.
 
     ```python
     >>> quantize(torch.tensor([-1.0, 0.0, 0.26, 9.0]), torch.tensor([0.5, 3.0, 15.0, 0.0])).tolist()
@@ -108,7 +144,7 @@ def quantize(x: Tensor, grid: Tensor, dim: int | None = None, *, packed: bool = 
     _check_grid(x, grid, dim)
     if packed and x.dim() != 2:
         raise ValueError(f"only matrices are packed, got a tensor of shape {tuple(x.shape)}")
-    result: Tensor = quantize_operator(x, grid, dim, packed)
+    result: Tensor = quantize_operator(x, grid, dim, packed, name)
     return result
 
 

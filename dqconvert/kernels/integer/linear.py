@@ -15,7 +15,7 @@ from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
 from dqconvert.kernels.integer._strips import GROUP, multiply
-from dqconvert.kernels.integer.codes import as_numbers, code_of_value, plain_quantize, quantize
+from dqconvert.kernels.integer.codes import as_numbers, code_of_value, not_a_number, plain_quantize, quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_row, plain_finish, room, steps, unpack
 
 ROWS = 48
@@ -75,13 +75,14 @@ def plain_integer_linear(
     table: Tensor | None,
     other: Tensor | None,
     packed: bool,
+    name: str | None = None,
 ) -> Tensor:
     """The definition that every implementation is held to.
 
     **Arguments**: those of :func:`integer_linear`; behind `packed_input` those of a :class:`Finish`.
     """
     if x.is_floating_point():
-        x = plain_quantize(x, x_grid, None, False)
+        x = plain_quantize(x, x_grid, None, False, name)
     elif packed_input:
         x = unpack(x, 2 * x.size(1))
     # float64 holds these sums exactly, and has products on every device.
@@ -102,6 +103,7 @@ def _on_cpu(
     table: Tensor | None,
     other: Tensor | None,
     packed: bool,
+    name: str | None = None,
 ) -> Tensor:
     finish = Finish(factor, grid, bias, table, other, packed)
     rows = x.size(0)
@@ -117,24 +119,26 @@ def _on_cpu(
         out.numpy(),
     )
     cuts = parts(rows, rows * (columns + weight.numel() // 32))
-    run(lambda _, start, stop: linear_rows(*args, start, stop), cuts)
+    missing = run(lambda _, start, stop: linear_rows(*args, start, stop), cuts)
+    if name is not None and any(missing):
+        raise not_a_number(name)
     return out
 
 
 @loop
 def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop`; `pairs`: of the whole depth."""
+    """Rows `start` to `stop`; `pairs`: of the whole depth. Whether there is NaN among the values."""
     c_row = (columns + GROUP - 1) // GROUP * GROUP
     a_row = 2 * min(pairs, SPAN)
     tile, sums = np.zeros(ROWS * a_row, np.int16), np.zeros(ROWS * c_row, np.int32)
     totals = np.zeros(ROWS * c_row if pairs > EXACT else 0, np.int64)
-    codes, one = np.empty(columns, np.uint8), np.float32(1)
+    codes, one, missing = np.empty(columns, np.uint8), np.float32(1), False
     for first in range(start, stop, ROWS):
         rows = min(ROWS, stop - first)
         totals[:] = 0
         for begin in range(0, pairs, SPAN):
             last = min(begin + SPAN, pairs)
-            read_tile(x, packed_input, grid, first, rows, 2 * begin, 2 * last, tile, a_row)
+            missing |= read_tile(x, packed_input, grid, first, rows, 2 * begin, 2 * last, tile, a_row)
             for pair in range(begin, last, BLOCK):
                 count, fresh = min(BLOCK, last - pair), pair % EXACT == 0
                 at, a_at = pair * 2 * GROUP, 2 * (pair - begin)
@@ -147,23 +151,25 @@ def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start
                 finish_row(totals, r * c_row, columns, first + r, one, steps, codes, out)
             else:
                 finish_row(sums, r * c_row, columns, first + r, one, steps, codes, out)
+    return missing
 
 
 @loop
 def read_tile(x, packed_input, grid, first, rows, start, stop, tile, a_row):  # type: ignore[no-untyped-def]
-    """Columns `start` to `stop` of a few rows of `x`, centred; what is not there is zero."""
-    width = x.shape[1]
+    """Columns `start` to `stop` of a few rows of `x`, centred; what is not there is zero. Whether there is NaN."""
+    width, missing = x.shape[1], False
     count = min(stop, 2 * width if packed_input else width) - start
     for r in range(rows):
         row, to = (first + r) * width, pointer(tile, r * a_row)
         if x.itemsize > 1:
-            centre_values(pointer(x, row + start), count, grid, to)
+            missing |= centre_values(pointer(x, row + start), count, grid, to)
         elif packed_input:
             centre_packed(pointer(x, row + start // 2), count // 2, np.int16(grid[1]), to)
         else:
             centre_codes(pointer(x, row + start), count, np.int16(grid[1]), to)
         if count < stop - start:
             to[count] = 0
+    return missing
 
 
 @loop
@@ -182,12 +188,15 @@ def centre_packed(codes, count, zero, to):  # type: ignore[no-untyped-def]
 
 @loop
 def centre_values(values, count, grid, to):  # type: ignore[no-untyped-def]
+    missing = False
     for k in range(count):
         to[k] = np.int16(np.int32(code_of_value(np.float32(values[k]), grid) - grid[1]))
+        missing |= values[k] != values[k]
+    return missing
 
 
 def _fake(x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, *finish: object) -> Tensor:
-    _, _, _, table, _, packed = finish
+    _, _, _, table, _, packed, *_ = finish
     width = (columns + 1) // 2 if packed else columns
     return x.new_empty((x.size(0), width), dtype=table.dtype if isinstance(table, Tensor) else torch.uint8)
 
@@ -196,7 +205,14 @@ integer_linear_operator = Operator("integer_linear", plain_integer_linear, fake=
 
 
 def integer_linear(
-    x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, finish: Finish, *, packed_input: bool = False
+    x: Tensor,
+    x_grid: Tensor,
+    weight: Tensor,
+    columns: int,
+    finish: Finish,
+    *,
+    packed_input: bool = False,
+    name: str | None = None,
 ) -> Tensor:
     """A linear layer on codes, in integers: exact sums, of any depth, that end as `finish` says.
 
@@ -209,10 +225,12 @@ def integer_linear(
     - `weight`: int16, see :func:`pack_weight`. `columns`: of the result.
     - `finish`: what makes codes of the sums; its factor is the scale of `x` times that of the weight.
     - `packed_input = False`: whether `x` is packed.
+    - `name = None`: what to call the values in an error, if NaN among them is one.
 
     **Returns** `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
 
-    **Raises** `ValueError` if shapes do not fit; `TypeError` for integers other than uint8.
+    **Raises** `ValueError` if shapes do not fit, and for NaN if there is a name; `TypeError` for integers other than
+    uint8.
 
     ```python
     >>> x = torch.tensor([[3, 5], [1, 1]], dtype=torch.uint8)
@@ -234,6 +252,6 @@ def integer_linear(
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"expected uint8 codes or floating-point values, got {x.dtype}")
     if x.is_floating_point() and x.dtype != torch.float32:
-        x = quantize(x, x_grid)
-    result: Tensor = integer_linear_operator(x, x_grid, weight, columns, packed_input, *finish)
+        x = quantize(x, x_grid, name=name)
+    result: Tensor = integer_linear_operator(x, x_grid, weight, columns, packed_input, *finish, name)
     return result

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dqconvert.kernels import fake_quantize, qparams
 from dqconvert.kernels.integer.codes import (
+    check_numbers,
     dequantize,
     look_up,
     look_up_pairs,
@@ -171,3 +172,23 @@ def test_operators_are_registered_right():
     for table in (torch.rand(256), torch.zeros(5, 256, dtype=torch.uint8)):
         torch.library.opcheck(OPS.look_up_codes.default, (codes, table))
     torch.library.opcheck(OPS.look_up_pairs.default, (codes, codes, torch.rand(256, 256)))
+
+
+@pytest.mark.parametrize("shape", [(1,), (7, 3), (4000, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("packed", [False, True])
+def test_nan_is_an_error_where_values_have_a_name(shape, dtype, packed):
+    x, grid = torch.randn(shape).to(dtype), torch.tensor(GRIDS["int4"])
+    packed = packed and x.dim() == 2
+    assert torch.equal(quantize(x, grid, packed=packed, name="x"), quantize(x, grid, packed=packed))
+    for place in (0, x.numel() // 2, -1):
+        wrong = x.clone()
+        wrong.view(-1)[place] = torch.nan
+        quantize(wrong, grid, packed=packed)
+        with pytest.raises(ValueError, match="some values holds NaN"):
+            quantize(wrong, grid, packed=packed, name="some values")
+        with pytest.raises(ValueError, match="NaN"):
+            plain_quantize(wrong, grid, None, packed, "some values")
+        with pytest.raises(ValueError, match="NaN"):
+            check_numbers(wrong, "some values")
+    assert check_numbers(x, "x") is x

@@ -263,3 +263,20 @@ def test_the_operator_is_registered_right(kind):
         args = (x, X_GRID, weight, 19, kind == "packed", *finish)
         torch.library.opcheck(torch.ops.dqconvert.integer_linear.default, args)
         assert torch.equal(integer_linear_operator(*args), integer_linear_operator.registered(*args))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (50, 7), (3000, 2100)])
+def test_nan_is_an_error_where_values_have_a_name(shape):
+    x, weight = torch.randn(shape), pack_weight(torch.ones(3, shape[1], dtype=torch.int16))
+    finish = Finish(torch.tensor([0.01]), torch.tensor([0.1, 128.0, 255.0, 0.0]))
+    expected = integer_linear(x, X_GRID, weight, 3, finish)
+    assert torch.equal(integer_linear(x, X_GRID, weight, 3, finish, name="x"), expected)
+    for place in (0, x.numel() // 2, -1):
+        wrong = x.clone()
+        wrong.view(-1)[place] = torch.nan
+        integer_linear(wrong, X_GRID, weight, 3, finish)
+        for dtype in (torch.float32, torch.float64):
+            with pytest.raises(ValueError, match="x holds NaN"):
+                integer_linear(wrong.to(dtype), X_GRID, weight, 3, finish, name="x")
+        with pytest.raises(ValueError, match="x holds NaN"):
+            plain_integer_linear(wrong, X_GRID, weight, 3, False, *finish, "x")

@@ -1,0 +1,38 @@
+"""``dqconvert compare``: a float checkpoint against the integer or prepared file that was made of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from dqconvert.checkpoint import holds_integer, load
+from dqconvert.commands.convert import Source, float_model
+from dqconvert.commands.inputs import SavedInputs
+from dqconvert.compare import compare as compare_modules
+from dqconvert.drawing import check_drawing
+
+
+def compare(source: Source, file: Path, data: Path, *, plot: Path | None = None, as_json: bool = False) -> None:
+    """Compares a float model with a quantized one on saved inputs, and prints what differs most.
+
+    Args:
+        source: The float model.
+        file: An integer or a prepared file.
+        data: Inputs, see :class:`dqconvert.commands.inputs.SavedInputs`.
+        plot: Where to draw a chart; ``None``: nowhere.
+        as_json: Print everything as JSON.
+
+    Raises:
+        DQConvertError: Of one kind or another, if anything is wrong.
+    """
+    if plot is not None:
+        check_drawing(plot, "--plot")
+    model, _ = float_model(source)
+    quantized = load(file) if holds_integer(file) else load(file, model)
+    saved = SavedInputs(data, "--data")
+    found = compare_modules(model, quantized, (item for _, item in saved.each(lambda item: item)))
+    if plot is not None:
+        found.plot(plot)
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))

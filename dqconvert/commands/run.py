@@ -1,0 +1,132 @@
+"""``dqconvert run``: what an integer file computes of saved inputs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+
+from dqconvert.calibrate import arguments_of
+from dqconvert.checkpoint import holds_integer, load
+from dqconvert.commands.inputs import SavedInputs
+from dqconvert.errors import CommandError
+from dqconvert.files import check_target, write_file
+from dqconvert.lower import IntegerModule
+
+
+def run(
+    file: Path,
+    data: Path,
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    as_json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Runs an integer file on saved inputs, and writes or describes what it returns.
+
+    Args:
+        file: The integer file.
+        data: Inputs, see :class:`dqconvert.commands.inputs.SavedInputs`.
+        out: Where to write the outputs as safetensors, ``0`` for the first inputs, ``1`` for the second, with more
+            parts to the name where there are several outputs; ``None``: nowhere.
+        force: Replace a file that exists.
+        as_json: Print a summary as JSON.
+        quiet: Print nothing.
+
+    Raises:
+        DQConvertError: Of one kind or another, if anything is wrong.
+    """
+    if out is not None:
+        check_target(out, overwrite=force)
+    module = load_integer(file)
+    inputs = SavedInputs(data, "--data")
+    found: dict[str, Tensor] = {}
+    times: list[float] = []
+    console = Console(stderr=True)
+    silent = quiet or as_json or not console.is_terminal
+    with Progress(console=console, transient=True, disable=silent) as progress:
+        task = progress.add_task("running", total=1.0)
+        for number, (done, (outputs, seconds)) in enumerate(inputs.each(lambda item: _call(module, item))):
+            found |= {f"{number}{name}": value for name, value in outputs.items()}
+            times.append(seconds)
+            progress.update(task, completed=done)
+    if out is not None:
+        check_target(out, overwrite=force)
+        write_file(out, [memoryview(safetensors.torch.save(found))])
+    if as_json:
+        typer.echo(json.dumps(_summary(file, found, times, out), indent=2))
+    elif not quiet:
+        _show(found, times, out)
+
+
+def load_integer(file: Path) -> IntegerModule:
+    """The integer module in a file.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+        CommandError: If it holds another kind of module.
+    """
+    if not holds_integer(file):
+        raise CommandError(f"{file}: holds no integer module: make one of it with `dqconvert convert --integer`.")
+    module: IntegerModule = load(file)
+    return module
+
+
+def _call(module: nn.Module, item: Any) -> tuple[dict[str, Tensor], float]:
+    args, kwargs = arguments_of(module, item)
+    start = time.perf_counter()
+    result = module(*args, **kwargs)
+    seconds = time.perf_counter() - start
+    return dict(_tensors(result)), seconds
+
+
+def _tensors(result: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    """Every tensor in what a forward returned, by where it is."""
+    if isinstance(result, Tensor):
+        return [(name, result.detach().contiguous())]
+    parts = (
+        result.items() if isinstance(result, dict) else enumerate(result) if isinstance(result, list | tuple) else ()
+    )
+    return [found for key, value in parts for found in _tensors(value, f"{name}.{key}")]
+
+
+def _summary(file: Path, found: dict[str, Tensor], times: list[float], out: Path | None) -> dict[str, Any]:
+    return {
+        "file": str(file),
+        "outputs": [{"name": name, **_described(value)} for name, value in found.items()],
+        "seconds": times,
+        "out": None if out is None else str(out),
+    }
+
+
+def _described(value: Tensor) -> dict[str, Any]:
+    numbers = value.double() if value.numel() and not value.is_complex() else torch.zeros(1, dtype=torch.float64)
+    ends = [float(end) if torch.isfinite(end) else None for end in numbers.aminmax()]
+    return {
+        "shape": list(value.shape),
+        "dtype": str(value.dtype).removeprefix("torch."),
+        "min": ends[0],
+        "max": ends[1],
+    }
+
+
+def _show(found: dict[str, Tensor], times: list[float], out: Path | None) -> None:
+    table = Table("output", "shape", "dtype", "smallest", "largest")
+    for name, value in found.items():
+        row = _described(value)
+        ends = ["not finite" if row[end] is None else f"{row[end]:.4g}" for end in ("min", "max")]
+        table.add_row(name, str(tuple(row["shape"])), row["dtype"], *ends)
+    Console().print(table)
+    typer.echo(f"{len(times)} calls, {1000 * min(times):.2f} ms the fastest")
+    if out is not None:
+        typer.echo(f"{out}: written")

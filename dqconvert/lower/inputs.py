@@ -1,0 +1,40 @@
+"""Arguments that hold NaN are refused: no code stands for it, and a prediction that ignores it would be a wrong one."""
+
+from __future__ import annotations
+
+import operator
+
+from torch.fx import Graph, Node
+
+from dqconvert.kernels.integer.codes import check_numbers, quantize
+from dqconvert.kernels.integer.linear import integer_linear
+from dqconvert.rewrite.fuse.context import reads_form
+from dqconvert.rewrite.spaces import input_name, is_input
+from dqconvert.trace.note import annotate, note_of
+
+
+def refuse_nan(graph: Graph) -> None:
+    """Lets what quantizes an argument look for NaN on the way; an argument that something else reads is read before.
+
+    Args:
+        graph: An integer graph whose tables have moved into the operations before them.
+    """
+    for node in list(graph.nodes):
+        note = note_of(node)
+        taken_out = node.op == "placeholder" or node.target in (getattr, operator.getitem)
+        if not (taken_out and is_input(node)) or not note.is_float or note.sparse:
+            continue
+        name = note.source.removeprefix("argument ") if node.op != "placeholder" else input_name(node)
+        readers = [user for user in node.users if not reads_form(user) and user.op != "output"]
+        if all(_quantizes(user, node) for user in readers):
+            for user in readers:
+                user.kwargs = {**user.kwargs, "name": name}
+            continue
+        with graph.inserting_after(node):
+            checked = annotate(graph.call_function(check_numbers, (node, name)), note)
+        for user in readers:
+            user.replace_input_with(node, checked)
+
+
+def _quantizes(user: Node, node: Node) -> bool:
+    return user.target in (quantize, integer_linear) and user.args[0] is node

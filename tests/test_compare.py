@@ -1,0 +1,164 @@
+"""`compare`: the ratios of an integer or prepared module against plain definitions, and what belongs together."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.data import Data
+from torch_geometric.nn import GAT, GCN, GIN, SAGEConv
+
+import dqconvert
+from dqconvert.errors import CommandError, ConfigError
+from dqconvert.quant import FakeQuantize
+
+MODELS = {
+    "GCN": lambda: GCN(8, 16, 2, 4),
+    "GIN": lambda: GIN(8, 16, 2, 4, norm="batch_norm"),
+    "GAT": lambda: GAT(8, 16, 2, 4, heads=2),
+}
+
+
+def a_graph(seed=0, nodes=120):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(nodes, 8, generator=generator), torch.randint(0, nodes, (2, 4 * nodes), generator=generator)
+
+
+def calibrated(name="GCN", config="int8-ptq"):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    module = dqconvert.prepare(model, config, a_graph()).module
+    dqconvert.calibrate(module, [a_graph(seed) for seed in range(3)])
+    return model, module
+
+
+def ratio(expected, found):
+    """The definition: 10 log10 of the energy of the signal over that of the noise."""
+    return float(10 * torch.log10(expected.double().square().sum() / (expected - found).double().square().sum()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_output_s_ratio_is_the_definition_s(name):
+    model, module = calibrated(name)
+    integer = dqconvert.convert(module)
+    graphs = [a_graph(5), a_graph(6, nodes=30)]
+    found = dqconvert.compare(model, integer, graphs)
+    with torch.no_grad():
+        expected = torch.cat([model(*graph) for graph in graphs])
+    got = torch.cat([integer(*graph) for graph in graphs])
+    assert found.output.sqnr_db == pytest.approx(ratio(expected, got), abs=1e-6)
+    assert found.output.max_error == pytest.approx(float((expected - got).abs().max()), rel=1e-5)
+    assert found.predictions == 150
+    assert found.agreement == pytest.approx(float((expected.argmax(1) == got.argmax(1)).double().mean()))
+    assert (found.batches, found.output.values) == (2, 600)
+
+
+def test_each_layer_of_a_prepared_module_is_the_definition_s():
+    """A hook beside each quantizer sees what goes in without any rounding before it, and what comes out with it."""
+    model, module = calibrated()
+    graph, paths = a_graph(5), [path for path, _ in module.quantizers()]
+    seen = {}
+    for rounds in (False, True):
+        prepared = dqconvert.prepare(model, "int8-ptq", a_graph(), fuse=False).module.eval()
+        prepared.load_state_dict(module.state_dict())
+        for path, quantizer in prepared.quantizers():
+            assert isinstance(quantizer, FakeQuantize)
+            quantizer.fake_quant_enabled = rounds
+            hook = lambda _m, given, out, path=path: seen.setdefault(path, []).append(out)  # noqa: E731
+            quantizer.register_forward_hook(hook)
+        with torch.no_grad():
+            prepared(*graph)
+    found = {layer.path: layer.sqnr_db for layer in dqconvert.compare(model, module, graph).layers}
+    assert sorted(found) == sorted(paths)
+    for path, (plain, rounded) in seen.items():
+        assert found[path] == pytest.approx(ratio(plain, rounded), abs=1e-3), path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_of_an_integer_module_are_the_prepared_one_s(name):
+    model, module = calibrated(name)
+    of_integer = dqconvert.compare(model, dqconvert.convert(module), a_graph(5)).layers
+    of_prepared = {layer.path: layer for layer in dqconvert.compare(model, module, a_graph(5)).layers}
+    assert of_integer
+    for layer in of_integer:
+        assert layer.sqnr_db == pytest.approx(of_prepared[layer.path].sqnr_db, abs=0.2), layer.path
+        assert layer.values == of_prepared[layer.path].values
+
+
+def test_worst_layers_stand_first_and_fewer_bits_are_worse():
+    model, module = calibrated()
+    found = dqconvert.compare(model, dqconvert.convert(module), a_graph(5))
+    ratios = [layer.sqnr_db for layer in found.layers]
+    assert ratios == sorted(ratios)
+    four = dqconvert.prepare(model, {"preset": "int4-dq"}, a_graph()).module
+    dqconvert.calibrate(four, a_graph())
+    worse = dqconvert.compare(model, dqconvert.convert(four), a_graph(5))
+    assert worse.output.sqnr_db < found.output.sqnr_db - 3
+
+
+def test_without_rounding_there_is_no_noise():
+    model, module = calibrated()
+    for _, quantizer in module.quantizers():
+        quantizer.fake_quant_enabled = False
+    found = dqconvert.compare(model, module, a_graph(5))
+    assert found.output.sqnr_db == math.inf
+    assert found.agreement == 1
+    assert found.to_dict()["output"]["sqnr_db"] is None
+
+
+def test_predictions_of_single_numbers_are_their_signs():
+    model = SAGEConv(8, 1).eval()
+    module = dqconvert.prepare(model, "int8-ptq", a_graph()).module
+    dqconvert.calibrate(module, a_graph())
+    integer, graph = dqconvert.convert(module), a_graph(5)
+    with torch.no_grad():
+        equal = (model(*graph).sign() == integer(*graph).sign()).double().mean()
+    assert dqconvert.compare(model, integer, graph).agreement == pytest.approx(float(equal))
+
+
+def test_data_may_be_a_data_object_and_the_modules_stay_as_they_are():
+    model, module = calibrated()
+    integer, (x, edge_index) = dqconvert.convert(module), a_graph(5)
+    before = {name: value.clone() for name, value in (*model.state_dict().items(), *module.state_dict().items())}
+    model.train()
+    found = dqconvert.compare(model, integer, Data(x=x, edge_index=edge_index))
+    assert found == dqconvert.compare(model, integer, (x, edge_index))
+    after = dict((*model.state_dict().items(), *module.state_dict().items()))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert model.training
+
+
+def test_the_table_and_the_plain_data(tmp_path):
+    model, module = calibrated()
+    found = dqconvert.compare(model, dqconvert.convert(module), a_graph(5))
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["SQNR,", "dB", "max", "error", "values"]
+    assert [line.split()[0] for line in lines[1:-1]] == [layer.path for layer in found.layers] + ["output"]
+    assert lines[-1].startswith("predictions that agree: ")
+    assert json.loads(json.dumps(found.to_dict()))["layers"][0]["path"] == found.layers[0].path
+
+
+def test_the_chart_is_written_or_what_is_missing_is_named(tmp_path):
+    pytest.importorskip("matplotlib")
+    model, module = calibrated()
+    found = dqconvert.compare(model, dqconvert.convert(module), a_graph(5))
+    found.plot(tmp_path / "a.svg")
+    assert "convs.0" in (tmp_path / "a.svg").read_text()
+    with pytest.raises(CommandError, match=r"a\.txt"):
+        found.plot(tmp_path / "a.txt")
+
+
+def test_what_does_not_belong_together_is_refused():
+    model, module = calibrated()
+    integer = dqconvert.convert(module)
+    with pytest.raises(ConfigError, match="returned, got a GCN"):
+        dqconvert.compare(model, model, a_graph())
+    with pytest.raises(ConfigError, match="no data to compare on"):
+        dqconvert.compare(model, integer, [])
+    with pytest.raises(ConfigError, match="it was not made of this model"):
+        dqconvert.compare(GCN(8, 16, 2, 5), integer, a_graph())
+    with pytest.raises(ConfigError, match=r"forward takes \d+ arguments"):
+        dqconvert.compare(nn.Identity(), integer, tuple(a_graph()) * 10)
