@@ -4,8 +4,8 @@ From the bottom: :mod:`.values` (what is known of a value), :mod:`.runtime` (fun
 :mod:`.tables` and :mod:`.movers` (functions of single entries, and of their places), :mod:`.builder` (writes the
 graph), :mod:`.linear`, :mod:`.messages` and :mod:`.groups` (sums of integers), :mod:`.embedding`, :mod:`.lowering`
 (the walk over the graph), :mod:`.sums` (sums of several values), :mod:`.compose` (tables into the operations before
-them), :mod:`.inputs` (refuses NaN), :mod:`.packing` (codes below 16, two to a byte), :mod:`.remember` (what depends on
-the graph alone).
+them), :mod:`.inputs` (refuses NaN), :mod:`.packing` (codes below 16, two to a byte), :mod:`.orders` and
+:mod:`.remember` (what depends on the graph alone).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from dqconvert.lower.inputs import refuse_nan
 from dqconvert.lower.linear import reshaped_like
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.module import IntegerModule
+from dqconvert.lower.orders import look_once, one_dtype, order_norms
 from dqconvert.lower.packing import pack_codes
-from dqconvert.lower.remember import remember, share_sizes
+from dqconvert.lower.remember import remember, share, share_sizes
 from dqconvert.lower.report import IntegerReport
-from dqconvert.lower.runtime import check_edges, group_order, look_up_last, receiver_order
+from dqconvert.lower.runtime import check_edges, group_order, look_up_last
 from dqconvert.lower.sums import sums
 from dqconvert.rewrite import PreparedModule
 
@@ -46,16 +47,21 @@ def lower(module: PreparedModule) -> IntegerModule:
     refuse_nan(written)
     if plain:
         pack_codes(lowering.out)
-        remember(lowering.out)
+        share_sizes(written)
+        one_dtype(written)
+        share(written)
+        order_norms(written)
         join_orders(written)
         remove_unused(written)
+        look_once(written)
+        remember(lowering.out)
     lowering.out.drop_unread()
     report = IntegerReport.of(module.report.model, written, lowering.floats)
     integer: IntegerModule = IntegerModule.build(lowering.out.root, written, report=report)
     return integer.eval()
 
 
-INTEGER_RUNTIME = (check_edges, group_order, in_edge_order, look_up_last, receiver_order, reshaped_like)
+INTEGER_RUNTIME = (check_edges, group_order, in_edge_order, look_up_last, reshaped_like)
 """What integer graphs call besides the kernels, torch's functions and PyG's."""
 
 __all__ = ["INTEGER_RUNTIME", "IntegerModule", "IntegerReport", "check_prepared", "lower"]

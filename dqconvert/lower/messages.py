@@ -13,7 +13,7 @@ from torch.fx import Node
 from dqconvert.kernels.integer.codes import plain_quantize
 from dqconvert.kernels.integer.finish import CODES, Finish
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
-from dqconvert.lower.runtime import receiver_order
+from dqconvert.kernels.integer.receivers import receiver_order
 from dqconvert.lower.values import Codes, Grid, Value
 from dqconvert.rewrite.fuse.context import Context
 from dqconvert.rewrite.fuse.messages import Propagation, matched

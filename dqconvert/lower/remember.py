@@ -15,10 +15,11 @@ from dqconvert.kernels.integer.codes import check_numbers, look_up, look_up_pair
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
+from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.movers import reshapes
-from dqconvert.lower.runtime import check_edges, group_order, look_up_last, receiver_order
+from dqconvert.lower.runtime import check_edges, group_order, look_up_last
 from dqconvert.lower.tables import FUNCTIONS
 from dqconvert.quant.fused import Memo
 from dqconvert.rewrite.fuse.memos import REMEMBERED
@@ -28,7 +29,18 @@ from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name
 
 _FUNCTIONS = frozenset(
-    (*REMEMBERED, check_edges, check_numbers, group_order, receiver_order, quantize, look_up, look_up_last)
+    (
+        *REMEMBERED,
+        check_edges,
+        check_numbers,
+        gcn_codes,
+        gcn_order,
+        group_order,
+        receiver_order,
+        quantize,
+        look_up,
+        look_up_last,
+    )
 )
 _NAMES = frozenset(
     (
@@ -116,10 +128,8 @@ def remember(out: Builder) -> None:
     """Moves what depends on the graph alone into modules that remember it.
 
     Args:
-        out: A graph that is written and changes nothing in place.
+        out: A graph that is written and changes nothing in place, in which equal calls are one.
     """
-    share_sizes(out.graph)
-    share(out.graph)
     number = 0
     while group := _group(out.graph):
         path = f"graph_{number}"

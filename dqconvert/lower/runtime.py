@@ -26,8 +26,13 @@ def look_up_last(codes: Tensor, table: Tensor) -> Tensor:
     return look_up(codes.reshape(-1, table.size(0)), table).view(codes.shape)
 
 
-def check_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
+def check_edges(edge_index: Tensor, num_nodes: int, *, ends: bool = True) -> Tensor:
     """The edges, if both ends of each are nodes that are there.
+
+    Args:
+        edge_index: ``[2, num_edges]``.
+        num_nodes: How many nodes there are.
+        ends: Whether to look at the ends; else only that there are two of each edge.
 
     Raises:
         TypeError: If the index holds no integers.
@@ -43,7 +48,7 @@ def check_edges(edge_index: Tensor, num_nodes: int) -> Tensor:
         raise TypeError(f"edge_index must hold integers (torch.int64), got {edge_index.dtype}")
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         raise IndexError(f"edge_index must have shape [2, num_edges], got {tuple(edge_index.shape)}")
-    if edge_index.numel() > 0:
+    if ends and edge_index.numel() > 0:
         low, high = (int(end) for end in edge_index.aminmax())
         if low < 0 or high >= num_nodes:
             wrong = low if low < 0 else high
@@ -77,30 +82,3 @@ def group_order(index: Tensor, num_rows: int, size: int | None) -> tuple[Tensor,
         raise IndexError(f"a row belongs to group {low if low < 0 else high}, and there are {size} groups")
     order = edge_order(index, index, size)
     return order.ptr, order.edges.int() if num_rows < 1 << 31 else order.edges
-
-
-def receiver_order(sender: Tensor, receiver: Tensor, num_source: int, num_target: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The edges in the order of their receivers.
-
-    Args:
-        sender: int64 ``[num_edges]``, which row of the source each message is made from.
-        receiver: int64 ``[num_edges]``, which row of the result it goes to.
-        num_source: How many rows the source has.
-        num_target: How many rows the result has.
-
-    Returns:
-        Where the edges of each receiver begin, int64 ``[num_target + 1]``; their senders (int32 if they fit);
-        their positions.
-
-    Raises:
-        IndexError: If a row is not there.
-
-    Example:
-        >>> receiver_order(torch.tensor([5, 6, 7]), torch.tensor([1, 0, 1]), 8, 2)
-        (tensor([0, 1, 3]), tensor([6, 5, 7], dtype=torch.int32), tensor([1, 0, 2]))
-    """
-    if sender.numel() > 0 and not 0 <= int(sender.min()) <= int(sender.max()) < num_source:
-        raise IndexError(f"an edge begins at a node that is not there: there are {num_source} nodes")
-    order = edge_order(receiver, sender, num_target)
-    senders = order.others.int() if num_source < 1 << 31 else order.others
-    return order.ptr, senders, order.edges

@@ -10,11 +10,12 @@ from dqconvert.kernels.integer.edge_products import edge_products
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
+from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
 
 INTEGER_FUNCTIONS = (
-    *(add_heads, attention_codes, check_numbers, edge_products, integer_linear, integer_propagate, look_up),
-    *(look_up_pairs, quantize, quantize_sum, softmax_codes),
+    *(add_heads, attention_codes, check_numbers, edge_products, gcn_codes, gcn_order, integer_linear),
+    *(integer_propagate, look_up, look_up_pairs, quantize, quantize_sum, receiver_order, softmax_codes),
 )
 """What integer graphs call of these."""
 

@@ -1,0 +1,235 @@
+"""The edges of a new graph, in the order of their receivers: a counting sort, on all threads.
+
+Every thread counts the edges of its own part of the list, by receiver; then each knows where the edges of every
+receiver begin that it puts in place. Edges keep the order of the list.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._threads import GRAIN, balanced, loop, run
+from dqconvert.kernels.edge_order import plain_edge_order
+from dqconvert.kernels.integer.codes import as_numbers, code_of_value, plain_quantize
+from dqconvert.kernels.integer.order import vouch
+
+_INT32 = 1 << 31
+
+
+def plain_receiver_order(
+    sender: Tensor, receiver: Tensor, num_source: int, num_target: int, loops: bool, positions: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition that every implementation is held to.
+
+    **Arguments**: those of :func:`receiver_order`; `loops`: whether edges from a node to itself are left out, and one
+    is put behind the other edges of each node; then there are no positions in the list.
+    """
+    if _outside(sender, num_source) or _outside(receiver, num_target):
+        raise _nowhere(sender, receiver, num_source, num_target)
+    if loops:
+        nodes = torch.arange(num_target, device=sender.device)
+        kept = sender != receiver
+        sender, receiver = torch.cat([sender[kept], nodes]), torch.cat([receiver[kept], nodes])
+    ptr, edges, senders = plain_edge_order(receiver.long(), sender, num_target)
+    return ptr, senders.to(_kind(num_source)), edges if positions and not loops else edges[:0].clone()
+
+
+def _outside(index: Tensor, size: int) -> bool:
+    return index.numel() > 0 and not 0 <= int(index.min()) <= int(index.max()) < size
+
+
+def _nowhere(sender: Tensor, receiver: Tensor, num_source: int, num_target: int) -> IndexError:
+    index, size = (sender, num_source) if _outside(sender, num_source) else (receiver, num_target)
+    wrong = int(index.min()) if int(index.min()) < 0 else int(index.max())
+    return IndexError(f"edge_index names node {wrong}, and there are {size} nodes: they are counted from 0")
+
+
+def _kind(num_source: int) -> torch.dtype:
+    return torch.int32 if num_source < _INT32 else torch.int64
+
+
+def _on_cpu(
+    sender: Tensor, receiver: Tensor, num_source: int, num_target: int, loops: bool, positions: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    ends = sender.contiguous().numpy(), receiver.contiguous().numpy()
+    edges = sender.numel()
+    workers = max(1, min(torch.get_num_threads(), edges // GRAIN, edges // max(num_target, 1)))
+    cuts = list(itertools.pairwise(edges * part // workers for part in range(workers + 1)))
+    counts = np.zeros((workers, num_target), np.int32 if edges + num_target < _INT32 else np.int64)
+    sound = run(lambda part, start, stop: count_edges(*ends, loops, num_source, counts[part], start, stop), cuts)
+    if not all(sound):
+        raise _nowhere(sender, receiver, num_source, num_target)
+    ptr = torch.empty(num_target + 1, dtype=torch.int64)
+    starts = ptr.numpy()
+    begin_rows(counts, loops, starts)
+    senders = torch.empty(int(starts[-1]), dtype=_kind(num_source))
+    places = torch.empty(senders.numel() if positions and not loops else 0, dtype=torch.int64)
+    args = senders.numpy(), places.numpy()
+    run(lambda part, start, stop: place_edges(*ends, loops, counts[part], *args, start, stop), cuts)
+    if loops:
+        args[0][starts[1:] - 1] = np.arange(num_target, dtype=args[0].dtype)
+    return ptr, senders, places
+
+
+@loop
+def count_edges(sender, receiver, loops, num_source, counts, start, stop):  # type: ignore[no-untyped-def]
+    """Counts the edges to each receiver; False if one begins or ends at a node that is not there."""
+    num_target, count = counts.size, pointer(counts, 0)
+    for e in range(start, stop):
+        s, r = sender[e], receiver[e]
+        if s < 0 or s >= num_source or r < 0 or r >= num_target:
+            return False
+        if not loops or s != r:
+            count[r] += 1
+    return True
+
+
+@loop
+def begin_rows(counts, loops, ptr):  # type: ignore[no-untyped-def]
+    """Fills `ptr`; of each part's counts makes where its first edge to each receiver goes."""
+    parts, nodes = counts.shape
+    place = 0
+    for i in range(nodes):
+        ptr[i] = place
+        for part in range(parts):
+            count = counts[part, i]
+            counts[part, i] = place
+            place += count
+        place += loops
+    ptr[nodes] = place
+
+
+@loop
+def place_edges(sender, receiver, loops, places, senders, edges, start, stop):  # type: ignore[no-untyped-def]
+    place, to = pointer(places, 0), pointer(senders, 0)
+    for e in range(start, stop):
+        s, r = sender[e], receiver[e]
+        if not loops or s != r:
+            at = place[r]
+            place[r] = at + 1
+            to[at] = s
+            if edges.size > 0:
+                edges[at] = e
+
+
+def _fake(
+    sender: Tensor, receiver: Tensor, num_source: int, num_target: int, loops: bool, positions: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size() if loops else sender.numel()
+    ptr = sender.new_empty(num_target + 1, dtype=torch.int64)
+    senders = sender.new_empty(count, dtype=_kind(num_source))
+    return ptr, senders, sender.new_empty(count if positions and not loops else 0, dtype=torch.int64)
+
+
+receiver_order_operator = Operator("receiver_order", plain_receiver_order, fake=_fake, cpu=_on_cpu)
+
+
+def receiver_order(
+    sender: Tensor, receiver: Tensor, num_source: int, num_target: int, *, positions: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The edges in the order of their receivers, else in the order of the list.
+
+    **Arguments**
+
+    - `sender`: int64 or int32 `[num_edges]`, which row of the source each message is made from.
+    - `receiver`: likewise, which row of the result it goes to.
+    - `num_source`, `num_target`: how many rows the source and the result have.
+    - `positions = True`: whether anybody wants to know where in the list each edge was.
+
+    **Returns** where the edges of each receiver begin, int64 `[num_target + 1]`; their senders, int32 if they fit;
+    their positions, int64, empty if they are not wanted.
+
+    **Raises** `IndexError` if a row is not there.
+
+    ```python
+    >>> receiver_order(torch.tensor([5, 6, 7]), torch.tensor([1, 0, 1]), 8, 2)
+    (tensor([0, 1, 3]), tensor([6, 5, 7], dtype=torch.int32), tensor([1, 0, 2]))
+
+    ```
+    """
+    ptr, senders, edges = receiver_order_operator(sender, receiver, num_source, num_target, False, positions)
+    vouch(ptr, senders, num_source)
+    return ptr, senders, edges
+
+
+def gcn_order(edge_index: Tensor, num_nodes: int, *, loops: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`torch_geometric.nn.conv.gcn_conv.gcn_norm` makes of edges without weights, in order.
+
+    **Arguments**
+
+    - `edge_index`: int64 or int32 `[2, num_edges]`, senders and receivers.
+    - `num_nodes`: how many nodes there are.
+    - `loops`: whether every node has one edge to itself, behind its others.
+
+    **Returns** where the edges of each receiver begin, int64 `[num_nodes + 1]`; their senders, int32 if they fit;
+    float32 `[num_nodes]`, one over the root of how many edges each node receives, 0 if it receives none: the weight of
+    an edge is the product of the two ends' numbers.
+
+    **Raises** `IndexError` if a node is not there.
+
+    ```python
+    >>> gcn_order(torch.tensor([[0, 1], [1, 1]]), 2, loops=True)
+    (tensor([0, 1, 3]), tensor([0, 0, 1], dtype=torch.int32), tensor([1.0000, 0.7071]))
+
+    ```
+    """
+    ptr, senders, _ = receiver_order_operator(edge_index[0], edge_index[1], num_nodes, num_nodes, loops, False)
+    vouch(ptr, senders, num_nodes)
+    roots = ptr.diff().float().pow_(-0.5)
+    return ptr, senders, roots.masked_fill_(roots == float("inf"), 0)
+
+
+def plain_gcn_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:
+    """The definition that every implementation is held to; the arguments are those of :func:`gcn_codes`."""
+    receivers = torch.repeat_interleave(ptr.diff())
+    return plain_quantize(roots[senders.long()] * roots[receivers], grid, None, False)[:, None]
+
+
+def _codes_on_cpu(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:
+    codes = torch.empty(senders.numel(), 1, dtype=torch.uint8)
+    starts = ptr.numpy()
+    args = starts, senders.numpy(), roots.numpy(), as_numbers(grid, np.float32), codes.view(-1).numpy()
+    run(lambda _, start, stop: code_weights(*args, start, stop), balanced(starts, 1))
+    return codes
+
+
+@loop
+def code_weights(ptr, senders, roots, grid, codes, start, stop):  # type: ignore[no-untyped-def]
+    root = pointer(roots, 0)
+    for r in range(start, stop):
+        first, own = ptr[r], roots[r]
+        sender, code = pointer(senders, first), pointer(codes, first)
+        for e in range(ptr[r + 1] - first):
+            code[e] = np.uint8(np.int32(code_of_value(root[sender[e]] * own, grid)))
+
+
+def _fake_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:
+    return senders.new_empty((senders.numel(), 1), dtype=torch.uint8)
+
+
+gcn_codes_operator = Operator("gcn_codes", plain_gcn_codes, fake=_fake_codes, cpu=_codes_on_cpu)
+
+
+def gcn_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:
+    """The codes of the weights of edges, in the order of :func:`gcn_order`.
+
+    **Arguments**: `ptr`, `senders`, `roots`: what that returned. `grid`: float32 `[4]`, see
+    :func:`dqconvert.kernels.integer.codes.quantize`.
+
+    **Returns** uint8 `[num_edges, 1]`.
+
+    ```python
+    >>> order = gcn_order(torch.tensor([[0, 1], [1, 1]]), 2, loops=True)
+    >>> gcn_codes(*order, torch.tensor([0.01, 0.0, 255.0, 0.0])).tolist()
+    [[100], [71], [50]]
+
+    ```
+    """
+    result: Tensor = gcn_codes_operator(ptr, senders, roots, grid)
+    return result
