@@ -11,8 +11,11 @@ A row passes if the model
 - computes in its graph what the float model computes, bit for bit, in training (outputs, gradients, buffers) and in
   evaluation, on inputs of other sizes than those it was traced on,
 - trains a step under ``int8-dq`` and ``int4-dq``, with a finite gradient for every parameter that has one in float,
-- evaluates to finite values afterwards, and
-- has its weights, messages and aggregates quantized.
+- evaluates to finite values afterwards,
+- has its weights, messages and aggregates quantized, and
+- converts to an integer module whose outputs are those of the prepared one but for roundings that fall on a tie.
+
+Of the integer module it shows how many of the multiply-adds are of integers, and how many operations stay in float.
 
 To add a model, add a line to one of the tables: how to build it, and which inputs it takes.
 """
@@ -51,6 +54,7 @@ from torch_geometric.utils import to_torch_csr_tensor as to_csr
 
 import dqconvert
 from dqconvert import QConfig
+from dqconvert.bench.multiply_adds import multiply_adds
 
 # -- inputs ------------------------------------------------------------------------------------------------------
 
@@ -977,7 +981,7 @@ MODELS: dict[str, Case] = {
     "MLP, GraphNorm": Case(lambda: models.MLP([8, 16, 4], norm="graph_norm"), "x batch", lacks=NO_GRAPH),
     "MetaLayer": Case(Meta, "x edge_index edge_attr=wide_edge_attr u batch", lacks=NO_GRAPH),
     "RECT_L": Case(lambda: models.RECT_L(8, 16)),
-    "NeuralFingerprint": Case(lambda: models.NeuralFingerprint(8, 16, 4, 2), BATCHED),
+    "NeuralFingerprint": Case(lambda: models.NeuralFingerprint(8, 16, 4, 2, max_degree=5), BATCHED),
     "SignedGCN": Case(lambda: models.SignedGCN(8, 16, 2), SIGNED),
     "MaskLabel": Case(lambda: models.MaskLabel(CLASSES, 8), "x y mask", lacks=NO_GRAPH),
     "LabelPropagation": Case(lambda: models.LabelPropagation(2, 0.9), "y edge_index", lacks="weight"),
@@ -1113,6 +1117,10 @@ class Row:
         identical: Whether its graph computes what the float model computes, on another size, in both modes.
         trains: By preset, whether a training step gives all gradients, finite.
         evaluates: Whether everything that it returns in evaluation is finite, under every preset.
+        off: By preset, how far the integer module's outputs are from the prepared module's: the norm of the difference
+            over theirs.
+        integer_share: Of the multiply-adds of the integer module, those of integers; ``None`` where there are none.
+        islands: How many operations of the integer module compute in float.
         quantizers: Number of quantizers per kind.
         missing: Kinds that should have quantizers and have none.
         stays_float: What the report says was left in float, and why.
@@ -1126,6 +1134,9 @@ class Row:
     identical: bool | None = None
     trains: dict[str, bool] = field(default_factory=dict)
     evaluates: bool | None = None
+    off: dict[str, float] = field(default_factory=dict)
+    integer_share: float | None = None
+    islands: int | None = None
     quantizers: dict[str, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     stays_float: list[str] = field(default_factory=list)
@@ -1136,8 +1147,15 @@ class Row:
     def passed(self) -> bool:
         return not self.error and not self.missing and bool(self.identical and self.evaluates)
 
+    @property
+    def lowers(self) -> bool | None:
+        """Whether the integer modules compute what the prepared ones do."""
+        return all(self.off[preset] < TIES[preset] for preset in self.off) if self.off else None
+
 
 PRESETS = ("int8-dq", "int4-dq")
+TIES = {"int8-dq": 0.05, "int4-dq": 0.25}
+"""How far off single roundings to the next step, in early layers, may bring outputs: a step is 1/255 or 1/15."""
 
 
 def examine(name: str, case: Case, table: str = "") -> Row:
@@ -1180,6 +1198,23 @@ def _examine(case: Case, row: Row) -> None:
         if not all(_finite(out) for out in found.evaluated):
             row.evaluates = False
             row.error = row.error or f"{preset}: not finite in evaluation"
+        _lower(module, found.evaluated, case, row, preset)
+
+
+def _lower(module: nn.Module, wanted: list[Tensor], case: Case, row: Row, preset: str) -> None:
+    """Converts a module that was trained a step, and compares."""
+    integer = dqconvert.convert(module)
+    found: list[Tensor] = []
+    counted = multiply_adds(lambda: found.extend(_call(integer, "forward", case.arguments(LARGE))))
+    differences = [
+        float((one - other).norm() / other.norm().clamp(min=1e-9)) if one.shape == other.shape else math.inf
+        for one, other in zip(found, wanted, strict=True)
+    ]
+    row.off[preset] = max(differences, default=0.0)
+    row.integer_share = None if math.isnan(counted.share) else counted.share
+    row.islands = len(integer.report.floats)
+    if not row.off[preset] < TIES[preset]:
+        row.error = row.error or f"{preset}: the integer module is {row.off[preset]:.2f} off"
 
 
 @dataclass(frozen=True)
@@ -1266,6 +1301,9 @@ HEADINGS = (
     "messages",
     "aggregates",
     "in float",
+    "integers agree",
+    "integer share",
+    "float islands",
 )
 
 
@@ -1280,7 +1318,9 @@ def cells(row: Row) -> list[str]:
         row.stays_float + [f"MISSING: {what}" for what in row.missing] + ([row.error] if row.error else [])
     )
     trains = [mark(row.trains.get(preset)) for preset in PRESETS]
-    return [row.name, mark(row.traced), mark(row.identical), *trains, mark(row.evaluates), *counts, notes]
+    share = "–" if row.integer_share is None else f"{row.integer_share:.0%}"
+    lowered = [mark(row.lowers), share, "" if row.islands is None else str(row.islands)]
+    return [row.name, mark(row.traced), mark(row.identical), *trains, mark(row.evaluates), *counts, notes, *lowered]
 
 
 def as_markdown(found: list[Row]) -> str:

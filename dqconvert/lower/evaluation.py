@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import torch
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from dqconvert.lower.runtime import check_edges
 from dqconvert.quant import FakeQuantize, Protection
@@ -69,10 +73,38 @@ def check_connectivity(graph: Graph) -> None:
         edge_index.replace_all_uses_with(checked, delete_user_cb=lambda user, checked=checked: user is not checked)
 
 
+def differentiated(graph: Graph) -> set[Node]:
+    """What lies between a value and another one of which the forward itself takes the gradient by it."""
+    between: set[Node] = set()
+    for node in graph.nodes:
+        if node.target is torch.autograd.grad:
+            tops, bottoms = (_nodes_in(argument) for argument in node.args[:2])
+            below = _reached(bottoms, lambda n: n.users)
+            between |= (below & _reached(tops, lambda n: n.all_input_nodes)) | tops | bottoms
+    return between
+
+
+def _nodes_in(argument: Any) -> set[Node]:
+    found: list[Node] = []
+    map_arg(argument, found.append)
+    return set(found)
+
+
+def _reached(start: set[Node], following: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    found, pending = set(start), list(start)
+    while pending:
+        new = [n for n in following(pending.pop()) if n not in found]
+        found.update(new)
+        pending += new
+    return found
+
+
 def removable(node: Node) -> bool:
     """Whether nothing is lost with a node that nobody uses."""
     if node.op == "get_attr" or node.target is given_probability:
         return True
+    if node.target is torch._C._set_grad_enabled:  # without gradients it does nothing
+        return not any(other.target is torch.autograd.grad for other in node.graph.nodes)
     return node.op in ("call_function", "call_method") and node.target not in CHECKS and not writes(node)
 
 

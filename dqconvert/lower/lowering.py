@@ -15,6 +15,7 @@ from dqconvert.kernels.integer.codes import quantize
 from dqconvert.lower.attention import lower_softmax
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.embedding import lower_embedding
+from dqconvert.lower.evaluation import differentiated
 from dqconvert.lower.groups import lower_groups
 from dqconvert.lower.heads import lower_edge_products, lower_mean, lower_products
 from dqconvert.lower.linear import lower_linear
@@ -54,6 +55,7 @@ class Lowering:
         self.values: dict[Node, Value] = {}
         self.floats: dict[Node, Float] = {}
         self.propagations = Propagations(self.context)
+        self._differentiated = differentiated(graph)
         self.in_place = any(self.changes(node) for node in graph.nodes)
 
     def run(self) -> None:
@@ -67,6 +69,8 @@ class Lowering:
                 hold(holder, Place(path=path, value=rounds, node=holder.name, scale=scale, zero=zero))
 
     def _lower(self, node: Node) -> Value:
+        if node in self._differentiated:
+            return self._keep(node, "its gradient is taken in the forward")
         for form in _FORMS:
             value = form(self, node)
             if value is not None:
@@ -280,17 +284,25 @@ class Lowering:
 
     # -- all else ----------------------------------------------------------------------------------------------------
 
-    def _keep(self, node: Node) -> Value:
+    def _keep(self, node: Node, reason: str = "it has no integer form here") -> Value:
         """The node as it is, on values."""
         args, kwargs = self.arguments(node)
         if node.op == "call_module":
-            self.out.module(str(node.target), self.context.modules[str(node.target)])
+            module = self.context.modules[str(node.target)]
+            self.out.module(str(node.target), module)
+            if not type(module).__module__.startswith("torch.nn."):
+                args, kwargs = torch.fx.node.map_arg((args, kwargs), self._own)
         new = self.out.copy(node, args, kwargs)
         if note_of(node).is_float and node.op != "output":
-            self.floats[new] = Float.of(node, "it has no integer form here")
+            self.floats[new] = Float.of(node, reason)
         if self.changes(node) and isinstance(node.args[0], Node):
             self.values[node.args[0]] = Plain(new)
         return Plain(new)
+
+    def _own(self, value: Node) -> Node:
+        """A copy of a value that was made here, for a module that may do anything with it: change it, let go of it."""
+        note = note_of(value)
+        return self.out.call(torch.clone, (value,), note) if note.is_float and value.op != "placeholder" else value
 
     def changes(self, node: Node) -> bool:
         """Whether a node changes its first argument."""
