@@ -25,6 +25,7 @@ from torch_geometric.nn import (
     GATConv,
     GCNConv,
     GraphSAGE,
+    RGATConv,
     SAGEConv,
     global_mean_pool,
 )
@@ -192,6 +193,17 @@ def opened(path, data):
     tensors, packed = container.read(path)
     del packed["checksum"]
     return tensors, integer.unpack_document(packed, str(path))
+
+
+def test_functions_that_pyg_replaced_have_their_names(tmp_path):
+    """What RGATConv calls is torch's function, behind the wrapper that is called torch.index_select."""
+    x, edge_index = a_graph()
+    kinds = torch.randint(0, 3, (EDGES,))
+    module = dqconvert.prepare(RGATConv(WIDTH, 4, num_relations=3), "int8-dq", (x, edge_index, kinds)).module.train()
+    module(x, edge_index, kinds)
+    integer = dqconvert.convert(module)
+    dqconvert.save(integer, tmp_path / "a.int")
+    assert torch.equal(dqconvert.load(tmp_path / "a.int")(x, edge_index, kinds), integer(x, edge_index, kinds))
 
 
 # -- files that are damaged ----------------------------------------------------------------------------------------

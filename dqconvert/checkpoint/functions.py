@@ -108,6 +108,10 @@ def _names() -> dict[Any, str]:
     found: dict[Any, str] = {}
     for name, function in allowed_functions().items():
         found.setdefault(function, name)
+    for name in allowed_functions():  # PyG puts wrappers in the place of some of torch's functions
+        wrapped = getattr(torch._C._VariableFunctions, name.removeprefix("torch."), None)
+        if wrapped is not None:
+            found.setdefault(wrapped, name)
     return found
 
 

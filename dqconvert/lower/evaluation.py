@@ -43,7 +43,8 @@ def evaluation_graph(module: PreparedModule) -> Graph:
         elif "quant" in str(node.target).split(".") and node.op == "call_module" and len(node.args) > 1:
             node.args = (node.args[0], None)  # a user's own quantizer
     for node in reversed(list(graph.nodes)):
-        if not node.users and (isinstance(modules.get(str(node.target)), Protection) or removable(node)):
+        without = isinstance(modules.get(str(node.target)), Protection) or node.target is torch._C._set_grad_enabled
+        if not node.users and (without or removable(node)):
             graph.erase_node(node)
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.target == ARGUMENT and not node.users:
@@ -103,9 +104,8 @@ def removable(node: Node) -> bool:
     """Whether nothing is lost with a node that nobody uses."""
     if node.op == "get_attr" or node.target is given_probability:
         return True
-    if node.target is torch._C._set_grad_enabled:  # without gradients it does nothing
-        return not any(other.target is torch.autograd.grad for other in node.graph.nodes)
-    return node.op in ("call_function", "call_method") and node.target not in CHECKS and not writes(node)
+    kept = node.target in CHECKS or node.target is torch._C._set_grad_enabled
+    return node.op in ("call_function", "call_method") and not kept and not writes(node)
 
 
 def remove_unused(graph: Graph) -> None:

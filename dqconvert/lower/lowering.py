@@ -60,8 +60,15 @@ class Lowering:
 
     def run(self) -> None:
         """Writes the integer graph."""
-        for node in self.context.graph.nodes:
+        nodes = list(self.context.graph.nodes)
+        first = next((node for node in nodes if node in self._differentiated), None)
+        last = next((node for node in reversed(nodes) if node.target is torch.autograd.grad), None)
+        for node in nodes:
+            if node is first:
+                self.out.call(torch._C._set_grad_enabled, (True,))
             value = self.values[node] = self._lower(node)
+            if node is last:
+                self.out.call(torch._C._set_grad_enabled, (False,))
             if isinstance(value, Codes) and self.quantizer(node) is not None:
                 rounds = rounded_value(node, self.context.modules).name
                 scale, zero = value.grid.scale, value.grid.zero
