@@ -29,20 +29,20 @@ _PAIRS = 2 * GROUP
 """Numbers of a group for each pair of the depth."""
 
 
-_SUMS, _FACTORS = ir.VectorType(ir.IntType(32), LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
+SUMS, FACTORS = ir.VectorType(ir.IntType(32), LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
 _IN_ONE_STEP = binding.get_host_cpu_features().get("avx2", False)
 
 
-def _add_products(builder: Any, a: Any, b: Any) -> Any:
+def add_products(builder: Any, a: Any, b: Any) -> Any:
     """Of each pair of factors, the sum of the two products."""
     if _IN_ONE_STEP:  # which LLVM does not see in the products below once it has moved them about
-        kind = ir.FunctionType(_SUMS, [_FACTORS, _FACTORS])
+        kind = ir.FunctionType(SUMS, [FACTORS, FACTORS])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd")
         return builder.call(function, [a, b])
 
     def half(pairs: Any, first: int) -> Any:
-        lanes = ir.Constant(_SUMS, list(range(first, 2 * LANES, 2)))
-        return builder.sext(builder.shuffle_vector(pairs, ir.Constant(_FACTORS, ir.Undefined), lanes), _SUMS)
+        lanes = ir.Constant(SUMS, list(range(first, 2 * LANES, 2)))
+        return builder.sext(builder.shuffle_vector(pairs, ir.Constant(FACTORS, ir.Undefined), lanes), SUMS)
 
     return builder.add(builder.mul(half(a, 0), half(b, 0)), builder.mul(half(a, 1), half(b, 1)))
 
@@ -65,9 +65,9 @@ def _strip(vectors: int) -> Any:
                 return loaded
 
             def everywhere(value: Any) -> Any:
-                nothing = ir.Constant(_SUMS, ir.Undefined)
+                nothing = ir.Constant(SUMS, ir.Undefined)
                 one = builder.insert_element(nothing, value, integer(0))
-                return builder.shuffle_vector(one, nothing, ir.Constant(_SUMS, [0] * LANES))
+                return builder.shuffle_vector(one, nothing, ir.Constant(SUMS, [0] * LANES))
 
             cells = [(row, column) for row in range(HEIGHT) for column in range(vectors)]
             rows = [builder.gep(a, [builder.mul(a_row, index(row))]) for row in range(HEIGHT)]
@@ -75,26 +75,26 @@ def _strip(vectors: int) -> Any:
                 (row, column): builder.gep(c, [builder.add(builder.mul(c_row, index(row)), index(column * LANES))])
                 for row, column in cells
             }
-            zero = ir.Constant(_SUMS, None)
-            before = {cell: builder.select(fresh, zero, load(place, _SUMS, 4)) for cell, place in places.items()}
+            zero = ir.Constant(SUMS, None)
+            before = {cell: builder.select(fresh, zero, load(place, SUMS, 4)) for cell, place in places.items()}
             entry = builder.block
             body, done = builder.append_basic_block("depth"), builder.append_basic_block("done")
             builder.cbranch(builder.icmp_signed(">", pairs, index(0)), body, done)
 
             builder.position_at_end(body)
             k = builder.phi(index)
-            sums = {cell: builder.phi(_SUMS) for cell in cells}
+            sums = {cell: builder.phi(SUMS) for cell in cells}
             b_row = builder.mul(k, index(_PAIRS))
             factors = [
-                load(builder.gep(b, [builder.add(b_row, index(2 * column * LANES))]), _FACTORS, 2)
+                load(builder.gep(b, [builder.add(b_row, index(2 * column * LANES))]), FACTORS, 2)
                 for column in range(vectors)
             ]
             after = {}
             for row in range(HEIGHT):
                 pair = load(builder.gep(rows[row], [builder.mul(k, index(2))]), integer, 2)
-                value = builder.bitcast(everywhere(pair), _FACTORS)
+                value = builder.bitcast(everywhere(pair), FACTORS)
                 for column in range(vectors):
-                    product = _add_products(builder, value, factors[column])
+                    product = add_products(builder, value, factors[column])
                     after[row, column] = builder.add(sums[row, column], product)
             following = builder.add(k, index(1))
             builder.cbranch(builder.icmp_signed("<", following, pairs), body, done)
@@ -105,12 +105,12 @@ def _strip(vectors: int) -> Any:
                 sums[cell].add_incoming(after[cell], body)
 
             builder.position_at_end(done)
-            totals = {cell: builder.phi(_SUMS) for cell in cells}
+            totals = {cell: builder.phi(SUMS) for cell in cells}
             for cell in cells:
                 totals[cell].add_incoming(before[cell], entry)
                 totals[cell].add_incoming(after[cell], body)
             for cell in cells:
-                stored = builder.store(totals[cell], builder.bitcast(places[cell], _SUMS.as_pointer()))
+                stored = builder.store(totals[cell], builder.bitcast(places[cell], SUMS.as_pointer()))
                 stored.align = 4
             return context.get_dummy_value()
 

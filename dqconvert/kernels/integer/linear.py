@@ -14,6 +14,7 @@ from torch import Tensor
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels.integer._listed import list_values, multiply_listed
 from dqconvert.kernels.integer._strips import GROUP, multiply
 from dqconvert.kernels.integer.codes import as_numbers, code_of_value, not_a_number, plain_quantize, quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_row, plain_finish, room, steps, unpack
@@ -129,20 +130,31 @@ def _on_cpu(
 def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
     """Rows `start` to `stop`; `pairs`: of the whole depth. Whether there is NaN among the values."""
     c_row = (columns + GROUP - 1) // GROUP * GROUP
-    a_row = 2 * min(pairs, SPAN)
+    a_row, b_group = 2 * min(pairs, SPAN), pairs * 2 * GROUP
     tile, sums = np.zeros(ROWS * a_row, np.int16), np.zeros(ROWS * c_row, np.int32)
     totals = np.zeros(ROWS * c_row if pairs > EXACT else 0, np.int64)
+    listing = x.itemsize > 1 and code_of_value(np.float32(0), grid) == grid[1]  # zeros are left out of products
+    room = ROWS * a_row if listing else 0
+    places, factors, counts = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(ROWS, np.int64)
     codes, one, missing = np.empty(columns, np.uint8), np.float32(1), False
     for first in range(start, stop, ROWS):
         rows = min(ROWS, stop - first)
         totals[:] = 0
         for begin in range(0, pairs, SPAN):
             last = min(begin + SPAN, pairs)
-            missing |= read_tile(x, packed_input, grid, first, rows, 2 * begin, 2 * last, tile, a_row)
-            for pair in range(begin, last, BLOCK):
-                count, fresh = min(BLOCK, last - pair), pair % EXACT == 0
-                at, a_at = pair * 2 * GROUP, 2 * (pair - begin)
-                multiply(tile, a_at, a_row, rows, weight, at, pairs * 2 * GROUP, sums, columns, count, fresh)
+            sparse, found = False, False
+            if listing:
+                sparse, found = list_tile(x, grid, first, rows, 2 * begin, 2 * last, places, factors, a_row, counts)
+            if sparse:
+                at, fresh = begin * 2 * GROUP, begin % EXACT == 0
+                multiply_listed(places, factors, counts, a_row, weight, at, b_group, rows, sums, columns, fresh)
+            else:
+                found = read_tile(x, packed_input, grid, first, rows, 2 * begin, 2 * last, tile, a_row)
+                for pair in range(begin, last, BLOCK):
+                    count, fresh = min(BLOCK, last - pair), pair % EXACT == 0
+                    at, a_at = pair * 2 * GROUP, 2 * (pair - begin)
+                    multiply(tile, a_at, a_row, rows, weight, at, b_group, sums, columns, count, fresh)
+            missing |= found
             if totals.size > 0 and (last == pairs or last % EXACT == 0):
                 for i in range(rows * c_row):
                     totals[i] += sums[i]
@@ -152,6 +164,19 @@ def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start
             else:
                 finish_row(sums, r * c_row, columns, first + r, one, steps, codes, out)
     return missing
+
+
+@loop
+def list_tile(x, grid, first, rows, start, stop, places, factors, apart, counts):  # type: ignore[no-untyped-def]
+    """Lists what is not zero in columns `start` to `stop` of a few rows. Whether it is little; whether there is NaN."""
+    width, missing = x.shape[1], False
+    count = min(stop, width) - start
+    for r in range(rows):
+        counts[r], found = list_values(x, (first + r) * width + start, count, grid, places, factors, r * apart)
+        if counts[r] < 0:
+            return False, False
+        missing |= found
+    return True, missing
 
 
 @loop

@@ -280,3 +280,42 @@ def test_nan_is_an_error_where_values_have_a_name(shape):
                 integer_linear(wrong.to(dtype), X_GRID, weight, 3, finish, name="x")
         with pytest.raises(ValueError, match="x holds NaN"):
             plain_integer_linear(wrong, X_GRID, weight, 3, False, *finish, "x")
+
+
+def mostly_zero(rows, depth, share):
+    x = torch.randn(rows, depth) * (torch.rand(rows, depth) < share)
+    return torch.where(torch.rand(rows, depth) < 0.01, -0.0 * x.abs(), x)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.03, 0.06, 0.07, 0.5])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 1, 1), (50, 33, 17), (200, 1433, 16), (97, 5001, 40)])
+def test_rows_that_are_mostly_zero(rows, depth, columns, share, threads):
+    """Below and above the share at which zeros are passed by; the depth is read in one piece and in several."""
+    weight = pack_weight(torch.randint(-255, 256, (columns, depth), dtype=torch.int16))
+    finish = Finish(torch.tensor([0.001]), torch.tensor([0.1, 128.0, 255.0, -128.0]), bias=torch.randn(columns))
+    grids = [[0.02, 0.0, 255.0, 0.0], [0.3, 7.0, 15.0, -8.0], [0.3, -5.0, 15.0, 0.0], [0.3, 20.0, 15.0, 0.0]]
+    for grid in (X_GRID, *map(torch.tensor, grids)):
+        x = mostly_zero(rows, depth, share)
+        got = integer_linear(x, grid, weight, columns, finish)
+        assert torch.equal(got, plain_integer_linear(x, grid, weight, columns, False, *finish))
+
+
+def test_rows_of_both_kinds():
+    """A dense row among sparse ones, before and behind them."""
+    weight = pack_weight(torch.randint(-255, 256, (9, 700), dtype=torch.int16))
+    finish = Finish(torch.tensor([0.001]), torch.tensor([0.1, 128.0, 255.0, 0.0]))
+    for dense in (0, 1, 47, 48, 100, 149):
+        x = mostly_zero(150, 700, 0.02)
+        x[dense] = torch.randn(700)
+        got = integer_linear(x, X_GRID, weight, 9, finish)
+        assert torch.equal(got, plain_integer_linear(x, X_GRID, weight, 9, False, *finish))
+
+
+@pytest.mark.parametrize("place", [0, 31, 32, 1431, 1432])
+def test_nan_among_zeros(place):
+    x, weight = torch.zeros(60, 1433), pack_weight(torch.ones(3, 1433, dtype=torch.int16))
+    finish = Finish(torch.tensor([0.01]), torch.tensor([0.1, 128.0, 255.0, 0.0]))
+    x[55, place] = torch.nan
+    assert torch.equal(integer_linear(x, X_GRID, weight, 3, finish), integer_linear(x * 0, X_GRID, weight, 3, finish))
+    with pytest.raises(ValueError, match="x holds NaN"):
+        integer_linear(x, X_GRID, weight, 3, finish, name="x")
