@@ -5,7 +5,7 @@
 Per seed, a float model is trained as the papers do (Planetoid's split, row-normalized features, 200 epochs).
 Each preset then prepares a copy of it, and the loop that trained the float model fine-tunes that copy. Every
 model is the one of its best validation epoch; the test nodes are looked at once, in evaluation mode, where
-everything is quantized.
+everything is quantized. Then it is converted to an integer module, and that is tested, too.
 """
 
 from __future__ import annotations
@@ -95,7 +95,10 @@ MODELS: dict[str, tuple[type[nn.Module], float]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One trained model: accuracies in percent. `preset` is "float" or a preset's name."""
+    """One trained model: accuracies in percent. `preset` is "float" or a preset's name.
+
+    `integer` is the test accuracy of the integer module that was made of a prepared model.
+    """
 
     dataset: str
     model: str
@@ -103,6 +106,7 @@ class Run:
     seed: int
     val: float
     test: float
+    integer: float | None = None
 
 
 def fit(model: nn.Module, data: Data, epochs: int, lr: float) -> float:
@@ -143,7 +147,9 @@ def runs_of_seed(dataset: str, data: Data, seed: int, args: argparse.Namespace) 
 
     def run(preset: str, model: nn.Module, epochs: int) -> Run:
         val = fit(model, data, epochs, lr)
-        return Run(dataset, args.model, preset, seed, val, accuracy(model, data, data.test_mask))
+        test = accuracy(model, data, data.test_mask)
+        integer = None if preset == "float" else accuracy(dqconvert.convert(model), data, data.test_mask)
+        return Run(dataset, args.model, preset, seed, val, test, integer)
 
     model = new_model()
     runs = [run("float", model, args.float_epochs)]
@@ -165,7 +171,10 @@ def load(root: str, name: str) -> Data:
 
 
 def summary(runs: list[Run]) -> list[dict[str, str | int | float]]:
-    """Mean and standard deviation over seeds for each dataset, model and preset, in the order of the runs."""
+    """Mean and standard deviation over seeds for each dataset, model and preset, in the order of the runs.
+
+    `integer_gap` is the largest difference, in any seed, between a prepared model and its integer module.
+    """
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         groups.setdefault((run.dataset, run.model, run.preset), []).append(run)
@@ -180,6 +189,10 @@ def summary(runs: list[Run]) -> list[dict[str, str | int | float]]:
         for split, values in (("val", [run.val for run in group]), ("test", [run.test for run in group])):
             row[f"{split}_mean"] = statistics.fmean(values)
             row[f"{split}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        gaps = [abs(run.test - run.integer) for run in group if run.integer is not None]
+        if gaps:
+            row["integer_mean"] = statistics.fmean(run.integer for run in group if run.integer is not None)
+            row["integer_gap"] = max(gaps)
         rows.append(row)
     return rows
 
@@ -209,6 +222,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+_INTEGERS = (("integer_mean", 1), ("integer_gap", 2))
+
+
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     runs: list[Run] = []
@@ -223,11 +239,12 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps({"runs": [asdict(run) for run in runs], "summary": rows}, indent=2))
         return
     table = Table(title=f"Accuracy in %, mean ± standard deviation, seeds: {args.seeds}", title_justify="left")
-    for name in ("dataset", "model", "preset", "validation", "test"):
+    for name in ("dataset", "model", "preset", "validation", "test", "integer", "largest gap"):
         table.add_column(name)
     for row in rows:
         splits = [f"{row[f'{split}_mean']:.1f} ± {row[f'{split}_std']:.1f}" for split in ("val", "test")]
-        table.add_row(str(row["dataset"]), str(row["model"]), str(row["preset"]), *splits)
+        integers = [f"{row[name]:.{places}f}" if name in row else "" for name, places in _INTEGERS]
+        table.add_row(str(row["dataset"]), str(row["model"]), str(row["preset"]), *splits, *integers)
     Console().print(table)
 
 

@@ -27,6 +27,8 @@ def test_cora_with_one_seed(example: dict[str, Any], capsys: pytest.CaptureFixtu
     printed = json.loads(capsys.readouterr().out)
     assert [run["preset"] for run in printed["runs"]] == ["float", "int8-dq"]
     assert all(run["test"] > 70 for run in printed["runs"])
+    assert [run["integer"] is None for run in printed["runs"]] == [True, False]
+    assert printed["summary"][1]["integer_gap"] <= 0.2
     assert [row["test_mean"] for row in printed["summary"]] == [run["test"] for run in printed["runs"]]
 
 
@@ -39,6 +41,17 @@ def test_summary_is_the_mean_over_seeds(example: dict[str, Any]) -> None:
         ("int8-dq", 2, 78.0, 79.0),
     ]
     assert [row["test_std"] for row in rows] == [pytest.approx(2**0.5), 0.0]
+
+
+def test_the_gap_to_integers_is_the_largest(example: dict[str, Any]) -> None:
+    runs = [
+        example["Run"]("Cora", "GCN", "int8-dq", seed, val=79, test=test, integer=integer)
+        for seed, (test, integer) in enumerate([(80.0, 80.1), (81.0, 80.7)])
+    ]
+    (row,) = example["summary"](runs)
+    assert row["integer_mean"] == pytest.approx(80.4)
+    assert row["integer_gap"] == pytest.approx(0.3)
+    assert "integer_gap" not in example["summary"]([example["Run"]("Cora", "GCN", "float", 0, val=79, test=80)])[0]
 
 
 def test_without_data_it_says_what_to_pass(
