@@ -1211,8 +1211,9 @@ def _lower(module: nn.Module, wanted: list[Tensor], case: Case, row: Row, preset
         for one, other in zip(found, wanted, strict=True)
     ]
     row.off[preset] = max(differences, default=0.0)
-    row.integer_share = None if math.isnan(counted.share) else counted.share
-    row.islands = len(integer.report.floats)
+    if preset == PRESETS[0]:
+        row.integer_share = None if math.isnan(counted.share) else counted.share
+        row.islands = len(integer.report.floats)
     if not row.off[preset] < TIES[preset]:
         row.error = row.error or f"{preset}: the integer module is {row.off[preset]:.2f} off"
 
