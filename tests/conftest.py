@@ -2,12 +2,19 @@
 
 import copy
 import functools
+import os
 
 import pytest
 import torch
 
 import dqconvert
 import zoo
+
+
+def pytest_configure():
+    """Workers share the cores: each with as many threads as there are cores would only wait for the others."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 @pytest.fixture(autouse=True)
