@@ -220,7 +220,7 @@ class TestOperations:
         counted = operations(self.module(forward), lambda: forward.known, 1e9, known=False, repeats=1)
         names = [operation.name for operation in counted]
         assert "remembered" not in names
-        assert {"receiver_order", "integer_propagate"} <= set(names)
+        assert {"gcn_order", "gcn_codes", "integer_propagate"} <= set(names)
         assert [o.ms for o in counted] == sorted((o.ms for o in counted), reverse=True)
 
     @staticmethod

@@ -25,7 +25,7 @@ def sections():
             yield pytest.param(blocks, id=section.splitlines()[0].removeprefix("## "))
 
 
-@pytest.mark.parametrize("blocks", sections())
+@pytest.mark.parametrize("blocks", list(sections()))
 def test_transcripts_run_as_they_stand(blocks, tmp_path):
     path = os.pathsep.join([str(README.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}

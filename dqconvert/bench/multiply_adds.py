@@ -81,6 +81,7 @@ def multiply_adds(run: Callable[[], object]) -> MultiplyAdds:
         run: Calls an integer module, or anything else.
 
     Example:
+        >>> import torch
         >>> linear = torch.nn.Linear(8, 3)
         >>> multiply_adds(lambda: linear(torch.ones(5, 8)))
         MultiplyAdds(integer=0, floating=120)
