@@ -142,7 +142,7 @@ def _at_once(
     total = kept * target.shape[1]
     observing = {place: grid for place, grid in enumerate(grids) if grid is not None and grid.scheme.observe}
     room = max((1024 + int(8 * total * grid.scheme.p) for grid in observing.values()), default=0)
-    size = room // source.parts + target.shape[1] + 512 if observing else 0
+    size = room + target.shape[1] + 512 if observing else 0  # for each part, as outliers come in few rows
     values = [np.empty((3, 2, size), target.dtype) for _ in range(source.parts)]
     while True:
         caught = [tile.Caught(value, np.zeros((3, 4), np.int64)) for value in values]

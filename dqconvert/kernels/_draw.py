@@ -2,11 +2,13 @@
 
 Where torch draws them one by one (on processors for which it has no library that does better), they come from a
 Mersenne Twister: two of its numbers make 53 bits, which are compared with the probability. Here it is turned a block
-of 624 numbers at a time. Whether torch draws like that is tried out once; where it does not, it draws itself.
+of 624 numbers at a time, and every thread turns on to where its own part begins. Whether torch draws like that is
+tried out once; where it does not, it draws itself.
 """
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -14,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels._threads import loop
+from dqconvert.kernels._memory import empty
+from dqconvert.kernels._threads import loop, run
 
 MANY = 1 << 14
 """How many draws it takes to be worth the while."""
@@ -54,12 +57,33 @@ def _from_state(state: Tensor, count: int, p: float) -> NDArray[np.uint8]:
     words = raw[_STATE : _STATE + 8 * _BLOCK].view(np.uint64)
     left, following = raw[_LEFT : _LEFT + 4].view(np.int32), raw[_NEXT : _NEXT + 8].view(np.uint64)
     block = words.astype(np.uint32)
-    drawn = np.empty(count, np.uint8)
-    # p * 2^53 is exact, so this compares as floating point does.
-    at = draw(block, _BLOCK if left[0] == 1 else int(following[0]), np.uint64(np.ceil(p * 2.0**53)), drawn)
+    drawn = empty((count,), torch.uint8).numpy()
+    begin = _BLOCK if left[0] == 1 else int(following[0])
+    limit = np.uint64(np.ceil(p * 2.0**53))  # p * 2^53 is exact, so this compares as floating point does
+
+    def task(part: int, start: int, stop: int) -> tuple[int, NDArray[np.uint32]]:
+        own, (turns, at) = block.copy(), divmod(begin + 2 * start, _BLOCK)
+        turn_on(own, turns)
+        return draw(own, at, limit, drawn[start:stop]), own
+
+    at, block = run(task, _cuts(count))[-1]
     words[:] = block
     left[0], following[0] = _BLOCK + 1 - at, at
     return drawn
+
+
+def _cuts(count: int) -> list[tuple[int, int]]:
+    """One part for each thread, smaller ones to the end: they begin later, as a turn costs a quarter of a draw."""
+    threads = min(torch.get_num_threads(), 1 + count // (8 * MANY))
+    ends = [1 - 0.75**part for part in range(threads + 1)]
+    return list(itertools.pairwise(int(count * end / ends[-1]) for end in ends))
+
+
+@loop
+def turn_on(block, turns):  # type: ignore[no-untyped-def]
+    """Moves a block on by so many blocks."""
+    for _ in range(turns):
+        turn(block)
 
 
 @loop

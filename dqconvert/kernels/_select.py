@@ -103,7 +103,7 @@ class Rows:
         x, weighted = self.x, self.weight is not None
         weight = np.empty(0, np.int64) if self.weight is None else self.weight
         cuts = parts(x.shape[0], x.size)
-        size = room // len(cuts) + x.shape[1] + 512
+        size = room + x.shape[1] + 512
         low, high = x.dtype.type(lo), x.dtype.type(hi)
 
         def task(_: int, start: int, stop: int) -> tuple[Any, ...]:
@@ -177,7 +177,7 @@ class Messages:
     def beyond(self, lo: float, hi: float, room: int) -> Found | None:
         dtype = self.x.dtype
         cuts = parts(len(self.sender), len(self.sender) * 16)
-        size = room // len(cuts) + self._channels + 512
+        size = room + self._channels + 512
         low, high = dtype.type(lo), dtype.type(hi)
 
         def task(_: int, start: int, stop: int) -> tuple[Any, ...]:

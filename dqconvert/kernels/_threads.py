@@ -6,11 +6,12 @@ second OpenMP runtime beside torch's, works while other threads do the same, and
 
 from __future__ import annotations
 
+import _thread
 import itertools
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import numba
@@ -19,7 +20,7 @@ import torch
 GRAIN = 1 << 15
 """Values below which a second thread costs more than it saves."""
 
-_ROUNDS = (6, 4, 2, 1)
+_ROUNDS = (6, 2, 1)
 """The sizes of the parts that a thread takes one after the other, relative to each other."""
 
 _ENOUGH = 16
@@ -28,23 +29,49 @@ _ENOUGH = 16
 loop: Callable[..., Any] = numba.njit(cache=True, nogil=True, error_model="numpy")
 """Compiles a loop: without the interpreter lock, kept on disk, and dividing as floating point does (x/0 = inf)."""
 
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
+
+class _Crew:
+    """Threads that wait for work. To hand it to them costs half of what a future of the standard library's does."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Callable[[], None], Iterator[int], Any]] = SimpleQueue()
+        self._size, self._lock = 0, _thread.allocate_lock()
+
+    def help(self, job: Callable[[], None], threads: int) -> None:
+        """Does a job, which raises nothing, and lets so many threads do it, too; returns when all that began ended."""
+        if self._size < threads:
+            self._grow(threads)
+        shares = [(itertools.count(), _thread.allocate_lock()) for _ in range(threads)]
+        for first, done in shares:
+            done.acquire()
+            self._jobs.put((job, first, done))
+        job()
+        for first, done in shares:
+            if next(first) > 0:  # that thread came before us; if not, it will find that it came too late
+                done.acquire()
+
+    def _grow(self, threads: int) -> None:
+        with self._lock:
+            while self._size < threads:
+                threading.Thread(target=self._serve, name=f"dqconvert_{self._size}", daemon=True).start()
+                self._size += 1
+
+    def _serve(self) -> None:
+        while True:
+            job, first, done = self._jobs.get()
+            if next(first) == 0:
+                job()
+                done.release()
+            del job, first, done  # what they refer to shall not live until the next job comes
 
 
-def _workers(count: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
-    with _lock:
-        if _pool is None or _pool_size < count:
-            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="dqconvert"), count
-        return _pool
+_crew = _Crew()
 
 
 def _forget() -> None:
     """In a forked child the threads are gone, and the lock may be held by one of them."""
-    global _lock, _pool, _pool_size
-    _lock, _pool, _pool_size = threading.Lock(), None, 0
+    global _crew
+    _crew = _Crew()
 
 
 if hasattr(os, "register_at_fork"):
@@ -83,19 +110,18 @@ def run(task: Callable[[int, int, int], Any], cuts: list[tuple[int, int]]) -> li
     workers = min(torch.get_num_threads(), len(cuts))
     if workers == 1:
         return [task(part, *cut) for part, cut in enumerate(cuts)]
-    pool, results, following = _workers(workers - 1), [None] * len(cuts), itertools.count()
+    results, errors, following = [None] * len(cuts), [], itertools.count()
 
     def work() -> None:
-        while (part := next(following)) < len(cuts):
-            results[part] = task(part, *cuts[part])
+        try:
+            while (part := next(following)) < len(cuts):
+                results[part] = task(part, *cuts[part])
+        except BaseException as error:
+            errors.append(error)
 
-    others = [pool.submit(work) for _ in range(workers - 1)]
-    try:
-        work()
-    finally:
-        wait(others)  # they write into memory of the caller's
-    for other in others:
-        other.result()
+    _crew.help(work, workers - 1)
+    if errors:
+        raise errors[0]
     return results
 
 
@@ -103,5 +129,5 @@ def balanced(ptr: Any, columns: int) -> list[tuple[int, int]]:
     """Like :func:`parts`, for rows that take `ptr[row + 1] - ptr[row]` rows of `columns` values each (numpy, int64)."""
     rows, total = len(ptr) - 1, int(ptr[-1])
     shares = _shares(rows, (total + rows) * columns)
-    cuts = [0, *(min(int(ptr.searchsorted(total * share)), rows) for share in shares[1:-1]), rows]
+    cuts = [0, *(min(int(ptr.searchsorted(int(total * share))), rows) for share in shares[1:-1]), rows]
     return list(itertools.pairwise(itertools.accumulate(cuts, max)))

@@ -113,10 +113,15 @@ def test_draws_are_torchs_from_anywhere(count, p, seed, drawn, normal):
     assert_torchs(count, p, at(seed, drawn, normal))
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, MANY - 1, MANY, MANY + 1, 1_000_000])
-def test_draws_are_torchs_however_many(count):
+@pytest.mark.parametrize("count", [0, 1, 2, MANY - 1, MANY, MANY + 1, 1_000_000, 16 * MANY, 624 * 1000 + 1])
+def test_draws_are_torchs_however_many(count, threads):
     for p in (0.0, 1e-7, 0.3, 0.5, 1.0):
         assert_torchs(count, p, at(7, drawn=11))
+
+
+def test_parts_of_all_threads_are_all_draws(threads):
+    for drawn in (0, 1, 623, 624):
+        assert_torchs(700_001, 0.4, at(3, drawn))
 
 
 @pytest.mark.parametrize("drawn", [0, 1, 622, 623, 624, 625, 1247, 1248])

@@ -281,3 +281,12 @@ def test_strides_of_the_mask_do_not_matter():
 def test_the_threshold_is_where_these_tests_think():
     assert _select._FEW == 4 * _select._SAMPLE
     assert min(SIZES) < _FEW < max(SIZES)
+
+
+def test_outliers_may_all_lie_in_a_few_rows():
+    """As those of one large graph in a batch do: every part has room for all that there is room for."""
+    x = np.random.default_rng(0).standard_normal((40_000, 64)).astype(np.float32)
+    x[:300] = 50
+    found = Rows(x, None).beyond(-10.0, 10.0, 300 * 64)
+    assert found is not None
+    assert len(found.above) == 300 * 64

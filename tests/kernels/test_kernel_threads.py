@@ -140,6 +140,30 @@ def test_errors_in_several_parts_are_one():
         run(task, [(i, i + 1) for i in range(8)])
 
 
+def test_nobody_waits_for_a_thread_that_comes_too_late():
+    """All threads are busy elsewhere: the caller does everything, and goes on."""
+    began, free = threading.Event(), threading.Event()
+
+    def busy(part, start, stop):
+        began.set()
+        assert free.wait(30)
+
+    with on(2):
+        other = threading.Thread(target=run, args=(busy, [(0, 1)] * 2))
+        crew = threads_module._crew
+        other.start()
+        assert began.wait(30)
+        while crew._jobs.qsize() > 0:  # the helper has come to the first job, too
+            time.sleep(0.001)
+        ends = []
+        last = threading.Thread(target=lambda: ends.extend(run(lambda part, *_: part, [(0, 1)] * 5)))
+        last.start()
+        last.join(20)
+        free.set()
+        other.join(30)
+    assert ends == list(range(5))
+
+
 def summed(x, weight, index):
     """Everything that is added up part by part: a bias' gradient, a weight's, alpha's; and sums over edges."""
     sender, receiver = index
@@ -195,13 +219,14 @@ def test_kernels_run_after_a_fork():
     x = torch.randn(6000, 30)
     with on(2):
         want, _ = quantize_chain(x, (None, INT4, None), as_ranges(NEVER))
-    assert threads_module._pool is not None
+    before = threads_module._crew
+    assert before._size > 0
     child = os.fork()
     if child == 0:
         try:
             cuts = [(0, 3), (3, 6)]
             same = run(lambda part, start, stop: stop, cuts) == [3, 6]
-            os._exit(0 if same else 1)
+            os._exit(0 if same and threads_module._crew is not before else 1)
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
