@@ -6,7 +6,7 @@ import numpy as np
 
 from dqconvert.kernels._stream import is_far, room_before
 from dqconvert.kernels._threads import loop
-from dqconvert.kernels._tile import chain_tile, scratch, tile_rows
+from dqconvert.kernels._tile import chain_tile, copy_values, pass_values, scratch, tile_rows
 
 
 @loop
@@ -77,19 +77,38 @@ def scale_row(x, scale, shift, y):  # type: ignore[no-untyped-def]
 
 
 @loop
-def sums_back(grad, x, mean, to_shift, to_spread, start, stop):  # type: ignore[no-untyped-def]
-    """Sums of the gradient, and of its products with the distances from the mean; float64 `[columns]`."""
+def sums_back(grad, passes, bit, x, mean, to_shift, to_spread, start, stop):  # type: ignore[no-untyped-def]
+    """Sums of the gradient, and of its products with the distances from the mean; float64 `[columns]`.
+
+    Of the gradient counts what passes: where `passes` (empty: everywhere) has the bit.
+    """
     to_shift[:] = 0
     to_spread[:] = 0
+    row = np.empty(x.shape[1], grad.dtype)
     for r in range(start, stop):
-        add_wide(grad[r], to_shift)
-        add_products(grad[r], x[r], mean, to_spread)
+        reach(grad[r], passes, r, bit, row)
+        add_wide(row, to_shift)
+        add_products(row, x[r], mean, to_spread)
 
 
 @loop
-def normed_back(grad, x, mean, scale, shift, slope, to_x, start, stop):  # type: ignore[no-untyped-def]
-    """`scale * (grad - shift - slope * (x - mean))`."""
+def reach(grad, passes, r, bit, row):  # type: ignore[no-untyped-def]
+    if passes.size > 0:
+        pass_values(grad, passes[r], bit, row)
+    else:
+        copy_values(grad, row)
+
+
+@loop
+def normed_back(grad, passes, bit, x, mean, scale, shift, slope, to_x, start, stop):  # type: ignore[no-untyped-def]
+    """`scale * (grad - shift - slope * (x - mean))`, of the gradient that passes."""
+    row = np.empty(x.shape[1], grad.dtype)
     for r in range(start, stop):
-        one, two, three = grad[r], x[r], to_x[r]
-        for c in range(three.size):
-            three[c] = scale[c] * (one[c] - shift[c] - slope[c] * (two[c] - mean[c]))
+        reach(grad[r], passes, r, bit, row)
+        back_row(row, x[r], mean, scale, shift, slope, to_x[r])
+
+
+@loop
+def back_row(grad, x, mean, scale, shift, slope, to_x):  # type: ignore[no-untyped-def]
+    for c in range(to_x.size):
+        to_x[c] = scale[c] * (grad[c] - shift[c] - slope[c] * (x[c] - mean[c]))

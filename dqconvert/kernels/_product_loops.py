@@ -85,14 +85,30 @@ def chain_products(x, entry, skip, packed, offset, y, chain, caught, start, stop
 
 @loop
 def products_back(  # type: ignore[no-untyped-def]
-    grad, bits, x, entry, skip, packed, apart, alpha, other, to_x, to_weight, to_offset, to_bias, to_other, start, stop
+    grad,
+    bits,
+    x,
+    entry,
+    clip,
+    skip,
+    packed,
+    apart,
+    alpha,
+    other,
+    to_x,
+    to_weight,
+    to_offset,
+    to_bias,
+    to_other,
+    start,
+    stop,
 ):
     """The gradients of everything, of rows `start` to `stop`; what is not wanted is empty.
 
-    `entry`: the grid that rows of `x` were rounded to, but those in `skip`; empty: none. `packed`: the weight,
-    `[columns, depth]`. `apart`: whether the gradient of the product differs from that of the sum. `to_weight`:
-    `[columns, padded depth]`, and `to_offset` and `to_bias` are added to. Returns the product of the gradient of the
-    sum with `other`, added up.
+    `entry`: the grid that rows of `x` were rounded to, but those in `skip`; empty: none. `clip`: whether it lets no
+    gradient of clipped values through. `packed`: the weight, `[columns, depth]`. `apart`: whether the gradient of the
+    product differs from that of the sum. `to_weight`: `[columns, padded depth]`, and `to_offset` and `to_bias` are
+    added to. Returns the product of the gradient of the sum with `other`, added up.
     """
     columns, depth = grad.shape[1], x.shape[1]
     step = product_rows(max(columns, depth))
@@ -138,7 +154,14 @@ def products_back(  # type: ignore[no-untyped-def]
             for r in range(rows):
                 add_values(back[r], to_offset)
         if to_x.size > 0:
-            multiply_back(flat_back, columns, rows, packed, groups, to_x, first, product)
+            if clip:
+                multiply(flat_back, 0, columns, 1, rows, columns, packed, 0, groups, product, 0, wide, True)
+                for r in range(rows):
+                    if not (skip.size > 0 and skip[first + r]):
+                        let_in(x[first + r], entry, product[r * wide : r * wide + depth])
+                leave(product, rows, wide, to_x, first)
+            else:
+                multiply_back(flat_back, columns, rows, packed, groups, to_x, first, product)
         if to_weight.size > 0:
             if entry.size > 0:
                 round_rows(x, first, last, entry, skip, rows_of_x)
@@ -158,8 +181,25 @@ def multiply_back(back, columns, rows, packed, groups, to_x, first, spare):  # t
         multiply(back, 0, columns, 1, rows, columns, packed, 0, groups, to_x.reshape(-1), first * depth, depth, True)
     else:
         multiply(back, 0, columns, 1, rows, columns, packed, 0, groups, spare, 0, wide, True)
-        if wide == depth:
-            stream(spare, 0, to_x, first * depth, rows * depth)
-        else:
-            for r in range(rows):
-                copy_values(spare[r * wide : r * wide + depth], to_x[first + r])
+        leave(spare, rows, wide, to_x, first)
+
+
+@loop
+def leave(rows_there, rows, wide, to, first):  # type: ignore[no-untyped-def]
+    """Copies rows of `wide` values to row `first` of a matrix and on."""
+    columns = to.shape[1]
+    if wide == columns and is_far(to):
+        stream(rows_there, 0, to, first * columns, rows * columns)
+    else:
+        for r in range(rows):
+            copy_values(rows_there[r * wide : r * wide + columns], to[first + r])
+
+
+@loop
+def let_in(x, entry, grad):  # type: ignore[no-untyped-def]
+    """Zero is the gradient of values that the grid clipped."""
+    scale, zero_point, low, high = entry[0], entry[1], entry[2], entry[3]
+    zero = grad.dtype.type(0)
+    for c in range(grad.size):
+        code = np.rint(x[c] / scale + zero_point)
+        grad[c] = zero if code <= low or code >= high else grad[c]

@@ -102,7 +102,7 @@ class SumsOfRows(Sums):
         cuts = parts(len(x), x.size)
         sent = self._often if not len(self._skip) else self._often[~self._skip]
         total = int(sent.sum()) * x.shape[1]
-        size = (1024 + int(8 * x.size * grid.scheme.p)) // len(cuts) + x.shape[1] + 512 if catch else 0
+        size = 1536 + int(8 * x.size * grid.scheme.p) + x.shape[1] if catch else 0
         places = [(np.empty(size, x.dtype), np.empty(size, x.dtype)) for _ in cuts]
         counts = [(np.empty(size, np.int64), np.empty(size, np.int64)) for _ in cuts]
 
@@ -225,8 +225,9 @@ def propagate_grad(
     grid: Grid,
     mean: bool,
     for_weight: bool,
+    plus: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `x` and of the weights."""
+    """The gradients of `x`, and `plus`, and of the weights."""
     skip = flags(protected)
     grads, rows = matrix(grad), matrix(x)
     if mean:
@@ -240,7 +241,8 @@ def propagate_grad(
     ptr, edges, receivers = (t.numpy() for t in by_sender)
     parameters, clip = grid.parameters(rows.dtype.type), grid.scheme.clip
     if weight is None:
-        args: tuple[Any, ...] = (grads, rows, receivers, ptr, skip, parameters, clip, to_x.numpy())
+        more = rows[:0] if plus is None else matrix(plus)
+        args: tuple[Any, ...] = (grads, rows, receivers, ptr, skip, parameters, clip, more, to_x.numpy())
         run(lambda _, start, stop: loops.sum_back(*args, start, stop), balanced(ptr, x.size(1)))
         return to_x, x.new_empty((0, 0))
     to_weight = torch.empty(weight.shape if for_weight else (0, 0), dtype=x.dtype)
@@ -248,7 +250,7 @@ def propagate_grad(
     weights = weight.detach().contiguous().numpy()
     args = (grads, rows, weights, receivers, ptr, edges, skip, parameters, clip, least, most, to_x.numpy())
     run(lambda _, start, stop: loops.products_back(*args, to_weight.numpy(), start, stop), balanced(ptr, x.size(1)))
-    return to_x, to_weight
+    return to_x if plus is None else to_x.add_(plus), to_weight
 
 
 def _extremes(rows: NDArray[Any], heads: int) -> Tensor:

@@ -232,8 +232,8 @@ def sum_products(  # type: ignore[no-untyped-def]
 
 
 @loop
-def sum_back(grad, x, receivers, ptr, skip, grid, clip, to_x, start, stop):  # type: ignore[no-untyped-def]
-    """What comes back to each node that sent its row: nothing where the row was clipped."""
+def sum_back(grad, x, receivers, ptr, skip, grid, clip, plus, to_x, start, stop):  # type: ignore[no-untyped-def]
+    """What comes back to each node that sent its row: nothing where the row was clipped; and `plus` (or empty)."""
     columns = x.shape[1]
     codes = np.empty(columns, x.dtype)
     low, high, zero = grid[2], grid[3], x.dtype.type(0)
@@ -250,6 +250,8 @@ def sum_back(grad, x, receivers, ptr, skip, grid, clip, to_x, start, stop):  # t
             round_values(x[s], grid, codes)
             for c in range(columns):
                 row[c] = zero if (codes[c] <= low) | (codes[c] >= high) else row[c]
+        if plus.size > 0:
+            add_values(plus[s], row)
         if far:
             stream(room, 0, to_x, s * columns, columns)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,7 +23,16 @@ from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels._tile import Caught, Chain
-from dqconvert.kernels.chain import chain_gradients, ends_of, fake_results, masked, plain_quantize_chain
+from dqconvert.kernels.chain import (
+    SUM,
+    X,
+    all_pass,
+    chain_gradients,
+    ends_of,
+    fake_results,
+    masked,
+    plain_quantize_chain,
+)
 
 
 def plain_batch_norm(
@@ -127,31 +137,41 @@ def plain_batch_norm_grad(
     return to_x, spread * invstd, to_shift
 
 
+def _grad(
+    grad: Tensor, passes: Tensor, bit: int, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same given the gradient of a chain's result, and by which bit of `passes` it reaches the normalized rows."""
+    reaching = grad if all_pass(passes) else torch.where((passes & bit) > 0, grad, 0)
+    return plain_batch_norm_grad(reaching, x, weight, mean, var, eps)
+
+
 def _grad_on_cpu(
-    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
+    grad: Tensor, passes: Tensor, bit: int, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     alike = grad.dtype == x.dtype and (weight is None or weight.dtype == x.dtype)
     if not alike or not _chain.has_loops(x.dtype):
-        return plain_batch_norm_grad(grad, x, weight, mean, var, eps)
+        return _grad(grad, passes, bit, x, weight, mean, var, eps)
     grads, rows, center = _chain.matrix(grad), _chain.matrix(x), mean.numpy()
+    bits = np.empty((0, 0), np.uint8) if all_pass(passes) else _chain.matrix(passes)
+    into = (grads, bits, np.uint8(bit), rows, center)
     cuts = parts(len(rows), rows.size)
     sums = torch.empty((len(cuts), 2, rows.shape[1]), dtype=torch.float64)
-    run(lambda part, a, b: loops.sums_back(grads, rows, center, *sums[part].numpy(), a, b), cuts)
+    run(lambda part, a, b: loops.sums_back(*into, *sums[part].numpy(), a, b), cuts)
     to_shift, spread = sums.sum(0)
     invstd = 1 / torch.sqrt(var.double() + eps)
     scale = invstd if weight is None else invstd * weight.detach()
     factors = (scale, to_shift / len(x), invstd.square() * spread / len(x))
     to_x = empty(x.shape, x.dtype)
-    args = (grads, rows, center, *(t.to(x.dtype).numpy() for t in factors), to_x.numpy())
+    args = (*into, *(t.to(x.dtype).numpy() for t in factors), to_x.numpy())
     run(lambda _, start, stop: loops.normed_back(*args, start, stop), cuts)
     return to_x, (spread * invstd).to(x.dtype), to_shift.to(x.dtype)
 
 
-def _fake_grad(grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_grad(grad: Tensor, passes: Tensor, bit: int, x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty((x.size(1),)), x.new_empty((x.size(1),))
 
 
-batch_norm_grad = Operator("batch_norm_grad", plain_batch_norm_grad, fake=_fake_grad, cpu=_grad_on_cpu)
+batch_norm_grad = Operator("batch_norm_grad", _grad, fake=_fake_grad, cpu=_grad_on_cpu)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -168,15 +188,20 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return (None,) * 11
     x, weight, passes, mean, var, alpha, other = ctx.saved_tensors
     for_x, for_weight, for_shift = ctx.needs_input_grad[:3]
-    needed = (for_x or for_weight or for_shift, *ctx.needs_input_grad[4:7])
-    at_rows, *added = chain_gradients(grad, passes, other, alpha, ctx.apart, needed)
+    for_added = ctx.needs_input_grad[4:7]
     found: tuple[Tensor | None, ...] = (None, None, None)
-    if at_rows is not None:
-        if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators, moments included
+    added: Sequence[Tensor | None] = (None, None, None)
+    if not any(for_added) and not torch.is_grad_enabled():
+        found = batch_norm_grad(grad, passes, X if ctx.apart else SUM, x, weight, mean, var, ctx.eps)
+    else:
+        needed = (for_x or for_weight or for_shift, *for_added)
+        at_rows, *added = chain_gradients(grad, passes, other, alpha, ctx.apart, needed)
+        if at_rows is not None and torch.is_grad_enabled():
+            # A gradient of a gradient goes through torch's own operators, moments included.
             var, mean = torch.var_mean(x, 0, correction=0)
             found = plain_batch_norm_grad(at_rows, x, weight, mean, var, ctx.eps)
-        else:
-            found = batch_norm_grad(at_rows, x, weight, mean, var, ctx.eps)
+        elif at_rows is not None:
+            found = batch_norm_grad(at_rows, passes.new_empty(0), X, x, weight, mean, var, ctx.eps)
     gradients = (g if wanted else None for g, wanted in zip(found, (for_x, for_weight, for_shift), strict=True))
     return *gradients, None, *added, *(None,) * 4
 

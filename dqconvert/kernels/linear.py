@@ -3,8 +3,8 @@
     x -> entry -> linear -> grid 0 -> + bias | + alpha * other -> grid 1 -> ReLU -> grid 2
 
 See :mod:`dqconvert.kernels.chain`; here even all of the chain may be left out. `entry` is a grid that the rows of `x`
-are rounded to on the way in, where `x` wants no gradient: they are rounded once more on the way back, so that a wide
-matrix of features is neither copied nor kept.
+are rounded to on the way in: they are rounded once more on the way back, so that a wide matrix of features is neither
+copied nor kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dqconvert.kernels._select import Rows
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels._tile import Caught, Chain
 from dqconvert.kernels.chain import chain_gradients, ends_of, fake_results, masked, plain_quantize_chain
-from dqconvert.kernels.linear_grad import entered, joined, matrix_of, ours, quantize_linear_grad, serves, split
+from dqconvert.kernels.linear_grad import entered, joined, let_in, matrix_of, ours, quantize_linear_grad, serves, split
 
 
 def plain_quantize_linear(
@@ -132,10 +132,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     ctx.ours = entry is not None or ours(weight, *steps)
     keep_other = other if alpha is not None and for_alpha else None
     keep_weight = weight if for_x or (for_weight and ctx.ours) else None
+    keep_x = x if for_weight or (for_x and entry is not None) else None
     range_ = None if entry is None else output[1][:2]
-    ctx.save_for_backward(
-        output[2], x if for_weight else None, keep_weight, alpha, keep_other, protected if entry else None, range_
-    )
+    ctx.save_for_backward(output[2], keep_x, keep_weight, alpha, keep_other, protected if entry else None, range_)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -143,15 +142,15 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return (None,) * 10
     passes, x, weight, alpha, other, protected, range_ = ctx.saved_tensors
     for_x, for_weight, for_offset, for_bias, for_other, for_alpha = ctx.needs_input_grad[:6]
-    if for_x and range_ is not None:
-        raise RuntimeError("x is rounded on the way in, and has no gradient")
     if x is None or not ctx.ours or torch.is_grad_enabled():
         # Without `x` little is left to do; and a gradient of a gradient goes through torch's own operators.
         needed = (for_x or for_weight or for_offset, for_bias, for_other, for_alpha)
         back, *rest = chain_gradients(grad, passes, other, alpha, ctx.apart, needed)
         back = None if back is None else matrix_of(back)
-        to_x = (back @ weight).view(*grad.shape[:-1], weight.size(1)) if for_x and back is not None else None
-        to_weight = to_offset = None
+        to_x = to_weight = to_offset = None
+        if for_x and back is not None:
+            to_x = (back @ weight).view(*grad.shape[:-1], weight.size(1))
+            to_x = let_in(to_x, x, protected, range_, *ctx.numbers)
         if for_weight and back is not None:
             to_weight = back.t() @ matrix_of(entered(x, protected, range_, *ctx.numbers))
         if for_offset and back is not None:
@@ -193,7 +192,7 @@ def quantize_linear(
 
     - `x`: floating `[..., in]`; `weight`: `[out, in]`; `offset`: `[out]`, the layer's own bias, or None.
     - `entry = None`: the grid that `x` is rounded to first, but its protected rows; its range comes first in `ranges`,
-      and in what is returned. `x` must want no gradient then.
+      and in what is returned.
     - the others: as there, for the result `[..., out]`.
 
     **Returns** and **raises** what :func:`dqconvert.kernels.quantize_chain` does. Gradients reach `x`, `weight` and
@@ -212,8 +211,6 @@ def quantize_linear(
     """
     if protected is not None:
         check_rows(protected, x, 0, name="protected")
-    if entry is not None and x.requires_grad:
-        raise ValueError("entry: x wants a gradient, so round it by quantize_chain first")
     packed = joined(entry, *masked(schemes, relu))
     y, new, _ = quantize_linear_operator(x, weight, offset, bias, other, alpha, protected, ends_of(ranges), *packed)
     return y, new

@@ -17,6 +17,7 @@ from dqconvert.kernels._multiply import MOST, pack
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.chain import plain_quantize_chain, plain_quantize_chain_grad
+from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
 
 
 def split(ints: Sequence[int], floats: Sequence[float]) -> tuple[Scheme | None, tuple[Sequence[int], Sequence[float]]]:
@@ -41,6 +42,23 @@ def entered(
         return x
     alone = Steps((None, entry._replace(observe=False), None)).packed()
     return plain_quantize_chain(x, None, None, None, protected, range_, *alone)[0]
+
+
+def let_in(
+    grad: Tensor,
+    x: Tensor | None,
+    protected: Tensor | None,
+    range_: Tensor | None,
+    ints: Sequence[int],
+    floats: Sequence[float],
+) -> Tensor:
+    """The gradient of `x`, given that of the rows behind the entry: zero where it clipped, if its scheme says so."""
+    entry, _ = split(ints, floats)
+    if entry is None or range_ is None or x is None or not entry.clip:
+        return grad
+    scale, zero_point = qparams(range_[0], range_[1], entry.quant_min, entry.quant_max, entry.symmetric)
+    args = (x, scale, zero_point, entry.quant_min, entry.quant_max, protected, 0, None)
+    return torch.where(plain_fake_quantize(*args)[1], 0, grad)
 
 
 def ours(weight: Tensor, ints: Sequence[int], floats: Sequence[float]) -> bool:
@@ -74,11 +92,11 @@ def plain_quantize_linear_grad(
     **Arguments**: as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; `protected`, `range_`, `ints` and
     `floats` are those of the entry, see :func:`entered`.
     """
-    x = entered(x, protected, range_, ints, floats)
     _, at_product, *rest = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
     rows = matrix_of(at_product)
-    to_weight = rows.t() @ matrix_of(x)
-    return at_product @ weight, to_weight, rows.sum(0), *rest
+    to_x = let_in(at_product @ weight, x, protected, range_, ints, floats)
+    to_weight = rows.t() @ matrix_of(entered(x, protected, range_, ints, floats))
+    return to_x, to_weight, rows.sum(0), *rest
 
 
 def matrix_of(t: Tensor) -> Tensor:
@@ -137,7 +155,8 @@ def _grad_on_cpu(
     factor = packed.dtype.type(1 if alpha is None else float(alpha))
     entry, skip = split(ints, floats)[0], flags(protected)
     grid = nothing if entry is None or range_ is None else Grid(entry, *range_.tolist()).parameters(nothing.dtype.type)
-    args = (matrix(grad), bits, matrix(x), grid, skip, packed, apart, factor, partner, to_x.numpy())
+    clip = entry is not None and entry.clip
+    args = (matrix(grad), bits, matrix(x), grid, clip, skip, packed, apart, factor, partner, to_x.numpy())
 
     def task(part: int, start: int, stop: int) -> float:
         offset, bias = (sums[part, i].numpy() if w else nothing for i, w in ((0, wanted[2]), (1, wanted[3])))

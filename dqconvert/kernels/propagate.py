@@ -172,25 +172,28 @@ def _grad(
     ints: Sequence[int],
     floats: Sequence[float],
     for_weight: bool,
+    plus: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `x` and, if `for_weight`, of the weights (else `[0, 0]`); `range_` as it was rounded with."""
+    """The gradients of `x` (and `plus`, if there is one) and, if `for_weight`, of the weights (else `[0, 0]`);
+    `range_` as it was rounded with."""
     to_x, to_weight = plain_propagate_grad(
         grad, x, weight, sender, receiver, protected, range_, ints, floats, for_weight
     )
+    to_x = to_x if plus is None else to_x + plus
     return to_x, grad.new_empty((0, 0)) if to_weight is None else to_weight
 
 
 def _grad_on_cpu(grad: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    _, _, by_receiver, by_sender, extremes, protected, range_, ints, floats, for_weight = rest
+    _, _, by_receiver, by_sender, extremes, protected, range_, ints, floats, for_weight, plus = rest
     if not sums.serves(x, weight) or (weight is not None and extremes.numel() == 0 and x.numel() > 0):
         return _grad(grad, x, weight, *rest)
     scheme, mean = Passing.unpacked(ints, floats)
-    grid = Grid(scheme, *range_.tolist())
-    return sums.propagate_grad(grad, x, weight, by_receiver, by_sender, extremes, protected, grid, mean, for_weight)
+    ways = (by_receiver, by_sender, extremes, protected, Grid(scheme, *range_.tolist()), mean, for_weight)
+    return sums.propagate_grad(grad, x, weight, *ways, plus)
 
 
 def _fake_grad(grad: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    to_weight = weight.new_empty(weight.shape) if rest[-1] and weight is not None else x.new_empty((0, 0))
+    to_weight = weight.new_empty(weight.shape) if rest[-2] and weight is not None else x.new_empty((0, 0))
     return x.new_empty(x.shape), to_weight
 
 
@@ -205,6 +208,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     )
     steps = Steps.unpacked(*Passing.steps(ctx.ints, ctx.floats))
     ctx.apart = steps.schemes[0] is not None
+    ctx.same = other is x
     # Not `ctx.needs_input_grad`: for the registered operator it counts the tensors of each list here.
     keep_other = other if alpha is not None and alpha.requires_grad else None
     saved = (x, weight, sender, receiver, *by_receiver, *by_sender, senders, output[1][:2], output[3])
@@ -225,8 +229,12 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
             to_x, to_weight = plain_propagate_grad(at_sum, x, weight, sender, receiver, *passing)
         else:
+            plus = None
+            if ctx.same and for_x:  # both gradients are of one tensor: they are added up on the way
+                plus, added[1] = added[1], None
             order_of = (orders[:3], orders[3:], extremes)
-            to_x, to_weight = propagate_grad(at_sum.contiguous(), x, weight, sender, receiver, *order_of, *passing)
+            args = (x, weight, sender, receiver, *order_of, *passing, plus)
+            to_x, to_weight = propagate_grad(at_sum.contiguous(), *args)
     ends = (to_x, to_weight if for_weight else None)
     return *ends, None, None, order, order, None, None, *added, *(None,) * 4
 

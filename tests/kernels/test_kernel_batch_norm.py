@@ -156,9 +156,26 @@ def test_operators_keep_their_contract(dtype, weighted):
         quantize_batch_norm_operator.registered, args, test_utils=kinds if dtype == torch.float32 else kinds[:3]
     )
     plain = [t if t is None else t.detach() for t in (x, weight)]
-    torch.library.opcheck(
-        batch_norm_grad.registered, (torch.randn(30, 5, dtype=dtype), *plain, plain[0][0], plain[0][1].abs(), 1e-5)
-    )
+    passes = torch.randint(0, 4, (30, 5), dtype=torch.uint8)
+    rest = (*plain, plain[0][0], plain[0][1].abs(), 1e-5)
+    torch.library.opcheck(batch_norm_grad.registered, (torch.randn(30, 5, dtype=dtype), passes, 2, *rest))
+
+
+@pytest.mark.parametrize("bit", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 1), (700, 64), (3, 5000), (90000, 3)], ids=str)
+def test_the_gradient_counts_where_it_passes(shape, dtype, bit, threads):
+    """As if it were zero elsewhere, whatever it is there."""
+    x, weight, _ = batch(*shape, dtype=dtype)
+    grad, passes = torch.randn_like(x), torch.randint(0, 4, shape, dtype=torch.uint8)
+    stopped = (passes & bit) == 0
+    grad[stopped] = torch.nan
+    var, mean = torch.var_mean(x, 0, correction=0)
+    got = batch_norm_grad(grad, passes, bit, x, weight, mean, var, 1e-5)
+    want = plain_batch_norm_grad(*(t.double() for t in (grad.masked_fill(stopped, 0), x, weight, mean, var)), 1e-5)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-3
+    for one, two in zip(got, want, strict=True):
+        torch.testing.assert_close(one.double(), two, rtol=tolerance, atol=tolerance * 30)
 
 
 def test_the_definition_is_torchs():

@@ -117,16 +117,25 @@ def test_what_is_rounded_on_the_way_in_is_not_kept():
     assert [t.data_ptr() for t in large] == [x.data_ptr()]
 
 
-def test_what_wants_a_gradient_cannot_be_rounded_on_the_way_in():
-    with pytest.raises(ValueError, match="x wants a gradient, so round it by quantize_chain first"):
-        quantize_linear(
-            torch.randn(3, 2, requires_grad=True),
-            torch.randn(4, 2),
-            None,
-            (None, None, None),
-            as_ranges(NEVER),
-            entry=INT8,
-        )
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("trained", [("x",), ("x", "weight"), ("x", "weight", "offset")], ids=str)
+def test_gradients_of_what_is_rounded_on_the_way_in(trained, clip, threads):
+    """Those of the rows rounded before: none of clipped ones if the scheme says so."""
+    entry = INT8._replace(p=0.05, clip=clip)
+    values = {"x": torch.randn(700, 37), "weight": torch.randn(24, 37), "offset": torch.randn(24)}
+    leaves = {name: value.requires_grad_(name in trained) for name, value in values.items()}
+    protected, before = torch.rand(700) < 0.2, as_ranges(NEVER)
+    rounded, _ = quantize_chain(leaves["x"], (None, entry, None), before, protected=protected)
+    rest = (leaves["weight"], leaves["offset"], (None, INT8, None))
+    want, _ = quantize_linear(rounded, *rest, as_ranges(NEVER), protected=protected)
+    y, _ = quantize_linear(leaves["x"], *rest, [*before, *as_ranges(NEVER)], protected=protected, entry=entry)
+    upstream, inputs = torch.randn_like(want), [leaves[name] for name in trained]
+    two = torch.autograd.grad(want, inputs, upstream)
+    for graph in (True, False):  # through torch's own operators, and through the loops
+        one = torch.autograd.grad(y, inputs, upstream, retain_graph=True, create_graph=graph)
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
+    assert bool((one[0][~protected] == 0).any()) == clip
+    assert not (one[0][protected] == 0).any()
 
 
 def test_operators_keep_their_contract():

@@ -24,7 +24,7 @@ from chain_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels import edge_order, propagate
+from dqconvert.kernels import EdgeOrder, edge_order, propagate
 from dqconvert.kernels.propagate import (
     Passing,
     plain_messages,
@@ -72,12 +72,13 @@ def assert_as_defined(graph, x, weight, grid, *rest, **chain):
     assert_equal((out, new, passes), want[:3])
 
     grad = torch.randn_like(out)
-    protected, ints, floats = args[7], *args[-2:]
-    args = (grad, *args[:6], extremes, protected, new[:2], ints, floats, weight is not None)
-    for one, two in zip(propagate_grad(*args), propagate_grad.definition(*args), strict=True):
-        # Nothing comes back from a clipped message, not even the NaN that zero times an infinite value is.
-        one = torch.where(two.isnan(), two, one) if one.shape == two.shape else one
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * scale_of(two), equal_nan=True)
+    given, protected, ints, floats = args[2:6], args[7], *args[-2:]
+    for plus in (None, torch.randn_like(x)):
+        args = (grad, x, weight, *given, extremes, protected, new[:2], ints, floats, weight is not None, plus)
+        for one, two in zip(propagate_grad(*args), propagate_grad.definition(*args), strict=True):
+            # Nothing comes back from a clipped message, not even the NaN that zero times an infinite value is.
+            one = torch.where(two.isnan(), two, one) if one.shape == two.shape else one
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * scale_of(two), equal_nan=True)
     return new.tolist()
 
 
@@ -292,6 +293,27 @@ def test_only_what_is_wanted_gets_a_gradient():
     assert weight.grad.shape == weight.shape
 
 
+@pytest.mark.parametrize("heads", [0, 2], ids="{} heads".format)
+@pytest.mark.parametrize("alpha", [None, 1.3])
+def test_what_is_added_may_be_what_is_sent(alpha, heads):
+    """As in GIN: the gradients of one tensor that is two arguments are added up on the way."""
+    graph = (torch.randint(40, (2, 300)), 40, 40)
+    x, weight = torch.randn(40, 8), torch.randn(300, heads) if heads else None
+    alpha = None if alpha is None else torch.tensor([alpha], requires_grad=True)
+    found = []
+    for same in (True, False):
+        leaf = x.clone().requires_grad_()
+        other = leaf if same else leaf.view(40, 8)
+        sender, receiver, by_receiver, by_sender = orders(*graph)
+        orders_ = EdgeOrder(*by_receiver), EdgeOrder(*by_sender)
+        options = {"schemes": (INT8, INT8, None), "ranges": as_ranges(NEVER * 2), "other": other, "alpha": alpha}
+        ends = tuple(as_ranges(NEVER))
+        y, _ = propagate(leaf, weight, sender, receiver, *orders_, INT8, ends, **options)
+        y.backward(torch.linspace(-1, 1, 320).view(40, 8))
+        found.append(leaf.grad)
+    torch.testing.assert_close(*found)
+
+
 def test_errors_name_what_does_not_fit():
     never = tuple(as_ranges(NEVER))
     with pytest.raises(TypeError, match="protected must be a bool tensor"):
@@ -312,6 +334,6 @@ def test_operators_keep_their_contract(dtype, heads):
 
     out, new, _, extremes = propagate_operator(*args)
     values = [None if t is None else t.detach() for t in (torch.randn_like(out), x, weight)]
-    for for_weight in {False, bool(heads)}:
-        more = (*values, *args[2:6], extremes, protected, new[:2], *args[-2:], for_weight)
+    for for_weight, plus in ((False, None), (bool(heads), torch.randn_like(values[1]))):
+        more = (*values, *args[2:6], extremes, protected, new[:2], *args[-2:], for_weight, plus)
         torch.library.opcheck(torch.ops.dqconvert.propagate_grad.default, more)

@@ -132,10 +132,7 @@ def _is_relu(context: Context, node: Node) -> bool:
 
 
 def fuse_entries(context: Context) -> None:
-    """Lets a linear layer quantize its rows itself, where their quantizer is no part of a chain and serves it alone.
-
-    That pays where the rows need no gradient, such as a model's features; which is known when it runs.
-    """
+    """Lets a linear layer quantize its rows itself, where their quantizer is no part of a chain and serves it alone."""
     for node in list(context.graph.nodes):
         if node.op != "call_function" or node.target is not linear:
             continue
