@@ -211,7 +211,7 @@ needs_memory = pytest.mark.skipif(memory.why_not_measurable() is not None, reaso
 
 class TestMemory:
     @needs_memory
-    @pytest.mark.parametrize("mib", [32, 256])
+    @pytest.mark.parametrize("mib", [48, 256])  # up to 32, glibc may take a second block where the first one was
     def test_what_a_step_allocates_is_measured(self, mib: int) -> None:
         found = memory.peak_of(lambda: torch.ones(mib << 18))
         assert mib - 1 <= found.rise < mib + 16
@@ -260,6 +260,7 @@ class TestPhases:
             ("dqconvert::quantize_linear_grad", "linear"),
             ("GeneratedBackwardFor_dqconvert_quantize_linear_defaultBackward", "linear"),
             ("autograd::engine::evaluate_function: GeneratedBackwardFor_dqconvert_quantize_chain_default", "quantize"),
+            ("dqconvert::quantize_parts_grad", "quantize"),
             ("dqconvert::quantize_batch_norm", "rest"),
             ("dqconvert::batch_norm_grad", "rest"),
             ("dqconvert::propagate", "message passing"),

@@ -16,7 +16,7 @@ import dqconvert
 from dqconvert.checkpoint.graph_data import encode_graph
 from dqconvert.errors import CheckpointError, ConfigError
 from dqconvert.quant import FakeQuantize, Protection
-from dqconvert.quant.fused import Memo
+from dqconvert.quant.memo import Memo
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import Quantizers
 

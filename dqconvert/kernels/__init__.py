@@ -15,6 +15,7 @@ from dqconvert.kernels.fake_quantize import fake_quantize, qparams
 from dqconvert.kernels.linear import linear, quantize_linear
 from dqconvert.kernels.minmax import minmax_pair
 from dqconvert.kernels.own_size import own_size
+from dqconvert.kernels.parts import quantize_parts
 from dqconvert.kernels.percentile import percentile_pair
 from dqconvert.kernels.propagate import propagate
 from dqconvert.kernels.propagate_max import propagate_max
@@ -37,5 +38,6 @@ __all__ = [
     "quantize_batch_norm",
     "quantize_chain",
     "quantize_linear",
+    "quantize_parts",
     "release_memory",
 ]

@@ -21,7 +21,7 @@ from dqconvert.lower.builder import Builder
 from dqconvert.lower.movers import reshapes
 from dqconvert.lower.runtime import check_edges, group_order, look_up_last
 from dqconvert.lower.tables import FUNCTIONS
-from dqconvert.quant.fused import Memo
+from dqconvert.quant.memo import Memo
 from dqconvert.rewrite.fuse.memos import REMEMBERED
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
 from dqconvert.trace import TracedModule

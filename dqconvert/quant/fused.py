@@ -8,7 +8,7 @@ the same step by step, as the graph that was not fused does. The quantizers' sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +18,12 @@ from torch_geometric.utils import scatter
 from dqconvert.kernels import (
     EdgeOrder,
     Scheme,
-    edge_order,
-    own_size,
     propagate,
     propagate_max,
     quantize_batch_norm,
     quantize_chain,
     quantize_linear,
+    quantize_parts,
 )
 from dqconvert.kernels import dropout as kernel_dropout
 from dqconvert.quant.fake_quantize import FakeQuantize
@@ -117,7 +116,7 @@ def linear(
     steps = steps or Chain()
     alike = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
     ordinary = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and type(x) is Tensor and alike
-    scheme = entry.scheme_for(x) if entry is not None and ordinary and x.dim() == 2 and not x.requires_grad else None
+    scheme = entry.scheme_for(x) if entry is not None and ordinary and x.dim() == 2 else None
     if entry is not None and scheme is None:
         x, entry = entry(x, protected), None
     ready = _ready(steps, x, protected) if ordinary else None
@@ -134,6 +133,25 @@ def linear(
         ends = ends[2:]
     ready.take(ends)
     return y
+
+
+def weights(values: Sequence[Tensor], quantizers: Sequence[FakeQuantize]) -> tuple[Tensor, ...]:
+    """Each of several small tensors through its quantizer."""
+    schemes = [quantizer.scheme_for(value) for value, quantizer in zip(values, quantizers, strict=True)]
+    used = [scheme for scheme in schemes if scheme is not None]
+    usual = len(used) == len(values) and all(type(value) in (Tensor, nn.Parameter) for value in values)
+    alike = len({(value.dtype, value.device) for value in values}) == 1 and values[0].dtype in LOOPED
+    if not usual or not alike:
+        return tuple(quantizer(value) for value, quantizer in zip(values, quantizers, strict=True))
+    ranges = [end for quantizer in quantizers for end in (quantizer.min_val, quantizer.max_val)]
+    results, ends = quantize_parts(values, used, ranges)
+    for place, (quantizer, scheme) in enumerate(zip(quantizers, used, strict=True)):
+        quantizer.take(scheme, ends[2 * place : 2 * place + 2])
+    return results
+
+
+LOOPED = (torch.float32, torch.float64)
+"""Types of weights that are quantized together."""
 
 
 def batch_norm(x: Tensor, norm: nn.BatchNorm1d, steps: Chain | None = None, protected: Tensor | None = None) -> Tensor:
@@ -186,7 +204,7 @@ def message_passing(
     - `weight`: `[num_edges]` or, for features `[heads, channels]`, `[num_edges, heads]`; `None`: the message is
       `x_j`.
     - `sender`, `receiver`: int64 `[num_edges]`; `num_nodes`: how many nodes receive.
-    - `by_receiver`, `by_sender`: from :class:`EdgeOrders`; `None` on devices that do without.
+    - `by_receiver`, `by_sender`: from :class:`dqconvert.quant.memo.EdgeOrders`; `None` on devices that do without.
     - `quantizer`: of the messages. `senders_protected`: bool `[num_senders]`, or None.
     - `mean`: whether to average.
     - `steps = None`: what happens to the aggregates. `protected = None`: bool `[num_nodes]`, for its quantizers.
@@ -204,7 +222,8 @@ def message_passing(
     ready = _ready(steps, x, protected) if x.dim() == 2 or steps.bias is None else None
     options = {} if ready is None else {"schemes": ready.schemes, "ranges": ready.ranges, **ready.options}
     if ready is not None and steps.other is not None:
-        options["other"] = steps.other.reshape(num_nodes, features)
+        # As it is where it can be: x itself, say, whose gradients are then added up on the way.
+        options["other"] = steps.other if steps.other.dim() == 2 else steps.other.reshape(num_nodes, features)
     out, ends = propagate(
         x if x.dim() == 2 else x.reshape(x.size(0), features),
         None if weight is None else _by_head(weight),
@@ -294,126 +313,8 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
     return kernel_dropout(x, p)
 
 
-class Memo(nn.Module):
-    """Base class of what remembers something between calls that it could as well compute again.
-
-    No state of it is saved, copied or pickled.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._last: Any = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None}
-
-
-class Remembered(Memo):
-    """A function of the graph alone, such as GCN's normalization, and what it returned the last time.
-
-    The result is used again only where every argument equals, value by value, that of the last call, and nobody
-    changed the result in place. It has no state that is saved.
-
-    ```python
-    >>> from torch_geometric.utils import remove_self_loops
-    >>> remembered = Remembered(remove_self_loops)
-    >>> edge_index = torch.tensor([[0, 1], [1, 1]])
-    >>> remembered(edge_index)[0] is remembered(edge_index.clone())[0]
-    True
-
-    ```
-    """
-
-    _last: tuple[list[Any], Any, list[int]] | None
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns for these arguments."""
-        given = [*args, *kwargs.values()]
-        tensors = [value for value in given if isinstance(value, Tensor)]
-        if torch.compiler.is_compiling():
-            return _with_own_size(self.function(*args, **kwargs))
-        if any(not _plain_integers(value) for value in tensors):
-            return self.function(*args, **kwargs)
-        last = self._last
-        if last is not None and _all_equal(last[0], given) and last[2] == _versions(last[1]):
-            return last[1]
-        with torch.inference_mode(False):  # what is remembered may be used in training later
-            result = self.function(*args, **kwargs)
-            known = [value.clone() if isinstance(value, Tensor) else value for value in given]
-            self._last = (known, result, _versions(result))
-        return result
-
-    def extra_repr(self) -> str:
-        return self.function.__name__
-
-
-def _with_own_size(result: Any) -> Any:
-    """What a function of edges returns, all of it by edge, with a number of edges that compiled code can carry on."""
-    if not isinstance(result, tuple):
-        return result
-    sized = iter(own_size([value for value in result if isinstance(value, Tensor)]))
-    return tuple(next(sized) if isinstance(value, Tensor) else value for value in result)
-
-
-def _plain_integers(value: Tensor) -> bool:
-    return type(value) is Tensor and value.device.type == "cpu" and not value.is_floating_point()
-
-
-def _all_equal(old: list[Any], new: list[Any]) -> bool:
-    def same(one: Any, two: Any) -> bool:
-        if isinstance(one, Tensor) and isinstance(two, Tensor):
-            return one.dtype == two.dtype and torch.equal(one, two)
-        return type(one) is type(two) and one == two
-
-    return len(old) == len(new) and all(map(same, old, new))
-
-
-def _versions(result: Any) -> list[int]:
-    results = result if isinstance(result, tuple) else (result,)
-    return [value._version for value in results if isinstance(value, Tensor)]
-
-
-class EdgeOrders(Memo):
-    """Groups edges by node, and remembers the last grouping: a graph often stays the same for a thousand steps.
-
-    A grouping is used again only where the index equals, value by value, the one it was made for, so a graph that was
-    changed in place is never mistaken for the old one. It has no state that is saved.
-
-    ```python
-    >>> orders = EdgeOrders()
-    >>> orders(torch.tensor([1, 0, 1]), torch.tensor([0, 0, 1]), 2).edges
-    tensor([1, 0, 2])
-
-    ```
-    """
-
-    _last: tuple[Tensor, Tensor, int, EdgeOrder] | None
-
-    def forward(self, index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder | None:
-        """The grouping of edges by `index` (int64 `[num_edges]`; `other`: the other ends); None on devices whose
-        kernels do without."""
-        if index.device.type != "cpu":
-            return None
-        if torch.compiler.is_compiling():
-            return edge_order(index, other, num_nodes)
-        last = self._last
-        if last is not None and last[2] == num_nodes and torch.equal(last[0], index) and torch.equal(last[1], other):
-            return last[3]
-        with torch.inference_mode(False):  # what is remembered may be used in training later
-            order = edge_order(index, other, num_nodes)
-            self._last = (index.clone(), other.clone(), num_nodes, order)
-        return order
-
-
 __all__ = [
     "Chain",
-    "EdgeOrders",
-    "Memo",
-    "Remembered",
     "batch_norm",
     "chain",
     "dropout",
@@ -421,4 +322,5 @@ __all__ = [
     "linear",
     "message_passing",
     "own_memory",
+    "weights",
 ]

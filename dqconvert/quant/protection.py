@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.transforms import BaseTransform
 
 from dqconvert.errors import ConfigError
 from dqconvert.kernels import protection_probability
 from dqconvert.qconfig import Protect
+from dqconvert.quant.memo import Memo, all_equal, plain_integers
 
 
-class Protection(nn.Module):
-    """Draws, in training, the nodes of one row space that are protected in this step. It has no state.
+class Protection(Memo):
+    """Draws, in training, the nodes of one row space that are protected in this step. It has no state that is saved.
+
+    Probabilities are computed again only where the graph has changed.
 
     A node is protected with a probability between `protect.p_min` and `protect.p_max` that grows with its
     in-degree, or with a given one. Draws follow `torch.manual_seed`. In evaluation nothing is protected and
@@ -75,11 +78,25 @@ class Protection(nn.Module):
                 device = targets[0].device if targets else given.device
             probability = given.to(device)
         else:
-            probability = protection_probability(
-                targets, num_nodes, self.protect.p_min, self.protect.p_max, batch, device
-            )
+            probability = self._probability(targets, num_nodes, batch, device)
         # Uniform numbers lie in [0, 1): a probability of 0 is never reached and one of 1 always.
         return torch.rand(num_nodes, device=probability.device) < probability
+
+    def _probability(
+        self, targets: Sequence[Tensor], num_nodes: int, batch: Tensor | None, device: torch.device | None
+    ) -> Tensor:
+        bounds = self.protect.p_min, self.protect.p_max
+        tensors = [*targets, *([] if batch is None else [batch])]
+        ordinary = device is None or device.type == "cpu"
+        if torch.compiler.is_compiling() or not ordinary or not all(map(plain_integers, tensors)):
+            return protection_probability(targets, num_nodes, *bounds, batch, device)
+        given = [*targets, batch, num_nodes, bounds]
+        if self._last is None or not all_equal(self._last[0], given):
+            known = [value.clone() if isinstance(value, Tensor) else value for value in given]
+            with torch.inference_mode(False):
+                self._last = known, protection_probability(targets, num_nodes, *bounds, batch, device)
+        probability: Tensor = self._last[1]
+        return probability
 
     def extra_repr(self) -> str:
         return f"p_min={self.protect.p_min}, p_max={self.protect.p_max}"

@@ -87,6 +87,30 @@ def test_it_has_no_state_and_copies():
     assert repr(protection) == "Protection(p_min=0.0, p_max=0.3)"
 
 
+def test_probabilities_follow_whatever_changes():
+    """The same graph is not counted twice, but one that was changed in place, or anything else, is."""
+    targets, batch = torch.tensor([0, 0, 0, 1, 1, 3]), torch.tensor([0, 1, 0, 1])
+    protection = Protection(Protect(p_min=0.0, p_max=1.0))
+
+    def drawn(*args):
+        torch.manual_seed(3)
+        got = protection(*args)
+        torch.manual_seed(3)
+        assert torch.equal(got, Protection(protection.protect)(*args))
+        return protection._last[1]
+
+    first = drawn([targets], 4)
+    assert drawn([targets.clone()], 4) is first
+    targets[-1] = 2
+    assert drawn([targets], 4) is not first
+    for args in (([targets], 5), ([targets, targets], 5), ([targets], 4, batch), ([targets], 4, 1 - batch)):
+        drawn(*args)
+    before = drawn([targets], 4)
+    protection.protect = Protect(p_min=0.5, p_max=1.0)
+    assert drawn([targets], 4) is not before
+    assert pickle.loads(pickle.dumps(protection))._last is None
+
+
 def test_it_compiles_as_one_graph():
     torch._dynamo.reset()
     protection = Protection(Protect(p_min=0.0, p_max=1.0))

@@ -12,7 +12,8 @@ from torch_geometric.nn import GCNConv, GINConv, SAGEConv
 
 import dqconvert
 import zoo
-from dqconvert.quant.fused import EdgeOrders, Remembered, dropout, largest_message, linear, message_passing
+from dqconvert.quant.fused import dropout, largest_message, linear, message_passing
+from dqconvert.quant.memo import EdgeOrders, Remembered
 from dqconvert.rewrite.fuse import fuse
 
 
@@ -27,6 +28,60 @@ def targets(module):
 
 def prepared_from(model, inputs=None, **kwargs):
     return dqconvert.prepare(model, "int8-dq", inputs or zoo.graph(), **kwargs).module
+
+
+class Stack(nn.Module):
+    """Linear layers, one after the other; `shared`: the first one again at the end."""
+
+    def __init__(self, shared=False, wide=8, inplace=False):
+        super().__init__()
+        self.one, self.two = nn.Linear(8, wide), nn.Linear(wide, 8)
+        self.shared, self.inplace = shared, inplace
+
+    def forward(self, x):
+        x = self.one(x)
+        x = self.two(x.mul_(0.5) if self.inplace else x)
+        return self.one(x) if self.shared else x
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_small_weights_are_quantized_together(shared):
+    (found,) = fusions(prepared_from(Stack(shared), {"x": torch.randn(9, 8)}), "weights")
+    assert found.quantizers == ("one.quant.weight", "two.quant.weight")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Stack(wide=1 << 14), Stack(inplace=True)],
+    ids=["they are large", "something is written in place between them"],
+)
+def test_weights_that_are_quantized_alone(model):
+    module = prepared_from(model, {"x": torch.randn(9, 8)})
+    assert not fusions(module, "weights")
+
+
+def test_weights_quantized_together_are_those_quantized_alone():
+    """In training and evaluation, with one of them frozen, and with an observer that is off."""
+    module = prepared_from(Stack(), {"x": torch.randn(9, 8)})
+    alone = copy.deepcopy(module)
+    alone.fuse = False
+    alone.recompile()
+    for step in range(6):
+        x = torch.randn(9, 8)
+        for one in (module, alone):
+            one.one.quant.weight.observer_enabled = step != 2
+            one.two.weight.requires_grad_(step != 3)
+            one.train(step != 4)
+            one.zero_grad()
+            torch.manual_seed(step)
+            one(x).sum().backward()
+            with torch.no_grad():
+                one.one.weight *= 1.1
+        for name, value in module.state_dict().items():
+            exact = {"rtol": 0, "atol": 0} if "quant.weight" in name else {}  # features are of another product
+            torch.testing.assert_close(value, alone.state_dict()[name], **exact)
+        for one, two in zip(module.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, two.grad)
 
 
 MESSAGES = {

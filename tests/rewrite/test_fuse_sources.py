@@ -211,7 +211,8 @@ def test_a_linear_layer_with_no_quantizer_behind_it_has_no_chain(monkeypatch):
 def test_a_quantizer_alone_is_part_of_its_linear_layer(monkeypatch):
     module = prepared_from(of(through_elu))
     whole = "quantizer, linear, chain"
-    assert ops(module) == {f"{layer}.quant.{role}": whole for layer in ("one", "two") for role in ("input", "feature")}
+    expected = {"input": whole, "feature": whole, "weight": "weights"}
+    assert ops(module) == {f"{layer}.quant.{role}": op for layer in ("one", "two") for role, op in expected.items()}
     assert calls(module, chain) == (0, 0)
 
 

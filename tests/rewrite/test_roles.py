@@ -78,7 +78,7 @@ class Gain(nn.Module):
 
 
 def test_a_gain_is_not_a_weight_a_summed_product_is():
-    module, _ = dqconvert.prepare(Gain(), None, (X, EDGE_INDEX))
+    module, _ = dqconvert.prepare(Gain(), None, (X, EDGE_INDEX), fuse=False)
     code = module.code
     assert "self.quant.weight(vector)" in code
     assert "(gain)" not in code

@@ -2,10 +2,10 @@
 
 The prepared graph stays what is saved, shown and prepared again; this one is made from it whenever code is generated.
 
-One module per pass: :mod:`.messages` and :mod:`.chains` (groups become one operator), :mod:`.one_for_one` (a function
-becomes its counterpart), :mod:`.islands` (what was not traced is kept apart). Below them, from the bottom:
-:mod:`.context` (the graph that is being fused, and what may be asked of its nodes) and :mod:`.memos` (modules that
-remember).
+One module per pass: :mod:`.messages`, :mod:`.chains` and :mod:`.weights` (groups become one operator),
+:mod:`.one_for_one` (a function becomes its counterpart), :mod:`.islands` (what was not traced is kept apart). Below
+them, from the bottom: :mod:`.context` (the graph that is being fused, and what may be asked of its nodes) and
+:mod:`.memos` (modules that remember).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dqconvert.rewrite.fuse.context import Context
 from dqconvert.rewrite.fuse.islands import guard_islands
 from dqconvert.rewrite.fuse.messages import fuse_messages
 from dqconvert.rewrite.fuse.one_for_one import put_stand_ins, remember
+from dqconvert.rewrite.fuse.weights import fuse_weights
 from dqconvert.trace.ops import op_name
 
 
@@ -34,13 +35,14 @@ def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
         >>> from dqconvert import prepare
         >>> module, _ = prepare(GIN(8, 16, num_layers=1), "int8-dq")
         >>> [fusion.op for fusion in fuse(module.graph, module)[1]]
-        ['message passing, chain', 'linear, chain', 'quantizer, linear, chain']
+        ['message passing, chain', 'linear, chain', 'quantizer, linear, chain', 'weights']
     """
     context = Context.of(copy.deepcopy(graph), root)
     fuse_messages(context)
     put_stand_ins(context)
     fuse_chains(context)
     fuse_entries(context)
+    fuse_weights(context)
     remember(context)
     _drop_unused(context.graph)
     return context.graph, tuple(context.fusions.values())

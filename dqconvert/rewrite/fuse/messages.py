@@ -12,7 +12,8 @@ from torch.fx import Node
 from torch_geometric.nn.aggr import MaxAggregation, MeanAggregation, SumAggregation
 
 from dqconvert.quant import gather_protected
-from dqconvert.quant.fused import EdgeOrders, largest_message, message_passing
+from dqconvert.quant.fused import largest_message, message_passing
+from dqconvert.quant.memo import EdgeOrders
 from dqconvert.rewrite.derive import Size
 from dqconvert.rewrite.fuse.context import Context, only_user, protection_of
 from dqconvert.rewrite.fuse.memos import memo, origin, size_of

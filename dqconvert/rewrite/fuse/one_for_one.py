@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from dqconvert.quant.fused import Remembered, batch_norm, dropout, linear
+from dqconvert.quant.fused import batch_norm, dropout, linear
+from dqconvert.quant.memo import Remembered
 from dqconvert.rewrite.fuse.context import Context
 from dqconvert.rewrite.fuse.memos import REMEMBERED, memo, origin
 from dqconvert.trace.note import annotate, note_of

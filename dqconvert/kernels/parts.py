@@ -1,0 +1,192 @@
+"""Several small values, each with a grid of its own, in one go: the weights of a model.
+
+Each alone is so small that calling an operator for it costs more than what the operator does.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dqconvert.kernels._chain import has_loops, observe
+from dqconvert.kernels._grid import Grid, Scheme, Steps
+from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._select import Rows, ranks
+from dqconvert.kernels._threads import loop
+from dqconvert.kernels._tile import back_values, pass_values, round_values
+from dqconvert.kernels.chain import all_pass, ends_of, plain_quantize_chain
+
+_LARGEST = float(np.finfo(np.float32).max)  # ranges are float32
+
+
+def plain_quantize_parts(
+    x: Tensor, sizes: Sequence[int], ranges: Tensor, ints: Sequence[int], floats: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The definition that every implementation is held to: part by part what a chain of one grid does.
+
+    **Arguments**: those of :func:`quantize_parts`; `ranges` is float32 `[2 * parts]`; `ints` and `floats` are the
+    schemes one after the other (:meth:`Scheme.packed`), `ints` with one number before them: whether to say which
+    gradients pass.
+
+    **Returns** the result; the new ends of the ranges, float32 `[2 * parts]`; and, uint8, shaped like `x`, whether the
+    gradient passes (`[0]` if nobody asks).
+    """
+    masked, schemes = _unpacked(ints, floats)
+    found = [
+        plain_quantize_chain(part, None, None, None, None, ends, *Steps((None, scheme, None), masked=masked).packed())
+        for part, scheme, ends in zip(x.split_with_sizes(list(sizes)), schemes, ranges.split(2), strict=True)
+    ]
+    values, ends, passes = (list(results) for results in zip(*found, strict=True))
+    return torch.cat(values), torch.cat(ends), (torch.cat(passes) & 1 if masked else x.new_empty(0).to(torch.uint8))
+
+
+def _unpacked(ints: Sequence[int], floats: Sequence[float]) -> tuple[bool, list[Scheme]]:
+    masked, numbers = ints[0], ints[1:]
+    parts = range(len(floats) // 2)
+    return bool(masked), [Scheme.unpacked(numbers[5 * i : 5 * i + 5], floats[2 * i : 2 * i + 2]) for i in parts]
+
+
+def _fake(x: Tensor, sizes: Sequence[int], ranges: Tensor, ints: Sequence[int], *_: Any) -> tuple[Tensor, ...]:
+    passes = x.new_empty(x.shape if ints[0] else (0,), dtype=torch.uint8)
+    return torch.empty_like(x), torch.empty_like(ranges), passes
+
+
+def _on_cpu(
+    x: Tensor, sizes: Sequence[int], ranges: Tensor, ints: Sequence[int], floats: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    masked, schemes = _unpacked(ints, floats)
+    if not has_loops(x.dtype):
+        return plain_quantize_parts(x, sizes, ranges, ints, floats)
+    values, cuts = x.detach().contiguous().numpy(), np.array([0, *itertools.accumulate(sizes)])
+    grids = [Grid(scheme, *ends) for scheme, ends in zip(schemes, ranges.view(-1, 2).tolist(), strict=True)]
+    counts = np.empty((len(grids), 3), np.int64)
+    count_beyond(values, cuts, ranges.view(-1, 2).numpy(), counts)
+    for grid, (below, above, odd), start, stop in zip(grids, counts.tolist(), cuts[:-1], cuts[1:], strict=True):
+        from_below, from_above = ranks(stop - start - odd, grid.scheme.p)
+        if not grid.settled or below >= from_below or above >= from_above:
+            observe(grid, Rows(values[start:stop].reshape(1, -1), None))
+    y, passes = torch.empty_like(x), torch.empty(x.shape if masked else (0,), dtype=torch.uint8)
+    parameters = np.stack([grid.parameters(values.dtype.type) for grid in grids])
+    clip = np.array([grid.scheme.clip for grid in grids])
+    round_parts(values, cuts, parameters, clip, y.numpy(), passes.numpy())
+    return y, torch.tensor([end for grid in grids for end in (grid.lo, grid.hi)], dtype=torch.float32), passes
+
+
+@loop
+def count_beyond(x, cuts, ranges, counts):  # type: ignore[no-untyped-def]
+    """How many values of each part lie below its range, how many above, and how many are not finite."""
+    for part in range(cuts.size - 1):
+        lo, hi = ranges[part, 0], ranges[part, 1]
+        below = above = odd = 0
+        for i in range(cuts[part], cuts[part + 1]):
+            v = x[i]
+            finite = -_LARGEST <= v <= _LARGEST
+            odd += not finite
+            below += finite and v < lo
+            above += finite and v > hi
+        counts[part, 0], counts[part, 1], counts[part, 2] = below, above, odd
+
+
+@loop
+def round_parts(x, cuts, grids, clip, y, passes):  # type: ignore[no-untyped-def]
+    """Each part to its grid, and which gradients pass."""
+    for part in range(cuts.size - 1):
+        a, b = cuts[part], cuts[part + 1]
+        grid = grids[part]
+        round_values(x[a:b], grid, y[a:b])
+        if passes.size > 0:
+            mark_values(y[a:b], grid, clip[part], passes[a:b])
+        back_values(y[a:b], grid, y[a:b])
+
+
+@loop
+def mark_values(codes, grid, clip, passes):  # type: ignore[no-untyped-def]
+    low, high = grid[2], grid[3]
+    for i in range(codes.size):
+        passes[i] = not (clip and (codes[i] <= low or codes[i] >= high))
+
+
+def plain_quantize_parts_grad(grad: Tensor, passes: Tensor) -> Tensor:
+    """The definition of the gradient of `x`: that of the result, where it passes. Infinite or NaN, it is zero
+    elsewhere, too."""
+    return torch.where(passes > 0, grad, 0)
+
+
+def _grad_on_cpu(grad: Tensor, passes: Tensor) -> Tensor:
+    if not has_loops(grad.dtype):
+        return plain_quantize_parts_grad(grad, passes)
+    to_x = torch.empty(grad.shape, dtype=grad.dtype)
+    pass_values(grad.contiguous().numpy(), passes.numpy(), np.uint8(1), to_x.numpy())
+    return to_x
+
+
+quantize_parts_grad = Operator(
+    "quantize_parts_grad",
+    plain_quantize_parts_grad,
+    fake=lambda grad, passes: grad.new_empty(grad.shape),
+    cpu=_grad_on_cpu,
+)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.save_for_backward(output[2])
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    (passes,) = ctx.saved_tensors
+    if grad is None or all_pass(passes):
+        return grad, *(None,) * 4
+    # A gradient of a gradient goes through torch's own operators.
+    back = plain_quantize_parts_grad if torch.is_grad_enabled() else quantize_parts_grad
+    return back(grad, passes), *(None,) * 4
+
+
+quantize_parts_operator = Operator(
+    "quantize_parts", plain_quantize_parts, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward
+)
+
+
+def quantize_parts(
+    values: Sequence[Tensor], schemes: Sequence[Scheme], ranges: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Observes and rounds several tensors, each by a scheme and a range of its own.
+
+    **Arguments**
+
+    - `values`: floating tensors of one type, of any shapes; at least one.
+    - `schemes`: one for each. `ranges`: the low and the high end of each, float32 `[]`.
+
+    **Returns** the results, shaped like `values`, and the new ends of the ranges, float32 `[2 * len(values)]`. A range
+    is updated before its tensor is rounded. Gradients reach `values`; those of clipped values are zero where the scheme
+    says `clip`.
+
+    Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, and its official implementation.
+
+    ```python
+    >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
+    >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
+    >>> weights = torch.tensor([-8.0, 7.4]), torch.tensor([[0.4, 3.0]])
+    >>> (one, two), ends = quantize_parts(weights, [scheme] * 2, never * 2)
+    >>> [round(value, 1) for value in one.tolist()], [round(value, 1) for value in two.flatten().tolist()]
+    ([-8.2, 7.2], [0.4, 3.0])
+    >>> ends.tolist() == [-8.0, 7.400000095367432, 0.4000000059604645, 3.0]
+    True
+
+    ```
+    """
+    sizes = [value.numel() for value in values]
+    packed = [scheme.packed() for scheme in schemes]
+    masked = torch.is_grad_enabled() and any(scheme.clip for scheme in schemes)
+    ints = [int(masked), *itertools.chain.from_iterable(ints for ints, _ in packed)]
+    floats = list(itertools.chain.from_iterable(floats for _, floats in packed))
+    flat = torch.cat([value.reshape(-1) for value in values])
+    y, ends, _ = quantize_parts_operator(flat, sizes, ends_of(ranges), ints, floats)
+    results = (part.view(value.shape) for part, value in zip(y.split_with_sizes(sizes), values, strict=True))
+    return tuple(results), ends
