@@ -16,12 +16,12 @@ from torch.profiler import ProfilerActivity, profile
 from torch_geometric.nn import GCN, GIN, GCNConv
 
 import dqconvert
-import dqconvert.quant.fused as fused_operators
 import products
 import zoo
 from dqconvert.errors import ObserverError
 from dqconvert.kernels import _memory
-from dqconvert.quant.fused import EdgeOrders
+from dqconvert.quant import memo
+from dqconvert.quant.memo import EdgeOrders
 
 PRESETS = ["int8-dq", "int4-dq", "int8-qat"]
 FUSED = ["GCN", "GCN_batch_norm", "GraphSAGE", "GIN", "GAT", "WeightedGCN", "GraphClassifier", "Tied"]
@@ -303,8 +303,8 @@ def test_one_graph_is_ordered_once(both, monkeypatch):
     fused, _, inputs = both("GIN")
     assert sum(isinstance(module, EdgeOrders) for module in fused.modules()) == 2, "shared by the layers"
     count = []
-    edge_order = fused_operators.edge_order
-    monkeypatch.setattr(fused_operators, "edge_order", lambda *args: count.append(1) or edge_order(*args))
+    edge_order = memo.edge_order
+    monkeypatch.setattr(memo, "edge_order", lambda *args: count.append(1) or edge_order(*args))
     x, edge_index = inputs()
     for _ in range(3):
         zoo.train_step(fused, (x, edge_index.clone()))

@@ -73,6 +73,8 @@ class TracedModule(GraphModule):
             code = super().recompile()
         finally:
             self._graph = train_graph
+        # torch.compile looks lines of the code up among the nodes of `graph`; they may be those of another one.
+        self._lineno_map: dict[int, int | None] = {}
         if self.eval_graph is not None:
             cls.forward = _by_mode(cls.forward, evaluate)
         return code
