@@ -18,12 +18,12 @@ def make_message(x, s, weight, e, exact, grid, codes, message):  # type: ignore[
     if weight.size > 0:
         for h in range(heads):
             a, b = h * channels, (h + 1) * channels
-            scale_values(x[s, a:b], weight[e, h], message[a:b])
+            scale_values(x[s, a:b], weight[e, h], message[a:b], channels)
     else:
-        copy_values(x[s], message)
+        copy_values(x[s], message, message.size)
     if not exact:
-        round_values(message, grid, codes)
-        back_values(codes, grid, message)
+        round_values(message, grid, codes, message.size)
+        back_values(codes, grid, message, message.size)
 
 
 @loop

@@ -6,7 +6,7 @@ import numpy as np
 
 from dqconvert.kernels._multiply import VECTOR, groups_of, multiply
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._span import round_span
+from dqconvert.kernels._span import pass_span, round_span
 from dqconvert.kernels._stream import is_far, room_before, stream
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import (
@@ -14,9 +14,10 @@ from dqconvert.kernels._tile import (
     chain_tile,
     copy_values,
     dot,
-    pass_values,
+    numbers_of,
     scale_values,
     scratch,
+    stop_clipped,
 )
 
 
@@ -37,7 +38,7 @@ def product_tile(x, y, packed, spare):  # type: ignore[no-untyped-def]
     else:
         multiply(x.reshape(-1), 0, depth, 1, rows, depth, packed, 0, groups, spare, 0, wide, True)
         for r in range(rows):
-            copy_values(spare[r * wide : r * wide + columns], y[r])
+            copy_values(pointer(spare, r * wide), pointer(y, r * columns), columns)
 
 
 @loop
@@ -51,7 +52,7 @@ def round_rows(x, first, last, entry, skip, rows):  # type: ignore[no-untyped-de
     """Rows `first` to `last` of `x` into `rows`, rounded to the grid `entry` unless they are skipped."""
     depth, wide = x.shape[1], rows.shape[1]
     for r in range(last - first):
-        copy_values(x[first + r], rows[r, :depth])
+        copy_values(pointer(x, (first + r) * depth), pointer(rows, r * wide), depth)
         if not (skip.size > 0 and skip[first + r]):
             round_span(pointer(rows, r * wide), depth, pointer(entry, 0))
 
@@ -79,7 +80,7 @@ def chain_products(x, entry, skip, packed, offset, y, chain, caught, start, stop
             product_tile(x[first:last], to, packed, product)
         if offset.size > 0:
             for r in range(last - first):
-                add_values(offset, to[r])
+                add_values(pointer(offset, 0), pointer(to, r * columns), columns)
         chain_tile(y, first, last, chain, caught, spare, room)
 
 
@@ -111,6 +112,7 @@ def products_back(  # type: ignore[no-untyped-def]
     added to. Returns the product of the gradient of the sum with `other`, added up.
     """
     columns, depth = grad.shape[1], x.shape[1]
+    numbers = numbers_of(entry) if clip else numbers_of(np.ones(4, x.dtype))
     step = product_rows(max(columns, depth))
     wide = padded(depth, x.itemsize)
     groups = groups_of(depth, x.itemsize)
@@ -133,32 +135,32 @@ def products_back(  # type: ignore[no-untyped-def]
         a, b = first * columns, last * columns
         size = b - a
         if bits.size > 0:
-            pass_values(flat_grad[a:b], flat_bits[a:b], np.uint8(1), flat_sum)
+            pass_span(pointer(flat_grad, a), pointer(flat_bits, a), np.uint8(1), pointer(flat_sum, 0), size)
         else:
-            copy_values(flat_grad[a:b], flat_sum[:size])
+            copy_values(pointer(flat_grad, a), pointer(flat_sum, 0), size)
         if to_other.size > 0 and is_far(to_other):
-            scale_values(flat_sum[:size], alpha, flat_product[:size])
+            scale_values(flat_sum, alpha, flat_product, size)
             stream(flat_product, 0, flat_other, a, size)
         elif to_other.size > 0:
-            scale_values(flat_sum[:size], alpha, flat_other[a:b])
+            scale_values(flat_sum, alpha, flat_other[a:b], size)
         if other.size > 0:
             total += dot(flat_sum[:size], flat_partner[a:b])
         if to_bias.size > 0:
             for r in range(rows):
-                add_values(at_sum[r], to_bias)
+                add_values(pointer(at_sum, r * columns), pointer(to_bias, 0), columns)
         back, flat_back = at_sum, flat_sum
         if apart and bits.size > 0:
-            pass_values(flat_grad[a:b], flat_bits[a:b], np.uint8(2), flat_product)
+            pass_span(pointer(flat_grad, a), pointer(flat_bits, a), np.uint8(2), pointer(flat_product, 0), size)
             back, flat_back = at_product, flat_product
         if to_offset.size > 0:
             for r in range(rows):
-                add_values(back[r], to_offset)
+                add_values(pointer(back, r * columns), pointer(to_offset, 0), columns)
         if to_x.size > 0:
             if clip:
                 multiply(flat_back, 0, columns, 1, rows, columns, packed, 0, groups, product, 0, wide, True)
                 for r in range(rows):
                     if not (skip.size > 0 and skip[first + r]):
-                        let_in(x[first + r], entry, product[r * wide : r * wide + depth])
+                        stop_clipped(pointer(x, (first + r) * depth), numbers, pointer(product, r * wide), depth)
                 leave(product, rows, wide, to_x, first)
             else:
                 multiply_back(flat_back, columns, rows, packed, groups, to_x, first, product)
@@ -167,7 +169,7 @@ def products_back(  # type: ignore[no-untyped-def]
                 round_rows(x, first, last, entry, skip, rows_of_x)
             elif apart_rows:
                 for r in range(rows):
-                    copy_values(x[first + r], rows_of_x[r, :depth])
+                    copy_values(pointer(x, (first + r) * depth), pointer(rows_of_x, r * wide), depth)
             source = rows_of_x.reshape(-1) if apart_rows else flat_x[first * depth :]
             multiply(flat_back, 0, 1, columns, columns, rows, source, wide, groups, flat_weight, 0, wide, False)
     return total
@@ -192,14 +194,4 @@ def leave(rows_there, rows, wide, to, first):  # type: ignore[no-untyped-def]
         stream(rows_there, 0, to, first * columns, rows * columns)
     else:
         for r in range(rows):
-            copy_values(rows_there[r * wide : r * wide + columns], to[first + r])
-
-
-@loop
-def let_in(x, entry, grad):  # type: ignore[no-untyped-def]
-    """Zero is the gradient of values that the grid clipped."""
-    scale, zero_point, low, high = entry[0], entry[1], entry[2], entry[3]
-    zero = grad.dtype.type(0)
-    for c in range(grad.size):
-        code = np.rint(x[c] / scale + zero_point)
-        grad[c] = zero if code <= low or code >= high else grad[c]
+            copy_values(pointer(rows_there, r * wide), pointer(to, (first + r) * columns), columns)

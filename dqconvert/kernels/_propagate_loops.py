@@ -5,6 +5,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from dqconvert.kernels._divide import quotient, reciprocal
+from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
 from dqconvert.kernels._row_strips import add_rows, room_for
 from dqconvert.kernels._select_loops import collect, collect_messages
@@ -15,11 +17,14 @@ from dqconvert.kernels._tile import (
     add_values,
     back_values,
     chain_tile,
+    clear,
     copy_values,
     divide_values,
     dot,
+    numbers_of,
     round_values,
     scratch,
+    stop_clipped,
     tile_rows,
 )
 
@@ -76,39 +81,46 @@ def round_nodes(x, skip, often, grid, catch, lo, hi, caught, y, start, stop):  #
         if catch and not full:
             found = collect(x, skip, often, first, last, lo, hi, below[n:], above[m:], below_often[n:], above_often[m:])
             n, m, odd, full = n + found[0], m + found[1], odd + found[2], found[3]
-        round_values(from_[a:b], grid, codes)
+        round_values(pointer(from_, a), grid, pointer(codes, 0), b - a)
         if y.itemsize == 1:
-            for r in range(first, last):
-                row = codes[(r - first) * columns : (r + 1 - first) * columns]
-                if not (skip.size > 0 and skip[r]):
-                    nan |= put_codes(row, grid, y[r])
+            nan |= put_codes(codes, grid, to, skip, columns, first, last)
         else:
-            back_values(codes, grid, to[a:b])
+            back_values(pointer(codes, 0), grid, pointer(to, a), b - a)
             if skip.size > 0:
                 for r in range(first, last):
                     if skip[r]:
-                        copy_values(x[r], y[r])
+                        copy_values(pointer(x, r * columns), pointer(y, r * columns), columns)
     return n, m, odd, full, nan
 
 
 @loop
-def put_codes(codes, grid, y):  # type: ignore[no-untyped-def]
-    """Stores codes above the smallest; whether one of them is NaN."""
+def put_codes(codes, grid, y, skip, columns, first, last):  # type: ignore[no-untyped-def]
+    """Stores codes above the smallest, of all rows; whether one of a row that is not skipped is NaN."""
     low, high = grid[2], grid[3]
-    for c in range(y.size):
+    count = (last - first) * columns
+    bytes_of(pointer(codes, 0), low, high, pointer(y, first * columns), count)
+    if not any_nan(pointer(codes, 0), low - low, count):
+        return False
+    for r in range(last - first):
+        if not (skip.size > 0 and skip[first + r]) and any_nan(pointer(codes, r * columns), low - low, columns):
+            return True
+    return False
+
+
+@loop
+def bytes_of(codes, low, high, y, count):  # type: ignore[no-untyped-def]
+    for c in range(count):
         q = codes[c]
         q = low if q < low else q
         q = high if q > high else q
-        y[c] = np.uint8(q - low)
-    return any_nan(codes)
+        y[c] = np.uint8(np.int32(q - low))
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-def any_nan(x):  # type: ignore[no-untyped-def]
-    zero, one = x.dtype.type(0), x.dtype.type(1)
+def any_nan(x, zero, count):  # type: ignore[no-untyped-def]
     found = zero
-    for c in range(x.size):
-        found += one if x[c] != x[c] else zero
+    for c in range(count):
+        found += x[c] - x[c] if x[c] == x[c] else zero + 1
     return found != zero
 
 
@@ -132,7 +144,8 @@ def fetch_row(x, row):  # type: ignore[no-untyped-def]
 @loop
 def sum_rows(sent, senders, ptr, mean, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
     """Adds up the rows that are sent to each node, and sends the sums through the chain."""
-    step = tile_rows(y.shape[1])
+    columns = y.shape[1]
+    step = tile_rows(columns)
     spare, room = scratch(y, step), room_before(y, step)
     made = room if is_far(y) else y
     end = ptr[stop] - AHEAD
@@ -140,14 +153,14 @@ def sum_rows(sent, senders, ptr, mean, y, chain, caught, start, stop):  # type: 
         last = min(first + step, stop)
         base = first if is_far(y) else 0
         for t in range(first, last):
-            row = made[t - base]
-            row[:] = 0
+            row = pointer(made, (t - base) * columns)
+            clear(row, columns)
             for place in range(ptr[t], ptr[t + 1]):
                 if place < end:
                     fetch_row(sent, senders[place + AHEAD])
-                add_values(sent[senders[place]], row)
+                add_values(pointer(sent, senders[place] * columns), row, columns)
             if mean and ptr[t + 1] - ptr[t] > 1:
-                divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
+                divide_values(row, made.dtype.type(ptr[t + 1] - ptr[t]), columns)
         chain_tile(y, first, last, chain, caught, spare, room)
 
 
@@ -176,12 +189,12 @@ def sum_codes(codes, x, skip, grid, senders, ptr, mean, y, chain, caught, start,
                     place += 1
                 add_rows(codes, columns, senders, begin, place, end, offset, scale, sums)
                 while place < until and skip.size > 0 and skip[senders[place]]:
-                    add_values(x[senders[place]], sums[:columns])
+                    add_values(pointer(x, senders[place] * columns), pointer(sums, 0), columns)
                     place += 1
-            row = made[t - base]
-            copy_values(sums[:columns], row)
+            row = pointer(made, (t - base) * columns)
+            copy_values(pointer(sums, 0), row, columns)
             if mean and until - ptr[t] > 1:
-                divide_values(row, y.dtype.type(until - ptr[t]))
+                divide_values(row, y.dtype.type(until - ptr[t]), columns)
         chain_tile(y, first, last, chain, caught, spare, room)
 
 
@@ -194,11 +207,12 @@ def sum_products(  # type: ignore[no-untyped-def]
     If `catch`, notes the products outside of `lo` and `hi` in `noted`, `(under, over)`. Returns how many there are on
     either side, how many are not finite, and whether the room ran out.
     """
-    heads = weight.shape[1]
-    channels = x.shape[1] // heads
-    step = tile_rows(y.shape[1])
+    columns, heads = y.shape[1], weight.shape[1]
+    channels = columns // heads
+    step = tile_rows(columns)
     spare, room = scratch(y, step), room_before(y, step)
     made = room if is_far(y) else y
+    numbers = numbers_of(grid)
     end = ptr[stop] - AHEAD
     below, above = noted
     n, m, odd, full = 0, 0, 0, False
@@ -206,8 +220,8 @@ def sum_products(  # type: ignore[no-untyped-def]
         last = min(first + step, stop)
         base = first if is_far(y) else 0
         for t in range(first, last):
-            row = made[t - base]
-            row[:] = 0
+            at = (t - base) * columns
+            clear(pointer(made, at), columns)
             for place in range(ptr[t], ptr[t + 1]):
                 if place < end:
                     fetch_row(x, senders[place + AHEAD])
@@ -215,13 +229,13 @@ def sum_products(  # type: ignore[no-untyped-def]
                 s, e = senders[place], edges[place]
                 exact = skip.size > 0 and skip[s]
                 for h in range(heads):
-                    a, b = h * channels, (h + 1) * channels
+                    from_, to = pointer(x, s * columns + h * channels), pointer(made, at + h * channels)
                     if exact:
-                        add_scaled(x[s, a:b], weight[e, h], row[a:b])
+                        add_scaled(from_, weight[e, h], to, channels)
                     else:
-                        add_rounded(x[s, a:b], weight[e, h], grid, row[a:b])
+                        add_rounded(from_, weight[e, h], numbers, to, channels)
             if mean and ptr[t + 1] - ptr[t] > 1:
-                divide_values(row, row.dtype.type(ptr[t + 1] - ptr[t]))
+                divide_values(pointer(made, at), made.dtype.type(ptr[t + 1] - ptr[t]), columns)
         if catch and not full:  # the rows that were sent are still in the cache
             found = collect_messages(
                 x, weight, edges, senders, skip, least, most, ptr[first], ptr[last], lo, hi, below[n:], above[m:]
@@ -235,23 +249,20 @@ def sum_products(  # type: ignore[no-untyped-def]
 def sum_back(grad, x, receivers, ptr, skip, grid, clip, plus, to_x, start, stop):  # type: ignore[no-untyped-def]
     """What comes back to each node that sent its row: nothing where the row was clipped; and `plus` (or empty)."""
     columns = x.shape[1]
-    codes = np.empty(columns, x.dtype)
-    low, high, zero = grid[2], grid[3], x.dtype.type(0)
+    numbers = numbers_of(grid)
     end, far = ptr[stop] - AHEAD, is_far(to_x)
     room = room_before(to_x, 1)
     for s in range(start, stop):
-        row = room[0] if far else to_x[s]
-        row[:] = 0
+        row = pointer(room, 0) if far else pointer(to_x, s * columns)
+        clear(row, columns)
         for place in range(ptr[s], ptr[s + 1]):
             if place < end:
                 fetch_row(grad, receivers[place + AHEAD])
-            add_values(grad[receivers[place]], row)
+            add_values(pointer(grad, receivers[place] * columns), row, columns)
         if clip and not (skip.size > 0 and skip[s]):
-            round_values(x[s], grid, codes)
-            for c in range(columns):
-                row[c] = zero if (codes[c] <= low) | (codes[c] >= high) else row[c]
+            stop_clipped(pointer(x, s * columns), numbers, row, columns)
         if plus.size > 0:
-            add_values(plus[s], row)
+            add_values(pointer(plus, s * columns), row, columns)
         if far:
             stream(room, 0, to_x, s * columns, columns)
 
@@ -261,15 +272,17 @@ def products_back(  # type: ignore[no-untyped-def]
     grad, x, weight, receivers, ptr, edges, skip, grid, clip, least, most, to_x, to_weight, start, stop
 ):
     """What comes back to each node that sent its row, and to the weights of its edges."""
-    heads = weight.shape[1]
-    channels = x.shape[1] // heads
+    columns, heads = x.shape[1], weight.shape[1]
+    channels = columns // heads
     scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
     # Within these no value is clipped, so no row is whose extreme products are.
+    inverse, rest = reciprocal(scale)
     inside_low, inside_high = (low + 1 - zero_point) * scale, (high - 1 - zero_point) * scale
     end, far = ptr[stop] - AHEAD, is_far(to_x)
     room = room_before(to_x, 1)
     for s in range(start, stop):
-        row = room[0] if far else to_x[s]
+        to, at = (room, 0) if far else (to_x, s * columns)
+        row = to.reshape(-1)[at : at + columns]
         row[:] = 0
         exact = not clip or (skip.size > 0 and skip[s])
         for place in range(ptr[s], ptr[s + 1]):
@@ -282,27 +295,27 @@ def products_back(  # type: ignore[no-untyped-def]
                 a, b = h * channels, (h + 1) * channels
                 one, two = w * least[s, h], w * most[s, h]
                 if exact or (min(one, two) > inside_low and max(one, two) < inside_high):
-                    add_scaled(grad[t, a:b], w, row[a:b])
+                    add_scaled(pointer(grad, t * columns + a), w, pointer(to, at + a), channels)
                     if to_weight.size > 0:
                         to_weight[e, h] = dot(grad[t, a:b], x[s, a:b])
                 else:
                     total = x.dtype.type(0)
                     for c in range(a, b):
-                        q = np.rint(w * x[s, c] / scale + zero_point)
+                        q = np.rint(quotient(w * x[s, c], scale, inverse, rest) + zero_point)
                         if not (q <= low or q >= high):
                             row[c] += w * grad[t, c]
                             total += grad[t, c] * x[s, c]
                     if to_weight.size > 0:
                         to_weight[e, h] = total
         if far:
-            stream(room, 0, to_x, s * x.shape[1], x.shape[1])
+            stream(room, 0, to_x, s * columns, columns)
 
 
 @loop
-def add_rounded(x, w, grid, out):  # type: ignore[no-untyped-def]
-    scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
-    for c in range(out.size):
-        q = np.rint(w * x[c] / scale + zero_point)
+def add_rounded(x, w, numbers, out, count):  # type: ignore[no-untyped-def]
+    scale, inverse, rest, zero_point, low, high = numbers
+    for c in range(count):
+        q = np.rint(quotient(w * x[c], scale, inverse, rest) + zero_point)
         q = low if q < low else q
         q = high if q > high else q
         out[c] += (q - zero_point) * scale

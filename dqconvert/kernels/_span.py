@@ -17,6 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from dqconvert.kernels._divide import write_quotient, write_reciprocal
 from dqconvert.kernels._multiply import VECTOR
 
 GRID, CLIP, NOTE = 1, 2, 4
@@ -50,12 +51,23 @@ def _note(values, lanes, lo, hi, counts, below, above, room):  # type: ignore[no
                 counts[2] += 1
 
 
+class _Numbers(NamedTuple):
+    """A grid in vectors; `inverse`, `rest`: of the scale, see :mod:`dqconvert.kernels._divide`."""
+
+    scale: Any
+    zero_point: Any
+    low: Any
+    high: Any
+    inverse: Any
+    rest: Any
+
+
 class _Place(NamedTuple):
     """One of the three grids, as the loop holds it.
 
     Attributes:
         grid, clip, note: What its kind says.
-        scale, zero_point, low, high: The grid, in vectors.
+        numbers: Of the grid.
         lo, hi: The bounds; `lowest`, `highest`: the same, in vectors.
         counts, below, above: Where it notes.
     """
@@ -63,10 +75,7 @@ class _Place(NamedTuple):
     grid: Any
     clip: Any
     note: Any
-    scale: Any
-    zero_point: Any
-    low: Any
-    high: Any
+    numbers: _Numbers
     lo: Any
     hi: Any
     lowest: Any
@@ -77,13 +86,16 @@ class _Place(NamedTuple):
 
 
 class _Writer:
-    """Writes the loop for values of one type; `room`: how many values each place may note on either side."""
+    """Writes the loop for values of one type, several of the processor's `vectors` at a time: that spares branches.
 
-    def __init__(self, context: Any, builder: Any, value_type: Any, room: Any) -> None:
+    `room`: how many values each place may note on either side.
+    """
+
+    def __init__(self, context: Any, builder: Any, value_type: Any, room: Any, vectors: int = 4) -> None:
         self.context, self.builder, self.value_type, self.room = context, builder, value_type, room
         self.scalar = scalar = context.get_data_type(value_type)
         self.size = 4 if isinstance(scalar, ir.FloatType) else 8
-        self.lanes = VECTOR // self.size
+        self.lanes = vectors * VECTOR // self.size
         self.vector = ir.VectorType(scalar, self.lanes)
         self.bytes = ir.VectorType(_I8, self.lanes)
         self.suffix = f"v{self.lanes}f{8 * self.size}"
@@ -100,6 +112,15 @@ class _Writer:
 
     def function(self, name: str, result: Any, *arguments: Any) -> Any:
         return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, arguments), name)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return self.builder.call(self.function(f"llvm.fma.{self.suffix}", self.vector, *[self.vector] * 3), [a, b, c])
+
+    def numbers(self, grid: Any) -> _Numbers:
+        """Those of a grid, given a pointer to `[4]`."""
+        scale, *others = (self.everywhere(self.builder.load(self.builder.gep(grid, [_I64(i)]))) for i in range(4))
+        inverse, rest = write_reciprocal(self.builder, self.fma, self.same(1), scale)
+        return _Numbers(scale, *others, inverse, rest)  # type: ignore[call-arg]
 
     def load(self, place: Any, kind: Any, align: int, mask: Any) -> Any:
         place = self.builder.bitcast(place, kind.as_pointer())
@@ -132,27 +153,29 @@ class _Writer:
         with builder.if_then(place.grid):
             with builder.if_then(place.note):
                 self.note(place, builder.load(value), mask)
-            code = self.code(place, builder.load(value))
+            code = self.code(place.numbers, builder.load(value))
             with builder.if_then(builder.and_(has_bits, place.clip)):
                 clipped = builder.or_(
-                    builder.fcmp_ordered("<=", code, place.low), builder.fcmp_ordered(">=", code, place.high)
+                    builder.fcmp_ordered("<=", code, place.numbers.low),
+                    builder.fcmp_ordered(">=", code, place.numbers.high),
                 )
                 kept = builder.select(clipped, self.same(left, self.bytes), self.same(BOTH_BITS, self.bytes))
                 self.change(bits, lambda old: builder.and_(old, kept))
-            builder.store(self.value(place, code), value)
+            builder.store(self.value(place.numbers, code), value)
 
-    def code(self, place: _Place, value: Any) -> Any:
+    def code(self, grid: _Numbers, value: Any) -> Any:
         """The number of steps, which may lie beyond the grid's ends."""
         builder = self.builder
         rint = self.function(f"llvm.rint.{self.suffix}", self.vector, self.vector)
-        return builder.call(rint, [builder.fadd(builder.fdiv(value, place.scale), place.zero_point)])
+        steps = write_quotient(builder, self.fma, value, grid.scale, grid.inverse, grid.rest)
+        return builder.call(rint, [builder.fadd(steps, grid.zero_point)])
 
-    def value(self, place: _Place, code: Any) -> Any:
+    def value(self, grid: _Numbers, code: Any) -> Any:
         """The value on the grid."""
         builder = self.builder
-        code = builder.select(builder.fcmp_ordered("<", code, place.low), place.low, code)  # NaN stays NaN
-        code = builder.select(builder.fcmp_ordered(">", code, place.high), place.high, code)
-        return builder.fmul(builder.fsub(code, place.zero_point), place.scale)
+        code = builder.select(builder.fcmp_ordered("<", code, grid.low), grid.low, code)  # NaN stays NaN
+        code = builder.select(builder.fcmp_ordered(">", code, grid.high), grid.high, code)
+        return builder.fmul(builder.fsub(code, grid.zero_point), grid.scale)
 
     def each(self, count: Any, step: Callable[[Any, Any], None]) -> None:
         """Calls `step` for whole vectors, and with a mask for the values that are left."""
@@ -221,7 +244,6 @@ def _write_span(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     has_bits, has_bias, has_other, relu = (flag(flags, place) for place in range(4))
     places = []
     for place in range(3):
-        scale, zero_point, low, high = (writer.everywhere(at(grids, 4 * place + i)) for i in range(4))
         lo, hi = at(bounds, 2 * place), at(bounds, 2 * place + 1)
         below, above = (builder.gep(noted, [builder.mul(room, index(2 * place + side))]) for side in (0, 1))
         places.append(
@@ -229,10 +251,7 @@ def _write_span(context: Any, builder: Any, signature: Any, args: Any) -> Any:
                 grid=flag(kinds, place, GRID),
                 clip=flag(kinds, place, CLIP),
                 note=flag(kinds, place, NOTE),
-                scale=scale,
-                zero_point=zero_point,
-                low=low,
-                high=high,
+                numbers=writer.numbers(builder.gep(grids, [index(4 * place)])),
                 lo=lo,
                 hi=hi,
                 lowest=writer.everywhere(lo),
@@ -276,16 +295,36 @@ def round_span(typing_context, values, count, grid):  # type: ignore[no-untyped-
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values, count, grid = args
-        writer, no = _Writer(context, builder, signature.args[0].dtype, None), _I1(0)
-        numbers = [writer.everywhere(builder.load(builder.gep(grid, [count.type(i)]))) for i in range(4)]
-        place = _Place(_I1(1), no, no, *numbers, *(None,) * 7)  # type: ignore[call-arg]
+        writer = _Writer(context, builder, signature.args[0].dtype, None)
+        numbers = writer.numbers(grid)
 
         def step(start: Any, mask: Any) -> None:
             here = builder.gep(values, [start])
             value = writer.load(here, writer.vector, writer.size, mask)
-            writer.store(writer.value(place, writer.code(place, value)), here, writer.size, mask)
+            writer.store(writer.value(numbers, writer.code(numbers, value)), here, writer.size, mask)
 
         writer.each(count, step)
         return context.get_dummy_value()
 
     return types.void(values, types.intp, grid), write
+
+
+@intrinsic
+def pass_span(typing_context, grad, passes, bit, out, count):  # type: ignore[no-untyped-def]
+    """`count` values of `grad` to `out` where `passes` has the bit, zero elsewhere; pointers but for the numbers."""
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        grad, passes, bit, out, count = args
+        writer = _Writer(context, builder, signature.args[0].dtype, None, vectors=1)
+        wanted, none = writer.everywhere(bit), ir.Constant(writer.bytes, None)
+
+        def step(start: Any, mask: Any) -> None:
+            value = writer.load(builder.gep(grad, [start]), writer.vector, writer.size, mask)
+            found = builder.and_(writer.load(builder.gep(passes, [start]), writer.bytes, 1, mask), wanted)
+            kept = builder.select(builder.icmp_unsigned("!=", found, none), value, ir.Constant(writer.vector, None))
+            writer.store(kept, builder.gep(out, [start]), writer.size, mask)
+
+        writer.each(count, step)
+        return context.get_dummy_value()
+
+    return types.void(grad, passes, types.uint8, out, types.intp), write

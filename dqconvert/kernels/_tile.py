@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from dqconvert.kernels._divide import quotient, reciprocal
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._span import chain_span
+from dqconvert.kernels._span import chain_span, pass_span
 from dqconvert.kernels._stream import is_far, room_before, stream
 from dqconvert.kernels._threads import loop
 
@@ -87,7 +88,7 @@ def chain_span_rows(y, place, first, last, chain, caught, spare):  # type: ignor
     columns = y.shape[1]
     if bias.size > 0:
         for r in range(last - first):
-            copy_values(bias, spare[r * columns : (r + 1) * columns])
+            copy_values(pointer(bias, 0), pointer(spare, r * columns), columns)
     flags = np.empty(4, np.uint8)
     flags[0], flags[1], flags[2], flags[3] = bits.size > 0, bias.size > 0, other.size > 0, chain.relu
     none = np.zeros(3, np.uint8)
@@ -128,7 +129,7 @@ def chain_rows(x, y, chain, caught, start, stop):  # type: ignore[no-untyped-def
     for first in range(start, stop, step):
         last = min(first + step, stop)
         at = 0 if far else first * columns
-        copy_values(from_[first * columns : last * columns], to[at : at + (last - first) * columns])
+        copy_values(pointer(from_, first * columns), pointer(to, at), (last - first) * columns)
         chain_tile(y, first, last, chain, caught, spare, room)
 
 
@@ -144,49 +145,76 @@ def pass_rows(grad, passes, to_sum, to_x, to_other, sums, alpha, other, start, s
     for first in range(start, stop, step):
         last = min(first + step, stop)
         a, b = first * columns, last * columns
+        count = b - a
         if to_x.size > 0:
-            pass_on(flat_grad[a:b], flat_passes[a:b], np.uint8(2), passing[: b - a], far, flat_x, a)
+            pass_on(flat_grad, flat_passes, np.uint8(2), passing, far, flat_x, a, count)
         if to_sum.size > 0:
-            pass_on(flat_grad[a:b], flat_passes[a:b], np.uint8(1), passing[: b - a], far, flat_sum, a)
-        if to_other.size > 0 or other.size > 0:
-            pass_values(flat_grad[a:b], flat_passes[a:b], np.uint8(1), passing)
-            if to_other.size > 0:
-                scale_values(passing, alpha, flat_other[a:b])
-            if other.size > 0:
-                total += dot(passing[: b - a], flat_partner[a:b])
+            pass_on(flat_grad, flat_passes, np.uint8(1), passing, far, flat_sum, a, count)
+        if to_other.size > 0 or other.size > 0 or sums.size > 0:
+            pass_span(pointer(flat_grad, a), pointer(flat_passes, a), np.uint8(1), pointer(passing, 0), count)
+        if to_other.size > 0:
+            scale_values(pointer(passing, 0), alpha, pointer(flat_other, a), count)
+        if other.size > 0:
+            total += dot(passing[:count], flat_partner[a:b])
         if sums.size > 0:
-            for r in range(first, last):
-                add_passing(grad[r], passes[r], np.uint8(1), sums)
+            for r in range(last - first):
+                add_values(pointer(passing, r * columns), pointer(sums, 0), columns)
     return total
 
 
 @loop
-def pass_on(grad, passes, bit, room, far, out, at):  # type: ignore[no-untyped-def]
-    """`pass_values` into `out` from place `at` on; past the cache, if it is far."""
+def pass_on(grad, passes, bit, room, far, out, at, count):  # type: ignore[no-untyped-def]
+    """`pass_span` into `out`, from place `at` on; past the cache, if it is far."""
+    to = pointer(room, 0) if far else pointer(out, at)
+    pass_span(pointer(grad, at), pointer(passes, at), bit, to, count)
     if far:
-        pass_values(grad, passes, bit, room)
-        stream(room, 0, out, at, grad.size)
-    else:
-        pass_values(grad, passes, bit, out[at : at + grad.size])
+        stream(room, 0, out, at, count)
+
+
+# Where rows are gone through one by one, these are given pointers: an array is counted whenever it is passed on.
 
 
 @loop
-def copy_values(x, y):  # type: ignore[no-untyped-def]
-    for c in range(y.size):
+def copy_values(x, y, count):  # type: ignore[no-untyped-def]
+    for c in range(count):
         y[c] = x[c]
 
 
 @loop
-def round_values(x, grid, codes):  # type: ignore[no-untyped-def]
-    scale, zero_point = grid[0], grid[1]
-    for c in range(x.size):
-        codes[c] = np.rint(x[c] / scale + zero_point)
+def clear(y, count):  # type: ignore[no-untyped-def]
+    for c in range(count):
+        y[c] = 0
 
 
 @loop
-def back_values(codes, grid, y):  # type: ignore[no-untyped-def]
+def numbers_of(grid):  # type: ignore[no-untyped-def]
+    """A grid as it is given to what is called for every row: scale, its reciprocal, zero point, lowest and highest."""
+    inverse, rest = reciprocal(grid[0])
+    return grid[0], inverse, rest, grid[1], grid[2], grid[3]
+
+
+@loop
+def stop_clipped(x, numbers, grad, count):  # type: ignore[no-untyped-def]
+    """Zero is the gradient of values that the grid clips."""
+    scale, inverse, rest, zero_point, low, high = numbers
+    zero = scale - scale
+    for c in range(count):
+        code = np.rint(quotient(x[c], scale, inverse, rest) + zero_point)
+        grad[c] = zero if (code <= low) | (code >= high) else grad[c]
+
+
+@loop
+def round_values(x, grid, codes, count):  # type: ignore[no-untyped-def]
+    scale, zero_point = grid[0], grid[1]
+    inverse, rest = reciprocal(scale)
+    for c in range(count):
+        codes[c] = np.rint(quotient(x[c], scale, inverse, rest) + zero_point)
+
+
+@loop
+def back_values(codes, grid, y, count):  # type: ignore[no-untyped-def]
     scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
-    for c in range(y.size):
+    for c in range(count):
         q = codes[c]
         q = low if q < low else q  # NaN stays NaN
         q = high if q > high else q
@@ -194,26 +222,26 @@ def back_values(codes, grid, y):  # type: ignore[no-untyped-def]
 
 
 @loop
-def add_values(x, y):  # type: ignore[no-untyped-def]
-    for c in range(y.size):
+def add_values(x, y, count):  # type: ignore[no-untyped-def]
+    for c in range(count):
         y[c] += x[c]
 
 
 @loop
-def add_scaled(x, w, y):  # type: ignore[no-untyped-def]
-    for c in range(y.size):
+def add_scaled(x, w, y, count):  # type: ignore[no-untyped-def]
+    for c in range(count):
         y[c] += w * x[c]
 
 
 @loop
-def divide_values(y, by):  # type: ignore[no-untyped-def]
-    for c in range(y.size):
+def divide_values(y, by, count):  # type: ignore[no-untyped-def]
+    for c in range(count):
         y[c] /= by
 
 
 @loop
-def scale_values(x, w, y):  # type: ignore[no-untyped-def]
-    for c in range(y.size):
+def scale_values(x, w, y, count):  # type: ignore[no-untyped-def]
+    for c in range(count):
         y[c] = w * x[c]
 
 
@@ -224,17 +252,3 @@ def dot(a, b):  # type: ignore[no-untyped-def]
     for c in range(a.size):
         total += a[c] * b[c]
     return total
-
-
-@loop
-def pass_values(grad, passes, bit, out):  # type: ignore[no-untyped-def]
-    zero, none = grad.dtype.type(0), np.uint8(0)
-    for c in range(grad.size):
-        out[c] = grad[c] if (passes[c] & bit) != none else zero
-
-
-@loop
-def add_passing(grad, passes, bit, sums):  # type: ignore[no-untyped-def]
-    zero, none = grad.dtype.type(0), np.uint8(0)
-    for c in range(grad.size):
-        sums[c] += grad[c] if (passes[c] & bit) != none else zero

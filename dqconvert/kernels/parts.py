@@ -16,9 +16,11 @@ from torch import Tensor
 from dqconvert.kernels._chain import has_loops, observe
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._select import Rows, ranks
+from dqconvert.kernels._span import pass_span
 from dqconvert.kernels._threads import loop
-from dqconvert.kernels._tile import back_values, pass_values, round_values
+from dqconvert.kernels._tile import back_values, round_values
 from dqconvert.kernels.chain import all_pass, ends_of, plain_quantize_chain
 
 _LARGEST = float(np.finfo(np.float32).max)  # ranges are float32
@@ -98,10 +100,10 @@ def round_parts(x, cuts, grids, clip, y, passes):  # type: ignore[no-untyped-def
     for part in range(cuts.size - 1):
         a, b = cuts[part], cuts[part + 1]
         grid = grids[part]
-        round_values(x[a:b], grid, y[a:b])
+        round_values(x[a:b], grid, y[a:b], b - a)
         if passes.size > 0:
             mark_values(y[a:b], grid, clip[part], passes[a:b])
-        back_values(y[a:b], grid, y[a:b])
+        back_values(y[a:b], grid, y[a:b], b - a)
 
 
 @loop
@@ -109,6 +111,11 @@ def mark_values(codes, grid, clip, passes):  # type: ignore[no-untyped-def]
     low, high = grid[2], grid[3]
     for i in range(codes.size):
         passes[i] = not (clip and (codes[i] <= low or codes[i] >= high))
+
+
+@loop
+def pass_all(grad, passes, to):  # type: ignore[no-untyped-def]
+    pass_span(pointer(grad, 0), pointer(passes, 0), np.uint8(1), pointer(to, 0), to.size)
 
 
 def plain_quantize_parts_grad(grad: Tensor, passes: Tensor) -> Tensor:
@@ -121,7 +128,7 @@ def _grad_on_cpu(grad: Tensor, passes: Tensor) -> Tensor:
     if not has_loops(grad.dtype):
         return plain_quantize_parts_grad(grad, passes)
     to_x = torch.empty(grad.shape, dtype=grad.dtype)
-    pass_values(grad.contiguous().numpy(), passes.numpy(), np.uint8(1), to_x.numpy())
+    pass_all(grad.contiguous().numpy(), passes.numpy(), to_x.numpy())
     return to_x
 
 
