@@ -20,11 +20,14 @@ from dqconvert.kernels._tile import (
     stop_clipped,
 )
 
+FORWARD, BACK = 1 << 14, 12 << 10
+"""Values of a tile: measured best. On the way back there are three beside each other, and the weight's gradient."""
+
 
 @loop
-def product_rows(columns):  # type: ignore[no-untyped-def]
-    """How many rows make a tile: a multiple of the strips of every height, that stays in the first cache."""
-    return max(12, min(48, 4096 // max(1, columns) // 12 * 12))
+def product_rows(columns, most):  # type: ignore[no-untyped-def]
+    """How many rows make a tile of `most` values at most: a multiple of the strips of every height."""
+    return max(12, min(96, most // max(1, columns) // 12 * 12))
 
 
 @loop
@@ -48,6 +51,13 @@ def padded(columns, itemsize):  # type: ignore[no-untyped-def]
 
 
 @loop
+def gap(columns, itemsize):  # type: ignore[no-untyped-def]
+    """Values to leave between rows that are read column by column: at some distances all lie in a few of the cache's
+    places."""
+    return 64 // itemsize if columns * itemsize % 512 == 0 else 0
+
+
+@loop
 def round_rows(x, first, last, entry, skip, rows):  # type: ignore[no-untyped-def]
     """Rows `first` to `last` of `x` into `rows`, rounded to the grid `entry` unless they are skipped."""
     depth, wide = x.shape[1], rows.shape[1]
@@ -64,7 +74,7 @@ def chain_products(x, entry, skip, packed, offset, y, chain, caught, start, stop
     `entry`: the grid that rows of `x` are rounded to first, but those in `skip`; empty: none.
     """
     columns, depth = y.shape[1], x.shape[1]
-    step = product_rows(columns)
+    step = product_rows(columns, FORWARD)
     spare, product = scratch(y, step), np.empty(step * padded(columns, x.itemsize), x.dtype)
     room = room_before(y, step)
     made = room if is_far(y) else y
@@ -113,13 +123,15 @@ def products_back(  # type: ignore[no-untyped-def]
     """
     columns, depth = grad.shape[1], x.shape[1]
     numbers = numbers_of(entry) if clip else numbers_of(np.ones(4, x.dtype))
-    step = product_rows(max(columns, depth))
+    step = product_rows(max(columns, depth), BACK)
     wide = padded(depth, x.itemsize)
     groups = groups_of(depth, x.itemsize)
     at_sum, at_product = np.empty((step, columns), grad.dtype), np.empty((step, columns), grad.dtype)
     product = np.empty(step * wide, grad.dtype)
-    apart_rows = entry.size > 0 or wide != depth  # rows that are not in memory as they are needed
-    rows_of_x = np.zeros((step if apart_rows else 0, wide), x.dtype)
+    apart_x, apart_grad = wide + gap(wide, x.itemsize), columns + gap(columns, x.itemsize)
+    copied = entry.size > 0 or apart_x != depth  # rows that are not in memory as they are needed
+    rows_of_x = np.zeros((step if copied else 0, apart_x), x.dtype)
+    spaced = np.empty(step * apart_grad if apart_grad != columns else 0, grad.dtype)
     flat_sum, flat_product, flat_x = at_sum.reshape(-1), at_product.reshape(-1), x.reshape(-1)
     flat_grad, flat_bits, flat_other, flat_partner = (
         grad.reshape(-1),
@@ -167,11 +179,15 @@ def products_back(  # type: ignore[no-untyped-def]
         if to_weight.size > 0:
             if entry.size > 0:
                 round_rows(x, first, last, entry, skip, rows_of_x)
-            elif apart_rows:
+            elif copied:
                 for r in range(rows):
-                    copy_values(pointer(x, (first + r) * depth), pointer(rows_of_x, r * wide), depth)
-            source = rows_of_x.reshape(-1) if apart_rows else flat_x[first * depth :]
-            multiply(flat_back, 0, 1, columns, columns, rows, source, wide, groups, flat_weight, 0, wide, False)
+                    copy_values(pointer(x, (first + r) * depth), pointer(rows_of_x, r * apart_x), depth)
+            source = rows_of_x.reshape(-1) if copied else flat_x[first * depth :]
+            if spaced.size > 0:
+                for r in range(rows):
+                    copy_values(pointer(back, r * columns), pointer(spaced, r * apart_grad), columns)
+            factors = spaced if spaced.size > 0 else flat_back
+            multiply(factors, 0, 1, apart_grad, columns, rows, source, apart_x, groups, flat_weight, 0, wide, False)
     return total
 
 
