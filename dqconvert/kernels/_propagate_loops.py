@@ -5,7 +5,6 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from dqconvert.kernels._divide import quotient, reciprocal
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
 from dqconvert.kernels._row_strips import add_rows, room_for
@@ -276,7 +275,6 @@ def products_back(  # type: ignore[no-untyped-def]
     channels = columns // heads
     scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
     # Within these no value is clipped, so no row is whose extreme products are.
-    inverse, rest = reciprocal(scale)
     inside_low, inside_high = (low + 1 - zero_point) * scale, (high - 1 - zero_point) * scale
     end, far = ptr[stop] - AHEAD, is_far(to_x)
     room = room_before(to_x, 1)
@@ -301,7 +299,7 @@ def products_back(  # type: ignore[no-untyped-def]
                 else:
                     total = x.dtype.type(0)
                     for c in range(a, b):
-                        q = np.rint(quotient(w * x[s, c], scale, inverse, rest) + zero_point)
+                        q = np.rint(w * x[s, c] / scale + zero_point)
                         if not (q <= low or q >= high):
                             row[c] += w * grad[t, c]
                             total += grad[t, c] * x[s, c]
@@ -313,9 +311,9 @@ def products_back(  # type: ignore[no-untyped-def]
 
 @loop
 def add_rounded(x, w, numbers, out, count):  # type: ignore[no-untyped-def]
-    scale, inverse, rest, zero_point, low, high = numbers
+    scale, zero_point, low, high = numbers
     for c in range(count):
-        q = np.rint(quotient(w * x[c], scale, inverse, rest) + zero_point)
+        q = np.rint(w * x[c] / scale + zero_point)
         q = low if q < low else q
         q = high if q > high else q
         out[c] += (q - zero_point) * scale

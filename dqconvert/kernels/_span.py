@@ -17,7 +17,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from dqconvert.kernels._divide import write_quotient, write_reciprocal
 from dqconvert.kernels._multiply import VECTOR
 
 GRID, CLIP, NOTE = 1, 2, 4
@@ -52,14 +51,12 @@ def _note(values, lanes, lo, hi, counts, below, above, room):  # type: ignore[no
 
 
 class _Numbers(NamedTuple):
-    """A grid in vectors; `inverse`, `rest`: of the scale, see :mod:`dqconvert.kernels._divide`."""
+    """A grid in vectors."""
 
     scale: Any
     zero_point: Any
     low: Any
     high: Any
-    inverse: Any
-    rest: Any
 
 
 class _Place(NamedTuple):
@@ -113,14 +110,9 @@ class _Writer:
     def function(self, name: str, result: Any, *arguments: Any) -> Any:
         return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, arguments), name)
 
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        return self.builder.call(self.function(f"llvm.fma.{self.suffix}", self.vector, *[self.vector] * 3), [a, b, c])
-
     def numbers(self, grid: Any) -> _Numbers:
         """Those of a grid, given a pointer to `[4]`."""
-        scale, *others = (self.everywhere(self.builder.load(self.builder.gep(grid, [_I64(i)]))) for i in range(4))
-        inverse, rest = write_reciprocal(self.builder, self.fma, self.same(1), scale)
-        return _Numbers(scale, *others, inverse, rest)  # type: ignore[call-arg]
+        return _Numbers(*(self.everywhere(self.builder.load(self.builder.gep(grid, [_I64(i)]))) for i in range(4)))
 
     def load(self, place: Any, kind: Any, align: int, mask: Any) -> Any:
         place = self.builder.bitcast(place, kind.as_pointer())
@@ -167,8 +159,7 @@ class _Writer:
         """The number of steps, which may lie beyond the grid's ends."""
         builder = self.builder
         rint = self.function(f"llvm.rint.{self.suffix}", self.vector, self.vector)
-        steps = write_quotient(builder, self.fma, value, grid.scale, grid.inverse, grid.rest)
-        return builder.call(rint, [builder.fadd(steps, grid.zero_point)])
+        return builder.call(rint, [builder.fadd(builder.fdiv(value, grid.scale), grid.zero_point)])
 
     def value(self, grid: _Numbers, code: Any) -> Any:
         """The value on the grid."""

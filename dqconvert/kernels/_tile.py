@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from dqconvert.kernels._divide import quotient, reciprocal
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._span import chain_span, pass_span
 from dqconvert.kernels._stream import is_far, room_before, stream
@@ -188,27 +187,25 @@ def clear(y, count):  # type: ignore[no-untyped-def]
 
 @loop
 def numbers_of(grid):  # type: ignore[no-untyped-def]
-    """A grid as it is given to what is called for every row: scale, its reciprocal, zero point, lowest and highest."""
-    inverse, rest = reciprocal(grid[0])
-    return grid[0], inverse, rest, grid[1], grid[2], grid[3]
+    """A grid as it is given to what is called for every row: scale, zero point, lowest and highest code."""
+    return grid[0], grid[1], grid[2], grid[3]
 
 
 @loop
 def stop_clipped(x, numbers, grad, count):  # type: ignore[no-untyped-def]
     """Zero is the gradient of values that the grid clips."""
-    scale, inverse, rest, zero_point, low, high = numbers
+    scale, zero_point, low, high = numbers
     zero = scale - scale
     for c in range(count):
-        code = np.rint(quotient(x[c], scale, inverse, rest) + zero_point)
+        code = np.rint(x[c] / scale + zero_point)
         grad[c] = zero if (code <= low) | (code >= high) else grad[c]
 
 
 @loop
 def round_values(x, grid, codes, count):  # type: ignore[no-untyped-def]
     scale, zero_point = grid[0], grid[1]
-    inverse, rest = reciprocal(scale)
     for c in range(count):
-        codes[c] = np.rint(quotient(x[c], scale, inverse, rest) + zero_point)
+        codes[c] = np.rint(x[c] / scale + zero_point)
 
 
 @loop
