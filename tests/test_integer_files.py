@@ -218,7 +218,7 @@ def gcn_file(tmp_path_factory):
 
 def test_damaged_files_are_all_refused(gcn_file, tmp_path):
     path = tmp_path / "a.int"
-    for damaged in mutations(gcn_file, 1500):
+    for damaged in mutations(gcn_file, 2000):
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"\S"):
             dqconvert.load(path)

@@ -73,7 +73,8 @@ class Steps(NamedTuple):
 
     def packed(self) -> tuple[list[int], list[float]]:
         """As the lists of numbers that operators take; equal steps share them."""
-        return _packed(self)
+        # torch.compile does without the cache, and warns where it is told to leave one out.
+        return _pack(self) if torch.compiler.is_compiling() else _packed(self)
 
     @staticmethod
     def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Steps:
@@ -81,8 +82,7 @@ class Steps(NamedTuple):
         return _unpacked(tuple(ints), tuple(floats))
 
 
-@lru_cache(maxsize=4096)
-def _packed(steps: Steps) -> tuple[list[int], list[float]]:
+def _pack(steps: Steps) -> tuple[list[int], list[float]]:
     ints, floats = [int(steps.relu), int(steps.masked)], []
     for scheme in steps.schemes:
         ints.append(int(scheme is not None))
@@ -91,6 +91,9 @@ def _packed(steps: Steps) -> tuple[list[int], list[float]]:
             ints += more[0]
             floats += more[1]
     return ints, floats
+
+
+_packed = lru_cache(maxsize=4096)(_pack)
 
 
 @lru_cache(maxsize=4096)
