@@ -106,3 +106,17 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, dict):
         return {key: map_tensors(item, function) for key, item in value.items()}
     return value
+
+
+def attributes_of_batch(data: BaseData) -> dict[str, Any]:
+    """Where a batch keeps its number of graphs, ``_num_graphs``; with no such entry for other data.
+
+    Example:
+        >>> import torch
+        >>> from torch_geometric.data import Batch, Data
+        >>> attributes_of_batch(Batch.from_data_list([Data(torch.ones(2, 1))] * 3))["_num_graphs"]
+        3
+    """
+    # Versions of PyG differ in whether it belongs to the batch itself or to its store.
+    places = [vars(data), *(vars(store) for store in data.stores)]
+    return next((place for place in places if "_num_graphs" in place), {})

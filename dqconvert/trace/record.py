@@ -12,7 +12,7 @@ from torch_geometric.data.data import BaseData
 from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.copies import duplicate
-from dqconvert.trace.inputs import Inputs, shallow
+from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
 from dqconvert.trace.runtime import pinned, present, same_keys
 from dqconvert.trace.writer import Writer
@@ -103,10 +103,11 @@ def _bind_data(writer: Writer, data: BaseData, node: Node, name: str) -> BaseDat
                 continue
             part = writer.input_node(getattr, (owner, attribute), value, f"argument {name}.{attribute}")
             store[attribute] = _bind_parts(writer, value, part, f"{name}.{attribute}")
-    graphs = data.__dict__.get("_num_graphs")
+    attributes = attributes_of_batch(data)
+    graphs = attributes.get("_num_graphs")
     if isinstance(graphs, int):
         part = writer.input_node(getattr, (node, "_num_graphs"), graphs, f"argument {name}._num_graphs")
-        data.__dict__["_num_graphs"] = writer.bind_input(graphs, part)
+        attributes["_num_graphs"] = writer.bind_input(graphs, part)
     return data
 
 

@@ -17,8 +17,9 @@ from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
+from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.copies import duplicate, working_copy
-from dqconvert.trace.grow import drop_edges, enlarge
+from dqconvert.trace.grow import drop_edges, enlarge, shrink
 from dqconvert.trace.inputs import Inputs, bind
 from dqconvert.trace.interception import Interception, seen_through
 from dqconvert.trace.islands import Island, drop_children, no_graph, refuse_loops
@@ -52,7 +53,8 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
     """Turns a float PyG model into a graph whose nodes know their stage, module and source line.
 
     The model is copied first and never changed. The graph is checked against it, outputs and gradients, in both modes,
-    on the example and on a second input of other sizes.
+    on the example and on a second input of other sizes. Of a large example a part stands for the example in that; then
+    the outputs in evaluation are checked on the whole.
 
     Args:
         model: Any ``nn.Module``.
@@ -72,33 +74,61 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
     """
     with preserved_random_state():
         root = working_copy(model)
-        inputs, second = _inputs(root, example_inputs, method)
-        fused = any(layer.fuse for layer in leaves.message_passing_layers(root))
-        one_by_one = fused and has_sparse(inputs)
-        recorded = _record_all(root, inputs, second, method, strict, unfuse(root, inputs, method) if one_by_one else {})
-        if fused and recorded.sparse and not one_by_one:  # the model makes an adjacency of its own
-            one_by_one = True
-            recorded = _record_all(root, inputs, second, method, strict, unfuse(root, inputs, method))
-        if one_by_one:
-            recorded.remarks.append("messages over a sparse adjacency are computed one by one, to be quantized")
-        train, evaluate, islands = recorded.train, recorded.evaluate, recorded.islands
-        eval_graph: Graph | None = evaluate
-        if same_structure(train, evaluate) is None:
-            merge_modes(train, evaluate)
-            eval_graph = None
-        traced = TracedModule.build(copy.deepcopy(root), train, eval_graph)
-        _drop_empty_guards(root, traced, inputs, method)
-        for graph in (train, evaluate):
-            remove_unused(graph)
-        traced.recompile()
-        both = [inputs] if recorded.second is None else [inputs, recorded.second]
-        indirect = any(why in recorded.remarks for *_, why in leaves.SEEN_THROUGH)
-        with seen_through(root) if indirect else nullcontext():
-            _verify(root, traced, both, method, frozenset(islands))
-        _restore_modes(model, traced)
-        for path, module in traced.named_modules():
-            if isinstance(module, MessagePassing) and not any(f"{path}.".startswith(f"{name}.") for name in islands):
-                set_values(module, Values.OWN)  # the graph multiplies
+        if example_inputs is None:
+            return _trace_on(model, root, *make_inputs(duplicate(root), method), method, strict)
+        inputs = bind(root, method, example_inputs)
+        # Lazy layers settle their shapes here, on our copy.
+        _run_once(root if leaves.uninitialized(root) else duplicate(root), method, inputs)
+        found = _trace_on_a_part(model, duplicate(root), inputs, method, strict)
+        return found or _trace_on(model, root, inputs, _second(root, inputs, method), method, strict)
+
+
+def _trace_on_a_part(model: nn.Module, root: nn.Module, inputs: Inputs, method: str, strict: bool) -> Trace | None:
+    """The trace on a part of large inputs; ``None`` if they are not large, or the part does not stand for all."""
+    part = shrink(inputs)
+    if part is None:
+        return None
+    try:
+        _run_once(duplicate(root), method, part)
+        found = _trace_on(model, root, part, _second(root, part, method), method, strict)
+    except TraceError:  # a fixed number of nodes, say: all of them may do
+        return None
+    if not _holds(root, found.module, inputs, method):
+        return None
+    remark = f"traced on a part of the example inputs ({_summary(part)}); checked on all of them in evaluation"
+    return replace(found, remarks=(*found.remarks, remark))
+
+
+def _trace_on(
+    model: nn.Module, root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, strict: bool
+) -> Trace:
+    """The trace of ``root``, a copy of ``model``, on these inputs."""
+    fused = any(layer.fuse for layer in leaves.message_passing_layers(root))
+    one_by_one = fused and has_sparse(inputs)
+    recorded = _record_all(root, inputs, second, method, strict, unfuse(root, inputs, method) if one_by_one else {})
+    if fused and recorded.sparse and not one_by_one:  # the model makes an adjacency of its own
+        one_by_one = True
+        recorded = _record_all(root, inputs, second, method, strict, unfuse(root, inputs, method))
+    if one_by_one:
+        recorded.remarks.append("messages over a sparse adjacency are computed one by one, to be quantized")
+    train, evaluate, islands = recorded.train, recorded.evaluate, recorded.islands
+    eval_graph: Graph | None = evaluate
+    if same_structure(train, evaluate) is None:
+        merge_modes(train, evaluate)
+        eval_graph = None
+    traced = TracedModule.build(copy.deepcopy(root), train, eval_graph)
+    _drop_empty_guards(root, traced, inputs, method)
+    for graph in (train, evaluate):
+        remove_unused(graph)
+    traced.recompile()
+    both = [inputs] if recorded.second is None else [inputs, recorded.second]
+    indirect = any(why in recorded.remarks for *_, why in leaves.SEEN_THROUGH)
+    with seen_through(root) if indirect else nullcontext():
+        _verify(root, traced, both, method, frozenset(islands))
+    _restore_modes(model, traced)
+    for path, module in traced.named_modules():
+        if isinstance(module, MessagePassing) and not any(f"{path}.".startswith(f"{name}.") for name in islands):
+            set_values(module, Values.OWN)  # the graph multiplies
     return Trace(module=traced, islands=tuple(islands.values()), remarks=tuple(recorded.remarks))
 
 
@@ -124,20 +154,15 @@ def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
 # -- inputs ------------------------------------------------------------------------------------------------------
 
 
-def _inputs(root: nn.Module, example: Any, method: str) -> tuple[Inputs, Inputs | None]:
-    if example is None:
-        return make_inputs(duplicate(root), method)
-    inputs = bind(root, method, example)
-    # Lazy layers settle their shapes here, on our copy.
-    trial = root if leaves.uninitialized(root) else duplicate(root)
-    _run_once(trial, method, inputs)
+def _second(root: nn.Module, inputs: Inputs, method: str) -> Inputs | None:
+    """Inputs of other sizes that the model takes."""
     for second in enlarge(inputs):
         try:
             _run_once(duplicate(root), method, second)
         except TraceError:  # this guess at what the rows are was wrong
             continue
-        return inputs, second
-    return inputs, None
+        return second
+    return None
 
 
 def _run_once(root: nn.Module, method: str, inputs: Inputs) -> None:
@@ -293,6 +318,16 @@ def _on_emptiness(node: Node) -> bool:
 
 
 # -- checking ----------------------------------------------------------------------------------------------------
+
+
+def _holds(root: nn.Module, traced: TracedModule, inputs: Inputs, method: str) -> bool:
+    """Whether the graph computes in evaluation what the model computes, on inputs that it was not traced on."""
+    expected = verify.outputs(root, method, inputs.map(plain_connectivity))
+    try:
+        actual = verify.outputs(traced.for_one_run(), "forward", inputs)
+    except GuardError:  # the model branches on sizes
+        return False
+    return verify.same_outputs(expected, actual)
 
 
 def _verify(root: nn.Module, traced: TracedModule, all_inputs: list[Inputs], method: str, kept: frozenset[str]) -> None:

@@ -73,11 +73,18 @@ def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: b
 
 def outputs(model: nn.Module, method: str, inputs: Inputs) -> list[Tensor]:
     """What a copy of a model returns in evaluation mode, without gradients."""
+    seed()
     copied = duplicate(model).eval()
     args, kwargs = inputs.call()
     with torch.no_grad():
         results = pytree.tree_leaves(getattr(copied, method)(*args, **kwargs))
     return [value for value in results if isinstance(value, Tensor) and value.layout == torch.strided]
+
+
+def same_outputs(expected: list[Tensor], actual: list[Tensor]) -> bool:
+    """Whether two runs returned the same, bit for bit."""
+    named = ({f"output {i}": value for i, value in enumerate(values)} for values in (expected, actual))
+    return difference(*named) is None
 
 
 def difference(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> str | None:

@@ -1,0 +1,279 @@
+"""Which rows of the inputs are nodes, which are edges, and which edges lie among the first nodes.
+
+It follows from the connectivities among them, from names, from dict keys (node types and edge types) and from sizes.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch_geometric.data.data import BaseData
+
+from dqconvert.trace.adjacency import edge_index_of, is_sparse
+from dqconvert.trace.inputs import Inputs, attributes_of_batch
+
+Type: TypeAlias = Any
+"""A node type (``None`` in a homogeneous graph, ``0`` and ``1`` for a pair) or an edge type (a tuple of three)."""
+
+Place: TypeAlias = tuple[Type, str]
+"""Where a tensor was found: the type whose rows it holds, and its name."""
+
+_HYPEREDGE = "hyperedge"
+_NODE_NAMES = ("x", "z", "pos", "batch", "h", "node_attr", "node_type", "features", "feat", "normal", "x_0")
+
+
+@dataclass(frozen=True)
+class InputGraph:
+    """The graph among some inputs, and which part of it a second copy keeps.
+
+    Attributes:
+        nodes: Number of nodes of each type.
+        parts: How many nodes of each type, from the first on, the copy keeps.
+        ends: For each connectivity, the types that its two rows point to.
+        edges: For each connectivity, how many edges it has.
+        kept: For each connectivity, which of its edges the copy keeps: those among the kept nodes.
+        graphs: Number of graphs in the batch.
+        batch: The batch vector; ``None`` without one.
+        node_dim: The dimension of node features that holds the nodes.
+        hops: Lists of numbers of nodes or of edges per hop, and by how much the first hop's grows.
+    """
+
+    nodes: dict[Type, int]
+    parts: dict[Type, int]
+    ends: dict[Place, tuple[Type, Type]]
+    edges: dict[Place, int]
+    kept: dict[Place, Tensor]
+    graphs: int
+    batch: Tensor | None
+    node_dim: int
+    hops: dict[Place, int] = field(default_factory=dict)
+
+    @staticmethod
+    def among(inputs: Inputs, node_dim: int, fixed: bool = False) -> InputGraph | None:
+        """Looks for it.
+
+        Args:
+            inputs: Where.
+            node_dim: See above.
+            fixed: Take the numbers of nodes for the model's own, so that there may be more edges, not more nodes.
+
+        Returns:
+            ``None`` if there is none, or it is not clear which rows are which.
+        """
+        found: dict[Place, Tensor] = {}
+        lists: dict[Place, list[int]] = {}
+
+        def look(place: Place, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                found[place] = value
+            if _are_counts(value):
+                lists[place] = value
+            return value
+
+        map_places(inputs, look)
+        if node_dim == -2 and not any(name == "x" and value.dim() > 2 for (_, name), value in found.items()):
+            return None
+        pair = any(kind in (0, 1) and kind is not None for kind, _ in found)
+        indices = {place: edge_index_of(v).cpu() for place, v in found.items() if _is_connectivity(place, v)}
+        ends = {place: _ends(place, pair) for place in indices}
+        edges = {place: index.size(1) for place, index in indices.items()}
+        if fixed:
+            if any(is_sparse(value) for value in found.values()):  # a matrix holds each edge once
+                return None
+            twice = {place: torch.arange((number + 1) // 2) for place, number in edges.items()}
+            none: dict[Type, int] = dict.fromkeys((end for pair_of in ends.values() for end in pair_of), 0)
+            return InputGraph(none, none, ends, edges, twice, 1, None, 0) if edges else None
+        # Pairs of nodes whose types nothing tells: more of the same pairs are as valid.
+        typed = any(kind is not None and not isinstance(kind, tuple) for kind, _ in found)
+        loose = {p for p in indices if typed and ends[p] == (None, None)}
+        firm = {place: index for place, index in indices.items() if place not in loose}
+        nodes = _count_nodes({p: v for p, v in found.items() if p not in loose}, firm, ends, node_dim)
+        if nodes is None:
+            return None
+        batch = next((value for (_, name), value in found.items() if name == "batch"), None)
+        graphs = int(batch.max()) + 1 if batch is not None and batch.numel() else 1
+        parts, kept = _part(firm, ends, nodes)
+        kept |= {place: torch.arange((edges[place] + 1) // 2) for place in loose}
+        hops = _hops(lists, nodes, parts, edges, kept)
+        return InputGraph(nodes, parts, ends, edges, kept, graphs, batch, node_dim, hops)
+
+    def rows(self, place: Place, value: Tensor) -> tuple[str, Place | None]:
+        """What the rows of a tensor are, and for edges, of which connectivity: by type, by name, by size."""
+        kind, name = place
+        over = [index for index, edges in self.edges.items() if edges == value.size(0)]
+        over = [index for index in over if index[0] == kind] or (over if kind is None else [])
+        if over and (isinstance(kind, tuple) or "edge" in name):
+            return "edge", over[0]
+        if value.size(node_dim_of(name, value, self.node_dim)) == self.nodes.get(kind, -1):
+            return "node", None
+        if over and name not in _NODE_NAMES:
+            return "edge", over[0]
+        return ("graph" if self.batch is not None and value.size(0) == self.graphs else ""), None
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _hops(
+    lists: dict[Place, list[int]],
+    nodes: dict[Type, int],
+    parts: dict[Type, int],
+    edges: dict[Place, int],
+    kept: dict[Place, Tensor],
+) -> dict[Place, int]:
+    """Which lists hold the numbers of nodes or of edges per hop: those that add up to all of them."""
+    found: dict[Place, int] = {}
+    for (kind, name), counts in lists.items():
+        over = [p for p, number in edges.items() if p[0] == kind and number == sum(counts)]
+        is_nodes = kind in nodes and nodes[kind] == sum(counts)
+        if is_nodes and not (over and "edge" in name):
+            found[kind, name] = parts[kind]
+        elif over:
+            found[kind, name] = len(kept[over[0]])
+    return found
+
+
+def _is_connectivity(place: Place, value: Tensor) -> bool:
+    kind, name = place
+    return is_sparse(value) or (
+        value.layout == torch.strided
+        and value.dim() == 2
+        and value.size(0) == 2
+        and not value.is_floating_point()
+        and value.dtype != torch.bool
+        and (isinstance(kind, tuple) or "edge" in name or "adj" in name or name.endswith("index"))
+    )
+
+
+def _ends(place: Place, pair: bool) -> tuple[Type, Type]:
+    kind = place[0]
+    if isinstance(kind, tuple):
+        return kind[0], kind[-1]
+    if kind == _HYPEREDGE:
+        return None, _HYPEREDGE
+    return (0, 1) if pair else (kind, kind)
+
+
+def _count_nodes(
+    found: dict[Place, Tensor], indices: dict[Place, Tensor], ends: dict[Place, tuple[Type, Type]], node_dim: int
+) -> dict[Type, int] | None:
+    """Number of nodes per type; ``None`` if tensors disagree, or a connectivity points past the end."""
+    nodes: dict[Type, int] = {}
+    likely = {p: v for p, v in found.items() if v.dim() and p not in indices and not isinstance(p[0], tuple)}
+    named = {p: v for p, v in likely.items() if p[1] in _NODE_NAMES}
+    for (kind, name), value in (named or likely).items():
+        rows = value.size(node_dim_of(name, value, node_dim))
+        if "edge" not in name and nodes.setdefault(kind, rows) != rows:
+            return None
+    for kind, name in likely:  # further node types that only unusual names tell of
+        if kind is not None:
+            nodes.setdefault(kind, likely[kind, name].size(0))
+    for place, index in indices.items():
+        if index.numel() and place[0] == _HYPEREDGE:
+            nodes.setdefault(_HYPEREDGE, int(index[1].max()) + 1)
+        for row, end in zip(index, ends[place], strict=True):
+            if end not in nodes or (row.numel() and int(row.max()) >= nodes[end]):
+                return None
+    return nodes or None
+
+
+def _part(
+    indices: dict[Place, Tensor], ends: dict[Place, tuple[Type, Type]], nodes: dict[Type, int]
+) -> tuple[dict[Type, int], dict[Place, Tensor]]:
+    """How many nodes of each type the second copy has, and which edges lie among them.
+
+    All counts must grow, and no two end up equal: dimensions are told apart by how they grow. Where that can be had, no
+    two grow by the same number, either: a model may take a few rows off (10 of 12 nodes, 10 of 14 edges).
+    """
+    best: tuple[dict[Type, int], dict[Place, Tensor]] = dict(nodes), {}
+    enough: tuple[dict[Type, int], dict[Place, Tensor]] | None = None
+    for extra in [*range(16), max(nodes.values())]:
+        parts: dict[Type, int] = {}
+        taken: set[int] = set()
+        for kind, number in nodes.items():
+            part = min(number, max(1, (number + 1) // 2) + extra)
+            while number + part in taken and part > 1:
+                part -= 1
+            parts[kind] = part
+            taken.add(number + part)
+        kept = {}
+        for place, index in indices.items():
+            inside = (index[0] < parts[ends[place][0]]) & (index[1] < parts[ends[place][1]])
+            kept[place] = inside.nonzero().view(-1)
+        best = parts, kept
+        grown = [index.size(1) + len(kept[place]) for place, index in indices.items() if index.size(1)]
+        grew = all(len(kept[place]) or not index.size(1) for place, index in indices.items())
+        if grew and len({*taken, *grown}) == len(nodes) + len(grown):
+            by = [*parts.values(), *(len(kept[place]) for place, index in indices.items() if index.size(1))]
+            if len(set(by)) == len(by):
+                return best
+            enough = enough or best
+    if enough is not None:
+        return enough
+    parts, kept = best
+    counts = {number + parts[kind] for kind, number in nodes.items()}
+    for place, index in indices.items():  # a copy of the whole: double an edge where counts collide
+        while index.size(1) and index.size(1) + len(kept[place]) in counts and len(kept[place]):
+            kept[place] = torch.cat([kept[place], kept[place][:1]])
+        counts.add(index.size(1) + len(kept[place]))
+    return parts, kept
+
+
+def node_dim_of(name: str, value: Tensor, node_dim: int) -> int:
+    return value.dim() - 2 if node_dim == -2 and name == "x" and value.dim() > 2 else 0
+
+
+# -- every tensor with its type and name ---------------------------------------------------------------------------
+
+
+def map_places(inputs: Inputs, function: Callable[[Place, Any], Any]) -> Inputs:
+    """The inputs with ``function(place, value)`` in place of every tensor and number given."""
+    arguments = dict(inputs.arguments)
+    for name in inputs.given:
+        value = arguments[name]
+        if inputs.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            parts = (_map_value(None, _name_of(item, f"{name}{i}"), item, function) for i, item in enumerate(value))
+            arguments[name] = tuple(parts)
+        else:
+            arguments[name] = _map_value(None, name, value, function)
+    return Inputs(inputs.signature, arguments, inputs.given)
+
+
+def _name_of(value: Any, name: str) -> str:
+    """The name of one of ``*args``, which has none, by what it looks like."""
+    pairs = isinstance(value, Tensor) and value.dim() == 2 and value.size(0) == 2 and value.dtype == torch.int64
+    return f"edge_index {name}" if pairs else name
+
+
+def _map_value(kind: Type, name: str, value: Any, function: Callable[[Place, Any], Any]) -> Any:
+    if isinstance(value, BaseData):
+        return _map_data(value, function)
+    if isinstance(value, dict):
+        typed = all(isinstance(item, Tensor | None) or _are_counts(item) for item in value.values())
+        return {
+            key: _map_value(key if typed else kind, name if typed else str(key), item, function)
+            for key, item in value.items()
+        }
+    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(item, Tensor | None) for item in value):
+        return tuple(_map_value(row, name, item, function) for row, item in enumerate(value))
+    if isinstance(value, tuple | list) and any(isinstance(item, dict) for item in value):
+        return type(value)(_map_value(kind, name, item, function) for item in value)
+    return function((_HYPEREDGE if kind is None and name.startswith("hyperedge_") else kind, name), value)
+
+
+def _map_data(data: BaseData, function: Callable[[Place, Any], Any]) -> BaseData:
+    copied = copy.copy(data)
+    for store in copied.stores:
+        for key, item in list(store.items()):
+            store[key] = function((store._key, str(key)), item)
+    attributes = attributes_of_batch(copied)
+    if "_num_graphs" in attributes:
+        attributes["_num_graphs"] = function((None, "_num_graphs"), attributes["_num_graphs"])
+    return copied
