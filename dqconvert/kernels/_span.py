@@ -82,7 +82,7 @@ class _Place(NamedTuple):
     above: Any
 
 
-class _Writer:
+class Writer:
     """Writes the loop for values of one type, several of the processor's `vectors` at a time: that spares branches.
 
     `room`: how many values each place may note on either side.
@@ -114,14 +114,17 @@ class _Writer:
         """Those of a grid, given a pointer to `[4]`."""
         return _Numbers(*(self.everywhere(self.builder.load(self.builder.gep(grid, [_I64(i)]))) for i in range(4)))
 
+    def suffix_of(self, kind: Any) -> str:
+        """How LLVM calls a vector, of these floats or of integers."""
+        return self.suffix if kind == self.vector else f"v{self.lanes}i{kind.element.width}"
+
     def load(self, place: Any, kind: Any, align: int, mask: Any) -> Any:
         place = self.builder.bitcast(place, kind.as_pointer())
         if mask is None:
             loaded = self.builder.load(place)
             loaded.align = align
             return loaded
-        suffix = self.suffix if kind is self.vector else f"v{self.lanes}i8"
-        masks = ir.VectorType(_I1, self.lanes)
+        suffix, masks = self.suffix_of(kind), ir.VectorType(_I1, self.lanes)
         function = self.function(f"llvm.masked.load.{suffix}.p0", kind, kind.as_pointer(), _I32, masks, kind)
         return self.builder.call(function, [place, _I32(align), mask, ir.Constant(kind, None)])
 
@@ -131,8 +134,7 @@ class _Writer:
         if mask is None:
             self.builder.store(value, place).align = align
             return
-        suffix = self.suffix if kind == self.vector else f"v{self.lanes}i8"
-        masks = ir.VectorType(_I1, self.lanes)
+        suffix, masks = self.suffix_of(kind), ir.VectorType(_I1, self.lanes)
         function = self.function(f"llvm.masked.store.{suffix}.p0", ir.VoidType(), kind, kind.as_pointer(), _I32, masks)
         self.builder.call(function, [value, place, _I32(align), mask])
 
@@ -157,9 +159,11 @@ class _Writer:
 
     def code(self, grid: _Numbers, value: Any) -> Any:
         """The number of steps, which may lie beyond the grid's ends."""
-        builder = self.builder
-        rint = self.function(f"llvm.rint.{self.suffix}", self.vector, self.vector)
-        return builder.call(rint, [builder.fadd(builder.fdiv(value, grid.scale), grid.zero_point)])
+        return self.rint(self.builder.fadd(self.builder.fdiv(value, grid.scale), grid.zero_point))
+
+    def rint(self, value: Any) -> Any:
+        """Rounded, halves to even."""
+        return self.builder.call(self.function(f"llvm.rint.{self.suffix}", self.vector, self.vector), [value])
 
     def value(self, grid: _Numbers, code: Any) -> Any:
         """The value on the grid."""
@@ -222,7 +226,7 @@ def chain_span(  # type: ignore[no-untyped-def]
 def _write_span(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     values, count, bits, bias, other, alpha, flags, kinds, grids, bounds, counts, noted, room = args
     value_type = signature.args[0].dtype
-    writer = _Writer(context, builder, value_type, room)
+    writer = Writer(context, builder, value_type, room)
     index = count.type
 
     def at(array: Any, place: int) -> Any:
@@ -286,7 +290,7 @@ def round_span(typing_context, values, count, grid):  # type: ignore[no-untyped-
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values, count, grid = args
-        writer = _Writer(context, builder, signature.args[0].dtype, None)
+        writer = Writer(context, builder, signature.args[0].dtype, None)
         numbers = writer.numbers(grid)
 
         def step(start: Any, mask: Any) -> None:
@@ -306,7 +310,7 @@ def pass_span(typing_context, grad, passes, bit, out, count):  # type: ignore[no
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         grad, passes, bit, out, count = args
-        writer = _Writer(context, builder, signature.args[0].dtype, None, vectors=1)
+        writer = Writer(context, builder, signature.args[0].dtype, None, vectors=1)
         wanted, none = writer.everywhere(bit), ir.Constant(writer.bytes, None)
 
         def step(start: Any, mask: Any) -> None:

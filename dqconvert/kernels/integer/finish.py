@@ -16,6 +16,8 @@ from torch import Tensor
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
+from dqconvert.kernels.integer._finish_span import finish_span
+from dqconvert.kernels.integer._ramp import ramp_of
 
 CODES = 256
 """Entries of a table for each code, also of grids that have fewer."""
@@ -96,33 +98,52 @@ def unpack(packed: Tensor, columns: int) -> Tensor:
 
 
 class Steps(NamedTuple):
-    """A :class:`Finish` as the loops take it; what is left out is empty."""
+    """A :class:`Finish` as the loops take it.
+
+    Attributes:
+        factor, bias: float32 `[columns]`.
+        grid: float32 `[4]`: scale, zero, highest and lowest code, all of them as training counts.
+        ramp: float32 `[4, columns]`, what stands for a table (:mod:`dqconvert.kernels.integer._ramp`); or empty.
+        table, other: Flat; empty, if there is none, or a ramp.
+        by_column: Whether there is a table for each column.
+        packed: As there.
+    """
 
     factor: Any
-    grid: Any
     bias: Any
+    grid: Any
+    ramp: Any
     table: Any
     by_column: bool
     other: Any
     packed: bool
 
 
-def steps(finish: Finish) -> Steps:
+def steps(finish: Finish, columns: int) -> Steps:
     """For the loops."""
     factor, grid, bias, table, other, packed = finish
+    scale, zero, top, low = (np.float32(number) for number in grid.tolist())
+    ramp = None
+    if table is not None and table.dtype == torch.uint8 and other is None:
+        ramp = ramp_of(table, int(top) + 1, columns)
     return Steps(
-        _flat(factor, np.float32),
-        _flat(grid, np.float32),
-        _flat(bias, np.float32),
-        _flat(table, np.uint8),
+        _by_column(factor, columns),
+        np.zeros(columns, np.float32) if bias is None else _by_column(bias, columns),
+        np.array([scale, zero + low, top + low, low], np.float32),
+        np.empty((4, 0), np.float32) if ramp is None else ramp,
+        _flat(None if ramp is not None else table),
         table is not None and table.dim() == 2 and other is None,
-        _flat(other, np.uint8),
+        _flat(other),
         packed,
     )
 
 
-def _flat(t: Tensor | None, kind: type[np.generic]) -> NDArray[Any]:
-    return np.empty(0, kind) if t is None else t.detach().contiguous().view(-1).numpy()
+def _by_column(t: Tensor, columns: int) -> NDArray[Any]:
+    return np.ascontiguousarray(np.broadcast_to(t.detach().numpy(), columns))
+
+
+def _flat(t: Tensor | None) -> NDArray[Any]:
+    return np.empty(0, np.uint8) if t is None else t.detach().contiguous().view(-1).numpy()
 
 
 def room(rows: int, columns: int, finish: Finish) -> Tensor:
@@ -166,13 +187,10 @@ def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignor
         columns,
         share,
         pointer(steps.factor, 0),
-        steps.factor.size,
         pointer(steps.bias, 0),
-        steps.bias.size,
-        steps.grid[0],
-        steps.grid[1],
-        steps.grid[2],
-        steps.grid[3],
+        pointer(steps.grid, 0),
+        pointer(steps.ramp, 0),
+        steps.ramp.size > 0,
         pointer(steps.table, 0),
         steps.table.size,
         steps.by_column,
@@ -190,13 +208,10 @@ def finish_pointed(  # type: ignore[no-untyped-def]
     columns,
     share,
     factor,
-    factors,
     bias,
-    biases,
-    scale,
-    zero,
-    top,
-    low,
+    grid,
+    ramp,
+    ramped,
     table,
     entries,
     by_column,
@@ -208,15 +223,20 @@ def finish_pointed(  # type: ignore[no-untyped-def]
 ):
     """:func:`finish_row`, by pointers and how many entries are behind them."""
     if entries == 0 and not packed:
-        round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, low, to)
+        straight(line, columns, factor, share, bias, grid, ramp, ramped, to)
         return
-    round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, low, codes)
+    finish_span(line, columns, factor, share, bias, grid, ramp, ramped, codes)
     if not packed:
         look_up_row(codes, columns, table, by_column, other, others, to)
         return
     if entries > 0:
         look_up_row(codes, columns, table, by_column, other, others, codes)
     pack_row(codes, columns, to)
+
+
+@loop
+def straight(line, columns, factor, share, bias, grid, ramp, ramped, to):  # type: ignore[no-untyped-def]
+    finish_span(line, columns, factor, share, bias, grid, ramp, ramped, to)
 
 
 @loop
@@ -227,32 +247,6 @@ def pack_row(codes, columns, to):  # type: ignore[no-untyped-def]
         to[c] = codes[2 * c] | (codes[2 * c + 1] << 4)
     if columns % 2 == 1:
         to[half] = codes[columns - 1]
-
-
-@loop
-def round_row(line, columns, share, factor, factors, bias, biases, scale, zero, top, low, codes):  # type: ignore[no-untyped-def]
-    """The codes of a row of sums. One loop a case: with a choice inside, they are made one by one."""
-    zero, top = zero + low, top + low  # as training counts
-    if factors == 1:
-        one = factor[0]
-        if biases == 0:
-            for c in range(columns):
-                codes[c] = code_of(np.float32(line[c]) * one * share, scale, zero, top, low)
-        else:
-            for c in range(columns):
-                codes[c] = code_of(np.float32(line[c]) * one * share + bias[c], scale, zero, top, low)
-    elif biases == 0:
-        for c in range(columns):
-            codes[c] = code_of(np.float32(line[c]) * factor[c] * share, scale, zero, top, low)
-    else:
-        for c in range(columns):
-            codes[c] = code_of(np.float32(line[c]) * factor[c] * share + bias[c], scale, zero, top, low)
-
-
-@loop
-def code_of(value, scale, zero, top, low):  # type: ignore[no-untyped-def]
-    """The code of a value, which is no NaN; `zero` and `top` are counted from `low`, as training does."""
-    return np.uint8(np.int32(min(max(np.rint(value / scale + zero), low), top) - low))
 
 
 @loop

@@ -49,7 +49,7 @@ def _on_cpu(
     finish = Finish(factor, grid, bias, table, other, packed)
     rows, width = x.shape
     out = room(rows, columns, finish)
-    args = x.contiguous().numpy(), int(x_grid[1]), columns, steps(finish), out.numpy()
+    args = x.contiguous().numpy(), int(x_grid[1]), columns, steps(finish, columns), out.numpy()
     run(lambda _, start, stop: add_rows(*args, start, stop), parts(rows, rows * width))
     return out
 

@@ -116,7 +116,7 @@ def _on_cpu(
         weight.contiguous().numpy(),
         weight.size(1),
         columns,
-        steps(finish),
+        steps(finish, columns),
         out.numpy(),
     )
     cuts = parts(rows, rows * (columns + weight.numel() // 32))

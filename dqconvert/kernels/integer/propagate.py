@@ -156,7 +156,7 @@ def _on_cpu(
         most,
         size,
         columns,
-        steps(finish),
+        steps(finish, columns),
         out.numpy(),
     )
     run(lambda _, start, stop: propagate_rows(*args, start, stop), balanced(order, size))

@@ -15,7 +15,7 @@ from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_row, pack, plain_finish, room, steps, unpack
 
 INT8, INT4 = torch.tensor([0.05, 119.0, 255.0, -128.0]), torch.tensor([0.7, 6.0, 15.0, -8.0])
-TABLES = ("none", "by code", "by column", "with other", "values")
+TABLES = ("none", "by code", "by column", "with other", "values", "a line", "lines by column")
 
 
 @loop
@@ -30,7 +30,7 @@ def finished(sums, finish, shares=None):
     rows, columns = sums.shape
     out = room(rows, columns, finish)
     ones = torch.ones(rows) if shares is None else shares
-    finish_rows(sums.reshape(-1).numpy(), columns, ones.numpy(), steps(finish), out.numpy())
+    finish_rows(sums.reshape(-1).numpy(), columns, ones.numpy(), steps(finish, columns), out.numpy())
     return out
 
 
@@ -38,7 +38,11 @@ def a_finish(rows, columns, *, grid=INT8, by_column=False, bias=False, table="no
     """Some factor, bias and table; of a table that is packed again the codes are below 16."""
     kind = {"by code": (256,), "by column": (columns, 256), "with other": (256, 256), "values": (256,)}
     high = 16 if packed else 256
-    codes = None if table == "none" else torch.randint(high, kind[table], dtype=torch.uint8)
+    codes = torch.randint(high, kind[table], dtype=torch.uint8) if table in kind else None
+    if "line" in table:  # what a scale and a ReLU make of codes: no table is needed for them
+        slopes = torch.rand(columns if "column" in table else 1, 1) * 2 - 0.5
+        codes = (torch.arange(256) * slopes + 3).clamp(0, high - 1).round().to(torch.uint8)
+        codes = codes if "column" in table else codes[0]
     return Finish(
         factor=torch.rand(columns if by_column else 1) * 1e-3,
         grid=grid,
