@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _SEARCH = 64
-"""Rounds of a search that leaves two thirds of an interval each time: slopes are then known to a millionth of a step."""
+"""Rounds of a search that leaves two thirds of an interval: slopes are then known to a millionth of a step."""
 
 _FAR = 1e6
 """Beyond every offset of a line that passes between 0 and 255 at one of 256 codes."""
