@@ -17,6 +17,7 @@ from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
+from dqconvert.kernels.same import Seen
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.movers import reshapes
 from dqconvert.lower.runtime import check_edges, group_order, look_up_last
@@ -67,16 +68,14 @@ _NAMES = frozenset(
 
 class _Last(NamedTuple):
     given: tuple[Any, ...]
-    versions: tuple[int | None, ...]
     result: tuple[Any, ...]
-    made: tuple[int | None, ...]
+    made: tuple[int, ...]
 
 
 class Remember(Memo):
-    """Computes something of the graph, and returns it again while it is given the same.
+    """Computes something of the graph, and returns it again while it is given the same, value by value.
 
-    The same is the same tensor, unchanged, or one that is equal value by value. What is remembered is no state: it is
-    neither saved nor copied. Threads may call it at once.
+    What is remembered is no state: it is neither saved nor copied. Threads may call it at once.
 
     Args:
         inner: What to compute; returns a tuple.
@@ -93,32 +92,32 @@ class Remember(Memo):
         last = self._last
         if torch.compiler.is_compiling():
             return self.inner(*given)
-        if last is not None and _same(last, given) and last.made == _versions(last.result):
+        if last is not None and all(map(_equal, last.given, given)) and last.made == _versions(last.result):
             return last.result
+        seen = tuple(Seen(value) if isinstance(value, Tensor) else value for value in given)
         with torch.inference_mode(False):
-            result = tuple(self.inner(*given))
-        self._last = _Last(given, _versions(given), result, _versions(result))
+            result = tuple(_apart(value, given) for value in self.inner(*given))
+        self._last = _Last(seen, result, _versions(result))
         return result
 
 
-def _same(last: _Last, given: tuple[Any, ...]) -> bool:
-    if last.versions != _versions(last.given):
-        return False  # it was changed in place
-    return all(map(_equal, last.given, given, last.versions))
+def _equal(old: Any, new: Any) -> bool:
+    if isinstance(old, Seen):
+        return isinstance(new, Tensor) and old.equals(new)
+    return type(old) is type(new) and bool(old == new)
 
 
-def _equal(old: Any, new: Any, version: int | None) -> bool:
-    if not isinstance(old, Tensor) or not isinstance(new, Tensor):
-        return type(old) is type(new) and bool(old == new)
-    if old is new:
-        return version is not None
-    alike = old.dtype == new.dtype and old.device == new.device and old.shape == new.shape
-    return alike and version is not None and torch.equal(old, new)
+def _apart(value: Any, given: tuple[Any, ...]) -> Any:
+    """A result in memory of its own: what was given may be written over, and be given again as it was."""
+    if not isinstance(value, Tensor):
+        return value
+    theirs = {other.untyped_storage().data_ptr() for other in given if isinstance(other, Tensor)}
+    return value.clone() if value.untyped_storage().data_ptr() in theirs else value
 
 
-def _versions(values: Iterable[Any]) -> tuple[int | None, ...]:
-    """How often each tensor was changed; ``None`` where nobody counts."""
-    return tuple(value._version if isinstance(value, Tensor) and not value.is_inference() else None for value in values)
+def _versions(values: Iterable[Any]) -> tuple[int, ...]:
+    """How often each tensor was changed."""
+    return tuple(value._version for value in values if isinstance(value, Tensor))
 
 
 # -- finding it in a graph -----------------------------------------------------------------------------------------
