@@ -125,6 +125,8 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
         >>> found.output.sqnr_db > 10
         True
     """
+    if isinstance(float_model, IntegerModule):
+        raise ConfigError("compare takes the float model first and the integer module second.")
     if not isinstance(integer, IntegerModule | PreparedModule):
         raise ConfigError(
             f"compare takes what dqconvert.convert or dqconvert.prepare returned, got a {type(integer).__name__}."

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GIN
 from typer.testing import CliRunner
 
@@ -211,3 +211,28 @@ def test_inspect_refuses_what_integer_files_do_not_have():
     make()
     assert "no --html and no --diff" in refused("inspect", "gin.int", "--diff")
     assert "no --html and no --diff" in refused("inspect", "gin.int", "--html", "a.html")
+
+
+def test_graphs_of_a_list_are_batches_of_one(folder, monkeypatch):
+    """A classifier of graphs that counts those of its batch."""
+    Path("counting.py").write_text(
+        "from torch import nn\n"
+        "from torch_geometric.nn import GCNConv, global_add_pool\n"
+        "class Classifier(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.out = GCNConv(6, 8), nn.Linear(8, 3)\n"
+        "    def forward(self, data):\n"
+        "        x = self.conv(data.x, data.edge_index).relu()\n"
+        "        return self.out(global_add_pool(x, data.batch, size=data.num_graphs))\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    import counting
+
+    torch.save(counting.Classifier().state_dict(), "counting.pt")
+    known = ["--model", "counting:Classifier", "--example", "graphs.pt", "--calibrate", "graphs.pt"]
+    dq("convert", "counting.pt", *known, "--qconfig", "int8-ptq", "--integer", "-o", "counting.int")
+    dq("run", "counting.int", "--data", "graphs.pt", "-o", "out.safetensors")
+    assert sorted(tuple(t.shape) for t in safetensors.torch.load_file("out.safetensors").values()) == [(1, 3)] * 2
+    batch = Batch.from_data_list(torch.load("graphs.pt", weights_only=False))
+    assert dqconvert.load("counting.int")(batch).shape == (2, 3)

@@ -156,6 +156,10 @@ def test_what_does_not_belong_together_is_refused():
     integer = dqconvert.convert(module)
     with pytest.raises(ConfigError, match="returned, got a GCN"):
         dqconvert.compare(model, model, a_graph())
+    with pytest.raises(ConfigError, match="the float model first"):
+        dqconvert.compare(integer, model, a_graph())
+    with pytest.raises(ConfigError, match="the float model first"):
+        dqconvert.compare(integer, module, a_graph())
     with pytest.raises(ConfigError, match="no data to compare on"):
         dqconvert.compare(model, integer, [])
     with pytest.raises(ConfigError, match="it was not made of this model"):

@@ -304,3 +304,19 @@ def test_a_branch_on_a_size_is_checked_when_it_runs():
         module(*zoo.graph(zoo.OTHER))
     assert "branches on a size" in message_of(info)
     assert line_of(SmallOrLarge.forward, "if x.size(0)") in message_of(info)
+
+
+@pytest.mark.parametrize(("given", "words"), [(GCN, "the class GCN: call it first"), ("gcn.pt", "a str")])
+def test_what_is_no_model_is_named(given, words):
+    with pytest.raises(ConfigError, match=words):
+        dqconvert.prepare(given)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_an_edge_index_of_floats_is_refused(fuse):
+    x, edge_index = zoo.graph()
+    module = dqconvert.prepare(SAGEConv(6, 4), "int8-qat", (x, edge_index), fuse=fuse).module
+    module(x, edge_index)
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError, IndexError, RuntimeError), match=r"integer|int64|index"):
+            module.eval()(x, edge_index.float())

@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
 from torch_geometric.data.data import BaseData, DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
 
@@ -117,7 +118,9 @@ def _items(found: Any) -> list[Any]:
     """What a file holds, as a list of calls' inputs; empty if it is something else."""
     if _is_inputs(found):
         return [found]
-    return list(found) if isinstance(found, list | tuple) and found and all(map(_is_inputs, found)) else []
+    several = isinstance(found, list | tuple) and found and all(map(_is_inputs, found))
+    # A graph of a list is a batch of one, as a loader would make it: with `batch`, `ptr` and `num_graphs`.
+    return [Batch.from_data_list([item]) if type(item) is Data else item for item in found] if several else []
 
 
 def _is_inputs(value: Any) -> bool:

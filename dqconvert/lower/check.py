@@ -25,7 +25,7 @@ def check_prepared(module: Any) -> None:
 
 
 def check_ready(graph: Graph, root: nn.Module) -> None:
-    """Raises :class:`LoweringError`, naming them, for quantizers without a range and for weights that are NaN.
+    """Raises :class:`LoweringError`, naming them, for quantizers without a range and for weights that are not finite.
 
     Args:
         graph: What is evaluated: quantizers that it does not reach need no range.
@@ -37,14 +37,20 @@ def check_ready(graph: Graph, root: nn.Module) -> None:
     empty = [path for path, quantizer in quantizers.items() if not quantizer.is_observed()]
     if empty:
         raise LoweringError(
-            f"{_named(empty)} never observed a value: train at least one step, or run dqconvert.calibrate."
+            f"{_named(empty)} never observed a value (what is NaN or infinite does not count): "
+            "train at least one step, or run dqconvert.calibrate."
         )
     wrong = [path for path, q in quantizers.items() if not bool(torch.isfinite(q.min_val + q.max_val + q.scale).all())]
     if wrong:
         raise LoweringError(f"{_named(wrong)} has a range that is not finite: the training went astray.")
-    bad = [name for name, tensor in _tensors(graph, root) if tensor.is_floating_point() and bool(tensor.isnan().any())]
+    tensors = {name: tensor for name, tensor in _tensors(graph, root) if tensor.is_floating_point()}
+    bad = [name for name, tensor in tensors.items() if bool(tensor.isnan().any())]
     if bad:
         raise LoweringError(f"{_named(bad)} holds NaN: the training went astray.")
+    weights = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+    endless = [name for name, tensor in weights.items() if bool(tensor.isinf().any())]
+    if endless:
+        raise LoweringError(f"{_named(endless)} holds infinite values: the training went astray.")
 
 
 def _tensors(graph: Graph, root: nn.Module) -> Iterator[tuple[str, Tensor]]:

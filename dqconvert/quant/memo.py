@@ -116,6 +116,8 @@ class EdgeOrders(Memo):
     def forward(self, index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder | None:
         """The grouping of edges by `index` (int64 `[num_edges]`; `other`: the other ends); None on devices whose
         kernels do without."""
+        if index.is_floating_point() or other.is_floating_point():
+            raise TypeError(f"edge_index must hold integers (torch.int64), got {index.dtype}")
         if index.device.type != "cpu":
             return None
         if torch.compiler.is_compiling():

@@ -106,7 +106,7 @@ def _bind_data(writer: Writer, data: BaseData, node: Node, name: str) -> BaseDat
     attributes = attributes_of_batch(data)
     graphs = attributes.get("_num_graphs")
     if isinstance(graphs, int):
-        part = writer.input_node(getattr, (node, "_num_graphs"), graphs, f"argument {name}._num_graphs")
+        part = writer.input_node(getattr, (node, "num_graphs"), graphs, f"argument {name}.num_graphs")
         attributes["_num_graphs"] = writer.bind_input(graphs, part)
     return data
 

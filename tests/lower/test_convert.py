@@ -349,10 +349,11 @@ def test_ranges_that_nobody_observed_are_named():
         dqconvert.convert(module)
 
 
-def test_nan_weights_are_named():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_named(value):
     module = trained("GCN")
     with torch.no_grad():
-        module.convs[1].lin.weight[0, 0] = torch.nan
+        module.convs[1].lin.weight[0, 0] = value
     with pytest.raises(LoweringError, match=r"convs\.1\.lin\.weight"):
         dqconvert.convert(module)
 
