@@ -172,16 +172,22 @@ class Writer:
         code = builder.select(builder.fcmp_ordered(">", code, grid.high), grid.high, code)
         return builder.fmul(builder.fsub(code, grid.zero_point), grid.scale)
 
-    def each(self, count: Any, step: Callable[[Any, Any], None]) -> None:
-        """Calls `step` for whole vectors, and with a mask for the values that are left."""
-        builder, index = self.builder, count.type
-        whole = builder.and_(count, index(-self.lanes))
-        with cgutils.for_range_slice(builder, index(0), whole, index(self.lanes), index, inc=True) as (start, _):
-            step(start, None)
+    def each(self, count: Any, step: Callable[[Any, Any], None], start: Any = None) -> None:
+        """Calls `step` for whole vectors (from `start` on), and with a mask for the values that are left."""
+        builder = self.builder
+        whole = self.each_whole(count.type(0) if start is None else start, count, step)
         left = builder.sub(count, whole)
-        with builder.if_then(builder.icmp_signed(">", left, index(0))):
+        with builder.if_then(builder.icmp_signed(">", left, count.type(0))):
             numbers = ir.Constant(ir.VectorType(_I64, self.lanes), list(range(self.lanes)))
             step(whole, builder.icmp_signed("<", numbers, self.everywhere(left)))
+
+    def each_whole(self, start: Any, stop: Any, step: Callable[[Any, Any], None]) -> Any:
+        """Calls `step` for whole vectors alone; returns where they end."""
+        builder, index = self.builder, stop.type
+        end = builder.add(start, builder.and_(builder.sub(stop, start), index(-self.lanes)))
+        with cgutils.for_range_slice(builder, start, end, index(self.lanes), index, inc=True) as (at, _):
+            step(at, None)
+        return end
 
     def note(self, place: _Place, value: Any, mask: Any) -> None:
         """Notes values outside of the bounds, which few are."""

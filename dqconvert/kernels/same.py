@@ -13,6 +13,9 @@ from dqconvert.kernels._threads import loop, parts, run
 _BLOCK = 1 << 12
 """Values after which a comparison stops if one of them differs."""
 
+_MANY = 1 << 16
+"""Values from which memory, and a second thread, are worth a loop of our own."""
+
 _NARROW = torch.iinfo(torch.int32)
 
 
@@ -49,7 +52,7 @@ class Seen:
 
 
 def _narrow(tensor: Tensor) -> bool:
-    if tensor.dtype != torch.int64 or tensor.device.type != "cpu" or tensor.numel() == 0:
+    if tensor.dtype != torch.int64 or tensor.device.type != "cpu" or tensor.numel() < _MANY:
         return False
     least, most = tensor.aminmax()
     return int(least) >= _NARROW.min and int(most) <= _NARROW.max

@@ -15,7 +15,7 @@ WIDE = 1 << 40
 
 @settings(deadline=None, max_examples=100)
 @given(
-    st.integers(1, 20_000),
+    st.integers(1, 20_000) | st.integers(same._MANY, same._MANY + 9000),
     st.sampled_from([torch.int64, torch.int32, torch.bool, torch.float32, torch.uint8]),
     st.booleans(),
     st.data(),
@@ -33,7 +33,7 @@ def test_one_different_value_is_seen(count, dtype, wide, data):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("size", [0, 1, same._BLOCK, same._BLOCK + 1, 300_000])
+@pytest.mark.parametrize("size", [0, 1, same._MANY // 2, same._MANY // 2 + 1, 300_000])
 def test_every_size(size, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

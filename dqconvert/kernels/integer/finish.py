@@ -122,7 +122,7 @@ class Steps(NamedTuple):
 def steps(finish: Finish, columns: int) -> Steps:
     """For the loops."""
     factor, grid, bias, table, other, packed = finish
-    scale, zero, top, low = (np.float32(number) for number in grid.tolist())
+    scale, zero, top, low = grid.tolist()
     ramp = None
     if table is not None and table.dtype == torch.uint8 and other is None:
         ramp = ramp_of(table, int(top) + 1, columns)
@@ -139,7 +139,7 @@ def steps(finish: Finish, columns: int) -> Steps:
 
 
 def _by_column(t: Tensor, columns: int) -> NDArray[Any]:
-    return np.ascontiguousarray(np.broadcast_to(t.detach().numpy(), columns))
+    return np.full(columns, t.item(), np.float32) if t.numel() == 1 else t.detach().contiguous().numpy()
 
 
 def _flat(t: Tensor | None) -> NDArray[Any]:
