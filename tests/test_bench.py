@@ -211,9 +211,10 @@ needs_memory = pytest.mark.skipif(memory.why_not_measurable() is not None, reaso
 
 class TestMemory:
     @needs_memory
-    @pytest.mark.parametrize("mib", [48, 256])  # up to 32, glibc may take a second block where the first one was
+    @pytest.mark.parametrize("mib", [32, 256])
     def test_what_a_step_allocates_is_measured(self, mib: int) -> None:
-        found = memory.peak_of(lambda: torch.ones(mib << 18))
+        # Once: the C library may put what a second step allocates beside what the first one freed.
+        found = memory.peak_of(lambda: torch.ones(mib << 18), repeats=1)
         assert mib - 1 <= found.rise < mib + 16
         assert found.before > 50
 
