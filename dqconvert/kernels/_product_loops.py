@@ -122,7 +122,7 @@ def products_back(  # type: ignore[no-untyped-def]
     added to. Returns the product of the gradient of the sum with `other`, added up.
     """
     columns, depth = grad.shape[1], x.shape[1]
-    numbers = numbers_of(entry) if clip else numbers_of(np.ones(4, x.dtype))
+    numbers = numbers_of(entry if clip else np.ones(4, x.dtype))  # of no grid, nobody asks
     step = product_rows(max(columns, depth), BACK)
     wide = padded(depth, x.itemsize)
     groups = groups_of(depth, x.itemsize)

@@ -96,12 +96,12 @@ def round_nodes(x, skip, often, grid, catch, lo, hi, caught, y, start, stop):  #
 def put_codes(codes, grid, y, skip, columns, first, last):  # type: ignore[no-untyped-def]
     """Stores codes above the smallest, of all rows; whether one of a row that is not skipped is NaN."""
     low, high = grid[2], grid[3]
-    count = (last - first) * columns
+    count, one = (last - first) * columns, codes.dtype.type(1)
     bytes_of(pointer(codes, 0), low, high, pointer(y, first * columns), count)
-    if not any_nan(pointer(codes, 0), low - low, count):
+    if not any_nan(pointer(codes, 0), one, count):
         return False
     for r in range(last - first):
-        if not (skip.size > 0 and skip[first + r]) and any_nan(pointer(codes, r * columns), low - low, columns):
+        if not (skip.size > 0 and skip[first + r]) and any_nan(pointer(codes, r * columns), one, columns):
             return True
     return False
 
@@ -116,10 +116,11 @@ def bytes_of(codes, low, high, y, count):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
-def any_nan(x, zero, count):  # type: ignore[no-untyped-def]
+def any_nan(x, one, count):  # type: ignore[no-untyped-def]
+    zero = one - one
     found = zero
     for c in range(count):
-        found += x[c] - x[c] if x[c] == x[c] else zero + 1
+        found += one if x[c] != x[c] else zero
     return found != zero
 
 

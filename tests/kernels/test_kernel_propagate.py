@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from chain_cases import (
@@ -25,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels import EdgeOrder, edge_order, propagate
+from dqconvert.kernels import _propagate_loops as loops
 from dqconvert.kernels.propagate import (
     Passing,
     plain_messages,
@@ -337,3 +339,15 @@ def test_operators_keep_their_contract(dtype, heads):
     for for_weight, plus in ((False, None), (bool(heads), torch.randn_like(values[1]))):
         more = (*values, *args[2:6], extremes, protected, new[:2], *args[-2:], for_weight, plus)
         torch.library.opcheck(torch.ops.dqconvert.propagate_grad.default, more)
+
+
+def test_infinite_rows_are_sent_as_codes_and_missing_values_are_not():
+    """What is infinite has a code, the last one; NaN has none."""
+    codes, grid = np.array([[3.0, np.inf, -np.inf, 0.0], [1.0, 2.0, 3.0, 4.0]], np.float32), np.array([1, 0, -8, 7])
+    sent, nobody = np.empty(8, np.uint8), np.empty(0, np.bool_)
+    assert not loops.put_codes(codes.reshape(-1), grid.astype(np.float32), sent, nobody, 4, 0, 2)
+    assert sent.tolist() == [11, 15, 0, 8, 9, 10, 11, 12]
+    codes[1, 2] = np.nan
+    assert loops.put_codes(codes.reshape(-1), grid.astype(np.float32), sent, nobody, 4, 0, 2)
+    skipped = np.array([False, True])
+    assert not loops.put_codes(codes.reshape(-1), grid.astype(np.float32), sent, skipped, 4, 0, 2)
