@@ -216,6 +216,8 @@ def message_values(
 
 def propagate_grad(
     grad: Tensor,
+    passes: Tensor,
+    bit: int,
     x: Tensor,
     weight: Tensor | None,
     by_receiver: Sequence[Tensor],
@@ -227,15 +229,13 @@ def propagate_grad(
     for_weight: bool,
     plus: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `x`, and `plus`, and of the weights."""
+    """The gradients of `x`, and `plus`, and of the weights, given that of the sums, where `passes` has the bit."""
     skip = flags(protected)
     grads, rows = matrix(grad), matrix(x)
-    if mean:
+    if mean or passes.numel() > 0:
         shares = empty(grad.shape, grad.dtype).numpy()
-        run(
-            lambda _, start, stop: loops.divide_rows(grads, by_receiver[0].numpy(), shares, start, stop),
-            parts(len(grads), grads.size),
-        )
+        sharing = (grads, matrix(passes), np.uint8(bit), by_receiver[0].numpy(), mean, shares)
+        run(lambda _, start, stop: loops.pass_shares(*sharing, start, stop), parts(len(grads), grads.size))
         grads = shares
     to_x = empty(x.shape, x.dtype)
     ptr, edges, receivers = (t.numpy() for t in by_sender)

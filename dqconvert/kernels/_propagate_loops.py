@@ -9,6 +9,7 @@ from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
 from dqconvert.kernels._row_strips import add_rows, room_for
 from dqconvert.kernels._select_loops import collect, collect_messages
+from dqconvert.kernels._span import pass_span
 from dqconvert.kernels._stream import is_far, room_before, stream
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import (
@@ -125,12 +126,26 @@ def any_nan(x, one, count):  # type: ignore[no-untyped-def]
 
 
 @loop
-def divide_rows(x, ptr, y, start, stop):  # type: ignore[no-untyped-def]
-    """Divides each row by its number of edges, unless there is none."""
-    for r in range(start, stop):
-        by = x.dtype.type(max(1, ptr[r + 1] - ptr[r]))
-        for c in range(x.shape[1]):
-            y[r, c] = x[r, c] / by
+def pass_shares(grad, passes, bit, ptr, mean, y, start, stop):  # type: ignore[no-untyped-def]
+    """Each row where the bits let it through, if there are bits; divided by its number of edges, if that is meant."""
+    columns = y.shape[1]
+    step = tile_rows(columns)
+    flat_grad, flat_passes, flat = grad.reshape(-1), passes.reshape(-1), y.reshape(-1)
+    far = is_far(y)
+    room = np.empty(step * columns if far else 0, y.dtype)
+    for first in range(start, stop, step):
+        at, count = first * columns, (min(first + step, stop) - first) * columns
+        to = pointer(room, 0) if far else pointer(flat, at)
+        if passes.size > 0:
+            pass_span(pointer(flat_grad, at), pointer(flat_passes, at), bit, to, count)
+        else:
+            copy_values(pointer(flat_grad, at), to, count)
+        for r in range(first, min(first + step, stop)):
+            if mean and ptr[r + 1] - ptr[r] > 1:
+                row = pointer(room, (r - first) * columns) if far else pointer(flat, r * columns)
+                divide_values(row, y.dtype.type(ptr[r + 1] - ptr[r]), columns)
+        if far:
+            stream(room, 0, flat, at, count)
 
 
 @loop

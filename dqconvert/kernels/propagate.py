@@ -19,7 +19,17 @@ from dqconvert.kernels import _propagate as sums
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels.chain import chain_gradients, ends_of, fake_results, masked, plain_observe, plain_quantize_chain
+from dqconvert.kernels.chain import (
+    SUM,
+    X,
+    chain_gradients,
+    ends_of,
+    fake_results,
+    masked,
+    plain_observe,
+    plain_quantize_chain,
+    plain_quantize_chain_grad,
+)
 from dqconvert.kernels.degree import in_degree
 from dqconvert.kernels.edge_order import EdgeOrder
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
@@ -160,6 +170,8 @@ def plain_propagate_grad(
 
 def _grad(
     grad: Tensor,
+    passes: Tensor,
+    apart: bool,
     x: Tensor,
     weight: Tensor | None,
     sender: Tensor,
@@ -174,25 +186,34 @@ def _grad(
     for_weight: bool,
     plus: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `x` (and `plus`, if there is one) and, if `for_weight`, of the weights (else `[0, 0]`);
-    `range_` as it was rounded with."""
+    """The gradients of `x` (and `plus`, if there is one) and, if `for_weight`, of the weights (else `[0, 0]`).
+
+    **Arguments**: `grad`: of the result of the chain, if `passes` and `apart` say what of it reaches the sums, see
+    :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; of the sums themselves, if `passes` is `[0]`. `range_`:
+    as it was rounded with.
+    """
+    at_sum = plain_quantize_chain_grad(grad, passes, None, None, apart)[1]
     to_x, to_weight = plain_propagate_grad(
-        grad, x, weight, sender, receiver, protected, range_, ints, floats, for_weight
+        at_sum, x, weight, sender, receiver, protected, range_, ints, floats, for_weight
     )
     to_x = to_x if plus is None else to_x + plus
     return to_x, grad.new_empty((0, 0)) if to_weight is None else to_weight
 
 
-def _grad_on_cpu(grad: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+def _grad_on_cpu(
+    grad: Tensor, passes: Tensor, apart: bool, x: Tensor, weight: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
     _, _, by_receiver, by_sender, extremes, protected, range_, ints, floats, for_weight, plus = rest
     if not sums.serves(x, weight) or (weight is not None and extremes.numel() == 0 and x.numel() > 0):
-        return _grad(grad, x, weight, *rest)
+        return _grad(grad, passes, apart, x, weight, *rest)
     scheme, mean = Passing.unpacked(ints, floats)
     ways = (by_receiver, by_sender, extremes, protected, Grid(scheme, *range_.tolist()), mean, for_weight)
-    return sums.propagate_grad(grad, x, weight, *ways, plus)
+    return sums.propagate_grad(grad, passes, X if apart else SUM, x, weight, *ways, plus)
 
 
-def _fake_grad(grad: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake_grad(
+    grad: Tensor, passes: Tensor, apart: bool, x: Tensor, weight: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
     to_weight = weight.new_empty(weight.shape) if rest[-2] and weight is not None else x.new_empty((0, 0))
     return x.new_empty(x.shape), to_weight
 
@@ -221,20 +242,25 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return None, None, None, None, order, order, *(None,) * 9
     x, weight, sender, receiver, *orders, senders, range_, extremes, passes, alpha, other = ctx.saved_tensors
     for_x, for_weight = ctx.needs_input_grad[:2]
-    needed = (for_x or for_weight, *ctx.needs_input_grad[8:11])
-    at_sum, *added = chain_gradients(grad, passes, other, alpha, ctx.apart, needed)
+    for_added, twice = ctx.needs_input_grad[8:11], torch.is_grad_enabled()
+    if twice or any(for_added):
+        needed = (for_x or for_weight, *for_added)
+        grad, *added = chain_gradients(grad, passes, other, alpha, ctx.apart, needed)
+        passes = passes.new_empty(0)
+    else:  # nobody else wants the gradient at the sums
+        added = [None] * 3
     to_x, to_weight = None, None
-    if at_sum is not None:
+    if grad is not None and (for_x or for_weight):
         passing = (senders, range_, ctx.ints, ctx.floats, for_weight)
-        if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
-            to_x, to_weight = plain_propagate_grad(at_sum, x, weight, sender, receiver, *passing)
+        if twice:  # a gradient of a gradient goes through torch's own operators
+            to_x, to_weight = plain_propagate_grad(grad, x, weight, sender, receiver, *passing)
         else:
             plus = None
             if ctx.same and for_x:  # both gradients are of one tensor: they are added up on the way
                 plus, added[1] = added[1], None
             order_of = (orders[:3], orders[3:], extremes)
             args = (x, weight, sender, receiver, *order_of, *passing, plus)
-            to_x, to_weight = propagate_grad(at_sum.contiguous(), *args)
+            to_x, to_weight = propagate_grad(grad.contiguous(), passes, ctx.apart, *args)
     ends = (to_x, to_weight if for_weight else None)
     return *ends, None, None, order, order, None, None, *added, *(None,) * 4
 

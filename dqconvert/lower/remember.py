@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, Node
 
 from dqconvert.kernels.integer.codes import check_numbers, look_up, look_up_pairs, quantize
@@ -17,7 +16,6 @@ from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
-from dqconvert.kernels.same import Seen
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.movers import reshapes
 from dqconvert.lower.runtime import check_edges, group_order, look_up_last
@@ -66,22 +64,12 @@ _NAMES = frozenset(
 """By :func:`dqconvert.trace.ops.op_name`: functions that return the same for the same."""
 
 
-class _Last(NamedTuple):
-    given: tuple[Any, ...]
-    result: tuple[Any, ...]
-    made: tuple[int, ...]
-
-
 class Remember(Memo):
     """Computes something of the graph, and returns it again while it is given the same, value by value.
-
-    What is remembered is no state: it is neither saved nor copied. Threads may call it at once.
 
     Args:
         inner: What to compute; returns a tuple.
     """
-
-    _last: _Last | None
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -89,35 +77,7 @@ class Remember(Memo):
 
     def forward(self, *given: Any) -> Any:
         """What ``inner`` returns."""
-        last = self._last
-        if torch.compiler.is_compiling():
-            return self.inner(*given)
-        if last is not None and all(map(_equal, last.given, given)) and last.made == _versions(last.result):
-            return last.result
-        seen = tuple(Seen(value) if isinstance(value, Tensor) else value for value in given)
-        with torch.inference_mode(False):
-            result = tuple(_apart(value, given) for value in self.inner(*given))
-        self._last = _Last(seen, result, _versions(result))
-        return result
-
-
-def _equal(old: Any, new: Any) -> bool:
-    if isinstance(old, Seen):
-        return isinstance(new, Tensor) and old.equals(new)
-    return type(old) is type(new) and bool(old == new)
-
-
-def _apart(value: Any, given: tuple[Any, ...]) -> Any:
-    """A result in memory of its own: what was given may be written over, and be given again as it was."""
-    if not isinstance(value, Tensor):
-        return value
-    theirs = {other.untyped_storage().data_ptr() for other in given if isinstance(other, Tensor)}
-    return value.clone() if value.untyped_storage().data_ptr() in theirs else value
-
-
-def _versions(values: Iterable[Any]) -> tuple[int, ...]:
-    """How often each tensor was changed."""
-    return tuple(value._version for value in values if isinstance(value, Tensor))
+        return self.inner(*given) if torch.compiler.is_compiling() else self.recall(self.inner, *given)
 
 
 # -- finding it in a graph -----------------------------------------------------------------------------------------

@@ -2,34 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dqconvert.kernels import EdgeOrder, edge_order, own_size
+from dqconvert.kernels.same import Seen
+
+
+class Last(NamedTuple):
+    """What a memo computed last.
+
+    **Attributes**: `given`: what for, tensors as :class:`dqconvert.kernels.same.Seen`. `result`: what came of it.
+    `made`: how often each tensor of the result had been changed by then.
+    """
+
+    given: tuple[Any, ...]
+    result: Any
+    made: tuple[int, ...]
 
 
 class Memo(nn.Module):
     """Base class of what remembers something between calls that it could as well compute again.
 
-    No state of it is saved, copied or pickled.
+    No state of it is saved, copied or pickled. Threads may call it at once.
     """
+
+    _last: Last | None
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: Any = None
+        self._last = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None}
 
+    def recall(self, compute: Callable[..., Any], *given: Any) -> Any:
+        """`compute(*given)`, or what it returned the last time.
+
+        That is used again only where everything that is given equals, value by value, what was given then, and nobody
+        changed the result in place.
+
+        ```python
+        >>> memo, index = Memo(), torch.tensor([0, 2, 2])
+        >>> counts = memo.recall(torch.bincount, index)
+        >>> memo.recall(torch.bincount, index.clone()) is counts
+        True
+
+        ```
+        """
+        last = self._last  # read once: another thread may replace it
+        if last is not None and _alike(last.given, given) and last.made == _versions(last.result):
+            return last.result
+        seen = tuple(Seen(value) if isinstance(value, Tensor) else value for value in given)
+        with torch.inference_mode(False):  # what is remembered may be used in training later
+            result = _apart(compute(*given), given)
+        self._last = Last(seen, result, _versions(result))
+        return result
+
+
+def _alike(old: Sequence[Any], new: Sequence[Any]) -> bool:
+    def same(one: Any, two: Any) -> bool:
+        if isinstance(one, Seen):
+            return isinstance(two, Tensor) and one.equals(two)
+        return type(one) is type(two) and bool(one == two)
+
+    return len(old) == len(new) and all(map(same, old, new))
+
+
+def _apart(result: Any, given: Sequence[Any]) -> Any:
+    """A result in memory of its own: what was given may be written over, and be given again as it was."""
+    if isinstance(result, tuple):
+        parts = [_apart(part, given) for part in result]
+        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+    if not isinstance(result, Tensor):
+        return result
+    theirs = {other.untyped_storage().data_ptr() for other in given if isinstance(other, Tensor)}
+    return result.clone() if result.untyped_storage().data_ptr() in theirs else result
+
+
+def _versions(result: Any) -> tuple[int, ...]:
+    results = result if isinstance(result, tuple) else (result,)
+    return tuple(value._version for value in results if isinstance(value, Tensor))
+
 
 class Remembered(Memo):
     """A function of the graph alone, such as GCN's normalization, and what it returned the last time.
-
-    The result is used again only where every argument equals, value by value, that of the last call, and nobody
-    changed the result in place. It has no state that is saved.
 
     ```python
     >>> from torch_geometric.utils import remove_self_loops
@@ -41,8 +101,6 @@ class Remembered(Memo):
     ```
     """
 
-    _last: tuple[list[Any], Any, list[int]] | None
-
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.function = function
@@ -53,16 +111,15 @@ class Remembered(Memo):
         tensors = [value for value in given if isinstance(value, Tensor)]
         if torch.compiler.is_compiling():
             return _with_own_size(self.function(*args, **kwargs))
-        if any(not plain_integers(value) for value in tensors):
+        if not all(map(plain_integers, tensors)):
             return self.function(*args, **kwargs)
-        last = self._last
-        if last is not None and all_equal(last[0], given) and last[2] == _versions(last[1]):
-            return last[1]
-        with torch.inference_mode(False):  # what is remembered may be used in training later
-            result = self.function(*args, **kwargs)
-            known = [value.clone() if isinstance(value, Tensor) else value for value in given]
-            self._last = (known, result, _versions(result))
-        return result
+        names = tuple(kwargs)
+
+        def compute(*given: Any) -> Any:
+            named = dict(zip(names, given[len(args) : len(args) + len(names)], strict=True))
+            return self.function(*given[: len(args)], **named)
+
+        return self.recall(compute, *given, names)
 
     def extra_repr(self) -> str:
         return self.function.__name__
@@ -81,27 +138,8 @@ def plain_integers(value: Tensor) -> bool:
     return type(value) is Tensor and value.device.type == "cpu" and not value.is_floating_point()
 
 
-def all_equal(old: list[Any], new: list[Any]) -> bool:
-    """Whether arguments are, value by value, those of another call."""
-
-    def same(one: Any, two: Any) -> bool:
-        if isinstance(one, Tensor) and isinstance(two, Tensor):
-            return one.dtype == two.dtype and torch.equal(one, two)
-        return type(one) is type(two) and one == two
-
-    return len(old) == len(new) and all(map(same, old, new))
-
-
-def _versions(result: Any) -> list[int]:
-    results = result if isinstance(result, tuple) else (result,)
-    return [value._version for value in results if isinstance(value, Tensor)]
-
-
 class EdgeOrders(Memo):
     """Groups edges by node, and remembers the last grouping: a graph often stays the same for a thousand steps.
-
-    A grouping is used again only where the index equals, value by value, the one it was made for, so a graph that was
-    changed in place is never mistaken for the old one. It has no state that is saved.
 
     ```python
     >>> orders = EdgeOrders()
@@ -110,8 +148,6 @@ class EdgeOrders(Memo):
 
     ```
     """
-
-    _last: tuple[Tensor, Tensor, int, EdgeOrder] | None
 
     def forward(self, index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder | None:
         """The grouping of edges by `index` (int64 `[num_edges]`; `other`: the other ends); None on devices whose
@@ -122,13 +158,8 @@ class EdgeOrders(Memo):
             return None
         if torch.compiler.is_compiling():
             return edge_order(index, other, num_nodes)
-        last = self._last
-        if last is not None and last[2] == num_nodes and torch.equal(last[0], index) and torch.equal(last[1], other):
-            return last[3]
-        with torch.inference_mode(False):  # what is remembered may be used in training later
-            order = edge_order(index, other, num_nodes)
-            self._last = (index.clone(), other.clone(), num_nodes, order)
+        order: EdgeOrder = self.recall(edge_order, index, other, num_nodes)
         return order
 
 
-__all__ = ["EdgeOrders", "Memo", "Remembered", "all_equal", "plain_integers"]
+__all__ = ["EdgeOrders", "Last", "Memo", "Remembered", "plain_integers"]

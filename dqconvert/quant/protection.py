@@ -17,7 +17,7 @@ from torch_geometric.transforms import BaseTransform
 from dqconvert.errors import ConfigError
 from dqconvert.kernels import protection_probability
 from dqconvert.qconfig import Protect
-from dqconvert.quant.memo import Memo, all_equal, plain_integers
+from dqconvert.quant.memo import Memo, plain_integers
 
 
 class Protection(Memo):
@@ -85,17 +85,18 @@ class Protection(Memo):
     def _probability(
         self, targets: Sequence[Tensor], num_nodes: int, batch: Tensor | None, device: torch.device | None
     ) -> Tensor:
-        bounds = self.protect.p_min, self.protect.p_max
+        bounds = (self.protect.p_min, self.protect.p_max)
         tensors = [*targets, *([] if batch is None else [batch])]
         ordinary = device is None or device.type == "cpu"
         if torch.compiler.is_compiling() or not ordinary or not all(map(plain_integers, tensors)):
             return protection_probability(targets, num_nodes, *bounds, batch, device)
-        given = [*targets, batch, num_nodes, bounds]
-        if self._last is None or not all_equal(self._last[0], given):
-            known = [value.clone() if isinstance(value, Tensor) else value for value in given]
-            with torch.inference_mode(False):
-                self._last = known, protection_probability(targets, num_nodes, *bounds, batch, device)
-        probability: Tensor = self._last[1]
+        many = len(targets)
+
+        def compute(*given: Any) -> Tensor:
+            batch, num_nodes, (p_min, p_max), device = given[many:]
+            return protection_probability(given[:many], num_nodes, p_min, p_max, batch, device)
+
+        probability: Tensor = self.recall(compute, *targets, batch, num_nodes, bounds, device)
         return probability
 
     def extra_repr(self) -> str:

@@ -75,8 +75,10 @@ def assert_as_defined(graph, x, weight, grid, *rest, **chain):
 
     grad = torch.randn_like(out)
     given, protected, ints, floats = args[2:6], args[7], *args[-2:]
-    for plus in (None, torch.randn_like(x)):
-        args = (grad, x, weight, *given, extremes, protected, new[:2], ints, floats, weight is not None, plus)
+    everything, apart = torch.empty(0, dtype=torch.uint8), 0 in dict(chain.get("schemes", ()))
+    for plus, bits in ((None, passes), (torch.randn_like(x), everything)):
+        back = (grad, bits, apart, x, weight, *given, extremes, protected, new[:2], ints, floats)
+        args = (*back, weight is not None, plus)
         for one, two in zip(propagate_grad(*args), propagate_grad.definition(*args), strict=True):
             # Nothing comes back from a clipped message, not even the NaN that zero times an infinite value is.
             one = torch.where(two.isnan(), two, one) if one.shape == two.shape else one
@@ -334,9 +336,9 @@ def test_operators_keep_their_contract(dtype, heads):
     args = arguments(GRAPHS["bipartite"], x, weight, INT8, protected, True, ranges, relu=True, **chain)
     torch.library.opcheck(torch.ops.dqconvert.propagate.default, args)
 
-    out, new, _, extremes = propagate_operator(*args)
-    values = [None if t is None else t.detach() for t in (torch.randn_like(out), x, weight)]
-    for for_weight, plus in ((False, None), (bool(heads), torch.randn_like(values[1]))):
+    out, new, passes, extremes = propagate_operator(*args)
+    values = [t if t is None or t is True else t.detach() for t in (torch.randn_like(out), passes, True, x, weight)]
+    for for_weight, plus in ((False, None), (bool(heads), torch.randn_like(values[3]))):
         more = (*values, *args[2:6], extremes, protected, new[:2], *args[-2:], for_weight, plus)
         torch.library.opcheck(torch.ops.dqconvert.propagate_grad.default, more)
 

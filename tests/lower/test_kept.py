@@ -9,7 +9,8 @@ from torch_geometric.nn.aggr import EquilibriumAggregation
 
 import dqconvert
 
-X, EDGE_INDEX = torch.randn(30, 8), torch.randint(0, 30, (2, 120))
+RNG = torch.Generator().manual_seed(0)
+X, EDGE_INDEX = torch.randn(30, 8, generator=RNG), torch.randint(0, 30, (2, 120), generator=RNG)
 BATCH = torch.arange(30) // 10
 
 

@@ -97,7 +97,7 @@ def test_probabilities_follow_whatever_changes():
         got = protection(*args)
         torch.manual_seed(3)
         assert torch.equal(got, Protection(protection.protect)(*args))
-        return protection._last[1]
+        return protection._last.result
 
     first = drawn([targets], 4)
     assert drawn([targets.clone()], 4) is first
