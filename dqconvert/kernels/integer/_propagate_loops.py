@@ -6,7 +6,9 @@ import numpy as np
 
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
-from dqconvert.kernels.integer._edge_strips import LEAST, MOST, SUM, reduce_edges
+from dqconvert.kernels.integer._edge_strips import LEAST, MOST, reduce_edges
+from dqconvert.kernels.integer._lines import message_of
+from dqconvert.kernels.integer._messages import SUM
 from dqconvert.kernels.integer.finish import finish_row
 
 
@@ -39,19 +41,35 @@ def plan_strips(all_size, row_size, heads):  # type: ignore[no-untyped-def]
 
 @loop
 def propagate_rows(  # type: ignore[no-untyped-def]
-    x, ptr, senders, weights, table, numbers, reduce, mean, block, most, size, columns, steps, out, start, stop
+    x,
+    ptr,
+    senders,
+    weights,
+    table,
+    per_byte,
+    numbers,
+    reduce,
+    mean,
+    block,
+    most,
+    size,
+    columns,
+    steps,
+    out,
+    start,
+    stop,
 ):
     """Nodes `start` to `stop`.
 
-    `table`: see :mod:`dqconvert.kernels.integer._edge_strips`. `numbers`: zeros of the rows and of the messages,
-    lowest and highest message, as the strips take them, and by how much each message comes out too large. `block`: how
-    many edges a strip can sum up; `most`: how many int32 can. `size`: the bytes of a row that hold its columns.
+    `table`: see :mod:`dqconvert.kernels.integer._edge_strips`. `per_byte`: columns in a byte of the rows. `numbers`:
+    zeros of the rows and of the messages, lowest and highest message, as the strips take them, and by how much each
+    message comes out too large. `block`: how many edges a strip can sum up; `most`: how many int32 can. `size`: the
+    bytes of a row that hold its columns.
     """
     zero, middle, low, high = np.int32(numbers[0]), np.int32(numbers[1]), np.int32(numbers[2]), np.int32(numbers[3])
     offset = numbers[4]
     heads, row_size = weights.shape[1], x.shape[1]
     apart = heads if weights.shape[0] > 1 else 0
-    per_byte = 2 if table.itemsize == 1 else 1
     plan = plan_strips(size, row_size, heads)
     width = 0  # of the sums: whole bytes
     for part in range(plan.shape[0]):
@@ -130,6 +148,5 @@ def messages_of_codes(multipliers, zero, middle, low, high):  # type: ignore[no-
     messages = np.empty((multipliers.size, 16), np.uint8)
     for weight in range(multipliers.size):
         for code in range(16):
-            message = np.rint(np.float32((code - zero) * np.float64(multipliers[weight]) + middle))
-            messages[weight, code] = np.uint8(np.int64(min(max(message, np.float32(low)), np.float32(high))) - low)
+            messages[weight, code] = message_of(code, np.float64(multipliers[weight]), zero, middle, low, high - low)
     return messages

@@ -6,15 +6,18 @@ sums[i, c] = sum over the edges e to i of round_to_grid((x[sender[e], c] - zero)
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._threads import balanced, run
-from dqconvert.kernels.integer._edge_strips import BIAS, LEAST, LOOKED_UP, MAX, MIN, SUM
+from dqconvert.kernels.integer._edge_strips import LEAST
+from dqconvert.kernels.integer._lines import lines
+from dqconvert.kernels.integer._messages import BIAS, LOOKED_UP, MAX, MIN, SUM
 from dqconvert.kernels.integer._propagate_loops import messages_of_codes, propagate_rows
 from dqconvert.kernels.integer.finish import CODES, Finish, check, plain_finish, room, steps, unpack
 from dqconvert.kernels.integer.order import check_order
@@ -129,16 +132,19 @@ def _on_cpu(
     if size < LEAST:
         x = torch.nn.functional.pad(x, (0, LEAST - size))
 
+    by_code: NDArray[Any] | None
     if weight is None or multipliers is None or message_grid is None:
         weights, by_code, numbers = _ONE_WEIGHT, _SAME if packed_input else _NO_TABLE, (0, 0, 0, 0, zero)
     else:
-        weights, by_code = weight.contiguous().numpy(), multipliers.detach().contiguous().numpy()
+        weights, slopes = weight.contiguous().numpy(), multipliers.detach().contiguous().numpy()
+        slopes = slopes.clip(-STEEPEST, STEEPEST)
         _, middle, top, low = (int(number) for number in message_grid.tolist())
         if packed_input:
-            by_code, numbers = messages_of_codes(by_code, zero, middle + low, low, low + top), (0, 0, 0, 0, middle)
+            by_code, numbers = messages_of_codes(slopes, zero, middle + low, low, low + top), (0, 0, 0, 0, middle)
+        elif (by_code := lines(slopes, zero, middle + low, low, top)) is not None:
+            numbers = 0, 0, 0, 0, middle + 255 - top
         else:
-            numbers = zero, middle + low, BIAS + low, BIAS + low + top, BIAS + middle + low
-            by_code = by_code.clip(-STEEPEST, STEEPEST)
+            by_code, numbers = slopes, (zero, middle + low, BIAS + low, BIAS + low + top, BIAS + middle + low)
     most = EXACT if kind == SUM else _ALL
     block = most if kind != SUM or by_code.dtype == np.float32 else min(_SHORT, most)
 
@@ -149,6 +155,7 @@ def _on_cpu(
         senders.contiguous().numpy(),
         weights,
         by_code,
+        2 if packed_input else 1,
         numbers,
         kind,
         reduce == "mean",

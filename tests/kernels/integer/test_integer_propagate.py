@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels.integer import propagate as module
+from dqconvert.kernels.integer._lines import lines
+from dqconvert.kernels.integer._messages import LOOKED_UP
 from dqconvert.kernels.integer._propagate_loops import messages_of_codes, plan_strips
 from dqconvert.kernels.integer.finish import Finish, pack, plain_finish, unpack
 from dqconvert.kernels.integer.propagate import (
@@ -87,6 +89,10 @@ def check(x, order, columns, finish, *, weight=None, reduce="sum", packed_input=
     want = plain_integer_propagate(x, grid, ptr, senders, columns, packed_input, reduce, *parts, *finish)
     assert got.dtype == want.dtype
     assert torch.equal(got, want)
+    if weight is not None and not packed_input and module.lines is lines:
+        with pytest.MonkeyPatch.context() as patch:  # the same by products
+            patch.setattr(module, "lines", lambda *_: None)
+            check(x, order, columns, finish, weight=weight, reduce=reduce)
     return got
 
 
@@ -248,6 +254,42 @@ def test_products_beside_a_half():
         order = torch.arange(257), torch.zeros(256, dtype=torch.int64)
         x = torch.arange(256, dtype=torch.uint8).unsqueeze(0)
         check(x, order, 256, Finish(torch.ones(1), torch.tensor([1.0, 113.0, 255.0, 0.0])), weight=weight)
+
+
+@given(
+    st.floats(2**-10, 15.0, width=32),
+    st.booleans(),
+    st.integers(0, 255),
+    st.integers(-300, 300),
+    st.integers(0, 255),
+)
+def test_lines_are_products(slope, falls, zero, middle, top):
+    """But a few that touch more than one value half way between two messages, which are rounded to the even one."""
+    low = -128
+    multipliers = np.array([-slope if falls else slope, 0.0], np.float32)
+    product = (np.arange(256) - zero) * np.float64(multipliers[0]) + middle
+    want = np.rint(product.astype(np.float32)).clip(low, low + top) - low
+    found = lines(multipliers, zero, middle, low, top)
+    if found is None and LOOKED_UP:
+        inside = (product > low - 1) & (product < low + top + 1)
+        beside = np.abs(product - np.floor(product) - 0.5) < 2e-4
+        assert (inside & beside).any()
+    if found is None:
+        return
+    more, less, reach, step, edge = found[0].view(np.uint8).astype(int).reshape(5, 16)
+    high, lower = np.arange(256) >> 4, np.arange(256) & 15
+    message = step[lower] + (reach[high] > edge[lower])
+    message = (message - less[high]).clip(0) + more[high]
+    assert np.array_equal(message.clip(max=255) - (255 - top), want)
+
+
+@pytest.mark.skipif(not LOOKED_UP, reason="bytes are looked up by vectors with AVX2 alone")
+def test_which_multipliers_are_no_lines():
+    assert lines(np.array([0.31831, 1.0, -2.71828, 0.0], np.float32), 113, -15, -128, 255).shape == (4, 80)
+    assert lines(np.array([0.31831, 0.25], np.float32), 113, -15, -128, 255) is None  # halves go up, and down
+    assert (
+        lines(np.array([0.31831, 500.0], np.float32), 113, -15, -128, 255) is None
+    )  # a step would not fit into a byte
 
 
 def test_messages_of_codes_below_sixteen():
