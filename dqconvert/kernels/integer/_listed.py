@@ -40,10 +40,20 @@ def _not_zero(typing_context: Any, values: Any) -> Any:
 
 @intrinsic
 def _lowest(typing_context: Any, mask: Any) -> Any:
-    """The place of the lowest bit that is set; there is one."""
+    """The place of the lowest bit that is set; of none, a number beyond all places."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.zext(builder.cttz(args[0], ir.IntType(1)(1)), ir.IntType(64))
+        return builder.zext(builder.cttz(args[0], ir.IntType(1)(0)), ir.IntType(64))
+
+    return types.intp(types.uint32), write
+
+
+@intrinsic
+def _bits(typing_context: Any, mask: Any) -> Any:
+    """How many bits are set."""
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.zext(builder.ctpop(args[0]), ir.IntType(64))
 
     return types.intp(types.uint32), write
 
@@ -52,53 +62,91 @@ def _lowest(typing_context: Any, mask: Any) -> Any:
 def list_values(x, at, count, grid, places, factors, to):  # type: ignore[no-untyped-def]
     """Lists which of `count` float32 values, from `at` on, are not zero, and their codes less the grid's zero.
 
-    They are listed from `to` on; places are counted from `at`. How many there are, or -1 for too many; whether one of
-    them is NaN.
+    They are listed from `to` on, where there is room for `count`; places are counted from `at`. How many there are, or
+    -1 for too many; whether one of them is NaN.
     """
-    values, most, listed, missing = pointer(x, at), count // SPARSE, 0, False
-    for start in range(0, count, RUN):
-        if start + RUN <= count:
-            mask = _not_zero(pointer(x, at + start))
-        else:
-            mask = np.uint32(0)
-            for k in range(start, count):
-                mask |= np.uint32(values[k] != 0) << np.uint32(k - start)
-        while mask != 0:
+    values, listing, codes = pointer(x, at), pointer(places, to), pointer(factors, to)
+    most, listed, missing = count // SPARSE, 0, False
+    for start in range(0, count - RUN + 1, RUN):
+        mask = _not_zero(pointer(x, at + start))
+        bits = _bits(mask)
+        if listed + bits > most:
+            return -1, missing
+        # Two are put down, whether they are there or not: a branch for each could not be foreseen.
+        rest = mask & (mask - np.uint32(1))
+        listing[listed], listing[listed + 1] = start + _lowest(mask), start + _lowest(rest)
+        for n in range(2, bits):
+            rest &= rest - np.uint32(1)
+            listing[listed + n] = start + _lowest(rest)
+        listed += bits
+    for k in range(count // RUN * RUN, count):
+        if values[k] != 0:
             if listed == most:
                 return -1, missing
-            k = start + _lowest(mask)
-            mask &= mask - np.uint32(1)
-            value = values[k]
-            missing |= value != value
-            places[to + listed] = k
-            factors[to + listed] = np.int32(code_of_value(value, grid) - grid[1])
+            listing[listed] = k
             listed += 1
+    for n in range(listed):
+        value = values[listing[n]]
+        codes[n] = np.int32(code_of_value(value, grid) - grid[1])
+        missing |= value != value
     return listed, missing
 
 
 @intrinsic
-def _add_row(typing_context: Any, sums: Any, pair: Any, packed: Any) -> Any:
-    """To the sums of a group of columns, the products of a pair of factors with a pair of the weight's rows."""
+def _add_listed(  # type: ignore[no-untyped-def]
+    typing_context, places, factors, count, packed, sums, fresh
+):
+    """The sums of a group of columns: of `count` factors, each times the row of the weight that it is listed for."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums, pair, packed = args
-        nothing = ir.Constant(SUMS, ir.Undefined)
-        one = builder.insert_element(nothing, pair, ir.IntType(32)(0))
-        both = builder.bitcast(builder.shuffle_vector(one, nothing, ir.Constant(SUMS, [0] * LANES)), FACTORS)
+        places, factors, count, packed, sums, fresh = args
+        index, integer = count.type, ir.IntType(32)
+        vectors = range(GROUP // LANES)
 
         def place(of: Any, kind: Any, number: int) -> Any:
-            return builder.gep(builder.bitcast(of, kind.as_pointer()), [ir.IntType(32)(number)])
+            return builder.gep(builder.bitcast(of, kind.as_pointer()), [integer(number)])
 
-        for number in range(GROUP // LANES):
-            weight = builder.load(place(packed, FACTORS, number))
-            weight.align = 2
-            before = builder.load(place(sums, SUMS, number))
-            before.align = 4
-            after = builder.store(builder.add(before, add_products(builder, both, weight)), place(sums, SUMS, number))
-            after.align = 4
+        def load(of: Any, kind: Any, number: int, align: int) -> Any:
+            loaded = builder.load(place(of, kind, number))
+            loaded.align = align
+            return loaded
+
+        nothing = ir.Constant(SUMS, ir.Undefined)
+        before = [builder.select(fresh, ir.Constant(SUMS, None), load(sums, SUMS, n, 4)) for n in vectors]
+        entry, body, done = builder.block, *(builder.append_basic_block(name) for name in ("listed", "done"))
+        builder.cbranch(builder.icmp_signed(">", count, index(0)), body, done)
+
+        builder.position_at_end(body)
+        k = builder.phi(index)
+        states = [builder.phi(SUMS) for _ in vectors]
+        row = builder.zext(builder.load(builder.gep(places, [k])), index)
+        # Of the pair of rows that are multiplied at once, the other one is multiplied with zero.
+        shift = builder.shl(builder.trunc(builder.and_(row, index(1)), integer), integer(4))
+        factor = builder.and_(builder.load(builder.gep(factors, [k])), integer(0xFFFF))
+        one = builder.insert_element(nothing, builder.shl(factor, shift), integer(0))
+        both = builder.bitcast(builder.shuffle_vector(one, nothing, ir.Constant(SUMS, [0] * LANES)), FACTORS)
+        at = builder.gep(packed, [builder.mul(builder.lshr(row, index(1)), index(2 * GROUP))])
+        after = [
+            builder.add(state, add_products(builder, both, load(at, FACTORS, n, 2))) for n, state in enumerate(states)
+        ]
+        following = builder.add(k, index(1))
+        builder.cbranch(builder.icmp_signed("<", following, count), body, done)
+        k.add_incoming(index(0), entry)
+        k.add_incoming(following, body)
+        for state, first, new in zip(states, before, after, strict=True):
+            state.add_incoming(first, entry)
+            state.add_incoming(new, body)
+
+        builder.position_at_end(done)
+        totals = [builder.phi(SUMS) for _ in vectors]
+        for total, first, new in zip(totals, before, after, strict=True):
+            total.add_incoming(first, entry)
+            total.add_incoming(new, body)
+        for n, total in enumerate(totals):
+            builder.store(total, place(sums, SUMS, n)).align = 4
         return context.get_dummy_value()
 
-    return types.void(sums, types.int32, packed), write
+    return types.void(places, factors, types.intp, packed, sums, types.boolean), write
 
 
 @loop
@@ -112,10 +160,4 @@ def multiply_listed(places, factors, counts, apart, b, b_at, b_group, rows, c, c
         place, factor = pointer(places, row * apart), pointer(factors, row * apart)
         for group in range(groups):
             to = pointer(c, (row * groups + group) * GROUP)
-            if fresh:
-                for column in range(GROUP):
-                    to[column] = 0
-            for n in range(counts[row]):
-                k = place[n]
-                pair = factor[n] << 16 if k % 2 == 1 else factor[n] & 0xFFFF
-                _add_row(to, np.int32(pair), pointer(b, b_at + group * b_group + k // 2 * 2 * GROUP))
+            _add_listed(place, factor, counts[row], pointer(b, b_at + group * b_group), to, fresh)
