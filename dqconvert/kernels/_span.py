@@ -103,7 +103,7 @@ class Writer:
         one = self.builder.insert_element(nothing, value, _I32(0))
         return self.builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes))
 
-    def same(self, number: int, kind: Any = None) -> Any:
+    def same(self, number: float, kind: Any = None) -> Any:
         kind = kind or self.vector
         return ir.Constant(kind, [number] * self.lanes)
 

@@ -14,21 +14,24 @@ from dqconvert.trace.note import annotate, note_of
 
 
 def refuse_nan(graph: Graph) -> None:
-    """Lets what quantizes an argument look for NaN on the way; an argument that something else reads is read before.
+    """Lets what quantizes an argument look for NaN on the way; one that something else reads first is read before.
 
     Args:
         graph: An integer graph whose tables have moved into the operations before them.
     """
-    for node in list(graph.nodes):
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in order:
         note = note_of(node)
         taken_out = node.op == "placeholder" or node.target in (getattr, operator.getitem)
         if not (taken_out and is_input(node)) or not note.is_float or note.sparse:
             continue
         name = note.source.removeprefix("argument ") if node.op != "placeholder" else input_name(node)
         readers = [user for user in node.users if not reads_form(user) and user.op != "output"]
-        if all(_quantizes(user, node) for user in readers):
-            for user in readers:
-                user.kwargs = {**user.kwargs, "name": name}
+        if not readers:
+            continue
+        first = min(readers, key=order.__getitem__)
+        if _quantizes(first, node):
+            first.kwargs = {**first.kwargs, "name": name}
             continue
         with graph.inserting_after(node):
             checked = annotate(graph.call_function(check_numbers, (node, name)), note)

@@ -31,7 +31,8 @@ from torch_geometric.nn import (
 
 import dqconvert
 from dqconvert.errors import LoweringError
-from dqconvert.kernels.integer.codes import check_numbers
+from dqconvert.kernels.integer.codes import check_numbers, quantize
+from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.lower.evaluation import evaluation_graph
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.values import Codes
@@ -369,11 +370,26 @@ def test_features_that_are_nan_are_refused(name, config):
 
 
 def test_features_are_looked_at_once():
-    """Where codes and values of them are used, before both."""
-    called = [node.target for node in dqconvert.convert(trained("GIN")).graph.nodes]
-    assert called.count(check_numbers) == 1
-    called = [node.target for node in dqconvert.convert(trained("GCN")).graph.nodes]
-    assert check_numbers not in called
+    """By what quantizes them, or by themselves if something else reads them before."""
+
+    def looks(module):
+        graph = dqconvert.convert(module).graph
+        return [node.target for node in graph.nodes if node.target is check_numbers or node.kwargs.get("name") == "x"]
+
+    assert looks(trained("GIN")) == [quantize]
+    assert looks(trained("GCN")) == [integer_linear]
+
+    class Sorted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin, self.last = nn.Linear(WIDTH, 4), nn.Linear(WIDTH, 4)
+
+        def forward(self, x):
+            return self.last(x.sort(0).values) + self.lin(x)
+
+    module = dqconvert.prepare(Sorted(), "int8-dq", (torch.randn(9, WIDTH),)).module
+    module(torch.randn(9, WIDTH))
+    assert looks(module.eval()) == [check_numbers]
 
 
 def test_edge_weights_that_are_nan_are_refused():

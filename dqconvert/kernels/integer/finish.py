@@ -6,6 +6,7 @@ is a table, made by running it once on every code there is: exact whatever it wa
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,9 @@ from dqconvert.kernels.integer._ramp import ramp_of
 
 CODES = 256
 """Entries of a table for each code, also of grids that have fewer."""
+
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Finish(NamedTuple):
@@ -51,13 +55,12 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
     **Arguments**: `sums`: int32 or int64 `[rows, columns]`. `shares`: float32 `[rows]`, what each row is multiplied by
     first.
     """
-    values = sums.to(torch.float32) * finish.factor
+    _, _, top, low = finish.grid
+    slope, offset = line_of(finish)
+    found = sums.to(torch.float32) * slope
     if shares is not None:
-        values = values * shares[:, None]
-    if finish.bias is not None:
-        values = values + finish.bias
-    scale, zero, top, low = finish.grid
-    codes = ((values / scale + (zero + low)).round().clamp(min=low, max=top + low) - low).long()
+        found = found * shares[:, None]
+    codes = ((found + offset).round().clamp(min=low, max=top + low) - low).long()
     if finish.table is None:
         found = codes.to(torch.uint8)
     elif finish.other is not None:
@@ -67,6 +70,19 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
     else:
         found = finish.table[codes]
     return pack(found) if finish.packed else found
+
+
+def line_of(finish: Finish) -> tuple[Tensor, Tensor]:
+    """Slope and offset of the line from sums to steps of the grid, as training counts them: float32, finite."""
+    scale, zero, _, low = finish.grid.to(torch.float64)
+    slope, offset = finish.factor / scale, zero + low
+    if finish.bias is not None:
+        offset = offset + finish.bias / scale
+    return _finite(slope), _finite(offset)
+
+
+def _finite(t: Tensor) -> Tensor:
+    return t.nan_to_num().clamp(-_LARGEST, _LARGEST).to(torch.float32)
 
 
 def pack(codes: Tensor) -> Tensor:
@@ -101,17 +117,17 @@ class Steps(NamedTuple):
     """A :class:`Finish` as the loops take it.
 
     Attributes:
-        factor, bias: float32 `[columns]`.
-        grid: float32 `[4]`: scale, zero, highest and lowest code, all of them as training counts.
+        slope, offset: float32 `[columns]`, see :func:`line_of`.
+        ends: float32 `[2]`: the lowest and the highest step of the grid, as training counts them.
         ramp: float32 `[4, columns]`, what stands for a table (:mod:`dqconvert.kernels.integer._ramp`); or empty.
         table, other: Flat; empty, if there is none, or a ramp.
         by_column: Whether there is a table for each column.
         packed: As there.
     """
 
-    factor: Any
-    bias: Any
-    grid: Any
+    slope: Any
+    offset: Any
+    ends: Any
     ramp: Any
     table: Any
     by_column: bool
@@ -122,14 +138,16 @@ class Steps(NamedTuple):
 def steps(finish: Finish, columns: int) -> Steps:
     """For the loops."""
     factor, grid, bias, table, other, packed = finish
-    scale, zero, top, low = grid.tolist()
+    top, low = grid.tolist()[2:]
     ramp = None
     if table is not None and table.dtype == torch.uint8 and other is None:
         ramp = ramp_of(table, int(top) + 1, columns)
+    numbers = (t.numpy().tobytes() for t in (factor, grid))
+    slope, offset = _line(*numbers, None if bias is None else bias.detach().numpy().tobytes(), columns)
     return Steps(
-        _by_column(factor, columns),
-        np.zeros(columns, np.float32) if bias is None else _by_column(bias, columns),
-        np.array([scale, zero + low, top + low, low], np.float32),
+        slope,
+        offset,
+        np.array([low, top + low], np.float32),
         np.empty((4, 0), np.float32) if ramp is None else ramp,
         _flat(None if ramp is not None else table),
         table is not None and table.dim() == 2 and other is None,
@@ -138,8 +156,13 @@ def steps(finish: Finish, columns: int) -> Steps:
     )
 
 
-def _by_column(t: Tensor, columns: int) -> NDArray[Any]:
-    return np.full(columns, t.item(), np.float32) if t.numel() == 1 else t.detach().contiguous().numpy()
+@functools.lru_cache(maxsize=256)
+def _line(factor: bytes, grid: bytes, bias: bytes | None, columns: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """:func:`line_of`, for every column."""
+    one, two = (torch.from_numpy(np.frombuffer(part, np.float32).copy()) for part in (factor, grid))
+    three = None if bias is None else torch.from_numpy(np.frombuffer(bias, np.float32).copy())
+    slope, offset = line_of(Finish(one, two, three))
+    return slope.expand(columns).contiguous().numpy(), offset.expand(columns).contiguous().numpy()
 
 
 def _flat(t: Tensor | None) -> NDArray[Any]:
@@ -180,15 +203,15 @@ def _table_shapes(columns: int, pairs: bool) -> tuple[tuple[int, ...], ...]:
 def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignore[no-untyped-def]
     """One row: `sums[at : at + columns]` to row `row` of `out`.
 
-    `share`: float32, what the row is multiplied by behind the factor. `codes`: uint8 `[columns]`, to work with.
+    `share`: float32, what the row is multiplied by behind the slope. `codes`: uint8 `[columns]`, to work with.
     """
     finish_pointed(
         pointer(sums, at),
         columns,
         share,
-        pointer(steps.factor, 0),
-        pointer(steps.bias, 0),
-        pointer(steps.grid, 0),
+        pointer(steps.slope, 0),
+        pointer(steps.offset, 0),
+        pointer(steps.ends, 0),
         pointer(steps.ramp, 0),
         steps.ramp.size > 0,
         pointer(steps.table, 0),
@@ -207,9 +230,9 @@ def finish_pointed(  # type: ignore[no-untyped-def]
     line,
     columns,
     share,
-    factor,
-    bias,
-    grid,
+    slope,
+    offset,
+    ends,
     ramp,
     ramped,
     table,
@@ -223,9 +246,9 @@ def finish_pointed(  # type: ignore[no-untyped-def]
 ):
     """:func:`finish_row`, by pointers and how many entries are behind them."""
     if entries == 0 and not packed:
-        straight(line, columns, factor, share, bias, grid, ramp, ramped, to)
+        straight(line, columns, slope, share, offset, ends, ramp, ramped, to)
         return
-    finish_span(line, columns, factor, share, bias, grid, ramp, ramped, codes)
+    finish_span(line, columns, slope, share, offset, ends, ramp, ramped, codes)
     if not packed:
         look_up_row(codes, columns, table, by_column, other, others, to)
         return
@@ -235,8 +258,8 @@ def finish_pointed(  # type: ignore[no-untyped-def]
 
 
 @loop
-def straight(line, columns, factor, share, bias, grid, ramp, ramped, to):  # type: ignore[no-untyped-def]
-    finish_span(line, columns, factor, share, bias, grid, ramp, ramped, to)
+def straight(line, columns, slope, share, offset, ends, ramp, ramped, to):  # type: ignore[no-untyped-def]
+    finish_span(line, columns, slope, share, offset, ends, ramp, ramped, to)
 
 
 @loop
