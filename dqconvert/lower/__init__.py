@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dqconvert.lower.attention import in_edge_order, join_orders
 from dqconvert.lower.check import check_prepared, check_ready
-from dqconvert.lower.compose import compose
+from dqconvert.lower.compose import compose, planes
 from dqconvert.lower.evaluation import evaluation_graph, remove_unused
 from dqconvert.lower.inputs import refuse_nan
 from dqconvert.lower.linear import reshaped_like
@@ -47,6 +47,7 @@ def lower(module: PreparedModule) -> IntegerModule:
     refuse_nan(written)
     if plain:
         pack_codes(lowering.out)
+        planes(lowering.out)
         share_sizes(written)
         one_dtype(written)
         share(written)

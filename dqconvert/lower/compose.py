@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from dqconvert.kernels.integer._plane import plane_of
 from dqconvert.kernels.integer.codes import look_up_pairs, plain_look_up, quantize
 from dqconvert.kernels.integer.finish import CODES, Finish
 from dqconvert.kernels.integer.heads import add_heads
@@ -94,6 +95,21 @@ def _pairs(out: Builder, node: Node) -> None:
     hold_instead(own, node)
     node.replace_all_uses_with(own)
     node.graph.erase_node(node)
+
+
+def planes(out: Builder) -> None:
+    """Tables of pairs that rise or fall evenly become the five numbers that say how.
+
+    Args:
+        out: A graph whose tables have moved into the operations before them.
+    """
+    for node in out.graph.nodes:
+        finish = finish_of(node) if node.target in _FINISHES else None
+        if finish is None or finish.other is None or tensor_of(out, finish.table).dtype != torch.uint8:
+            continue
+        plane = plane_of(tensor_of(out, finish.table))
+        if plane is not None:
+            _end_with(node, out.constant(plane, "plane"), finish.other)
 
 
 def _quantized_on_the_way_in(node: Node) -> None:

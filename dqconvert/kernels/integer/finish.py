@@ -6,7 +6,6 @@ is a table, made by running it once on every code there is: exact whatever it wa
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +16,12 @@ from torch import Tensor
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
-from dqconvert.kernels.integer._finish_span import finish_span
+from dqconvert.kernels.integer._finish_span import AS_THEY_ARE, ON_PLANE, ON_RAMP, finish_span
+from dqconvert.kernels.integer._plane import PLANE, on_plane
 from dqconvert.kernels.integer._ramp import ramp_of
 
 CODES = 256
 """Entries of a table for each code, also of grids that have fewer."""
-
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Finish(NamedTuple):
@@ -36,7 +33,8 @@ class Finish(NamedTuple):
             :func:`dqconvert.kernels.integer.codes.quantize`.
         bias: float32 `[columns]`, in the values' unit.
         table: uint8 (codes) or float32 (values): `[256]`, by the code; `[columns, 256]`, by column and code; or, with
-            `other`, `[256, 256]`, by the code and the other. None: the codes as they are.
+            `other`, `[256, 256]`, by the code and the other, or float32 `[5]`, a plane that stands for one of codes,
+            see :mod:`dqconvert.kernels.integer._plane`. None: the codes as they are.
         other: uint8 `[rows, columns]`, codes of another value.
         packed: Whether codes are written two to a byte, the even column in the low half; a last one stands alone.
     """
@@ -55,34 +53,24 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
     **Arguments**: `sums`: int32 or int64 `[rows, columns]`. `shares`: float32 `[rows]`, what each row is multiplied by
     first.
     """
-    _, _, top, low = finish.grid
-    slope, offset = line_of(finish)
-    found = sums.to(torch.float32) * slope
+    values = sums.to(torch.float32) * finish.factor
     if shares is not None:
-        found = found * shares[:, None]
-    codes = ((found + offset).round().clamp(min=low, max=top + low) - low).long()
+        values = values * shares[:, None]
+    if finish.bias is not None:
+        values = values + finish.bias
+    scale, zero, top, low = finish.grid
+    codes = ((values / scale + (zero + low)).round().clamp(min=low, max=top + low) - low).long()
     if finish.table is None:
         found = codes.to(torch.uint8)
     elif finish.other is not None:
-        found = finish.table[codes, finish.other.long()]
+        by_pair = finish.table.shape != (PLANE,)
+        other = finish.other
+        found = finish.table[codes, other.long()] if by_pair else on_plane(codes, other, finish.table)
     elif finish.table.dim() == 2:
         found = finish.table.expand(sums.size(1), CODES)[torch.arange(sums.size(1), device=sums.device), codes]
     else:
         found = finish.table[codes]
     return pack(found) if finish.packed else found
-
-
-def line_of(finish: Finish) -> tuple[Tensor, Tensor]:
-    """Slope and offset of the line from sums to steps of the grid, as training counts them: float32, finite."""
-    scale, zero, _, low = finish.grid.to(torch.float64)
-    slope, offset = finish.factor / scale, zero + low
-    if finish.bias is not None:
-        offset = offset + finish.bias / scale
-    return _finite(slope), _finite(offset)
-
-
-def _finite(t: Tensor) -> Tensor:
-    return t.nan_to_num().clamp(-_LARGEST, _LARGEST).to(torch.float32)
 
 
 def pack(codes: Tensor) -> Tensor:
@@ -117,18 +105,22 @@ class Steps(NamedTuple):
     """A :class:`Finish` as the loops take it.
 
     Attributes:
-        slope, offset: float32 `[columns]`, see :func:`line_of`.
-        ends: float32 `[2]`: the lowest and the highest step of the grid, as training counts them.
+        factor, bias: float32 `[columns]`.
+        grid: float32 `[4]`: scale, zero, highest and lowest code, all of them as training counts.
+        kind: What becomes of the codes before any table, see :mod:`dqconvert.kernels.integer._finish_span`.
         ramp: float32 `[4, columns]`, what stands for a table (:mod:`dqconvert.kernels.integer._ramp`); or empty.
-        table, other: Flat; empty, if there is none, or a ramp.
+        plane: float32 `[5]`, what stands for one of pairs (:mod:`dqconvert.kernels.integer._plane`); or empty.
+        table, other: Flat; empty, if there is none. No table where there is a ramp or a plane.
         by_column: Whether there is a table for each column.
         packed: As there.
     """
 
-    slope: Any
-    offset: Any
-    ends: Any
+    factor: Any
+    bias: Any
+    grid: Any
+    kind: int
     ramp: Any
+    plane: Any
     table: Any
     by_column: bool
     other: Any
@@ -138,31 +130,30 @@ class Steps(NamedTuple):
 def steps(finish: Finish, columns: int) -> Steps:
     """For the loops."""
     factor, grid, bias, table, other, packed = finish
-    top, low = grid.tolist()[2:]
-    ramp = None
+    scale, zero, top, low = grid.tolist()
+    ramp = plane = None
     if table is not None and table.dtype == torch.uint8 and other is None:
         ramp = ramp_of(table, int(top) + 1, columns)
-    numbers = (t.numpy().tobytes() for t in (factor, grid))
-    slope, offset = _line(*numbers, None if bias is None else bias.detach().numpy().tobytes(), columns)
+    elif table is not None and table.shape == (PLANE,):
+        plane = table
+    if ramp is not None or plane is not None:
+        table = None
     return Steps(
-        slope,
-        offset,
-        np.array([low, top + low], np.float32),
+        _by_column(factor, columns),
+        np.zeros(columns, np.float32) if bias is None else _by_column(bias, columns),
+        np.array([scale, zero + low, top + low, low], np.float32),
+        ON_RAMP if ramp is not None else ON_PLANE if plane is not None else AS_THEY_ARE,
         np.empty((4, 0), np.float32) if ramp is None else ramp,
-        _flat(None if ramp is not None else table),
+        np.empty(0, np.float32) if plane is None else plane.detach().numpy(),
+        _flat(table),
         table is not None and table.dim() == 2 and other is None,
         _flat(other),
         packed,
     )
 
 
-@functools.lru_cache(maxsize=256)
-def _line(factor: bytes, grid: bytes, bias: bytes | None, columns: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """:func:`line_of`, for every column."""
-    one, two = (torch.from_numpy(np.frombuffer(part, np.float32).copy()) for part in (factor, grid))
-    three = None if bias is None else torch.from_numpy(np.frombuffer(bias, np.float32).copy())
-    slope, offset = line_of(Finish(one, two, three))
-    return slope.expand(columns).contiguous().numpy(), offset.expand(columns).contiguous().numpy()
+def _by_column(t: Tensor, columns: int) -> NDArray[Any]:
+    return np.full(columns, t.item(), np.float32) if t.numel() == 1 else t.detach().contiguous().numpy()
 
 
 def _flat(t: Tensor | None) -> NDArray[Any]:
@@ -172,8 +163,12 @@ def _flat(t: Tensor | None) -> NDArray[Any]:
 def room(rows: int, columns: int, finish: Finish) -> Tensor:
     """Memory for the result `[rows, columns]`, or `[rows, (columns + 1) // 2]` if it is packed."""
     width = (columns + 1) // 2 if finish.packed else columns
-    dtype = torch.uint8 if finish.table is None else finish.table.dtype
-    return empty((rows, width), dtype)
+    return empty((rows, width), dtype_of(finish.table))
+
+
+def dtype_of(table: Tensor | None) -> torch.dtype:
+    """Of the result, given the finish's table."""
+    return torch.uint8 if table is None or table.shape == (PLANE,) else table.dtype
 
 
 def check(finish: Finish, rows: int, columns: int) -> None:
@@ -184,9 +179,10 @@ def check(finish: Finish, rows: int, columns: int) -> None:
         "grid": grid.shape == (4,) and grid.dtype == torch.float32,
         "bias": bias is None or (bias.shape == (columns,) and bias.dtype == torch.float32),
         "table": table is None
-        or (table.shape in _table_shapes(columns, other is not None) and table.dtype in (torch.uint8, torch.float32)),
+        or (table.shape in _table_shapes(columns, other is not None) and table.dtype in (torch.uint8, torch.float32))
+        or (other is not None and table.shape == (PLANE,) and table.dtype == torch.float32),
         "other": other is None or (table is not None and other.shape == (rows, columns) and other.dtype == torch.uint8),
-        "packed": not packed or table is None or table.dtype == torch.uint8,
+        "packed": not packed or dtype_of(table) == torch.uint8,
     }
     for name, right in fits.items():
         if not right:
@@ -203,17 +199,18 @@ def _table_shapes(columns: int, pairs: bool) -> tuple[tuple[int, ...], ...]:
 def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignore[no-untyped-def]
     """One row: `sums[at : at + columns]` to row `row` of `out`.
 
-    `share`: float32, what the row is multiplied by behind the slope. `codes`: uint8 `[columns]`, to work with.
+    `share`: float32, what the row is multiplied by behind the factor. `codes`: uint8 `[columns]`, to work with.
     """
     finish_pointed(
         pointer(sums, at),
         columns,
         share,
-        pointer(steps.slope, 0),
-        pointer(steps.offset, 0),
-        pointer(steps.ends, 0),
+        pointer(steps.factor, 0),
+        pointer(steps.bias, 0),
+        pointer(steps.grid, 0),
+        steps.kind,
         pointer(steps.ramp, 0),
-        steps.ramp.size > 0,
+        pointer(steps.plane, 0),
         pointer(steps.table, 0),
         steps.table.size,
         steps.by_column,
@@ -230,11 +227,12 @@ def finish_pointed(  # type: ignore[no-untyped-def]
     line,
     columns,
     share,
-    slope,
-    offset,
-    ends,
+    factor,
+    bias,
+    grid,
+    kind,
     ramp,
-    ramped,
+    plane,
     table,
     entries,
     by_column,
@@ -246,9 +244,9 @@ def finish_pointed(  # type: ignore[no-untyped-def]
 ):
     """:func:`finish_row`, by pointers and how many entries are behind them."""
     if entries == 0 and not packed:
-        straight(line, columns, slope, share, offset, ends, ramp, ramped, to)
+        straight(line, columns, factor, share, bias, grid, kind, ramp, plane, other, to)
         return
-    finish_span(line, columns, slope, share, offset, ends, ramp, ramped, codes)
+    finish_span(line, columns, factor, share, bias, grid, kind, ramp, plane, other, codes)
     if not packed:
         look_up_row(codes, columns, table, by_column, other, others, to)
         return
@@ -258,8 +256,8 @@ def finish_pointed(  # type: ignore[no-untyped-def]
 
 
 @loop
-def straight(line, columns, slope, share, offset, ends, ramp, ramped, to):  # type: ignore[no-untyped-def]
-    finish_span(line, columns, slope, share, offset, ends, ramp, ramped, to)
+def straight(line, columns, factor, share, bias, grid, kind, ramp, plane, other, to):  # type: ignore[no-untyped-def]
+    finish_span(line, columns, factor, share, bias, grid, kind, ramp, plane, other, to)
 
 
 @loop

@@ -12,7 +12,7 @@ from torch import Tensor
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
-from dqconvert.kernels.integer.finish import Finish, check, finish_row, plain_finish, room, steps
+from dqconvert.kernels.integer.finish import Finish, check, dtype_of, finish_row, plain_finish, room, steps
 
 MOST = 1 << 23
 """Heads whose sum fits into int32, whatever the codes: 2^23 * 255 < 2^31."""
@@ -76,7 +76,7 @@ def add_head(codes, columns, sums):  # type: ignore[no-untyped-def]
 def _fake(x: Tensor, x_grid: Tensor, columns: int, *finish: object) -> Tensor:
     _, _, _, table, _, packed = finish
     width = (columns + 1) // 2 if packed else columns
-    return x.new_empty((x.size(0), width), dtype=table.dtype if isinstance(table, Tensor) else torch.uint8)
+    return x.new_empty((x.size(0), width), dtype=dtype_of(table if isinstance(table, Tensor) else None))
 
 
 add_heads_operator = Operator("add_heads", plain_add_heads, fake=_fake, cpu=_on_cpu)

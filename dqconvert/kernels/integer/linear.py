@@ -17,7 +17,7 @@ from dqconvert.kernels._threads import loop, parts, run
 from dqconvert.kernels.integer._listed import list_values, multiply_listed
 from dqconvert.kernels.integer._strips import GROUP, multiply
 from dqconvert.kernels.integer.codes import as_numbers, code_of_value, not_a_number, plain_quantize, quantize
-from dqconvert.kernels.integer.finish import Finish, check, finish_row, plain_finish, room, steps, unpack
+from dqconvert.kernels.integer.finish import Finish, check, dtype_of, finish_row, plain_finish, room, steps, unpack
 
 ROWS = 48
 """Rows that are worked on together: a multiple of the strips' height."""
@@ -223,7 +223,7 @@ def centre_values(values, count, grid, to):  # type: ignore[no-untyped-def]
 def _fake(x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, *finish: object) -> Tensor:
     _, _, _, table, _, packed, *_ = finish
     width = (columns + 1) // 2 if packed else columns
-    return x.new_empty((x.size(0), width), dtype=table.dtype if isinstance(table, Tensor) else torch.uint8)
+    return x.new_empty((x.size(0), width), dtype=dtype_of(table if isinstance(table, Tensor) else None))
 
 
 integer_linear_operator = Operator("integer_linear", plain_integer_linear, fake=_fake, cpu=_on_cpu)

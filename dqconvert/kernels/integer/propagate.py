@@ -19,7 +19,7 @@ from dqconvert.kernels.integer._edge_strips import LEAST
 from dqconvert.kernels.integer._lines import lines
 from dqconvert.kernels.integer._messages import BIAS, LOOKED_UP, MAX, MIN, SUM
 from dqconvert.kernels.integer._propagate_loops import messages_of_codes, propagate_rows
-from dqconvert.kernels.integer.finish import CODES, Finish, check, plain_finish, room, steps, unpack
+from dqconvert.kernels.integer.finish import CODES, Finish, check, dtype_of, plain_finish, room, steps, unpack
 from dqconvert.kernels.integer.order import check_order
 
 REDUCTIONS = {"sum": SUM, "mean": SUM, "max": MAX, "min": MIN}
@@ -190,7 +190,7 @@ def _fake(
 ) -> Tensor:
     _, _, _, table, _, packed = finish
     width = (columns + 1) // 2 if packed else columns
-    dtype = table.dtype if isinstance(table, Tensor) else torch.uint8
+    dtype = dtype_of(table if isinstance(table, Tensor) else None)
     return x.new_empty((ptr.numel() - 1, width), dtype=dtype)
 
 

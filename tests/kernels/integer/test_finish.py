@@ -15,7 +15,7 @@ from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_row, pack, plain_finish, room, steps, unpack
 
 INT8, INT4 = torch.tensor([0.05, 119.0, 255.0, -128.0]), torch.tensor([0.7, 6.0, 15.0, -8.0])
-TABLES = ("none", "by code", "by column", "with other", "values", "a line", "lines by column")
+TABLES = ("plane", "none", "by code", "by column", "with other", "values", "a line", "lines by column")
 
 
 @loop
@@ -43,12 +43,14 @@ def a_finish(rows, columns, *, grid=INT8, by_column=False, bias=False, table="no
         slopes = torch.rand(columns if "column" in table else 1, 1) * 2 - 0.5
         codes = (torch.arange(256) * slopes + 3).clamp(0, high - 1).round().to(torch.uint8)
         codes = codes if "column" in table else codes[0]
+    if table == "plane":
+        codes = torch.tensor([torch.rand(()) * 2 - 0.5, torch.rand(()) - 0.5, 7.3, 2, high - 1.0])
     return Finish(
         factor=torch.rand(columns if by_column else 1) * 1e-3,
         grid=grid,
         bias=torch.randn(columns) if bias else None,
         table=torch.randn(256) if table == "values" else codes,
-        other=torch.randint(256, (rows, columns), dtype=torch.uint8) if table == "with other" else None,
+        other=torch.randint(256, (rows, columns), dtype=torch.uint8) if table in ("with other", "plane") else None,
         packed=packed,
     )
 

@@ -1,0 +1,99 @@
+"""Tables of pairs that rise or fall evenly: `clamp(round(one * a + (two * b + offset)), least, most)`.
+
+What a sum of two values is rounded to is mostly that: of codes `a` and `b`, each on a grid of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+PLANE = 5
+"""Numbers of a plane: `one`, `two`, `offset`, `least`, `most`."""
+
+_OFF = 16
+"""So many of 65,536 entries may differ by one: they lie half way between two, but for the rounding of floats."""
+
+_ROUNDS = 36
+"""Of a search that leaves two thirds of an interval each time."""
+
+_NEAR = 1e-3
+"""Within which of the best plane, by squares, the one lies that is looked for."""
+
+
+def plane_of(table: Tensor) -> Tensor | None:
+    """What stands for a table of pairs.
+
+    **Arguments**: `table`: uint8 `[256, 256]`, by `a` and `b`.
+
+    **Returns** float32 `[5]`: `one`, `two`, `offset`, `least`, `most`; None unless it gives the table, but for a few
+    entries that differ by one.
+
+    ```python
+    >>> a, b = torch.arange(256.0)[:, None], torch.arange(256.0)
+    >>> plane_of((0.51 * a + 0.313 * b - 7).round().clamp(0, 255).to(torch.uint8))[:3].round(decimals=3).tolist()
+    [0.51, 0.313, -7.0]
+    >>> plane_of((a * b / 255).round().to(torch.uint8)) is None
+    True
+
+    ```
+    """
+    entries = table.numpy().astype(np.float64)
+    least, most = entries.min(), entries.max()
+    inside = np.argwhere((entries > least) & (entries < most))
+    if len(inside) < len(entries):
+        return None
+    rows = np.concatenate([inside, np.ones((len(inside), 1))], axis=1)
+    start, _, rank, _ = np.linalg.lstsq(rows, entries[tuple(inside.T)], rcond=None)
+    if rank < rows.shape[1]:
+        return None
+    # Between these the plane has to pass; beyond the ends it may lie anywhere.
+    floor = np.where(entries == least, -np.inf, entries - 0.5)
+    ceiling = np.where(entries == most, np.inf, entries + 0.5)
+    one, two, offset = _most_room(floor, ceiling, *start[:2])
+    plane = torch.tensor([one, two, offset, least, most], dtype=torch.float32)
+    codes = torch.arange(len(table))
+    off = (on_plane(codes[:, None], codes, plane).to(torch.int16) - table).abs()
+    return plane if int(off.max()) <= 1 and int(off.sum()) <= _OFF else None
+
+
+def on_plane(a: Tensor, b: Tensor, plane: Tensor) -> Tensor:
+    """Entries for codes `a` and `b`, uint8, as the loops compute them."""
+    one, two, offset, least, most = plane
+    rest = b.to(torch.float32) * two + offset
+    return (a.to(torch.float32) * one + rest).round().clamp(least, most).to(torch.uint8)
+
+
+def _most_room(
+    floor: NDArray[np.float64], ceiling: NDArray[np.float64], one: float, two: float
+) -> tuple[float, float, float]:
+    """The slopes between whose lowest and highest offset there is the most room, and the offset in the middle.
+
+    How much room there is depends on both slopes in a concave way; for one of them, the best other one is searched.
+    """
+    codes = np.arange(len(floor), dtype=np.float64)
+
+    def best(one: float) -> tuple[float, float, float]:
+        low, high = (floor - one * codes[:, None]).max(0), (ceiling - one * codes[:, None]).min(0)
+
+        def room(two: float) -> float:
+            return float((high - two * codes).min() - (low - two * codes).max())
+
+        second = _highest(room, two)
+        return room(second), second, float((high - second * codes).min() + (low - second * codes).max()) / 2
+
+    one = _highest(lambda slope: best(slope)[0], one)
+    return one, *best(one)[1:]
+
+
+def _highest(function: Callable[[float], float], near: float) -> float:
+    """Where a concave function is highest."""
+    low, high = near - _NEAR, near + _NEAR
+    for _ in range(_ROUNDS):
+        one, two = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (one, high) if function(one) < function(two) else (low, two)
+    return (low + high) / 2
