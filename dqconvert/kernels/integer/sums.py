@@ -19,6 +19,9 @@ from dqconvert.kernels.integer.finish import CODES
 BLOCK = 1 << 12
 """Values that are summed up together: they stay in the first cache."""
 
+_GRID = 2
+"""Numbers that stand for a table: zero and scale."""
+
 
 def plain_quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
     """The definition that every implementation is held to; the arguments are those of :func:`quantize_sum`."""
@@ -46,8 +49,16 @@ def _term(term: Tensor, weight: Tensor) -> tuple[NDArray[Any], NDArray[Any], NDA
     """Codes, or else values, and what belongs to them: all terms are of one type."""
     given, factors = (t.detach().contiguous().view(-1).numpy() for t in (term, weight))
     if given.dtype == np.uint8:
-        return given, np.empty(0, np.float32), factors
+        return given, np.empty(0, np.float32), _as_grid(factors) if factors.size == CODES else factors
     return np.empty(0, np.uint8), given, factors
+
+
+def _as_grid(table: NDArray[Any]) -> NDArray[Any]:
+    """Zero and scale, if they give all values of the table; else the table."""
+    zero = int(np.abs(table).argmin())
+    scale = table[zero + 1] if zero + 1 < CODES else -table[zero - 1]
+    values = (np.arange(CODES, dtype=np.float32) - np.float32(zero)) * scale
+    return np.array([zero, scale], np.float32) if np.array_equal(values, table) else table
 
 
 @loop
@@ -67,6 +78,8 @@ def sum_rows(terms, columns, grid, codes, start, stop):  # type: ignore[no-untyp
                 else:
                     for r in range(rows):
                         add_values(pointer(values, 0), columns, weight[0], pointer(line, r * columns))
+            elif weight.size == _GRID:
+                add_on_grid(pointer(given, at), count, weight[0], weight[1], pointer(line, 0))
             elif weight.size == CODES:
                 add_looked_up(pointer(given, at), count, pointer(weight, 0), 0, pointer(line, 0))
             else:
@@ -80,6 +93,12 @@ def sum_rows(terms, columns, grid, codes, start, stop):  # type: ignore[no-untyp
 def add_values(values, count, factor, line):  # type: ignore[no-untyped-def]
     for k in range(count):
         line[k] += values[k] * factor
+
+
+@loop
+def add_on_grid(codes, count, zero, scale, line):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        line[k] += (np.float32(codes[k]) - zero) * scale
 
 
 @loop

@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from dqconvert.kernels.integer.sums import plain_quantize_sum, quantize_sum
 
 GRID = torch.tensor([0.05, 119.0, 255.0, -128.0])
-KINDS = ("codes", "by column", "values", "row", "strided")
+KINDS = ("codes", "grid", "by column", "values", "row", "strided")
 
 
 def a_term(kind, rows, columns):
     if kind in ("codes", "by column"):
         table = torch.randn((columns, 256) if kind == "by column" else 256) * 3
         return torch.randint(256, (rows, columns), dtype=torch.uint8), table
+    if kind == "grid":
+        zero, scale = torch.randint(256, ()), torch.rand(()) + 0.01
+        return torch.randint(256, (rows, columns), dtype=torch.uint8), (torch.arange(256) - zero) * scale
     given = {"row": (columns,), "strided": (columns, rows)}.get(kind, (rows, columns))
     values = torch.randn(given) * 3
     return (values.T if kind == "strided" else values), torch.randn(1)
@@ -27,7 +30,7 @@ def a_term(kind, rows, columns):
     st.integers(0, 40),
     st.integers(1, 40) | st.sampled_from([200, 5000]),
     st.lists(st.sampled_from(KINDS), min_size=0, max_size=2),
-    st.sampled_from(KINDS[:3]),
+    st.sampled_from(KINDS[:4]),
     st.integers(0, 1000),
 )
 def test_sums_are_as_defined(rows, columns, kinds, last, seed):
