@@ -14,15 +14,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from dqconvert.kernels._span import Writer
-from dqconvert.kernels.integer._messages import LOOKED_UP
+from dqconvert.kernels.integer._bytes import Bytes
 
-_BYTE, _SHORT, _INT, _LONG = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_LANES = 8
-"""Of a vector of the processor's that holds float32."""
-
-_FAR = float(1 << 14)
-"""Beyond the ends of every grid; with it, nothing overflows in 16 bits."""
-
+_INT, _LONG = ir.IntType(32), ir.IntType(64)
 
 AS_THEY_ARE, ON_RAMP, ON_PLANE = range(3)
 """What becomes of codes: nothing, or as :mod:`._ramp` says, or as :mod:`._plane` does."""
@@ -63,8 +57,8 @@ def _step(context: Any, writer: Writer, signature: Any, args: Any) -> Callable[[
     share = writer.everywhere(share)
     one, middle, top, low = (builder.load(builder.gep(grid, [_LONG(i)])) for i in range(4))
     scale, zero, highest, lowest = map(writer.everywhere, (one, middle, top, low))
-    codes = _Bytes(writer, builder.fptosi(low, _INT), builder.fptosi(builder.fsub(top, low), _INT))
-    bytes_ = _Bytes(writer, _INT(0), _INT(255))
+    codes = Bytes(writer, builder.fptosi(low, _INT), builder.fptosi(builder.fsub(top, low), _INT))
+    bytes_ = Bytes(writer, _INT(0), _INT(255))
 
     def clamped(value: Any, least: Any, most: Any) -> Any:
         value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
@@ -106,54 +100,3 @@ def _step(context: Any, writer: Writer, signature: Any, args: Any) -> Callable[[
         writer.store(builder.load(found), builder.gep(to, [start]), 1, mask)
 
     return step
-
-
-class _Bytes:
-    """Writes how floats become bytes: rounded, halves to even, counted from `low` on, and clamped to `top`."""
-
-    def __init__(self, writer: Writer, low: Any, top: Any) -> None:
-        self.writer, self.builder = writer, writer.builder
-        # As floats, as shorts, and as bytes: whichever is used, the compiler drops the others.
-        self.low, self.top = (writer.everywhere(self.builder.sitofp(end, writer.scalar)) for end in (low, top))
-        self.less = self._everywhere(low, _SHORT, 2 * _LANES)
-        self.most = self._everywhere(top, _BYTE, 4 * _LANES)
-
-    def of(self, value: Any) -> Any:
-        if LOOKED_UP and self.writer.lanes == 4 * _LANES:
-            return self._packed(value)
-        builder, writer = self.builder, self.writer
-        value = builder.fsub(writer.rint(value), self.low)
-        value = builder.select(builder.fcmp_ordered("<", value, writer.same(0)), writer.same(0), value)
-        value = builder.select(builder.fcmp_ordered(">", value, self.top), self.top, value)
-        return builder.trunc(builder.fptosi(value, ir.VectorType(_INT, writer.lanes)), writer.bytes)
-
-    def _packed(self, value: Any) -> Any:
-        """Processors round as they make integers, and saturate as they make them shorter."""
-        builder = self.builder
-        value = builder.select(builder.fcmp_ordered(">", value, self.writer.same(_FAR)), self.writer.same(_FAR), value)
-        floats, ints = ir.VectorType(self.writer.scalar, _LANES), ir.VectorType(_INT, _LANES)
-        shorts, whole = ir.VectorType(_SHORT, 2 * _LANES), ir.VectorType(_BYTE, 4 * _LANES)
-        parts = [
-            self._call("llvm.x86.avx.cvt.ps2dq.256", ints, self._pick(value, range(k, k + _LANES), floats))
-            for k in range(0, 4 * _LANES, _LANES)
-        ]
-        halves = [self._call("llvm.x86.avx2.packssdw", shorts, *parts[k : k + 2]) for k in (0, 2)]
-        halves = [self._call("llvm.ssub.sat.v16i16", shorts, half, self.less) for half in halves]
-        found = self._call("llvm.x86.avx2.packuswb", whole, *halves)
-        # They pack each half of a vector by itself.
-        found = builder.bitcast(found, ints)
-        found = builder.bitcast(self._pick(found, (0, 4, 1, 5, 2, 6, 3, 7), ints), whole)
-        return self._call("llvm.umin.v32i8", whole, found, self.most)
-
-    def _call(self, name: str, result: Any, *args: Any) -> Any:
-        return self.builder.call(self.writer.function(name, result, *(arg.type for arg in args)), args)
-
-    def _pick(self, vector: Any, lanes: Any, kind: Any) -> Any:
-        return self.builder.shuffle_vector(
-            vector, ir.Constant(vector.type, ir.Undefined), ir.Constant(ir.VectorType(_INT, kind.count), list(lanes))
-        )
-
-    def _everywhere(self, value: Any, kind: Any, lanes: int) -> Any:
-        vector = ir.Constant(ir.VectorType(kind, lanes), ir.Undefined)
-        vector = self.builder.insert_element(vector, self.builder.trunc(value, kind), _INT(0))
-        return self._pick(vector, [0] * lanes, vector.type)

@@ -11,6 +11,7 @@ from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels.integer._bytes import quantize_span
 from dqconvert.kernels.integer.finish import CODES, look_up_both, look_up_columns, look_up_values, pack, pack_row
 
 
@@ -100,11 +101,8 @@ def quantize_packed(x, codes, grid, start, stop):  # type: ignore[no-untyped-def
 @loop
 def quantize_values(values, count, grid, codes):  # type: ignore[no-untyped-def]
     """Whether one of the values is NaN."""
-    missing = False
-    for k in range(count):
-        codes[k] = np.uint8(np.int32(code_of_value(values[k], grid)))
-        missing |= values[k] != values[k]
-    return missing
+    scale, zero, top, low = grid
+    return quantize_span(values, count, scale, zero + low, low, top + low, codes)
 
 
 def _fake_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:

@@ -16,7 +16,14 @@ from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
 from dqconvert.kernels.integer._listed import list_values, multiply_listed
 from dqconvert.kernels.integer._strips import GROUP, multiply
-from dqconvert.kernels.integer.codes import as_numbers, code_of_value, not_a_number, plain_quantize, quantize
+from dqconvert.kernels.integer.codes import (
+    as_numbers,
+    code_of_value,
+    not_a_number,
+    plain_quantize,
+    quantize,
+    quantize_values,
+)
 from dqconvert.kernels.integer.finish import Finish, check, dtype_of, finish_row, plain_finish, room, steps, unpack
 
 ROWS = 48
@@ -184,10 +191,12 @@ def read_tile(x, packed_input, grid, first, rows, start, stop, tile, a_row):  # 
     """Columns `start` to `stop` of a few rows of `x`, centred; what is not there is zero. Whether there is NaN."""
     width, missing = x.shape[1], False
     count = min(stop, 2 * width if packed_input else width) - start
+    line = np.empty(count if x.itemsize > 1 else 0, np.uint8)
     for r in range(rows):
         row, to = (first + r) * width, pointer(tile, r * a_row)
         if x.itemsize > 1:
-            missing |= centre_values(pointer(x, row + start), count, grid, to)
+            missing |= quantize_values(pointer(x, row + start), count, grid, pointer(line, 0))
+            centre_codes(pointer(line, 0), count, np.int16(grid[1]), to)
         elif packed_input:
             centre_packed(pointer(x, row + start // 2), count // 2, np.int16(grid[1]), to)
         else:
@@ -209,15 +218,6 @@ def centre_packed(codes, count, zero, to):  # type: ignore[no-untyped-def]
         both = np.int16(codes[k])
         to[2 * k] = (both & 15) - zero
         to[2 * k + 1] = (both >> 4) - zero
-
-
-@loop
-def centre_values(values, count, grid, to):  # type: ignore[no-untyped-def]
-    missing = False
-    for k in range(count):
-        to[k] = np.int16(np.int32(code_of_value(np.float32(values[k]), grid) - grid[1]))
-        missing |= values[k] != values[k]
-    return missing
 
 
 def _fake(x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, *finish: object) -> Tensor:

@@ -1,0 +1,117 @@
+"""From values to bytes, by vectors: processors round as they make integers, and saturate as they make them shorter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from dqconvert.kernels._span import Writer
+from dqconvert.kernels.integer._messages import LOOKED_UP
+
+_BIT, _BYTE, _SHORT, _INT = (ir.IntType(bits) for bits in (1, 8, 16, 32))
+_LANES = 8
+"""Of a vector of the processor's that holds float32."""
+
+_FAR = float(1 << 14)
+"""Beyond the ends of every grid; with it, nothing overflows in 16 bits."""
+
+
+class Bytes:
+    """Writes how floats become bytes: rounded, halves to even, counted from `low` on, and clamped to `top`."""
+
+    def __init__(self, writer: Writer, low: Any, top: Any) -> None:
+        self.writer, self.builder = writer, writer.builder
+        # As floats, as shorts, and as bytes: whichever is used, the compiler drops the others.
+        self.low, self.top = (writer.everywhere(self.builder.sitofp(end, writer.scalar)) for end in (low, top))
+        self.less = self._everywhere(low, _SHORT, 2 * _LANES)
+        self.most = self._everywhere(top, _BYTE, 4 * _LANES)
+
+    def of(self, value: Any) -> Any:
+        if LOOKED_UP and self.writer.size == 4 and self.writer.lanes == 4 * _LANES:
+            return self._packed(value)
+        builder, writer = self.builder, self.writer
+        value = builder.fsub(writer.rint(value), self.low)
+        value = builder.select(builder.fcmp_ordered("<", value, writer.same(0)), writer.same(0), value)
+        value = builder.select(builder.fcmp_ordered(">", value, self.top), self.top, value)
+        return builder.trunc(builder.fptosi(value, ir.VectorType(_INT, writer.lanes)), writer.bytes)
+
+    def _packed(self, value: Any) -> Any:
+        builder = self.builder
+        value = builder.select(builder.fcmp_ordered(">", value, self.writer.same(_FAR)), self.writer.same(_FAR), value)
+        floats, ints = ir.VectorType(self.writer.scalar, _LANES), ir.VectorType(_INT, _LANES)
+        shorts, whole = ir.VectorType(_SHORT, 2 * _LANES), ir.VectorType(_BYTE, 4 * _LANES)
+        parts = [
+            self._call("llvm.x86.avx.cvt.ps2dq.256", ints, self._pick(value, range(k, k + _LANES), floats))
+            for k in range(0, 4 * _LANES, _LANES)
+        ]
+        halves = [self._call("llvm.x86.avx2.packssdw", shorts, *parts[k : k + 2]) for k in (0, 2)]
+        halves = [self._call("llvm.ssub.sat.v16i16", shorts, half, self.less) for half in halves]
+        found = self._call("llvm.x86.avx2.packuswb", whole, *halves)
+        # They pack each half of a vector by itself.
+        found = builder.bitcast(found, ints)
+        found = builder.bitcast(self._pick(found, (0, 4, 1, 5, 2, 6, 3, 7), ints), whole)
+        return self._call("llvm.umin.v32i8", whole, found, self.most)
+
+    def _call(self, name: str, result: Any, *args: Any) -> Any:
+        return self.builder.call(self.writer.function(name, result, *(arg.type for arg in args)), args)
+
+    def _pick(self, vector: Any, lanes: Any, kind: Any) -> Any:
+        return self.builder.shuffle_vector(
+            vector, ir.Constant(vector.type, ir.Undefined), ir.Constant(ir.VectorType(_INT, kind.count), list(lanes))
+        )
+
+    def _everywhere(self, value: Any, kind: Any, lanes: int) -> Any:
+        vector = ir.Constant(ir.VectorType(kind, lanes), ir.Undefined)
+        vector = self.builder.insert_element(vector, self.builder.trunc(value, kind), _INT(0))
+        return self._pick(vector, [0] * lanes, vector.type)
+
+
+@intrinsic
+def quantize_span(typing_context, values, count, scale, middle, low, top, codes):  # type: ignore[no-untyped-def]
+    """`count` values to as many codes, `clamp(round(value / scale + middle), low, top) - low`; whether one is NaN.
+
+    `values`: a pointer to float32 or float64; all other numbers of that type. `codes`: a pointer to uint8. The code of
+    NaN is that of zero.
+    """
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values, count, scale, middle, low, top, codes = args
+        found = cgutils.alloca_once_value(builder, _BIT(0))
+        begin = count.type(0)
+        for vectors in (4, 1):
+            writer = Writer(context, builder, signature.args[0].dtype, None, vectors)
+            bytes_ = Bytes(writer, builder.fptosi(low, _INT), builder.fptosi(builder.fsub(top, low), _INT))
+            numbers = writer.everywhere(scale), writer.everywhere(middle)
+            step = _quantize(writer, values, *numbers, bytes_, codes, found)
+            if vectors > 1:
+                begin = writer.each_whole(begin, count, step)
+            else:
+                writer.each(count, step, begin)
+        return builder.load(found)
+
+    def nothing(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _BIT(0)
+
+    kind = values.dtype
+    # Loops over values or codes are compiled for codes, too, with what they do to values.
+    written = write if isinstance(kind, types.Float) else nothing
+    return types.boolean(values, types.intp, kind, kind, kind, kind, codes), written
+
+
+def _quantize(writer: Writer, values: Any, scale: Any, middle: Any, bytes_: Bytes, codes: Any, found: Any) -> Any:
+    builder = writer.builder
+
+    def step(start: Any, mask: Any) -> None:
+        value = writer.load(builder.gep(values, [start]), writer.vector, writer.size, mask)
+        missing = builder.fcmp_unordered("uno", value, value)
+        steps = builder.select(missing, middle, builder.fadd(builder.fdiv(value, scale), middle))
+        writer.store(bytes_.of(steps), builder.gep(codes, [start]), 1, mask)
+        some = builder.bitcast(missing, ir.IntType(writer.lanes))
+        some = builder.icmp_unsigned("!=", some, some.type(0))
+        writer.change(found, lambda before: builder.or_(before, some))
+
+    return step
