@@ -167,10 +167,13 @@ class Writer:
 
     def value(self, grid: _Numbers, code: Any) -> Any:
         """The value on the grid."""
-        builder = self.builder
-        code = builder.select(builder.fcmp_ordered("<", code, grid.low), grid.low, code)  # NaN stays NaN
-        code = builder.select(builder.fcmp_ordered(">", code, grid.high), grid.high, code)
-        return builder.fmul(builder.fsub(code, grid.zero_point), grid.scale)
+        code = self.clamped(code, grid.low, grid.high)
+        return self.builder.fmul(self.builder.fsub(code, grid.zero_point), grid.scale)
+
+    def clamped(self, value: Any, low: Any, high: Any) -> Any:
+        """Between two vectors; NaN stays NaN."""
+        value = self.builder.select(self.builder.fcmp_ordered("<", value, low), low, value)
+        return self.builder.select(self.builder.fcmp_ordered(">", value, high), high, value)
 
     def each(self, count: Any, step: Callable[[Any, Any], None], start: Any = None) -> None:
         """Calls `step` for whole vectors (from `start` on), and with a mask for the values that are left."""

@@ -115,3 +115,38 @@ def _quantize(writer: Writer, values: Any, scale: Any, middle: Any, bytes_: Byte
         writer.change(found, lambda before: builder.or_(before, some))
 
     return step
+
+
+@intrinsic
+def ramp_span(typing_context, codes, count, ramp, apart, found):  # type: ignore[no-untyped-def]
+    """What `count` codes become on ramps, see :mod:`dqconvert.kernels.integer._ramp`.
+
+    Pointers: `codes` and `found` to uint8, `ramp` to the first of as many columns, whose four numbers lie `apart`.
+    """
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        codes, count, ramp, apart, found = args
+        begin = count.type(0)
+        for vectors in (4, 1):
+            writer = Writer(context, builder, types.float32, None, vectors)
+            step = _climb(writer, codes, ramp, apart, Bytes(writer, _INT(0), _INT(255)), found)
+            if vectors > 1:
+                begin = writer.each_whole(begin, count, step)
+            else:
+                writer.each(count, step, begin)
+        return context.get_dummy_value()
+
+    return types.void(codes, types.intp, ramp, types.intp, found), write
+
+
+def _climb(writer: Writer, codes: Any, ramp: Any, apart: Any, bytes_: Bytes, found: Any) -> Any:
+    builder = writer.builder
+    parts = [builder.gep(ramp, [builder.mul(apart, apart.type(i))]) for i in range(4)]
+
+    def step(start: Any, mask: Any) -> None:
+        value = builder.uitofp(writer.load(builder.gep(codes, [start]), writer.bytes, 1, mask), writer.vector)
+        slope, offset, least, most = (writer.load(builder.gep(part, [start]), writer.vector, 4, mask) for part in parts)
+        value = builder.fadd(builder.fmul(value, slope), offset)
+        writer.store(bytes_.of(writer.clamped(value, least, most)), builder.gep(found, [start]), 1, mask)
+
+    return step

@@ -60,20 +60,16 @@ def _step(context: Any, writer: Writer, signature: Any, args: Any) -> Callable[[
     codes = Bytes(writer, builder.fptosi(low, _INT), builder.fptosi(builder.fsub(top, low), _INT))
     bytes_ = Bytes(writer, _INT(0), _INT(255))
 
-    def clamped(value: Any, least: Any, most: Any) -> Any:
-        value = builder.select(builder.fcmp_ordered("<", value, least), least, value)
-        return builder.select(builder.fcmp_ordered(">", value, most), most, value)
-
     def numbers(array: Any, start: Any, mask: Any) -> Any:
         return writer.load(builder.gep(array, [start]), writer.vector, 4, mask)
 
     def code_of(value: Any) -> Any:
-        return builder.fsub(clamped(writer.rint(value), lowest, highest), lowest)
+        return builder.fsub(writer.clamped(writer.rint(value), lowest, highest), lowest)
 
     def on_ramp(value: Any, start: Any, mask: Any) -> Any:
         parts = (builder.gep(ramp, [builder.mul(count, _LONG(i))]) for i in range(4))
         steepness, more, least, most = (numbers(part, start, mask) for part in parts)
-        return bytes_.of(clamped(builder.fadd(builder.fmul(code_of(value), steepness), more), least, most))
+        return bytes_.of(writer.clamped(builder.fadd(builder.fmul(code_of(value), steepness), more), least, most))
 
     def on_plane(value: Any, start: Any, mask: Any) -> Any:
         one, two, more, least, most = (
@@ -81,7 +77,7 @@ def _step(context: Any, writer: Writer, signature: Any, args: Any) -> Callable[[
         )
         second = writer.load(builder.gep(other, [start]), writer.bytes, 1, mask)
         rest = builder.fadd(builder.fmul(builder.uitofp(second, writer.vector), two), more)
-        return bytes_.of(clamped(builder.fadd(builder.fmul(code_of(value), one), rest), least, most))
+        return bytes_.of(writer.clamped(builder.fadd(builder.fmul(code_of(value), one), rest), least, most))
 
     def step(start: Any, mask: Any) -> None:
         value = builder.sitofp(writer.load(builder.gep(line, [start]), sums, size, mask), writer.vector)

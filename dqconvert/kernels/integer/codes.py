@@ -11,8 +11,12 @@ from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
-from dqconvert.kernels.integer._bytes import quantize_span
+from dqconvert.kernels.integer._bytes import quantize_span, ramp_span
+from dqconvert.kernels.integer._ramp import ramp_of
 from dqconvert.kernels.integer.finish import CODES, look_up_both, look_up_columns, look_up_values, pack, pack_row
+
+_WIDE = 32
+"""Columns from which ramps are faster than tables."""
 
 
 def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
@@ -218,11 +222,26 @@ def _look_up_on_cpu(codes: Tensor, table: Tensor) -> Tensor:
     if table.dtype not in (torch.uint8, torch.float32):
         return plain_look_up(codes, table)
     found = empty(codes.shape, table.dtype)
-    columns = 1 if table.dim() == 1 else table.size(0)
-    args = *(t.contiguous().view(-1).numpy() for t in (codes, table, found)), columns
+    given, entries, to = (t.contiguous().view(-1).numpy() for t in (codes, table, found))
+    ramp, wide = None, codes.size(-1) if codes.dim() > 0 else 1
+    if table.dtype == torch.uint8 and wide >= _WIDE:
+        ramp = ramp_of(table, CODES, wide)
+    columns = wide if ramp is not None or table.dim() > 1 else 1
     rows = codes.numel() // max(columns, 1)
-    run(lambda _, start, stop: look_up_part(*args, start, stop), parts(rows, codes.numel()))
+    if ramp is not None:
+        task = lambda _, start, stop: climb_rows(given, ramp, to, start, stop)  # noqa: E731
+    else:
+        task = lambda _, start, stop: look_up_part(given, entries, to, columns, start, stop)  # noqa: E731
+    run(task, parts(rows, codes.numel()))
     return found
+
+
+@loop
+def climb_rows(codes, ramp, found, start, stop):  # type: ignore[no-untyped-def]
+    columns = ramp.shape[1]
+    for row in range(start, stop):
+        at = row * columns
+        ramp_span(pointer(codes, at), columns, pointer(ramp, 0), columns, pointer(found, at))
 
 
 @loop

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels import fake_quantize, qparams
+from dqconvert.kernels.integer._ramp import ramp_of
 from dqconvert.kernels.integer.codes import (
     check_numbers,
     dequantize,
@@ -135,6 +136,19 @@ def test_tables_by_code(dtype, threads):
     pairs = torch.randint(256, (256, 256)).to(dtype)
     for a, b in ((codes, other), (codes[0], other[0]), (codes[:0], other[:0]), (codes.T, other.T)):
         assert torch.equal(look_up_pairs(a, b, pairs), plain_look_up_pairs(a, b, pairs))
+
+
+@pytest.mark.parametrize("columns", [1, 31, 32, 33, 40, 64, 77, 200])
+@pytest.mark.parametrize("by_column", [False, True], ids=["one table", "by column"])
+def test_tables_that_are_lines(columns, by_column, threads):
+    """What a scale and a ReLU make of codes is computed, where rows are wide."""
+    slopes = torch.rand(columns if by_column else 1, 1) * 3 - 1
+    table = (torch.arange(256) * slopes + 20).round().clamp(3, 250).to(torch.uint8)
+    table = table if by_column else table[0]
+    assert ramp_of(table, 256, columns) is not None
+    for rows in (0, 1, 1500):
+        given = torch.randint(256, (rows, columns), dtype=torch.uint8)
+        assert torch.equal(look_up(given, table), plain_look_up(given, table))
 
 
 def test_a_table_for_one_column():
