@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dqconvert.bench.workloads import Sample, Workload, find
-from dqconvert.commands.factory import build_model, parse_kwargs
-from dqconvert.commands.inputs import read_example
 from dqconvert.errors import CommandError
 from dqconvert.trace.inputs import Inputs, bind
+from dqconvert.user.factory import build_model, parse_kwargs
+from dqconvert.user.inputs import read_example
 
 _SMALL = 1_000
 """Edges of the part of a workload's graph that the model is traced on."""

@@ -9,9 +9,9 @@ import typer
 
 from dqconvert.checkpoint import holds_integer, load
 from dqconvert.commands.convert import Source, float_model
-from dqconvert.commands.inputs import SavedInputs
 from dqconvert.compare import compare as compare_modules
 from dqconvert.drawing import check_drawing
+from dqconvert.user.inputs import SavedInputs
 
 
 def compare(source: Source, file: Path, data: Path, *, plot: Path | None = None, as_json: bool = False) -> None:
@@ -20,7 +20,7 @@ def compare(source: Source, file: Path, data: Path, *, plot: Path | None = None,
     Args:
         source: The float model.
         file: An integer or a prepared file.
-        data: Inputs, see :class:`dqconvert.commands.inputs.SavedInputs`.
+        data: Inputs, see :class:`dqconvert.user.inputs.SavedInputs`.
         plot: Where to draw a chart; ``None``: nowhere.
         as_json: Print everything as JSON.
 

@@ -16,8 +16,6 @@ from torch import nn
 
 from dqconvert.checkpoint import load, save
 from dqconvert.checkpoint.container import is_prepared
-from dqconvert.commands.factory import build_model, parse_kwargs
-from dqconvert.commands.inputs import SavedInputs, read_example
 from dqconvert.commands.overrides import qconfig_from
 from dqconvert.convert import convert as to_integer
 from dqconvert.errors import CommandError
@@ -26,6 +24,8 @@ from dqconvert.lower import IntegerModule
 from dqconvert.prepare import prepare
 from dqconvert.qconfig import QConfig
 from dqconvert.rewrite import PreparedModule
+from dqconvert.user.factory import build_model, parse_kwargs
+from dqconvert.user.inputs import SavedInputs, read_example
 from dqconvert.weights import Weights, check_finite, fill, read_weights
 
 

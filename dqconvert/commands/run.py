@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dqconvert.calibrate import arguments_of
 from dqconvert.checkpoint import holds_integer, load
-from dqconvert.commands.inputs import SavedInputs
 from dqconvert.errors import CommandError
 from dqconvert.files import check_target, write_file
 from dqconvert.lower import IntegerModule
+from dqconvert.user.inputs import SavedInputs
 
 
 def run(
@@ -36,7 +36,7 @@ def run(
 
     Args:
         file: The integer file.
-        data: Inputs, see :class:`dqconvert.commands.inputs.SavedInputs`.
+        data: Inputs, see :class:`dqconvert.user.inputs.SavedInputs`.
         out: Where to write the outputs as safetensors, ``0`` for the first inputs, ``1`` for the second, with more
             parts to the name where there are several outputs; ``None``: nowhere.
         force: Replace a file that exists.
