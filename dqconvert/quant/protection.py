@@ -103,7 +103,9 @@ class Protection(Memo):
         return f"p_min={self.protect.p_min}, p_max={self.protect.p_max}"
 
 
-def _check_given(given: Tensor, num_nodes: int) -> None:
+def _check_given(given: object, num_nodes: int) -> None:
+    if not isinstance(given, Tensor):
+        raise ConfigError(f"protect_prob must be a tensor of one probability per node, got {given!r}")
     if not given.is_floating_point():
         raise ConfigError(f"protect_prob must hold floating-point probabilities, got {given.dtype}")
     if given.shape != (num_nodes,):

@@ -75,6 +75,8 @@ def test_given_probabilities_that_do_not_fit():
         protection(TARGETS, 6, given=torch.rand(5))
     with pytest.raises(DQConvertError, match=r"got shape \(6, 1\) for 6 nodes"):
         protection(TARGETS, 6, given=torch.rand(6, 1))
+    with pytest.raises(ConfigError, match=r"must be a tensor of one probability per node, got 0\.5"):
+        Protection(Protect())([torch.tensor([0])], 6, given=0.5)
     with pytest.raises(ConfigError, match=r"floating-point probabilities, got torch\.bool"):
         protection(TARGETS, 6, given=torch.ones(6, dtype=torch.bool))
 
