@@ -38,6 +38,7 @@ _HOME = {
     "ConfigError": "errors",
     "TraceError": "errors",
     "GuardError": "errors",
+    "InputError": "errors",
     "ObserverError": "errors",
     "CheckpointError": "errors",
     "CommandError": "errors",

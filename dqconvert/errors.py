@@ -17,6 +17,25 @@ class GuardError(DQConvertError):
     """A prepared module was called in a way that its graph was not traced for (an argument, a branch on a size)."""
 
 
+class InputError(DQConvertError):
+    """A module was given what it cannot use: an edge that ends at no node, NaN, an index of another type.
+
+    What is raised is one of its three kinds, each of which is one of Python's errors, too.
+    """
+
+
+class InputIndexError(InputError, IndexError):
+    """An index names what is not there, or has another shape."""
+
+
+class InputTypeError(InputError, TypeError):
+    """A tensor is of another type."""
+
+
+class InputValueError(InputError, ValueError):
+    """Values are such that nothing can be made of them."""
+
+
 class ObserverError(DQConvertError):
     """A quantizer was asked to quantize before it saw any value."""
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputIndexError
 from dqconvert.kernels._threads import loop
 
 
@@ -42,7 +43,7 @@ def _(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Ten
     ptr = torch.empty(num_nodes + 1, dtype=torch.int64)
     edges = torch.empty(index.numel(), dtype=torch.int64)
     if not count_sort(index.contiguous().numpy(), ptr.numpy(), edges.numpy()):
-        raise IndexError(f"an edge ends at a node that is not there: there are {num_nodes} nodes")
+        raise InputIndexError(f"an edge ends at a node that is not there: there are {num_nodes} nodes")
     return ptr, edges, other[edges]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputIndexError, InputTypeError
 from dqconvert.kernels.edge_order import edge_order
 from dqconvert.kernels.integer.codes import look_up
 
@@ -42,17 +43,19 @@ def check_edges(edge_index: Tensor, num_nodes: int, *, ends: bool = True) -> Ten
         >>> check_edges(torch.tensor([[0], [3]]), 3)
         Traceback (most recent call last):
             ...
-        IndexError: edge_index names node 3, and there are 3 nodes: they are counted from 0
+        dqconvert.errors.InputIndexError: edge_index names node 3, and there are 3 nodes: they are counted from 0
     """
     if edge_index.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"edge_index must hold integers (torch.int64), got {edge_index.dtype}")
+        raise InputTypeError(f"edge_index must hold integers (torch.int64), got {edge_index.dtype}")
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        raise IndexError(f"edge_index must have shape [2, num_edges], got {tuple(edge_index.shape)}")
+        raise InputIndexError(f"edge_index must have shape [2, num_edges], got {tuple(edge_index.shape)}")
     if ends and edge_index.numel() > 0:
         low, high = (int(end) for end in edge_index.aminmax())
         if low < 0 or high >= num_nodes:
             wrong = low if low < 0 else high
-            raise IndexError(f"edge_index names node {wrong}, and there are {num_nodes} nodes: they are counted from 0")
+            raise InputIndexError(
+                f"edge_index names node {wrong}, and there are {num_nodes} nodes: they are counted from 0"
+            )
     return edge_index
 
 
@@ -75,10 +78,10 @@ def group_order(index: Tensor, num_rows: int, size: int | None) -> tuple[Tensor,
         (tensor([0, 1, 3]), tensor([1, 0, 2], dtype=torch.int32))
     """
     if index.shape != (num_rows,):
-        raise IndexError(f"{num_rows} rows take {num_rows} groups to which they belong, got {tuple(index.shape)}")
+        raise InputIndexError(f"{num_rows} rows take {num_rows} groups to which they belong, got {tuple(index.shape)}")
     low, high = (int(end) for end in index.aminmax()) if num_rows > 0 else (0, -1)
     size = high + 1 if size is None else size
     if low < 0 or high >= size:
-        raise IndexError(f"a row belongs to group {low if low < 0 else high}, and there are {size} groups")
+        raise InputIndexError(f"a row belongs to group {low if low < 0 else high}, and there are {size} groups")
     order = edge_order(index, index, size)
     return order.ptr, order.edges.int() if num_rows < 1 << 31 else order.edges

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dqconvert.errors import InputTypeError
 from dqconvert.kernels import EdgeOrder, edge_order, own_size
 from dqconvert.kernels.same import Seen
 
@@ -153,7 +154,7 @@ class EdgeOrders(Memo):
         """The grouping of edges by `index` (int64 `[num_edges]`; `other`: the other ends); None on devices whose
         kernels do without."""
         if index.is_floating_point() or other.is_floating_point():
-            raise TypeError(f"edge_index must hold integers (torch.int64), got {index.dtype}")
+            raise InputTypeError(f"edge_index must hold integers (torch.int64), got {index.dtype}")
         if index.device.type != "cpu":
             return None
         if torch.compiler.is_compiling():

@@ -365,7 +365,7 @@ def test_features_that_are_nan_are_refused(name, config):
     integer = dqconvert.convert(trained(name, config))
     x, *graph = inputs(name)
     x[3, 1] = torch.nan
-    with pytest.raises(ValueError, match="x holds NaN, for which there is no code"):
+    with pytest.raises(dqconvert.InputError, match="x holds NaN, for which there is no code"):
         integer(x, *graph)
 
 

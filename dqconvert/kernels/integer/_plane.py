@@ -35,8 +35,8 @@ def plane_of(table: Tensor) -> Tensor | None:
 
     ```python
     >>> a, b = torch.arange(256.0)[:, None], torch.arange(256.0)
-    >>> plane_of((0.51 * a + 0.313 * b - 7).round().clamp(0, 255).to(torch.uint8))[:3].round(decimals=3).tolist()
-    [0.51, 0.313, -7.0]
+    >>> plane_of((0.51 * a + 0.313 * b - 7).round().clamp(0, 255).to(torch.uint8))[:3].round(decimals=3)
+    tensor([ 0.5100,  0.3130, -7.0000])
     >>> plane_of((a * b / 255).round().to(torch.uint8)) is None
     True
 

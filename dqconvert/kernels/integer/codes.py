@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputValueError
 from dqconvert.kernels._layout import along, wide_dtype
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
@@ -50,9 +51,9 @@ def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool, nam
     return codes
 
 
-def not_a_number(name: str) -> ValueError:
+def not_a_number(name: str) -> InputValueError:
     """The error about values called `name`, one of which is NaN."""
-    return ValueError(f"{name} holds NaN, for which there is no code: replace or leave out what is not known")
+    return InputValueError(f"{name} holds NaN, for which there is no code: replace or leave out what is not known")
 
 
 def check_numbers(x: Tensor, name: str) -> Tensor:
@@ -65,7 +66,7 @@ def check_numbers(x: Tensor, name: str) -> Tensor:
     ```python
     >>> check_numbers(torch.tensor([float("nan")]), "x")
     Traceback (most recent call last):
-    ValueError: x holds NaN, for which there is no code: replace or leave out what is not known
+    dqconvert.errors.InputValueError: x holds NaN, for which there is no code: replace or leave out what is not known
 
     ```
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dqconvert.errors import InputIndexError
+
 _SOUND = "_dqconvert_sound"
 """The attribute of senders that says with what they were found to be there."""
 
@@ -23,7 +25,7 @@ def check_order(ptr: Tensor, senders: Tensor, num_senders: int) -> None:
     >>> import torch
     >>> check_order(torch.tensor([0, 2]), torch.tensor([0, 4]), num_senders=4)
     Traceback (most recent call last):
-    IndexError: an edge begins at node 4: there are 4 nodes
+    dqconvert.errors.InputIndexError: an edge begins at node 4: there are 4 nodes
 
     ```
     """
@@ -37,7 +39,7 @@ def check_order(ptr: Tensor, senders: Tensor, num_senders: int) -> None:
     if senders.numel() > 0:
         low, high = (int(end) for end in senders.aminmax())
         if low < 0 or high >= num_senders:
-            raise IndexError(f"an edge begins at node {low if low < 0 else high}: there are {num_senders} nodes")
+            raise InputIndexError(f"an edge begins at node {low if low < 0 else high}: there are {num_senders} nodes")
     setattr(senders, _SOUND, now)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputIndexError
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import GRAIN, balanced, loop, run
@@ -44,10 +45,10 @@ def _outside(index: Tensor, size: int) -> bool:
     return index.numel() > 0 and not 0 <= int(index.min()) <= int(index.max()) < size
 
 
-def _nowhere(sender: Tensor, receiver: Tensor, num_source: int, num_target: int) -> IndexError:
+def _nowhere(sender: Tensor, receiver: Tensor, num_source: int, num_target: int) -> InputIndexError:
     index, size = (sender, num_source) if _outside(sender, num_source) else (receiver, num_target)
     wrong = int(index.min()) if int(index.min()) < 0 else int(index.max())
-    return IndexError(f"edge_index names node {wrong}, and there are {size} nodes: they are counted from 0")
+    return InputIndexError(f"edge_index names node {wrong}, and there are {size} nodes: they are counted from 0")
 
 
 def _kind(num_source: int) -> torch.dtype:
