@@ -107,7 +107,9 @@ def planes(out: Builder) -> None:
         finish = finish_of(node) if node.target in _FINISHES else None
         if finish is None or finish.other is None or tensor_of(out, finish.table).dtype != torch.uint8:
             continue
-        plane = plane_of(tensor_of(out, finish.table))
+        # Of the other value nothing is known but that most are on a grid of as many codes.
+        codes = int(tensor_of(out, finish.grid)[2]) + 1
+        plane = plane_of(tensor_of(out, finish.table)[:codes])
         if plane is not None:
             _end_with(node, out.constant(plane, "plane"), finish.other)
 

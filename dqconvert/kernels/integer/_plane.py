@@ -15,20 +15,20 @@ from torch import Tensor
 PLANE = 5
 """Numbers of a plane: `one`, `two`, `offset`, `least`, `most`."""
 
-_OFF = 16
-"""So many of 65,536 entries may differ by one: they lie half way between two, but for the rounding of floats."""
+_SHARE = 1 / 4096
+"""Of the entries, so many may differ by one: they lie half way between two, but for the rounding of floats."""
 
 _ROUNDS = 36
 """Of a search that leaves two thirds of an interval each time."""
 
-_NEAR = 1e-3
-"""Within which of the best plane, by squares, the one lies that is looked for."""
+_NEAR = 0.25
+"""Within which, divided by the number of codes, of the best slopes by squares those lie that are looked for."""
 
 
 def plane_of(table: Tensor) -> Tensor | None:
     """What stands for a table of pairs.
 
-    **Arguments**: `table`: uint8 `[256, 256]`, by `a` and `b`.
+    **Arguments**: `table`: uint8 `[codes, other codes]`, by `a` and `b`.
 
     **Returns** float32 `[5]`: `one`, `two`, `offset`, `least`, `most`; None unless it gives the table, but for a few
     entries that differ by one.
@@ -45,7 +45,7 @@ def plane_of(table: Tensor) -> Tensor | None:
     entries = table.numpy().astype(np.float64)
     least, most = entries.min(), entries.max()
     inside = np.argwhere((entries > least) & (entries < most))
-    if len(inside) < len(entries):
+    if len(inside) < len(entries) // 2:
         return None
     rows = np.concatenate([inside, np.ones((len(inside), 1))], axis=1)
     start, _, rank, _ = np.linalg.lstsq(rows, entries[tuple(inside.T)], rcond=None)
@@ -56,9 +56,9 @@ def plane_of(table: Tensor) -> Tensor | None:
     ceiling = np.where(entries == most, np.inf, entries + 0.5)
     one, two, offset = _most_room(floor, ceiling, *start[:2])
     plane = torch.tensor([one, two, offset, least, most], dtype=torch.float32)
-    codes = torch.arange(len(table))
-    off = (on_plane(codes[:, None], codes, plane).to(torch.int16) - table).abs()
-    return plane if int(off.max()) <= 1 and int(off.sum()) <= _OFF else None
+    a, b = (torch.arange(size) for size in table.shape)
+    off = (on_plane(a[:, None], b, plane).to(torch.int16) - table).abs()
+    return plane if int(off.max()) <= 1 and int(off.sum()) <= _SHARE * table.numel() else None
 
 
 def on_plane(a: Tensor, b: Tensor, plane: Tensor) -> Tensor:
@@ -75,24 +75,24 @@ def _most_room(
 
     How much room there is depends on both slopes in a concave way; for one of them, the best other one is searched.
     """
-    codes = np.arange(len(floor), dtype=np.float64)
+    a, codes = (np.arange(size, dtype=np.float64) for size in floor.shape)
 
     def best(one: float) -> tuple[float, float, float]:
-        low, high = (floor - one * codes[:, None]).max(0), (ceiling - one * codes[:, None]).min(0)
+        low, high = (floor - one * a[:, None]).max(0), (ceiling - one * a[:, None]).min(0)
 
         def room(two: float) -> float:
             return float((high - two * codes).min() - (low - two * codes).max())
 
-        second = _highest(room, two)
+        second = _highest(room, two, _NEAR / len(a))
         return room(second), second, float((high - second * codes).min() + (low - second * codes).max()) / 2
 
-    one = _highest(lambda slope: best(slope)[0], one)
+    one = _highest(lambda slope: best(slope)[0], one, _NEAR / len(a))
     return one, *best(one)[1:]
 
 
-def _highest(function: Callable[[float], float], near: float) -> float:
+def _highest(function: Callable[[float], float], near: float, by: float) -> float:
     """Where a concave function is highest."""
-    low, high = near - _NEAR, near + _NEAR
+    low, high = near - by, near + by
     for _ in range(_ROUNDS):
         one, two = low + (high - low) / 3, high - (high - low) / 3
         low, high = (one, high) if function(one) < function(two) else (low, two)

@@ -36,6 +36,16 @@ def test_sums_of_two_values_are_planes(one, two, offset, least):
     assert off.ne(0).sum() <= 16
 
 
+def test_few_codes():
+    """No entry may differ where there are few."""
+    table = table_of(0.71, 0.043, 1.3, 0.0, 15.0)[:16]
+    plane = plane_of(table)
+    assert plane is not None
+    assert torch.equal(on_plane(A[:16], B, plane), table)
+    table[3, 5] += 1
+    assert plane_of(table) is None
+
+
 @pytest.mark.parametrize(
     "table",
     [
