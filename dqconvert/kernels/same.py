@@ -5,6 +5,9 @@ Whose memory a tensor lies in, nobody knows: numpy may write into it, and torch 
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -51,6 +54,27 @@ class Seen:
         return all(run(lambda _, start, stop: equal_part(one, two, start, stop), parts(len(one), len(one))))
 
 
+_shared: weakref.WeakValueDictionary[tuple[Any, ...], Seen] = weakref.WeakValueDictionary()
+
+
+def seen(tensor: Tensor) -> Seen:
+    """A copy to compare with; of the same memory with the same values there is one copy, whoever asks for it.
+
+    ```python
+    >>> index = torch.tensor([0, 2, 1])
+    >>> first = seen(index)
+    >>> seen(index) is first
+    True
+
+    ```
+    """
+    key = tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+    known = _shared.get(key)
+    if known is None or not known.equals(tensor):
+        known = _shared[key] = Seen(tensor)
+    return known
+
+
 def _narrow(tensor: Tensor) -> bool:
     if tensor.dtype != torch.int64 or tensor.device.type != "cpu" or tensor.numel() < _MANY:
         return False
@@ -69,4 +93,4 @@ def equal_part(one, two, start, stop):  # type: ignore[no-untyped-def]
     return True
 
 
-__all__ = ["Seen"]
+__all__ = ["Seen", "seen"]

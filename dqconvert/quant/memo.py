@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dqconvert.errors import InputTypeError
 from dqconvert.kernels import EdgeOrder, edge_order, own_size
-from dqconvert.kernels.same import Seen
+from dqconvert.kernels.same import Seen, seen
 
 
 class Last(NamedTuple):
@@ -57,10 +57,10 @@ class Memo(nn.Module):
         last = self._last  # read once: another thread may replace it
         if last is not None and _alike(last.given, given) and last.made == _versions(last.result):
             return last.result
-        seen = tuple(Seen(value) if isinstance(value, Tensor) else value for value in given)
+        known = tuple(seen(value) if isinstance(value, Tensor) else value for value in given)
         with torch.inference_mode(False):  # what is remembered may be used in training later
             result = _apart(compute(*given), given)
-        self._last = Last(seen, result, _versions(result))
+        self._last = Last(known, result, _versions(result))
         return result
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels import same
-from dqconvert.kernels.same import Seen
+from dqconvert.kernels.same import Seen, seen
 
 WIDE = 1 << 40
 
@@ -74,3 +74,16 @@ def test_it_is_made_and_asked_in_inference_mode():
         seen = Seen(index)
         assert seen.equals(index.clone())
     assert seen.equals(index)
+
+
+def test_memory_that_is_seen_twice_is_copied_once():
+    edge_index = torch.randint(100, (2, 1000))
+    first = seen(edge_index[0])
+    assert seen(edge_index[0]) is first
+    assert seen(edge_index[1]) is not first
+    assert seen(edge_index[0].clone()) is not first
+    edge_index.numpy()[0, 5] += 1
+    second = seen(edge_index[0])
+    assert second is not first
+    assert second.equals(edge_index[0])
+    assert not first.equals(edge_index[0])
