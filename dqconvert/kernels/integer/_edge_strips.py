@@ -10,6 +10,7 @@ What a message is made of is seen by the type of the table:
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from numba import types
@@ -24,6 +25,9 @@ AHEAD = 32
 
 LEAST, MOST = 8, 64
 """Bytes of the rows that the narrowest and the widest strip take; those between double."""
+
+_PIECES = {24: (16, 8), 40: (32, 8), 48: (32, 16)}
+"""Strips of sums that are put together of two: edges are gone through once."""
 
 _KINDS: dict[Any, type[Codes] | type[Products]] = {
     types.float32: Products,
@@ -48,8 +52,9 @@ def _strip(size: int, reduce: int) -> Any:
         def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out = args
             index = x_row.type
-            messages = kind(size, reduce)
-            messages.prepare(builder, zero, middle, low, high)
+            pieces = [kind(piece, reduce) for piece in _PIECES.get(size, (size,))]
+            for piece in pieces:
+                piece.prepare(builder, zero, middle, low, high)
 
             def row_of(edge: Any) -> Any:
                 sender = builder.load(builder.gep(senders, [edge]))
@@ -62,7 +67,7 @@ def _strip(size: int, reduce: int) -> Any:
 
             builder.position_at_end(body)
             edge = builder.phi(index)
-            states = [builder.phi(kind) for kind in messages.states]
+            states = [[builder.phi(kind) for kind in piece.states] for piece in pieces]
             later = builder.add(edge, index(AHEAD))
             later = row_of(builder.select(builder.icmp_signed("<", later, last), later, last))
             for line in sorted({*range(0, size, LINE), size - 1}):
@@ -71,18 +76,23 @@ def _strip(size: int, reduce: int) -> Any:
             if kind is not Codes:
                 weight = builder.load(builder.gep(weights, [builder.mul(edge, heads)]))
                 weight = builder.zext(weight, index)
-            after = messages.add(builder, row_of(edge), messages.of_edge(builder, table, weight), states)
+            row, after = row_of(edge), []
+            for piece, before in zip(pieces, states, strict=True):
+                after.append(piece.add(builder, row, piece.of_edge(builder, table, weight), before))
+                row = builder.gep(row, [index(piece.size)])
             following = builder.add(edge, index(1))
             builder.cbranch(builder.icmp_signed("<", following, stop), body, done)
             edge.add_incoming(start, entry)
             edge.add_incoming(following, body)
-            for state, new in zip(states, after, strict=True):
-                state.add_incoming(all_lanes(messages.first, state.type), entry)
-                state.add_incoming(new, body)
+            for piece, before, new in zip(pieces, states, after, strict=True):
+                for state, value in zip(before, new, strict=True):
+                    state.add_incoming(all_lanes(piece.first, state.type), entry)
+                    state.add_incoming(value, body)
 
             builder.position_at_end(done)
             at = 0
-            for found in messages.results(builder, after):
+            results = (piece.results(builder, new) for piece, new in zip(pieces, after, strict=True))
+            for found in itertools.chain.from_iterable(results):
                 place = builder.gep(out, [index(at)])
                 stored = builder.store(found, builder.bitcast(place, found.type.as_pointer()))
                 stored.align = 4
@@ -94,7 +104,7 @@ def _strip(size: int, reduce: int) -> Any:
     return strip
 
 
-_sum8, _sum16, _sum32, _sum64 = (_strip(size, SUM) for size in (8, 16, 32, 64))
+_sum8, _sum16, _sum24, _sum32, _sum40, _sum48, _sum64 = (_strip(size, SUM) for size in (8, 16, 24, 32, 40, 48, 64))
 _max8, _max16, _max32, _max64 = (_strip(size, MAX) for size in (8, 16, 32, 64))
 _min8, _min16, _min32, _min64 = (_strip(size, MIN) for size in (8, 16, 32, 64))
 
@@ -111,8 +121,14 @@ def reduce_edges(  # type: ignore[no-untyped-def]
     if reduce == SUM:
         if size == 64:
             _sum64(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
+        elif size == 48:
+            _sum48(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
+        elif size == 40:
+            _sum40(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         elif size == 32:
             _sum32(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
+        elif size == 24:
+            _sum24(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         elif size == 16:
             _sum16(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         else:

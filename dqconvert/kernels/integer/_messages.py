@@ -66,7 +66,7 @@ class Codes:
     """Bytes of a weight's entry in the table."""
 
     def __init__(self, size: int, reduce: int) -> None:
-        self.lanes, self.reduce = min(size, _VECTOR), reduce
+        self.size, self.lanes, self.reduce = size, min(size, _VECTOR), reduce
         self.bytes = ir.VectorType(_BYTE, self.lanes)
         self.places = range(0, size, self.lanes)
         state = self.bytes if reduce != SUM else ir.VectorType(_SHORT, self.lanes // 2)
@@ -154,7 +154,7 @@ class Products:
 
     def __init__(self, size: int, reduce: int) -> None:
         self.ints, self.floats = ir.VectorType(_INT, 8), ir.VectorType(_FLOAT, 8)
-        self.places, self.reduce = range(0, size, 8), reduce
+        self.size, self.places, self.reduce = size, range(0, size, 8), reduce
         self.states = [self.ints] * len(self.places)
         self.first = {SUM: 0, MAX: -(1 << 31), MIN: (1 << 31) - 1}[reduce]
 

@@ -13,11 +13,12 @@ from dqconvert.kernels.integer.finish import finish_row
 
 
 @loop
-def plan_strips(all_size, row_size, heads):  # type: ignore[no-untyped-def]
+def plan_strips(all_size, row_size, heads, summed):  # type: ignore[no-untyped-def]
     """How to cut the first `all_size` bytes of a row into strips that do not reach beyond its `row_size` bytes.
 
-    `row_size` is at least `LEAST`. The result: int64 `[strips, 5]`, the head, the byte where the strip begins, its
-    size, how many of its first bytes belong to another, and how many of those behind them count.
+    `row_size` is at least `LEAST`. `summed`: whether there are strips for sums. The result: int64 `[strips, 5]`, the
+    head, the byte where the strip begins, its size, how many of its first bytes belong to another, and how many of
+    those behind them count.
     """
     head_size = all_size // heads
     plan = np.empty((heads * (head_size // LEAST + 1), 5), np.int64)
@@ -25,10 +26,8 @@ def plan_strips(all_size, row_size, heads):  # type: ignore[no-untyped-def]
     for head in range(heads):
         done = 0
         while done < head_size:
-            left, size = head_size - done, MOST
-            # Rather one strip of which a quarter is not needed than two.
-            while size > LEAST and (4 * left <= 3 * size or size > row_size):
-                size //= 2
+            left = head_size - done
+            size = strip_size(left, row_size, summed)
             at = head * head_size + done
             begin = min(at, row_size - size)
             skip = at - begin
@@ -37,6 +36,20 @@ def plan_strips(all_size, row_size, heads):  # type: ignore[no-untyped-def]
             count += 1
             done += take
     return plan[:count]
+
+
+@loop
+def strip_size(left, row_size, summed):  # type: ignore[no-untyped-def]
+    """Of the strip for the first of the `left` bytes: rather one of which a quarter is not needed than two."""
+    size = MOST
+    while size > LEAST and (4 * left <= 3 * size or size > row_size):
+        size //= 2
+    if summed and size < left:  # two at once
+        for half in (8, 16):
+            both = size + half
+            if half < size <= 32 and left <= both <= row_size:
+                return both
+    return size
 
 
 @loop
@@ -70,7 +83,7 @@ def propagate_rows(  # type: ignore[no-untyped-def]
     offset = numbers[4]
     heads, row_size = weights.shape[1], x.shape[1]
     apart = heads if weights.shape[0] > 1 else 0
-    plan = plan_strips(size, row_size, heads)
+    plan = plan_strips(size, row_size, heads, reduce == SUM)
     width = 0  # of the sums: whole bytes
     for part in range(plan.shape[0]):
         width += plan[part, 4] * per_byte

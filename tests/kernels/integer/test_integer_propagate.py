@@ -199,12 +199,13 @@ def test_many_edges_on_one_thread_and_many(threads, packed):
             check(x, order, columns, finish, weight=weight, reduce=reduce, packed_input=packed)
 
 
-@given(st.integers(1, 40), st.sampled_from([1, 2, 3, 8]), st.integers(0, 7))
-def test_strips_cover_every_byte_once_and_stay_in_the_row(width, heads, more):
+@given(st.integers(1, 70), st.sampled_from([1, 2, 3, 8]), st.integers(0, 7), st.booleans())
+def test_strips_cover_every_byte_once_and_stay_in_the_row(width, heads, more, summed):
     size = width * heads
     row_size = max(size, 8) + more
     seen = []
-    for head, begin, length, skip, take in plan_strips(size, row_size, heads):
+    for head, begin, length, skip, take in plan_strips(size, row_size, heads, summed):
+        assert length in ((8, 16, 24, 32, 40, 48, 64) if summed else (8, 16, 32, 64))
         assert begin >= 0
         assert begin + length <= row_size
         assert skip + take <= length
