@@ -228,12 +228,11 @@ def _look_up_on_cpu(codes: Tensor, table: Tensor) -> Tensor:
     if table.dtype == torch.uint8 and wide >= _WIDE:
         ramp = ramp_of(table, CODES, wide)
     columns = wide if ramp is not None or table.dim() > 1 else 1
-    rows = codes.numel() // max(columns, 1)
+    cuts = parts(codes.numel() // max(columns, 1), codes.numel())
     if ramp is not None:
-        task = lambda _, start, stop: climb_rows(given, ramp, to, start, stop)  # noqa: E731
+        run(lambda _, start, stop: climb_rows(given, ramp, to, start, stop), cuts)
     else:
-        task = lambda _, start, stop: look_up_part(given, entries, to, columns, start, stop)  # noqa: E731
-    run(task, parts(rows, codes.numel()))
+        run(lambda _, start, stop: look_up_part(given, entries, to, columns, start, stop), cuts)
     return found
 
 

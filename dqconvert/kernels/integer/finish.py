@@ -144,7 +144,7 @@ def steps(finish: Finish, columns: int) -> Steps:
         np.array([scale, zero + low, top + low, low], np.float32),
         ON_RAMP if ramp is not None else ON_PLANE if plane is not None else AS_THEY_ARE,
         np.empty((4, 0), np.float32) if ramp is None else ramp,
-        np.empty(0, np.float32) if plane is None else plane.detach().numpy(),
+        np.empty(0, np.float32) if plane is None else plane.detach().contiguous().numpy(),
         _flat(table),
         table is not None and table.dim() == 2 and other is None,
         _flat(other),
