@@ -32,6 +32,7 @@ from torch_geometric.nn import (
 import dqconvert
 from dqconvert.errors import LoweringError
 from dqconvert.kernels.integer.codes import check_numbers, quantize
+from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.lower.evaluation import evaluation_graph
 from dqconvert.lower.lowering import Lowering
@@ -390,6 +391,17 @@ def test_features_are_looked_at_once():
     module = dqconvert.prepare(Sorted(), "int8-dq", (torch.randn(9, WIDTH),)).module
     module(torch.randn(9, WIDTH))
     assert looks(module.eval()) == [check_numbers]
+
+
+def test_sums_of_two_values_are_planes():
+    """What GraphSAGE adds to what its neighbours send, in 8 bits: five numbers, where a table would have 65,536."""
+    integer = dqconvert.convert(trained("GraphSAGE"))
+    finishes = [part for node in integer.graph.nodes for part in node.args if isinstance(part, Finish)]
+    with_other = [finish for finish in finishes if finish.other is not None]
+    assert with_other
+    tables = [integer.get_buffer(finish.table.target) for finish in with_other]
+    assert all(table.shape == (5,) for table in tables if table.dtype == torch.uint8 or table.dim() == 1)
+    assert any(table.shape == (5,) for table in tables)
 
 
 def test_edge_weights_that_are_nan_are_refused():
