@@ -3,6 +3,8 @@
 import copy
 import functools
 import os
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -10,11 +12,23 @@ import torch
 import dqconvert
 import zoo
 
+COMPILED = pytest.StashKey[str]()
 
-def pytest_configure():
-    """Workers share the cores: each with as many threads as there are cores would only wait for the others."""
+
+def pytest_configure(config):
+    """What torch.compile kept on disk may be of other code: its key does not know of the backward of an operator.
+
+    Workers share the cores: each with as many threads as there are cores would only wait for the others.
+    """
+    if not hasattr(config, "workerinput"):  # workers have the folder of who started them
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.stash.setdefault(COMPILED, tempfile.mkdtemp())
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def pytest_unconfigure(config):
+    if (folder := config.stash.get(COMPILED, None)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

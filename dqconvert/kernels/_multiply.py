@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from dqconvert.kernels._threads import loop
+from dqconvert.kernels._vectors import everywhere, load
 
 _WIDE = binding.get_host_cpu_features().get("avx512f", False)
 VECTOR = 64 if _WIDE else 32
@@ -45,20 +46,9 @@ def _strip(rows: int, vectors: int) -> Any:
             scalar = context.get_data_type(signature.args[0].dtype)
             size = 4 if isinstance(scalar, ir.FloatType) else 8
             lanes = VECTOR // size
-            vector, integer, index = ir.VectorType(scalar, lanes), ir.IntType(32), a_at.type
+            vector, index = ir.VectorType(scalar, lanes), a_at.type
             kind = ir.FunctionType(vector, [vector] * 3)
             multiply_add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{lanes}f{8 * size}")
-            first_lane = ir.Constant(ir.VectorType(integer, lanes), [0] * lanes)
-
-            def load(place: Any) -> Any:
-                loaded = builder.load(builder.bitcast(place, vector.as_pointer()))
-                loaded.align = size
-                return loaded
-
-            def everywhere(value: Any) -> Any:
-                nothing = ir.Constant(vector, ir.Undefined)
-                one = builder.insert_element(nothing, value, integer(0))
-                return builder.shuffle_vector(one, nothing, first_lane)
 
             cells = [(row, column) for row in range(rows) for column in range(vectors)]
             offsets = [builder.mul(a_row, index(row)) for row in range(rows)]
@@ -69,7 +59,9 @@ def _strip(rows: int, vectors: int) -> Any:
                 for row, column in cells
             }
             zero = ir.Constant(vector, None)
-            before = {cell: builder.select(fresh, zero, load(place)) for cell, place in places.items()}
+            before = {
+                cell: builder.select(fresh, zero, load(builder, place, vector, size)) for cell, place in places.items()
+            }
             entry = builder.block
             body, done = builder.append_basic_block("depth"), builder.append_basic_block("done")
             builder.cbranch(builder.icmp_signed(">", depth, index(0)), body, done)
@@ -79,12 +71,14 @@ def _strip(rows: int, vectors: int) -> Any:
             sums = {cell: builder.phi(vector) for cell in cells}
             b_row = builder.mul(k, b_step)
             factors = [
-                load(builder.gep(b_start, [builder.add(b_row, index(column * lanes))])) for column in range(vectors)
+                load(builder, builder.gep(b_start, [builder.add(b_row, index(column * lanes))]), vector, size)
+                for column in range(vectors)
             ]
             a_depth = builder.mul(k, a_step)
             after = {}
             for row in range(rows):
-                value = everywhere(builder.load(builder.gep(a_start, [builder.add(offsets[row], a_depth)])))
+                value = builder.load(builder.gep(a_start, [builder.add(offsets[row], a_depth)]))
+                value = everywhere(builder, value, lanes)
                 for column in range(vectors):
                     after[row, column] = builder.call(multiply_add, [value, factors[column], sums[row, column]])
             following = builder.add(k, index(1))

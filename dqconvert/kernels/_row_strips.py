@@ -12,6 +12,7 @@ from numba.np import arrayobj
 from dqconvert.kernels._multiply import VECTOR
 from dqconvert.kernels._prefetch import AHEAD, LINE, ask
 from dqconvert.kernels._threads import loop
+from dqconvert.kernels._vectors import everywhere
 
 _BYTE, _LANE = ir.IntType(8), ir.IntType(32)
 
@@ -36,11 +37,6 @@ def _strip(vectors: int) -> Any:
             lanes = VECTOR // size
             vector = ir.VectorType(scalar, lanes)
 
-            def everywhere(value: Any) -> Any:
-                nothing = ir.Constant(vector, ir.Undefined)
-                one = builder.insert_element(nothing, value, _LANE(0))
-                return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_LANE, lanes), [0] * lanes))
-
             def place_of(edge: Any) -> Any:
                 row = builder.load(builder.gep(edges, [edge]))
                 return builder.gep(first, [builder.add(builder.mul(row, columns), at)])
@@ -49,7 +45,7 @@ def _strip(vectors: int) -> Any:
                 builder.bitcast(builder.gep(totals, [index(number * lanes)]), vector.as_pointer())
                 for number in range(vectors)
             ]
-            offset, scale, before = everywhere(offset), everywhere(scale), []
+            offset, scale, before = everywhere(builder, offset, lanes), everywhere(builder, scale, lanes), []
             for place in places:
                 loaded = builder.load(place)
                 loaded.align = size

@@ -18,6 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from dqconvert.kernels._multiply import VECTOR
+from dqconvert.kernels._vectors import everywhere
 
 GRID, CLIP, NOTE = 1, 2, 4
 """Bits of a place's `kind`: there is a grid; gradients of clipped values do not pass; values outside are noted."""
@@ -98,10 +99,7 @@ class Writer:
         self.suffix = f"v{self.lanes}f{8 * self.size}"
 
     def everywhere(self, value: Any) -> Any:
-        kind = ir.VectorType(value.type, self.lanes)
-        nothing = ir.Constant(kind, ir.Undefined)
-        one = self.builder.insert_element(nothing, value, _I32(0))
-        return self.builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_I32, self.lanes), [0] * self.lanes))
+        return everywhere(self.builder, value, self.lanes)
 
     def same(self, number: float, kind: Any = None) -> Any:
         kind = kind or self.vector
@@ -174,6 +172,15 @@ class Writer:
         """Between two vectors; NaN stays NaN."""
         value = self.builder.select(self.builder.fcmp_ordered("<", value, low), low, value)
         return self.builder.select(self.builder.fcmp_ordered(">", value, high), high, value)
+
+    @staticmethod
+    def wide_then_narrow(
+        context: Any, builder: Any, value_type: Any, count: Any, step_of: Callable[[Writer], Callable[[Any, Any], None]]
+    ) -> None:
+        """Writes a loop of four vectors at a time, and one of single vectors for narrow rows and what is left."""
+        wide, narrow = (Writer(context, builder, value_type, None, vectors) for vectors in (4, 1))
+        narrow_from = wide.each_whole(count.type(0), count, step_of(wide))
+        narrow.each(count, step_of(narrow), narrow_from)
 
     def each(self, count: Any, step: Callable[[Any, Any], None], start: Any = None) -> None:
         """Calls `step` for whole vectors (from `start` on), and with a mask for the values that are left."""

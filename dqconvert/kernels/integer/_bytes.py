@@ -10,6 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from dqconvert.kernels._span import Writer
+from dqconvert.kernels._vectors import everywhere
 from dqconvert.kernels.integer._messages import LOOKED_UP
 
 _BIT, _BYTE, _SHORT, _INT = (ir.IntType(bits) for bits in (1, 8, 16, 32))
@@ -27,8 +28,8 @@ class Bytes:
         self.writer, self.builder = writer, writer.builder
         # As floats, as shorts, and as bytes: whichever is used, the compiler drops the others.
         self.low, self.top = (writer.everywhere(self.builder.sitofp(end, writer.scalar)) for end in (low, top))
-        self.less = self._everywhere(low, _SHORT, 2 * _LANES)
-        self.most = self._everywhere(top, _BYTE, 4 * _LANES)
+        self.less = everywhere(self.builder, self.builder.trunc(low, _SHORT), 2 * _LANES)
+        self.most = everywhere(self.builder, self.builder.trunc(top, _BYTE), 4 * _LANES)
 
     def of(self, value: Any) -> Any:
         if LOOKED_UP and self.writer.size == 4 and self.writer.lanes == 4 * _LANES:
@@ -64,11 +65,6 @@ class Bytes:
             vector, ir.Constant(vector.type, ir.Undefined), ir.Constant(ir.VectorType(_INT, kind.count), list(lanes))
         )
 
-    def _everywhere(self, value: Any, kind: Any, lanes: int) -> Any:
-        vector = ir.Constant(ir.VectorType(kind, lanes), ir.Undefined)
-        vector = self.builder.insert_element(vector, self.builder.trunc(value, kind), _INT(0))
-        return self._pick(vector, [0] * lanes, vector.type)
-
 
 @intrinsic
 def quantize_span(typing_context, values, count, scale, middle, low, top, codes):  # type: ignore[no-untyped-def]
@@ -81,16 +77,13 @@ def quantize_span(typing_context, values, count, scale, middle, low, top, codes)
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values, count, scale, middle, low, top, codes = args
         found = cgutils.alloca_once_value(builder, _BIT(0))
-        begin = count.type(0)
-        for vectors in (4, 1):
-            writer = Writer(context, builder, signature.args[0].dtype, None, vectors)
+
+        def step_of(writer: Writer) -> Any:
             bytes_ = Bytes(writer, builder.fptosi(low, _INT), builder.fptosi(builder.fsub(top, low), _INT))
             numbers = writer.everywhere(scale), writer.everywhere(middle)
-            step = _quantize(writer, values, *numbers, bytes_, codes, found)
-            if vectors > 1:
-                begin = writer.each_whole(begin, count, step)
-            else:
-                writer.each(count, step, begin)
+            return _quantize(writer, values, *numbers, bytes_, codes, found)
+
+        Writer.wide_then_narrow(context, builder, signature.args[0].dtype, count, step_of)
         return builder.load(found)
 
     def nothing(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -126,14 +119,11 @@ def ramp_span(typing_context, codes, count, ramp, apart, found):  # type: ignore
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         codes, count, ramp, apart, found = args
-        begin = count.type(0)
-        for vectors in (4, 1):
-            writer = Writer(context, builder, types.float32, None, vectors)
-            step = _climb(writer, codes, ramp, apart, Bytes(writer, _INT(0), _INT(255)), found)
-            if vectors > 1:
-                begin = writer.each_whole(begin, count, step)
-            else:
-                writer.each(count, step, begin)
+
+        def step_of(writer: Writer) -> Any:
+            return _climb(writer, codes, ramp, apart, Bytes(writer, _INT(0), _INT(255)), found)
+
+        Writer.wide_then_narrow(context, builder, types.float32, count, step_of)
         return context.get_dummy_value()
 
     return types.void(codes, types.intp, ramp, types.intp, found), write

@@ -34,15 +34,9 @@ def finish_span(  # type: ignore[no-untyped-def]
     """
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count = args[1]
-        begin = count.type(0)
-        for vectors in (4, 1):  # narrow rows are less than four of the processor's vectors
-            writer = Writer(context, builder, types.float32, None, vectors)
-            step = _step(context, writer, signature, args)
-            if vectors > 1:
-                begin = writer.each_whole(begin, count, step)
-            else:
-                writer.each(count, step, begin)
+        Writer.wide_then_narrow(
+            context, builder, types.float32, args[1], lambda writer: _step(context, writer, signature, args)
+        )
         return context.get_dummy_value()
 
     number, one = types.intp, types.float32

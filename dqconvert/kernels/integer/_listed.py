@@ -14,6 +14,7 @@ from numba.extending import intrinsic
 
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
+from dqconvert.kernels._vectors import everywhere, load
 from dqconvert.kernels.integer._strips import FACTORS, GROUP, LANES, SUMS, add_products
 from dqconvert.kernels.integer.codes import code_of_value
 
@@ -106,13 +107,10 @@ def _add_listed(  # type: ignore[no-untyped-def]
         def place(of: Any, kind: Any, number: int) -> Any:
             return builder.gep(builder.bitcast(of, kind.as_pointer()), [integer(number)])
 
-        def load(of: Any, kind: Any, number: int, align: int) -> Any:
-            loaded = builder.load(place(of, kind, number))
-            loaded.align = align
-            return loaded
-
-        nothing = ir.Constant(SUMS, ir.Undefined)
-        before = [builder.select(fresh, ir.Constant(SUMS, None), load(sums, SUMS, n, 4)) for n in vectors]
+        before = [
+            builder.select(fresh, ir.Constant(SUMS, None), load(builder, place(sums, SUMS, n), SUMS, 4))
+            for n in vectors
+        ]
         entry, body, done = builder.block, *(builder.append_basic_block(name) for name in ("listed", "done"))
         builder.cbranch(builder.icmp_signed(">", count, index(0)), body, done)
 
@@ -123,12 +121,10 @@ def _add_listed(  # type: ignore[no-untyped-def]
         # Of the pair of rows that are multiplied at once, the other one is multiplied with zero.
         shift = builder.shl(builder.trunc(builder.and_(row, index(1)), integer), integer(4))
         factor = builder.and_(builder.load(builder.gep(factors, [k])), integer(0xFFFF))
-        one = builder.insert_element(nothing, builder.shl(factor, shift), integer(0))
-        both = builder.bitcast(builder.shuffle_vector(one, nothing, ir.Constant(SUMS, [0] * LANES)), FACTORS)
+        both = builder.bitcast(everywhere(builder, builder.shl(factor, shift), LANES), FACTORS)
         at = builder.gep(packed, [builder.mul(builder.lshr(row, index(1)), index(2 * GROUP))])
-        after = [
-            builder.add(state, add_products(builder, both, load(at, FACTORS, n, 2))) for n, state in enumerate(states)
-        ]
+        weights = [load(builder, place(at, FACTORS, n), FACTORS, 2) for n in vectors]
+        after = [builder.add(state, add_products(builder, both, w)) for state, w in zip(states, weights, strict=True)]
         following = builder.add(k, index(1))
         builder.cbranch(builder.icmp_signed("<", following, count), body, done)
         k.add_incoming(index(0), entry)

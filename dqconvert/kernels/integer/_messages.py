@@ -8,6 +8,8 @@ import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils
 
+from dqconvert.kernels._vectors import everywhere, load
+
 SUM, MAX, MIN = range(3)
 
 BIAS = 0x4B400000
@@ -32,19 +34,6 @@ def _call(builder: Any, name: str, *args: Any) -> Any:
 
 def all_lanes(value: int | float, kind: Any) -> Any:
     return ir.Constant(kind, [value] * kind.count)
-
-
-def _everywhere(builder: Any, value: Any, lanes: int) -> Any:
-    kind = ir.VectorType(value.type, lanes)
-    nothing = ir.Constant(kind, ir.Undefined)
-    one = builder.insert_element(nothing, value, _INT(0))
-    return builder.shuffle_vector(one, nothing, all_lanes(0, ir.VectorType(_INT, lanes)))
-
-
-def _load(builder: Any, place: Any, kind: Any) -> Any:
-    loaded = builder.load(builder.bitcast(place, kind.as_pointer()))
-    loaded.align = 1
-    return loaded
 
 
 def _join(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
@@ -81,7 +70,7 @@ class Codes:
         at = builder.mul(weight, weight.type(self.entry)) if self.entry else None
         parts = []
         for first in range(0, self.entry, 16):
-            part = _load(builder, builder.gep(table, [builder.add(at, weight.type(first))]), ir.VectorType(_BYTE, 16))
+            part = load(builder, builder.gep(table, [builder.add(at, weight.type(first))]), ir.VectorType(_BYTE, 16), 1)
             # The processor looks up in each half of a vector by itself.
             parts.append(part if self.lanes < _VECTOR else _join(builder, part, part, [*range(16)] * 2))
         return parts
@@ -89,7 +78,7 @@ class Codes:
     def add(self, builder: Any, row: Any, entry: Any, states: list[Any]) -> list[Any]:
         messages = []
         for place in self.places:
-            codes = _load(builder, builder.gep(row, [ir.IntType(64)(place)]), self.bytes)
+            codes = load(builder, builder.gep(row, [ir.IntType(64)(place)]), self.bytes, 1)
             messages += self.messages(builder, codes, entry)
         if self.reduce != SUM:
             name = "llvm.umax" if self.reduce == MAX else "llvm.umin"
@@ -159,17 +148,17 @@ class Products:
         self.first = {SUM: 0, MAX: -(1 << 31), MIN: (1 << 31) - 1}[reduce]
 
     def prepare(self, builder: Any, zero: Any, middle: Any, low: Any, high: Any) -> None:
-        self.middle = builder.sitofp(_everywhere(builder, middle, 8), self.floats)
-        self.zero, self.low, self.high = (_everywhere(builder, number, 8) for number in (zero, low, high))
+        self.middle = builder.sitofp(everywhere(builder, middle, 8), self.floats)
+        self.zero, self.low, self.high = (everywhere(builder, number, 8) for number in (zero, low, high))
 
     def of_edge(self, builder: Any, table: Any, weight: Any) -> Any:
         """What is the same for the columns of an edge."""
-        return _everywhere(builder, builder.load(builder.gep(table, [weight])), 8)
+        return everywhere(builder, builder.load(builder.gep(table, [weight])), 8)
 
     def add(self, builder: Any, row: Any, factor: Any, states: list[Any]) -> list[Any]:
         after = []
         for place, state in zip(self.places, states, strict=True):
-            codes = _load(builder, builder.gep(row, [ir.IntType(64)(place)]), ir.VectorType(_BYTE, 8))
+            codes = load(builder, builder.gep(row, [ir.IntType(64)(place)]), ir.VectorType(_BYTE, 8), 1)
             centred = builder.sitofp(builder.sub(builder.zext(codes, self.ints), self.zero), self.floats)
             # Rounded where training rounds: beside a half, the even one depends on the sum with its zero point.
             steps = _call(builder, "llvm.fma", centred, factor, self.middle)

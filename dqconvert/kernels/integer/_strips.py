@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
+from dqconvert.kernels._vectors import everywhere, load
 
 LANES = 8
 """Sums in a vector."""
@@ -59,16 +60,6 @@ def _strip(vectors: int) -> Any:
             a, a_row, b, c, c_row, pairs, fresh = args
             index, integer = a_row.type, ir.IntType(32)
 
-            def load(place: Any, kind: Any, align: int) -> Any:
-                loaded = builder.load(builder.bitcast(place, kind.as_pointer()))
-                loaded.align = align
-                return loaded
-
-            def everywhere(value: Any) -> Any:
-                nothing = ir.Constant(SUMS, ir.Undefined)
-                one = builder.insert_element(nothing, value, integer(0))
-                return builder.shuffle_vector(one, nothing, ir.Constant(SUMS, [0] * LANES))
-
             cells = [(row, column) for row in range(HEIGHT) for column in range(vectors)]
             rows = [builder.gep(a, [builder.mul(a_row, index(row))]) for row in range(HEIGHT)]
             places = {
@@ -76,7 +67,9 @@ def _strip(vectors: int) -> Any:
                 for row, column in cells
             }
             zero = ir.Constant(SUMS, None)
-            before = {cell: builder.select(fresh, zero, load(place, SUMS, 4)) for cell, place in places.items()}
+            before = {
+                cell: builder.select(fresh, zero, load(builder, place, SUMS, 4)) for cell, place in places.items()
+            }
             entry = builder.block
             body, done = builder.append_basic_block("depth"), builder.append_basic_block("done")
             builder.cbranch(builder.icmp_signed(">", pairs, index(0)), body, done)
@@ -86,13 +79,13 @@ def _strip(vectors: int) -> Any:
             sums = {cell: builder.phi(SUMS) for cell in cells}
             b_row = builder.mul(k, index(_PAIRS))
             factors = [
-                load(builder.gep(b, [builder.add(b_row, index(2 * column * LANES))]), FACTORS, 2)
+                load(builder, builder.gep(b, [builder.add(b_row, index(2 * column * LANES))]), FACTORS, 2)
                 for column in range(vectors)
             ]
             after = {}
             for row in range(HEIGHT):
-                pair = load(builder.gep(rows[row], [builder.mul(k, index(2))]), integer, 2)
-                value = builder.bitcast(everywhere(pair), FACTORS)
+                pair = load(builder, builder.gep(rows[row], [builder.mul(k, index(2))]), integer, 2)
+                value = builder.bitcast(everywhere(builder, pair, LANES), FACTORS)
                 for column in range(vectors):
                     product = add_products(builder, value, factors[column])
                     after[row, column] = builder.add(sums[row, column], product)
