@@ -18,11 +18,12 @@ PLANE = 5
 _SHARE = 1 / 4096
 """Of the entries, so many may differ by one: they lie half way between two, but for the rounding of floats."""
 
-_ROUNDS = 36
+_ROUNDS = 40
 """Of a search that leaves two thirds of an interval each time."""
 
-_NEAR = 0.25
-"""Within which, divided by the number of codes, of the best slopes by squares those lie that are looked for."""
+_NEAR = 1.0
+"""Within which, divided by the number of codes that are not clamped, of the best slopes by squares those lie that are
+looked for."""
 
 
 def plane_of(table: Tensor) -> Tensor | None:
@@ -54,7 +55,8 @@ def plane_of(table: Tensor) -> Tensor | None:
     # Between these the plane has to pass; beyond the ends it may lie anywhere.
     floor = np.where(entries == least, -np.inf, entries - 0.5)
     ceiling = np.where(entries == most, np.inf, entries + 0.5)
-    one, two, offset = _most_room(floor, ceiling, *start[:2])
+    near = _NEAR / (np.ptp(inside, axis=0) + 1)
+    one, two, offset = _most_room(floor, ceiling, *start[:2], *near)
     plane = torch.tensor([one, two, offset, least, most], dtype=torch.float32)
     a, b = (torch.arange(size) for size in table.shape)
     off = (on_plane(a[:, None], b, plane).to(torch.int16) - table).abs()
@@ -69,7 +71,7 @@ def on_plane(a: Tensor, b: Tensor, plane: Tensor) -> Tensor:
 
 
 def _most_room(
-    floor: NDArray[np.float64], ceiling: NDArray[np.float64], one: float, two: float
+    floor: NDArray[np.float64], ceiling: NDArray[np.float64], one: float, two: float, near_one: float, near_two: float
 ) -> tuple[float, float, float]:
     """The slopes between whose lowest and highest offset there is the most room, and the offset in the middle.
 
@@ -83,10 +85,10 @@ def _most_room(
         def room(two: float) -> float:
             return float((high - two * codes).min() - (low - two * codes).max())
 
-        second = _highest(room, two, _NEAR / len(a))
+        second = _highest(room, two, near_two)
         return room(second), second, float((high - second * codes).min() + (low - second * codes).max()) / 2
 
-    one = _highest(lambda slope: best(slope)[0], one, _NEAR / len(a))
+    one = _highest(lambda slope: best(slope)[0], one, near_one)
     return one, *best(one)[1:]
 
 

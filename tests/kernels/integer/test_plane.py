@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels.integer._plane import on_plane, plane_of
 
 A, B = torch.arange(256, dtype=torch.uint8)[:, None], torch.arange(256, dtype=torch.uint8)
+
+LEVELS, INSIDE = 8, 512
+"""A table with fewer, or with fewer entries that are not clamped, may be taken for none: it says little of the slopes."""
 
 
 def table_of(one, two, offset, least=0.0, most=255.0):
@@ -22,18 +25,20 @@ def table_of(one, two, offset, least=0.0, most=255.0):
     st.floats(-2, 2).filter(lambda slope: abs(slope) > 0.02),
     st.floats(-1, 1).filter(lambda slope: abs(slope) > 0.02),
     st.floats(40, 200),
-    st.floats(0, 60),
+    st.integers(0, 60),
 )
 def test_sums_of_two_values_are_planes(one, two, offset, least):
-    table = table_of(one, two, offset, round(least))
-    exact = A.double() * one + B.double() * two + offset
-    beside = (exact - exact.floor() - 0.5).abs() < 1e-4
-    assume(int((beside & (exact > least - 1) & (exact < 256)).sum()) < 100)  # halves go up, and down
+    table = table_of(one, two, offset, least)
     plane = plane_of(table)
-    assert plane is not None
-    off = on_plane(A, B, plane).int() - table.int()
-    assert off.abs().max() <= 1
-    assert off.ne(0).sum() <= 16
+    if plane is not None:
+        off = on_plane(A, B, plane).int() - table.int()
+        assert off.abs().max() <= 1
+        assert off.ne(0).sum() <= 16
+    exact = A.double() * one + B.double() * two + offset
+    half_way = (exact - exact.floor() - 0.5).abs() < 1e-4  # they go up, and down
+    inside = (table > table.min()) & (table < table.max())
+    if not half_way.any() and table.unique().numel() >= LEVELS and int(inside.sum()) >= INSIDE:
+        assert plane is not None
 
 
 def test_few_codes():
