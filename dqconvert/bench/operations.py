@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree
 
+from dqconvert.kernels.integer.fold import fold_nodes
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.lower.remember import Remember
 from dqconvert.trace.inputs import Inputs
@@ -120,7 +121,7 @@ class _Counted(Interpreter):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         inner = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        remembers = isinstance(inner, Remember)
+        remembers = isinstance(inner, Remember) or (n.target is fold_nodes and self._known)
         if isinstance(inner, Remember) and not self._known:
             return _Counted(inner.inner, self._counts, known=False).run(*args)
         start = time.perf_counter()

@@ -5,7 +5,8 @@ From the bottom: :mod:`.values` (what is known of a value), :mod:`.runtime` (fun
 graph), :mod:`.linear`, :mod:`.messages` and :mod:`.groups` (sums of integers), :mod:`.embedding`, :mod:`.lowering`
 (the walk over the graph), :mod:`.sums` (sums of several values), :mod:`.compose` (tables into the operations before
 them), :mod:`.inputs` (refuses NaN), :mod:`.packing` (codes below 16, two to a byte), :mod:`.orders` and
-:mod:`.remember` (what depends on the graph alone).
+:mod:`.remember` (what depends on the graph alone), :mod:`.fold` (one row for
+all nodes that a layer cannot tell apart).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dqconvert.lower.attention import in_edge_order, join_orders
 from dqconvert.lower.check import check_prepared, check_ready
 from dqconvert.lower.compose import compose, planes
 from dqconvert.lower.evaluation import evaluation_graph, remove_unused
+from dqconvert.lower.fold import fold
 from dqconvert.lower.inputs import refuse_nan
 from dqconvert.lower.linear import reshaped_like
 from dqconvert.lower.lowering import Lowering
@@ -55,6 +57,7 @@ def lower(module: PreparedModule) -> IntegerModule:
         join_orders(written)
         remove_unused(written)
         look_once(written)
+        fold(written)
         remember(lowering.out)
     lowering.out.drop_unread()
     report = IntegerReport.of(module.report.model, written, lowering.floats)

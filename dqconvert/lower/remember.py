@@ -209,12 +209,12 @@ def _cut_out(graph: Graph, group: list[Node], path: str) -> nn.Module:
             node.replace_all_uses_with(part, delete_user_cb=lambda user: user not in inside)
     for node in reversed(group):
         graph.erase_node(node)
-    _sort(graph)
+    in_order(graph)
     module: nn.Module = TracedModule.build(nn.Module(), inner)
     return module
 
 
-def _sort(graph: Graph) -> None:
+def in_order(graph: Graph) -> None:
     """Puts every node behind those that it needs, and else leaves them in their order."""
     order: dict[Node, None] = {}
 

@@ -7,6 +7,7 @@ top`, whether the quantizer was signed or not. Codes of up to four bits may lie 
 from dqconvert.kernels.integer.attention import attention_codes, softmax_codes
 from dqconvert.kernels.integer.codes import check_numbers, look_up, look_up_pairs, quantize
 from dqconvert.kernels.integer.edge_products import edge_products
+from dqconvert.kernels.integer.fold import fold_nodes, place_rows, take_rows
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
@@ -16,6 +17,7 @@ from dqconvert.kernels.integer.sums import quantize_sum
 INTEGER_FUNCTIONS = (
     *(add_heads, attention_codes, check_numbers, edge_products, gcn_codes, gcn_order, integer_linear),
     *(integer_propagate, look_up, look_up_pairs, quantize, quantize_sum, receiver_order, softmax_codes),
+    *(fold_nodes, place_rows, take_rows),
 )
 """What integer graphs call of these."""
 
