@@ -24,6 +24,7 @@ from torch_geometric.nn import (
     SAGEConv,
     SGConv,
     TAGConv,
+    aggr,
     global_add_pool,
     global_max_pool,
     global_mean_pool,
@@ -67,6 +68,20 @@ class InPlace(nn.Module):
         return self.second(g, edge_index) + h
 
 
+class PooledByName(nn.Module):
+    """Calls the functions as most models do; they stay one node each."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.head, self.how = GCNConv(WIDTH, 8), nn.Linear(8, 3), how
+
+    def forward(self, x, edge_index, batch):
+        x = self.conv(x, edge_index).relu()
+        if self.how == "sum":
+            return self.head(global_add_pool(x, batch))
+        return self.head(global_mean_pool(x, batch) if self.how == "mean" else global_max_pool(x, batch, size=4))
+
+
 class Pooled(nn.Module):
     def __init__(self, pool):
         super().__init__()
@@ -104,6 +119,10 @@ MODELS = {
     "residual": Residual,
     "in place": InPlace,
     "pooled": lambda: Pooled(global_add_pool),
+    "pooled, sum by name": lambda: PooledByName("sum"),
+    "pooled, mean by name": lambda: PooledByName("mean"),
+    "pooled, max by name": lambda: PooledByName("max"),
+    "pooled, aggregation": lambda: Pooled(aggr.MeanAggregation()),
     "pooled, mean": lambda: Pooled(global_mean_pool),
     "pooled, max": lambda: Pooled(global_max_pool),
     "embedding": Embedded,
@@ -243,7 +262,7 @@ def test_no_quantizer_and_no_float_weight_is_left(name):
     )
 
 
-INTEGERS = ("GCN", "GIN", "GIN, cat", "GraphSAGE", "GraphSAGE, max", "pooled", "pooled, mean", "pooled, max")
+INTEGERS = ("GCN", "GIN", "GIN, cat", "GraphSAGE", "GraphSAGE, max", *(name for name in MODELS if "pooled" in name))
 
 
 @pytest.mark.parametrize("name", INTEGERS)

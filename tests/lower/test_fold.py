@@ -8,8 +8,17 @@ import pytest
 import torch
 from torch import nn
 from torch.fx import Interpreter
-from torch_geometric.nn import GAT, GCN, GIN, SAGEConv, global_add_pool, global_max_pool
-from torch_geometric.nn import GraphConv, GraphSAGE, JumpingKnowledge
+from torch_geometric.nn import (
+    GAT,
+    GCN,
+    GIN,
+    GraphConv,
+    GraphSAGE,
+    JumpingKnowledge,
+    SAGEConv,
+    global_add_pool,
+    global_max_pool,
+)
 
 import dqconvert
 import dqconvert.lower as lower
@@ -227,7 +236,6 @@ def test_comparing_looks_at_every_row():
     """Layer by layer the figures are those of a module that is not folded."""
     torch.manual_seed(0)
     model = GIN(WIDTH, 8, 2, 3).eval()
-    folded, _ = converted("GIN")
     module = dqconvert.prepare(model, "int8-ptq", inputs("GIN")).module
     dqconvert.calibrate(module, [inputs("GIN", 300, seed) for seed in range(3)])
     integer = dqconvert.convert(module)

@@ -12,7 +12,7 @@ from dqconvert.kernels.integer._plane import on_plane, plane_of
 A, B = torch.arange(256, dtype=torch.uint8)[:, None], torch.arange(256, dtype=torch.uint8)
 
 LEVELS, INSIDE = 8, 512
-"""A table with fewer, or with fewer entries that are not clamped, may be taken for none: it says little of the slopes."""
+"""A table with fewer, or fewer entries that are not clamped, may be taken for none: it says little of the slopes."""
 
 
 def table_of(one, two, offset, least=0.0, most=255.0):
