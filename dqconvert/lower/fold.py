@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch.fx import Graph, Node
+from torch.nn import functional
 
 from dqconvert.kernels.integer.codes import check_numbers, look_up, look_up_pairs, quantize
 from dqconvert.kernels.integer.finish import Finish
@@ -21,6 +22,7 @@ from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
+from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.remember import in_order
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.lower.tables import FUNCTIONS
@@ -31,9 +33,12 @@ from dqconvert.trace.ops import op_name
 
 _ROWS: dict[object, int] = {
     **dict.fromkeys((quantize, check_numbers, look_up, look_up_last, integer_linear, add_heads, quantize_sum), 1),
+    functional.embedding: 1,
     look_up_pairs: 2,
 }
 """Functions of one row at a time; how many of their first arguments have rows."""
+
+_ENTRY_BY_ENTRY = FUNCTIONS | {"long", "int"}
 
 
 def fold(graph: Graph) -> None:
@@ -124,7 +129,7 @@ class _Folding:
         """What a node computes each row from the same row of; None if it is folded in part, or mixes rows."""
         count = _ROWS.get(node.target, 0)
         if count == 0:
-            alone = op_name(node) in FUNCTIONS and len(node.all_input_nodes) == 1
+            alone = len(node.all_input_nodes) == 1 and (op_name(node) in _ENTRY_BY_ENTRY or keeps_rows(node))
             return node.all_input_nodes if alone else None
         given: list[object] = []
         for argument in node.args[:count]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch.fx import Node
 
 from dqconvert.rewrite.derive import dimensions
@@ -39,3 +41,20 @@ def moves_rows(node: Node) -> bool:
 def reshapes(node: Node) -> bool:
     """Whether the entries stay in their order."""
     return op_name(node) in ("contiguous", "flatten", "reshape", "squeeze", "unflatten", "unsqueeze", "view")
+
+
+def keeps_rows(node: Node) -> bool:
+    """Whether each row consists of entries of the same row of the first argument, and so there are as many."""
+    if not moves(node):
+        return False
+    name, source, rest = op_name(node), note_of(node.args[0]), node.args[1:]  # type: ignore[arg-type]
+    if name == "getitem":
+        index = rest[0] if isinstance(rest[0], tuple) else ()
+        return index[:1] == (slice(None),) and all(isinstance(part, int | slice) for part in index)
+    if name in ("squeeze", "unsqueeze", "select", "flatten"):
+        dim = rest[0] if rest else node.kwargs.get("start_dim" if name == "flatten" else "dim", 0)
+        return isinstance(dim, int) and source.ndim > 0 and dim % (source.ndim + (name == "unsqueeze")) != 0
+    if name in ("view", "reshape"):
+        widths = {math.prod(size[1:]) for note in (source, note_of(node)) for size in note.sizes if size}
+        return rest[:1] == (-1,) and len(widths) == 1
+    return name == "contiguous"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Graph, Node
+from torch.nn import functional
 
 from dqconvert.kernels.integer.codes import check_numbers, look_up, look_up_pairs, quantize
 from dqconvert.kernels.integer.heads import add_heads
@@ -17,7 +17,7 @@ from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.lower.builder import Builder
-from dqconvert.lower.movers import reshapes
+from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.runtime import check_edges, group_order, look_up_last
 from dqconvert.lower.tables import FUNCTIONS
 from dqconvert.quant.memo import Memo
@@ -62,6 +62,8 @@ _NAMES = frozenset(
     )
 )
 """By :func:`dqconvert.trace.ops.op_name`: functions that return the same for the same."""
+
+_ROW_BY_ROW = (quantize, check_numbers, look_up_last, look_up_pairs, integer_linear, add_heads, functional.embedding)
 
 
 class Remember(Memo):
@@ -118,21 +120,11 @@ def _rows_from(node: Node) -> Node:
 
 def _same_rows(node: Node) -> Node | None:
     """What a value has its rows from, if it has the same number of them."""
-    if node.target in (quantize, check_numbers, look_up_last, look_up_pairs, integer_linear, add_heads) or _keeps_rows(
-        node
-    ):
+    if node.target in _ROW_BY_ROW or keeps_rows(node):
         return node.all_input_nodes[0]
     entry_by_entry = node.target is quantize_sum or (op_name(node) in FUNCTIONS and note_of(node).ndim > 0)
     alike = (n for n in node.all_input_nodes if n.op != "get_attr" and note_of(n).sizes == note_of(node).sizes)
     return next(alike, None) if entry_by_entry else None
-
-
-def _keeps_rows(node: Node) -> bool:
-    """Whether a node divides each row into dimensions, or makes one of them again."""
-    if not reshapes(node) or len(node.args) < 2 or node.args[1] != -1 or not isinstance(node.args[0], Node):
-        return False
-    widths = {math.prod(size[1:]) for part in (node.args[0], node) for size in note_of(part).sizes if size}
-    return len(widths) == 1
 
 
 def share(graph: Graph) -> None:

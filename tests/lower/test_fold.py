@@ -68,6 +68,30 @@ class Pairs(nn.Module):
         return (h[edge_index[0]] * h[edge_index[1]]).sum(1), h, x
 
 
+class Atoms(nn.Module):
+    """Numbers of atoms and charges, embedded, as in models of molecules."""
+
+    def __init__(self):
+        super().__init__()
+        self.atoms, self.charges = nn.Embedding(9, 8), nn.Embedding(3, 8)
+        self.net, self.head = GIN(8, 8, 2, 8), nn.Linear(8, 3)
+
+    def forward(self, x, edge_index, batch):
+        h = self.atoms(x[:, 0]) + self.charges(x[:, 1])
+        return self.head(global_add_pool(self.net(h, edge_index), batch))
+
+
+class Kinds(nn.Module):
+    """One column of kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.net = nn.Embedding(9, 8), GraphSAGE(8, 8, 2, 3)
+
+    def forward(self, x, edge_index):
+        return self.net(self.kinds(x.squeeze(-1)), edge_index)
+
+
 class Placed(nn.Module):
     """A second argument with a row for each node."""
 
@@ -92,7 +116,12 @@ FOLDED = {
     "GraphConv": lambda: GraphConv(WIDTH, 3),
     "pairs": Pairs,
     "placed": Placed,
+    "atoms": Atoms,
+    "kinds": Kinds,
 }
+KINDS = {"atoms": 2, "kinds": 1}
+"""Models whose features are numbers of kinds; how many of them."""
+
 WHOLE = {"GAT": lambda: GAT(WIDTH, 8, 2, 3, heads=2), "GCN, weights": lambda: GCN(WIDTH, 8, 2, 3)}
 
 
@@ -106,8 +135,11 @@ def trees(nodes, seed):
 
 def inputs(name, nodes=300, seed=0, x=None):
     edge_index, batch = trees(nodes, seed)
+    if name in KINDS:
+        x = torch.zeros(nodes, WIDTH) if x is None else x
+        x = (x[:, : KINDS[name]] * 100).long().abs() % (3 if name == "atoms" else 9)
     given = {"x": torch.ones(nodes, WIDTH) if x is None else x, "edge_index": edge_index}
-    if name.startswith("pooled"):
+    if name.startswith("pooled") or name == "atoms":
         given["batch"] = batch
     if name == "placed":
         given["pos"] = torch.randn(nodes, WIDTH)
@@ -181,8 +213,9 @@ def test_layers_compute_fewer_rows(name):
     few, many = rows_of_messages(folded, given), rows_of_messages(unfolded, given)
     assert len(few) == len(many)
     assert few[0] < 100 < many[0] == 500
-    distinct = inputs(name, 500, 7, torch.randn(500, WIDTH))
-    assert rows_of_messages(folded, distinct) == many
+    if name not in KINDS:
+        distinct = inputs(name, 500, 7, torch.randn(500, WIDTH))
+        assert rows_of_messages(folded, distinct) == many
 
 
 def test_each_layer_computes_a_row_for_each_color():
