@@ -24,6 +24,9 @@ _EQUAL = 4
 _APART = 8
 """Of rows that have no memory of their own, so many for each pair are looked at."""
 
+_SHORT = 64
+"""Messages that are put in order by inserting them."""
+
 _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integers by their bytes."""
 
@@ -215,9 +218,12 @@ def plain_refine_colors(colors: Tensor, sent: Tensor, ptr: Tensor, senders: Tens
 
 def _refine_on_cpu(colors: Tensor, sent: Tensor, ptr: Tensor, senders: Tensor) -> Tensor:
     args = tuple(tensor.contiguous().numpy() for tensor in (colors, sent, ptr, senders))
-    hashes, found = np.empty(len(args[0]), np.uint64), torch.empty(len(args[0]), dtype=torch.int32)
-    run(lambda _, start, stop: hash_messages(*args, hashes, start, stop), balanced(args[2], 4))
-    match_messages(*args, hashes, _table(len(hashes)), found.numpy())
+    nodes, cuts = len(args[0]), balanced(args[2], 4)
+    hashes, found = np.empty(nodes, np.uint64), torch.empty(nodes, dtype=torch.int32)
+    run(lambda _, start, stop: hash_messages(*args, hashes, start, stop), cuts)
+    match_hashes(hashes, _table(nodes), found.numpy())
+    if not all(run(lambda _, start, stop: have_messages(*args, found.numpy(), start, stop), cuts)):
+        match_messages(*args, hashes, _table(nodes), found.numpy())  # two that differ have one hash
     return found
 
 
@@ -233,15 +239,44 @@ def hash_messages(colors, sent, ptr, senders, hashes, start, stop):  # type: ign
 
 
 @loop
+def match_hashes(hashes, table, found):  # type: ignore[no-untyped-def]
+    """As :func:`match_rows`, by the hashes alone."""
+    mask = np.uint64(table.size - 1)
+    for i in range(found.size):
+        place = hashes[i] & mask
+        while table[place] >= 0 and hashes[table[place]] != hashes[i]:
+            place = (place + np.uint64(1)) & mask
+        if table[place] < 0:
+            table[place] = i
+        found[i] = table[place]
+
+
+@loop
+def have_messages(colors, sent, ptr, senders, found, start, stop):  # type: ignore[no-untyped-def]
+    """Whether nodes are as those that were found for them."""
+    one, other = np.empty(_SHORT, np.int32), np.empty(_SHORT, np.int32)
+    for i in range(start, stop):
+        j = found[i]
+        if i != j and (colors[i] != colors[j] or not equal_messages(sent, ptr, senders, i, j, one, other)):
+            return False
+    return True
+
+
+@loop
 def match_messages(colors, sent, ptr, senders, hashes, table, found):  # type: ignore[no-untyped-def]
     """As :func:`match_rows`."""
     mask = np.uint64(table.size - 1)
+    one, other = np.empty(_SHORT, np.int32), np.empty(_SHORT, np.int32)
     for i in range(found.size):
         place = hashes[i] & mask
         found[i] = i
         while table[place] >= 0:
             j = table[place]
-            if hashes[j] == hashes[i] and colors[j] == colors[i] and equal_messages(sent, ptr, senders, i, j):
+            if (
+                hashes[j] == hashes[i]
+                and colors[j] == colors[i]
+                and equal_messages(sent, ptr, senders, i, j, one, other)
+            ):
                 found[i] = j
                 break
             place = (place + np.uint64(1)) & mask
@@ -250,28 +285,41 @@ def match_messages(colors, sent, ptr, senders, hashes, table, found):  # type: i
 
 
 @loop
-def equal_messages(sent, ptr, senders, i, j):  # type: ignore[no-untyped-def]
+def equal_messages(sent, ptr, senders, i, j, one, other):  # type: ignore[no-untyped-def]
+    """`one` and `other` are room to sort short lists in."""
     count = ptr[i + 1] - ptr[i]
     if ptr[j + 1] - ptr[j] != count:
         return False
-    one, other = pointer(senders, ptr[i]), pointer(senders, ptr[j])
-    for e in range(count):
-        if sent[one[e]] != sent[other[e]]:
-            return equal_sorted(sent, senders, ptr[i], ptr[j], count)
+    mine, theirs, color = pointer(senders, ptr[i]), pointer(senders, ptr[j]), pointer(sent, 0)
+    first, last = 0, count - 1
+    while first < count and color[mine[first]] == color[theirs[first]]:
+        first += 1
+    while last > first and color[mine[last]] == color[theirs[last]]:
+        last -= 1
+    left = last + 1 - first
+    if left > _SHORT:
+        one, other = np.empty(left, np.int32), np.empty(left, np.int32)
+    for e in range(left):
+        insert(color[mine[first + e]], one, e)
+        insert(color[theirs[first + e]], other, e)
+    if left > _SHORT:
+        one.sort()
+        other.sort()
+    for e in range(left):  # noqa: SIM110
+        if one[e] != other[e]:
+            return False
     return True
 
 
 @loop
-def equal_sorted(sent, senders, first, second, count):  # type: ignore[no-untyped-def]
-    one, other = np.empty(count, np.int32), np.empty(count, np.int32)
-    for e in range(count):
-        one[e], other[e] = sent[senders[first + e]], sent[senders[second + e]]
-    one.sort()
-    other.sort()
-    for e in range(count):  # noqa: SIM110
-        if one[e] != other[e]:
-            return False
-    return True
+def insert(value, line, count):  # type: ignore[no-untyped-def]
+    """Into a line that is short, and in order; behind a long one."""
+    place = count
+    if line.size <= _SHORT:
+        while place > 0 and line[place - 1] > value:
+            line[place] = line[place - 1]
+            place -= 1
+    line[place] = value
 
 
 refine_colors_operator = Operator(

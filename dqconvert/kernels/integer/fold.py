@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._threads import balanced, loop, run
 from dqconvert.kernels.integer.colors import have_colors, refine_colors, repeats, row_colors
 from dqconvert.kernels.integer.order import check_order
 
@@ -36,7 +37,7 @@ class Level(NamedTuple):
         ptr: int64, where the edges of each row begin.
         senders: int32 or int64, which rows of the level before they come from.
         edges: int64, which edges of the whole graph those are; None: all of them.
-        own: int32 or int64, which row of the level before (of level 0: of the nodes) each row was; None: the same.
+        own: int32, which row of the level before (of level 0: of the nodes) each row was; None: the same.
         place: int32 `[num_nodes]`, the row of every node; None: all nodes have their own.
     """
 
@@ -132,22 +133,53 @@ def _levels(colors: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree:
 
 def _rows_of(colors: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """The row of each node, and the node of each row; None if too few nodes would go."""
-    rows = (colors == torch.arange(colors.numel(), dtype=colors.dtype)).nonzero().squeeze(1)
-    if (colors.numel() - rows.numel()) * WORTH < colors.numel():
+    place, rows = torch.empty_like(colors), torch.empty_like(colors)
+    count = number_colors(colors.numpy(), place.numpy(), rows.numpy())
+    if (colors.numel() - count) * WORTH < colors.numel():
         return None, None
-    place = torch.empty_like(colors)
-    place[rows] = torch.arange(rows.numel(), dtype=colors.dtype)
-    return place[colors], rows
+    return place, rows[:count].clone()
+
+
+@loop
+def number_colors(colors, place, rows):  # type: ignore[no-untyped-def]
+    """Numbers the colors in the order of their first nodes; how many there are."""
+    count = 0
+    for i in range(colors.size):
+        if colors[i] == i:
+            rows[count], place[i] = i, count
+            count += 1
+        else:
+            place[i] = place[colors[i]]
+    return count
 
 
 def _level(before: Tensor, place: Tensor | None, rows: Tensor | None, ptr: Tensor, senders: Tensor) -> Level:
     """The level behind one where `before` says the rows of the nodes."""
     if rows is None:
         return Level(ptr, before[senders], own=before)
-    degrees = ptr.diff()[rows]
-    starts = torch.cat([degrees.new_zeros(1), degrees.cumsum(0)])
-    edges = torch.arange(int(starts[-1])) + (ptr[rows] - starts[:-1]).repeat_interleave(degrees)
-    return Level(starts, before[senders[edges]], edges, before[rows], place)
+    starts = torch.empty(rows.numel() + 1, dtype=torch.int64)
+    begin_lists(ptr.numpy(), rows.numpy(), starts.numpy())
+    edges = torch.empty(int(starts[-1]), dtype=torch.int64)
+    taken = torch.empty(edges.numel(), dtype=torch.int32)
+    args = ptr.numpy(), senders.numpy(), rows.numpy(), before.numpy(), starts.numpy(), edges.numpy(), taken.numpy()
+    run(lambda _, start, stop: copy_lists(*args, start, stop), balanced(starts.numpy(), 1))
+    return Level(starts, taken, edges, before[rows], place)
+
+
+@loop
+def begin_lists(ptr, rows, starts):  # type: ignore[no-untyped-def]
+    starts[0] = 0
+    for r in range(rows.size):
+        starts[r + 1] = starts[r] + ptr[rows[r] + 1] - ptr[rows[r]]
+
+
+@loop
+def copy_lists(ptr, senders, rows, before, starts, edges, taken, start, stop):  # type: ignore[no-untyped-def]
+    for r in range(start, stop):
+        first = ptr[rows[r]]
+        for e in range(starts[r + 1] - starts[r]):
+            edges[starts[r] + e] = first + e
+            taken[starts[r] + e] = before[senders[first + e]]
 
 
 # -- rows, and back ------------------------------------------------------------------------------------------------

@@ -100,6 +100,19 @@ def test_the_order_of_messages_does_not_matter():
     assert refine_colors(colors, colors, ptr, senders).tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("count", [2, 9, 64, 65, 66, 67, 300])
+def test_the_order_of_many_messages_does_not_matter(count):
+    """They are put in order in two ways; ends that are alike are left out."""
+    colors = torch.arange(count + 3, dtype=torch.int32).clamp(max=count)
+    ptr = torch.tensor([0] * (count + 1) + [count, 2 * count, 3 * count])
+    lists = torch.randperm(count), torch.randperm(count), torch.arange(count).flip(0)
+    assert refine_colors(colors, colors, ptr, torch.cat(lists)).tolist() == [*range(count), *[count] * 3]
+    lists[1][count // 2] = lists[1][0]
+    wanted = [*range(count), count, count + 1, count]
+    assert refine_colors(colors, colors, ptr, torch.cat(lists)).tolist() == wanted
+    assert plain_refine_colors(colors, colors, ptr, torch.cat(lists)).tolist() == wanted
+
+
 def test_many_on_one_thread_and_many(threads):
     ptr, senders = stars(300, 200)
     x = few_rows(ptr.numel() - 1, 3)
