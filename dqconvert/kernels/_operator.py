@@ -80,9 +80,11 @@ def _function(
 
 def nobody_looks(args: tuple[Any, ...]) -> bool:
     """Whether this is eager execution on the CPU, of ordinary tensors; those in lists come with one that is not."""
-    return (
-        all(not isinstance(t, Tensor) or (type(t) in _ORDINARY and t.device.type == "cpu") for t in args)
-        and not torch.compiler.is_compiling()
-        and not torch._C._autograd._profiler_enabled()
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
+    if torch.compiler.is_compiling() or torch._C._autograd._profiler_enabled():
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    for t in args:  # noqa: SIM110  a generator would take three times as long
+        if isinstance(t, Tensor) and not (type(t) in _ORDINARY and t.is_cpu):
+            return False
+    return True

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
@@ -130,9 +131,16 @@ class Steps(NamedTuple):
 def steps(finish: Finish, columns: int) -> Steps:
     """For the loops."""
     factor, grid, bias, table, other, packed = finish
+    made = _steps((factor, grid, bias, table), columns, other is not None, packed)
+    return made if other is None else made._replace(other=other.detach().contiguous().view(-1).numpy())
+
+
+def _make_steps(
+    factor: Tensor, grid: Tensor, bias: Tensor | None, table: Tensor | None, columns: int, pairs: bool, packed: bool
+) -> Steps:
     scale, zero, top, low = grid.tolist()
     ramp = plane = None
-    if table is not None and table.dtype == torch.uint8 and other is None:
+    if table is not None and table.dtype == torch.uint8 and not pairs:
         ramp = ramp_of(table, int(top) + 1, columns)
     elif table is not None and table.shape == (PLANE,):
         plane = table
@@ -144,20 +152,19 @@ def steps(finish: Finish, columns: int) -> Steps:
         np.array([scale, zero + low, top + low, low], np.float32),
         ON_RAMP if ramp is not None else ON_PLANE if plane is not None else AS_THEY_ARE,
         np.empty((4, 0), np.float32) if ramp is None else ramp,
-        np.empty(0, np.float32) if plane is None else plane.detach().contiguous().numpy(),
-        _flat(table),
-        table is not None and table.dim() == 2 and other is None,
-        _flat(other),
+        np.empty(0, np.float32) if plane is None else plane.detach().numpy().copy(),
+        np.empty(0, np.uint8) if table is None else table.detach().reshape(-1).numpy().copy(),
+        table is not None and table.dim() == 2 and not pairs,
+        np.empty(0, np.uint8),
         packed,
     )
 
 
+_steps = Kept(_make_steps)
+
+
 def _by_column(t: Tensor, columns: int) -> NDArray[Any]:
-    return np.full(columns, t.item(), np.float32) if t.numel() == 1 else t.detach().contiguous().numpy()
-
-
-def _flat(t: Tensor | None) -> NDArray[Any]:
-    return np.empty(0, np.uint8) if t is None else t.detach().contiguous().view(-1).numpy()
+    return np.full(columns, t.item(), np.float32) if t.numel() == 1 else t.detach().numpy().copy()
 
 
 def room(rows: int, columns: int, finish: Finish) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._threads import balanced, run
 from dqconvert.kernels.integer._edge_strips import LEAST
@@ -32,6 +33,9 @@ EXACT = 1 << 23
 
 _SHORT = 257
 """Bytes whose sum fits into 16 bits."""
+
+_BYTES = 4
+"""Codes that take as long as one value elsewhere: they decide whether a second thread is worth waking."""
 
 _ALL = 1 << 62
 """There is no sum that could be too large."""
@@ -130,21 +134,13 @@ def _on_cpu(
         x, packed_input = unpack(x, columns), False
     size = x.size(1)
     if size < LEAST:
-        x = torch.nn.functional.pad(x, (0, LEAST - size))
+        x = _padded(x)
 
-    by_code: NDArray[Any] | None
     if weight is None or multipliers is None or message_grid is None:
         weights, by_code, numbers = _ONE_WEIGHT, _SAME if packed_input else _NO_TABLE, (0, 0, 0, 0, zero)
     else:
-        weights, slopes = weight.contiguous().numpy(), multipliers.detach().contiguous().numpy()
-        slopes = slopes.clip(-STEEPEST, STEEPEST)
-        _, middle, top, low = (int(number) for number in message_grid.tolist())
-        if packed_input:
-            by_code, numbers = messages_of_codes(slopes, zero, middle + low, low, low + top), (0, 0, 0, 0, middle)
-        elif (by_code := lines(slopes, zero, middle + low, low, top)) is not None:
-            numbers = 0, 0, 0, 0, middle + 255 - top
-        else:
-            by_code, numbers = slopes, (zero, middle + low, BIAS + low, BIAS + low + top, BIAS + middle + low)
+        weights = weight.contiguous().numpy()
+        by_code, numbers = _messages((multipliers, message_grid), zero, packed_input)
     most = EXACT if kind == SUM else _ALL
     block = most if kind != SUM or by_code.dtype == np.float32 else min(_SHORT, most)
 
@@ -166,8 +162,31 @@ def _on_cpu(
         steps(finish, columns),
         out.numpy(),
     )
-    run(lambda _, start, stop: propagate_rows(*args, start, stop), balanced(order, size))
+    run(lambda _, start, stop: propagate_rows(*args, start, stop), balanced(order, -(-size // _BYTES)))
     return out
+
+
+def _padded(x: Tensor) -> Tensor:
+    """With columns for a whole strip."""
+    found = x.new_zeros(x.size(0), LEAST)
+    found[:, : x.size(1)] = x
+    return found
+
+
+def _make_messages(
+    multipliers: Tensor, grid: Tensor, zero: int, packed_input: bool
+) -> tuple[NDArray[Any], tuple[int, int, int, int, int]]:
+    """What the loops make messages with, and the numbers that belong to it."""
+    slopes = multipliers.detach().numpy().clip(-STEEPEST, STEEPEST)
+    _, middle, top, low = (int(number) for number in grid.tolist())
+    if packed_input:
+        return messages_of_codes(slopes, zero, middle + low, low, low + top), (0, 0, 0, 0, middle)
+    if (by_code := lines(slopes, zero, middle + low, low, top)) is not None:
+        return by_code, (0, 0, 0, 0, middle + 255 - top)
+    return slopes, (zero, middle + low, BIAS + low, BIAS + low + top, BIAS + middle + low)
+
+
+_messages = Kept(_make_messages)
 
 
 def _pack_whole(columns: int, heads: int) -> bool:
