@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +25,13 @@ from torch_geometric.nn import (
 
 import dqconvert
 import dqconvert.lower as lower
+from dqconvert.bench.case import Case, build
 from dqconvert.kernels.integer.fold import fold_nodes
 from dqconvert.kernels.integer.propagate import integer_propagate
+from dqconvert.kernels.integer.receivers import receiver_order
 
 WIDTH, GRAPHS = 4, 6
+HAS_REDDIT = (Path(os.environ.get("DQCONVERT_DATA", "")) / "TUDataset" / "REDDIT-BINARY").is_dir()
 
 
 class Pooled(nn.Module):
@@ -229,6 +235,15 @@ def test_each_layer_computes_a_row_for_each_color():
     assert same(folded(**given), unfolded(**given))
 
 
+@pytest.mark.skipif(not HAS_REDDIT, reason="DQCONVERT_DATA does not name a folder with TUDataset/REDDIT-BINARY")
+def test_what_is_left_of_a_real_batch():
+    subject = build(Case(workload="V5", root=os.environ["DQCONVERT_DATA"]))
+    x, edge_index = (subject.inputs.arguments[name] for name in ("x", "edge_index"))
+    ptr, senders, _ = receiver_order(edge_index[0], edge_index[1], x.size(0), x.size(0))
+    left = [int(level.place.max()) + 1 for level in fold_nodes(x, ptr, senders, 5)]
+    assert (x.size(0), left) == (63_371, [1, 161, 9_003, 22_821, 26_703, 27_191])
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_messages_that_differ_from_edge_to_edge_are_not_folded(name):
     folded, unfolded = converted(name)
@@ -284,8 +299,6 @@ def test_comparing_looks_at_every_row():
 
 
 def test_threads_with_graphs_of_their_own():
-    from concurrent.futures import ThreadPoolExecutor
-
     folded, unfolded = converted("GCN")
     cases = [inputs("GCN", 200 + 40 * seed, seed) for seed in range(4)] * 8
     expected = [unfolded(**given) for given in cases]
