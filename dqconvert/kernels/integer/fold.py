@@ -36,7 +36,7 @@ class Level(NamedTuple):
     Attributes:
         ptr: int64, where the edges of each row begin.
         senders: int32 or int64, which rows of the level before they come from.
-        edges: int64, which edges of the whole graph those are; None: all of them.
+        edges: int64, which edges of the whole graph those are; None: all of them, or it makes no difference.
         own: int32, which row of the level before (of level 0: of the nodes) each row was; None: the same.
         place: int32 `[num_nodes]`, the row of every node; None: all nodes have their own.
     """
@@ -124,7 +124,7 @@ def _levels(colors: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree:
         before, number = place, 0 if rows is None else rows.numel()
         colors = refine_colors(colors, colors, ptr, senders)
         place, rows = _rows_of(colors)
-        level = _level(before, place, rows, ptr, senders)
+        level = _level(before, place, rows, ptr, senders, by_degree)
         if rows is not None and rows.numel() == number:  # as many colors are the same colors: that is how it stays
             return (*levels, *[level._replace(own=None)] * (depth + 1 - len(levels)))
         levels.append(level)
@@ -153,17 +153,19 @@ def number_colors(colors, place, rows):  # type: ignore[no-untyped-def]
     return count
 
 
-def _level(before: Tensor, place: Tensor | None, rows: Tensor | None, ptr: Tensor, senders: Tensor) -> Level:
-    """The level behind one where `before` says the rows of the nodes."""
+def _level(
+    before: Tensor, place: Tensor | None, rows: Tensor | None, ptr: Tensor, senders: Tensor, listed: bool
+) -> Level:
+    """The level behind one where `before` says the rows of the nodes; `listed`: whether anybody asks which edges."""
     if rows is None:
         return Level(ptr, before[senders], own=before)
     starts = torch.empty(rows.numel() + 1, dtype=torch.int64)
     begin_lists(ptr.numpy(), rows.numpy(), starts.numpy())
-    edges = torch.empty(int(starts[-1]), dtype=torch.int64)
-    taken = torch.empty(edges.numel(), dtype=torch.int32)
+    taken = torch.empty(int(starts[-1]), dtype=torch.int32)
+    edges = torch.empty(taken.numel() if listed else 0, dtype=torch.int64)
     args = ptr.numpy(), senders.numpy(), rows.numpy(), before.numpy(), starts.numpy(), edges.numpy(), taken.numpy()
     run(lambda _, start, stop: copy_lists(*args, start, stop), balanced(starts.numpy(), 1))
-    return Level(starts, taken, edges, before[rows], place)
+    return Level(starts, taken, edges if listed else None, before[rows], place)
 
 
 @loop
@@ -178,7 +180,8 @@ def copy_lists(ptr, senders, rows, before, starts, edges, taken, start, stop):  
     for r in range(start, stop):
         first = ptr[rows[r]]
         for e in range(starts[r + 1] - starts[r]):
-            edges[starts[r] + e] = first + e
+            if edges.size > 0:
+                edges[starts[r] + e] = first + e
             taken[starts[r] + e] = before[senders[first + e]]
 
 
