@@ -44,7 +44,8 @@ class Memo(nn.Module):
         """`compute(*given)`, or what it returned the last time.
 
         That is used again only where everything that is given equals, value by value, what was given then, and nobody
-        changed the result in place.
+        changed the result in place. While a dispatch mode looks on (of tensors without values, say), nothing is
+        remembered.
 
         ```python
         >>> memo, index = Memo(), torch.tensor([0, 2, 2])
@@ -54,6 +55,8 @@ class Memo(nn.Module):
 
         ```
         """
+        if torch._C._len_torch_dispatch_stack() > 0:
+            return compute(*given)
         last = self._last  # read once: another thread may replace it
         if last is not None and _alike(last.given, given) and last.made == _versions(last.result):
             return last.result

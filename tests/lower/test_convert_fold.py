@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Interpreter
 from torch_geometric.nn import (
     GAT,
@@ -312,3 +313,13 @@ def test_compiled_code_computes_all_rows():
     given = inputs("GIN", 300, 4)
     exported = torch.export.export(copy.deepcopy(folded), (), given, strict=False)
     assert same(exported.module()(**given), unfolded(**given))
+
+
+def test_shapes_without_values():
+    """Nor are such tensors remembered, and met again where there are values."""
+    folded, unfolded = converted("GIN")
+    given = inputs("GIN", 300, 4)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        found = folded(**{name: mode.from_tensor(value) for name, value in given.items()})
+    assert found.shape == unfolded(**given).shape
+    assert same(folded(**given), unfolded(**given))

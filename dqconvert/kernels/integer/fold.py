@@ -81,8 +81,8 @@ def fold_nodes(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: b
     - `depth`: how many layers there are behind one another.
     - `by_degree = False`: whether messages have weights that depend on how many edges both ends receive.
 
-    **Returns** `depth + 1` levels. All nodes are left where features seldom repeat, in compiled code, and on devices
-    other than the CPU; and on a level where fewer than one node in four would go.
+    **Returns** `depth + 1` levels. All nodes are left where features seldom repeat, in compiled code, for tensors of
+    subclasses, and on devices other than the CPU; and on a level where fewer than one node in four would go.
 
     **Raises** `ValueError` if there are not as many rows as nodes; `IndexError` if a sender is not there.
 
@@ -98,7 +98,7 @@ def fold_nodes(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: b
     """
     if not 0 <= depth <= DEEPEST:
         raise ValueError(f"there can be 0 to {DEEPEST} layers behind one another, got {depth}")
-    if torch.compiler.is_compiling() or not x.is_cpu or x.layout != torch.strided or not repeats(x):
+    if torch.compiler.is_compiling() or not _in_memory(x) or not repeats(x):
         return whole(x, ptr, senders, depth)
     if x.size(0) != ptr.numel() - 1:
         raise ValueError(f"{ptr.numel() - 1} nodes take x with as many rows, got {tuple(x.shape)}")
@@ -113,6 +113,11 @@ def fold_nodes(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: b
         last = _Last(senders, versions, asked, colors, _levels(colors, ptr, senders, depth, by_degree))
         setattr(ptr, _FOLDED, last)
     return last.levels
+
+
+def _in_memory(x: Tensor) -> bool:
+    """Whether there are values to be looked at, here and now."""
+    return type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.layout == torch.strided
 
 
 def _levels(colors: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: bool) -> tuple[Level, ...]:
