@@ -8,20 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels.integer import colors as module
+from dqconvert.kernels.integer import colors as of_rows
+from dqconvert.kernels.integer import refine as of_messages
 from dqconvert.kernels.integer.colors import (
     have_colors,
     have_colors_operator,
     plain_have_colors,
-    plain_refine_colors,
     plain_row_colors,
-    refine_colors,
-    refine_colors_operator,
     repeats,
     row_colors,
     row_colors_operator,
 )
 from dqconvert.kernels.integer.receivers import receiver_order
+from dqconvert.kernels.integer.refine import plain_refine_colors, refine_colors, refine_colors_operator
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int16, torch.bool, torch.complex128]
 
@@ -129,7 +128,7 @@ def test_equal_hashes_are_not_enough(monkeypatch):
     ptr, senders = stars(4, 5)
     x = few_rows(ptr.numel() - 1, 3)
     colors = row_colors(x)
-    for name in ("hash_rows", "hash_messages"):
+    for module, name in ((of_rows, "hash_rows"), (of_messages, "hash_messages")):
         monkeypatch.setattr(module, name, lambda *args: args[-3].fill(7))
     assert torch.equal(row_colors(x), colors)
     assert torch.equal(refine_colors(colors, colors, ptr, senders), plain_refine_colors(colors, colors, ptr, senders))
