@@ -280,7 +280,7 @@ class TestPhases:
         names = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("dqconvert::")}
         assert "dqconvert::fake_quantize_clip" in names, dqconvert.kernels
         linear = ("integer_linear", "integer_propagate", "edge_products", "add_heads", "receiver_order")
-        integer = ("_codes", "_pairs", "quantize_sum", *linear)  # no part of a training step
+        integer = ("_codes", "_colors", "_pairs", "quantize_sum", *linear)  # no part of a training step
         assert {name for name in names if phase_of(name) is None and not name.endswith(integer)} == set()
 
     @pytest.mark.parametrize("source", ["linear", "batch norm", "nothing"])

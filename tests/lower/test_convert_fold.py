@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -155,6 +156,7 @@ def inputs(name, nodes=300, seed=0, x=None):
     return given
 
 
+@functools.cache
 def converted(name, config="int8-dq"):
     """The integer module, and the same unfolded."""
     torch.manual_seed(0)
