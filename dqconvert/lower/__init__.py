@@ -5,8 +5,7 @@ From the bottom: :mod:`.values` (what is known of a value), :mod:`.runtime` (fun
 graph), :mod:`.linear`, :mod:`.messages` and :mod:`.groups` (sums of integers), :mod:`.embedding`, :mod:`.lowering`
 (the walk over the graph), :mod:`.sums` (sums of several values), :mod:`.compose` (tables into the operations before
 them), :mod:`.inputs` (refuses NaN), :mod:`.packing` (codes below 16, two to a byte), :mod:`.orders` and
-:mod:`.remember` (what depends on the graph alone), :mod:`.fold` (one row for
-all nodes that a layer cannot tell apart).
+:mod:`.remember` (what depends on the graph alone), :mod:`.fold` (one row for all nodes that a layer cannot tell apart).
 """
 
 from __future__ import annotations

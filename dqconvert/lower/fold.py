@@ -12,30 +12,22 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch.fx import Graph, Node
-from torch.nn import functional
 
-from dqconvert.kernels.integer.codes import check_numbers, look_up, look_up_pairs, quantize
+from dqconvert.kernels.integer.codes import look_up_pairs
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.fold import Level, fold_nodes, place_rows, take_rows
-from dqconvert.kernels.integer.heads import add_heads
-from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.lower.movers import keeps_rows
-from dqconvert.lower.remember import in_order
-from dqconvert.lower.runtime import look_up_last
+from dqconvert.lower.remember import ROW_BY_ROW, in_order
 from dqconvert.lower.tables import FUNCTIONS
 from dqconvert.rewrite.fuse.context import reads_form
 from dqconvert.rewrite.spaces import is_input
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.ops import op_name
 
-_ROWS: dict[object, int] = {
-    **dict.fromkeys((quantize, check_numbers, look_up, look_up_last, integer_linear, add_heads, quantize_sum), 1),
-    functional.embedding: 1,
-    look_up_pairs: 2,
-}
+_ROWS: dict[object, int] = {**dict.fromkeys((*ROW_BY_ROW, quantize_sum), 1), look_up_pairs: 2}
 """Functions of one row at a time; how many of their first arguments have rows."""
 
 _ENTRY_BY_ENTRY = FUNCTIONS | {"long", "int"}
@@ -45,7 +37,7 @@ def fold(graph: Graph) -> None:
     """Folds a graph whose messages all pass over the same edges, and know of these only what the graph says.
 
     Args:
-        graph: A finished integer graph in which equal calls are one; what it remembers is in modules of its own.
+        graph: A finished integer graph in which equal calls are one, before what it remembers becomes modules.
     """
     orders = [node for node in graph.nodes if node.target in (receiver_order, gcn_order)]
     if len(orders) != 1:

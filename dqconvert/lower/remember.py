@@ -63,7 +63,10 @@ _NAMES = frozenset(
 )
 """By :func:`dqconvert.trace.ops.op_name`: functions that return the same for the same."""
 
-_ROW_BY_ROW = (quantize, check_numbers, look_up_last, look_up_pairs, integer_linear, add_heads, functional.embedding)
+ROW_BY_ROW = (
+    *(quantize, check_numbers, look_up, look_up_last, look_up_pairs, integer_linear, add_heads, functional.embedding),
+)
+"""Functions that make each row of the same row of their first argument."""
 
 
 class Remember(Memo):
@@ -120,7 +123,7 @@ def _rows_from(node: Node) -> Node:
 
 def _same_rows(node: Node) -> Node | None:
     """What a value has its rows from, if it has the same number of them."""
-    if node.target in _ROW_BY_ROW or keeps_rows(node):
+    if node.target in ROW_BY_ROW or keeps_rows(node):
         return node.all_input_nodes[0]
     entry_by_entry = node.target is quantize_sum or (op_name(node) in FUNCTIONS and note_of(node).ndim > 0)
     alike = (n for n in node.all_input_nodes if n.op != "get_attr" and note_of(n).sizes == note_of(node).sizes)

@@ -63,7 +63,7 @@ def group_order(index: Tensor, num_rows: int, size: int | None) -> tuple[Tensor,
     """Rows in the order of their groups.
 
     Args:
-        index: int64 ``[num_rows]``, the group of each row.
+        index: int64 or int32 ``[num_rows]``, the group of each row.
         num_rows: How many there are.
         size: How many groups; ``None``: as many as are named.
 
@@ -71,12 +71,15 @@ def group_order(index: Tensor, num_rows: int, size: int | None) -> tuple[Tensor,
         Where the rows of each group begin, int64 ``[size + 1]``; the rows, int32 if they fit.
 
     Raises:
+        TypeError: If groups are no integers.
         IndexError: If there is not one group for each row, or a group is not there.
 
     Example:
         >>> group_order(torch.tensor([1, 0, 1]), 3, None)
         (tensor([0, 1, 3]), tensor([1, 0, 2], dtype=torch.int32))
     """
+    if index.dtype not in (torch.int64, torch.int32):
+        raise InputTypeError(f"the groups of rows (batch) must be integers (torch.int64), got {index.dtype}")
     if index.shape != (num_rows,):
         raise InputIndexError(f"{num_rows} rows take {num_rows} groups to which they belong, got {tuple(index.shape)}")
     low, high = (int(end) for end in index.aminmax()) if num_rows > 0 else (0, -1)

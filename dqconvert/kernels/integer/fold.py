@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._operator import ORDINARY
 from dqconvert.kernels._threads import balanced, loop, run
 from dqconvert.kernels.integer.colors import have_colors, repeats, row_colors
 from dqconvert.kernels.integer.order import check_order
@@ -118,7 +119,7 @@ def fold_nodes(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: b
 
 def _in_memory(x: Tensor) -> bool:
     """Whether there are values to be looked at, here and now."""
-    return type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.layout == torch.strided
+    return type(x) in ORDINARY and x.is_cpu and x.layout == torch.strided
 
 
 def _levels(colors: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: bool) -> tuple[Level, ...]:

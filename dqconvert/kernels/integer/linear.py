@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputValueError
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
@@ -269,8 +270,9 @@ def integer_linear(
     """
     groups, pairs = -(-columns // GROUP), x.size(-1) if packed_input else (x.size(-1) + 1) // 2
     if x.dim() != 2 or weight.shape != (groups, pairs, GROUP, 2):
-        raise ValueError(
-            f"x of shape {tuple(x.shape)} and {columns} columns take a weight of shape {(groups, pairs, GROUP, 2)}, "
+        raise InputValueError(
+            f"x of shape {('rows', *x.shape[1:])} and {columns} columns take a weight of shape "
+            f"{(groups, pairs, GROUP, 2)}, "
             f"packed by pack_weight; got {tuple(weight.shape)}"
         )
     check(finish, x.size(0), columns)

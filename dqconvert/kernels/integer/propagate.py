@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.errors import InputValueError
 from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._threads import balanced, run
@@ -134,7 +135,7 @@ def _on_cpu(
         x, packed_input = unpack(x, columns), False
     size = x.size(1)
     if size < LEAST:
-        x = _padded(x)
+        x = torch.nn.functional.pad(x, (0, LEAST - size))
 
     if weight is None or multipliers is None or message_grid is None:
         weights, by_code, numbers = _ONE_WEIGHT, _SAME if packed_input else _NO_TABLE, (0, 0, 0, 0, zero)
@@ -164,13 +165,6 @@ def _on_cpu(
     )
     run(lambda _, start, stop: propagate_rows(*args, start, stop), balanced(order, -(-size // _BYTES)))
     return out
-
-
-def _padded(x: Tensor) -> Tensor:
-    """With columns for a whole strip."""
-    found = x.new_zeros(x.size(0), LEAST)
-    found[:, : x.size(1)] = x
-    return found
 
 
 def _make_messages(
@@ -266,7 +260,8 @@ def integer_propagate(
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
     width = (columns + 1) // 2 if packed_input else columns
     if x.dim() != 2 or x.size(1) != width:
-        raise ValueError(f"{columns} columns take x of shape {('num_senders', width)}, got {tuple(x.shape)}")
+        given = ("num_senders", *x.shape[1:])  # how many are left of those that a user knows says nothing to them
+        raise InputValueError(f"{columns} columns take x of shape {('num_senders', width)}, got {given}")
     if x.dtype != torch.uint8:
         raise TypeError(f"x must be uint8 codes, got {x.dtype}")
     if ptr.dtype != torch.int64 or senders.dtype not in (torch.int32, torch.int64):
