@@ -11,6 +11,7 @@ features of a color still are the same.
 
 from __future__ import annotations
 
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -51,9 +52,11 @@ class Level(NamedTuple):
 
 
 class _Last(NamedTuple):
-    """What a graph was folded to last, and for what."""
+    """What a graph was folded to last, and for what. It lies with `ptr`, and so it must not hold it, nor `senders`,
+    which do: a circle would stay in memory until Python looks for circles.
+    """
 
-    senders: Tensor
+    senders: weakref.ref[Tensor]
     versions: tuple[int, int]
     asked: tuple[int, bool]
     colors: Tensor
@@ -109,10 +112,11 @@ def fold_nodes(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: b
         return _levels(row_colors(x), ptr, senders, depth, by_degree)
     last: _Last | None = getattr(ptr, _FOLDED, None)
     versions, asked = (ptr._version, senders._version), (depth, by_degree)
-    known = last is not None and last.senders is senders and (last.versions, last.asked) == (versions, asked)
+    known = last is not None and last.senders() is senders and (last.versions, last.asked) == (versions, asked)
     if last is None or not known or not have_colors(x, last.colors):
         colors = row_colors(x)
-        last = _Last(senders, versions, asked, colors, _levels(colors, ptr, senders, depth, by_degree))
+        levels = _levels(colors, ptr.data, senders.data, depth, by_degree)  # the same memory, in tensors of their own
+        last = _Last(weakref.ref(senders), versions, asked, colors, levels)
         setattr(ptr, _FOLDED, last)
     return last.levels
 

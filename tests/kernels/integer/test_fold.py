@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -145,6 +148,24 @@ def test_a_graph_that_was_changed_is_folded_again():
     assert fold_nodes(x, ptr, senders, 1)[1].place.tolist() == [0, 1, 1, 2]
     ptr.copy_(torch.tensor([0, 1, 2, 3, 4]))
     assert fold_nodes(x, ptr, senders, 1)[1].place.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("nodes", [12, 60])
+def test_what_is_kept_goes_with_the_graph(nodes):
+    """At once, not when Python looks for circles: batches follow one another. The short path is whole in the end."""
+    edge_index = torch.stack([torch.arange(nodes - 1), torch.arange(1, nodes)]) if nodes == 12 else a_tree(nodes)
+    ptr, senders = in_order(edge_index, nodes)
+    levels = fold_nodes(torch.ones(nodes, 1), ptr, senders, 12)
+    for level in levels:
+        integer_propagate(torch.ones(nodes, 8, dtype=torch.uint8), GRID, level.ptr, level.senders, 8, FINISH)
+    left = [weakref.ref(tensor) for level in levels for tensor in level if tensor is not None]
+    left += [weakref.ref(ptr), weakref.ref(senders)]
+    gc.disable()
+    try:
+        del ptr, senders, levels, level
+        assert [known() for known in left] == [None] * len(left)
+    finally:
+        gc.enable()
 
 
 def test_a_graph_made_in_inference_mode():
