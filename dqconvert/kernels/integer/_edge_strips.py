@@ -23,10 +23,13 @@ from dqconvert.kernels.integer._messages import MAX, MIN, SUM, Codes, Halves, Li
 AHEAD = 32
 """How many edges ahead rows are asked for; measured best among 8, 16 and 32: an edge takes little time here."""
 
-LEAST, MOST = 8, 64
+LEAST, MOST = 8, 128
 """Bytes of the rows that the narrowest and the widest strip take; those between double."""
 
-_PIECES = {24: (16, 8), 40: (32, 8), 48: (32, 16)}
+MADE = 64
+"""The widest strip of messages that are made of the codes: what it takes to make them fills the registers, too."""
+
+_PIECES = {24: (16, 8), 40: (32, 8), 48: (32, 16), 72: (64, 8), 80: (64, 16), 96: (64, 32)}
 """Strips of sums that are put together of two: edges are gone through once."""
 
 _KINDS: dict[Any, type[Codes] | type[Products]] = {
@@ -104,9 +107,10 @@ def _strip(size: int, reduce: int) -> Any:
     return strip
 
 
-_sum8, _sum16, _sum24, _sum32, _sum40, _sum48, _sum64 = (_strip(size, SUM) for size in (8, 16, 24, 32, 40, 48, 64))
-_max8, _max16, _max32, _max64 = (_strip(size, MAX) for size in (8, 16, 32, 64))
-_min8, _min16, _min32, _min64 = (_strip(size, MIN) for size in (8, 16, 32, 64))
+_sum8, _sum16, _sum32, _sum64, _sum128 = (_strip(size, SUM) for size in (8, 16, 32, 64, 128))
+_sum24, _sum40, _sum48, _sum72, _sum80, _sum96 = (_strip(size, SUM) for size in _PIECES)
+_max8, _max16, _max32, _max64, _max128 = (_strip(size, MAX) for size in (8, 16, 32, 64, 128))
+_min8, _min16, _min32, _min64, _min128 = (_strip(size, MIN) for size in (8, 16, 32, 64, 128))
 
 
 @loop
@@ -119,7 +123,15 @@ def reduce_edges(  # type: ignore[no-untyped-def]
     come, up to `last`, are asked for.
     """
     if reduce == SUM:
-        if size == 64:
+        if size == 128:
+            _sum128(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
+        elif size == 96:
+            _sum96(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
+        elif size == 80:
+            _sum80(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
+        elif size == 72:
+            _sum72(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
+        elif size == 64:
             _sum64(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         elif size == 48:
             _sum48(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
@@ -134,7 +146,9 @@ def reduce_edges(  # type: ignore[no-untyped-def]
         else:
             _sum8(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
     elif reduce == MAX:
-        if size == 64:
+        if size == 128:
+            _max128(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
+        elif size == 64:
             _max64(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         elif size == 32:
             _max32(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
@@ -142,6 +156,8 @@ def reduce_edges(  # type: ignore[no-untyped-def]
             _max16(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
         else:
             _max8(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
+    elif size == 128:
+        _min128(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
     elif size == 64:
         _min64(x, x_row, senders, start, stop, last, weights, heads, table, zero, middle, low, high, out)
     elif size == 32:

@@ -6,19 +6,19 @@ import numpy as np
 
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
-from dqconvert.kernels.integer._edge_strips import LEAST, MOST, reduce_edges
+from dqconvert.kernels.integer._edge_strips import LEAST, MADE, MOST, reduce_edges
 from dqconvert.kernels.integer._lines import message_of
 from dqconvert.kernels.integer._messages import SUM
 from dqconvert.kernels.integer.finish import finish_row
 
 
 @loop
-def plan_strips(all_size, row_size, heads, summed):  # type: ignore[no-untyped-def]
+def plan_strips(all_size, row_size, heads, summed, widest):  # type: ignore[no-untyped-def]
     """How to cut the first `all_size` bytes of a row into strips that do not reach beyond its `row_size` bytes.
 
-    `row_size` is at least `LEAST`. `summed`: whether there are strips for sums. The result: int64 `[strips, 5]`, the
-    head, the byte where the strip begins, its size, how many of its first bytes belong to another, and how many of
-    those behind them count.
+    `row_size` is at least `LEAST`. `summed`: whether there are strips for sums. `widest`: the most bytes of a
+    strip. The result: int64 `[strips, 5]`, the head, the byte where the strip begins, its size, how many of its first
+    bytes belong to another, and how many of those behind them count.
     """
     head_size = all_size // heads
     plan = np.empty((heads * (head_size // LEAST + 1), 5), np.int64)
@@ -27,7 +27,7 @@ def plan_strips(all_size, row_size, heads, summed):  # type: ignore[no-untyped-d
         done = 0
         while done < head_size:
             left = head_size - done
-            size = strip_size(left, row_size, summed)
+            size = strip_size(left, row_size, summed, widest)
             at = head * head_size + done
             begin = min(at, row_size - size)
             skip = at - begin
@@ -39,15 +39,15 @@ def plan_strips(all_size, row_size, heads, summed):  # type: ignore[no-untyped-d
 
 
 @loop
-def strip_size(left, row_size, summed):  # type: ignore[no-untyped-def]
+def strip_size(left, row_size, summed, widest):  # type: ignore[no-untyped-def]
     """Of the strip for the first of the `left` bytes: rather one of which a quarter is not needed than two."""
-    size = MOST
+    size = widest
     while size > LEAST and (4 * left <= 3 * size or size > row_size):
         size //= 2
     if summed and size < left:  # two at once
-        for half in (8, 16):
+        for half in (8, 16, 32):
             both = size + half
-            if half < size <= 32 and left <= both <= row_size:
+            if half < size and left <= both <= min(row_size, widest):
                 return both
     return size
 
@@ -83,7 +83,8 @@ def propagate_rows(  # type: ignore[no-untyped-def]
     offset = numbers[4]
     heads, row_size = weights.shape[1], x.shape[1]
     apart = heads if weights.shape[0] > 1 else 0
-    plan = plan_strips(size, row_size, heads, reduce == SUM)
+    widest = MOST if table.itemsize == 2 else MADE  # the messages are the codes, or made of them
+    plan = plan_strips(size, row_size, heads, reduce == SUM, widest)
     width = 0  # of the sums: whole bytes
     for part in range(plan.shape[0]):
         width += plan[part, 4] * per_byte

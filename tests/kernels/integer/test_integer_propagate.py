@@ -130,7 +130,7 @@ def test_the_definition_is_what_the_formula_says(reduce, heads):
 @pytest.mark.parametrize("packed", [False, True], ids=["int8", "int4"])
 def test_every_number_of_columns(packed):
     order, some = a_graph(20, 15, 400), a_weight(400, 1, 4 if packed else 8)
-    for columns in (*range(1, 71), 128, 200):
+    for columns in (*range(1, 131), 200):
         x, finish = codes(20, columns, packed), a_finish(15, columns)
         for reduce in ("sum", "max", "min"):
             for weight in (None, some):
@@ -199,13 +199,16 @@ def test_many_edges_on_one_thread_and_many(threads, packed):
             check(x, order, columns, finish, weight=weight, reduce=reduce, packed_input=packed)
 
 
-@given(st.integers(1, 70), st.sampled_from([1, 2, 3, 8]), st.integers(0, 7), st.booleans())
-def test_strips_cover_every_byte_once_and_stay_in_the_row(width, heads, more, summed):
+@given(
+    st.integers(1, 300), st.sampled_from([1, 2, 3, 8]), st.integers(0, 7), st.booleans(), st.sampled_from([64, 128])
+)
+def test_strips_cover_every_byte_once_and_stay_in_the_row(width, heads, more, summed, widest):
     size = width * heads
     row_size = max(size, 8) + more
     seen = []
-    for head, begin, length, skip, take in plan_strips(size, row_size, heads, summed):
-        assert length in ((8, 16, 24, 32, 40, 48, 64) if summed else (8, 16, 32, 64))
+    for head, begin, length, skip, take in plan_strips(size, row_size, heads, summed, widest):
+        assert length in ((8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 128) if summed else (8, 16, 32, 64, 128))
+        assert length <= widest
         assert begin >= 0
         assert begin + length <= row_size
         assert skip + take <= length
