@@ -12,9 +12,9 @@ from torch.fx import Graph, Node
 from torch_geometric.utils import softmax
 
 from dqconvert.kernels.integer.attention import attention_codes, softmax_codes
-from dqconvert.kernels.integer.codes import look_up_pairs, plain_look_up
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.kernels.integer.receivers import receiver_order
+from dqconvert.kernels.integer.tables import look_up_pairs, plain_look_up
 from dqconvert.lower.heads import taken
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.lower.values import Codes, Grid, Plain, Value

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from dqconvert.kernels.integer.codes import look_up_pairs
 from dqconvert.kernels.integer.finish import CODES
+from dqconvert.kernels.integer.tables import look_up_pairs
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.lower.values import Codes, Fixed, Joined, Known, Looked, Value, as_looked
 from dqconvert.trace.note import Note, annotate, note_of

@@ -13,12 +13,12 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
-from dqconvert.kernels.integer.codes import look_up_pairs
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.fold import Level, fold_nodes, place_rows, take_rows
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
+from dqconvert.kernels.integer.tables import look_up_pairs
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.remember import ROW_BY_ROW, in_order
 from dqconvert.lower.tables import FUNCTIONS

@@ -10,6 +10,7 @@ from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.compose import finish_of, tensor_of, with_finish
+from dqconvert.lower.runtime import look_up_last
 from dqconvert.trace.note import note_of
 
 _TAKERS = (integer_linear, integer_propagate)
@@ -23,7 +24,7 @@ def pack_codes(out: Builder) -> None:
     """
     for node in list(out.graph.nodes):
         if _below_sixteen(out, node) and node.users and all(_takes_packed(user, node) for user in node.users):
-            if node.target is quantize:
+            if node.target in (quantize, look_up_last):
                 node.kwargs = {**node.kwargs, "packed": True}
             else:
                 with_finish(node, finish_of(node)._replace(packed=True))
@@ -36,6 +37,9 @@ def _below_sixteen(out: Builder, node: Node) -> bool:
     """Whether a node makes codes, all of them below 16."""
     if node.target is quantize:
         return note_of(node).ndim == 2 and _top(out, node.args[1]) < 16
+    if node.target is look_up_last:
+        table = tensor_of(out, node.args[1])
+        return note_of(node).ndim == 2 and table.dtype == torch.uint8 and int(table.max()) < 16
     if node.target not in _TAKERS:
         return False
     finish = finish_of(node)

@@ -10,12 +10,13 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.nn import functional
 
-from dqconvert.kernels.integer.codes import check_numbers, look_up, look_up_pairs, quantize
+from dqconvert.kernels.integer.codes import check_numbers, quantize
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
+from dqconvert.kernels.integer.tables import look_up, look_up_pairs
 from dqconvert.lower.builder import Builder
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.runtime import check_edges, group_order, look_up_last

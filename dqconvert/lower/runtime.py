@@ -7,15 +7,16 @@ from torch import Tensor
 
 from dqconvert.errors import InputIndexError, InputTypeError
 from dqconvert.kernels.edge_order import edge_order
-from dqconvert.kernels.integer.codes import look_up
+from dqconvert.kernels.integer.tables import look_up
 
 
-def look_up_last(codes: Tensor, table: Tensor) -> Tensor:
+def look_up_last(codes: Tensor, table: Tensor, packed: bool = False) -> Tensor:
     """What a table says of each code, where columns may be spread over several dimensions.
 
     Args:
         codes: uint8 ``[rows, *rest]``.
         table: ``[256]``; or ``[columns, 256]`` for as many columns as there are entries in a row.
+        packed: Of a matrix: whether to hold what is found, codes below 16, two to a byte.
 
     Example:
         >>> codes = torch.tensor([[[1], [2]]], dtype=torch.uint8)
@@ -23,7 +24,7 @@ def look_up_last(codes: Tensor, table: Tensor) -> Tensor:
         [[[1.0], [258.0]]]
     """
     if table.dim() == 1 or codes.dim() == 2:
-        return look_up(codes, table)
+        return look_up(codes, table, packed=packed)
     return look_up(codes.reshape(-1, table.size(0)), table).view(codes.shape)
 
 

@@ -13,10 +13,10 @@ from dqconvert import lower
 WIDTH = 13
 
 MODELS = {
-    "GCN": (lambda: GCN(WIDTH, 15, 3, 7), 3),
-    "GIN": (lambda: GIN(WIDTH, 16, 2, 7), 2),
-    "GraphSAGE": (lambda: GraphSAGE(WIDTH, 16, 2, 7), 2),
-    "GraphSAGE, max": (lambda: GraphSAGE(WIDTH, 9, 2, 7, aggr="max"), 2),
+    "GCN": (lambda: GCN(WIDTH, 15, 3, 7), 5),
+    "GIN": (lambda: GIN(WIDTH, 16, 2, 7), 4),
+    "GraphSAGE": (lambda: GraphSAGE(WIDTH, 16, 2, 7), 5),
+    "GraphSAGE, max": (lambda: GraphSAGE(WIDTH, 9, 2, 7, aggr="max"), 5),
     "GAT": (lambda: GAT(WIDTH, 16, 2, 7, heads=4), 0),
 }
 

@@ -1,4 +1,4 @@
-"""Between values and codes, and from codes to what was worked out for every code there is."""
+"""Between values and codes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
-from dqconvert.kernels.integer._bytes import quantize_span, ramp_span
-from dqconvert.kernels.integer._ramp import ramp_of
-from dqconvert.kernels.integer.finish import CODES, look_up_both, look_up_columns, look_up_values, pack, pack_row
-
-_WIDE = 32
-"""Columns from which ramps are faster than tables."""
+from dqconvert.kernels.integer._bytes import quantize_span
+from dqconvert.kernels.integer.finish import pack, pack_row
 
 
 def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
@@ -210,137 +206,3 @@ def dequantize(codes: Tensor, grid: Tensor, dim: int | None = None) -> Tensor:
     _check_grid(codes, grid, dim)
     result: Tensor = dequantize_operator(codes, grid, dim)
     return result
-
-
-def plain_look_up(codes: Tensor, table: Tensor) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`look_up`."""
-    if table.dim() == 1:
-        return table[codes.long()]
-    return table[torch.arange(codes.size(-1), device=codes.device), codes.long()]
-
-
-def _look_up_on_cpu(codes: Tensor, table: Tensor) -> Tensor:
-    if table.dtype not in (torch.uint8, torch.float32):
-        return plain_look_up(codes, table)
-    found = empty(codes.shape, table.dtype)
-    given, entries, to = (t.contiguous().view(-1).numpy() for t in (codes, table, found))
-    ramp, wide = None, codes.size(-1) if codes.dim() > 0 else 1
-    if table.dtype == torch.uint8 and wide >= _WIDE:
-        ramp = ramp_of(table, CODES, wide)
-    columns = wide if ramp is not None or table.dim() > 1 else 1
-    cuts = parts(codes.numel() // max(columns, 1), codes.numel())
-    if ramp is not None:
-        run(lambda _, start, stop: climb_rows(given, ramp, to, start, stop), cuts)
-    else:
-        run(lambda _, start, stop: look_up_part(given, entries, to, columns, start, stop), cuts)
-    return found
-
-
-@loop
-def climb_rows(codes, ramp, found, start, stop):  # type: ignore[no-untyped-def]
-    columns = ramp.shape[1]
-    for row in range(start, stop):
-        at = row * columns
-        ramp_span(pointer(codes, at), columns, pointer(ramp, 0), columns, pointer(found, at))
-
-
-@loop
-def look_up_part(codes, table, found, columns, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop` of `columns` columns, each with a table of its own."""
-    if columns == 1:
-        look_up_values(pointer(codes, start), stop - start, pointer(table, 0), pointer(found, start))
-        return
-    for row in range(start, stop):
-        at = row * columns
-        look_up_columns(pointer(codes, at), columns, pointer(table, 0), pointer(found, at))
-
-
-look_up_operator = Operator(
-    "look_up_codes",
-    plain_look_up,
-    fake=lambda codes, table: codes.new_empty(codes.shape, dtype=table.dtype),
-    cpu=_look_up_on_cpu,
-)
-
-
-def look_up(codes: Tensor, table: Tensor) -> Tensor:
-    """What a table says of each code.
-
-    **Arguments**
-
-    - `codes`: uint8 of any shape.
-    - `table`: `[256]`, by the code; or `[columns, 256]`, by the position in the last dimension and the code.
-
-    **Returns** a contiguous tensor of the codes' shape and the table's dtype.
-
-    **Raises** `ValueError` if the table does not fit; `TypeError` for another type than uint8.
-
-    ```python
-    >>> look_up(torch.tensor([[2, 0]], dtype=torch.uint8), torch.arange(256) * 0.5)
-    tensor([[1., 0.]])
-
-    ```
-    """
-    _check_codes(codes)
-    if table.shape != (CODES,) and (codes.dim() == 0 or table.shape != (codes.size(-1), CODES)):
-        raise ValueError(f"a table of shape {tuple(table.shape)} does not fit codes of shape {tuple(codes.shape)}")
-    result: Tensor = look_up_operator(codes, table)
-    return result
-
-
-def plain_look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`look_up_pairs`."""
-    return table[a.long(), b.long()]
-
-
-def _look_up_pairs_on_cpu(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
-    if table.dtype not in (torch.uint8, torch.float32):
-        return plain_look_up_pairs(a, b, table)
-    found = empty(a.shape, table.dtype)
-    args = [t.contiguous().view(-1).numpy() for t in (a, b, table, found)]
-    run(lambda _, start, stop: look_up_pairs_part(*args, start, stop), parts(a.numel(), a.numel()))
-    return found
-
-
-@loop
-def look_up_pairs_part(a, b, table, found, start, stop):  # type: ignore[no-untyped-def]
-    look_up_both(pointer(a, start), stop - start, pointer(table, 0), pointer(b, start), pointer(found, start))
-
-
-look_up_pairs_operator = Operator(
-    "look_up_pairs",
-    plain_look_up_pairs,
-    fake=lambda a, b, table: a.new_empty(a.shape, dtype=table.dtype),
-    cpu=_look_up_pairs_on_cpu,
-)
-
-
-def look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
-    """What a table says of each pair of codes.
-
-    **Arguments**: `a`, `b`: uint8 of one shape. `table`: `[256, 256]`, by the code in `a` and that in `b`.
-
-    **Returns** a contiguous tensor of the codes' shape and the table's dtype.
-
-    **Raises** `ValueError` if shapes do not fit; `TypeError` for another type than uint8.
-
-    ```python
-    >>> sums = torch.arange(256.0)[:, None] + torch.arange(256.0)
-    >>> look_up_pairs(torch.tensor([2], dtype=torch.uint8), torch.tensor([3], dtype=torch.uint8), sums)
-    tensor([5.])
-
-    ```
-    """
-    _check_codes(a, b)
-    if a.shape != b.shape or table.shape != (CODES, CODES):
-        shapes = ", ".join(str(tuple(t.shape)) for t in (a, b, table))
-        raise ValueError(f"expected codes of one shape and a table of shape {(CODES, CODES)}, got {shapes}")
-    result: Tensor = look_up_pairs_operator(a, b, table)
-    return result
-
-
-def _check_codes(*codes: Tensor) -> None:
-    """The loops read tables at codes, and do not look whether there is an entry."""
-    for given in codes:
-        if given.dtype != torch.uint8:
-            raise TypeError(f"expected uint8 codes, got {given.dtype}")

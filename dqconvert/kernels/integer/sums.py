@@ -13,8 +13,9 @@ from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
-from dqconvert.kernels.integer.codes import as_numbers, plain_look_up, plain_quantize, quantize_values
+from dqconvert.kernels.integer.codes import as_numbers, plain_quantize, quantize_values
 from dqconvert.kernels.integer.finish import CODES
+from dqconvert.kernels.integer.tables import plain_look_up
 
 BLOCK = 1 << 12
 """Values that are summed up together: they stay in the first cache."""

@@ -14,15 +14,12 @@ from dqconvert.kernels.integer._ramp import ramp_of
 from dqconvert.kernels.integer.codes import (
     check_numbers,
     dequantize,
-    look_up,
-    look_up_pairs,
     plain_dequantize,
-    plain_look_up,
-    plain_look_up_pairs,
     plain_quantize,
     quantize,
 )
 from dqconvert.kernels.integer.finish import unpack
+from dqconvert.kernels.integer.tables import look_up, look_up_pairs, plain_look_up, plain_look_up_pairs
 
 OPS = torch.ops.dqconvert
 GRIDS = {
@@ -133,6 +130,9 @@ def test_tables_by_code(dtype, threads):
             found = look_up(given_codes, table)
             assert found.dtype == dtype
             assert torch.equal(found, plain_look_up(given_codes, table))
+            if dtype == torch.uint8 and given_codes.dim() == 2:
+                found = look_up(given_codes, table & 15, packed=True)
+                assert torch.equal(unpack(found, given_codes.size(1)), plain_look_up(given_codes, table & 15))
     pairs = torch.randint(256, (256, 256)).to(dtype)
     for a, b in ((codes, other), (codes[0], other[0]), (codes[:0], other[:0]), (codes.T, other.T)):
         assert torch.equal(look_up_pairs(a, b, pairs), plain_look_up_pairs(a, b, pairs))
@@ -149,6 +149,10 @@ def test_tables_that_are_lines(columns, by_column, threads):
     for rows in (0, 1, 1500):
         given = torch.randint(256, (rows, columns), dtype=torch.uint8)
         assert torch.equal(look_up(given, table), plain_look_up(given, table))
+        assert torch.equal(look_up(given, table & 15, packed=True), plain_look_up(given, table & 15, True))
+        few = (table // 16).contiguous()
+        assert ramp_of(few, 256, columns) is not None
+        assert torch.equal(look_up(given, few, packed=True), plain_look_up(given, few, True))
 
 
 def test_a_table_for_one_column():
@@ -170,6 +174,9 @@ def test_what_does_not_fit_is_an_error():
     for table in (torch.ones(255), torch.ones(3, 256), torch.ones(4, 255), torch.ones(256, 4)):
         with pytest.raises(ValueError, match="does not fit"):
             look_up(codes, table)
+    for matrix, table in ((codes[0], torch.zeros(256, dtype=torch.uint8)), (codes, torch.ones(256))):
+        with pytest.raises(ValueError, match="only matrices of codes are packed"):
+            look_up(matrix, table, packed=True)
     with pytest.raises(ValueError, match="codes of one shape"):
         look_up_pairs(codes, codes[:2], torch.ones(256, 256))
     with pytest.raises(ValueError, match="codes of one shape"):
@@ -185,6 +192,7 @@ def test_operators_are_registered_right():
         torch.library.opcheck(OPS.dequantize_codes.default, more)
     for table in (torch.rand(256), torch.zeros(5, 256, dtype=torch.uint8)):
         torch.library.opcheck(OPS.look_up_codes.default, (codes, table))
+    torch.library.opcheck(OPS.look_up_codes.default, (codes, torch.zeros(256, dtype=torch.uint8), True))
     torch.library.opcheck(OPS.look_up_pairs.default, (codes, codes, torch.rand(256, 256)))
 
 

@@ -199,9 +199,7 @@ def test_many_edges_on_one_thread_and_many(threads, packed):
             check(x, order, columns, finish, weight=weight, reduce=reduce, packed_input=packed)
 
 
-@given(
-    st.integers(1, 300), st.sampled_from([1, 2, 3, 8]), st.integers(0, 7), st.booleans(), st.sampled_from([64, 128])
-)
+@given(st.integers(1, 300), st.sampled_from([1, 2, 3, 8]), st.integers(0, 7), st.booleans(), st.sampled_from([64, 128]))
 def test_strips_cover_every_byte_once_and_stay_in_the_row(width, heads, more, summed, widest):
     size = width * heads
     row_size = max(size, 8) + more
