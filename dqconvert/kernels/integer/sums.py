@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels.integer._sum_span import sum_span
 from dqconvert.kernels.integer.codes import as_numbers, plain_quantize, quantize_values
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.kernels.integer.tables import plain_look_up
@@ -22,6 +24,8 @@ BLOCK = 1 << 12
 
 _GRID = 2
 """Numbers that stand for a table: zero and scale."""
+
+_NO_CODES, _NO_VALUES = np.empty(0, np.uint8), np.empty(0, np.float32)
 
 
 def plain_quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
@@ -40,26 +44,45 @@ def _shape(terms: list[Tensor]) -> torch.Size:
 def _on_cpu(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
     rows, columns = _shape(terms)
     codes = empty((rows, columns), torch.uint8)
-    flat = tuple(_term(term, weight) for term, weight in zip(terms, weights, strict=True))
-    args = flat, columns, as_numbers(grid, np.float32), codes.view(-1).numpy()
-    run(lambda _, start, stop: sum_rows(*args, start, stop), parts(rows, len(terms) * codes.numel()))
+    given = [term.detach().contiguous().view(-1).numpy() for term in terms]
+    made = [_weights((weight,)) for weight in weights]
+    numbers, to, cuts = as_numbers(grid, np.float32), codes.view(-1).numpy(), parts(rows, len(terms) * codes.numel())
+    if all(term.size == codes.numel() and weight.size <= _GRID for term, weight in zip(given, made, strict=True)):
+        places = np.array([term.ctypes.data for term in given], np.int64)
+        pairs = np.array([weight if weight.size == _GRID else (np.nan, weight[0]) for weight in made], np.float32)
+        run(lambda _, start, stop: sum_in_one(places, pairs, columns, numbers, to, start, stop), cuts)
+    else:
+        flat = tuple(
+            (term, _NO_VALUES, weight) if term.dtype == np.uint8 else (_NO_CODES, term, weight)
+            for term, weight in zip(given, made, strict=True)
+        )
+        run(lambda _, start, stop: sum_rows(flat, columns, numbers, to, start, stop), cuts)
     return codes
 
 
-def _term(term: Tensor, weight: Tensor) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Codes, or else values, and what belongs to them: all terms are of one type."""
-    given, factors = (t.detach().contiguous().view(-1).numpy() for t in (term, weight))
-    if given.dtype == np.uint8:
-        return given, np.empty(0, np.float32), _as_grid(factors) if factors.size == CODES else factors
-    return np.empty(0, np.uint8), given, factors
-
-
-def _as_grid(table: NDArray[Any]) -> NDArray[Any]:
-    """Zero and scale, if they give all values of the table; else the table."""
+def _make_weights(weight: Tensor) -> NDArray[Any]:
+    """What belongs to a term, flat; of a table, zero and scale if they give all of its values."""
+    table = weight.detach().reshape(-1).numpy().copy()
+    if table.size != CODES:
+        return table
     zero = int(np.abs(table).argmin())
     scale = table[zero + 1] if zero + 1 < CODES else -table[zero - 1]
     values = (np.arange(CODES, dtype=np.float32) - np.float32(zero)) * scale
     return np.array([zero, scale], np.float32) if np.array_equal(values, table) else table
+
+
+_weights = Kept(_make_weights)
+
+
+@loop
+def sum_in_one(places, numbers, columns, grid, codes, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop` of whole terms, values or codes on a grid, in one pass."""
+    at, count = start * columns, (stop - start) * columns
+    scale, zero, top, low = grid
+    ends = low, top + low
+    sum_span(
+        pointer(places, 0), pointer(numbers, 0), places.size, at, count, scale, zero + low, *ends, pointer(codes, at)
+    )
 
 
 @loop
