@@ -7,7 +7,9 @@ kept when the tensor in them is gone.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +23,12 @@ from dqconvert.kernels._prefetch import LINE
 
 SMALL = 1 << 20
 """Bytes under which memory comes from torch."""
+
+_PAGE = 1 << 21
+"""Bytes of a large page; see :func:`_mapped`."""
+
+_LARGE = 2 * _PAGE
+"""Bytes from which memory is asked for in large pages."""
 
 _SPARE = 1.25
 """Not every buffer fits whoever asks next: with no room to spare, some are made anew in every step."""
@@ -89,10 +97,24 @@ class Buffers:
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
-    """New memory that begins with a cache line, so that no vector lies in two."""
-    memory = np.empty(size + LINE, np.uint8)
-    start = -memory.ctypes.data % LINE
+    """New memory that begins with a cache line, so that no vector lies in two; large memory begins with a page."""
+    large = size >= _LARGE and hasattr(mmap, "MADV_HUGEPAGE")
+    step = _PAGE if large else LINE
+    memory = _mapped(size + step) if large else np.empty(size + step, np.uint8)
+    start = -memory.ctypes.data % step
     return memory[start : start + size]
+
+
+def _mapped(size: int) -> NDArray[np.uint8]:
+    """Memory straight from the system, in large pages if it has some to give.
+
+    Rows of neighbours lie anywhere: with the usual pages of 4 KiB, the processor looks up where each one is. What the
+    allocator gives may have been used before, in small pages, and then stays in them.
+    """
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system built without large pages: the memory is as good, and slower
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8)
 
 
 def _size_class(size: int) -> int:

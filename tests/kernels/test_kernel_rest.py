@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib
+import mmap
+import re
 import threading
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from chain_cases import INT4, NEVER, as_ranges
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dqconvert.kernels import dropout, edge_order, propagate, quantize_chain, quantize_linear
+from dqconvert.kernels import _memory, dropout, edge_order, propagate, quantize_chain, quantize_linear
 from dqconvert.kernels._memory import SMALL, Buffers
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels.edge_order import plain_edge_order
@@ -215,6 +217,44 @@ def test_buffers_have_the_shape_and_the_type_that_was_asked_for(shape, dtype):
     assert buffer.fill_(1).eq(1).all()
 
 
+def in_large_pages(place: int) -> bool:
+    """Whether the page at an address is one of the large ones, as Linux tells."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= place < int(match[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return not line.endswith(" 0 kB")
+    raise AssertionError(f"nothing is mapped at {place:x}")
+
+
+def test_large_buffers_lie_in_large_pages_whatever_was_freed_before():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this system has no large pages")
+    for _ in range(3):  # what the allocator has from now on was used, in small pages
+        used = [torch.ones(4 * SMALL) for _ in range(4)]
+        del used
+    pages = [Buffers().empty((16, SMALL), torch.uint8).fill_(1) for _ in range(4)]
+    assert all(page.data_ptr() % (1 << 21) == 0 for page in pages)
+    assert any(in_large_pages(page.data_ptr()) for page in pages)
+
+
+@pytest.mark.parametrize("lack", ["of the advice", "of the pages"])
+def test_where_there_are_no_large_pages_there_is_memory(monkeypatch, lack):
+    class Refusing(mmap.mmap):
+        def madvise(self, *args):
+            raise OSError(22, "Invalid argument")
+
+    if lack == "of the advice":
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    else:
+        monkeypatch.setattr(mmap, "mmap", Refusing)
+    buffer = Buffers().empty((16, SMALL), torch.uint8)
+    assert buffer.fill_(3).eq(3).all()
+    assert buffer.data_ptr() % 64 == 0
+
+
 def test_small_results_are_torchs():
     buffers = Buffers()
     buffers.empty((10, 10), torch.float32)
@@ -244,10 +284,11 @@ def test_hardly_more_is_held_than_was_ever_lent():
 def test_steps_that_ask_for_other_sizes_in_turn_make_no_buffer_twice(monkeypatch):
     """As forward and backward pass do: one needs what the other does not."""
     buffers, made = Buffers(), []
-    numpy_empty = np.empty
-    monkeypatch.setattr(np, "empty", lambda *args: made.append(args) or numpy_empty(*args))
+    aligned = _memory._aligned
+    monkeypatch.setattr(_memory, "_aligned", lambda size: made.append(size) or aligned(size))
     for step in range(5):
         if step == 1:
+            assert made
             made.clear()
         forward = [buffers.empty((9, SMALL), torch.float32) for _ in range(2)]
         del forward
