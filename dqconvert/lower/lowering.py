@@ -197,16 +197,15 @@ class Lowering:
         """A value as codes on the grid that it was made from, if all that it can be lies on it, as behind a relu."""
         if isinstance(value, Codes) or not isinstance(value, Looked) or len(value.bases) > 1:
             return value if isinstance(value, Codes) else None
-        grids = (v.grid for v in self.values.values() if isinstance(v, Codes) and v.node is value.bases[0])
-        grid = next(grids, None)
-        if grid is None:
-            return None
-        table, reached = value.table, slice(grid.top + 1)
-        values = grid.values(table.dtype, table.device)[rounded(value, grid).table.long()]
-        if not torch.equal(values[reached], table[reached]):
-            return None
-        found = self.rounded(value, grid, note, name)
-        return found if isinstance(found, Codes) else None
+        # One node may stand for codes on several grids: where a grid rounds another one's values to the same codes.
+        grids = [v.grid for v in self.values.values() if isinstance(v, Codes) and v.node is value.bases[0]]
+        for grid in dict.fromkeys(grids):
+            table, reached = value.table, slice(grid.top + 1)
+            values = grid.values(table.dtype, table.device)[rounded(value, grid).table.long()]
+            if torch.equal(values[reached], table[reached]):
+                found = self.rounded(value, grid, note, name)
+                return found if isinstance(found, Codes) else None
+        return None
 
     def _rounded_by_channel(self, node: Node, module: FakeQuantize) -> Value:
         scale = self.out.constant(module.scale, f"{node.target}.scale")

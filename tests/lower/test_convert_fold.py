@@ -266,6 +266,11 @@ def test_features_that_are_written_over_between_calls():
     assert same(folded(**given), unfolded(**given))
 
 
+def test_codes_that_stand_for_values_on_two_grids():
+    """What a linear layer and the update behind it round to: codes agree, and the second grid's ReLU is pooled."""
+    assert converted("pooled")[0].report.floats == ()
+
+
 def test_nan_is_found_in_what_is_left():
     folded, _ = converted("GIN")
     given = inputs("GIN", 100)
