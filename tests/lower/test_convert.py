@@ -31,7 +31,7 @@ from torch_geometric.nn import (
 )
 
 import dqconvert
-from dqconvert.errors import LoweringError
+from dqconvert.errors import InputTypeError, LoweringError
 from dqconvert.kernels.integer.codes import check_numbers, quantize
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.linear import integer_linear
@@ -387,6 +387,15 @@ def test_features_that_are_nan_are_refused(name, config):
     x[3, 1] = torch.nan
     with pytest.raises(dqconvert.InputError, match="x holds NaN, for which there is no code"):
         integer(x, *graph)
+
+
+@pytest.mark.parametrize("name", ["GCN", "GIN", "GraphSAGE", "GAT", "TAGConv"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_features_that_are_no_floats_are_an_error(name, dtype):
+    """Bytes above all: they are no codes."""
+    x, edge_index = a_graph()
+    with pytest.raises(InputTypeError, match=rf"x must hold floating-point values, got {dtype}: give x.float\(\)"):
+        dqconvert.convert(trained(name))(x.to(dtype), edge_index)
 
 
 def test_features_are_looked_at_once():

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dqconvert.errors import InputValueError
+from dqconvert.errors import InputTypeError, InputValueError
 from dqconvert.kernels._layout import along, wide_dtype
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
@@ -50,6 +50,11 @@ def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool, nam
 def not_a_number(name: str) -> InputValueError:
     """The error about values called `name`, one of which is NaN."""
     return InputValueError(f"{name} holds NaN, for which there is no code: replace or leave out what is not known")
+
+
+def not_floating(name: str, x: Tensor) -> InputTypeError:
+    """The error about a tensor called `name`, of integers where values should be."""
+    return InputTypeError(f"{name} must hold floating-point values, got {x.dtype}: give {name}.float()")
 
 
 def check_numbers(x: Tensor, name: str) -> Tensor:
@@ -132,7 +137,8 @@ def quantize(
 
     **Returns** uint8 of `x`'s shape, contiguous; packed, `[rows, (columns + 1) // 2]`.
 
-    **Raises** `ValueError` if the grid does not fit, for what is packed and no matrix, and for NaN if there is a name.
+    **Raises** `ValueError` if the grid does not fit, for what is packed and no matrix, and for NaN if there is a name;
+    `TypeError` for integers.
 
     ```python
     >>> quantize(torch.tensor([-1.0, 0.0, 0.26, 9.0]), torch.tensor([0.5, 3.0, 15.0, 0.0])).tolist()
@@ -141,6 +147,8 @@ def quantize(
     ```
     """
     _check_grid(x, grid, dim)
+    if not x.is_floating_point():
+        raise not_floating(name or "x", x)
     if packed and x.dim() != 2:
         raise ValueError(f"only matrices are packed, got a tensor of shape {tuple(x.shape)}")
     result: Tensor = quantize_operator(x, grid, dim, packed, name)

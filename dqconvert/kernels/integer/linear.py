@@ -21,6 +21,7 @@ from dqconvert.kernels.integer.codes import (
     as_numbers,
     code_of_value,
     not_a_number,
+    not_floating,
     plain_quantize,
     quantize,
     quantize_values,
@@ -251,12 +252,12 @@ def integer_linear(
     - `weight`: int16, see :func:`pack_weight`. `columns`: of the result.
     - `finish`: what makes codes of the sums; its factor is the scale of `x` times that of the weight.
     - `packed_input = False`: whether `x` is packed.
-    - `name = None`: what to call the values in an error, if NaN among them is one.
+    - `name = None`: what to call the values in an error, if NaN among them is one; then they are no codes.
 
     **Returns** `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
 
     **Raises** `ValueError` if shapes do not fit, and for NaN if there is a name; `TypeError` for integers other than
-    uint8.
+    codes.
 
     ```python
     >>> x = torch.tensor([[3, 5], [1, 1]], dtype=torch.uint8)
@@ -276,6 +277,8 @@ def integer_linear(
             f"packed by pack_weight; got {tuple(weight.shape)}"
         )
     check(finish, x.size(0), columns)
+    if name is not None and not x.is_floating_point():
+        raise not_floating(name, x)
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"expected uint8 codes or floating-point values, got {x.dtype}")
     if x.is_floating_point() and x.dtype != torch.float32:
