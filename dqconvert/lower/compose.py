@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from dqconvert.kernels.integer._on_grid import codes_of
 from dqconvert.kernels.integer._plane import plane_of
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import CODES, Finish
@@ -99,20 +100,23 @@ def _pairs(out: Builder, node: Node) -> None:
 
 
 def planes(out: Builder) -> None:
-    """Tables of pairs that rise or fall evenly become the five numbers that say how.
+    """Tables of pairs that rise or fall evenly become the few numbers that say how.
 
     Args:
         out: A graph whose tables have moved into the operations before them.
     """
     for node in out.graph.nodes:
         finish = finish_of(node) if node.target in _FINISHES else None
-        if finish is None or finish.other is None or tensor_of(out, finish.table).dtype != torch.uint8:
+        if finish is None or finish.other is None:
             continue
         # Of the other value nothing is known but that most are on a grid of as many codes.
-        codes = int(tensor_of(out, finish.grid)[2]) + 1
-        plane = plane_of(tensor_of(out, finish.table)[:codes])
+        table = tensor_of(out, finish.table)[: int(tensor_of(out, finish.grid)[2]) + 1]
+        grid = torch.empty(0)
+        if table.dtype == torch.float32 and (found := codes_of(table.numpy())) is not None:
+            table, grid = map(torch.from_numpy, found)
+        plane = plane_of(table) if table.dtype == torch.uint8 else None
         if plane is not None:
-            _end_with(node, out.constant(plane, "plane"), finish.other)
+            _end_with(node, out.constant(torch.cat([plane, grid]), "plane"), finish.other)
 
 
 def _quantized_on_the_way_in(node: Node) -> None:

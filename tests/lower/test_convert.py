@@ -422,14 +422,12 @@ def test_features_are_looked_at_once():
 
 
 def test_sums_of_two_values_are_planes():
-    """What GraphSAGE adds to what its neighbours send, in 8 bits: five numbers, where a table would have 65,536."""
+    """What GraphSAGE adds to what its neighbours send, in 8 bits: a few numbers, where a table would have 65,536."""
     integer = dqconvert.convert(trained("GraphSAGE"))
     finishes = [part for node in integer.graph.nodes for part in node.args if isinstance(part, Finish)]
     with_other = [finish for finish in finishes if finish.other is not None]
-    assert with_other
     tables = [integer.get_buffer(finish.table.target) for finish in with_other]
-    assert all(table.shape == (5,) for table in tables if table.dtype == torch.uint8 or table.dim() == 1)
-    assert any(table.shape == (5,) for table in tables)
+    assert [table.numel() for table in tables] == [5, 7], "codes, and what the module returns: their values"
 
 
 def test_edge_weights_that_are_nan_are_refused():

@@ -18,11 +18,15 @@ from dqconvert.kernels._memory import empty
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop
 from dqconvert.kernels.integer._finish_span import AS_THEY_ARE, ON_PLANE, ON_RAMP, finish_span
+from dqconvert.kernels.integer._on_grid import GRID, grid_of
 from dqconvert.kernels.integer._plane import PLANE, on_plane
 from dqconvert.kernels.integer._ramp import ramp_of
 
 CODES = 256
 """Entries of a table for each code, also of grids that have fewer."""
+
+_PLANES = (PLANE,), (PLANE + GRID,)
+"""Shapes of what stands for a table of pairs: of codes, and of values that lie on a grid."""
 
 
 class Finish(NamedTuple):
@@ -35,7 +39,8 @@ class Finish(NamedTuple):
         bias: float32 `[columns]`, in the values' unit.
         table: uint8 (codes) or float32 (values): `[256]`, by the code; `[columns, 256]`, by column and code; or, with
             `other`, `[256, 256]`, by the code and the other, or float32 `[5]`, a plane that stands for one of codes,
-            see :mod:`dqconvert.kernels.integer._plane`. None: the codes as they are.
+            see :mod:`dqconvert.kernels.integer._plane`, or `[7]`, for one of values: a plane, zero and scale. None: the
+            codes as they are.
         other: uint8 `[rows, columns]`, codes of another value.
         packed: Whether codes are written two to a byte, the even column in the low half; a last one stands alone.
     """
@@ -64,9 +69,13 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
     if finish.table is None:
         found = codes.to(torch.uint8)
     elif finish.other is not None:
-        by_pair = finish.table.shape != (PLANE,)
-        other = finish.other
-        found = finish.table[codes, other.long()] if by_pair else on_plane(codes, other, finish.table)
+        table, other = finish.table, finish.other
+        if table.shape not in _PLANES:
+            found = table[codes, other.long()]
+        else:
+            found = on_plane(codes, other, table[:PLANE])
+            if table.numel() > PLANE:
+                found = (found.to(torch.float32) - table[PLANE]) * table[PLANE + 1]
     elif finish.table.dim() == 2:
         found = finish.table.expand(sums.size(1), CODES)[torch.arange(sums.size(1), device=sums.device), codes]
     else:
@@ -111,7 +120,8 @@ class Steps(NamedTuple):
         kind: What becomes of the codes before any table, see :mod:`dqconvert.kernels.integer._finish_span`.
         ramp: float32 `[4, columns]`, what stands for a table (:mod:`dqconvert.kernels.integer._ramp`); or empty.
         plane: float32 `[5]`, what stands for one of pairs (:mod:`dqconvert.kernels.integer._plane`); or empty.
-        table, other: Flat; empty, if there is none. No table where there is a ramp or a plane.
+        table, other: Flat; empty, if there is none. No table where there is a ramp or a plane; of values, what stands
+            for it, if something does (:mod:`dqconvert.kernels.integer._on_grid`).
         by_column: Whether there is a table for each column.
         packed: As there.
     """
@@ -139,22 +149,24 @@ def _make_steps(
     factor: Tensor, grid: Tensor, bias: Tensor | None, table: Tensor | None, columns: int, pairs: bool, packed: bool
 ) -> Steps:
     scale, zero, top, low = grid.tolist()
-    ramp = plane = None
-    if table is not None and table.dtype == torch.uint8 and not pairs:
+    entries: NDArray[Any] = np.empty(0, np.uint8) if table is None else table.detach().numpy()
+    ramp, plane = None, np.empty(0, np.float32)
+    if pairs and entries.ndim == 1:
+        plane, entries = entries[:PLANE], entries[PLANE:]
+    elif table is not None and not pairs and entries.dtype == np.uint8:
         ramp = ramp_of(table, int(top) + 1, columns)
-    elif table is not None and table.shape == (PLANE,):
-        plane = table
-    if ramp is not None or plane is not None:
-        table = None
+        entries = entries if ramp is None else entries[:0]
+    elif entries.shape == (CODES,) and (found := grid_of(entries)) is not None:
+        entries = found
     return Steps(
         _by_column(factor, columns),
         np.zeros(columns, np.float32) if bias is None else _by_column(bias, columns),
         np.array([scale, zero + low, top + low, low], np.float32),
-        ON_RAMP if ramp is not None else ON_PLANE if plane is not None else AS_THEY_ARE,
+        ON_RAMP if ramp is not None else ON_PLANE if plane.size > 0 else AS_THEY_ARE,
         np.empty((4, 0), np.float32) if ramp is None else ramp,
-        np.empty(0, np.float32) if plane is None else plane.detach().numpy().copy(),
-        np.empty(0, np.uint8) if table is None else table.detach().reshape(-1).numpy().copy(),
-        table is not None and table.dim() == 2 and not pairs,
+        plane.copy(),
+        entries.reshape(-1).copy(),
+        entries.ndim == 2 and not pairs,
         np.empty(0, np.uint8),
         packed,
     )
@@ -187,7 +199,7 @@ def check(finish: Finish, rows: int, columns: int) -> None:
         "bias": bias is None or (bias.shape == (columns,) and bias.dtype == torch.float32),
         "table": table is None
         or (table.shape in _table_shapes(columns, other is not None) and table.dtype in (torch.uint8, torch.float32))
-        or (other is not None and table.shape == (PLANE,) and table.dtype == torch.float32),
+        or (other is not None and table.shape in _PLANES and table.dtype == torch.float32),
         "other": other is None or (table is not None and other.shape == (rows, columns) and other.dtype == torch.uint8),
         "packed": not packed or dtype_of(table) == torch.uint8,
     }
@@ -255,10 +267,10 @@ def finish_pointed(  # type: ignore[no-untyped-def]
         return
     finish_span(line, columns, factor, share, bias, grid, kind, ramp, plane, other, codes)
     if not packed:
-        look_up_row(codes, columns, table, by_column, other, others, to)
+        look_up_row(codes, columns, table, entries, by_column, other, others, to)
         return
     if entries > 0:
-        look_up_row(codes, columns, table, by_column, other, others, codes)
+        look_up_row(codes, columns, table, entries, by_column, other, others, codes)
     pack_row(codes, columns, to)
 
 
@@ -278,14 +290,22 @@ def pack_row(codes, columns, to):  # type: ignore[no-untyped-def]
 
 
 @loop
-def look_up_row(codes, columns, table, by_column, other, others, to):  # type: ignore[no-untyped-def]
+def look_up_row(codes, columns, table, entries, by_column, other, others, to):  # type: ignore[no-untyped-def]
     """What the table makes of the codes of a row."""
-    if others > 0:
+    if entries == GRID:
+        values_on_grid(codes, columns, table, to)
+    elif others > 0:
         look_up_both(codes, columns, table, other, to)
     elif by_column:
         look_up_columns(codes, columns, table, to)
     else:
         look_up_values(codes, columns, table, to)
+
+
+@loop
+def values_on_grid(codes, count, grid, to):  # type: ignore[no-untyped-def]
+    for c in range(count):
+        to[c] = (np.float32(codes[c]) - grid[0]) * grid[1]
 
 
 @loop

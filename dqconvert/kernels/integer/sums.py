@@ -14,6 +14,7 @@ from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels.integer._on_grid import GRID, grid_of
 from dqconvert.kernels.integer._sum_span import sum_span
 from dqconvert.kernels.integer.codes import as_numbers, plain_quantize, quantize_values
 from dqconvert.kernels.integer.finish import CODES
@@ -21,9 +22,6 @@ from dqconvert.kernels.integer.tables import plain_look_up
 
 BLOCK = 1 << 12
 """Values that are summed up together: they stay in the first cache."""
-
-_GRID = 2
-"""Numbers that stand for a table: zero and scale."""
 
 _NO_CODES, _NO_VALUES = np.empty(0, np.uint8), np.empty(0, np.float32)
 
@@ -47,9 +45,9 @@ def _on_cpu(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
     given = [term.detach().contiguous().view(-1).numpy() for term in terms]
     made = [_weights((weight,)) for weight in weights]
     numbers, to, cuts = as_numbers(grid, np.float32), codes.view(-1).numpy(), parts(rows, len(terms) * codes.numel())
-    if all(term.size == codes.numel() and weight.size <= _GRID for term, weight in zip(given, made, strict=True)):
+    if all(term.size == codes.numel() and weight.size <= GRID for term, weight in zip(given, made, strict=True)):
         places = np.array([term.ctypes.data for term in given], np.int64)
-        pairs = np.array([weight if weight.size == _GRID else (np.nan, weight[0]) for weight in made], np.float32)
+        pairs = np.array([weight if weight.size == GRID else (np.nan, weight[0]) for weight in made], np.float32)
         run(lambda _, start, stop: sum_in_one(places, pairs, columns, numbers, to, start, stop), cuts)
     else:
         flat = tuple(
@@ -63,12 +61,8 @@ def _on_cpu(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
 def _make_weights(weight: Tensor) -> NDArray[Any]:
     """What belongs to a term, flat; of a table, zero and scale if they give all of its values."""
     table = weight.detach().reshape(-1).numpy().copy()
-    if table.size != CODES:
-        return table
-    zero = int(np.abs(table).argmin())
-    scale = table[zero + 1] if zero + 1 < CODES else -table[zero - 1]
-    values = (np.arange(CODES, dtype=np.float32) - np.float32(zero)) * scale
-    return np.array([zero, scale], np.float32) if np.array_equal(values, table) else table
+    grid = grid_of(table) if table.size == CODES else None
+    return table if grid is None else grid
 
 
 _weights = Kept(_make_weights)
@@ -102,7 +96,7 @@ def sum_rows(terms, columns, grid, codes, start, stop):  # type: ignore[no-untyp
                 else:
                     for r in range(rows):
                         add_values(pointer(values, 0), columns, weight[0], pointer(line, r * columns))
-            elif weight.size == _GRID:
+            elif weight.size == GRID:
                 add_on_grid(pointer(given, at), count, weight[0], weight[1], pointer(line, 0))
             elif weight.size == CODES:
                 add_looked_up(pointer(given, at), count, pointer(weight, 0), 0, pointer(line, 0))

@@ -15,7 +15,8 @@ from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_row, pack, plain_finish, room, steps, unpack
 
 INT8, INT4 = torch.tensor([0.05, 119.0, 255.0, -128.0]), torch.tensor([0.7, 6.0, 15.0, -8.0])
-TABLES = ("plane", "none", "by code", "by column", "with other", "values", "a line", "lines by column")
+VALUES = ("values", "values on a grid", "values of pairs", "values of pairs on a grid", "values by column")
+TABLES = ("plane", "none", "by code", "by column", "with other", "a line", "lines by column", *VALUES)
 
 
 @loop
@@ -38,19 +39,28 @@ def a_finish(rows, columns, *, grid=INT8, by_column=False, bias=False, table="no
     """Some factor, bias and table; of a table that is packed again the codes are below 16."""
     kind = {"by code": (256,), "by column": (columns, 256), "with other": (256, 256), "values": (256,)}
     high = 16 if packed else 256
+    pairs = table in ("with other", "plane") or "pairs" in table
     codes = torch.randint(high, kind[table], dtype=torch.uint8) if table in kind else None
     if "line" in table:  # what a scale and a ReLU make of codes: no table is needed for them
         slopes = torch.rand(columns if "column" in table else 1, 1) * 2 - 0.5
         codes = (torch.arange(256) * slopes + 3).clamp(0, high - 1).round().to(torch.uint8)
         codes = codes if "column" in table else codes[0]
-    if table == "plane":
+    values = {
+        "values": torch.randn(256),
+        "values on a grid": (torch.arange(256) - torch.randint(256, ())) * torch.rand(()),
+        "values of pairs": torch.randn(256, 256),
+        "values by column": torch.randn(columns, 256),
+    }
+    if table in values:
+        codes = values[table]
+    if "plane" in table or "pairs on a grid" in table:
         codes = torch.tensor([torch.rand(()) * 2 - 0.5, torch.rand(()) - 0.5, 7.3, 2, high - 1.0])
     return Finish(
         factor=torch.rand(columns if by_column else 1) * 1e-3,
         grid=grid,
         bias=torch.randn(columns) if bias else None,
-        table=torch.randn(256) if table == "values" else codes,
-        other=torch.randint(256, (rows, columns), dtype=torch.uint8) if table in ("with other", "plane") else None,
+        table=torch.cat([codes, torch.tensor([113, 0.07])]) if "pairs on a grid" in table else codes,
+        other=torch.randint(256, (rows, columns), dtype=torch.uint8) if pairs else None,
         packed=packed,
     )
 
@@ -69,7 +79,7 @@ def a_finish(rows, columns, *, grid=INT8, by_column=False, bias=False, table="no
 )
 def test_rows_end_as_defined(rows, columns, seed, wide, shared, packed, by_column, bias, table):
     torch.manual_seed(seed)
-    packed = packed and table != "values"
+    packed = packed and table not in VALUES
     grid = INT4 if packed else INT8
     finish = a_finish(rows, columns, grid=grid, by_column=by_column, bias=bias, table=table, packed=packed)
     check(finish, rows, columns)
