@@ -60,7 +60,8 @@ def show_infer(result: infer.InferResult, console: Console) -> None:
                 console.print(_operations(row.engine.name, row.phases, row.phases_cold))
         console.print()
     settings = result.settings
-    notes = [f"Times: {settings.rounds} forwards or more of each in turns; x: the float's median over this one's."]
+    turns = f"Times: {settings.rounds} forwards or more of each in turns, each behind one that is not timed;"
+    notes = [f"{turns} x: the float's median over this one's."]
     if settings.cold:
         notes.append("Cold: on a graph that was not seen before, from its edge_index on.")
     if result.no_memory is not None:

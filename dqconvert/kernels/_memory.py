@@ -8,6 +8,7 @@ kept when the tensor in them is gone.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import mmap
 import weakref
@@ -39,7 +40,8 @@ _NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.f
 class Buffers:
     """Lends buffers, and takes them back when nothing refers to the tensor in them any more.
 
-    It holds no more than a quarter above what was ever lent at one time.
+    It holds no more than a quarter above what was ever lent at one time. Where that leaves no room, what goes is what
+    nobody asked for since this size was last asked for, as a training step's buffers once the model is converted.
 
     ```python
     >>> buffers = Buffers()
@@ -57,6 +59,7 @@ class Buffers:
         self._free: dict[int, list[NDArray[Any]]] = {}
         self._lent: dict[int, weakref.ref[Any]] = {}
         self._lent_bytes = self._free_bytes = self._most_bytes = 0
+        self._times, self._asked = itertools.count(1), dict[int, tuple[int, int]]()  # by size: last time, time before
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor on the CPU whose values are undefined; float32, float64 or uint8."""
@@ -66,6 +69,7 @@ class Buffers:
             return torch.empty(shape, dtype=dtype)
         size = _size_class(count * kind.itemsize)
         kept = self._free.setdefault(size, [])
+        self._asked[size] = next(self._times), self._asked.get(size, (0, 0))[0]
         try:
             raw = kept.pop()
             self._free_bytes -= size
@@ -91,9 +95,27 @@ class Buffers:
         del self._lent[key]
         size = len(raw)
         self._lent_bytes -= size
-        if self._free_bytes + self._lent_bytes + size <= self._most_bytes * _SPARE:
+        before = self._asked[size][1]
+        while self._is_too_much(size) and self._forget(before):
+            pass
+        if not self._is_too_much(size):
             self._free_bytes += size
             self._free[size].append(raw)
+
+    def _is_too_much(self, size: int) -> bool:
+        return self._free_bytes + self._lent_bytes + size > self._most_bytes * _SPARE
+
+    def _forget(self, before: int) -> bool:
+        """Lets one buffer go of the size that was longest not asked for, if that was `before`; whether there is one."""
+        last, size = min(
+            ((self._asked[size][0], size) for size in list(self._free) if self._free[size]), default=(0, 0)
+        )
+        if not 0 < last < before:
+            return False
+        with contextlib.suppress(IndexError):  # another thread was faster
+            self._free[size].pop()
+            self._free_bytes -= size
+        return True
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:

@@ -297,6 +297,25 @@ def test_steps_that_ask_for_other_sizes_in_turn_make_no_buffer_twice(monkeypatch
     assert made == []
 
 
+def test_what_was_used_in_training_makes_room_for_what_is_used_now(monkeypatch):
+    """Else all that a converted model asks for would be made anew in every forward."""
+    buffers, made = Buffers(), []
+    aligned = _memory._aligned
+    monkeypatch.setattr(_memory, "_aligned", lambda size: made.append(size) or aligned(size))
+    training = [buffers.empty((9, SMALL), torch.float32) for _ in range(4)]
+    most = 4 * len(buffers._lent) * 9 * SMALL
+    del training
+    for forward in range(6):
+        if forward == 3:
+            assert made
+            made.clear()
+        codes = [buffers.empty((5, SMALL), torch.float32) for _ in range(3)]
+        out = buffers.empty((3, SMALL), torch.float32)
+        del codes, out
+        assert held(buffers) == buffers._free_bytes <= 1.25 * 1.13 * most
+    assert made == []
+
+
 def test_memory_that_is_free_is_given_back():
     buffers = Buffers()
     kept = buffers.empty((2, SMALL), torch.float32)
