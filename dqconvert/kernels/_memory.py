@@ -106,7 +106,7 @@ class Buffers:
         return self._free_bytes + self._lent_bytes + size > self._most_bytes * _SPARE
 
     def _forget(self, before: int) -> bool:
-        """Lets one buffer go of the size that was longest not asked for, if that was `before`; whether there is one."""
+        """Lets a buffer go, of the size longest not asked for, if nobody did since `before`; whether there is one."""
         last, size = min(
             ((self._asked[size][0], size) for size in list(self._free) if self._free[size]), default=(0, 0)
         )
