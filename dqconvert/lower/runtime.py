@@ -23,7 +23,7 @@ def look_up_last(codes: Tensor, table: Tensor, packed: bool = False) -> Tensor:
         >>> look_up_last(codes, torch.arange(512.0).view(2, 256)).tolist()
         [[[1.0], [258.0]]]
     """
-    if table.dim() == 1 or codes.dim() == 2:
+    if packed or table.dim() == 1 or codes.dim() == 2:
         return look_up(codes, table, packed=packed)
     return look_up(codes.reshape(-1, table.size(0)), table).view(codes.shape)
 

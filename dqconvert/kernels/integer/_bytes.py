@@ -95,13 +95,18 @@ def quantize_span(typing_context, values, count, scale, middle, low, top, codes)
     return types.boolean(values, types.intp, kind, kind, kind, kind, codes), written
 
 
+def steps_of(builder: Any, value: Any, scale: Any, middle: Any) -> tuple[Any, Any]:
+    """Writes how values become steps of a grid, as :class:`Bytes` takes them; and which are NaN, and have zero's."""
+    missing = builder.fcmp_unordered("uno", value, value)
+    return builder.select(missing, middle, builder.fadd(builder.fdiv(value, scale), middle)), missing
+
+
 def _quantize(writer: Writer, values: Any, scale: Any, middle: Any, bytes_: Bytes, codes: Any, found: Any) -> Any:
     builder = writer.builder
 
     def step(start: Any, mask: Any) -> None:
         value = writer.load(builder.gep(values, [start]), writer.vector, writer.size, mask)
-        missing = builder.fcmp_unordered("uno", value, value)
-        steps = builder.select(missing, middle, builder.fadd(builder.fdiv(value, scale), middle))
+        steps, missing = steps_of(builder, value, scale, middle)
         writer.store(bytes_.of(steps), builder.gep(codes, [start]), 1, mask)
         some = builder.bitcast(missing, ir.IntType(writer.lanes))
         some = builder.icmp_unsigned("!=", some, some.type(0))

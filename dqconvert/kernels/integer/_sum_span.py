@@ -10,14 +10,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from dqconvert.kernels._span import Writer
-from dqconvert.kernels.integer._bytes import Bytes
+from dqconvert.kernels.integer._bytes import Bytes, steps_of
 
 _BYTE, _INT, _LONG, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 @intrinsic
 def sum_span(typing_context, places, numbers, terms, start, count, scale, middle, low, top, codes):  # type: ignore[no-untyped-def]
-    """`count` values of each of so many terms, from `start` on, to the codes of their sums, from 0 + the first on.
+    """`count` sums of so many terms, of each from value `start` on, to as many codes.
 
     `places`: a pointer to int64, the address of each term; `numbers`: to float32 `[terms, 2]`: of values, float32, NaN
     and what they are multiplied by; of codes, uint8, their zero and their scale. The rest as for
@@ -34,8 +34,7 @@ def sum_span(typing_context, places, numbers, terms, start, count, scale, middle
 
             def step(at: Any, mask: Any) -> None:
                 total = _add(writer, places, numbers, terms, builder.add(start, at), mask)
-                missing = builder.fcmp_unordered("uno", total, total)
-                steps = builder.select(missing, more, builder.fadd(builder.fdiv(total, by), more))
+                steps, _ = steps_of(builder, total, by, more)
                 writer.store(bytes_.of(steps), builder.gep(codes, [at]), 1, mask)
 
             return step
