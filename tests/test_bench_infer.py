@@ -302,6 +302,18 @@ class TestResult:
 
 
 @pytest.mark.skipif(memory.why_not_measurable() is not None, reason="needs Linux's /proc")
+def test_a_warm_forward_follows_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Forward] = []
+    warm = Forward.warm
+    monkeypatch.setattr(Forward, "warm", lambda self: taken.append(self) or warm(self))
+    quick = Settings(rounds=3, seconds=0, memory=False, phases=False, cold=False)
+    run([tiny("V6")], [EDGE_INDEX, CSR, INT8], quick)
+    taken = [forward for forward in taken if taken.count(forward) > 2]  # others run once, on a part of the data
+    assert len(set(taken)) == 3
+    assert taken[::2] == taken[1::2], "one that is not timed, one that is"
+    assert len(taken) == 3 * 2 * (1 + quick.rounds)
+
+
 def test_memory_of_a_forward_in_a_process_of_its_own() -> None:
     warm, cold = memory.measure_forward(Case(workload="V1", scale=0.01), EDGE_INDEX, threads=1)
     messages = 50_000 * 128 * 4 / 2**20  # of the first layer, in float32

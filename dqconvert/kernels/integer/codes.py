@@ -13,7 +13,7 @@ from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._threads import loop, parts, run
 from dqconvert.kernels.integer._bytes import quantize_span
-from dqconvert.kernels.integer.finish import pack, pack_row
+from dqconvert.kernels.integer.finish import pack, pack_row, values_on_grid
 
 
 def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
@@ -179,13 +179,7 @@ def _dequantize_on_cpu(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
 
 @loop
 def dequantize_part(codes, values, scale, zero, start, stop):  # type: ignore[no-untyped-def]
-    dequantize_values(pointer(codes, start), stop - start, scale, zero, pointer(values, start))
-
-
-@loop
-def dequantize_values(codes, count, scale, zero, values):  # type: ignore[no-untyped-def]
-    for k in range(count):
-        values[k] = (np.float32(codes[k]) - zero) * scale
+    values_on_grid(pointer(codes, start), stop - start, zero, scale, pointer(values, start))
 
 
 dequantize_operator = Operator(

@@ -293,7 +293,7 @@ def pack_row(codes, columns, to):  # type: ignore[no-untyped-def]
 def look_up_row(codes, columns, table, entries, by_column, other, others, to):  # type: ignore[no-untyped-def]
     """What the table makes of the codes of a row."""
     if entries == GRID:
-        values_on_grid(codes, columns, table, to)
+        values_on_grid(codes, columns, table[0], table[1], to)
     elif others > 0:
         look_up_both(codes, columns, table, other, to)
     elif by_column:
@@ -303,9 +303,9 @@ def look_up_row(codes, columns, table, entries, by_column, other, others, to):  
 
 
 @loop
-def values_on_grid(codes, count, grid, to):  # type: ignore[no-untyped-def]
+def values_on_grid(codes, count, zero, scale, to):  # type: ignore[no-untyped-def]
     for c in range(count):
-        to[c] = (np.float32(codes[c]) - grid[0]) * grid[1]
+        to[c] = (np.float32(codes[c]) - zero) * scale
 
 
 @loop
