@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
+import io
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +24,7 @@ from torch_geometric.nn import GCN
 from torch_geometric.utils import coalesce, degree, remove_self_loops, to_undirected
 
 from dqconvert.errors import CheckpointError
+from dqconvert.files import write_file
 from dqconvert.prepare import prepare
 from dqconvert.report import Report
 
@@ -282,20 +283,14 @@ def step_time_ratio(prepared: nn.Module, model: nn.Module, data: Data, rounds: i
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:
-    """Saves a ``state_dict``: written beside its place and renamed, so that no reader meets half a file.
+    """Saves a ``state_dict``, whole or not at all.
 
     Raises:
         CheckpointError: If it cannot be written.
     """
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("wb") as file:
-            torch.save(state, file)
-        unfinished.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    contents = io.BytesIO()
+    torch.save(state, contents)
+    write_file(path, [contents.getbuffer()])
 
 
 def show(result: Result, console: Console, *, report: bool = True) -> None:

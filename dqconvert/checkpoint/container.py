@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import CheckpointError
-from dqconvert.files import write_file
+from dqconvert.files import open_file, write_file
 
 KEY = "dqconvert"
 """The metadata entry that holds the document."""
@@ -126,16 +126,8 @@ def is_prepared(path: str | os.PathLike[str]) -> bool:
     Raises:
         CheckpointError: If there is no such file, or it cannot be read.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise CheckpointError(f"{path}: is a folder, not a file.")
-    try:
-        with target.open("rb") as file:
-            start = file.read(8 + len(_OPENING))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no such file.") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    with open_file(path) as file:
+        start = file.read(8 + len(_OPENING))
     return start[8:] == _OPENING
 
 

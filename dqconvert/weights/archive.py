@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dqconvert.errors import CheckpointError
+from dqconvert.files import open_file
 from dqconvert.weights.survey import Survey, survey
 
 # How files begin: those of torch.save since torch 1.6, and those before.
@@ -63,13 +64,8 @@ def read_start(path: str | os.PathLike[str], size: int = 16) -> bytes:
     Raises:
         CheckpointError: If there is no such file, or it cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return file.read(size)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: there is no such file.") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    with open_file(path) as file:
+        return file.read(size)
 
 
 def _damaged(path: str | os.PathLike[str], why: str) -> CheckpointError:

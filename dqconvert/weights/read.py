@@ -52,8 +52,6 @@ def read_weights(path: str | os.PathLike[str], *, key: str | None = None, trust_
         >>> list(weights.state), weights.found
         (['weight', 'bias'], 'model_state_dict')
     """
-    if os.path.isdir(path):
-        raise CheckpointError(f"{path}: is a folder, not a file.")
     start = read_start(path)
     if is_prepared(path):
         raise CheckpointError(
