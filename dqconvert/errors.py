@@ -17,6 +17,13 @@ class GuardError(DQConvertError):
     """A prepared module was called in a way that its graph was not traced for (an argument, a branch on a size)."""
 
 
+class ArgumentError(GuardError):
+    """A graph was called with arguments of another form than it was traced for: absent, present, a tuple, other keys.
+
+    Another graph of the same method takes them, or is made for them.
+    """
+
+
 class InputError(DQConvertError):
     """A module was given what it cannot use: an edge that ends at no node, NaN, an index of another type.
 

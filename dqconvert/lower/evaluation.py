@@ -20,7 +20,7 @@ from dqconvert.trace import runtime
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.ops import writes
 
-CHECKS = frozenset((runtime.guard, runtime.pinned, runtime.present, runtime.check_sorted, runtime.same_keys))
+CHECKS = frozenset((runtime.guard, runtime.check_sorted, *runtime.ARGUMENT_CHECKS))
 """Functions that are called for what they refuse."""
 
 

@@ -48,12 +48,30 @@ class Inputs:
         return Inputs(self.signature, arguments, self.given)
 
 
-def signature_of(model: nn.Module, method: str) -> inspect.Signature:
-    """The signature of the method to trace."""
-    function = getattr(model, method, None)
+def method_of(model: nn.Module, method: str) -> Callable[..., Any]:
+    """A method by its name: ``"encode"``, or ``"encoder.forward"`` of a part of the model.
+
+    Raises:
+        TraceError: If there is none.
+
+    Example:
+        >>> method_of(nn.Sequential(nn.Identity()), "0.forward")(3)
+        3
+    """
+    path, _, name = method.rpartition(".")
+    try:
+        function = getattr(model.get_submodule(path), name, None)
+    except AttributeError:
+        function = None
     if not callable(function):
         raise TraceError(f"{type(model).__name__} has no method {method!r} to trace.")
-    return inspect.signature(function)
+    found: Callable[..., Any] = function
+    return found
+
+
+def signature_of(model: nn.Module, method: str) -> inspect.Signature:
+    """The signature of the method to trace."""
+    return inspect.signature(method_of(model, method))
 
 
 def bind(model: nn.Module, method: str, example: Any) -> Inputs:

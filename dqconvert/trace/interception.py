@@ -21,6 +21,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.trace import leaves
 from dqconvert.trace.adjacency import is_sparse
+from dqconvert.trace.inputs import method_of
 from dqconvert.trace.literals import literal_changes
 from dqconvert.trace.note import Stage, describe
 from dqconvert.trace.patching import namespaces, patched, replacements
@@ -98,9 +99,11 @@ class Interception:
                 writer.recording = False
                 self._writer = None
 
-    def call_root(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Calls the method that is being recorded, inside :meth:`into`."""
-        return self._call_module(self.writer.root, "", method, args, kwargs)
+    def call_root(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls the method that is being recorded, of the model or of a part of it, inside :meth:`into`."""
+        path = method.rpartition(".")[0]
+        module = self.writer.root.get_submodule(path)
+        return self._call_module(module, path, method_of(self.writer.root, method), args, kwargs)
 
     def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         module_call = nn.Module.__call__

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from dqconvert.errors import TraceError
-from dqconvert.trace.inputs import Inputs, from_bound, signature_of
+from dqconvert.trace.inputs import Inputs, from_bound, method_of, signature_of
 from dqconvert.trace.leaves import uninitialized
 
 NODES, EDGES, GRAPHS = (13, 17), (37, 53), (2, 3)
@@ -83,7 +83,7 @@ def _try(model: nn.Module, method: str, inputs: Inputs) -> str | None:
     args, kwargs = inputs.call()
     try:
         with torch.no_grad():
-            getattr(model, method)(*args, **kwargs)
+            method_of(model, method)(*args, **kwargs)
     except Exception as error:  # whatever a wrong guess makes the user's code raise
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return None

@@ -14,7 +14,7 @@ from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.copies import duplicate
 from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
-from dqconvert.trace.runtime import pinned, present, same_keys
+from dqconvert.trace.runtime import pinned, present, same_items, same_keys
 from dqconvert.trace.writer import Writer
 
 
@@ -48,7 +48,7 @@ def record(
     _pin(writer, inputs)
     args, kwargs = Inputs(inputs.signature, arguments, frozenset(arguments)).bound_call()
     with torch.enable_grad(), interception.into(writer):
-        writer.output(interception.call_root(getattr(model, method), args, kwargs))
+        writer.output(interception.call_root(method, args, kwargs))
     if remarks is not None:
         remarks.update(writer.remarks)
     return writer.graph
@@ -61,7 +61,7 @@ def _bind_argument(writer: Writer, inputs: Inputs, name: str) -> Any:
     stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
     default = () if parameter.default is parameter.empty else (parameter.default,)
     node = writer.placeholder(stars + name, value, default)
-    if name not in inputs.given and not isinstance(value, int | float):
+    if name not in inputs.given and not stars and not isinstance(value, int | float):
         return value
     return _bind_parts(writer, value, node, name)
 
@@ -76,19 +76,21 @@ def _bind_parts(writer: Writer, value: Any, node: Node, name: str) -> Any:
     if isinstance(value, BaseData):
         return _bind_data(writer, value, node, name)
     if isinstance(value, dict):
-        if value:
+        if value or node.op == "placeholder":
             writer.check_input(same_keys, (node, tuple(value), name))
         return {key: _bind_item(writer, item, node, key, f"{name}[{key!r}]") for key, item in value.items()}
     if isinstance(value, tuple | list):
+        writer.check_input(same_items, (node, len(value), name))
         items = [_bind_item(writer, item, node, index, f"{name}[{index}]") for index, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 
 def _bind_item(writer: Writer, item: Any, node: Node, key: Any, name: str) -> Any:
-    if item is None or isinstance(item, bool | str):
-        return item
     part = writer.input_node(leaves.GETITEM, (node, key), item, f"argument {name}")
+    if item is None or isinstance(item, bool | str):
+        writer.check_input(pinned, (part, item, name))
+        return item
     return _bind_parts(writer, item, part, name)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqconvert.errors import GuardError
+from dqconvert.errors import ArgumentError, GuardError
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -68,24 +68,24 @@ def pinned(value: Any, expected: Any, name: str) -> None:
     """Checks that a forward argument is what it was while tracing.
 
     Raises:
-        GuardError: If it is not.
+        ArgumentError: If it is not.
 
     Example:
         >>> pinned(None, None, "edge_weight")
         >>> pinned(2, None, "edge_weight")
         Traceback (most recent call last):
             ...
-        dqconvert.errors.GuardError: argument 'edge_weight' was absent (None) when the model was prepared, and ...
+        dqconvert.errors.ArgumentError: argument 'edge_weight' was absent (None) when the model was prepared, and ...
     """
     if value is expected:
         return
     if expected is None:
-        raise GuardError(
+        raise ArgumentError(
             f"argument {name!r} was absent (None) when the model was prepared, and its graph has no place for it: "
             f"prepare the model again with {name!r} among the example_inputs."
         )
     if isinstance(value, Tensor) or type(value) is not type(expected) or value != expected:
-        raise GuardError(
+        raise ArgumentError(
             f"argument {name!r} was {expected!r} when the model was prepared and is {value!r} now: "
             f"prepare the model again with example_inputs that hold it."
         )
@@ -95,13 +95,13 @@ def present(value: Any, name: str) -> None:
     """Checks that an optional argument that was given while tracing is given.
 
     Raises:
-        GuardError: If it is not; the graph holds the branch that uses it.
+        ArgumentError: If it is not; the graph holds the branch that uses it.
 
     Example:
         >>> present(1, "batch")
     """
     if value is None:
-        raise GuardError(
+        raise ArgumentError(
             f"argument {name!r} was given when the model was prepared and is absent now, and its graph cannot do "
             f"without: prepare the model again without {name!r} among the example_inputs."
         )
@@ -124,19 +124,37 @@ def check_sorted(index: Tensor) -> None:
         )
 
 
+def same_items(value: Any, expected: int, name: str) -> None:
+    """Checks that an argument is a tuple or list of as many items as while tracing.
+
+    Raises:
+        ArgumentError: If it is not.
+
+    Example:
+        >>> same_items((1, 2), 2, "x")
+    """
+    if not isinstance(value, tuple | list) or len(value) != expected:
+        now = f"{len(value)} items" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
+        raise ArgumentError(
+            f"argument {name!r} was a tuple or list of {expected} items when the model was prepared and is {now} "
+            f"now: prepare the model again with example_inputs like these."
+        )
+
+
 def same_keys(value: dict[Any, Any], expected: tuple[Any, ...], name: str) -> None:
     """Checks that a dict argument has the keys that it had while tracing.
 
     Raises:
-        GuardError: If it does not.
+        ArgumentError: If it does not.
 
     Example:
         >>> same_keys({"paper": 1}, ("paper",), "x_dict")
     """
-    if set(value) != set(expected):
-        raise GuardError(
+    if not isinstance(value, dict) or set(value) != set(expected):
+        now = sorted(map(str, value)) if isinstance(value, dict) else f"is a {type(value).__name__}"
+        raise ArgumentError(
             f"argument {name!r} had the keys {sorted(map(str, expected))} when the model was prepared and has "
-            f"{sorted(map(str, value))} now: prepare the model again with example_inputs like these."
+            f"{now} now: prepare the model again with example_inputs like these."
         )
 
 
@@ -160,3 +178,7 @@ def by_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
         0.5
     """
     return when_training if training else when_evaluating
+
+
+ARGUMENT_CHECKS = (pinned, present, same_items, same_keys)
+"""What a graph checks of the form of its arguments, before anything else."""

@@ -20,7 +20,7 @@ from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.copies import duplicate, working_copy
 from dqconvert.trace.grow import drop_edges, enlarge, shrink
-from dqconvert.trace.inputs import Inputs, bind
+from dqconvert.trace.inputs import Inputs, bind, method_of
 from dqconvert.trace.interception import Interception, seen_through
 from dqconvert.trace.islands import Island, drop_children, no_graph, refuse_loops
 from dqconvert.trace.make_inputs import make_inputs
@@ -129,6 +129,7 @@ def _trace_on(
     for path, module in traced.named_modules():
         if isinstance(module, MessagePassing) and not any(f"{path}.".startswith(f"{name}.") for name in islands):
             set_values(module, Values.OWN)  # the graph multiplies
+            module.fuse = model.get_submodule(path).fuse  # as it was, should the module be traced again
     return Trace(module=traced, islands=tuple(islands.values()), remarks=tuple(recorded.remarks))
 
 
@@ -170,7 +171,7 @@ def _run_once(root: nn.Module, method: str, inputs: Inputs) -> None:
     root.eval()
     try:
         with torch.no_grad():
-            getattr(root, method)(*args, **kwargs)
+            method_of(root, method)(*args, **kwargs)
     except Exception as error:
         raise TraceError(
             f"{type(root).__name__}.{method} rejects the example_inputs ({_summary(inputs)}): "
@@ -226,7 +227,7 @@ def _record_all(
             while path in islands and path:
                 path = path.rpartition(".")[0]
             island = Island(module=failure.module, reason=failure.reason, source=failure.source)
-            if not path or strict:
+            if strict or not path or f"{_part(method)}.".startswith(f"{path}."):  # the module that the method is of
                 raise no_graph(root, island) from None
             drop_children(islands, path)
             islands[path] = replace(island, module=path)
@@ -250,12 +251,22 @@ def _record_four(
             add_sizes(graph, other)
             refuse_loops(graph)
         else:
-            _explain(different, found)
+            _explain(different, found, _part(method))
     return found
 
 
-def _explain(different: tuple[Node, Node], found: _Recorded) -> None:
+def _part(method: str) -> str:
+    """The path of the module that a method is of."""
+    return method.rpartition(".")[0]
+
+
+def _explain(different: tuple[Node, Node], found: _Recorded, part: str) -> None:
     """What it means that the second input gave another graph: a size was branched on, or became a constant.
+
+    Args:
+        different: Where the graphs part.
+        found: What was recorded; takes a remark.
+        part: The path of the module that the recorded method is of.
 
     Raises:
         Untraceable: To keep the module whole that did it.
@@ -263,7 +274,7 @@ def _explain(different: tuple[Node, Node], found: _Recorded) -> None:
     node, other = different
     note = note_of(node)
     if guard in (node.target, other.target):
-        if note.module:
+        if note.module != part:
             raise Untraceable(note.module, "branches on a size", note.source)
         found.second = None
         found.remarks.append(

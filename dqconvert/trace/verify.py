@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.copies import duplicate
-from dqconvert.trace.inputs import Inputs
+from dqconvert.trace.inputs import Inputs, method_of
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
 
@@ -77,7 +77,7 @@ def outputs(model: nn.Module, method: str, inputs: Inputs) -> list[Tensor]:
     copied = duplicate(model).eval()
     args, kwargs = inputs.call()
     with torch.no_grad():
-        results = pytree.tree_leaves(getattr(copied, method)(*args, **kwargs))
+        results = pytree.tree_leaves(method_of(copied, method)(*args, **kwargs))
     return [value for value in results if isinstance(value, Tensor) and value.layout == torch.strided]
 
 
@@ -115,7 +115,7 @@ def compare(model: nn.Module, method: str, graph: TracedModule, inputs: Inputs, 
     """Runs copies of the float model and of the graph on the same inputs and says what differs."""
     expected_on, actual_on = duplicate(model), graph.for_one_run()
     # The graph takes connectivity in any form and turns it into the one that shows messages; the model gets that one.
-    expected = run(expected_on, getattr(expected_on, method), inputs.map(plain_connectivity), training)
+    expected = run(expected_on, method_of(expected_on, method), inputs.map(plain_connectivity), training)
     return difference(expected, run(actual_on, actual_on.forward, inputs, training))
 
 
