@@ -23,6 +23,7 @@ from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.propagate import MessageWeight
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import qualified_name
+from dqconvert.trace.patching import module_of
 
 Data = dict[str, Any]
 
@@ -262,7 +263,7 @@ def _known_namedtuple(name: str, root: nn.Module | None) -> Any:
         return None
     import sys
 
-    own = {cls.__module__ for module in root.modules() for cls in type(module).__mro__}
+    own = {module_of(cls) for module in root.modules() for cls in type(module).__mro__}
     module, _, qualname = name.partition(":")
     kind = vars(sys.modules[module]).get(qualname) if module in own and module in sys.modules else None
     if not (isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")):

@@ -86,7 +86,7 @@ def _take_dtypes(root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _attach_all(root: nn.Module, document: Mapping[str, Any]) -> None:
-    device = next((value.device for value in root.parameters()), torch.device("cpu"))
+    device = next((value.device for value in nn.Module.parameters(root)), torch.device("cpu"))
     made: list[tuple[str, nn.Module]] = [(data["path"], _quantizer(data)) for data in document["quantizers"]]
     for data in document["protections"]:
         protect = Protect(p_min=data["p_min"], p_max=data["p_max"])
@@ -156,10 +156,9 @@ def _report(data: Mapping[str, Any]) -> Report:
 
 def _set_modes(module: PreparedModule, document: Mapping[str, Any]) -> None:
     state = document["state"]
-    module.train(bool(state["training"]))
-    children = dict(module.named_modules())
-    for path, mode in state["modes"].items():
-        children[path].training = bool(mode)
+    # Parts, one by one: what a model's own train() does besides was done before it was saved.
+    for path, part in nn.Module.named_modules(module):
+        part.training = bool(state["modes"].get(path, state["training"]))
     frozen = set(state["frozen"])
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen)

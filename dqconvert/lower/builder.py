@@ -15,6 +15,7 @@ from dqconvert.kernels.integer.finish import CODES
 from dqconvert.kernels.integer.tables import look_up_pairs
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.lower.values import Codes, Fixed, Joined, Known, Looked, Value, as_looked
+from dqconvert.trace.copies import set_mode
 from dqconvert.trace.note import Note, annotate, note_of
 
 
@@ -82,7 +83,7 @@ class Builder:
                 owner.add_module(container, nn.Module())
             owner = getattr(owner, container)
         if not hasattr(owner, name):
-            owner.add_module(name, copy.deepcopy(module).eval().requires_grad_(False))
+            owner.add_module(name, set_mode(copy.deepcopy(module), False).requires_grad_(False))
 
     # -- values ------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.fuse.context import Context, only_user, reads_form
 from dqconvert.trace.note import Note, note_of
 from dqconvert.trace.ops import op_name, writes
+from dqconvert.trace.patching import module_of
 
 _IDENTITIES = frozenset(("clone", "detach", "identity"))
 _IDENTITY_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -296,7 +297,7 @@ class Lowering:
         if node.op == "call_module":
             module = self.context.modules[str(node.target)]
             self.out.module(str(node.target), module)
-            if not type(module).__module__.startswith("torch.nn."):
+            if not module_of(type(module)).startswith("torch.nn."):
                 args, kwargs = torch.fx.node.map_arg((args, kwargs), self._own)
         new = self.out.copy(node, args, kwargs)
         if note_of(node).is_float and node.op != "output":

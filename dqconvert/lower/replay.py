@@ -15,6 +15,7 @@ from dqconvert.lower.module import IntegerModule
 from dqconvert.lower.places import Place, rounded_value
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite import PreparedModule
+from dqconvert.trace.copies import set_mode
 
 Seen: TypeAlias = Callable[[str, Tensor, Tensor], None]
 """Takes a quantizer's path, what the float model has there, and what the quantized one has."""
@@ -54,7 +55,7 @@ class FloatRun(_Run):
     """
 
     def __init__(self, module: PreparedModule, wanted: set[str]) -> None:
-        module = copy.deepcopy(module).eval()
+        module = set_mode(copy.deepcopy(module), False)
         super().__init__(module, evaluation_graph(module))
         self._wanted = wanted
         self._values: dict[str, Tensor] = {}
@@ -91,7 +92,7 @@ class QuantizedRun(_Run):
             super().__init__(module, module.graph)
             self.places = module.report.places
         else:
-            module = copy.deepcopy(module).eval()
+            module = set_mode(copy.deepcopy(module), False)
             super().__init__(module, evaluation_graph(module))
             self.places = _rounded(self.graph, module)
         self._at: dict[str, list[Place]] = {}

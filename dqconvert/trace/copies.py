@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 from torch import nn
 
@@ -35,7 +36,7 @@ def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQC
             f"{type(model).__name__} cannot be deep-copied ({reason}): {caller} works on a copy. Clear tensors with "
             f"gradient history that the model keeps as attributes."
         ) from reason
-    for parameter in root.parameters():
+    for parameter in nn.Module.parameters(root):  # a model may have a method of that name for something else
         parameter.grad = None
     _clear_caches(root)
     return root
@@ -47,8 +48,28 @@ def duplicate(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(inspector): inspector for inspector in shared})
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def set_mode(model: Model, training: bool) -> Model:
+    """Puts a model in a mode as its own ``train`` and ``eval`` do it, whatever those return, and returns the model.
+
+    Example:
+        >>> class Own(nn.Linear):
+        ...     def train(self, mode: bool = True) -> None:
+        ...         super().train(mode)
+        >>> set_mode(Own(2, 2), False).training
+        False
+    """
+    if training:
+        model.train()
+    else:
+        model.eval()
+    return model
+
+
 def _clear_caches(model: nn.Module) -> None:
-    for module in model.modules():
+    for module in nn.Module.modules(model):
         for name, value in list(vars(module).items()):
             if name.startswith("_cached") and value is not None and not callable(value):
                 setattr(module, name, None)

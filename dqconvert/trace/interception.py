@@ -84,10 +84,10 @@ class Interception:
     def into(self, writer: Writer) -> Iterator[None]:
         """Records what runs inside :meth:`active` and this. The writer's model, a copy, gets bracketed methods."""
         self._writer = writer
-        for path, layer in writer.root.named_modules():
+        for path, layer in nn.Module.named_modules(writer.root):
             if isinstance(layer, MessagePassing) and not any(f"{path}.".startswith(f"{kept}.") for kept in writer.kept):
                 self._bracket(layer)
-        for module in writer.root.modules():
+        for module in nn.Module.modules(writer.root):
             for name, value in list(vars(module).items()):
                 if type(value) is float:
                     setattr_plain(module, name, KeptFloat(value))

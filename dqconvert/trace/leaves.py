@@ -20,6 +20,8 @@ from torch import nn
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
+from dqconvert.trace.patching import module_of
+
 WEIGHTED_MODULES: tuple[type[nn.Module], ...] = (
     nn.Linear,
     nn.Bilinear,
@@ -90,13 +92,13 @@ def is_leaf_module(module: nn.Module) -> bool:
     (an attentional aggregation's gate network), which must become visible.
     """
     if isinstance(module, WEIGHTED_MODULES):
-        return type(module).__module__.startswith(("torch.nn.", "torch_geometric.nn.dense"))
-    own_torch = type(module).__module__.startswith("torch.nn.") and not isinstance(
+        return module_of(type(module)).startswith(("torch.nn.", "torch_geometric.nn.dense"))
+    own_torch = module_of(type(module)).startswith("torch.nn.") and not isinstance(
         module, nn.Sequential | nn.ModuleList | nn.ModuleDict
     )
     if not own_torch and not isinstance(module, _PYG_LEAVES):
         return False
-    return not any(isinstance(child, WEIGHTED_MODULES) for child in module.modules())
+    return not any(isinstance(child, WEIGHTED_MODULES) for child in nn.Module.modules(module))
 
 
 @functools.cache
@@ -153,7 +155,7 @@ STAGE_METHODS = ("message", "aggregate", "update", "edge_update")
 
 def message_passing_layers(model: nn.Module) -> list[MessagePassing]:
     """All message-passing layers of a model."""
-    return [module for module in model.modules() if isinstance(module, MessagePassing)]
+    return [module for module in nn.Module.modules(model) if isinstance(module, MessagePassing)]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -164,5 +166,5 @@ def has_hooks(module: nn.Module) -> bool:
 
 def uninitialized(model: nn.Module) -> list[str]:
     """Names of the parameters of lazy layers that no input has reached yet."""
-    names = [n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)]
-    return names + [n for n, b in model.named_buffers() if isinstance(b, torch.nn.UninitializedBuffer)]
+    names = [n for n, p in nn.Module.named_parameters(model) if isinstance(p, nn.UninitializedParameter)]
+    return names + [n for n, b in nn.Module.named_buffers(model) if isinstance(b, torch.nn.UninitializedBuffer)]

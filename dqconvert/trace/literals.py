@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from dqconvert.trace.patching import module_of
 from dqconvert.trace.values import KeptFloat
 
 
@@ -53,12 +54,12 @@ def literal_changes(spaces: Sequence[dict[str, Any]], model: nn.Module) -> Itera
             yield from _of_library(module, len(names))
         else:
             found.of_namespace(names)
-    for owner in model.modules():
+    for owner in nn.Module.modules(model):
         for cls in type(owner).__mro__:
-            if any(isinstance(f, FunctionType) and id(f.__globals__) in known for f in vars(cls).values()):
+            if any(type(f) is FunctionType and id(f.__globals__) in known for f in vars(cls).values()):
                 found.of_class(cls)
         for value in vars(owner).values():
-            if isinstance(value, FunctionType) and id(value.__globals__) in known:
+            if type(value) is FunctionType and id(value.__globals__) in known:
                 found.of_function(value)
     yield from found.changes
 
@@ -82,9 +83,9 @@ class _Changes:
         for name, value in list(names.items()):
             if type(value) is float:
                 self.changes.append((names, name, KeptFloat(value)))
-            elif isinstance(value, FunctionType) and value.__globals__ is names:
+            elif type(value) is FunctionType and value.__globals__ is names:
                 self.of_function(value)
-            elif isinstance(value, type) and value.__module__ == names.get("__name__"):
+            elif issubclass(type(value), type) and module_of(value) == names.get("__name__"):
                 self.of_class(value)
 
     def of_class(self, cls: type) -> None:
@@ -94,9 +95,9 @@ class _Changes:
         for name, member in list(vars(cls).items()):
             if type(member) is float:
                 self.changes.append((cls, name, KeptFloat(member)))
-            plain = member.__func__ if isinstance(member, staticmethod | classmethod) else member
-            plain = plain.fget if isinstance(plain, property) else plain
-            if isinstance(plain, FunctionType):
+            plain = member.__func__ if type(member) in (staticmethod, classmethod) else member
+            plain = plain.fget if type(plain) is property else plain
+            if type(plain) is FunctionType:
                 self.of_function(plain)
 
     def of_function(self, function: FunctionType) -> None:
@@ -116,5 +117,5 @@ class _Changes:
 def _closed_over(function: FunctionType) -> Iterator[FunctionType]:
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # an empty cell
-            if isinstance(cell.cell_contents, FunctionType):
+            if type(cell.cell_contents) is FunctionType:
                 yield cell.cell_contents

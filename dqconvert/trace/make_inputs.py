@@ -129,7 +129,7 @@ def _candidates(model: nn.Module, signature: inspect.Signature, required: list[s
 
 def _widths(model: nn.Module) -> list[int]:
     found: list[int] = []
-    for module in model.modules():
+    for module in nn.Module.modules(model):
         for attribute in ("in_channels", "in_features", "in_dim", "input_dim", "num_features", "channels"):
             value = getattr(module, attribute, None)
             if isinstance(value, tuple | list) and value and isinstance(value[0], int):

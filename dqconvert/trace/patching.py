@@ -59,28 +59,55 @@ def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
     PyG's modules, the modules that define the classes of ``model``, and the modules whose functions those use.
     torch and the standard library are left alone.
     """
-    classes = {cls for module in model.modules() for cls in type(module).__mro__}
-    own = {cls.__module__ for cls in classes}
+    classes = {cls for module in torch.nn.Module.modules(model) for cls in type(module).__mro__}
+    own = {module_of(cls) for cls in classes}
     for name in list(own):
-        for value in list(vars(sys.modules.get(name, math)).values()):
-            if isinstance(value, FunctionType | type):
-                own.add(value.__module__)
+        for value in list(names_of(name).values()):
+            if is_code(value):
+                own.add(module_of(value))
     names = {name for name in own if _is_foreign(name)}
     names |= {name for name in sys.modules if name == "torch_geometric" or name.startswith("torch_geometric.")}
-    found = [vars(module) for name in sorted(names) if isinstance(module := sys.modules.get(name), ModuleType)]
+    found = [space for name in sorted(names) if (space := names_of(name))]
     # Code that PyG generates lives in modules that are in sys.modules under names of their own, or in none.
     generated = {
         id(function.__globals__): function.__globals__
         for cls in classes
-        if _is_foreign(cls.__module__)
+        if _is_foreign(module_of(cls))
         for function in vars(cls).values()
-        if isinstance(function, FunctionType)
+        if type(function) is FunctionType
     }
     known = {id(names) for names in found}
     return found + [names for key, names in generated.items() if key not in known]
 
 
+def is_code(value: Any) -> bool:
+    """Whether a value is a function or a class. Its type alone is asked: an object may answer for another one."""
+    return type(value) is FunctionType or issubclass(type(value), type)
+
+
+def module_of(value: Any) -> str:
+    """The name of the module that a function or a class says it is of; ``""``: of none, as generated code is.
+
+    Example:
+        >>> module_of(dict), module_of(eval("lambda: 0", {}))
+        ('builtins', '')
+    """
+    try:
+        name = value.__module__
+    except AttributeError:  # a metaclass may answer so
+        return ""
+    return name if isinstance(name, str) else ""
+
+
+def names_of(module: str) -> dict[str, Any]:
+    """The names in a module that is imported; none where what is imported is no module (something made on demand)."""
+    found = sys.modules.get(module)
+    return found.__dict__ if issubclass(type(found), ModuleType) and found is not None else {}
+
+
 def _is_foreign(module: str) -> bool:
+    if not module:
+        return False
     top = module.split(".")[0]
     return (top not in sys.stdlib_module_names and top not in ("torch", "dqconvert", "numpy")) or top == "__main__"
 

@@ -11,7 +11,8 @@ from torch_geometric.data.data import BaseData
 
 from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import plain_connectivity
-from dqconvert.trace.copies import duplicate
+from dqconvert.trace.constants import literal
+from dqconvert.trace.copies import duplicate, set_mode
 from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
 from dqconvert.trace.runtime import pinned, present, same_items, same_keys
@@ -41,7 +42,7 @@ def record(
     Raises:
         Untraceable: If a module does what a graph cannot hold.
     """
-    model = duplicate(interception.root).train(training)
+    model = set_mode(duplicate(interception.root), training)
     writer = Writer(model, kept, values)
     verify.seed()
     arguments = {name: _bind_argument(writer, inputs, name) for name in inputs.signature.parameters}
@@ -59,7 +60,7 @@ def _bind_argument(writer: Writer, inputs: Inputs, name: str) -> Any:
     parameter = inputs.signature.parameters[name]
     value = shallow(inputs.arguments[name])
     stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
-    default = () if parameter.default is parameter.empty else (parameter.default,)
+    default = () if parameter.default is parameter.empty else (literal(parameter.default),)
     node = writer.placeholder(stars + name, value, default)
     if name not in inputs.given and not stars and not isinstance(value, int | float):
         return value
@@ -119,6 +120,6 @@ def _pin(writer: Writer, inputs: Inputs) -> None:
         name = str(node.target).lstrip("*")
         value = inputs.arguments[name]
         if value is None or isinstance(value, bool | str):
-            writer.check_input(pinned, (node, value, name))
+            writer.check_input(pinned, (node, literal(value), name))
         elif node.args == (None,):
             writer.check_input(present, (node, name))

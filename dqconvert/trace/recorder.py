@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from dqconvert.trace.constants import as_data, holds_numpy
 from dqconvert.trace.ops import OPERATORS
 from dqconvert.trace.runtime import setitem
 from dqconvert.trace.values import TracedInt, plain_arguments
@@ -26,6 +27,7 @@ _READS_VALUES = {"__bool__", "is_nonzero", "equal", "allclose", "__contains__", 
 # Integers that never depend on the graph's size.
 _PLAIN_INTS = {"dim", "ndimension", "element_size", "get_device", "stride", "storage_offset", "__hash__", "ndim"}
 _NO_RESULT = {"retain_grad", "requires_grad_", "_assert", "_assert_async", "_check", "__repr__", "__format__"}
+_OF_DATA = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.scalar_tensor}
 _SIDE_EFFECTS = {torch._C._set_grad_enabled}
 
 
@@ -79,6 +81,8 @@ class Recorder(TorchFunctionMode):
             return result
         if isinstance(result, bool | str | torch.dtype | torch.device | torch.layout) or name in _PLAIN_INTS:
             return result
+        if func in _OF_DATA and args and holds_numpy(args[0]):
+            func, name, args, kwargs = torch.tensor, "tensor", (as_data(args[0]),), {**kwargs, "dtype": result.dtype}
         op, target, args = _spell(func, name, args, kwargs)
         return self.writer.bind(result, self.writer.node(op, target, args, kwargs))
 

@@ -126,7 +126,7 @@ def _trace_on(
     with seen_through(root) if indirect else nullcontext():
         _verify(root, traced, both, method, frozenset(islands))
     _restore_modes(model, traced)
-    for path, module in traced.named_modules():
+    for path, module in nn.Module.named_modules(traced):
         if isinstance(module, MessagePassing) and not any(f"{path}.".startswith(f"{name}.") for name in islands):
             set_values(module, Values.OWN)  # the graph multiplies
             module.fuse = model.get_submodule(path).fuse  # as it was, should the module be traced again
@@ -147,8 +147,8 @@ def preserved_random_state() -> Iterator[None]:
 
 
 def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
-    modes = {path: module.training for path, module in model.named_modules()}
-    for path, module in traced.named_modules():
+    modes = {path: module.training for path, module in nn.Module.named_modules(model)}
+    for path, module in nn.Module.named_modules(traced):
         module.training = modes[path]
 
 

@@ -84,6 +84,16 @@ class Traced:
         self.__repr__()
         return format(plain(self), spec)
 
+    def __array_ufunc__(self, ufunc: Any, how: str, *inputs: Any, **options: Any) -> Any:
+        """numpy's functions, and arithmetic with numpy's scalars, as Python's own where there is one."""
+        own = _UFUNCS.get(ufunc.__name__)
+        if own is not None and how == "__call__" and not options and all(isinstance(i, int | float) for i in inputs):
+            return _apply(own, *inputs)
+        for value in inputs:
+            if isinstance(value, Traced) and value.recorder.recording:
+                value.recorder.guard(value, "==", plain(value))
+        return getattr(ufunc, how)(*map(plain, inputs), **options)
+
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
 
@@ -200,6 +210,22 @@ def _compare(symbol: str) -> Callable[[Any, Any], Any]:
     return method
 
 
+# numpy's functions that compute what Python's do. A product of numbers that numpy would wrap around stays exact.
+_UFUNCS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "true_divide": operator.truediv,
+    "divide": operator.truediv,
+    "floor_divide": operator.floordiv,
+    "remainder": operator.mod,
+    "power": operator.pow,
+    "negative": operator.neg,
+    "absolute": operator.abs,
+    "maximum": max,
+    "minimum": min,
+    **{name: getattr(math, name) for name in ("sqrt", "log", "log2", "log10", "log1p", "exp")},
+}
 _BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow"]
 _BITS = ["lshift", "rshift", "and_", "or_", "xor"]
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}

@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from dqconvert.trace.adjacency import plain_connectivity
-from dqconvert.trace.copies import duplicate
+from dqconvert.trace.copies import duplicate, set_mode
 from dqconvert.trace.inputs import Inputs, method_of
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
@@ -37,7 +37,7 @@ def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: b
         inputs, and ``"buffer NAME"`` for the buffers afterwards.
     """
     seed()
-    module.train(training)
+    set_mode(module, training)
     leaves: list[Tensor] = []
 
     def fresh(tensor: Tensor) -> Tensor:
@@ -60,13 +60,13 @@ def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: b
     ]
     if loss:
         torch.stack(loss).sum().backward()
-    for name, parameter in module.named_parameters():
+    for name, parameter in nn.Module.named_parameters(module):
         if parameter.grad is not None:
             found[f"gradient of {name}"] = parameter.grad
     for index, leaf in enumerate(leaves):
         if leaf.grad is not None:
             found[f"gradient of input {index}"] = leaf.grad
-    for name, buffer in module.named_buffers():
+    for name, buffer in nn.Module.named_buffers(module):
         found[f"buffer {name}"] = buffer
     return found
 
@@ -74,7 +74,7 @@ def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: b
 def outputs(model: nn.Module, method: str, inputs: Inputs) -> list[Tensor]:
     """What a copy of a model returns in evaluation mode, without gradients."""
     seed()
-    copied = duplicate(model).eval()
+    copied = set_mode(duplicate(model), False)
     args, kwargs = inputs.call()
     with torch.no_grad():
         results = pytree.tree_leaves(method_of(copied, method)(*args, **kwargs))
@@ -121,7 +121,7 @@ def compare(model: nn.Module, method: str, graph: TracedModule, inputs: Inputs, 
 
 def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, recorded: dict[str, Tensor]) -> str:
     """Names the first node whose value is not the one in ``recorded`` (from a recording of the same inputs)."""
-    module = copy.deepcopy(graph).train(training)
+    module = set_mode(copy.deepcopy(graph), training)
     wrong: list[str] = []
 
     class Watch(torch.fx.Interpreter):

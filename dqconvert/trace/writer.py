@@ -12,15 +12,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch_geometric.nn.conv import MessagePassing
 
+from dqconvert.trace.constants import literal
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import OPERATORS
 from dqconvert.trace.runtime import COMPARISONS, guard
-from dqconvert.trace.values import KeptFloat, Traced, TracedFloat, TracedInt, Untraceable, plain
+from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain
 
 
 class Writer:
@@ -51,9 +53,9 @@ class Writer:
         self.graph = Graph()
         self.recording = False
         self._nodes: dict[int, tuple[weakref.ref[Tensor], Node]] = {}
-        self.modules = {id(module): path for path, module in root.named_modules()}
+        self.modules = {id(module): path for path, module in nn.Module.named_modules(root)}
         self._attributes: dict[int, str] = {}
-        for path, module in root.named_modules():
+        for path, module in nn.Module.named_modules(root):
             for name, value in [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]:
                 if isinstance(value, Tensor):
                     self._attributes.setdefault(id(value), f"{path}.{name}" if path else name)
@@ -213,7 +215,7 @@ class Writer:
         if isinstance(result, dict):
             return {key: self._bind_item(item, node, key) for key, item in result.items()}
         if isinstance(result, int | float) and not isinstance(result, bool):
-            return self.traced(result, node)
+            return self.traced(literal(result), node)
         if result is None or isinstance(result, bool | str):
             return result
         called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "a function")
@@ -236,12 +238,10 @@ class Writer:
             return self._tensor_argument(value)
         if isinstance(value, Traced):
             return value.node
-        if isinstance(value, KeptFloat):
-            return float(value)
         if isinstance(value, torch.device | torch.dtype):
             return self.origin.get(value, value)
         if value is None or isinstance(value, _CONSTANTS):
-            return value
+            return literal(value)
         if isinstance(value, torch.Size):
             return tuple(self.argument(item) for item in value)
         if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -249,7 +249,7 @@ class Writer:
         if isinstance(value, tuple | list):
             return type(value)(self.argument(item) for item in value)
         if isinstance(value, dict):
-            return {key: self.argument(item) for key, item in value.items()}
+            return {literal(key): self.argument(item) for key, item in value.items()}
         if isinstance(value, slice):
             return slice(*(self.argument(item) for item in (value.start, value.stop, value.step)))
         self.fail(f"passes a {type(value).__name__} to a recorded call")
@@ -302,6 +302,7 @@ _CONSTANTS = (
     complex,
     str,
     type(...),
+    np.generic,
     torch.layout,
     torch.memory_format,
 )
