@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import ConfigError
+from dqconvert.expect import expect_prepared
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import note_of
 from dqconvert.trace.runtime import pinned
+from dqconvert.words import shortened
 
 
 def calibrate(module: nn.Module, data: Any, batches: int | None = None) -> None:
@@ -42,6 +44,11 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None) -> None:
         >>> module.eval()(x, edge_index).shape
         torch.Size([5, 4])
     """
+    expect_prepared(module, "calibrate")
+    if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 1):
+        raise ConfigError(
+            f"calibrate takes as batches a whole number from 1 on, or None for all, got {shortened(batches)}."
+        )
     used = 0
     with _observing(module), torch.no_grad():
         for inputs in itertools.islice(calls_of(data), batches):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dqconvert.calibrate import arguments_of, calls_of
 from dqconvert.drawing import check_drawing, new_figure, write_figure
 from dqconvert.errors import ConfigError
+from dqconvert.expect import expect_float, expect_quantized
 from dqconvert.lower import IntegerModule
 from dqconvert.lower.replay import FloatRun, QuantizedRun
 from dqconvert.prepare import prepare
@@ -127,14 +128,12 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
     """
     if isinstance(float_model, IntegerModule):
         raise ConfigError("compare takes the float model first and the integer module second.")
-    if not isinstance(integer, IntegerModule | PreparedModule):
-        raise ConfigError(
-            f"compare takes what dqconvert.convert or dqconvert.prepare returned, got a {type(integer).__name__}."
-        )
+    expect_float(float_model, "compare, as its first argument,", prepared=True)
+    checked = expect_quantized(integer, "compare, as its second argument,")
     sums, predictions, batches = _Sums(), _Predictions(), 0
-    quantized, reference = QuantizedRun(integer, sums.add), None
+    quantized, reference = QuantizedRun(checked, sums.add), None
     for inputs in calls_of(data):
-        given = _by_name(integer, inputs)
+        given = _by_name(checked, inputs)
         reference = reference or _reference(float_model, given, quantized)
         with torch.no_grad():
             values, expected = reference.values(given)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dqconvert.lower import IntegerModule, check_prepared, lower
+from dqconvert.errors import LoweringError
+from dqconvert.expect import expect_prepared
+from dqconvert.lower import IntegerModule, lower
 
 
 def convert(module: Any) -> IntegerModule:
@@ -35,5 +37,5 @@ def convert(module: Any) -> IntegerModule:
         >>> bool((integer(x, edge_index) - module.eval()(x, edge_index)).abs().max() < 0.1)
         True
     """
-    check_prepared(module)
+    expect_prepared(module, "convert", error=LoweringError)
     return lower(module)

@@ -10,6 +10,7 @@ from typing import Any
 
 from dqconvert.errors import CommandError
 from dqconvert.files import check_target, write_file
+from dqconvert.words import kind_of
 
 _ENDINGS = (".png", ".svg", ".pdf")
 
@@ -31,6 +32,8 @@ def check_drawing(path: str | os.PathLike[str], name: str = "plot") -> None:
             ...
         dqconvert.errors.CommandError: --chart chart.bmp: must end in .png, .svg, .pdf.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CommandError(f"{name}: takes the path of a file that ends in {', '.join(_ENDINGS)}, got {kind_of(path)}.")
     if Path(path).suffix.lower() not in _ENDINGS:
         raise CommandError(f"{name} {path}: must end in {', '.join(_ENDINGS)}.")
     check_target(path)

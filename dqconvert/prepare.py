@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dqconvert.errors import ConfigError
+from dqconvert.expect import expect_float
 from dqconvert.qconfig import QConfig, as_qconfig
 from dqconvert.report import Report
 from dqconvert.rewrite import PreparedModule, rewrite
@@ -78,9 +78,7 @@ def prepare(
         torch.Size([5, 7])
     """
     config = as_qconfig(qconfig)
-    if not isinstance(model, nn.Module):
-        what = f"the class {model.__name__}: call it first" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise ConfigError(f"prepare takes a model, an instance of torch.nn.Module, got {what}.")
+    expect_float(model, "prepare", prepared=True)
     if isinstance(model, PreparedModule):
         module = rewrite(traced_again(model), config, method=model.method, fuse=fuse)
         keep_ranges(model, module)

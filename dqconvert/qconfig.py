@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from dqconvert.errors import ConfigError
 from dqconvert.qconfig_io import (
     as_number,
-    did_you_mean,
     format_toml,
     is_config_path,
     nearest_or_all,
@@ -30,6 +29,7 @@ from dqconvert.qconfig_io import (
     require_known_keys,
     spell_none,
 )
+from dqconvert.words import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dqconvert.errors import ConfigError
+from dqconvert.words import did_you_mean, shortened
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -41,7 +42,7 @@ def as_number(value: object) -> float:
 def require(field: str, value: object, holds: bool, allowed: str) -> None:
     """Raises `ConfigError` unless the condition on a field's value holds."""
     if not holds:
-        raise ConfigError(f"{field}={value!r}: must be {allowed}")
+        raise ConfigError(f"{field}={shortened(value)}: must be {allowed}")
 
 
 def require_choice(field: str, value: object, choices: Iterable[str], *others: str) -> None:
@@ -54,14 +55,8 @@ def require_known_keys(table: Mapping[str, Any], known: list[str], prefix: str) 
     """Raises `ConfigError` if a key of the table, found under the dotted `prefix`, is unknown."""
     for key in table:
         if key not in known:
-            hint = did_you_mean(key, known) or f"; there are: {', '.join(map(repr, known))}"
+            hint = did_you_mean(str(key), known) or f"; there are: {', '.join(map(repr, known))}"
             raise ConfigError(f"{prefix}{key}: unknown field{hint}")
-
-
-def did_you_mean(given: object, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, if any is near."""
-    nearest = difflib.get_close_matches(str(given), known, n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def nearest_or_all(given: str, seen: set[str]) -> str:

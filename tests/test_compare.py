@@ -154,7 +154,7 @@ def test_the_chart_is_written_or_what_is_missing_is_named(tmp_path):
 def test_what_does_not_belong_together_is_refused():
     model, module = calibrated()
     integer = dqconvert.convert(module)
-    with pytest.raises(ConfigError, match="returned, got a GCN"):
+    with pytest.raises(ConfigError, match=r"got a float model \(GCN\): prepare it first"):
         dqconvert.compare(model, model, a_graph())
     with pytest.raises(ConfigError, match="the float model first"):
         dqconvert.compare(integer, model, a_graph())

@@ -306,7 +306,7 @@ def test_a_branch_on_a_size_is_checked_when_it_runs():
     assert line_of(SmallOrLarge.forward, "if x.size(0)") in message_of(info)
 
 
-@pytest.mark.parametrize(("given", "words"), [(GCN, "the class GCN: call it first"), ("gcn.pt", "a str")])
+@pytest.mark.parametrize(("given", "words"), [(GCN, "the class GCN: make an instance of it"), ("gcn.pt", "a str")])
 def test_what_is_no_model_is_named(given, words):
     with pytest.raises(ConfigError, match=words):
         dqconvert.prepare(given)

@@ -12,8 +12,8 @@ from dqconvert.checkpoint import container, integer
 from dqconvert.checkpoint.document import KIND, aliases_of, describe, tensors_of
 from dqconvert.checkpoint.rebuild import rebuild
 from dqconvert.errors import CheckpointError
+from dqconvert.expect import expect_float, expect_path, expect_quantized
 from dqconvert.lower import IntegerModule
-from dqconvert.rewrite import PreparedModule
 
 __all__ = ["load", "save"]
 
@@ -52,19 +52,16 @@ def save(
         >>> torch.equal(again.lin_l.weight, module.lin_l.weight)
         True
     """
-    if isinstance(module, IntegerModule):
-        document, tensors = integer.describe(module)
+    given = expect_quantized(module, "save", error=CheckpointError)
+    expect_path(path, "save")
+    if isinstance(given, IntegerModule):
+        document, tensors = integer.describe(given)
         container.write(path, tensors, integer.pack_document(document))
         return
-    if not isinstance(module, PreparedModule):
-        raise CheckpointError(
-            f"save() takes a prepared module, not a {type(module).__name__}: call dqconvert.prepare first, or save a "
-            f"float model with torch.save(model.state_dict(), path)."
-        )
-    tensors = tensors_of(module)
+    tensors = tensors_of(given)
     aliases = aliases_of(tensors)
     stored = {name: value for name, value in tensors.items() if name not in aliases}
-    container.write(path, stored, describe(module, factory=factory, kwargs=kwargs))
+    container.write(path, stored, describe(given, factory=factory, kwargs=kwargs))
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Any:
@@ -96,6 +93,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Any:
         dqconvert.errors.CheckpointError: /tmp/sage.dq: does not fit SAGEConv: 'lin_l.weight' is [4, 8] in the file and
         [5, 8] in the model; ...
     """
+    expect_path(path, "load")
+    if model is not None:
+        expect_float(model, "load, as model=,", error=CheckpointError)
     tensors, document = container.read(path)
     if document.get("kind") == integer.KIND:
         if model is not None:

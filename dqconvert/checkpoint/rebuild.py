@@ -53,10 +53,6 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    if isinstance(model, PreparedModule):
-        raise CheckpointError("model= is a prepared module: pass the float model that the file was made from.")
-    if not isinstance(model, nn.Module):
-        raise CheckpointError(f"model= is a {type(model).__name__}: pass an instance of the float model.")
     return working_copy(model, caller="load()", error=CheckpointError)
 
 

@@ -11,7 +11,7 @@ them), :mod:`.inputs` (refuses NaN), :mod:`.packing` (codes below 16, two to a b
 from __future__ import annotations
 
 from dqconvert.lower.attention import in_edge_order, join_orders
-from dqconvert.lower.check import check_prepared, check_ready
+from dqconvert.lower.check import check_ready
 from dqconvert.lower.compose import compose, planes
 from dqconvert.lower.evaluation import evaluation_graph, remove_unused
 from dqconvert.lower.fold import fold
@@ -67,4 +67,4 @@ def lower(module: PreparedModule) -> IntegerModule:
 INTEGER_RUNTIME = (check_edges, group_order, in_edge_order, look_up_last, reshaped_like)
 """What integer graphs call besides the kernels, torch's functions and PyG's."""
 
-__all__ = ["INTEGER_RUNTIME", "IntegerModule", "IntegerReport", "check_prepared", "lower"]
+__all__ = ["INTEGER_RUNTIME", "IntegerModule", "IntegerReport", "lower"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,6 @@ from torch.fx import Graph
 
 from dqconvert.errors import LoweringError
 from dqconvert.quant import FakeQuantize
-from dqconvert.rewrite import PreparedModule
-
-
-def check_prepared(module: Any) -> None:
-    """Raises :class:`LoweringError` for what :func:`dqconvert.prepare` did not return."""
-    if not isinstance(module, PreparedModule):
-        raise LoweringError(
-            f"convert takes the module that dqconvert.prepare returns, got a {type(module).__name__}: "
-            "prepare it, train or calibrate it, then convert it."
-        )
 
 
 def check_ready(graph: Graph, root: nn.Module) -> None:

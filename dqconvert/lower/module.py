@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,6 +23,7 @@ class IntegerModule(TracedModule):
     """
 
     report: IntegerReport
+    _form: ClassVar[str] = "integer"
 
     def recompile(self) -> Any:
         """Generates the forward from the graph again, after it was edited."""

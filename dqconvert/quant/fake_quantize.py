@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from dqconvert.errors import ConfigError, ObserverError
 from dqconvert.kernels import Scheme, fake_quantize, qparams, quantize_chain
 from dqconvert.qconfig import QSpec
 from dqconvert.quant.observers import is_empty, observer_for
+from dqconvert.words import kind_of
 
 
 class FakeQuantize(nn.Module):
@@ -225,24 +226,33 @@ class FakeQuantize(nn.Module):
 
 
 def enable_observer(module: nn.Module) -> None:
-    """Lets a quantizer update its range in training: `model.apply(enable_observer)`."""
-    if isinstance(module, FakeQuantize):
-        module.observer_enabled = True
+    """Lets every quantizer in a module update its range in training; also as `module.apply(enable_observer)`."""
+    for quantizer in _quantizers(module, "enable_observer"):
+        quantizer.observer_enabled = True
 
 
 def disable_observer(module: nn.Module) -> None:
-    """Freezes a quantizer's range: `model.apply(disable_observer)`."""
-    if isinstance(module, FakeQuantize):
-        module.observer_enabled = False
+    """Freezes the range of every quantizer in a module; also as `module.apply(disable_observer)`."""
+    for quantizer in _quantizers(module, "disable_observer"):
+        quantizer.observer_enabled = False
 
 
 def enable_fake_quant(module: nn.Module) -> None:
-    """Lets a quantizer round: `model.apply(enable_fake_quant)`."""
-    if isinstance(module, FakeQuantize):
-        module.fake_quant_enabled = True
+    """Lets every quantizer in a module round; also as `module.apply(enable_fake_quant)`."""
+    for quantizer in _quantizers(module, "enable_fake_quant"):
+        quantizer.fake_quant_enabled = True
 
 
 def disable_fake_quant(module: nn.Module) -> None:
-    """Makes a quantizer only observe: `model.apply(disable_fake_quant)`."""
-    if isinstance(module, FakeQuantize):
-        module.fake_quant_enabled = False
+    """Makes every quantizer in a module only observe; also as `module.apply(disable_fake_quant)`."""
+    for quantizer in _quantizers(module, "disable_fake_quant"):
+        quantizer.fake_quant_enabled = False
+
+
+def _quantizers(module: nn.Module, door: str) -> Iterator[FakeQuantize]:
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"{door} takes a prepared module, got {kind_of(module)}: module.apply(dqconvert.{door}), or "
+            f"dqconvert.{door}(module)."
+        )
+    return (child for child in module.modules() if isinstance(child, FakeQuantize))

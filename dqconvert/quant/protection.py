@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
+from torch_geometric.data.data import BaseData
 from torch_geometric.transforms import BaseTransform
 
 from dqconvert.errors import ConfigError
 from dqconvert.kernels import protection_probability
 from dqconvert.qconfig import Protect
 from dqconvert.quant.memo import Memo, plain_integers
+from dqconvert.words import kind_of
 
 
 class Protection(Memo):
@@ -161,6 +163,14 @@ class DegreeProtection(BaseTransform):
 
     def __init__(self, p_min: float = 0.0, p_max: float = 0.1) -> None:
         self.protect = Protect(p_min=p_min, p_max=p_max)
+
+    def __call__(self, data: Any) -> Any:
+        if not isinstance(data, BaseData):
+            raise ConfigError(
+                f"DegreeProtection takes a Data, a HeteroData or a Batch of such, got {kind_of(data)}: it is a "
+                f"transform, as in Planetoid(…, transform=DegreeProtection())."
+            )
+        return super().__call__(data)
 
     def forward(self, data: Data | HeteroData) -> Data | HeteroData:
         if isinstance(data, HeteroData):

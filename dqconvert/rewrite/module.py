@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.fx import Graph
@@ -39,6 +39,7 @@ class PreparedModule(TracedModule):
     method: str
     islands: tuple[Island, ...]
     fuse: bool = True
+    _form: ClassVar[str] = "prepared"
 
     @classmethod
     def _namespace(cls, user: type[nn.Module]) -> dict[str, Any]:

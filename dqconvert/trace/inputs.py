@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import TraceError
+from dqconvert.words import did_you_mean, kind_of, listed
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,20 @@ def method_of(model: nn.Module, method: str) -> Callable[..., Any]:
         >>> method_of(nn.Sequential(nn.Identity()), "0.forward")(3)
         3
     """
-    path, _, name = method.rpartition(".")
+    name, own = type(model).__name__, _own_methods(model)
+    there = f"it has: {listed(own)}" if own else "it has none of its own"
+    if not isinstance(method, str):
+        raise TraceError(f"method= takes the name of a method of {name}, got {kind_of(method)}; {there}.")
+    path, _, last = method.rpartition(".")
     try:
-        function = getattr(model.get_submodule(path), name, None)
+        function = getattr(model.get_submodule(path), last, None)
     except AttributeError:
         function = None
     if not callable(function):
-        raise TraceError(f"{type(model).__name__} has no method {method!r} to trace.")
+        raise TraceError(f"{name} has no method {method!r} to trace{did_you_mean(method, own) or f'; {there}'}.")
+    if getattr(function, "__name__", "") == "_forward_unimplemented":
+        say = f"say which of its methods to prepare, with method={own[0]!r}" if own else "prepare what calls its parts"
+        raise TraceError(f"{name} has no forward: {say}; {there}.")
     found: Callable[..., Any] = function
     return found
 
@@ -72,6 +80,14 @@ def method_of(model: nn.Module, method: str) -> Callable[..., Any]:
 def signature_of(model: nn.Module, method: str) -> inspect.Signature:
     """The signature of the method to trace."""
     return inspect.signature(method_of(model, method))
+
+
+def _own_methods(model: nn.Module) -> list[str]:
+    """The public methods that the model's classes have and that modules in general do not have."""
+    kinds = [kind for kind in type(model).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
+    names = [name for kind in kinds for name, value in vars(kind).items() if inspect.isfunction(value)]
+    general = {*dir(nn.Module), *dir(nn.ModuleList), *dir(nn.ModuleDict), "reset_parameters"}
+    return [name for name in dict.fromkeys(names) if not name.startswith("_") and name not in general]
 
 
 def bind(model: nn.Module, method: str, example: Any) -> Inputs:

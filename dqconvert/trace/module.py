@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ class TracedModule(GraphModule):
     """
 
     eval_graph: Graph | None
+    _form: ClassVar[str] = "traced"
+    """What it has become: ``"traced"``, ``"prepared"`` or ``"integer"``."""
 
     @classmethod
     def build(cls, root: nn.Module, graph: Graph, eval_graph: Graph | None = None, **state: Any) -> Any:
