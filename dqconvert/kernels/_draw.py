@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
-from dqconvert.kernels._threads import loop, run
+from dqconvert.kernels._threads import run
 
 MANY = 1 << 14
 """How many draws it takes to be worth the while."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._prefetch import AHEAD
 from dqconvert.kernels._propagate_loops import fetch_row
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import back_values, copy_values, round_values, scale_values
 
 

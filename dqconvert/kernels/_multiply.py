@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from dqconvert.kernels._threads import loop
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._vectors import everywhere, load
 
 _WIDE = binding.get_host_cpu_features().get("avx512f", False)

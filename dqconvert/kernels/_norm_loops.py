@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._span import pass_span
 from dqconvert.kernels._stream import is_far, room_before
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import add_values, chain_tile, copy_values, scratch, tile_rows
 
 TOGETHER = 32

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._multiply import VECTOR, groups_of, multiply
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._span import pass_span, round_span
 from dqconvert.kernels._stream import is_far, room_before, stream
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import (
     add_values,
     chain_tile,

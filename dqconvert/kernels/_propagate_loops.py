@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
 from dqconvert.kernels._row_strips import add_rows, room_for
 from dqconvert.kernels._select_loops import collect, collect_messages
 from dqconvert.kernels._span import pass_span
 from dqconvert.kernels._stream import is_far, room_before, stream
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import (
     add_scaled,
     add_values,
@@ -44,7 +43,7 @@ def find_extremes(x, least, most, start, stop):  # type: ignore[no-untyped-def]
 
 
 # Without NaN, which was looked for before, the order of comparisons may be left to the compiler.
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
+@loop(fastmath={"nnan", "nsz", "reassoc"})
 def smallest(row):  # type: ignore[no-untyped-def]
     found = row[0]
     for c in range(row.size):
@@ -52,7 +51,7 @@ def smallest(row):  # type: ignore[no-untyped-def]
     return found
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
+@loop(fastmath={"nnan", "nsz", "reassoc"})
 def largest(row):  # type: ignore[no-untyped-def]
     found = row[0]
     for c in range(row.size):
@@ -116,7 +115,7 @@ def bytes_of(codes, low, high, y, count):  # type: ignore[no-untyped-def]
         y[c] = np.uint8(np.int32(q - low))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+@loop(fastmath={"reassoc", "nsz"})
 def any_nan(x, one, count):  # type: ignore[no-untyped-def]
     zero = one - one
     found = zero

@@ -9,9 +9,9 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._multiply import VECTOR
 from dqconvert.kernels._prefetch import AHEAD, LINE, ask
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels._vectors import everywhere
 
 _BYTE, _LANE = ir.IntType(8), ir.IntType(32)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._prefetch import AHEAD, prefetch
-from dqconvert.kernels._threads import loop
 
 _LARGEST = np.finfo(np.float32).max
 _BLOCK = 64  # values that are tested together before one is looked at alone
 
 
 # Counted in floating point, in any order: only so are the comparisons turned into vector instructions.
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+@loop(fastmath={"reassoc", "nsz"})
 def inside(x, lo, hi):  # type: ignore[no-untyped-def]
     """Whether all values of a vector lie from `lo` to `hi`; NaN does not."""
     zero, one = x.dtype.type(0), x.dtype.type(1)

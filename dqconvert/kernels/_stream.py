@@ -13,9 +13,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._multiply import VECTOR
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop
 
 FAR = 1 << 25
 """Bytes from which an array is written past the cache."""

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
-import numba
 import torch
 
 GRAIN = 1 << 15
@@ -25,9 +24,6 @@ _ROUNDS = (6, 2, 1)
 
 _ENOUGH = 16
 """Grains for each thread that are worth more than one part."""
-
-loop: Callable[..., Any] = numba.njit(cache=True, nogil=True, error_model="numpy")
-"""Compiles a loop: without the interpreter lock, kept on disk, and dividing as floating point does (x/0 = inf)."""
 
 
 class _Crew:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._span import chain_span, pass_span
 from dqconvert.kernels._stream import is_far, room_before, stream
-from dqconvert.kernels._threads import loop
 
 TILE = 2048  # values: long enough for the vector units, short enough for the first cache
 
@@ -243,7 +242,7 @@ def scale_values(x, w, y, count):  # type: ignore[no-untyped-def]
 
 
 # The one sum whose order is left to the compiler: in order, it could add only one value at a time.
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "nsz"})
+@loop(fastmath={"reassoc", "nsz"})
 def dot(a, b):  # type: ignore[no-untyped-def]
     total = a.dtype.type(0)
     for c in range(a.size):

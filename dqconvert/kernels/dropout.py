@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels._chain import has_loops
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._draw import bernoulli
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._stream import is_far, stream
-from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels._tile import TILE
 
 

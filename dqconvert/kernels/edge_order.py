@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputIndexError
-from dqconvert.kernels._threads import loop
+from dqconvert.kernels._compiled import loop
 
 
 class EdgeOrder(NamedTuple):

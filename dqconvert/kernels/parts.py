@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels._chain import has_loops, observe
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._select import Rows, ranks
 from dqconvert.kernels._span import pass_span
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels._tile import back_values, round_values
 from dqconvert.kernels.chain import all_pass, ends_of, plain_quantize_chain
 

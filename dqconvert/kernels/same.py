@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels._compiled import loop
+from dqconvert.kernels._threads import parts, run
 
 _BLOCK = 1 << 12
 """Values after which a comparison stops if one of them differs."""

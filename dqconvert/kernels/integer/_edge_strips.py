@@ -16,8 +16,8 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._prefetch import LINE, ask
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels.integer._messages import MAX, MIN, SUM, Codes, Halves, Lines, Products, all_lanes
 
 AHEAD = 32

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dqconvert.kernels._threads import loop
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels.integer._messages import LOOKED_UP, Lines
 
 TRIES = np.array([0.0, 1e-5, -1e-5, 3e-5, -3e-5, 1e-4, -1e-4])

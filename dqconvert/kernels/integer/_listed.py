@@ -12,8 +12,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels._vectors import everywhere, load
 from dqconvert.kernels.integer._strips import FACTORS, GROUP, LANES, SUMS, add_products
 from dqconvert.kernels.integer.codes import code_of_value

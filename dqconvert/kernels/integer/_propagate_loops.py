@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels.integer._edge_strips import LEAST, MADE, MOST, reduce_edges
 from dqconvert.kernels.integer._lines import message_of
 from dqconvert.kernels.integer._messages import SUM

@@ -13,8 +13,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels._vectors import everywhere, load
 
 LANES = 8

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._prefetch import prefetch
-from dqconvert.kernels._threads import balanced, loop, run
+from dqconvert.kernels._threads import balanced, run
 from dqconvert.kernels.integer.codes import as_numbers, plain_quantize, quantize_values
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.kernels.integer.order import check_order

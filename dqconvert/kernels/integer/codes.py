@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputTypeError, InputValueError
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._layout import along, wide_dtype
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.integer._bytes import quantize_span
 from dqconvert.kernels.integer.finish import pack, pack_row, values_on_grid
 

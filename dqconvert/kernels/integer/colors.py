@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels._threads import parts, run
 
 _PAIRS = 64
 """Pairs of nodes by which is judged how often features repeat."""

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
-from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels._threads import parts, run
 
 MOST = 1 << 15
 """Columns of a head whose sum fits into int32, whatever the codes: 2^15 * 255^2 < 2^31."""

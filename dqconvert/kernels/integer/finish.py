@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels.integer._finish_span import AS_THEY_ARE, ON_PLANE, ON_RAMP, finish_span
 from dqconvert.kernels.integer._on_grid import GRID, grid_of
 from dqconvert.kernels.integer._plane import PLANE, on_plane

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import ORDINARY
-from dqconvert.kernels._threads import balanced, loop, run
+from dqconvert.kernels._threads import balanced, run
 from dqconvert.kernels.integer.colors import have_colors, repeats, row_colors
 from dqconvert.kernels.integer.order import check_order
 from dqconvert.kernels.integer.refine import refine_colors

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.integer.finish import Finish, check, dtype_of, finish_row, plain_finish, room, steps
 
 MOST = 1 << 23

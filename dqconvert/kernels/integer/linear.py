@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputValueError
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.integer._listed import list_values, multiply_listed
 from dqconvert.kernels.integer._strips import GROUP, multiply
 from dqconvert.kernels.integer.codes import (

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputIndexError
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import GRAIN, balanced, loop, run
+from dqconvert.kernels._threads import GRAIN, balanced, run
 from dqconvert.kernels.edge_order import plain_edge_order
 from dqconvert.kernels.integer.codes import as_numbers, code_of_value, plain_quantize
 from dqconvert.kernels.integer.order import vouch

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import balanced, loop, run
+from dqconvert.kernels._threads import balanced, run
 from dqconvert.kernels.integer.colors import hash_table, mixed
 
 _SHORT = 64

@@ -9,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.integer._on_grid import GRID, grid_of
 from dqconvert.kernels.integer._sum_span import sum_span
 from dqconvert.kernels.integer.codes import as_numbers, plain_quantize, quantize_values

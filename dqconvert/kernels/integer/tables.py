@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop, parts, run
+from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.integer._bytes import ramp_span
 from dqconvert.kernels.integer._ramp import ramp_of
 from dqconvert.kernels.integer.finish import CODES, look_up_both, look_up_columns, look_up_values, pack, pack_row
