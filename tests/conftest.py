@@ -8,9 +8,14 @@ import tempfile
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 import dqconvert
 import zoo
+
+# No test depends on how fast a machine is: the first example may compile a loop, and others may be at work.
+settings.register_profile("dqconvert", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dqconvert")
 
 COMPILED = pytest.StashKey[str]()
 

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
@@ -337,12 +336,10 @@ def test_help_does_not_import_torch():
     assert "Example: dqconvert convert" in done.stdout
 
 
-def test_as_a_process_it_works_and_is_quick():
-    start = time.perf_counter()
+def test_as_a_process_it_works():
     command = [sys.executable, "-m", "dqconvert", "convert", "gin.pt", *FACTORY, "-o", "out.dq"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    assert time.perf_counter() - start < 60  # 4 s on a machine that does nothing else
     assert os.path.exists("out.dq")
 
 

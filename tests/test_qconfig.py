@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dqconvert.errors import ConfigError
@@ -660,7 +660,6 @@ qconfigs = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(qconfig=qconfigs)
 def test_every_config_comes_back_from_a_dict_and_from_files(
     qconfig: QConfig, tmp_path_factory: pytest.TempPathFactory

@@ -179,7 +179,6 @@ def inputs(nodes, edges, graphs, seed):
 PARTS, CASES = 5, 200
 OPTIONS = {
     "phases": [Phase.explicit, Phase.generate],
-    "deadline": None,
     "database": None,
     "suppress_health_check": list(HealthCheck),
 }

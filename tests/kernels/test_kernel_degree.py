@@ -49,7 +49,7 @@ def graphs(draw):
     return targets, graph, p_min, p_max
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(graphs(), st.booleans())
 def test_probabilities_are_the_definition(case, batched):
     targets, graph, p_min, p_max = case

@@ -95,7 +95,7 @@ def at(seed, drawn=0, normal=False):
     return put
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.integers(MANY, MANY + 2000),
     st.floats(0, 1) | st.sampled_from([1e-300, 2.0**-53, 1e-9, 1 - 2.0**-53]),

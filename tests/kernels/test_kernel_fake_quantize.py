@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dqconvert.kernels import fake_quantize, qparams
@@ -96,7 +96,6 @@ def test_qparams_per_channel_are_those_of_each_channel(symmetric):
 SHAPES = [(0,), (5,), (4, 3), (0, 3), (3, 0), (2, 3, 4)]
 
 
-@settings(deadline=None)
 @given(
     bits=st.integers(2, 8),
     signed=st.booleans(),

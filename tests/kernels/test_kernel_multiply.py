@@ -71,7 +71,7 @@ def test_nothing_is_written_where_there_is_nothing(lacks, dtype):
     check(0 if lacks == "rows" else 4, 3, 0 if lacks == "columns" else 4, dtype)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 50),
     st.integers(0, 200),

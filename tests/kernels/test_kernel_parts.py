@@ -51,7 +51,7 @@ def test_each_as_alone(name, dtype):
         ranges = list(ends.unbind())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_the_definition(data):
     """Any number of parts of any size, of schemes that differ, with values that are not finite."""

@@ -171,7 +171,7 @@ def test_other_types_take_the_plain_way(dtype, weighted):
     assert_as_defined(GRAPHS["random"], x, weight, SCHEMES["int8"], torch.rand(30) < 0.3)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     nodes=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     edges=st.integers(0, 60),

@@ -70,7 +70,7 @@ def assert_pairs(got, want: list[tuple[float, float]], channel_dim: int | None):
         assert torch.equal(end.reshape(-1), torch.tensor(by_hand, dtype=torch.float64).float())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(observations(), st.sampled_from([0.0, 0.001, 0.01, 0.1, 0.3, 0.5]))
 def test_percentiles_are_the_definition(observation, p):
     values, keep, row_dim, channel_dim = observation
@@ -80,7 +80,7 @@ def test_percentiles_are_the_definition(observation, p):
     assert_pairs(plain_percentile_pair(values, p, keep, row_dim, channel_dim, None), want, channel_dim)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(observations())
 def test_minmax_is_the_definition(observation):
     values, keep, row_dim, channel_dim = observation

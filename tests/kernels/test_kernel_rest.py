@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from chain_cases import INT4, NEVER, as_ranges
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +27,6 @@ OPS = torch.ops.dqconvert
 # -- order of edges ------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(0, 80), st.integers(0, 1000), st.booleans())
 def test_edges_are_grouped_stably(nodes, edges, seed, strided):
     generator = torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ from dqconvert.kernels.same import Seen, seen
 WIDE = 1 << 40
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.integers(1, 20_000) | st.integers(same._MANY, same._MANY + 9000),
     st.sampled_from([torch.int64, torch.int32, torch.bool, torch.float32, torch.uint8]),

@@ -78,7 +78,7 @@ def counted(x, skip, weight):
     return np.repeat(x[kept], 1 if weight is None else weight[kept], axis=0).reshape(-1)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(rows_of(), st.sampled_from(SHARES))
 def test_rows_without_bounds(rows, p):
     values = counted(*rows)
@@ -86,7 +86,7 @@ def test_rows_without_bounds(rows, p):
     assert percentiles(Rows(*rows), p) == by_hand(values, p)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(rows_of(), st.sampled_from(SHARES), st.floats(0, 1), st.floats(0, 1))
 def test_rows_with_carried_bounds(rows, p, one, two):
     """Bounds at values that occur, so that there are ties."""
@@ -244,7 +244,7 @@ def made(x, weight, order, sender, skip) -> tuple[Messages, np.ndarray]:
     return Messages(x, weight, order, sender, skip, least, most), products.reshape(-1)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(messages(), st.sampled_from(SHARES), st.floats(0, 1), st.floats(0, 1))
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_products(parts, p, one, two):
@@ -262,7 +262,7 @@ def test_products(parts, p, one, two):
 # -- the operators -------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows_of(), st.sampled_from(SHARES), st.booleans())
 def test_the_operators_are_their_definitions(rows, p, transposed):
     x, skip, _ = rows

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from chain_cases import INT8
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dqconvert.kernels import dropout, edge_order, propagate, quantize_batch_norm, quantize_chain, quantize_linear
@@ -19,7 +19,6 @@ SETTLED = INT8._replace(observe=False)
 ENDS = [torch.tensor(-2.0), torch.tensor(2.5)]
 
 
-@settings(deadline=None)  # the first one is compiled
 @given(source=st.integers(0, 9), target=st.integers(0, 9), count=st.integers(0, 70), kind=st.sampled_from("fd"))
 def test_every_value_lands_where_it_should(source, target, count, kind):
     values, found = np.arange(80, dtype=kind), np.full(80, -1, kind)

@@ -9,7 +9,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -45,7 +45,6 @@ def range_of(module: FakeQuantize) -> tuple[list, list]:
 NEVER = (math.inf, -math.inf)
 
 
-@settings(deadline=None)
 @given(
     bits=st.integers(2, 8),
     signed=st.booleans(),

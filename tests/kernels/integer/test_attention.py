@@ -78,7 +78,7 @@ def test_graphs_on_one_thread_and_many(threads, heads):
         check_softmax(codes(edges, heads), rising(), order, GRIDS[grid])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     nodes=st.tuples(st.integers(1, 12), st.integers(0, 12)),
     edges=st.integers(0, 60),

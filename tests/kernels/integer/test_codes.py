@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dqconvert.kernels import fake_quantize, qparams
@@ -37,7 +37,6 @@ def special(*shape):
     return x
 
 
-@settings(deadline=None)
 @given(
     rows=st.integers(0, 70),
     columns=st.integers(0, 70),
@@ -80,7 +79,6 @@ def test_what_is_no_number_has_the_code_of_zero():
     assert quantize(x, torch.tensor(GRIDS["int4"])).tolist() == [6, 6, 15, 0]
 
 
-@settings(deadline=None)
 @given(
     lo=st.floats(-100, 0),
     hi=st.floats(0, 100),

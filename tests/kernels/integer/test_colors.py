@@ -67,7 +67,7 @@ def test_rows_are_compared_bit_by_bit():
     assert not have_colors(x, torch.tensor([0, 0, 2, 2], dtype=torch.int32))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     nodes=st.integers(1, 12),
     edges=st.integers(0, 40),

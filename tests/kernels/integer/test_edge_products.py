@@ -38,7 +38,7 @@ def test_the_definition_is_the_sum_of_products_of_values():
     assert torch.allclose(plain_edge_products(*case).double(), want, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     nodes=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     edges=st.integers(0, 30),

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels._threads import loop
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_row, pack, plain_finish, room, steps, unpack
 
@@ -65,7 +65,7 @@ def a_finish(rows, columns, *, grid=INT8, by_column=False, bias=False, table="no
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     rows=st.integers(0, 5),
     columns=st.integers(1, 70) | st.sampled_from([128, 200]),

@@ -84,7 +84,7 @@ def test_layers_whose_weights_depend_on_degrees_compute_the_same(loops):
     assert without.numel() < rows.numel(), "the weights make no difference, and the test shows nothing"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     nodes=st.integers(2, 14),
     edges=st.integers(0, 30),

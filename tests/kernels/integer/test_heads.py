@@ -44,7 +44,7 @@ def test_the_definition_is_the_mean_of_values():
     assert (plain_add_heads(x, GRID, 7, *finish) - want).abs().max() <= 1e-3
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(0, 20),
     heads=st.integers(0, 9),

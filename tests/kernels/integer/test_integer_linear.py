@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._threads import loop
 from dqconvert.kernels.integer import _strips as strips
 from dqconvert.kernels.integer import linear as module
 from dqconvert.kernels.integer._strips import GROUP, HEIGHT, multiply
@@ -67,7 +67,7 @@ def product(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh):  
     multiply(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 20), st.integers(0, 40), st.integers(1, 70), st.booleans(), st.integers(0, 7))
 def test_strips_sum_exactly(rows, depth, columns, fresh, pad):
     weight, factors = centred(columns, depth), torch.randint(-255, 256, (rows, depth), dtype=torch.int16)
@@ -129,7 +129,7 @@ def test_every_remainder_of_rows_and_columns(rows):
         check(codes(rows, depth), centred(columns, depth), a_finish(rows, columns, depth, bias=True))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.integers(0, 60),
     st.integers(0, 300),

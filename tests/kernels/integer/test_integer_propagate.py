@@ -168,7 +168,7 @@ def test_ends(end, heads):
         check(codes(30, columns), order, columns, finish, weight=weight, reduce="mean")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     nodes=st.tuples(st.integers(1, 12), st.integers(0, 12)),
     edges=st.integers(0, 60),

@@ -20,7 +20,7 @@ def table_of(one, two, offset, least=0.0, most=255.0):
     return (A.float() * one + B.float() * two + offset).round().clamp(least, most).to(torch.uint8)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     st.floats(-2, 2).filter(lambda slope: abs(slope) > 0.02),
     st.floats(-1, 1).filter(lambda slope: abs(slope) > 0.02),

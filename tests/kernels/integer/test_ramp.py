@@ -21,7 +21,7 @@ def requantized(slope, offset, least=0.0):
     return (CODES * slope + offset).clamp(least, 255).round().to(torch.uint8)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.floats(-300, 300), st.floats(-300, 500), st.sampled_from([0.0, 17.0]))
 def test_a_line_gives_what_is_in_the_table(slope, offset, least):
     table = requantized(slope, offset, least)

@@ -31,7 +31,7 @@ def same(found, expected):
     return all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected, strict=True))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sources=st.integers(1, 9),
     targets=st.integers(1, 9),

@@ -25,7 +25,7 @@ def a_term(kind, rows, columns):
     return (values.T if kind == "strided" else values), torch.randn(1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 40),
     st.integers(1, 40) | st.sampled_from([200, 5000]),
