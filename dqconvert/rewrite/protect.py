@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -35,6 +36,7 @@ from dqconvert.rewrite.spaces import (
 from dqconvert.trace.adjacency import targets_of
 from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.ops import op_name
+from dqconvert.trace.runtime import ARGUMENT_CHECKS
 
 ARGUMENT = "protect_prob"
 """The optional forward argument that takes probabilities computed elsewhere."""
@@ -221,9 +223,13 @@ class Masks:
 
 
 def last_of(graph: Graph, nodes: list[Node]) -> Node:
-    """The last of some nodes; the last placeholder instead of an earlier one, as placeholders stay together."""
-    last = max(nodes)
-    return max(node for node in graph.nodes if node.op == "placeholder") if last.op == "placeholder" else last
+    """The last of some nodes; the last check of the inputs instead of anything before it.
+
+    Placeholders stay together, and nothing is computed from inputs that do not fit.
+    """
+    checks = [graph.find_nodes(op="call_function", target=check, sort=False) for check in ARGUMENT_CHECKS]
+    inputs = graph.find_nodes(op="placeholder", sort=False)
+    return max(itertools.chain(nodes, inputs, *checks))
 
 
 class _Place:

@@ -27,6 +27,7 @@ _BOOKKEEPING = {
         "pinned",
         "present",
         "same_keys",
+        "same_layout",
         "same_items",
         "by_mode",
         "min",

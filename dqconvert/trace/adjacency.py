@@ -20,8 +20,13 @@ _SPARSE = {
 
 
 def is_sparse(value: Any) -> bool:
-    """Whether a value is a two-dimensional ``torch.sparse`` tensor."""
-    return isinstance(value, Tensor) and value.layout in _SPARSE and value.dim() == 2
+    """Whether a value is a ``torch.sparse`` matrix; its entries may be vectors.
+
+    Example:
+        >>> is_sparse(torch.eye(2).to_sparse_csr()), is_sparse(torch.ones(2, 2, 3).to_sparse_coo())
+        (True, False)
+    """
+    return isinstance(value, Tensor) and value.layout in _SPARSE and value.dim() - value.dense_dim() == 2
 
 
 def edge_index_of(value: Tensor) -> Tensor:

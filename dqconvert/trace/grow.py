@@ -177,6 +177,6 @@ def _drop(graph: InputGraph, place: Place, value: Any) -> Any:
         return value
     if place in graph.edges:
         index = edge_index_of(value)[:, :0]
-        rows, columns = value.shape
+        rows, columns = value.shape[:2]
         return with_edges(value, index, entries_of(value)[:0], (columns, rows)) if is_sparse(value) else index
     return value[:0] if graph.rows(place, value)[0] == "edge" else value

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
+from torch_geometric.utils import to_dense_adj, to_torch_csr_tensor
 
 from dqconvert.errors import TraceError
 from dqconvert.trace.inputs import Inputs, from_bound, method_of, signature_of
@@ -22,6 +24,7 @@ NODES, EDGES, GRAPHS = (13, 17), (37, 53), (2, 3)
 _X_NAMES = ("x", "h", "feat", "features", "node_feat", "inputs", "input", "node_attr")
 _EDGE_ATTR_NAMES = ("edge_attr", "edge_feat", "edge_features", "e")
 _DATA_NAMES = ("data", "batch_data", "graph", "g")
+_EDGE_INDEX_NAMES = ("edge_index", "edge_indices", "adj_t", "adj", "adjacency", "A")
 
 
 def make_inputs(model: nn.Module, method: str = "forward") -> tuple[Inputs, Inputs]:
@@ -97,14 +100,44 @@ _OPTIONAL = ("edge_attr", "edge_weight", "batch", "pos", "edge_type", "num_nodes
 
 
 class _Guess:
-    """One way to make up inputs: the width of x (or the number of categories), of edge features, and what to add."""
+    """One way to make up inputs: the width of x (or the number of categories), of edge features, what to add, and the
+    form that a connectivity has where its name leaves that open."""
 
-    def __init__(self, width: int, edge_width: int | None, categories: int | None, extra: tuple[str, ...]) -> None:
-        self.width, self.edge_width, self.categories, self.extra = width, edge_width, categories, extra
+    def __init__(
+        self, width: int, edge_width: int | None, categories: int | None, extra: tuple[str, ...], form: str = ""
+    ) -> None:
+        self.width, self.edge_width, self.categories, self.extra, self.form = (
+            width,
+            edge_width,
+            categories,
+            extra,
+            form,
+        )
 
 
 def _candidates(model: nn.Module, signature: inspect.Signature, required: list[str]) -> Iterator[_Guess]:
-    """Guesses in order of likelihood: what is optional is added only where the model fails without it."""
+    """Guesses in order of likelihood, each with every form that a connectivity of this name may have."""
+    open_ones = [signature.parameters[name] for name in required if name in _EDGE_INDEX_NAMES]
+    forms = next((found for parameter in open_ones if len(found := _forms(parameter)) > 1), ("edge_index",))
+    for guess in _guesses(model, signature, required):
+        for form in forms:
+            yield _Guess(guess.width, guess.edge_width, guess.categories, guess.extra, form)
+
+
+def _forms(parameter: inspect.Parameter) -> tuple[str, ...]:
+    """The forms that a connectivity may have, by its name and annotation, the likeliest first."""
+    hint = str(getattr(parameter.annotation, "__name__", parameter.annotation)).rpartition(".")[2]
+    if hint == "EdgeIndex":
+        return "EdgeIndex", "edge_index"
+    if hint == "SparseTensor" or parameter.name == "adj_t":
+        return "sparse", "edge_index"
+    if parameter.name in ("adj", "adjacency", "A"):
+        return "edge_index", "sparse", "dense"
+    return ("edge_index",)
+
+
+def _guesses(model: nn.Module, signature: inspect.Signature, required: list[str]) -> Iterator[_Guess]:
+    """What is optional is added only where the model fails without it."""
     widths = _widths(model)
     edge_widths = _edge_widths(model, widths)
     tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
@@ -196,8 +229,8 @@ def _value(name: str, parameter: inspect.Parameter, guess: _Guess, size: int, gr
         return _data(guess, size, graph)
     if name in _X_NAMES:
         return _x(guess, nodes)
-    if name in ("edge_index", "adj_t", "adj", "edge_indices"):
-        return graph["edge_index"]
+    if name in _EDGE_INDEX_NAMES:
+        return _connectivity(graph["edge_index"], nodes, guess.form if len(_forms(parameter)) > 1 else "edge_index")
     if name == "batch":
         return graph["batch"]
     if name in ("edge_weight", "edge_weights", "weight"):
@@ -218,6 +251,14 @@ def _value(name: str, parameter: inspect.Parameter, guess: _Guess, size: int, gr
         return _x(guess, nodes)
     sizes = {"num_nodes": nodes, "batch_size": GRAPHS[size], "num_graphs": GRAPHS[size]}
     return sizes.get(name)
+
+
+def _connectivity(edge_index: Tensor, nodes: int, form: str) -> Tensor:
+    if form == "EdgeIndex":
+        return EdgeIndex(edge_index, sparse_size=(nodes, nodes), sort_order="col")
+    if form == "sparse":  # transposed, as PyG wants it
+        return to_torch_csr_tensor(edge_index.unique(dim=1).flip(0), size=(nodes, nodes))
+    return to_dense_adj(edge_index.unique(dim=1), max_num_nodes=nodes)[0] if form == "dense" else edge_index
 
 
 def _x(guess: _Guess, nodes: int) -> Tensor:

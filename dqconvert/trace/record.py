@@ -15,7 +15,7 @@ from dqconvert.trace.constants import literal
 from dqconvert.trace.copies import duplicate, set_mode
 from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
-from dqconvert.trace.runtime import pinned, present, same_items, same_keys
+from dqconvert.trace.runtime import pinned, present, same_items, same_keys, same_layout
 from dqconvert.trace.writer import Writer
 
 
@@ -68,6 +68,8 @@ def _bind_argument(writer: Writer, inputs: Inputs, name: str) -> Any:
 
 
 def _bind_parts(writer: Writer, value: Any, node: Node, name: str) -> Any:
+    if isinstance(value, Tensor):
+        writer.check_input(same_layout, (node, str(value.layout).removeprefix("torch."), name))
     plain = plain_connectivity(value)
     if plain is not value:
         node = writer.input_node(plain_connectivity, (node,), plain, f"argument {name}")

@@ -98,7 +98,8 @@ class InputGraph:
             return None
         batch = next((value for (_, name), value in found.items() if name == "batch"), None)
         graphs = int(batch.max()) + 1 if batch is not None and batch.numel() else 1
-        parts, kept = _part(firm, ends, nodes)
+        matrices = {place for place in firm if is_sparse(found[place])}
+        parts, kept = _part(firm, ends, nodes, matrices)
         kept |= {place: torch.arange((edges[place] + 1) // 2) for place in loose}
         hops = _hops(lists, nodes, parts, edges, kept)
         return InputGraph(nodes, parts, ends, edges, kept, graphs, batch, node_dim, hops)
@@ -185,9 +186,11 @@ def _count_nodes(
 
 
 def _part(
-    indices: dict[Place, Tensor], ends: dict[Place, tuple[Type, Type]], nodes: dict[Type, int]
+    indices: dict[Place, Tensor], ends: dict[Place, tuple[Type, Type]], nodes: dict[Type, int], matrices: set[Place]
 ) -> tuple[dict[Type, int], dict[Place, Tensor]]:
     """How many nodes of each type the second copy has, and which edges lie among them.
+
+    A matrix (``matrices`` names them) holds each edge once, so none of its edges is ever taken twice.
 
     All counts must grow, and no two end up equal: dimensions are told apart by how they grow. Where that can be had, no
     two grow by the same number, either: a model may take a few rows off (10 of 12 nodes, 10 of 14 edges).
@@ -219,9 +222,9 @@ def _part(
         return enough
     parts, kept = best
     counts = {number + parts[kind] for kind, number in nodes.items()}
-    for place, index in indices.items():  # a copy of the whole: double an edge where counts collide
-        while index.size(1) and index.size(1) + len(kept[place]) in counts and len(kept[place]):
-            kept[place] = torch.cat([kept[place], kept[place][:1]])
+    for place, index in indices.items():  # a copy of the whole: an edge more where counts collide, or one less
+        while len(kept[place]) > (place in matrices) and index.size(1) + len(kept[place]) in counts:
+            kept[place] = kept[place][1:] if place in matrices else torch.cat([kept[place], kept[place][:1]])
         counts.add(index.size(1) + len(kept[place]))
     return parts, kept
 

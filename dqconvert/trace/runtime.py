@@ -158,6 +158,48 @@ def same_keys(value: dict[Any, Any], expected: tuple[Any, ...], name: str) -> No
         )
 
 
+def same_layout(value: Any, expected: str, name: str) -> None:
+    """Checks that a tensor argument is stored as it was while tracing: dense, or a sparse matrix of the same layout.
+
+    A layer reads a connectivity of each layout in another way. What was traced in compressed columns
+    (``sparse_csc``) is computed in compressed rows and may be given so, too.
+
+    Raises:
+        ArgumentError: If it is not.
+
+    Example:
+        >>> import torch
+        >>> same_layout(torch.eye(2), "strided", "adj_t")
+        >>> same_layout(torch.eye(2).to_sparse_csr(), "strided", "adj_t")
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.ArgumentError: argument 'adj_t' was a dense tensor when the model was prepared and is a ...
+    """
+    if not isinstance(value, Tensor):
+        return
+    layout = _LAYOUTS.get(value.layout)
+    if layout == expected or (layout == "sparse_csr" and expected == "sparse_csc"):
+        return
+    before, now = (
+        "a dense tensor" if form == "strided" else f"a sparse matrix (torch.{form})"
+        for form in (expected, layout or str(value.layout))
+    )
+    raise ArgumentError(
+        f"argument {name!r} was {before} when the model was prepared and is {now} {list(value.shape)} now: prepare the "
+        f"model again with {name!r} in this form among the example_inputs, or pass it in the form of then."
+    )
+
+
+_LAYOUTS = {
+    torch.strided: "strided",
+    torch.sparse_coo: "sparse_coo",
+    torch.sparse_csr: "sparse_csr",
+    torch.sparse_csc: "sparse_csc",
+    torch.sparse_bsr: "sparse_bsr",
+    torch.sparse_bsc: "sparse_bsc",
+}
+
+
 def setitem(target: Tensor, index: Any, value: Any) -> Tensor:
     """``target[index] = value``, returning ``target`` so that later reads depend on the write.
 
@@ -180,5 +222,5 @@ def by_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
     return when_training if training else when_evaluating
 
 
-ARGUMENT_CHECKS = (pinned, present, same_items, same_keys)
+ARGUMENT_CHECKS = (pinned, present, same_items, same_keys, same_layout)
 """What a graph checks of the form of its arguments, before anything else."""

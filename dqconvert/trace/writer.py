@@ -158,7 +158,8 @@ class Writer:
         A tensor that already serves as another input is aliased: each argument has a node of its own.
         """
         if isinstance(value, Tensor) and self.node_of(value) is not None:
-            value = torch.ops.aten.alias.default(value)
+            sparse = value.layout != torch.strided  # which has no storage to alias
+            value = value.detach() if sparse else torch.ops.aten.alias.default(value)
         return self.bind(value, node)
 
     def input_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any, source: str) -> Node:

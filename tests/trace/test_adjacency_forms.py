@@ -1,0 +1,228 @@
+"""Connectivities in the form that an argument's name or hint asks for, and calls with another form than was traced."""
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import (
+    DenseGCNConv,
+    GCNConv,
+    GENConv,
+    GINConv,
+    GMMConv,
+    GraphConv,
+    NNConv,
+    RGATConv,
+    SAGEConv,
+    SignedConv,
+)
+from torch_geometric.typing import SparseTensor
+from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
+
+import dqconvert
+from checks import assert_same, evaluation, normal
+from dqconvert import QConfig
+from dqconvert.errors import ArgumentError
+
+EDGES = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 5, 4]])
+N = 7
+
+
+def forms(edge_index=EDGES, nodes=N, values=None):
+    """One graph in every form."""
+    transposed, size = edge_index.flip(0), (nodes, nodes)
+    return {
+        "edge_index": edge_index,
+        "EdgeIndex": EdgeIndex(edge_index, sparse_size=size),
+        "csr": to_torch_csr_tensor(transposed, values, size=size),
+        "coo": to_torch_coo_tensor(transposed, values, size=size),
+        "csc": to_torch_csc_tensor(transposed, values, size=size),
+    }
+
+
+class AdjT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = SAGEConv(8, 4)
+
+    def forward(self, x, adj_t):
+        return self.conv(x, adj_t)
+
+
+class Hinted(AdjT):
+    def forward(self, x, edges: SparseTensor):
+        return self.conv(x, edges)
+
+
+class A(AdjT):
+    def forward(self, x, A: SparseTensor):  # noqa: N803  (as papers call it)
+        return self.conv(x, A)
+
+
+class Index(AdjT):
+    def forward(self, x, edge_index: EdgeIndex):
+        return self.conv(x, edge_index)
+
+
+class Product(nn.Module):
+    """As the first public GCN has it: a matrix product with the adjacency."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(8, 4)
+
+    def forward(self, x, adj):
+        return torch.sparse.mm(adj, self.lin(x))
+
+
+# -- the form that a name asks for ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "form"), [(AdjT, "csr"), (A, "csr"), (Product, "csr"), (Index, "EdgeIndex")])
+def test_inputs_are_made_up_in_the_form_that_a_name_or_hint_asks_for(model, form):
+    model, inputs = model(), (normal(N, 8), forms()[form])
+    module, _ = dqconvert.prepare(model, QConfig())
+    assert_same(evaluation(module, inputs), evaluation(model, inputs))
+    trained, _ = dqconvert.prepare(model, "int8-dq")
+    trained.train()(*inputs).sum().backward()
+    assert all(parameter.grad is not None for name, parameter in trained.named_parameters())
+
+
+def test_an_adjacency_that_only_a_dense_layer_takes():
+    model, inputs = DenseGCNConv(8, 4), (normal(N, 8), torch.ones(N, N))
+    module, _ = dqconvert.prepare(model, QConfig())
+    assert_same(evaluation(module, inputs), evaluation(model, inputs))
+
+
+# -- another form than was traced ----------------------------------------------------------------------------------
+
+
+OTHERS = [
+    *(("edge_index", called) for called in ("csr", "coo", "csc")),
+    *(("EdgeIndex", called) for called in ("csr", "coo", "csc")),
+    *(("csr", called) for called in ("edge_index", "EdgeIndex", "coo", "csc")),
+    *(("coo", called) for called in ("edge_index", "EdgeIndex", "csr", "csc")),
+    *(("csc", called) for called in ("edge_index", "EdgeIndex", "coo")),
+]
+
+
+@pytest.fixture(scope="module")
+def traced():
+    found = {}
+    for form, value in forms().items():
+        for preset in (QConfig(), "int8-dq"):
+            found[form, preset if isinstance(preset, str) else ""] = dqconvert.prepare(
+                AdjT(), preset, (normal(N, 8), value)
+            )[0]
+    return found
+
+
+@pytest.mark.parametrize("preset", ["", "int8-dq"])
+@pytest.mark.parametrize(("form", "called"), OTHERS)
+def test_a_connectivity_in_another_form_is_refused_before_anything_is_computed(traced, form, called, preset):
+    module, x = traced[form, preset], normal(N, 8).requires_grad_()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    check = module.train().forward  # the graph itself, whatever is made of its refusal
+    with pytest.raises(ArgumentError, match=r"argument 'adj_t' was a .* when the model was prepared and is a .* now"):
+        check(x, forms()[called])
+    assert torch.equal(torch.get_rng_state(), state)  # no protection was drawn
+    assert_same(module.state_dict(), before)
+
+
+@pytest.mark.parametrize("called", ["edge_index", "EdgeIndex"])
+@pytest.mark.parametrize("form", ["edge_index", "EdgeIndex"])
+def test_an_edge_index_object_is_an_edge_index(traced, form, called):
+    model = traced[form, ""]
+    wanted = evaluation(model, (normal(N, 8), EDGES))
+    assert_same(evaluation(model, (normal(N, 8), forms()[called])), wanted)
+
+
+def test_features_in_another_layout_are_refused():
+    module, _ = dqconvert.prepare(nn.Sequential(nn.Linear(8, 4)), QConfig(), (normal(N, 8),))
+    with pytest.raises(ArgumentError, match=r"was a dense tensor .* is a sparse matrix \(torch.sparse_coo\)"):
+        module.forward(normal(N, 8).to_sparse())
+
+
+# -- matrices with as many entries as nodes, and with vectors as entries ---------------------------------------------
+
+
+def square(entries=None, form="csr"):
+    """Four nodes, four edges: no number tells the ones from the others."""
+    index = torch.tensor([[0, 1, 2, 3], [0, 0, 1, 1]])
+    return forms(index, 4, entries)[form]
+
+
+class Signed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = SignedConv(8, 4, first_aggr=True)
+
+    def forward(self, x, positive, negative):
+        return self.conv(x, positive, negative)
+
+
+@pytest.mark.parametrize("form", ["csr", "coo", "csc"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: SAGEConv(8, 4),
+        lambda: SAGEConv(8, 4, aggr="max"),
+        lambda: GINConv(nn.Linear(8, 4)),
+        lambda: GraphConv(8, 4),
+        Signed,
+    ],
+)
+def test_a_square_matrix_with_as_many_entries_as_nodes(layer, form):
+    model = layer()
+    adjacencies = (square(form=form),) * (2 if isinstance(model, Signed) else 1)
+    inputs = (normal(4, 8), *adjacencies)
+    module, report = dqconvert.prepare(model, QConfig(), inputs)
+    assert not [remark for remark in report.remarks if "no second input" in remark]
+    plain = (normal(4, 8), *(square(form="csr" if form == "csc" else form) for _ in adjacencies))
+    assert_same(evaluation(module, inputs), evaluation(model, plain))
+    _, report = dqconvert.prepare(model, "int8-dq", inputs)
+    assert report.totals["role"]["message"]
+
+
+@pytest.mark.parametrize("form", ["csr", "coo"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: GENConv(8, 4, edge_dim=3),
+        lambda: GMMConv(8, 4, dim=3, kernel_size=2),
+        lambda: NNConv(8, 4, nn.Linear(3, 32)),
+    ],
+)
+def test_matrices_whose_entries_are_vectors(layer, form):
+    model, inputs = layer(), (normal(4, 8), square(normal(4, 3, seed=3).abs(), form))
+    module, _ = dqconvert.prepare(model, QConfig(), inputs)
+    assert_same(evaluation(module, inputs), evaluation(model, inputs))
+    trained, report = dqconvert.prepare(model, "int8-dq", inputs)
+    trained.train()(*inputs).sum().backward()
+    assert report.totals["role"]["message"]
+
+
+class Relational(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = RGATConv(8, 4, num_relations=2, edge_dim=3)
+
+    def forward(self, x, adj_t, edge_type):
+        return self.conv(x, adj_t, edge_type)
+
+
+@pytest.mark.parametrize("form", ["csr", "coo"])
+def test_relations_beside_a_matrix_whose_entries_are_vectors(form):
+    model = Relational()
+    inputs = normal(4, 8), square(normal(4, 3, seed=3), form), torch.tensor([0, 1, 1, 0])
+    module, _ = dqconvert.prepare(model, QConfig(), inputs)
+    assert_same(evaluation(module, inputs), evaluation(model, inputs))
+
+
+def test_a_layer_whose_messages_take_a_weight(traced):
+    """GCNConv's and GraphConv's take the matrix's values as their own."""
+    for layer in (GCNConv(8, 4), GraphConv(8, 4)):
+        inputs = normal(4, 8), square(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        module, _ = dqconvert.prepare(layer, QConfig(), inputs)
+        assert_same(evaluation(module, inputs), evaluation(layer, inputs))
