@@ -71,7 +71,10 @@ def check_connectivity(graph: Graph) -> None:
             rows = graph.call_method("size", (holders[0], 0))
         with graph.inserting_after(rows):
             checked = annotate(graph.call_function(check_edges, (edge_index, rows)), note_of(edge_index))
-        edge_index.replace_all_uses_with(checked, delete_user_cb=lambda user, checked=checked: user is not checked)
+        # The checks of arguments come before.
+        edge_index.replace_all_uses_with(
+            checked, delete_user_cb=lambda user, checked=checked: user is not checked and user.target not in CHECKS
+        )
 
 
 def differentiated(graph: Graph) -> set[Node]:
