@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
@@ -42,6 +43,19 @@ class Inputs:
         """Like :meth:`call`, with the very objects in ``arguments``."""
         bound = inspect.BoundArguments(self.signature, dict(self.arguments))
         return bound.args, bound.kwargs
+
+    def copied(self) -> Inputs:
+        """The same inputs in memory of their own: models write into what they are given."""
+        known: dict[int, Any] = {}
+
+        def copy_of(tensor: Any) -> Any:
+            if type(tensor) is not Tensor or tensor.layout != torch.strided:
+                return tensor
+            if id(tensor) not in known:
+                known[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+            return known[id(tensor)]
+
+        return self.map(copy_of)
 
     def map(self, function: Callable[[Any], Any]) -> Inputs:
         """The same inputs with ``function`` applied to every tensor."""

@@ -21,6 +21,8 @@ from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.trace import leaves
 from dqconvert.trace.adjacency import is_sparse
+from dqconvert.trace.calls import bind_call
+from dqconvert.trace.in_place import runs_alike
 from dqconvert.trace.inputs import method_of
 from dqconvert.trace.literals import literal_changes
 from dqconvert.trace.note import Stage, describe
@@ -122,12 +124,25 @@ class Interception:
     def _call_module(self, module: nn.Module, path: str, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if path and (path in self.writer.kept or leaves.is_leaf_module(module)):
             with self.writer.inside(path, module):
-                with self.writer.paused():
-                    result = run(*plain_arguments(args), **plain_arguments(kwargs))
-                return self.writer.bind(result, self.writer.node("call_module", path, args, kwargs))
+                return self._call_whole(module, path, run, *bind_call(module.forward, args, kwargs))
         with self.writer.inside(path, module):
             result = run(*args, **kwargs)
             return self._mark(result, Stage.LAYER) if isinstance(module, MessagePassing) else result
+
+    def _call_whole(self, module: nn.Module, path: str, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A module that stays one node."""
+        self.writer.store_for(module)
+        before = self.writer.versions((args, kwargs))
+        with self.writer.paused():
+            result = run(*plain_arguments(args), **plain_arguments(kwargs))
+        node = self.writer.node("call_module", path, args, kwargs)
+        changed = self.writer.changed(before)
+        if not changed:
+            return self.writer.bind(result, node)
+        if len(changed) == 1 and changed[0] is result and runs_alike(module):
+            self.writer.write(result, node)
+            return result
+        return self.writer.changes(node, result, changed)
 
     def _autograd_function(self, original: Any) -> Any:
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -146,11 +161,15 @@ class Interception:
                 return function(*args, **kwargs)
             if not self.writer.representable((args, kwargs)):
                 return function(*args, **kwargs)
+            args, kwargs = bind_call(function, args, kwargs)
+            before = self.writer.versions((args, kwargs))
             with self.writer.paused():
                 result = function(*plain_arguments(args), **plain_arguments(kwargs))
-            if isinstance(result, bool | str | None):
+            changed = self.writer.changed(before)
+            if isinstance(result, bool | str | None) and not changed:
                 return result
-            return self.writer.bind(result, self.writer.node("call_function", function, args, kwargs))
+            node = self.writer.node("call_function", function, args, kwargs)
+            return self.writer.changes(node, result, changed) if changed else self.writer.bind(result, node)
 
         return call
 

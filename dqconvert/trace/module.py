@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
+from dqconvert.trace.in_place import runs_alike
+
 _PROTOTYPE = GraphModule(nn.Module(), Graph())
 _MODULE_STATE = set(vars(nn.Module()))
 
@@ -54,6 +56,7 @@ class TracedModule(GraphModule):
         module: Any = object.__new__(singleton)
         module.__dict__.update(state)
         module.__dict__["eval_graph"] = eval_graph
+        _write_nowhere(module, graph, eval_graph)
         module.graph = graph
         return module
 
@@ -121,6 +124,15 @@ class TracedModule(GraphModule):
 
     _user_class: type[nn.Module]
     _kind: type[TracedModule]
+
+
+def _write_nowhere(root: nn.Module, *graphs: Graph | None) -> None:
+    """Lets the modules that graphs call return what they would write into what they are given."""
+    for node in (node for graph in graphs if graph is not None for node in graph.nodes):
+        if node.op == "call_module":
+            called = root.get_submodule(str(node.target))
+            if runs_alike(called) and getattr(called, "inplace", False):
+                called.inplace = False  # type: ignore[assignment]
 
 
 def _user_class(cls: type[nn.Module]) -> type[nn.Module]:

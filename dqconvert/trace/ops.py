@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.fx import Node
 
+from dqconvert.trace.runtime import store
+
 # How Tensor's special methods are written in the graph: the operator, and whether the operands are swapped.
 OPERATORS: dict[str, tuple[Callable[..., Any], bool]] = {
     "add": (operator.add, False),
@@ -111,6 +113,7 @@ _IN_PLACE: frozenset[Callable[..., Any]] = frozenset(
         operator.ixor,
         operator.ilshift,
         operator.irshift,
+        store,
     )
 )
 

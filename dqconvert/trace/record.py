@@ -45,6 +45,7 @@ def record(
     model = set_mode(duplicate(interception.root), training)
     writer = Writer(model, kept, values)
     verify.seed()
+    inputs = inputs.copied()
     arguments = {name: _bind_argument(writer, inputs, name) for name in inputs.signature.parameters}
     _pin(writer, inputs)
     args, kwargs = Inputs(inputs.signature, arguments, frozenset(arguments)).bound_call()

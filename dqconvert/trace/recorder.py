@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from dqconvert.trace.calls import Call, normal_call
 from dqconvert.trace.constants import as_data, holds_numpy
-from dqconvert.trace.ops import OPERATORS
-from dqconvert.trace.runtime import setitem
+from dqconvert.trace.in_place import RESHAPING, written
+from dqconvert.trace.memory import share_memory
 from dqconvert.trace.values import TracedInt, plain_arguments
 from dqconvert.trace.writer import Writer
 
@@ -65,8 +66,12 @@ class Recorder(TorchFunctionMode):
             self.writer.fail("turns a tensor into a Python number where the recording cannot follow")
         if name == "item":
             return self._item(args)
+        before = self.writer.versions((args, kwargs))
         with self.writer.paused():
             result = func(*plain_arguments(args), **plain_arguments(kwargs))
+        changed = self.writer.changed(before)
+        if changed:
+            return self._record_write(func, name, args, kwargs, result, changed)
         return self._record_torch(func, name, args, kwargs, result)
 
     def _record_torch(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> Any:
@@ -74,8 +79,6 @@ class Recorder(TorchFunctionMode):
             self.writer.node("call_function", func, args, kwargs)
             return result
         if result is None:
-            if name == "__setitem__":
-                return self._setitem(args)
             if name not in _NO_RESULT and self.writer.touches(args, kwargs):
                 self.writer.fail(f"calls {name}(), which returns nothing")
             return result
@@ -83,8 +86,24 @@ class Recorder(TorchFunctionMode):
             return result
         if func in _OF_DATA and args and holds_numpy(args[0]):
             func, name, args, kwargs = torch.tensor, "tensor", (as_data(args[0]),), {**kwargs, "dtype": result.dtype}
-        op, target, args = _spell(func, name, args, kwargs)
-        return self.writer.bind(result, self.writer.node(op, target, args, kwargs))
+        return self.writer.bind(result, self.writer.node(*normal_call(func, args, kwargs)))
+
+    def _record_write(self, func: Any, name: str, args: Any, kwargs: Any, result: Any, changed: list[Tensor]) -> Any:
+        """A call that changed its arguments: the graph gets one that returns what they are now."""
+        if name in RESHAPING:
+            with self.writer.paused():
+                call = normal_call(getattr(Tensor, name[:-1]), args, kwargs)
+            self.writer.take_view(args[0], self.writer.node(*call))
+            return result
+        with self.writer.paused():
+            found = written(func, name, args, kwargs)
+            # Views count the changes of what they are views of.
+            alone = found is not None and all(share_memory(found.target, tensor) for tensor in changed)
+        if found is None or not alone:
+            return self.writer.changes(self.writer.node(*normal_call(func, args, kwargs)), result, changed)
+        node = self.writer.node(*found.call)
+        self.writer.write(found.target, node)
+        return result
 
     def _attribute_read(self, name: str, func: Any, owner: Tensor) -> Any:
         with self.writer.paused():
@@ -92,8 +111,10 @@ class Recorder(TorchFunctionMode):
         if name == "shape":
             return self._size("size", (owner,), {})
         if isinstance(result, Tensor):
-            return self.writer.bind(result, self.writer.node("call_function", getattr, (owner, name), {}))
-        if isinstance(result, torch.device | torch.dtype) and self.writer.node_of(owner) is not None:
+            with self.writer.paused():
+                call = _property(name, owner)
+            return self.writer.bind(result, self.writer.node(*call))
+        if isinstance(result, torch.device | torch.dtype) and self.writer.knows(owner):
             self._remember_origin(result, owner, name)
         return result
 
@@ -106,7 +127,7 @@ class Recorder(TorchFunctionMode):
     def _size(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor = args[0]
         shape = self.writer.shape(tensor)
-        if self.writer.node_of(tensor) is None:  # a parameter: its shape is part of the model
+        if not self.writer.knows(tensor):  # a parameter: its shape is part of the model
             return _plain_size(name, shape, args, kwargs)
         if name in ("numel", "nelement"):
             node = self._cached_size(tensor, -1, lambda: self.writer.node("call_method", "numel", (tensor,), {}))
@@ -137,10 +158,6 @@ class Recorder(TorchFunctionMode):
             self.writer.fail(f"reads a {type(value).__name__} out of a tensor")
         return self.writer.traced(value, self.writer.node("call_method", "item", args, {}), from_values=True)
 
-    def _setitem(self, args: tuple[Any, ...]) -> None:
-        node = self.writer.node("call_function", setitem, args, {})
-        self.writer.bind(args[0], node)
-
 
 def _plain_size(name: str, shape: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if name in ("numel", "nelement"):
@@ -149,14 +166,14 @@ def _plain_size(name: str, shape: tuple[int, ...], args: tuple[Any, ...], kwargs
     return torch.Size(shape) if dim is None else shape[dim]
 
 
-def _spell(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any, tuple[Any, ...]]:
-    """How a call is written in the graph: as an operator, a method, or a function."""
-    qualified = resolve_name(func) or ""
-    if qualified.startswith("torch.Tensor."):
-        method = qualified.rsplit(".", 1)[1]
-        operands = 1 if method in ("neg", "__invert__") else 2
-        if method in OPERATORS and len(args) == operands and not kwargs:
-            operator, swapped = OPERATORS[method]
-            return "call_function", operator, args[::-1] if swapped else args
-        return "call_method", method, args
-    return "call_function", func, args
+def _property(name: str, owner: Tensor) -> Call:
+    """A tensor that is read off another one, in the words of methods."""
+    if name == "data":
+        return Call("call_method", "detach", (owner,), {})
+    if name in ("T", "mT", "H", "mH") and not owner.is_complex():
+        if name == "T" and owner.dim() != 2:
+            return Call("call_method", "permute", (owner, *reversed(range(owner.dim()))), {})
+        if owner.dim() == 2:
+            return Call("call_method", "t", (owner,), {})
+        return Call("call_method", "transpose", (owner, -2, -1), {})
+    return Call("call_function", getattr, (owner, name), {})

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dqconvert.errors import ArgumentError, GuardError
 
@@ -201,15 +202,149 @@ _LAYOUTS = {
 
 
 def setitem(target: Tensor, index: Any, value: Any) -> Tensor:
-    """``target[index] = value``, returning ``target`` so that later reads depend on the write.
+    """What ``target`` is after ``target[index] = value``; ``target`` itself stays as it is.
 
     Example:
         >>> import torch
         >>> setitem(torch.zeros(2), 0, 1.0)
         tensor([1., 0.])
     """
-    target[index] = value
-    return target
+    result = target.clone()
+    result[index] = value
+    return result
+
+
+ON_COPIES = frozenset(
+    (
+        *("zero_", "fill_", "copy_", "eq_", "ne_", "lt_", "le_", "gt_", "ge_", "logical_not_", "logical_and_"),
+        *("logical_or_", "logical_xor_", "add_", "sub_", "mul_", "div_", "pow_", "addcmul_", "addcdiv_", "lerp_"),
+        *("clamp_", "floor_divide_", "remainder_", "fmod_", "uniform_", "normal_", "bernoulli_", "exponential_"),
+        *("random_", "geometric_", "cauchy_", "log_normal_"),
+    )
+)
+"""In-place methods that :func:`on_a_copy` calls: those that round to the type of the tensor, or draw random numbers."""
+
+
+def on_a_copy(method: str, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What ``target`` is after an in-place method; ``target`` itself stays as it is.
+
+    Args:
+        method: One of :data:`ON_COPIES`.
+        target: What it is called on.
+        args: Its arguments.
+        kwargs: Likewise.
+
+    Raises:
+        ValueError: If it is none of them.
+
+    Example:
+        >>> import torch
+        >>> on_a_copy("fill_", torch.zeros(2), 3)
+        tensor([3., 3.])
+    """
+    if method not in ON_COPIES:
+        raise ValueError(f"{method!r} is none of the in-place methods that a graph may call on a copy")
+    result: Tensor = getattr(target.clone(), method)(*args, **kwargs)
+    return result
+
+
+def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """``torch.nn.functional.elu(x, alpha, inplace=True)`` on a copy, whose gradient is computed from the result.
+
+    Example:
+        >>> import torch
+        >>> elu(torch.tensor([0.0, 2.0]))
+        tensor([0., 2.])
+    """
+    return functional.elu(x.clone(), alpha, inplace=True)
+
+
+def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """``torch.nn.functional.celu(x, alpha, inplace=True)``, likewise.
+
+    Example:
+        >>> import torch
+        >>> celu(torch.tensor([0.0, 2.0]))
+        tensor([0., 2.])
+    """
+    return functional.celu(x.clone(), alpha, inplace=True)
+
+
+def selu(x: Tensor) -> Tensor:
+    """``torch.nn.functional.selu(x, inplace=True)``, likewise.
+
+    Example:
+        >>> import torch
+        >>> selu(torch.tensor([0.0]))
+        tensor([0.])
+    """
+    return functional.selu(x.clone(), inplace=True)
+
+
+def private(value: Tensor) -> Tensor:
+    """A copy that what comes next may change.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(2)
+        >>> private(x) is x
+        False
+    """
+    return value.clone()
+
+
+def after(value: Tensor, call: Any) -> Tensor:
+    """``value`` as a call has left it.
+
+    Args:
+        value: From :func:`private`, what the call may have changed.
+        call: What the call returned.
+
+    Example:
+        >>> import torch
+        >>> after(torch.ones(1), None)
+        tensor([1.])
+    """
+    return value
+
+
+def store(target: Tensor, value: Tensor) -> None:
+    """Writes what the float model writes into an argument or a buffer.
+
+    Example:
+        >>> import torch
+        >>> count = torch.zeros(1)
+        >>> store(count, torch.ones(1))
+        >>> count
+        tensor([1.])
+    """
+    with torch.no_grad():
+        target.copy_(value)
+
+
+class _KeepGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, before: Tensor, now: Tensor) -> Tensor:
+        return now.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0], None
+
+
+def keep_gradient(before: Tensor, now: Tensor) -> Tensor:
+    """``now``, whose gradient is that of ``before``: what a tensor is that was written where gradients do not see it.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> keep_gradient(x, torch.zeros(2)).sum().backward()
+        >>> x.grad
+        tensor([1., 1.])
+    """
+    with torch.enable_grad():
+        result: Tensor = _KeepGradient.apply(before, now.detach())
+    return result
 
 
 def by_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:

@@ -167,7 +167,7 @@ def _second(root: nn.Module, inputs: Inputs, method: str) -> Inputs | None:
 
 
 def _run_once(root: nn.Module, method: str, inputs: Inputs) -> None:
-    args, kwargs = inputs.call()
+    args, kwargs = inputs.copied().call()
     root.eval()
     try:
         with torch.no_grad():

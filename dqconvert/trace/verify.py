@@ -18,6 +18,7 @@ from dqconvert.trace.copies import duplicate, set_mode
 from dqconvert.trace.inputs import Inputs, method_of
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
+from dqconvert.trace.runtime import store
 
 SEED = 20210504
 
@@ -29,8 +30,17 @@ def seed() -> None:
     np.random.seed(SEED)
 
 
-def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: bool) -> dict[str, Tensor]:
+def run(
+    module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: bool, *, written: bool = False
+) -> dict[str, Tensor]:
     """Runs a forward and a backward and returns everything that they produced.
+
+    Args:
+        module: What is run.
+        call: Its method.
+        inputs: What it is given; stays as it is.
+        training: Whether in training mode.
+        written: Whether it writes into what it is given, which must then be no leaf.
 
     Returns:
         ``"output 0"`` …, ``"gradient of NAME"`` for the parameters and ``"gradient of input 0"`` … for floating point
@@ -44,12 +54,16 @@ def run(module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: b
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             return tensor
         leaves.append(tensor.detach().clone().requires_grad_())
-        return leaves[-1]
+        return leaves[-1].clone() if written else leaves[-1]
 
-    args, kwargs = inputs.map(fresh).call()
+    given = inputs.copied().map(fresh)
+    args, kwargs = given.call()
     with torch.enable_grad():
         results = [value for value in pytree.tree_leaves(call(*args, **kwargs)) if isinstance(value, Tensor)]
     found = {f"output {i}": value.detach() for i, value in enumerate(results)}
+    if written:
+        held = [value for value in pytree.tree_leaves(given.call()) if isinstance(value, Tensor)]
+        found |= {f"input {i} afterwards": value.detach() for i, value in enumerate(held)}
     loss = [
         (
             value.float()
@@ -75,7 +89,7 @@ def outputs(model: nn.Module, method: str, inputs: Inputs) -> list[Tensor]:
     """What a copy of a model returns in evaluation mode, without gradients."""
     seed()
     copied = set_mode(duplicate(model), False)
-    args, kwargs = inputs.call()
+    args, kwargs = inputs.copied().call()
     with torch.no_grad():
         results = pytree.tree_leaves(method_of(copied, method)(*args, **kwargs))
     return [value for value in results if isinstance(value, Tensor) and value.layout == torch.strided]
@@ -115,8 +129,11 @@ def compare(model: nn.Module, method: str, graph: TracedModule, inputs: Inputs, 
     """Runs copies of the float model and of the graph on the same inputs and says what differs."""
     expected_on, actual_on = duplicate(model), graph.for_one_run()
     # The graph takes connectivity in any form and turns it into the one that shows messages; the model gets that one.
-    expected = run(expected_on, method_of(expected_on, method), inputs.map(plain_connectivity), training)
-    return difference(expected, run(actual_on, actual_on.forward, inputs, training))
+    plain = inputs.map(plain_connectivity)
+    written = any(node.target is store for node in graph.graph.nodes)
+    expected = run(expected_on, method_of(expected_on, method), plain, training, written=written)
+    given = plain if written else inputs
+    return difference(expected, run(actual_on, actual_on.forward, given, training, written=written))
 
 
 def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, recorded: dict[str, Tensor]) -> str:
@@ -135,7 +152,7 @@ def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, record
             return value
 
     seed()
-    args, _ = inputs.bound_call()
+    args, _ = inputs.copied().bound_call()
     picked = module.graph if training or module.eval_graph is None else module.eval_graph
     try:
         Watch(module, graph=picked).run(*args)

@@ -6,10 +6,10 @@ import functools
 import os
 import re
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,9 +19,10 @@ from torch.fx import Graph, Node
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.trace.constants import literal
+from dqconvert.trace.memory import Memories, share_memory
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import OPERATORS
-from dqconvert.trace.runtime import COMPARISONS, guard
+from dqconvert.trace.runtime import COMPARISONS, after, guard, private
 from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain
 
 
@@ -52,8 +53,9 @@ class Writer:
         self.kept = kept
         self.graph = Graph()
         self.recording = False
-        self._nodes: dict[int, tuple[weakref.ref[Tensor], Node]] = {}
         self.modules = {id(module): path for path, module in nn.Module.named_modules(root)}
+        self.memories = Memories(self.graph, lambda: self.note(None), self.fail)
+        self.modules = {id(module): path for path, module in root.named_modules()}
         self._attributes: dict[int, str] = {}
         for path, module in nn.Module.named_modules(root):
             for name, value in [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]:
@@ -161,6 +163,9 @@ class Writer:
             sparse = value.layout != torch.strided  # which has no storage to alias
             value = value.detach() if sparse else torch.ops.aten.alias.default(value)
         return self.bind(value, node)
+        if isinstance(value, Tensor) and self.knows(value):
+            value = torch.ops.aten.alias.default(value)
+        return self.bind(value, node, origin=True)
 
     def input_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any, source: str) -> Node:
         """A node that takes one part out of an input (``data.x``, ``x_dict["paper"]``)."""
@@ -173,7 +178,10 @@ class Writer:
 
     def output(self, value: Any) -> None:
         """Ends the graph."""
-        annotate(self.graph.output(self.argument(value)), Note())
+        returned = self.argument(value)
+        self.memories.flush()
+        annotate(self.graph.output(returned), Note())
+        self.memories.finish()
 
     def note(self, value: Any, source: str | None = None) -> Note:
         """What is known of a node that is made now and holds ``value``."""
@@ -199,14 +207,19 @@ class Writer:
         fx_kwargs = {key: self.argument(value) for key, value in kwargs.items()}
         return annotate(self.graph.create_node(op, target, fx_args, fx_kwargs), self.note(None))
 
-    def bind(self, result: Any, node: Node) -> Any:
-        """Connects a result with its node and returns it, numbers as traced numbers."""
+    def bind(self, result: Any, node: Node, *, origin: bool = False) -> Any:
+        """Connects a result with its node and returns it, numbers as traced numbers.
+
+        Args:
+            result: What the call returned.
+            node: It.
+            origin: Whether the node reads an argument of the forward.
+        """
         if isinstance(result, Tensor):
             annotate(node, self._with_value(note_of(node), result))
-            self._nodes[id(result)] = (weakref.ref(result), node)
-            if self.values is not None:
-                with self.paused():
-                    self.values[node.name] = result.detach().clone()
+            with self.paused():
+                self.memories.bind(result, node, origin=origin)
+            self._keep_value(node, result)
             return result
         if isinstance(result, tuple | list):
             items = [self._bind_item(item, node, index) for index, item in enumerate(result)]
@@ -228,10 +241,73 @@ class Writer:
         part = OPERATORS["__getitem__"][0]
         return self.bind(item, annotate(self.graph.create_node("call_function", part, (node, key)), self.note(None)))
 
+    def write(self, tensor: Tensor, node: Node) -> None:
+        """Says that a tensor was changed in place, and has the value of a node now."""
+        self._tensor_argument(tensor)  # of a buffer, that it is one
+        annotate(node, self._with_value(note_of(node), tensor))
+        with self.paused():
+            self.memories.write(tensor, node)
+        self._keep_value(node, tensor)
+
+    def take_view(self, tensor: Tensor, node: Node) -> None:
+        """Says that a tensor became, in place, a view of what it was, which is the value of a node."""
+        self._tensor_argument(tensor)
+        annotate(node, self._with_value(note_of(node), tensor))
+        with self.paused():
+            self.memories.take_view(tensor, node)
+
+    def _keep_value(self, node: Node, tensor: Tensor) -> None:
+        if self.values is not None:
+            with self.paused():
+                self.values[node.name] = tensor.detach().clone()
+
+    def store_for(self, module: nn.Module) -> None:
+        """Stores what was written into the parameters and buffers of a module that is called as a whole next."""
+        with self.paused():
+            self.memories.flush([*module.parameters(), *module.buffers()])
+
+    def versions(self, arguments: Any) -> list[tuple[Tensor, int]]:
+        """The tensors among a call's arguments, and how often each was changed."""
+        with self.paused():
+            tensors = {id(value): value for value in _leaves(arguments) if isinstance(value, Tensor)}
+            return [(tensor, tensor._version) for tensor in tensors.values() if not tensor.is_inference()]
+
+    def changed(self, versions: list[tuple[Tensor, int]]) -> list[Tensor]:
+        """Which of these were changed since."""
+        with self.paused():
+            return [tensor for tensor, version in versions if tensor._version != version]
+
+    def changes(self, node: Node, result: Any, changed: list[Tensor]) -> Any:
+        """Connects what a call returned, that changed arguments in a way nothing is known of, and these with its node.
+
+        The call changes copies of them; an attribute that holds what it always held is changed for real.
+        """
+        with self.paused():
+            overlap = any(share_memory(a, b) for a, b in combinations(changed, 2))
+        if overlap:
+            self.fail("changes several tensors that share memory in one call")
+        for tensor in changed:
+            before = self._tensor_argument(tensor)
+            with self.paused():
+                if self.memories.written_by_others(tensor):
+                    continue
+            with self.graph.inserting_before(node):
+                own = annotate(self.graph.call_function(private, (before,)), note_of(before))
+            node.replace_input_with(before, own)
+            if tensor is result:
+                self.write(tensor, node)
+            else:
+                self.write(tensor, annotate(self.graph.call_function(after, (own, node)), self.note(None)))
+        return result if any(tensor is result for tensor in changed) else self.bind(result, node)
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether a recorded call made a tensor."""
+        return self.memories.find(tensor) is not None
+
     def node_of(self, tensor: Tensor) -> Node | None:
-        """The node that made a tensor; ``None`` if no recorded call did."""
-        entry = self._nodes.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
+        """The node that has the value of a tensor now; ``None`` if no recorded call made it."""
+        cell = self.memories.find(tensor)
+        return None if cell is None else self.memories.current(cell)
 
     def argument(self, value: Any) -> Any:
         """A recorded call's argument in the graph's terms."""
@@ -270,6 +346,8 @@ class Writer:
             owner = path.rpartition(".")[0]
             note = Note(module=owner, source=self.source())
             self._get_attr[path] = annotate(node, self._with_value(note, tensor))
+            with self.paused():
+                self.memories.bind(tensor, node, origin=True, attribute=True)
         return self._get_attr[path]
 
     def touches(self, args: Any, kwargs: Any) -> bool:
@@ -281,7 +359,7 @@ class Writer:
         return all(
             item is None
             or isinstance(item, (Traced, torch.device, torch.dtype, *_CONSTANTS))
-            or (isinstance(item, Tensor) and (self.node_of(item) is not None or id(item) in self._attributes))
+            or (isinstance(item, Tensor) and (self.knows(item) or id(item) in self._attributes))
             for item in _leaves(value)
         )
 

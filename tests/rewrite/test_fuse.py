@@ -33,30 +33,26 @@ def prepared_from(model, inputs=None, **kwargs):
 class Stack(nn.Module):
     """Linear layers, one after the other; `shared`: the first one again at the end."""
 
-    def __init__(self, shared=False, wide=8, inplace=False):
+    def __init__(self, shared=False, wide=8, in_place=False):
         super().__init__()
         self.one, self.two = nn.Linear(8, wide), nn.Linear(wide, 8)
-        self.shared, self.inplace = shared, inplace
+        self.shared, self.in_place = shared, in_place
 
     def forward(self, x):
         x = self.one(x)
-        x = self.two(x.mul_(0.5) if self.inplace else x)
+        x = self.two(x.mul_(0.5) if self.in_place else x)
         return self.one(x) if self.shared else x
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
-def test_small_weights_are_quantized_together(shared):
-    (found,) = fusions(prepared_from(Stack(shared), {"x": torch.randn(9, 8)}), "weights")
+def test_small_weights_are_quantized_together(shared, in_place):
+    (found,) = fusions(prepared_from(Stack(shared, in_place=in_place), {"x": torch.randn(9, 8)}), "weights")
     assert found.quantizers == ("one.quant.weight", "two.quant.weight")
 
 
-@pytest.mark.parametrize(
-    "model",
-    [Stack(wide=1 << 14), Stack(inplace=True)],
-    ids=["they are large", "something is written in place between them"],
-)
-def test_weights_that_are_quantized_alone(model):
-    module = prepared_from(model, {"x": torch.randn(9, 8)})
+def test_large_weights_are_quantized_alone():
+    module = prepared_from(Stack(wide=1 << 14), {"x": torch.randn(9, 8)})
     assert not fusions(module, "weights")
 
 

@@ -444,13 +444,7 @@ def bias_written_into(model, x, edge_index):
     return model.two(h)
 
 
-KEPT = pytest.mark.xfail(strict=True, reason="message passing keeps what it sends for the backward pass")
-WRITES = (
-    pytest.param(messages_written_into, marks=KEPT),
-    pytest.param(messages_written_into_later, marks=KEPT),
-    added_written_into,
-    bias_written_into,
-)
+WRITES = (messages_written_into, messages_written_into_later, added_written_into, bias_written_into)
 
 
 @pytest.mark.parametrize("body", WRITES, ids=lambda body: body.__name__)

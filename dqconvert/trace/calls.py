@@ -1,0 +1,370 @@
+"""One normal form for each call, however it was spelled: what later passes read off a node never depends on that.
+
+``torch.cat([a, b], axis=1)``, ``torch.concat(tensors=[a, b], dim=1)`` and ``torch.hstack([a, b])`` are all recorded as
+``torch.cat([a, b], dim=1)``: aliases get the name that the function is known by, arguments are bound to the parameters
+of the function, those without a default are passed by position, all others by keyword. Python functions and modules
+have a signature; for the others torch tells the schemas that it binds by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.jit._builtins import _find_builtin
+from torch.overrides import resolve_name
+
+from dqconvert.trace.constants import literal
+from dqconvert.trace.ops import OPERATORS
+from dqconvert.trace.values import plain
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Call(NamedTuple):
+    """A call as a graph holds it.
+
+    Attributes:
+        op: ``"call_function"`` or ``"call_method"``.
+        target: The function, or the name of the method.
+        args: What is passed by position.
+        kwargs: What is passed by keyword.
+    """
+
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+_SAME_UNDER = {
+    "abs": "absolute",
+    "neg": "negative",
+    "mul": "multiply",
+    "sub": "subtract",
+    "div": "divide true_divide",
+    "clamp": "clip",
+    "cat": "concat concatenate",
+    "vstack": "row_stack",
+    "trunc": "fix",
+    "transpose": "swapaxes swapdims",
+    "movedim": "moveaxis",
+    "matmul": "linalg_matmul",
+    "gt": "greater",
+    "ge": "greater_equal",
+    "lt": "less",
+    "le": "less_equal",
+    "ne": "not_equal",
+    "sigmoid": "special_expit",
+    "digamma": "special_psi special_digamma",
+    "lgamma": "special_gammaln",
+    **{f"a{name}": f"arc{name}" for name in ("cos", "cosh", "sin", "sinh", "tan", "tanh", "tan2")},
+    **{
+        name: f"special_{name}"
+        for name in (
+            *("erf", "erfc", "erfinv", "exp2", "expm1", "i0", "log1p", "log_softmax", "logit", "logsumexp"),
+            *("round", "sinc", "softmax", "xlogy"),
+        )
+    },
+}
+_ALIASES = {alias: name for name, aliases in _SAME_UNDER.items() for alias in aliases.split()}
+"""Functions and methods that torch has under a second name, by that; the same operation, bit for bit."""
+
+_METHODS = frozenset(("reshape", "permute", "tile", "flip"))
+"""Functions that are written as methods, which take one number after the other."""
+
+_SPREAD = _METHODS | {"view", "expand", "repeat"}
+"""Methods that take one number after the other, or all of them in a tuple."""
+
+_BY_POSITION = {"linear": frozenset(("bias",))}
+"""Parameters that are passed by position although they have a default."""
+
+_NAMES = {"axis": "dim", "keepdims": "keepdim", "x2": "other"}
+"""NumPy's names of parameters, which torch takes as well."""
+
+_FIRST = frozenset(("input", "x", "a", "x1", "self"))
+"""Names of the first parameter, likewise."""
+
+
+def normal_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The normal form of a call of one of torch's functions or methods.
+
+    Args:
+        func: As ``__torch_function__`` gets it.
+        args: Its arguments, tensors and all.
+        kwargs: Likewise.
+
+    Example:
+        >>> x = torch.ones(2, 3)
+        >>> call = normal_call(torch.concat, (), {"tensors": [x, x], "axis": 1})
+        >>> call.target is torch.cat, len(call.args), call.kwargs
+        (True, 1, {'dim': 1})
+        >>> normal_call(torch.Tensor.swapaxes, (x, 0), {"axis1": 1}).target
+        'transpose'
+        >>> normal_call(torch.permute, (x,), {"dims": (1, 0)})[:2]
+        ('call_method', 'permute')
+    """
+    target, own = _target(func)
+    args, kwargs = _bound(own, args, kwargs)
+    if target in _STACKS:
+        return _stacked(target, args, kwargs)
+    if target is torch.embedding and not args[3:]:
+        return _embedding(args, kwargs)
+    if target is torch.dropout and len(args) == 3:
+        return Call("call_function", nn.functional.dropout, args[:1], {"p": args[1], "training": args[2]})
+    if callable(target) and target in _AS_METHODS:
+        target = _AS_METHODS[target]
+    if not isinstance(target, str):
+        return Call("call_function", target, args, kwargs)
+    if target in _SPREAD and len(args) == 2 and isinstance(args[1], tuple | list):
+        args = (args[0], *args[1])
+    operands = 1 if target in ("neg", "__invert__") else 2
+    if target in OPERATORS and len(args) == operands and not kwargs:
+        operator, swapped = OPERATORS[target]
+        return Call("call_function", operator, args[::-1] if swapped else args, {})
+    return Call("call_method", target, args, kwargs)
+
+
+def bind_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """The normal form of the arguments of a Python function, or of a module's ``forward``.
+
+    Example:
+        >>> bind_call(nn.Linear(2, 2).forward, (), {"input": 1})
+        ((1,), {})
+    """
+    signature = _signature(getattr(function, "__func__", function))
+    if signature is None:
+        return args, kwargs
+    bound_self = (None,) if inspect.ismethod(function) else ()
+    found = _bind_python(signature, (*bound_self, *args), kwargs)
+    return (args, kwargs) if found is None else (found[0][len(bound_self) :], found[1])
+
+
+# -- which function it is ------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4096)
+def _target(func: Any) -> tuple[Any, Any]:
+    """The function, or the name of the method, under the name that it is known by; and by which its arguments have
+    their names."""
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return _of_aten(func)
+    qualified = resolve_name(func) or ""
+    if qualified.startswith("torch.Tensor."):
+        name = qualified.rsplit(".", 1)[1]
+        return _alias(name), name
+    name = _builtin_name(func)
+    known = _alias(name)
+    return (getattr(torch, known, func) if known != name else func), func
+
+
+def _alias(name: str) -> str:
+    stem, in_place = (name[:-1], "_") if name.endswith("_") and not name.endswith("__") else (name, "")
+    return _ALIASES.get(stem, stem) + in_place
+
+
+def _of_aten(func: Any) -> tuple[Any, Any]:
+    """Of one of ``torch.ops.aten``: torch's own function, or its method; else the operator itself."""
+    packet = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
+    space, _, name = str(packet._qualified_op_name).rpartition("::")
+    if space != "aten":
+        return func, func
+    for place in (torch, nn.functional, torch._C._nn):
+        found = getattr(place, name, None)
+        if _builtin_name(found) == name:
+            return _target(found)
+    return (_alias(name), name) if inspect.ismethoddescriptor(getattr(Tensor, name, None)) else (func, func)
+
+
+_AS_METHODS: dict[Any, str] = {getattr(torch, name): name for name in _METHODS}
+_STACKS: dict[Any, int] = dict(
+    zip((torch.hstack, torch.vstack, torch.column_stack, torch.dstack), (1, 0, 1, 2), strict=True)
+)
+
+
+def _stacked(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Stacks of tensors that have the dimension to be joined along."""
+    parts, dim = args[0] if args else (), _STACKS[target]
+    ndims = {part.dim() for part in parts if isinstance(part, Tensor)} if isinstance(parts, tuple | list) else set()
+    least = 2 if target is torch.vstack else dim + 1
+    if target is torch.hstack and ndims == {1}:
+        least, dim = 1, 0
+    if not ndims or min(ndims) < least or kwargs:
+        return Call("call_function", target, args, kwargs)
+    return Call("call_function", torch.cat, args, {"dim": dim})
+
+
+def _embedding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """``torch.embedding(weight, indices)`` as ``torch.nn.functional.embedding(indices, weight)``."""
+    padding = kwargs.get("padding_idx", -1)
+    options = {name: kwargs[name] for name in ("scale_grad_by_freq", "sparse") if name in kwargs}
+    given = {"padding_idx": None if padding == -1 else padding, **options}
+    return Call("call_function", nn.functional.embedding, (args[1], args[0]), given)
+
+
+# -- binding its arguments -----------------------------------------------------------------------------------------
+
+
+def _bound(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    function = getattr(Tensor, target, None) if isinstance(target, str) else target
+    signature = _signature(function)
+    if signature is not None:
+        return _bind_python(signature, args, kwargs) or (args, kwargs)
+    name = target if isinstance(target, str) else _builtin_name(target)
+    for schema in _schemas(name):
+        found = _bind_schema(schema, args, kwargs, isinstance(target, str))
+        if found is not None:
+            return found
+    return args, {_NAMES.get(key, key): value for key, value in kwargs.items()}
+
+
+@functools.lru_cache(maxsize=4096)
+def _signature(function: Any) -> inspect.Signature | None:
+    if not inspect.isfunction(function):
+        return None
+    try:
+        found = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    kinds = {parameter.kind for parameter in found.parameters.values()}
+    return None if inspect.Parameter.VAR_POSITIONAL in kinds else found
+
+
+def _bind_python(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:  # the call itself says what is wrong
+        return None
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        parameter = signature.parameters[name]
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= value
+        elif parameter.kind is parameter.POSITIONAL_ONLY or (
+            parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ):
+            positional.append(value)
+        else:
+            named[name] = value
+    return tuple(positional), named
+
+
+@functools.lru_cache(maxsize=4096)
+def _builtin_name(function: Any) -> str:
+    """The name of the operator that a function of torch is; ``""`` if it is none, or is written in Python."""
+    name = str(_find_builtin(function) or "")
+    return name.removeprefix("aten::") if name.startswith("aten::") and not inspect.isfunction(function) else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _schemas(name: str) -> tuple[Any, ...]:
+    """What torch binds the arguments of an operator by, without the variants that write somewhere else."""
+    if not name:
+        return ()
+    found = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    return tuple(
+        schema
+        for schema in found
+        if not schema.overload_name.startswith("prim_") and not any(argument.is_out for argument in schema.arguments)
+    )
+
+
+def _bind_schema(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any], method: bool) -> Arguments | None:
+    """The arguments by the parameters of one schema; ``None`` if it is not the one."""
+    parameters = schema.arguments
+    if method and (not parameters or parameters[0].name != "self"):
+        return None
+    ordered = [parameter for parameter in parameters if not parameter.kwarg_only]
+    given: dict[str, Any] = {}
+    rest = list(args)
+    for parameter in ordered:
+        if not rest:
+            break
+        if _takes_ints(parameter) and parameter.N is None and all(_is_int(value) for value in rest):
+            given[parameter.name], rest = tuple(rest), []  # one number after the other
+        else:
+            given[parameter.name] = rest.pop(0)
+    names = {parameter.name: parameter for parameter in parameters}
+    for key, value in kwargs.items():
+        name = key
+        if name not in names:
+            name = ordered[0].name if ordered and key in _FIRST and ordered[0].name in _FIRST else _NAMES.get(key, key)
+            name = "self" if key == "input" and "self" in names else name  # as of torch.where, where it is the second
+        if name not in names or name in given:
+            return None
+        given[name] = value
+    if rest or not all(_fits(names[name], value) for name, value in given.items()):
+        return None
+    if any(p.name not in given and not p.has_default_value() for p in parameters):
+        return None
+    positional: list[Any] = []
+    named: dict[str, Any] = {}
+    always = _BY_POSITION.get(schema.name.removeprefix("aten::"), frozenset())
+    for parameter in parameters:
+        if parameter.name not in given:
+            continue
+        value = _one(parameter, given[parameter.name])
+        by_name = parameter.kwarg_only or (parameter.has_default_value() and parameter.name not in always)
+        if by_name:
+            named[parameter.name] = value
+        else:
+            positional.append(value)
+    return tuple(positional), named
+
+
+def _one(parameter: Any, value: Any) -> Any:
+    """A list of one dimension as that dimension."""
+    single = parameter.N == 1 and _takes_ints(parameter) and isinstance(value, tuple | list) and len(value) == 1
+    return value[0] if single else value
+
+
+def _is_int(value: Any) -> bool:
+    value = literal(plain(value))
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _takes_ints(parameter: Any) -> bool:
+    return "List[int]" in str(parameter.type) or "List[SymInt]" in str(parameter.type)
+
+
+def _fits(parameter: Any, value: Any) -> bool:
+    """Whether a parameter takes a value, as far as that tells schemas apart."""
+    kind = str(parameter.type)
+    if kind.startswith("Optional["):
+        if value is None:
+            return True
+        kind = kind.removeprefix("Optional[")[:-1]
+    value = literal(plain(value))
+    if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
+        return kind in ("int", "Any") and parameter.name in ("dtype", "layout", "memory_format")
+    if parameter.name in ("dtype", "layout", "memory_format") and kind == "int":
+        return False
+    if kind == "Tensor":
+        return isinstance(value, Tensor)
+    if kind == "bool":
+        return isinstance(value, bool)
+    if kind in ("int", "SymInt"):
+        return _is_int(value)
+    if kind in ("float", "number"):
+        return isinstance(value, bool | int | float | complex) or (isinstance(value, Tensor) and value.dim() == 0)
+    if kind == "str":
+        return isinstance(value, str)
+    if kind == "Device":
+        return isinstance(value, torch.device | str | int)
+    if kind.startswith("List["):
+        inner = kind.removeprefix("List[")[:-1]
+        if not isinstance(value, tuple | list):
+            return parameter.N is not None and inner in ("int", "SymInt", "float") and _is_number(value, inner)
+        if inner in ("int", "SymInt"):
+            return all(_is_int(item) for item in value)
+        return all(isinstance(item, Tensor) or item is None for item in value) if "Tensor" in inner else True
+    return True
+
+
+def _is_number(value: Any, kind: str) -> bool:
+    return isinstance(value, int | float) if kind == "float" else _is_int(value)

@@ -1,0 +1,129 @@
+"""Calls that write into their arguments, as calls that return what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dqconvert.trace.calls import Call, normal_call
+from dqconvert.trace.runtime import ON_COPIES, celu, elu, on_a_copy, selu, setitem
+
+RESHAPING = frozenset(("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"))
+"""Methods that make a tensor, in place, a view of what it was."""
+
+_FROM_RESULT = {"elu": elu, "celu": celu, "selu": selu}
+"""Functions whose gradient, where they ran in place, is computed from their result, and differs in the last bit."""
+
+_OTHERWISE = frozenset(
+    (
+        *("zero_", "fill_", "copy_", "eq_", "ne_", "lt_", "le_", "gt_", "ge_", "logical_not_", "logical_and_"),
+        *("logical_or_", "logical_xor_", "uniform_", "normal_", "bernoulli_", "exponential_", "random_"),
+        *("geometric_", "cauchy_", "log_normal_"),
+    )
+)
+"""Methods whose namesakes without an underscore are missing, or return something else."""
+
+_SAME_GRADIENT: tuple[type[nn.Module], ...] = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Threshold, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
+
+
+class Written(NamedTuple):
+    """A call that writes.
+
+    Attributes:
+        target: The tensor that it writes into.
+        call: What returns the tensor's new value.
+    """
+
+    target: Tensor
+    call: Call
+
+
+def runs_alike(module: nn.Module) -> bool:
+    """Whether a module with ``inplace=True`` computes the same without, and the same gradients, to the last bit.
+
+    Example:
+        >>> runs_alike(nn.ReLU(inplace=True)), runs_alike(nn.ELU(inplace=True))
+        (True, False)
+    """
+    return type(module) in _SAME_GRADIENT
+
+
+def written(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written | None:
+    """What a call of torch's writes, and what returns that instead; ``None`` if there is nothing that does.
+
+    Args:
+        func: As ``__torch_function__`` gets it.
+        name: Its name.
+        args: Its arguments.
+        kwargs: Likewise.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> written(torch.Tensor.add_, "add_", (x, 1), {}).call.target is operator.add
+        True
+        >>> written(torch.relu_, "relu_", (x,), {}).call.target is torch.relu
+        True
+        >>> written(nn.functional.relu, "relu", (x,), {"inplace": True}).call.kwargs
+        {'inplace': False}
+    """
+    name = name.removesuffix(".default")
+    if name == "__setitem__":
+        return Written(args[0], Call("call_function", setitem, args, kwargs))
+    if isinstance(kwargs.get("out"), Tensor):
+        rest = {key: value for key, value in kwargs.items() if key != "out"}
+        return Written(kwargs["out"], normal_call(func, args, rest))
+    target = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if target is None:
+        return None
+    if kwargs.get("inplace") is True:
+        if name in _FROM_RESULT:
+            rest = {key: value for key, value in kwargs.items() if key != "inplace"}
+            return Written(target, Call("call_function", _FROM_RESULT[name], args, rest))
+        return Written(target, normal_call(func, args, {**kwargs, "inplace": False}))
+    if name.startswith("__i"):
+        name = _OPERATORS.get(name, f"__{name[3:]}")
+    if not name.endswith("_"):
+        return None
+    stem = name if name.startswith("__") else name[:-1]
+    if stem in _FROM_RESULT:
+        return Written(target, Call("call_function", _FROM_RESULT[stem], args, kwargs))
+    method = _METHODS.get(name, name)
+    if method in _OTHERWISE or (method in ON_COPIES and not _keeps_dtype(target, (args, kwargs))):
+        given = args if args else (target,)
+        rest = kwargs if args else {key: value for key, value in kwargs.items() if value is not target}
+        return Written(target, Call("call_function", on_a_copy, (method, *given), rest))
+    twin = next((found for place in _places(func) if (found := getattr(place, stem, None)) is not None), None)
+    return None if twin is None else Written(target, normal_call(twin, args, kwargs))
+
+
+_OPERATORS = {"__iadd__": "add_", "__isub__": "sub_", "__imul__": "mul_", "__itruediv__": "div_", "__idiv__": "div_"}
+_METHODS = {"__pow__": "pow_", "__floordiv__": "floor_divide_", "__mod__": "remainder_"}
+
+
+def _places(func: Any) -> tuple[Any, ...]:
+    """Where to look for a function, the first that has it: beside the one that writes."""
+    if getattr(func, "__objclass__", None) is not None:
+        return Tensor, torch, functional
+    return torch, functional, Tensor
+
+
+def _keeps_dtype(target: Tensor, arguments: Any) -> bool:
+    """Whether arithmetic of these arguments has the tensor's own type without being rounded to it."""
+    return all(value.dtype == target.dtype for value in _tensors(arguments))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
