@@ -48,7 +48,7 @@ class _Softmax(NamedTuple):
 def lower_softmax(lowering: Lowering, node: Node) -> Value | None:
     """The rounding of a softmax over the edges to each node, whose logits follow from codes."""
     quantizer, before = lowering.quantizer(node), node.args[0] if node.args else None
-    if quantizer is None or quantizer.channel_dim is not None or not isinstance(before, Node) or lowering.in_place:
+    if quantizer is None or quantizer.channel_dim is not None or not isinstance(before, Node):
         return None
     value, note = lowering.values[before], note_of(node)
     if not isinstance(value, Plain) or value.node.target is not softmax:

@@ -83,7 +83,11 @@ class Builder:
                 owner.add_module(container, nn.Module())
             owner = getattr(owner, container)
         if not hasattr(owner, name):
-            owner.add_module(name, set_mode(copy.deepcopy(module), False).requires_grad_(False))
+            copied = set_mode(copy.deepcopy(module), False).requires_grad_(False)
+            for part in copied.modules():
+                if getattr(part, "inplace", False) and type(part).__module__.startswith("torch.nn."):
+                    part.inplace = False  # type: ignore[assignment]
+            owner.add_module(name, copied)
 
     # -- values ------------------------------------------------------------------------------------------------------
 

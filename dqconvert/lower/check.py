@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from operator import attrgetter
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph
+from torch.fx import Graph, Node
 
 from dqconvert.errors import LoweringError
 from dqconvert.quant import FakeQuantize
+from dqconvert.rewrite.spaces import input_name
+from dqconvert.trace.note import note_of
+from dqconvert.trace.ops import op_name, writes
+from dqconvert.trace.runtime import store
 
 
 def check_ready(graph: Graph, root: nn.Module) -> None:
@@ -20,6 +25,9 @@ def check_ready(graph: Graph, root: nn.Module) -> None:
         graph: What is evaluated: quantizers that it does not reach need no range.
         root: The prepared module.
     """
+    for node in graph.nodes:
+        if writes(node):
+            _refuse_write(node)
     reached = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")
     modules = {path: root.get_submodule(path) for path in reached}
     quantizers = {path: m for path, m in modules.items() if isinstance(m, FakeQuantize) and m.fake_quant_enabled}
@@ -40,6 +48,25 @@ def check_ready(graph: Graph, root: nn.Module) -> None:
     endless = [name for name, tensor in weights.items() if bool(tensor.isinf().any())]
     if endless:
         raise LoweringError(f"{_named(endless)} holds infinite values: the training went astray.")
+
+
+def _refuse_write(node: Node) -> NoReturn:
+    where, target = note_of(node).source or node.name, node.args[0] if node.args else None
+    if node.target is not store:
+        raise LoweringError(
+            f"{where}: the graph calls {op_name(node)} in place. It is that of an earlier version: prepare the model "
+            f"again."
+        )
+    if isinstance(target, Node) and target.op == "get_attr":
+        raise LoweringError(
+            f"{where}: the forward writes into {str(target.target)!r} in evaluation, and an integer module keeps no "
+            f"state. Write in training only, or compute it anew from the inputs."
+        )
+    name = input_name(target) if isinstance(target, Node) else "?"
+    raise LoweringError(
+        f"{where}: the forward writes into its argument {name!r}, which an integer module does not. Let it work on a "
+        f"copy: {name} = {name}.clone()."
+    )
 
 
 def _tensors(graph: Graph, root: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.lower.values import Codes, Known, Plain, Value
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import op_name
+from dqconvert.trace.ops import argument, op_name
 
 if TYPE_CHECKING:
     from dqconvert.lower.lowering import Lowering
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def lower_embedding(lowering: Lowering, node: Node) -> Value | None:
     """``embedding(index, weight)``, rounded right behind: the weight is rounded before, once."""
     grid = lowering.grid_behind(node) if op_name(node) == "embedding" else None
-    if grid is None or len(node.args) < 2 or any(node.args[3:4]) or node.kwargs.get("max_norm"):
+    if grid is None or len(node.args) < 2 or argument(node, "max_norm"):
         return None  # with max_norm the weight would change
     index, weight = (lowering.values[n] if isinstance(n, Node) else None for n in node.args[:2])
     if not isinstance(weight, Known) or not isinstance(index, Plain):

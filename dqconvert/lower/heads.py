@@ -18,7 +18,7 @@ from dqconvert.lower.builder import Builder
 from dqconvert.lower.values import Codes, Grid, Known, Plain, Value
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import Note, annotate, note_of
-from dqconvert.trace.ops import op_name
+from dqconvert.trace.ops import argument, op_name
 
 if TYPE_CHECKING:
     from dqconvert.lower.lowering import Lowering
@@ -66,10 +66,10 @@ def lower_edge_products(lowering: Lowering, node: Node) -> Value | None:
 
 def _over(node: Node, dim: int) -> bool:
     """Whether a sum or mean is over one dimension, which is gone then, and no more."""
-    given = dict(zip(("dim", "keepdim", "dtype"), node.args[1:], strict=False)) | node.kwargs
-    over = given.pop("dim", None)
+    over = argument(node, "dim")
     one = over[0] if isinstance(over, tuple | list) and len(over) == 1 else over
-    return one in (dim, dim - note_of(node).ndim - 1) and not any(given.values())
+    further = argument(node, "keepdim", False), argument(node, "dtype")
+    return one in (dim, dim - note_of(node).ndim - 1) and not any(further)
 
 
 def _products(
@@ -109,7 +109,7 @@ def lower_mean(lowering: Lowering, node: Node) -> Value | None:
     if quantizer is None or quantizer.channel_dim is not None or not isinstance(mean, Node):
         return None
     bias = None
-    if op_name(mean) == "add" and len(mean.args) == 2 and not mean.kwargs and not lowering.changes(mean):
+    if op_name(mean) == "add" and len(mean.args) == 2 and not mean.kwargs:
         (mean, bias) = mean.args if isinstance(_value(lowering, mean.args[1]), Known) else mean.args[::-1]
     added = _value(lowering, bias)
     if not isinstance(mean, Node) or op_name(mean) != "mean" or not _over(mean, 1):

@@ -14,7 +14,7 @@ from dqconvert.kernels.integer.linear import integer_linear, pack_weight
 from dqconvert.lower.values import Codes, Fixed, Grid, Known, Value
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import Note, note_of
-from dqconvert.trace.ops import op_name
+from dqconvert.trace.ops import argument, op_name
 
 if TYPE_CHECKING:
     from dqconvert.lower.lowering import Lowering
@@ -25,10 +25,8 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     name = op_name(node)
     if name not in ("linear", "matmul") or len(node.args) < 2:
         return None
-    x, weight, bias = [lowering.values[a] if isinstance(a, Node) else Fixed(a) for a in (*node.args, None)[:3]]
-    if name == "linear" and "bias" in node.kwargs:
-        given = node.kwargs["bias"]
-        bias = lowering.values[given] if isinstance(given, Node) else Fixed(given)
+    operands = *node.args[:2], argument(node, "bias")
+    x, weight, bias = [lowering.values[a] if isinstance(a, Node) else Fixed(a) for a in operands]
     grid = lowering.grid_behind(node)
     source, note = node.args[0], note_of(node)
     if grid is None or not isinstance(x, Codes) or not isinstance(weight, Known) or weight.quantizer is None:

@@ -28,8 +28,9 @@ from dqconvert.lower.values import Codes, Fixed, Grid, Joined, Known, Looked, Pl
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.fuse.context import Context, only_user, reads_form
 from dqconvert.trace.note import Note, note_of
-from dqconvert.trace.ops import op_name, writes
+from dqconvert.trace.ops import argument, op_name
 from dqconvert.trace.patching import module_of
+from dqconvert.trace.runtime import keep_gradient, private
 
 _IDENTITIES = frozenset(("clone", "detach", "identity"))
 _IDENTITY_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -46,7 +47,6 @@ class Lowering:
     Attributes:
         out: What is being written.
         values: What is known of each node so far.
-        in_place: Whether anything is changed in place in the prepared graph.
         floats: What stays in float and why, by node of the integer graph.
     """
 
@@ -57,7 +57,6 @@ class Lowering:
         self.floats: dict[Node, Float] = {}
         self.propagations = Propagations(self.context)
         self._differentiated = differentiated(graph)
-        self.in_place = any(self.changes(node) for node in graph.nodes)
 
     def run(self) -> None:
         """Writes the integer graph."""
@@ -149,7 +148,7 @@ class Lowering:
     def _constant(self, node: Node) -> Value | None:
         """A function of what is known."""
         inputs = [self.values[source] for source in node.all_input_nodes]
-        if node.op not in ("call_function", "call_method") or not inputs or writes(node):
+        if node.op not in ("call_function", "call_method") or not inputs:
             return None
         if not all(isinstance(value, Known | Fixed) for value in inputs):
             return None
@@ -225,11 +224,19 @@ class Lowering:
             return None
         name = op_name(node)
         if name in _DROPOUTS:
-            training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+            training = argument(node, "training", True)
             off = self.values[training] if isinstance(training, Node) else Fixed(training)
             return self.values[source] if isinstance(off, Fixed) and not off.value else None
-        same = isinstance(self.module(node), _IDENTITY_MODULES) or (name in _IDENTITIES and not self.in_place)
+        if node.target is keep_gradient:
+            (_, source) = node.all_input_nodes if len(node.all_input_nodes) == 2 else (None, source)
+            return self.values[source]
+        same = isinstance(self.module(node), _IDENTITY_MODULES) or name in _IDENTITIES or self._for_layers(node)
         return self.values[source] if same else None
+
+    def _for_layers(self, node: Node) -> bool:
+        """Whether a copy is for layers of torch's alone, which change nothing in place here."""
+        modules = [self.module(user) for user in node.users]
+        return node.target is private and all(type(module).__module__.startswith("torch.nn.") for module in modules)
 
     def _moved(self, node: Node) -> Value | None:
         if not moves(node):
@@ -258,9 +265,9 @@ class Lowering:
     def _joined(self, node: Node) -> Value | None:
         if op_name(node) != "cat" or not isinstance(node.args[0], list | tuple):
             return None
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        dim = argument(node, "dim", 0)
         parts = tuple(self.values[part] for part in node.args[0] if isinstance(part, Node))
-        if not isinstance(dim, int) or not any(map(tabular, parts)) or self.in_place:
+        if not isinstance(dim, int) or not any(map(tabular, parts)):
             return None
         grids = {part.grid for part in parts if isinstance(part, Codes)}
         if len(grids) == 1 and all(isinstance(part, Codes) for part in parts):
@@ -284,10 +291,7 @@ class Lowering:
         module = self.module(node)
         if not pointwise(node, module) or not any(tabular(self.values[n]) for n in node.all_input_nodes):
             return None
-        found = tabulate(node, self.values, module)
-        if found is not None and self.changes(node) and isinstance(node.args[0], Node):
-            self.values[node.args[0]] = found  # who reads the changed tensor later reads this
-        return found
+        return tabulate(node, self.values, module)
 
     # -- all else ----------------------------------------------------------------------------------------------------
 
@@ -302,19 +306,12 @@ class Lowering:
         new = self.out.copy(node, args, kwargs)
         if note_of(node).is_float and node.op != "output":
             self.floats[new] = Float.of(node, reason)
-        if self.changes(node) and isinstance(node.args[0], Node):
-            self.values[node.args[0]] = Plain(new)
         return Plain(new)
 
     def _own(self, value: Node) -> Node:
         """A copy of a value that was made here, for a module that may do anything with it: change it, let go of it."""
         note = note_of(value)
         return self.out.call(torch.clone, (value,), note) if note.is_float and value.op != "placeholder" else value
-
-    def changes(self, node: Node) -> bool:
-        """Whether a node changes its first argument."""
-        module = self.context.modules.get(str(node.target)) if node.op == "call_module" else None
-        return writes(node) or bool(getattr(module, "inplace", False))
 
 
 _FORMS: tuple[Callable[[Lowering, Node], Value | None], ...] = (

@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from dqconvert.rewrite.derive import dimensions
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import op_name
+from dqconvert.trace.ops import argument, op_name
 
 MOVERS = frozenset(
     (
@@ -52,7 +52,7 @@ def keeps_rows(node: Node) -> bool:
         index = rest[0] if isinstance(rest[0], tuple) else ()
         return index[:1] == (slice(None),) and all(isinstance(part, int | slice) for part in index)
     if name in ("squeeze", "unsqueeze", "select", "flatten"):
-        dim = rest[0] if rest else node.kwargs.get("start_dim" if name == "flatten" else "dim", 0)
+        dim = argument(node, "start_dim" if name == "flatten" else "dim", 0)
         return isinstance(dim, int) and source.ndim > 0 and dim % (source.ndim + (name == "unsqueeze")) != 0
     if name in ("view", "reshape"):
         widths = {math.prod(size[1:]) for note in (source, note_of(node)) for size in note.sizes if size}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from dqconvert.trace.note import Note, note_of
-from dqconvert.trace.ops import op_name
+from dqconvert.trace.ops import argument, op_name
 
 Size = tuple[int, ...]
 """A dimension on the example input and on the second input."""
@@ -86,12 +86,8 @@ def derivations(node: Node) -> dict[int, Derivation]:
     }
 
 
-def _argument(node: Node, position: int, name: str, default: Any = None) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
 def _source(node: Node) -> tuple[Node, list[Size]] | None:
-    source = _argument(node, 0, "input")
+    source = argument(node, "input", node.args[0] if node.args else None)
     sizes = dimensions(note_of(source)) if isinstance(source, Node) else []
     return (source, sizes) if sizes else None
 
@@ -108,8 +104,8 @@ def _by_index(node: Node, index: Any, dim: int) -> dict[int, Derivation]:
 
 
 def _index_select(node: Node) -> dict[int, Derivation]:
-    dim = _argument(node, 1, "dim")
-    return _by_index(node, _argument(node, 2, "index"), dim) if isinstance(dim, int) else {}
+    dim = argument(node, "dim")
+    return _by_index(node, argument(node, "index"), dim) if isinstance(dim, int) else {}
 
 
 def _getitem(node: Node) -> dict[int, Derivation]:
@@ -130,7 +126,7 @@ def _getitem(node: Node) -> dict[int, Derivation]:
 
 
 def _narrow(node: Node) -> dict[int, Derivation]:
-    dim, start, length = (_argument(node, i + 1, name) for i, name in enumerate(("dim", "start", "length")))
+    dim, start, length = (argument(node, name) for name in ("dim", "start", "length"))
     source = _source(node)
     if source is None or not isinstance(dim, int) or start != 0:
         return {}
@@ -139,7 +135,7 @@ def _narrow(node: Node) -> dict[int, Derivation]:
 
 
 def _cat(node: Node) -> dict[int, Derivation]:
-    parts, dim = _argument(node, 0, "tensors"), _argument(node, 1, "dim", 0)
+    parts, dim = argument(node, "tensors"), argument(node, "dim", 0)
     if not isinstance(parts, tuple | list) or not isinstance(dim, int):
         return {}
     sizes = [dimensions(note_of(part)) if isinstance(part, Node) else [] for part in parts]

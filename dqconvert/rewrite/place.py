@@ -173,7 +173,7 @@ def _channels(site: Site) -> tuple[int, int]:
     if not size:
         return 0, 1
     if site.role == "weight":
-        transposed = site.op in ("operator.matmul", "torch.matmul", "matmul", "mm", "torch.mm")
+        transposed = site.op.rsplit(".", 1)[-1] in ("matmul", "mm", "bmm", "spmm")
         dim = len(size) - 1 if transposed else 0
     else:
         dim = len(size) - 1

@@ -294,7 +294,7 @@ class Roles:
     def _operands(self, node: Node) -> Iterator[Any]:
         arguments = list(node.args) + list(node.kwargs.values())
         if op_name(node) == "einsum":
-            yield from _nodes(arguments[1:])
+            yield from _nodes(arguments)
             return
         for position in _OPERANDS[op_name(node)]:
             if position < len(arguments):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.fx import Node
 from torch_geometric.nn import aggr
+from torch_geometric.utils import scatter
 
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name
@@ -20,7 +21,6 @@ _NONNEGATIVE = {
     "hardsigmoid",
     "softplus",
     "norm",
-    "threshold",
 }
 _NONNEGATIVE_MODULES = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softmax, nn.Hardsigmoid, nn.Softplus)
 
@@ -115,7 +115,9 @@ class Signs:
         name = op_name(node)
         if name in _NONNEGATIVE:
             return True
-        if name in _ARITHMETIC and any(_may_be_negative(arg) for arg in node.args):
+        if name in _ARITHMETIC and any(map(_may_be_negative, (*node.args, *node.kwargs.values()))):
+            return False
+        if name == "scatter" and node.target is not scatter:  # torch's, which may put a number
             return False
         return None if name in _KEEPS or name in _ARITHMETIC else False
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -74,10 +75,15 @@ _SAME_UNDER = {
 _ALIASES = {alias: name for name, aliases in _SAME_UNDER.items() for alias in aliases.split()}
 """Functions and methods that torch has under a second name, by that; the same operation, bit for bit."""
 
-_METHODS = frozenset(("reshape", "permute", "tile", "flip"))
-"""Functions that are written as methods, which take one number after the other."""
+_METHODS = frozenset(
+    (
+        *("reshape", "permute", "tile", "flip", "index_select", "flatten", "unflatten", "unsqueeze", "squeeze", "t"),
+        *("transpose", "select", "narrow", "chunk", "unbind", "gather", "movedim"),
+    )
+)
+"""Functions that are written as methods."""
 
-_SPREAD = _METHODS | {"view", "expand", "repeat"}
+_SPREAD = frozenset(("reshape", "permute", "tile", "flip", "view", "expand", "repeat"))
 """Methods that take one number after the other, or all of them in a tuple."""
 
 _BY_POSITION = {"linear": frozenset(("bias",))}
@@ -112,21 +118,39 @@ def normal_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     args, kwargs = _bound(own, args, kwargs)
     if target in _STACKS:
         return _stacked(target, args, kwargs)
-    if target is torch.embedding and not args[3:]:
+    if target is torch.embedding and len(args) == 2:
         return _embedding(args, kwargs)
     if target is torch.dropout and len(args) == 3:
         return Call("call_function", nn.functional.dropout, args[:1], {"p": args[1], "training": args[2]})
-    if callable(target) and target in _AS_METHODS:
-        target = _AS_METHODS[target]
+    if not isinstance(target, str) and _builtin_name(target) in _METHODS:
+        target = _builtin_name(target)
     if not isinstance(target, str):
         return Call("call_function", target, args, kwargs)
     if target in _SPREAD and len(args) == 2 and isinstance(args[1], tuple | list):
         args = (args[0], *args[1])
+    if target == "select" and args[1:2] == (0,) and len(args) == 3:
+        return Call("call_function", operator.getitem, (args[0], args[2]), {})
+    if target == "__getitem__":
+        args = (args[0], plain_index(args[1]))
     operands = 1 if target in ("neg", "__invert__") else 2
     if target in OPERATORS and len(args) == operands and not kwargs:
-        operator, swapped = OPERATORS[target]
-        return Call("call_function", operator, args[::-1] if swapped else args, {})
+        function, swapped = OPERATORS[target]
+        return Call("call_function", function, args[::-1] if swapped else args, {})
     return Call("call_method", target, args, kwargs)
+
+
+def plain_index(index: Any) -> Any:
+    """An index without what says nothing: ``x[i, :]`` is ``x[i]``.
+
+    Example:
+        >>> plain_index((0, slice(None), ...)), plain_index((slice(None), 0)), plain_index(...)
+        (0, (slice(None, None, None), 0), Ellipsis)
+    """
+    if not isinstance(index, tuple):
+        return index
+    while len(index) > 1 and (index[-1] is ... or (isinstance(index[-1], slice) and index[-1] == slice(None))):
+        index = index[:-1]
+    return index[0] if len(index) == 1 else index
 
 
 def bind_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -180,7 +204,6 @@ def _of_aten(func: Any) -> tuple[Any, Any]:
     return (_alias(name), name) if inspect.ismethoddescriptor(getattr(Tensor, name, None)) else (func, func)
 
 
-_AS_METHODS: dict[Any, str] = {getattr(torch, name): name for name in _METHODS}
 _STACKS: dict[Any, int] = dict(
     zip((torch.hstack, torch.vstack, torch.column_stack, torch.dstack), (1, 0, 1, 2), strict=True)
 )
@@ -201,8 +224,8 @@ def _stacked(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call
 def _embedding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """``torch.embedding(weight, indices)`` as ``torch.nn.functional.embedding(indices, weight)``."""
     padding = kwargs.get("padding_idx", -1)
-    options = {name: kwargs[name] for name in ("scale_grad_by_freq", "sparse") if name in kwargs}
-    given = {"padding_idx": None if padding == -1 else padding, **options}
+    given: dict[str, Any] = {name: value for name, value in kwargs.items() if name != "padding_idx"}
+    given["padding_idx"] = None if padding == -1 else padding
     return Call("call_function", nn.functional.embedding, (args[1], args[0]), given)
 
 

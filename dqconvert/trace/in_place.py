@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dqconvert.trace.calls import Call, normal_call
+from dqconvert.trace.calls import Call, normal_call, plain_index
 from dqconvert.trace.runtime import ON_COPIES, celu, elu, on_a_copy, selu, setitem
 
 RESHAPING = frozenset(("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"))
@@ -22,7 +22,7 @@ _OTHERWISE = frozenset(
     (
         *("zero_", "fill_", "copy_", "eq_", "ne_", "lt_", "le_", "gt_", "ge_", "logical_not_", "logical_and_"),
         *("logical_or_", "logical_xor_", "uniform_", "normal_", "bernoulli_", "exponential_", "random_"),
-        *("geometric_", "cauchy_", "log_normal_"),
+        *("geometric_", "cauchy_", "log_normal_", "fill_diagonal_"),
     )
 )
 """Methods whose namesakes without an underscore are missing, or return something else."""
@@ -75,7 +75,8 @@ def written(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: 
     """
     name = name.removesuffix(".default")
     if name == "__setitem__":
-        return Written(args[0], Call("call_function", setitem, args, kwargs))
+        target, index, value = args
+        return Written(target, Call("call_function", setitem, (target, plain_index(index), value), {}))
     if isinstance(kwargs.get("out"), Tensor):
         rest = {key: value for key, value in kwargs.items() if key != "out"}
         return Written(kwargs["out"], normal_call(func, args, rest))

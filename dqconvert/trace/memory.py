@@ -42,7 +42,7 @@ class Memory:
         cells: The tensors in it, also those that nobody holds any more.
         origin: The node that reads it off an argument or an attribute; ``None``: the forward's own.
         attribute: Whether it is that of an attribute.
-        pending: Whether it was written and not stored yet.
+        pending: Of what was written and not stored yet: the note of the node that wrote it last.
         opaque: Why writes cannot be followed; ``""``: they can.
     """
 
@@ -50,7 +50,7 @@ class Memory:
     cells: list[Cell] = field(default_factory=list)
     origin: Node | None = None
     attribute: bool = False
-    pending: bool = False
+    pending: Note | None = None
     opaque: str = ""
 
 
@@ -151,7 +151,7 @@ class Memories:
             chain.append(chain[-1].parent)
         before = [self.current(one) for one in chain]
         memory.version += 1
-        memory.pending = memory.origin is not None
+        memory.pending = None if memory.origin is None else self._note()
         self._made.append(node)
         unseen = not torch.is_grad_enabled()  # by gradients, which go on to what was there before
         for place, one in enumerate(chain):
@@ -197,8 +197,8 @@ class Memories:
                 continue
             if wanted is not None and not any(id(cell.tensor()) in wanted for cell in memory.cells):
                 continue
-            memory.pending = False
-            annotate(self._graph.call_function(store, (memory.origin, root.node)), self._note())
+            annotate(self._graph.call_function(store, (memory.origin, root.node)), memory.pending)
+            memory.pending = None
             if wanted is not None:
                 root.node = annotate(self._graph.get_attr(str(memory.origin.target)), note_of(memory.origin))
                 memory.version += 1

@@ -53,6 +53,7 @@ _SHORT = {
     "imul": "mul",
     "isub": "sub",
     "itruediv": "div",
+    "mv": "matmul",
     "mm": "matmul",
     "bmm": "matmul",
     "absolute": "abs",
@@ -96,6 +97,48 @@ def qualified_name(node: Node) -> str:
     return f"{module}.{name}"
 
 
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("cat", "stack"), ("tensors", "dim")),
+    **dict.fromkeys(("sum", "mean", "amax", "amin", "prod", "std", "var"), ("input", "dim", "keepdim", "dtype")),
+    **dict.fromkeys(("chunk", "split"), ("input", "split_size", "dim")),
+    **dict.fromkeys(("squeeze", "unsqueeze", "softmax"), ("input", "dim")),
+    **dict.fromkeys(("select", "index_select", "gather"), ("input", "dim", "index")),
+    **dict.fromkeys(
+        ("dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_alpha_dropout"), ("input", "p", "training")
+    ),
+    "unbind": ("input", "dim"),
+    "flatten": ("input", "start_dim", "end_dim"),
+    "narrow": ("input", "dim", "start", "length"),
+    "linear": ("input", "weight", "bias"),
+    "embedding": ("input", "weight", "padding_idx", "max_norm"),
+}
+"""By :func:`op_name`: the names of parameters in their order, for calls that were not brought into normal form."""
+
+
+def argument(node: Node, name: str, default: Any = None) -> Any:
+    """An argument of a call by the name of the parameter: one of the functions in a table here, or given by keyword.
+
+    Args:
+        node: The call.
+        name: As :mod:`dqconvert.trace.calls` spells it.
+        default: What it is where it is not given.
+
+    Example:
+        >>> import torch
+        >>> from torch.fx import Graph
+        >>> graph = Graph()
+        >>> x = graph.placeholder("x")
+        >>> calls = ((([x],),), (([x],), {"dim": 1}), (([x], 2),))
+        >>> [argument(graph.call_function(torch.cat, *call), "dim", 0) for call in calls]
+        [0, 1, 2]
+    """
+    if name in node.kwargs:
+        return node.kwargs[name]
+    names = _PARAMETERS.get(op_name(node), ())
+    position = names.index(name) if name in names else len(node.args)
+    return node.args[position] if position < len(node.args) else default
+
+
 _IN_PLACE: frozenset[Callable[..., Any]] = frozenset(
     (
         operator.setitem,
@@ -123,7 +166,9 @@ def writes(node: Node) -> bool:
     if node.op not in ("call_function", "call_method"):
         return False
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    special = name.startswith("__")
+    special = name.startswith("__") or getattr(node.target, "__module__", "") == "_operator"
+    if name == "requires_grad_":  # changes no value
+        return False
     return (
         node.target in _IN_PLACE
         or (special and (name.startswith("__i") or name == "__setitem__") and name not in ("__invert__", "__index__"))

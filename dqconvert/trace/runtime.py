@@ -219,7 +219,7 @@ ON_COPIES = frozenset(
         *("zero_", "fill_", "copy_", "eq_", "ne_", "lt_", "le_", "gt_", "ge_", "logical_not_", "logical_and_"),
         *("logical_or_", "logical_xor_", "add_", "sub_", "mul_", "div_", "pow_", "addcmul_", "addcdiv_", "lerp_"),
         *("clamp_", "floor_divide_", "remainder_", "fmod_", "uniform_", "normal_", "bernoulli_", "exponential_"),
-        *("random_", "geometric_", "cauchy_", "log_normal_"),
+        *("random_", "geometric_", "cauchy_", "log_normal_", "fill_diagonal_"),
     )
 )
 """In-place methods that :func:`on_a_copy` calls: those that round to the type of the tensor, or draw random numbers."""

@@ -102,7 +102,7 @@ def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propag
     if aggregate is None or how is None or message is None:
         return None
     taken = message.gather
-    receiver = aggregate.args[1] if len(aggregate.args) > 1 else aggregate.kwargs.get("index")
+    receiver = aggregate.kwargs.get("index", aggregate.args[1] if len(aggregate.args) > 1 else None)
     if taken.dim != 0 or not isinstance(receiver, Node) or note_of(taken.edge_index).sparse:
         return None
     if end_of_edges(receiver) != (taken.edge_index, 1 - taken.row):
