@@ -8,6 +8,7 @@ from torch.fx import Graph, Node
 
 from dqconvert.kernels.integer.codes import check_numbers, quantize
 from dqconvert.kernels.integer.linear import integer_linear
+from dqconvert.lower.evaluation import CHECKS
 from dqconvert.rewrite.fuse.context import reads_form
 from dqconvert.rewrite.spaces import input_name, is_input
 from dqconvert.trace.note import annotate, note_of
@@ -26,7 +27,9 @@ def refuse_nan(graph: Graph) -> None:
         if not (taken_out and is_input(node)) or not note.is_float or note.sparse:
             continue
         name = note.source.removeprefix("argument ") if node.op != "placeholder" else input_name(node)
-        readers = [user for user in node.users if not reads_form(user) and user.op != "output"]
+        readers = [
+            user for user in node.users if not reads_form(user) and user.op != "output" and user.target not in CHECKS
+        ]
         if not readers:
             continue
         first = min(readers, key=order.__getitem__)

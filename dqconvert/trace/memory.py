@@ -193,7 +193,7 @@ class Memories:
         wanted = None if attributes is None else {id(tensor) for tensor in attributes}
         for memory in dict.fromkeys(cell.memory for cell in self._cells.values() if cell.memory.pending):
             root = memory.cells[0]
-            if memory.origin is None or (wanted is not None and not memory.attribute):
+            if memory.origin is None or memory.pending is None or (wanted is not None and not memory.attribute):
                 continue
             if wanted is not None and not any(id(cell.tensor()) in wanted for cell in memory.cells):
                 continue
