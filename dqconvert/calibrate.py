@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch_geometric.data.data import BaseData
+from torch import nn
 
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_prepared
 from dqconvert.quant import FakeQuantize
-from dqconvert.trace.note import note_of
-from dqconvert.trace.runtime import pinned
+from dqconvert.rewrite.protect import ARGUMENT
+from dqconvert.trace.given import Callee, callee_of_graph, calls_of
 from dqconvert.words import shortened
 
 
@@ -27,9 +26,10 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None) -> None:
 
     Args:
         module: A prepared module.
-        data: One call's worth of inputs, or an iterable of them (a ``DataLoader``). Inputs are a tuple of forward's
-            arguments, a dict of them, or a PyG data object; a data object serves a forward that takes tensors by the
-            names of its arguments (``x``, ``edge_index``, ``batch`` …).
+        data: One call's worth of inputs, or several: a list of such, a ``DataLoader``, a data set, a generator. Inputs
+            are a tensor, a tuple or dict of forward's arguments, or a PyG data object; a data object serves a forward
+            that takes tensors by the names of its arguments (``x``, ``edge_index``, ``batch`` …). Of a loader's
+            ``(inputs, target)`` the target is left out.
         batches: How many to use at most; ``None`` uses all.
 
     Raises:
@@ -51,9 +51,8 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None) -> None:
         )
     used = 0
     with _observing(module), torch.no_grad():
-        for inputs in itertools.islice(calls_of(data), batches):
-            args, kwargs = arguments_of(module, inputs)
-            module(*args, **kwargs)
+        for call in itertools.islice(calls_of(callee_of(module), data), batches):
+            module(*call.args, **call.kwargs)
             used += 1
     if not used:
         raise ConfigError("calibrate: there was no data to calibrate with; pass at least one batch.")
@@ -79,40 +78,6 @@ def _observing(module: nn.Module) -> Iterator[None]:
             quantizer.is_observed()
 
 
-def calls_of(data: Any) -> Iterator[Any]:
-    """``data`` as a sequence of inputs."""
-    single = isinstance(data, Tensor | BaseData | Mapping) or (
-        isinstance(data, tuple) and any(isinstance(item, Tensor | Mapping) for item in data)
-    )
-    if not single and not isinstance(data, Iterable):
-        raise ConfigError(f"expected inputs or an iterable of them, got a {type(data).__name__}.")
-    yield from [data] if single else data
-
-
-def arguments_of(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What to call ``module`` with for one batch of inputs."""
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]  # type: ignore[union-attr]
-    names = [str(node.target) for node in placeholders]
-    if isinstance(inputs, Mapping) and set(inputs) <= set(names):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple | list):
-        return tuple(inputs), {}
-    if isinstance(inputs, BaseData) and not _takes_data(placeholders[0]):
-        missing = [n.target for n in placeholders if not n.args and getattr(inputs, str(n.target), None) is None]
-        if missing:
-            raise ConfigError(
-                f"forward's argument {missing[0]!r} is not in the data ({inputs}); pass tuples of forward's "
-                f"arguments instead."
-            )
-        found = {name: getattr(inputs, name, None) for name in names if not name.startswith("*")}
-        return (), {name: value for name, value in found.items() if value is not None and _wanted(module, name)}
-    return (inputs,), {}
-
-
-def _takes_data(placeholder: torch.fx.Node) -> bool:
-    return not note_of(placeholder).is_tensor and any(user.target is getattr for user in placeholder.users)
-
-
-def _wanted(module: nn.Module, name: str) -> bool:
-    """Whether the graph has a place for an argument: those that were absent at tracing must stay absent."""
-    return not any(n.target is pinned and n.args[2] == name for n in module.graph.nodes)  # type: ignore[union-attr]
+def callee_of(module: Any) -> Callee:
+    """What inputs of a prepared or an integer module are for."""
+    return callee_of_graph(module.graph, f"{module.report.model}.forward", keyword=ARGUMENT)

@@ -14,11 +14,11 @@ from typer.core import TyperGroup
 
 from dqconvert import __version__
 from dqconvert.commands.bench import bench
-from dqconvert.errors import DQConvertError
+from dqconvert.errors import DQConvertError, UsageError
 
 
 class _Commands(TyperGroup):
-    """The group of all commands. Every :class:`DQConvertError` ends here: one line on stderr, exit code 1."""
+    """The group of all commands. Every :class:`DQConvertError` ends here: one line on stderr, exit code 1 or 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -27,7 +27,7 @@ class _Commands(TyperGroup):
             if ctx.params["debug"]:
                 raise
             typer.echo(f"dqconvert: {'; '.join(str(error).splitlines())}", err=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(2 if isinstance(error, UsageError) else 1) from error
 
 
 app = typer.Typer(
@@ -53,7 +53,7 @@ def _dqconvert(
 ) -> None:
     """Turn an ordinary float PyTorch Geometric model into a trainable Degree-Quant model.
 
-    Exit codes: 0 done, 1 failed, 2 wrong usage.
+    Exit codes: 0 done, 1 failed, 2 wrong usage (a name, an option or its value).
 
     Example: dqconvert demo
     """
@@ -123,10 +123,12 @@ def convert(
     kwargs: _Kwargs = None,
     qconfig: _QConfig = "int8-dq",
     sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field: activation.bits=4")
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as activation.bits=4."),
     ] = None,
     rules: Annotated[
-        list[str] | None, typer.Option("--rule", metavar="MODULE[@ROLE]=SPEC", help="An exception: 'conv1.*=float'")
+        list[str] | None,
+        typer.Option("--rule", metavar="MODULE[@ROLE]=SPEC", help="An exception, such as 'conv1.*=float'."),
     ] = None,
     example: Annotated[
         Path | None, typer.Option("--example", metavar="FILE", help="Inputs to trace on: a saved Data, tuple or dict.")
@@ -151,6 +153,23 @@ def convert(
     With --integer the result is for inference: a prepared file that was
     trained, or a checkpoint that is prepared and calibrated on the way,
     becomes a file that `dqconvert run` and dqconvert.load need no model for.
+
+    \b
+    --set changes a field of the config for all values of a kind (weight,
+    activation, message, aggregate) or of the protection; repeat it:
+      --set activation.bits=4            4 bits for activations
+      --set weight.symmetric=true        --set message.range=minmax
+      --set protect.p_max=0.2            --set aggregate=float
+
+    \b
+    --rule makes an exception for a part of the model. MODULE is a regular
+    expression for the whole path of a module, as `dqconvert inspect` shows
+    it; ROLE is weight, input, feature, edge_weight, message, aggregate,
+    update, or a kind; SPEC is float, or fields with commas. The first rule
+    that matches a value wins; quote it for the shell:
+      --rule 'convs\\.0.*=float'          all of the first layer
+      --rule '@edge_weight=float'        all attention coefficients
+      --rule 'convs\\.1@message=bits=5,range=minmax'
 
     Example: dqconvert convert gcn.pt -o gcn.dq --model torch_geometric.nn:GCN
     --kwargs '{"in_channels": 16, "hidden_channels": 32, "num_layers": 2}'
@@ -232,7 +251,9 @@ def run(
 
 @app.command()
 def compare(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The float model's checkpoint.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="The float model's checkpoint, or a prepared file.")
+    ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The integer or prepared file that was made of it.")],
     data: _Data,
     model: _Model = None,

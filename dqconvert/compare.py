@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dqconvert.calibrate import arguments_of, calls_of
+from dqconvert.calibrate import callee_of
 from dqconvert.drawing import check_drawing, new_figure, write_figure
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_float, expect_quantized
@@ -20,7 +21,9 @@ from dqconvert.lower.replay import FloatRun, QuantizedRun
 from dqconvert.prepare import prepare
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.protect import ARGUMENT
+from dqconvert.trace.given import calls_of
 from dqconvert.trace.inputs import map_tensors
+from dqconvert.words import count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +51,24 @@ class Comparison:
     Attributes:
         layers: Worst first.
         output: Of the model's outputs; its ``path`` is ``"output"``.
-        agreement: The share of equal predictions: of rows, the column with the largest number; of single numbers,
-            their sign.
+        agreement: The share of predictions that are those of the model without rounding: of rows, the column with the
+            largest number; of single numbers, their sign.
         predictions: How many there were.
+        rounded_agreement: Where an integer module was compared with a prepared one: the share of predictions that are
+            those of the prepared module in evaluation, which rounds as the integers do; else ``None``.
         unmatched: Quantizers whose values the float model does not have, or not in this shape.
         batches: How many calls were compared.
+        scores: Whether outputs look like scores of classes: rows of two or more numbers.
     """
 
     layers: tuple[Layer, ...]
     output: Layer
     agreement: float
     predictions: int
+    rounded_agreement: float | None = None
     unmatched: tuple[str, ...]
     batches: int
+    scores: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON; a ratio that is not finite is ``None``."""
@@ -75,9 +83,18 @@ class Comparison:
             rows.append((layer.path, f"{layer.sqnr_db:.1f}", f"{layer.max_error:.3g}", f"{layer.values:,}"))
         wide = [max(len(row[k]) for row in rows) for k in range(4)]
         lines = [f"{row[0]:<{wide[0]}}  " + "  ".join(f"{row[k]:>{wide[k]}}" for k in (1, 2, 3)) for row in rows]
-        lines.append(f"predictions that agree: {100 * self.agreement:.2f} % of {self.predictions:,}")
+        lines += self.verdict()
         lines += [f"not compared, as the float model has no such value: {path}" for path in self.unmatched]
         return "\n".join(lines)
+
+    def verdict(self) -> list[str]:
+        """What it comes to, in words: a line for each model that predictions are compared with."""
+        of = f"of {count(self.predictions, 'prediction')}"
+        lines = [f"as the model without rounding predicts: {100 * self.agreement:.2f} % {of} (what rounding changes)"]
+        if self.rounded_agreement is not None:
+            share = f"{100 * self.rounded_agreement:.2f} % {of}"
+            lines.append(f"as the prepared module predicts in evaluation: {share} (what integers change beyond that)")
+        return lines
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Writes a chart of the ratios, worst first; ``path`` ends in ``.png``, ``.svg`` or ``.pdf``.
@@ -130,17 +147,23 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
         raise ConfigError("compare takes the float model first and the integer module second.")
     expect_float(float_model, "compare, as its first argument,", prepared=True)
     checked = expect_quantized(integer, "compare, as its second argument,")
-    sums, predictions, batches = _Sums(), _Predictions(), 0
+    sums, predictions, rounded, batches = _Sums(), _Predictions(), _Predictions(), 0
+    prepared = _evaluated(float_model) if isinstance(integer, IntegerModule) else None
     quantized, reference = QuantizedRun(checked, sums.add), None
-    for inputs in calls_of(data):
-        given = _by_name(checked, inputs)
-        reference = reference or _reference(float_model, given, quantized)
+    for call in calls_of(callee_of(checked), data):
+        given = _by_name(call)
+        reference = reference or _reference(float_model, call, quantized)
         with torch.no_grad():
             values, expected = reference.values(given)
             found = quantized.against(values, given)
         for one, other in _pairs(expected, found):
             sums.add(_OUTPUT, one, other)
             predictions.add(one, other)
+        if prepared is not None:
+            with torch.no_grad():
+                alike = prepared(*call.args, **call.kwargs)
+            for one, other in _pairs(alike, found):
+                rounded.add(one, other)
         batches += 1
     if not batches:
         raise ConfigError("compare: there was no data to compare on; pass at least one batch.")
@@ -152,29 +175,37 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
         output=output,
         agreement=predictions.equal / max(predictions.count, 1),
         predictions=predictions.count,
+        rounded_agreement=None if prepared is None else rounded.equal / max(rounded.count, 1),
         unmatched=tuple(place.path for place in quantized.places if place.path not in layers),
         batches=batches,
+        scores=predictions.classes,
     )
 
 
 _OUTPUT = "output"
 
 
-def _by_name(module: IntegerModule | PreparedModule, inputs: Any) -> dict[str, Any]:
-    """The arguments of a call, by name."""
-    args, kwargs = arguments_of(module, inputs)
-    names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
-    if len(args) > len(names):
-        raise ConfigError(
-            f"compare: forward takes {len(names)} arguments ({', '.join(names)}), the data has {len(args)}."
-        )
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+def _evaluated(model: nn.Module) -> nn.Module | None:
+    """A prepared module as it evaluates; ``None`` for a float model, and for one that has no ranges yet."""
+    if not isinstance(model, PreparedModule) or not all(quantizer.is_observed() for _, quantizer in model.quantizers()):
+        return None
+    return model.for_one_run().eval()
 
 
-def _reference(model: nn.Module, given: dict[str, Any], quantized: QuantizedRun) -> FloatRun:
+def _by_name(call: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments of a call, by the names that its graph has for them."""
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    parameters = call.signature.parameters
+    return {f"{stars.get(parameters[name].kind, '')}{name}": value for name, value in call.arguments.items()}
+
+
+def _reference(model: nn.Module, call: inspect.BoundArguments, quantized: QuantizedRun) -> FloatRun:
     if not isinstance(model, PreparedModule):
-        example = {name: value for name, value in given.items() if name != ARGUMENT}
-        model = prepare(model, None, example).module
+        call.arguments.pop(ARGUMENT, None)
+        names = {name.lstrip("*"): value for name, value in _by_name(call).items() if not name.startswith("*")}
+        model = prepare(
+            model, None, {**names, **call.kwargs} if len(names) == len(call.arguments) else call.args
+        ).module
     return FloatRun(model, {place.value for place in quantized.places})
 
 
@@ -227,9 +258,11 @@ class _Predictions:
     def __init__(self) -> None:
         self.equal = 0
         self.count = 0
+        self.classes = False
 
     def add(self, expected: Tensor, found: Tensor) -> None:
         classes = expected.dim() > 1 and expected.size(-1) > 1
+        self.classes = self.classes or classes
         both = [out.argmax(-1) if classes else out.sign() for out in (expected, found)]
         self.equal += int((both[0] == both[1]).sum())
         self.count += both[0].numel()

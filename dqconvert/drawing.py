@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dqconvert.errors import CommandError
+from dqconvert.errors import CommandError, UsageError
 from dqconvert.files import check_target, write_file
 from dqconvert.words import kind_of
 
@@ -30,12 +30,12 @@ def check_drawing(path: str | os.PathLike[str], name: str = "plot") -> None:
         >>> check_drawing("chart.bmp", "--chart")
         Traceback (most recent call last):
             ...
-        dqconvert.errors.CommandError: --chart chart.bmp: must end in .png, .svg, .pdf.
+        dqconvert.errors.UsageError: --chart chart.bmp: must end in .png, .svg, .pdf.
     """
     if not isinstance(path, str | os.PathLike):
         raise CommandError(f"{name}: takes the path of a file that ends in {', '.join(_ENDINGS)}, got {kind_of(path)}.")
     if Path(path).suffix.lower() not in _ENDINGS:
-        raise CommandError(f"{name} {path}: must end in {', '.join(_ENDINGS)}.")
+        raise UsageError(f"{name} {path}: must end in {', '.join(_ENDINGS)}.")
     check_target(path)
     _matplotlib(name)
 

@@ -55,6 +55,14 @@ class CommandError(DQConvertError):
     """The command line names something that cannot be used: a factory, its arguments, a file of inputs."""
 
 
+class UsageError(CommandError):
+    """What was typed on the command line is wrong: a name, an option's value, an option that is missing."""
+
+
+class CheckpointKeyError(CheckpointError, UsageError):
+    """A checkpoint has nothing under the ``--key`` that was given."""
+
+
 class LoweringError(DQConvertError):
     """A prepared module could not be turned into an integer module."""
 

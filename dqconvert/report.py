@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from dqconvert.words import count
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -127,7 +129,7 @@ class Report:
         """One row per quantizer; the scheme has a column only where quantizers differ in it."""
         schemes = list(dict.fromkeys(entry.scheme for entry in self.entries))
         same = f" ({schemes[0]})" if len(schemes) == 1 else ""
-        table = Table(title=f"{self.model}: {len(self.entries)} quantizers{same}", title_justify="left")
+        table = Table(title=f"{self.model}: {count(len(self.entries), 'quantizer')}{same}", title_justify="left")
         table.add_column("quantizer", overflow="fold")
         for name in ("level", "codes", "protected", *(["scheme"] if not same else [])):
             table.add_column(name, overflow="fold")

@@ -37,9 +37,9 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
     Example:
         >>> count(1, "call"), count(2, "call"), count(0, "value"), count(79696, "byte"), count(2, "index", "indices")
-        ('1 call', '2 calls', '0 values', '79696 bytes', '2 indices')
+        ('1 call', '2 calls', '0 values', '79,696 bytes', '2 indices')
     """
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:

@@ -58,10 +58,10 @@ def make(*args, out="gin.int"):
     return dqconvert.load(out)
 
 
-def refused(*args):
+def refused(*args, code=1):
     """The line of an error that changes no file."""
     before = {path: os.path.getmtime(path) for path in os.listdir()}
-    result = dq(*args, code=1)
+    result = dq(*args, code=code)
     assert result.stdout == ""
     assert {path: os.path.getmtime(path) for path in os.listdir()} == before
     [line] = result.stderr.splitlines()
@@ -92,7 +92,8 @@ def test_it_says_what_it_did_in_words_and_as_json():
     args = ("convert", "gin.pt", *FACTORY, "--qconfig", "int8-ptq", "--calibrate", "graphs.pt", "--integer")
     lines = dq(*args, "-o", "a.int").stdout.splitlines()
     assert lines[0] == "gin.pt: a GIN"
-    assert lines[-1].startswith(f"a.int: {os.path.getsize('a.int')} bytes written, ")
+    assert lines[-1].startswith(f"a.int: {os.path.getsize('a.int'):,} bytes written, ")
+    assert "of the float weights' 744: what describes the graph (" in lines[-1]  # it grows, and says why
     found = json.loads(dq(*args, "-o", "b.int", "--json").stdout)
     assert found["model"] == "GIN"
     assert found["operations"]["integer_linear"] == 4
@@ -101,10 +102,10 @@ def test_it_says_what_it_did_in_words_and_as_json():
 
 
 def test_what_has_no_ranges_or_no_model_is_refused():
-    line = refused("convert", "gin.pt", *FACTORY, "-o", "a.int", "--integer")
-    assert "never observed" in line
+    line = refused("convert", "gin.pt", *FACTORY, "-o", "a.int", "--integer", code=2)
+    assert "--integer needs ranges, and gin.pt is a float checkpoint, which has none: pass --calibrate" in line
     dqconvert.save(dqconvert.prepare(GIN(**KWARGS), "int8-dq").module, "gin.dq")
-    line = refused("convert", "gin.dq", "-o", "a.int", "--integer")
+    line = refused("convert", "gin.dq", "-o", "a.int", "--integer", code=2)
     assert "is a prepared file: say what builds its float model, with --model" in line
 
 
@@ -115,9 +116,9 @@ def test_run_writes_the_outputs_of_each_input():
     module = make()
     dq("run", "gin.int", "--data", "graphs.pt", "-o", "out.safetensors")
     found = safetensors.torch.load_file("out.safetensors")
-    assert sorted(found) == ["0", "1"]
-    assert torch.equal(found["0"], module(*graph()))
-    assert torch.equal(found["1"], module(*graph(20, 1)))
+    assert sorted(found) == ["graphs.0", "graphs.1"]
+    assert torch.equal(found["graphs.0"], module(*graph()))
+    assert torch.equal(found["graphs.1"], module(*graph(20, 1)))
 
 
 def test_run_says_what_came_out():
@@ -128,7 +129,7 @@ def test_run_says_what_came_out():
     assert f"{float(out.min()):.4g}" in lines
     found = json.loads(dq("run", "gin.int", "--data", "graphs.pt", "--json").stdout)
     assert found["outputs"][0] == {
-        "name": "0",
+        "name": "graphs.0",
         "shape": [9, 4],
         "dtype": "float32",
         "min": pytest.approx(float(out.min())),
@@ -141,7 +142,7 @@ def test_run_says_what_came_out():
 def test_run_refuses_what_does_not_fit():
     make()
     dqconvert.save(dqconvert.prepare(GIN(**KWARGS), "int8-dq").module, "gin.dq")
-    assert "holds no integer module" in refused("run", "gin.dq", "--data", "graphs.pt")
+    assert "holds a prepared module: make integers of it" in refused("run", "gin.dq", "--data", "graphs.pt")
     assert "not a file that dqconvert wrote" in refused("run", "gin.pt", "--data", "graphs.pt")
     assert "--data nowhere.pt: there is no such file" in refused("run", "gin.int", "--data", "nowhere.pt")
     x, edge_index = graph()
@@ -179,7 +180,7 @@ def test_compare_draws():
     make()
     dq("compare", "gin.pt", "gin.int", "--data", "graphs.pt", *FACTORY, "--plot", "a.png")
     assert Path("a.png").read_bytes()[:4] == b"\x89PNG"
-    line = refused("compare", "gin.pt", "gin.int", "--data", "graphs.pt", *FACTORY, "--plot", "a.docx")
+    line = refused("compare", "gin.pt", "gin.int", "--data", "graphs.pt", *FACTORY, "--plot", "a.docx", code=2)
     assert "--plot" in line
 
 
@@ -209,8 +210,8 @@ def test_inspect_shows_the_graph_the_code_the_report_and_all_of_it():
 
 def test_inspect_refuses_what_integer_files_do_not_have():
     make()
-    assert "no --html and no --diff" in refused("inspect", "gin.int", "--diff")
-    assert "no --html and no --diff" in refused("inspect", "gin.int", "--html", "a.html")
+    assert "no --html and no --diff" in refused("inspect", "gin.int", "--diff", code=2)
+    assert "no --html and no --diff" in refused("inspect", "gin.int", "--html", "a.html", code=2)
 
 
 def test_graphs_of_a_list_are_batches_of_one(folder, monkeypatch):

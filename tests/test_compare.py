@@ -137,7 +137,7 @@ def test_the_table_and_the_plain_data(tmp_path):
     lines = str(found).splitlines()
     assert lines[0].split() == ["SQNR,", "dB", "max", "error", "values"]
     assert [line.split()[0] for line in lines[1:-1]] == [layer.path for layer in found.layers] + ["output"]
-    assert lines[-1].startswith("predictions that agree: ")
+    assert lines[-1].startswith("as the model without rounding predicts: ")
     assert json.loads(json.dumps(found.to_dict()))["layers"][0]["path"] == found.layers[0].path
 
 
@@ -164,5 +164,15 @@ def test_what_does_not_belong_together_is_refused():
         dqconvert.compare(model, integer, [])
     with pytest.raises(ConfigError, match="it was not made of this model"):
         dqconvert.compare(GCN(8, 16, 2, 5), integer, a_graph())
-    with pytest.raises(ConfigError, match=r"forward takes \d+ arguments"):
+    with pytest.raises(ConfigError, match="too many positional arguments"):
         dqconvert.compare(nn.Identity(), integer, tuple(a_graph()) * 10)
+
+
+def test_integers_and_their_prepared_module_predict_the_same():
+    """The share of predictions that rounding changes frightens; what integers change beyond it is nothing."""
+    _, module = calibrated(config="int4-dq")
+    found = dqconvert.compare(module, dqconvert.convert(module), [a_graph(5), a_graph(6)])
+    assert found.agreement < 1
+    assert found.rounded_agreement == 1
+    assert str(found).splitlines()[-1].startswith("as the prepared module predicts in evaluation: 100.00 % of 240")
+    assert dqconvert.compare(module, module, a_graph(5)).rounded_agreement is None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dqconvert.bench.workloads import Sample, Workload, find
-from dqconvert.errors import CommandError
+from dqconvert.errors import CommandError, UsageError
 from dqconvert.trace.inputs import Inputs, bind
 from dqconvert.user.factory import build_model, parse_kwargs
 from dqconvert.user.inputs import read_example
@@ -110,7 +110,7 @@ def build(case: Case, *, seed: int = 0) -> Subject:
 
 def _users_model(case: Case) -> Subject:
     if case.factory is None or case.example is None:
-        raise CommandError("--model and --example go together: say what builds the model, and what it is to train on.")
+        raise UsageError("--model and --example go together: say what builds the model, and what it is to train on.")
     model = build_model(case.factory, parse_kwargs(case.kwargs))
     inputs = bind(model, "forward", read_example(case.example))
     return Subject(

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from dqconvert.errors import CommandError
+from dqconvert.errors import UsageError
 
 _Draw: TypeAlias = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -102,7 +102,7 @@ def graph_sizes(num_graphs: int, num_nodes: int, *, smallest: int = 8, seed: int
     rng = torch.Generator().manual_seed(seed)
     spare = num_nodes - smallest * num_graphs
     if spare < 0:
-        raise CommandError(f"{num_nodes} nodes are too few for {num_graphs} graphs: pass a larger --scale.")
+        raise UsageError(f"{num_nodes} nodes are too few for {num_graphs} graphs: pass a larger --scale.")
     weight = torch.randn(num_graphs, generator=rng, dtype=torch.float64).exp()
     ends = (weight.cumsum(0) / weight.sum() * spare).round().long()
     ends[-1] = spare
@@ -130,7 +130,7 @@ def _by_weight(cdf: Tensor, graph: Tensor, sizes: Tensor, rng: torch.Generator) 
 def _distinct(draw: _Draw, num_nodes: int, count: int, possible: int, rng: torch.Generator) -> Tensor:
     """Draws pairs until ``count`` of them are distinct and join two nodes; ``[2, count]``, sorted."""
     if count > possible * _DENSEST:
-        raise CommandError(f"{num_nodes} nodes are too few for so many edges: pass a larger --scale or fewer --edges.")
+        raise UsageError(f"{num_nodes} nodes are too few for so many edges: pass a larger --scale or fewer --edges.")
     keys = torch.empty(0, dtype=torch.int64)
     while (missing := count - keys.numel()) > 0:
         one, other = draw(missing + missing // 8 + 1)

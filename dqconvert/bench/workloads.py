@@ -19,7 +19,7 @@ from torch_geometric.transforms import NormalizeFeatures
 
 from dqconvert.bench.graphs import graph_sizes, zipf_batch, zipf_edges
 from dqconvert.bench.models import GraphClassifier, NodeClassifier
-from dqconvert.errors import CommandError
+from dqconvert.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Workload:
         """
         if not self.grows and (edges is not None or features is not None):
             growing = ", ".join(name for name, workload in WORKLOADS.items() if workload.grows)
-            raise CommandError(f"--edges and --features do not apply to {self.name}: choose one of {growing}.")
+            raise UsageError(f"--edges and --features do not apply to {self.name}: choose one of {growing}.")
         size = self.size
         graphs = size.graphs if size.graphs == 1 else max(1, round(size.graphs * scale))
         nodes, pairs = max(1, round(size.nodes * scale)), max(1, round(size.edges * scale / 2))
@@ -112,7 +112,7 @@ def find(name: str) -> Workload:
     """
     known = {**WORKLOADS, **INFERENCE}
     if name.upper() not in known:
-        raise CommandError(f"there is no workload {name!r}: choose one of {', '.join(known)}.")
+        raise UsageError(f"there is no workload {name!r}: choose one of {', '.join(known)}.")
     return known[name.upper()]
 
 

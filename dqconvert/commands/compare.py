@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import typer
+from torch import nn
 
 from dqconvert.checkpoint import holds_integer, load
-from dqconvert.commands.convert import Source, float_model
+from dqconvert.checkpoint.container import is_prepared
+from dqconvert.commands.convert import Source, float_model, prepared_model, unfilled
 from dqconvert.compare import compare as compare_modules
 from dqconvert.drawing import check_drawing
 from dqconvert.user.inputs import SavedInputs
@@ -18,7 +20,7 @@ def compare(source: Source, file: Path, data: Path, *, plot: Path | None = None,
     """Compares a float model with a quantized one on saved inputs, and prints what differs most.
 
     Args:
-        source: The float model.
+        source: The float model; or a prepared file, for what rounding and integers change of it.
         file: An integer or a prepared file.
         data: Inputs, see :class:`dqconvert.user.inputs.SavedInputs`.
         plot: Where to draw a chart; ``None``: nowhere.
@@ -29,10 +31,13 @@ def compare(source: Source, file: Path, data: Path, *, plot: Path | None = None,
     """
     if plot is not None:
         check_drawing(plot, "--plot")
-    model, _ = float_model(source)
-    quantized = load(file) if holds_integer(file) else load(file, model)
+    prepared = is_prepared(source.checkpoint)
+    model: nn.Module = prepared_model(source) if prepared else float_model(source)[0]
+    instance = unfilled(source) if prepared else model
+    quantized = load(file) if holds_integer(file) else load(file, instance)
     saved = SavedInputs(data, "--data")
-    found = compare_modules(model, quantized, (item for _, item in saved.each(lambda item: item)))
+    with saved.fitting():
+        found = compare_modules(model, quantized, saved.calls(quantized))
     if plot is not None:
         found.plot(plot)
     typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,24 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
-from dqconvert.checkpoint import load, save
+from dqconvert.calibrate import calibrate as calibrate_on
+from dqconvert.checkpoint import holds_integer, load, save
 from dqconvert.checkpoint.container import is_prepared
+from dqconvert.commands.agreement import agreement_lines, agreement_of
 from dqconvert.commands.overrides import qconfig_from
+from dqconvert.commands.sizes import size_in_words, sizes_of
+from dqconvert.compare import compare
 from dqconvert.convert import convert as to_integer
-from dqconvert.errors import CommandError
+from dqconvert.errors import CommandError, ConfigError, UsageError
 from dqconvert.files import check_target
 from dqconvert.lower import IntegerModule
 from dqconvert.prepare import prepare
 from dqconvert.qconfig import QConfig
 from dqconvert.rewrite import PreparedModule
-from dqconvert.user.factory import build_model, parse_kwargs
+from dqconvert.user.factory import build_model, parse_kwargs, search_here
 from dqconvert.user.inputs import SavedInputs, read_example
 from dqconvert.weights import Weights, check_finite, fill, read_weights
+from dqconvert.words import article, count, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,8 @@ def float_model(source: Source) -> tuple[nn.Module, str]:
         CommandError: If the factory fails.
     """
     kwargs = parse_kwargs(source.kwargs)
+    if source.trust_pickle:
+        search_here()
     weights = read_weights(source.checkpoint, key=source.key, trust_pickle=source.trust_pickle)
     notes = [f"under {weights.found!r}"] if weights.found else []
     if source.factory is None:
@@ -68,7 +76,7 @@ def float_model(source: Source) -> tuple[nn.Module, str]:
 
 def _pickled(source: Source, weights: Weights) -> nn.Module:
     if weights.module is None:
-        raise CommandError(
+        raise UsageError(
             f"{source.checkpoint}: holds weights without their model: say what builds it, with --model pkg.mod:name "
             f"and --kwargs JSON."
         )
@@ -113,46 +121,79 @@ def convert(
         DQConvertError: Of one kind or another, if anything is wrong.
     """
     check_target(out, overwrite=force)
-    config = qconfig_from(qconfig, sets, rules)
+    with usage():
+        config = qconfig_from(qconfig, sets, rules)
+    given = is_prepared(source.checkpoint)
+    if given and holds_integer(source.checkpoint):
+        raise CommandError(f"{source.checkpoint}: is an integer file already: run it with `dqconvert run`.")
+    if integer and not given and calibrate is None:
+        raise UsageError(
+            f"--integer needs ranges, and {source.checkpoint} is a float checkpoint, which has none: pass --calibrate "
+            f"DATA, or convert without --integer, train the result, and convert that."
+        )
     data = None if calibrate is None else SavedInputs(calibrate, "--calibrate")
     example_inputs = None if example is None else read_example(example)
-    if integer and is_prepared(source.checkpoint):
-        module, found = load(source.checkpoint, _unfilled(source)), "prepared"
+    if integer and given:
+        module, found = prepared_model(source), "prepared"
+        if data is None and not any(quantizer.is_observed() for _, quantizer in module.quantizers()):
+            raise CommandError(f"{source.checkpoint}: was neither trained nor calibrated: pass --calibrate DATA.")
     else:
         model, found = float_model(source)
-        module = prepare(model, config, example_inputs).module
+        with usage():
+            module = prepare(model, config, example_inputs).module
+    agreement = None
     if data is not None:
-        _run_calibration(module, data, silent=quiet or as_json)
+        agreement = _run_calibration(module, data, silent=quiet or as_json)
     check_target(out, overwrite=force)
     if integer:
         converted = to_integer(module)
         save(converted, out)
         summary = _integer_summary(source, out, module, found, converted)
+        summary |= {"agreement": agreement}
     else:
         save(module, out, factory=source.factory, kwargs=parse_kwargs(source.kwargs))
         summary = _summary(source, out, qconfig, config, module, found, calibrated=data is not None)
+        summary |= {"agreement": agreement}
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     elif not quiet:
         _show_integer(summary) if integer else _show(summary)
 
 
-def _unfilled(source: Source) -> nn.Module:
+def prepared_model(source: Source) -> PreparedModule:
+    """The prepared module in a prepared file."""
+    module: PreparedModule = load(source.checkpoint, unfilled(source))
+    return module
+
+
+def unfilled(source: Source) -> nn.Module:
     """The float model that a prepared file is rebuilt on, with any weights."""
     if source.factory is None:
-        raise CommandError(
+        raise UsageError(
             f"{source.checkpoint}: is a prepared file: say what builds its float model, with --model pkg.mod:name and "
             f"--kwargs JSON."
         )
     return build_model(source.factory, parse_kwargs(source.kwargs))
 
 
-def _run_calibration(module: PreparedModule, data: SavedInputs, *, silent: bool) -> None:
+@contextmanager
+def usage() -> Iterator[None]:
+    """Where a config is wrong, so is what was typed."""
+    try:
+        yield
+    except ConfigError as error:
+        raise UsageError(str(error)) from error
+
+
+def _run_calibration(module: PreparedModule, data: SavedInputs, *, silent: bool) -> dict[str, Any]:
+    """Sets the ranges from data; how well the result does on it, without training."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=silent or not console.is_terminal) as progress:
         task = progress.add_task("calibrating", total=1.0)
-        for done in data.calibrate(module):
+        for done, _, _ in data.each(module, lambda call: calibrate_on(module, [call])):
             progress.update(task, completed=done)
+    with data.fitting():
+        return agreement_of(compare(module, module, data.calls(module)))
 
 
 def _summary(
@@ -173,7 +214,7 @@ def _summary(
         "calibrated": calibrated,
         "unobserved": unobserved if calibrated else [],
         "out": str(out),
-        "bytes": os.path.getsize(out),
+        **sizes_of(out, module),
     }
 
 
@@ -187,31 +228,39 @@ def _integer_summary(
         "operations": dict(converted.report.ops),
         "floats": [asdict(left) for left in converted.report.floats],
         "out": str(out),
-        "bytes": os.path.getsize(out),
+        **sizes_of(out, module),
         "checkpoint_bytes": os.path.getsize(source.checkpoint),
     }
 
 
 def _show_integer(summary: dict[str, Any]) -> None:
     where = f" ({summary['found']})" if summary["found"] else ""
-    typer.echo(f"{summary['checkpoint']}: a {summary['model']}{where}")
+    typer.echo(f"{summary['checkpoint']}: {article(summary['model'])}{where}")
     for left in summary["floats"]:
         typer.echo(f"in float: {left['op']} ({left['source']}): {left['reason']}")
-    share = summary["bytes"] / max(summary["checkpoint_bytes"], 1)
-    typer.echo(f"{summary['out']}: {summary['bytes']} bytes written, {share:.2f} of {summary['checkpoint']}")
+    _echo_end(summary)
 
 
 def _show(summary: dict[str, Any]) -> None:
     where = f" ({summary['found']})" if summary["found"] else ""
     by_role = ", ".join(f"{number} {role}" for role, number in summary["totals"]["role"].items())
-    typer.echo(f"{summary['checkpoint']}: the weights of a {summary['model']}{where}")
-    typer.echo(f"{summary['qconfig']}: {summary['quantizers']} quantizers ({by_role})")
+    typer.echo(f"{summary['checkpoint']}: the weights of {article(summary['model'])}{where}")
+    typer.echo(f"{summary['qconfig']}: {count(summary['quantizers'], 'quantizer')} ({by_role})")
     if summary["left_float"]:
-        typer.echo(f"{summary['left_float']} values stay in float: `dqconvert inspect {summary['out']} --report`")
+        stay = f"{count(summary['left_float'], 'value')} {'stays' if summary['left_float'] == 1 else 'stay'}"
+        typer.echo(f"{stay} in float: `dqconvert inspect {summary['out']} --report`")
     for remark in summary["remarks"]:
         typer.echo(f"note: {remark}")
     if not summary["calibrated"]:
         typer.echo("not calibrated: train it before evaluating it, or pass --calibrate")
     elif summary["unobserved"]:
-        typer.echo(f"the data did not reach {len(summary['unobserved'])} quantizers: {summary['unobserved'][0]}, …")
-    typer.echo(f"{summary['out']}: {summary['bytes']} bytes written")
+        unreached = count(len(summary["unobserved"]), "quantizer")
+        typer.echo(f"the data did not reach {unreached}: {listed(summary['unobserved'], most=3)}")
+    _echo_end(summary)
+
+
+def _echo_end(summary: dict[str, Any]) -> None:
+    """How well it does on the data, and what the file weighs."""
+    for line in agreement_lines(summary["agreement"]):
+        typer.echo(line)
+    typer.echo(f"{summary['out']}: {size_in_words(summary)}")

@@ -13,8 +13,8 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from dqconvert.checkpoint.container import is_prepared
-from dqconvert.commands.convert import Source, float_model
-from dqconvert.errors import CheckpointError, CommandError
+from dqconvert.commands.convert import Source, float_model, usage
+from dqconvert.errors import CheckpointError, UsageError
 from dqconvert.files import check_target, write_file
 from dqconvert.prepare import prepare
 from dqconvert.qconfig import as_qconfig
@@ -24,6 +24,7 @@ from dqconvert.show.integer import integer_code, integer_lines, integer_report, 
 from dqconvert.show.page import page_of
 from dqconvert.show.tree import LEFT, tree_lines
 from dqconvert.show.view import View, view_file, view_module
+from dqconvert.words import article
 
 _WIDTH = 80
 _HALF = 36
@@ -70,13 +71,11 @@ def inspect(
 
 def _inspect_integer(document: dict[str, Any], form: str, *, html: Path | None, as_json: bool) -> None:
     if html is not None or form == "diff":
-        raise CommandError(
-            "an integer file has no --html and no --diff: inspect the prepared file that it was made of."
-        )
+        raise UsageError("an integer file has no --html and no --diff: inspect the prepared file that it was made of.")
     if as_json:
         typer.echo(json.dumps(document, indent=2))
     elif form == "graph":
-        typer.echo("\n".join([f"integer module of a {document['model']}", *integer_lines(document)]))
+        typer.echo("\n".join([f"integer module of {article(document['model'])}", *integer_lines(document)]))
     else:
         typer.echo(integer_code(document) if form == "code" else str(integer_report(document)))
 
@@ -90,7 +89,8 @@ def _view(source: Source, qconfig: str) -> View:
             f"what builds its model, with --model pkg.mod:name."
         )
     model, _ = float_model(source)
-    return view_module(prepare(model, as_qconfig(qconfig)).module)
+    with usage():
+        return view_module(prepare(model, as_qconfig(qconfig)).module)
 
 
 def _graph(view: View, console: Console) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from dqconvert.errors import ConfigError
 from dqconvert.qconfig import KINDS, ROLES, QConfig, as_qconfig
 from dqconvert.qconfig_io import is_config_path, read_table
+from dqconvert.words import did_you_mean
 
 
 def qconfig_from(name: str, sets: Sequence[str] = (), rules: Sequence[str] = ()) -> QConfig:
@@ -36,7 +37,17 @@ def qconfig_from(name: str, sets: Sequence[str] = (), rules: Sequence[str] = ())
     for option in sets:
         _set(table, option)
     table["rules"] = [*(_rule(option) for option in rules), *table.get("rules", ())]
-    return as_qconfig(table)
+    try:
+        return as_qconfig(table)
+    except ConfigError as error:  # in the words that were typed
+        raise ConfigError(
+            re.sub(r"^rules\[(\d+)\]", lambda found: _option(int(found[1]), rules), str(error))
+        ) from error
+
+
+def _option(index: int, rules: Sequence[str]) -> str:
+    """A rule of the config as it was given."""
+    return f"--rule {rules[index]}: " if index < len(rules) else f"rules[{index}]"
 
 
 def _set(table: dict[str, Any], option: str) -> None:
@@ -69,8 +80,9 @@ def _rule(option: str) -> dict[str, Any]:
     rule: dict[str, Any] = {"module": found["module"]} if found["module"] else {}
     if found["role"]:
         if found["role"] not in (*ROLES, *KINDS):
+            near = did_you_mean(found["role"], (*ROLES, *KINDS))
             names = ", ".join(dict.fromkeys((*ROLES, *KINDS)))
-            raise ConfigError(f"--rule {option}: unknown role {found['role']!r}; there are: {names}")
+            raise ConfigError(f"--rule {option}: unknown role {found['role']!r}{near}; there are: {names}")
         rule["role" if found["role"] in ROLES else "kind"] = found["role"]
     pairs = [part.partition("=") for part in found["spec"].split(",")]
     rule["spec"] = "float" if found["spec"] == "float" else {key: _value(value) for key, _, value in pairs}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from inspect import BoundArguments
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
-from dqconvert.calibrate import arguments_of
 from dqconvert.checkpoint import holds_integer, load
 from dqconvert.errors import CommandError
 from dqconvert.files import check_target, write_file
 from dqconvert.lower import IntegerModule
 from dqconvert.user.inputs import SavedInputs
+from dqconvert.words import count
 
 
 def run(
@@ -37,8 +38,9 @@ def run(
     Args:
         file: The integer file.
         data: Inputs, see :class:`dqconvert.user.inputs.SavedInputs`.
-        out: Where to write the outputs as safetensors, ``0`` for the first inputs, ``1`` for the second, with more
-            parts to the name where there are several outputs; ``None``: nowhere.
+        out: Where to write the outputs as safetensors, named after the files of the inputs: ``graph`` for ``graph.pt``,
+            ``graphs.0`` for the first of the list in ``graphs.pt``, with more parts to the name where there are several
+            outputs; ``None``: nowhere.
         force: Replace a file that exists.
         as_json: Print a summary as JSON.
         quiet: Print nothing.
@@ -56,8 +58,8 @@ def run(
     silent = quiet or as_json or not console.is_terminal
     with Progress(console=console, transient=True, disable=silent) as progress:
         task = progress.add_task("running", total=1.0)
-        for number, (done, (outputs, seconds)) in enumerate(inputs.each(lambda item: _call(module, item))):
-            found |= {f"{number}{name}": value for name, value in outputs.items()}
+        for done, label, (outputs, seconds) in inputs.each(module, lambda call: _call(module, call)):
+            found |= {f"{label}{name}": value for name, value in outputs.items()}
             times.append(seconds)
             progress.update(task, completed=done)
     if out is not None:
@@ -77,15 +79,14 @@ def load_integer(file: Path) -> IntegerModule:
         CommandError: If it holds another kind of module.
     """
     if not holds_integer(file):
-        raise CommandError(f"{file}: holds no integer module: make one of it with `dqconvert convert --integer`.")
+        raise CommandError(f"{file}: holds a prepared module: make integers of it with `dqconvert convert --integer`.")
     module: IntegerModule = load(file)
     return module
 
 
-def _call(module: nn.Module, item: Any) -> tuple[dict[str, Tensor], float]:
-    args, kwargs = arguments_of(module, item)
+def _call(module: nn.Module, call: BoundArguments) -> tuple[dict[str, Tensor], float]:
     start = time.perf_counter()
-    result = module(*args, **kwargs)
+    result = module(*call.args, **call.kwargs)
     seconds = time.perf_counter() - start
     return dict(_tensors(result)), seconds
 
@@ -127,6 +128,7 @@ def _show(found: dict[str, Tensor], times: list[float], out: Path | None) -> Non
         ends = ["not finite" if row[end] is None else f"{row[end]:.4g}" for end in ("min", "max")]
         table.add_row(name, str(tuple(row["shape"])), row["dtype"], *ends)
     Console().print(table)
-    typer.echo(f"{len(times)} calls, {1000 * min(times):.2f} ms the fastest")
+    first = f"{count(len(times), 'call')}: the first took {1000 * times[0]:.2f} ms, preparations included"
+    typer.echo(first + (f", the fastest of the others {1000 * min(times[1:]):.2f} ms" if len(times) > 1 else ""))
     if out is not None:
         typer.echo(f"{out}: written")

@@ -26,6 +26,7 @@ class _Run(Interpreter):
 
     def __init__(self, module: nn.Module, graph: Graph) -> None:
         super().__init__(module, graph=graph)
+        self.extra_traceback = False  # errors keep their own words
         self._given: Mapping[str, Any] = {}
 
     def start(self, given: Mapping[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from dqconvert.show.view import NodeView, View
+from dqconvert.words import count
 
 _BOX, _GAP_X, _GAP_Y, _MARGIN = (190, 30), 24, 26, 20
 
@@ -19,7 +20,7 @@ def page_of(view: View) -> str:
     What a file says ends up in it as text only: no name in a file becomes markup or script.
     """
     template = files("dqconvert.show").joinpath("page.html").read_text(encoding="utf-8")
-    title = f"{view.report.model}: {len(view.report.entries)} quantizers"
+    title = f"{view.report.model}: {count(len(view.report.entries), 'quantizer')}"
     data = json.dumps(_picture(view)).replace("<", "\\u003c")
     return template.replace("@TITLE@", escape(title)).replace("@DATA@", data)
 

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from dqconvert.rewrite import PreparedModule
 from dqconvert.show.groups import Block, Group, blocks_of
 from dqconvert.show.view import View, view_module
+from dqconvert.words import count
 
 _WIDTH = 80
 LEFT = 37
@@ -62,15 +63,15 @@ def _title(view: View) -> str:
         bits = bits.split(" x ")[-1]
     protections = view.document["protections"]
     drawn = f", protection {protections[0]['p_min']:g} to {protections[0]['p_max']:g}" if protections else ""
-    return f"{view.report.model}: {len(view.report.entries)} quantizers ({bits}){drawn}"
+    return f"{view.report.model}: {count(len(view.report.entries), 'quantizer')} ({bits}){drawn}"
 
 
 def _closing(view: View) -> list[Line]:
     lines = []
     if view.report.left_float:
-        lines.append(Line(f"{len(view.report.left_float)} values stay in float: see the report"))
+        lines.append(Line(f"{count(len(view.report.left_float), 'value')} left in float: see the report"))
     if view.report.fusions:
-        lines.append(Line(f"{len(view.report.fusions)} groups run as one operator each: see the report"))
+        lines.append(Line(f"{count(len(view.report.fusions), 'group')} fused into one operator each: see the report"))
     if "eval" in view.graphs:
         lines.append(Line("evaluation has a graph of its own; this is the one of training"))
     return lines

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import TraceError
+from dqconvert.trace.given import callee_of_method, calls_of
 from dqconvert.words import did_you_mean, kind_of, listed
 
 
@@ -105,24 +106,17 @@ def _own_methods(model: nn.Module) -> list[str]:
 
 
 def bind(model: nn.Module, method: str, example: Any) -> Inputs:
-    """Binds ``example_inputs`` as users pass them: a tuple, a dict, a single tensor, or a PyG data object."""
-    signature = signature_of(model, method)
-    any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    if isinstance(example, dict) and not any_name and not set(example) <= set(signature.parameters):
-        example = (example,)  # one argument that is a dict, such as x_dict
-    try:
-        if isinstance(example, dict):
-            bound = signature.bind(**example)
-        elif isinstance(example, list) or (isinstance(example, tuple) and not hasattr(example, "_fields")):
-            bound = signature.bind(*example)
-        else:
-            bound = signature.bind(example)
-    except TypeError as error:
-        raise TraceError(
-            f"example_inputs do not fit {type(model).__name__}.{method}{signature}: {error}. "
-            f"Pass a tuple or a dict of its arguments."
-        ) from None
-    return from_bound(signature, bound)
+    """Binds ``example_inputs`` as users pass them (:mod:`dqconvert.trace.given`); of several, the first.
+
+    Raises:
+        TraceError: If they do not fit, or there are none.
+    """
+    name = f"{type(model).__name__}.{method}"
+    callee = callee_of_method(method_of(model, method), name, subject="example_inputs do not fit", error=TraceError)
+    first = next(calls_of(callee, example), None)
+    if first is None:
+        raise callee.refusal("they hold nothing", "pass one call's worth of inputs at least")
+    return from_bound(callee.signature, first)
 
 
 def from_bound(signature: inspect.Signature, bound: inspect.BoundArguments) -> Inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,6 +33,7 @@ from dqconvert.trace.runtime import guard
 from dqconvert.trace.unfuse import has_sparse, unfuse
 from dqconvert.trace.values import Untraceable
 from dqconvert.trace.weighing import Values, set_values
+from dqconvert.words import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,19 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
         # Lazy layers settle their shapes here, on our copy.
         _run_once(root if leaves.uninitialized(root) else duplicate(root), method, inputs)
         found = _trace_on_a_part(model, duplicate(root), inputs, method, strict)
-        return found or _trace_on(model, root, inputs, _second(root, inputs, method), method, strict)
+        found = found or _trace_on(model, root, inputs, _second(root, inputs, method), method, strict)
+        return replace(found, remarks=(*_taken(inputs, example_inputs), *found.remarks))
+
+
+def _taken(inputs: Inputs, example: Any) -> list[str]:
+    """A remark for arguments that the user did not pass one by one, and that later calls have to pass."""
+    optional = [
+        name for name in inputs.given if inputs.signature.parameters[name].default is not inspect.Parameter.empty
+    ]
+    if isinstance(example, Tensor | tuple | dict) or not optional:
+        return []
+    names = [name for name in inputs.signature.parameters if name in inputs.given]
+    return [f"the example_inputs were taken as {', '.join(names)}: later calls pass {listed(sorted(optional))}, too"]
 
 
 def _trace_on_a_part(model: nn.Module, root: nn.Module, inputs: Inputs, method: str, strict: bool) -> Trace | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import typer
 from torch import nn
 
-from dqconvert.errors import CommandError
+from dqconvert.errors import CommandError, UsageError
+from dqconvert.words import did_you_mean, kind_of
 
 
 def build_model(factory: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -26,8 +26,8 @@ def build_model(factory: str, kwargs: dict[str, Any]) -> nn.Module:
         kwargs: Its arguments.
 
     Raises:
-        CommandError: If it cannot be imported, is no callable, raises, or returns no module. What its code raised is
-            shown on stderr first.
+        UsageError: If there is no such thing, it is no callable, does not take the arguments or returns no module.
+        CommandError: If its code raises; the message says where.
 
     Example:
         >>> build_model("torch.nn:Linear", {"in_features": 2, "out_features": 1})
@@ -35,11 +35,17 @@ def build_model(factory: str, kwargs: dict[str, Any]) -> nn.Module:
     """
     function = _find(factory)
     if not callable(function):
-        raise CommandError(f"--model {factory}: is a {type(function).__name__}, not a class or a function.")
-    with _own_traceback(f"--model {factory}: raised when called with {_call(kwargs)}"):
+        raise UsageError(f"--model {factory}: is {kind_of(function)}, not a class or a function.")
+    try:
+        inspect.signature(function).bind(**kwargs)
+    except TypeError as error:
+        raise UsageError(f"--model {factory}: cannot be called with {_call(kwargs)}: {error}.") from error
+    except ValueError:  # a callable without a signature
+        pass
+    with _in_one_line(f"--model {factory}: raised when called with {_call(kwargs)}"):
         model = function(**kwargs)
     if not isinstance(model, nn.Module):
-        raise CommandError(f"--model {factory}: returned a {type(model).__name__}, not a torch.nn.Module.")
+        raise UsageError(f"--model {factory}: returned {kind_of(model)}, not a torch.nn.Module.")
     return model
 
 
@@ -47,7 +53,7 @@ def parse_kwargs(text: str | None) -> dict[str, Any]:
     """The arguments that ``--kwargs`` gives as a JSON object.
 
     Raises:
-        CommandError: If it is not one.
+        UsageError: If it is not one.
 
     Example:
         >>> parse_kwargs('{"in_channels": 16}')
@@ -58,46 +64,50 @@ def parse_kwargs(text: str | None) -> dict[str, Any]:
     try:
         kwargs = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CommandError(
-            f"--kwargs {text}: is not JSON: {error}. Example: --kwargs '{{\"num_layers\": 2}}'"
-        ) from error
+        raise UsageError(f"--kwargs {text}: is not JSON: {error}. Example: --kwargs '{{\"num_layers\": 2}}'") from error
     if not isinstance(kwargs, dict):
-        raise CommandError(f"--kwargs {text}: must be a JSON object of arguments by name.")
+        raise UsageError(f"--kwargs {text}: must be a JSON object of arguments by name.")
     return kwargs
+
+
+def search_here() -> None:
+    """Lets modules in the working directory be imported."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def _find(factory: str) -> Callable[..., Any]:
     module_name, colon, name = factory.partition(":")
     if not colon or not name or not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
-        raise CommandError(f"--model {factory}: must be written as pkg.mod:name.")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    with _own_traceback(f"--model {factory}: {module_name} cannot be imported", quiet=(module_name,)):
+        raise UsageError(f"--model {factory}: must be written as pkg.mod:name.")
+    search_here()
+    with _in_one_line(f"--model {factory}: {module_name} cannot be imported", module_name):
         found: Any = importlib.import_module(module_name)
     for part in name.split("."):
         if not hasattr(found, part):
-            nearest = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise CommandError(f"--model {factory}: {module_name} has no {name!r}{hint}")
+            raise UsageError(f"--model {factory}: {module_name} has no {name!r}{did_you_mean(part, dir(found))}")
         found = getattr(found, part)
     return found
 
 
 @contextmanager
-def _own_traceback(message: str, quiet: tuple[str, ...] = ()) -> Iterator[None]:
-    """Shows what the user's code raised, from its own first line on, and ends in one line of ours.
+def _in_one_line(message: str, module_name: str = "") -> Iterator[None]:
+    """Says in one line what the user's code raised, and where; ``--debug`` shows the rest.
 
-    A module that does not exist (``quiet``, or a package of it) has no lines to show.
+    A module that does not exist (``module_name``, or a package of it) was typed wrong.
     """
     try:
         yield
     except Exception as error:  # whatever the user's code raises
-        missing = isinstance(error, ModuleNotFoundError) and any(f"{n}.".startswith(f"{error.name}.") for n in quiet)
-        frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
-        if not missing and frames is not None:
-            typer.echo("".join(traceback.format_exception(type(error), error, frames)), err=True, nl=False)
-        where = f" (searched from {os.getcwd()} on)" if missing else ""
-        raise CommandError(f"{message}: {type(error).__name__}: {error}{where}") from error
+        text = f"{message}: {type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise UsageError(f"{text} (searched from {os.getcwd()} on)") from error
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames[1:] if not frame.filename.startswith("<frozen ")]
+        where = f" ({os.path.relpath(own[-1].filename)}:{own[-1].lineno})" if own else ""
+        if isinstance(error, SyntaxError) and error.filename:
+            where = f" ({os.path.relpath(error.filename)}:{error.lineno})"
+        raise CommandError(f"{text}{where}") from error
 
 
 def _call(kwargs: dict[str, Any]) -> str:

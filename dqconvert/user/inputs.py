@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import BoundArguments
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import Tensor, nn
-from torch_geometric.data import Batch, Data
+from torch import Tensor
 from torch_geometric.data.data import BaseData, DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
 
-from dqconvert.calibrate import calibrate
-from dqconvert.errors import CommandError, DQConvertError
+from dqconvert.calibrate import callee_of
+from dqconvert.errors import CommandError, ConfigError, DQConvertError, GuardError, InputError
+from dqconvert.trace.given import calls_of, is_single
 from dqconvert.weights.archive import load_archive
+from dqconvert.words import kind_of
 
 _PYG = (BaseStorage, EdgeStorage, GlobalStorage, NodeStorage, DataEdgeAttr, DataTensorAttr)
 """What saved data objects are made of, besides the classes that PyG itself declares safe to load."""
@@ -45,17 +49,13 @@ def read_inputs(path: str | os.PathLike[str]) -> Any:
 
 
 def read_example(path: str | os.PathLike[str]) -> Any:
-    """One call's worth of inputs, from ``--example``; of a list, the first.
+    """Inputs from ``--example``, of which :func:`dqconvert.prepare` takes one call's worth.
 
     Raises:
         CheckpointError: As :func:`read_inputs`.
         CommandError: If the file holds no inputs.
     """
-    found = read_inputs(path)
-    inputs = _items(found)
-    if not inputs:
-        raise CommandError(f"--example {path}: holds {_words(found)}, not a Data, nor a tuple or dict of tensors.")
-    return inputs[0]
+    return _checked(read_inputs(path), "--example", path)
 
 
 class SavedInputs:
@@ -72,6 +72,7 @@ class SavedInputs:
     def __init__(self, path: str | os.PathLike[str], option: str) -> None:
         place = Path(path)
         self.option = option
+        self._where = os.fspath(path)
         self.files = [place]
         if place.is_dir():
             self.files = sorted(file for file in place.iterdir() if file.suffix in _ENDINGS)
@@ -79,57 +80,64 @@ class SavedInputs:
                 raise CommandError(f"{option} {path}: the folder has no file that ends in {', '.join(_ENDINGS)}.")
         elif not place.exists():
             raise CommandError(f"{option} {path}: there is no such file or folder.")
-        self.first = read_inputs(self.files[0])
+        self.first = _checked(read_inputs(self.files[0]), option, self.files[0])
 
-    def each(self, use: Callable[[Any], Any]) -> Iterator[tuple[float, Any]]:
-        """Calls ``use`` for one call's worth of inputs after the other; yields the share of the work that is done, and
-        what it returned.
+    def each(self, module: Any, use: Callable[[BoundArguments], Any]) -> Iterator[tuple[float, str, Any]]:
+        """Calls ``use`` for one call of a module after the other; yields the share of the work that is done, what the
+        inputs are called after their file, and what ``use`` returned.
 
         Raises:
-            CommandError: If the data does not fit the model; it names the file.
+            CommandError: If the data does not fit the module; it names the file.
         """
+        stems = [file.stem for file in self.files]
         for index, file in enumerate(self.files):
-            found = self.first if index == 0 else read_inputs(file)
-            items = _items(found)
-            if not items:
-                raise CommandError(f"{self.option} {file}: holds {_words(found)}, not inputs of the model.")
-            for number, item in enumerate(items):
-                where = f"{file}" + (f", number {number}" if len(items) > 1 else "")
-                result = self._used(use, item, where)
-                yield (index + (number + 1) / len(items)) / len(self.files), result
+            found = self.first if index == 0 else _checked(read_inputs(file), self.option, file)
+            callee = callee_of(module)
+            items = len(found) if isinstance(found, list | tuple) and not is_single(callee, found) else 1
+            label = file.stem if stems.count(file.stem) == 1 else file.name
+            calls = calls_of(callee, found)
+            for number in itertools.count():
+                several = items > 1
+                self._where = f"{file}" + (f", number {number}" if several else "")
+                with self.fitting():
+                    call = next(calls, None)
+                    result = None if call is None else use(call)
+                if call is None:
+                    break
+                done = (index + min(number + 1, items) / items) / len(self.files)
+                yield done, f"{label}.{number}" if several else label, result
 
-    def calibrate(self, module: nn.Module) -> Iterator[float]:
-        """Calibrates a module, and yields the share of the work that is done."""
-        for done, _ in self.each(lambda item: calibrate(module, item)):
-            yield done
+    def calls(self, module: Any) -> Iterator[BoundArguments]:
+        """The calls of a module that the inputs stand for."""
+        return (call for _, _, call in self.each(module, lambda call: call))
 
-    def _used(self, use: Callable[[Any], Any], item: Any, where: str) -> Any:
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Names the file that the inputs are from in what is raised."""
         try:
-            return use(item)
-        except DQConvertError as error:
-            raise CommandError(f"{self.option} {where}: does not fit the model: {error}") from error
+            yield
+        except CommandError:
+            raise
+        except (InputError, ConfigError, GuardError) as error:
+            raise CommandError(f"{self.option} {self._where}: does not fit the model: {error}") from error
+        except DQConvertError:  # of the model, whatever the inputs are
+            raise
         except Exception as error:  # whatever the model raises on inputs that it was not made for
-            first = (str(error).splitlines() or [""])[0]
-            message = f"{self.option} {where}: does not fit the model: {type(error).__name__}: {first}"
+            message = (
+                f"{self.option} {self._where}: does not fit the model: {type(error).__name__}: {first_line(error)}"
+            )
             raise CommandError(message) from error
 
 
-def _items(found: Any) -> list[Any]:
-    """What a file holds, as a list of calls' inputs; empty if it is something else."""
-    if _is_inputs(found):
-        return [found]
-    several = isinstance(found, list | tuple) and found and all(map(_is_inputs, found))
-    # A graph of a list is a batch of one, as a loader would make it: with `batch`, `ptr` and `num_graphs`.
-    return [Batch.from_data_list([item]) if type(item) is Data else item for item in found] if several else []
+def first_line(error: Exception) -> str:
+    """What an error of the user's code says, without what torch.fx adds."""
+    return (str(error).strip().splitlines() or [""])[0]
 
 
-def _is_inputs(value: Any) -> bool:
-    if isinstance(value, BaseData | Tensor):
-        return True
-    if isinstance(value, dict):
-        return bool(value) and any(isinstance(item, Tensor | dict) for item in value.values())
-    return isinstance(value, tuple) and any(isinstance(item, Tensor | dict) for item in value)
-
-
-def _words(value: Any) -> str:
-    return f"a {type(value).__name__}" + ("" if not isinstance(value, list | tuple | dict) or value else " of nothing")
+def _checked(found: Any, option: str, path: str | os.PathLike[str]) -> Any:
+    """What a file holds, if it is inputs."""
+    parts = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else [found]
+    if not any(isinstance(part, BaseData | Tensor | dict | list | tuple) for part in parts):
+        what = kind_of(found) + (" of nothing" if isinstance(found, list | tuple | dict) and not found else "")
+        raise CommandError(f"{option} {path}: holds {what}, not a Data, nor a tuple or dict of tensors.")
+    return found

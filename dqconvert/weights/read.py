@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dqconvert.checkpoint.container import is_prepared
-from dqconvert.errors import CheckpointError
+from dqconvert.errors import CheckpointError, CheckpointKeyError
 from dqconvert.weights.archive import load_archive, read_start
 
 _KEYS = ("state_dict", "model_state_dict", "model")
@@ -89,7 +89,7 @@ def _select(content: Any, key: str | None, path: str | os.PathLike[str]) -> Weig
 def _step(content: Any, part: str, key: str, path: str | os.PathLike[str]) -> Any:
     if not isinstance(content, Mapping) or part not in content:
         there = _names(content) if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise CheckpointError(f"{path}: has no {part!r} of --key {key}; there is: {there}.")
+        raise CheckpointKeyError(f"{path}: has no {part!r} of --key {key}; there is: {there}.")
     return content[part]
 
 

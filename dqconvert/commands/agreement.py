@@ -1,0 +1,53 @@
+"""What the commands say of a model that was calibrated and not trained: how far it is from the float model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dqconvert.compare import Comparison
+
+LOW_SHARE = 0.95
+"""Of equal predictions: a model that loses fewer loses at most a few points of accuracy."""
+
+LOW_RATIO = 15.0
+"""In dB, where there are no predictions: an error of about a fifth of the values."""
+
+
+def agreement_of(found: Comparison) -> dict[str, Any]:
+    """A comparison with the model without rounding, in a few numbers for JSON.
+
+    Returns:
+        ``predictions``: how many there were, if the outputs look like scores (rows of two or more numbers), else 0;
+        ``equal``: the share of them that are equal, ``None`` without any; ``sqnr_db``: of the outputs, ``None`` where
+        it is not finite; ``worst``: the values that suffer most; ``low``: whether this is worth a warning.
+    """
+    plain = found.to_dict()
+    equal = found.agreement if found.scores else None
+    ratio = found.output.sqnr_db
+    low = math.isnan(ratio) or (ratio < LOW_RATIO if equal is None else equal < LOW_SHARE)
+    return {
+        "predictions": found.predictions if found.scores else 0,
+        "equal": equal,
+        "sqnr_db": plain["output"]["sqnr_db"],
+        "worst": {layer["path"]: layer["sqnr_db"] for layer in plain["layers"][:3]},
+        "low": bool(low),
+    }
+
+
+def agreement_lines(found: dict[str, Any] | None) -> list[str]:
+    """The same for people."""
+    if found is None:
+        return []
+    ratio = f"{found['sqnr_db']:.1f} dB signal to noise" if found["sqnr_db"] is not None else "no finite noise"
+    line = f"against the float model, on the data: outputs with {ratio}"
+    if found["equal"] is not None:
+        line += f", {100 * found['equal']:.2f} % of {found['predictions']:,} predictions equal"
+    if not found["low"]:
+        return [line]
+    worst = ", ".join(f"{path} ({db:.1f} dB)" for path, db in found["worst"].items() if db is not None)
+    warning = (
+        f"warning: that is low, and accuracy will suffer. Rounding hurts most at {worst}. Train the prepared file of "
+        f"--qconfig int8-dq, calibrate on more data, or leave these values in float with --rule"
+    )
+    return [line, warning]

@@ -1,0 +1,354 @@
+"""Inputs as users give them, to every function alike, as the calls that they stand for.
+
+One call's worth is a tensor, a tuple, list or dict of the forward's arguments, or a PyG data object; several are a list
+of such, or anything that can be iterated: a ``DataLoader``, a data set, a generator.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.fx import Graph
+from torch_geometric.data import Batch, Data, HeteroData
+from torch_geometric.data.data import BaseData
+
+from dqconvert.errors import ConfigError, DQConvertError
+from dqconvert.trace.note import note_of
+from dqconvert.trace.runtime import pinned, present
+from dqconvert.words import did_you_mean, kind_of, listed
+
+Bound: TypeAlias = inspect.BoundArguments
+
+_STARS: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callee:
+    """What the inputs are for.
+
+    Attributes:
+        name: ``"GCN.forward"``.
+        signature: Its parameters, without ``self``.
+        absent: Arguments that it has no place for, as they were absent when it was traced.
+        needed: Optional arguments that it cannot do without, as they were given when it was traced.
+        tensors: Arguments known to be tensors.
+        objects: Arguments known to be data objects.
+        reads: What it reads off them.
+        subject: How messages begin: ``"the data does not fit"``.
+        error: What to raise.
+    """
+
+    name: str
+    signature: inspect.Signature
+    absent: frozenset[str] = frozenset()
+    needed: frozenset[str] = frozenset()
+    tensors: frozenset[str] = frozenset()
+    objects: frozenset[str] = frozenset()
+    reads: frozenset[str] = frozenset()
+    subject: str = "the data does not fit"
+    error: type[DQConvertError] = ConfigError
+
+    @property
+    def required(self) -> list[str]:
+        """Parameters that must be given."""
+        kinds = self.signature.parameters.items()
+        without = [name for name, p in kinds if p.default is p.empty and p.kind not in _STARS]
+        return [*without, *(name for name in self.needed if name not in without)]
+
+    def refusal(self, why: str, do: str = "pass a tuple or a dict of its arguments") -> DQConvertError:
+        """The error that says why inputs do not fit."""
+        shown = listed((_parameter(p) for p in self.signature.parameters.values()), most=6)
+        stop = "" if why.endswith("?") else "."
+        return self.error(f"{self.subject} {self.name}({shown}): {why}{stop} {do[0].upper()}{do[1:]}.")
+
+
+def callee_of_method(function: Callable[..., Any], name: str, *, subject: str, error: type[DQConvertError]) -> Callee:
+    """A method of a float model."""
+    signature = inspect.signature(function)
+    kinds = {name: _annotation(p) for name, p in signature.parameters.items()}
+    return Callee(
+        name=name,
+        signature=signature,
+        tensors=frozenset(name for name, kind in kinds.items() if kind in ("Tensor", "Optional[Tensor]", "OptTensor")),
+        objects=frozenset(name for name, kind in kinds.items() if kind in ("Data", "Batch", "HeteroData", "BaseData")),
+        subject=subject,
+        error=error,
+    )
+
+
+def callee_of_graph(graph: Graph, name: str, keyword: str = "") -> Callee:
+    """The forward of a prepared or an integer module; ``keyword`` is the argument that it takes by name only."""
+    found = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+    parameters: list[inspect.Parameter] = []
+    for target, node in found.items():
+        kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        if target.startswith("*"):
+            kind = inspect.Parameter.VAR_KEYWORD if target.startswith("**") else inspect.Parameter.VAR_POSITIONAL
+        elif target == keyword or (parameters and parameters[-1].kind not in _PLAIN):
+            kind = inspect.Parameter.KEYWORD_ONLY
+        default = node.args[0] if node.args and kind not in _STARS else inspect.Parameter.empty
+        parameters.append(inspect.Parameter(target.lstrip("*"), kind, default=default))
+    parameters.sort(key=lambda p: (p.kind, p.default is not p.empty and p.kind in _PLAIN))
+    reads = {name: [user for user in node.users if user.target is getattr] for name, node in found.items()}
+    checks = [(node.target, node.args) for node in graph.nodes]
+    return Callee(
+        name=name,
+        signature=inspect.Signature(parameters),
+        absent=frozenset(str(args[2]) for target, args in checks if target is pinned and args[1] is None),
+        needed=frozenset(str(args[1]) for target, args in checks if target is present),
+        tensors=frozenset(name for name, node in found.items() if note_of(node).is_tensor),
+        objects=frozenset(name for name, users in reads.items() if users and not note_of(found[name]).is_tensor),
+        reads=frozenset(str(user.args[1]) for users in reads.values() for user in users),
+    )
+
+
+def calls_of(callee: Callee, data: Any) -> Iterator[Bound]:
+    """The calls that inputs stand for. An iterator is gone through once, and no further than is asked for.
+
+    Args:
+        callee: What they are for.
+        data: One call's worth of inputs, or several, some of which may be calls already. Of what a loader yields as
+            ``(inputs, target)`` the target is left out.
+
+    Raises:
+        DQConvertError: Of the callee's kind, if they do not fit.
+
+    Example:
+        >>> import torch
+        >>> def forward(x, edge_index): ...
+        >>> callee = callee_of_method(forward, "GCN.forward", subject="the data does not fit", error=ConfigError)
+        >>> x, edge_index = torch.ones(2, 1), torch.tensor([[0], [1]])
+        >>> several = [Data(x=x, edge_index=edge_index), {"edge_index": edge_index, "x": x}, (x, edge_index)]
+        >>> [list(bound.arguments) for bound in calls_of(callee, several)]
+        [['x', 'edge_index'], ['x', 'edge_index'], ['x', 'edge_index']]
+        >>> next(calls_of(callee, {"edge_idx": edge_index, "x": x}))
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.ConfigError: the data does not fit GCN.forward(x, edge_index): it has no argument 'edge_idx';
+        did you mean 'edge_index'? Pass a tuple or a dict of its arguments.
+    """
+    if isinstance(data, _NO_INPUTS) or inspect.isroutine(data):
+        what = f"the class {data.__name__}" if isinstance(data, type) else kind_of(data)
+        raise callee.refusal(f"got {what}", "pass tensors, a data object, or an iterable of such")
+    if isinstance(data, list | tuple):
+        data = settled(data)
+    if is_single(callee, data):
+        yield _call(callee, data, pair=True)
+        return
+    stored = isinstance(data, list | tuple) or hasattr(data, "__getitem__")
+    items = data if isinstance(data, Iterable) else (data[index] for index in range(len(data)))
+    for item in items:
+        # A graph of a data set is a batch of one, as a loader would make it: with `batch`, `ptr` and `num_graphs`.
+        yield _call(callee, item, pair=True, batched=stored)
+
+
+_NO_INPUTS = (str, bytes, nn.Module, type, type(None))
+
+
+def is_single(callee: Callee, data: Any) -> bool:
+    """Whether inputs are one call's worth, and not several."""
+    if isinstance(data, Tensor | BaseData | Mapping) or _is_named(data):
+        return True
+    if not isinstance(data, list | tuple):
+        return not isinstance(data, Iterable) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
+    if not data:
+        return isinstance(data, tuple)
+    bound = _positional(callee, data)
+    fits = bound is not None and (isinstance(data, tuple) or not callee.absent & set(bound.arguments))
+    each = all(_fits(callee, item, pair=True) for item in data[:3])
+    if isinstance(data, list) and fits and each and len(data) > 1 and all(isinstance(item, Tensor) for item in data):
+        raise callee.refusal(
+            "a list of tensors may be the arguments of one call, or one call each",
+            "pass a tuple of arguments, or a list of tuples",
+        )
+    if fits or each:
+        return fits and (isinstance(data, tuple) or not each)
+    inputs = isinstance(data[0], BaseData | Mapping | tuple)
+    return not (inputs if isinstance(data, list) else all(isinstance(item, BaseData | Mapping) for item in data))
+
+
+def _fits(callee: Callee, item: Any, *, pair: bool = False) -> bool:
+    try:
+        _call(callee, item, pair=pair)
+    except DQConvertError:
+        return False
+    return True
+
+
+def _call(callee: Callee, item: Any, *, pair: bool = False, batched: bool = False) -> Bound:
+    """One call.
+
+    Args:
+        callee: What it calls.
+        item: One call's worth of inputs.
+        pair: Whether ``(inputs, target)`` will do, too.
+        batched: Whether a graph is to become a batch of one, if the callee may want one.
+    """
+    if isinstance(item, inspect.BoundArguments):
+        return item
+    if isinstance(item, BaseData):
+        return _of_data(callee, item, batched)
+    item = settled(item)
+    if isinstance(item, dict):
+        return _of_dict(callee, item)
+    if _is_named(item) and set(item._fields) <= set(callee.signature.parameters):
+        return _of_dict(callee, item._asdict())
+    if isinstance(item, list) or (isinstance(item, tuple) and not _is_named(item)):
+        bound = _positional(callee, item)
+        if bound is not None:
+            return bound
+        if pair and len(item) == 2 and _fits(callee, item[0]):
+            return _call(callee, item[0], batched=batched)
+        return _bound(callee, *item)
+    if isinstance(item, _NO_INPUTS) or inspect.isroutine(item):
+        raise callee.refusal(f"got {kind_of(item)} among its inputs")
+    return _bound(callee, item)
+
+
+def _positional(callee: Callee, items: Any) -> Bound | None:
+    """The call with these positional arguments; ``None`` if they cannot be meant."""
+    try:
+        bound = callee.signature.bind(*items)
+    except TypeError:
+        return None
+    for name, value in bound.arguments.items():
+        known = callee.tensors if isinstance(value, BaseData | tuple | list | dict) else callee.objects
+        if name in known and (isinstance(value, Tensor) or known is callee.tensors):
+            return None
+    if items and isinstance(items[0], BaseData) and not _takes_object(callee, items[0]):
+        return None
+    return bound
+
+
+def _bound(callee: Callee, *args: Any, **kwargs: Any) -> Bound:
+    try:
+        bound = callee.signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise callee.refusal(f"{error}" + (f" ({len(args)})" if "too many" in str(error) else "")) from None
+    for name in callee.objects & set(bound.arguments):
+        if isinstance(bound.arguments[name], Tensor | dict | tuple | list | int | float):
+            raise callee.refusal(
+                f"{name!r} is a data object, got {kind_of(bound.arguments[name])}",
+                "pass a Data, a Batch or a HeteroData",
+            )
+    return bound
+
+
+def _of_dict(callee: Callee, item: dict[Any, Any]) -> Bound:
+    known = callee.signature.parameters
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()) and all(isinstance(key, str) for key in item):
+        return _bound(callee, **item)
+    unknown = [key for key in item if key not in known]
+    if not unknown:
+        return _bound(callee, **item)
+    meant = [key for key in unknown if isinstance(key, str) and did_you_mean(key, known)]
+    if len(unknown) < len(item) or (meant and len(callee.required) > 1):
+        first = (meant or unknown)[0]
+        raise callee.refusal(f"it has no argument {first!r}{did_you_mean(first, known)}")
+    return _bound(callee, item)  # one argument that is a dict, such as x_dict
+
+
+# -- data objects ------------------------------------------------------------------------------------------------
+
+_OF_BATCHES = {"batch", "ptr", "num_graphs", "batch_size", "batch_dict"}
+
+
+def _of_data(callee: Callee, data: BaseData, batched: bool) -> Bound:
+    single = type(data) in (Data, HeteroData)
+    if _takes_object(callee, data):
+        wanted = callee.reads & _OF_BATCHES if callee.reads else batched and not {"input_id"} & set(data.keys())
+        loaded = Batch.from_data_list([data]) if single and wanted and _field(data, "batch") is None else data
+        missing = [name for name in sorted(callee.reads) if _field(loaded, name, worked_out=True) is None]
+        if missing:
+            raise _missing(callee, data, f"{missing[0]!r}, which it reads,", missing[0])
+        return _bound(callee, loaded)
+    found = _fields(callee, data)
+    if single and _OF_BATCHES & (set(callee.required) - set(found)):
+        found = _fields(callee, Batch.from_data_list([data]))
+    missing = [name for name in callee.required if name not in found]
+    if missing:
+        raise _missing(callee, data, f"its argument {missing[0]!r}", missing[0])
+    return _bound(callee, **found)
+
+
+def _missing(callee: Callee, data: BaseData, what: str, name: str) -> DQConvertError:
+    there = list(data.keys())
+    why = f"{what} is not in the {type(data).__name__}, which has {listed(there)}{did_you_mean(name, there)}"
+    return callee.refusal(why, f"set data.{name}, or pass a tuple of its arguments")
+
+
+def _takes_object(callee: Callee, data: BaseData) -> bool:
+    """Whether the first argument is a data object, rather than a tensor of it."""
+    first = next(iter(callee.signature.parameters.values()), None)
+    if first is None or first.kind in _STARS or first.name in callee.objects:
+        return True
+    if callee.reads or first.name in callee.tensors:
+        return False
+    required = callee.required
+    return len(required) <= 1 and (required[:1] == ["batch"] or _field(data, first.name) is None)
+
+
+def _fields(callee: Callee, data: BaseData) -> dict[str, Any]:
+    """What a data object has of the arguments: of optional ones, what it stores, and not what PyG works out."""
+    required, found = callee.required, {}
+    for name, parameter in callee.signature.parameters.items():
+        if parameter.kind in _STARS or name in callee.absent:
+            continue
+        value = _field(data, name, worked_out=name in required)
+        if value is None and name in required and name in ("edge_index", "edge_index_dict"):
+            value = _field(data, name.replace("edge_index", "adj_t"))  # as PyG's ToSparseTensor leaves it
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _field(data: BaseData, name: str, *, worked_out: bool = False) -> Any:
+    if name.endswith("_dict") and isinstance(data, HeteroData):
+        return data.collect(name.removesuffix("_dict"), allow_empty=True) or None
+    if name in data:
+        return data[name]
+    return getattr(data, name, None) if worked_out else None
+
+
+# -- parts -------------------------------------------------------------------------------------------------------
+
+
+def settled(value: Any) -> Any:
+    """Arguments of a call that can be gone through more than once: iterators and the like in them become lists.
+
+    Example:
+        >>> settled((1, iter([2, 3])))
+        (1, [2, 3])
+    """
+    if isinstance(value, Tensor | BaseData | str | bytes | nn.Module) or hasattr(value, "shape"):
+        return value
+    if isinstance(value, Mapping):
+        return {key: settled(item) for key, item in value.items()}
+    if isinstance(value, tuple) and _is_named(value):
+        return type(value)(*map(settled, value))
+    if type(value) in (tuple, list):
+        return type(value)(map(settled, value))
+    if isinstance(value, Iterator) or (isinstance(value, Iterable) and all(isinstance(v, Tensor) for v in value)):
+        return [settled(item) for item in value]
+    return value
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    optional = parameter.default is not parameter.empty
+    return f"{_STARS.get(parameter.kind, '')}{parameter.name}{'=…' if optional else ''}"
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    """The last part of its name: ``"Tensor"``, ``"Data"``."""
+    kind = parameter.annotation
+    text = kind.__name__ if isinstance(kind, type) else str(kind)
+    return text.replace("typing.", "").replace("torch.", "").replace("NoneType", "None").rpartition(".")[2]
