@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import copy
 import functools
 import json
-import random
 import subprocess
 import sys
 import zlib
@@ -34,7 +32,7 @@ from torch_geometric.nn.aggr import LSTMAggregation
 import dqconvert
 from dqconvert import CheckpointError
 from dqconvert.checkpoint import container, holds_integer, integer
-from mutations import mutations
+from mutations import mutations, opened, resign
 
 NODES, EDGES, WIDTH = 40, 160, 16
 
@@ -187,14 +185,6 @@ def test_what_only_its_own_code_can_make_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def opened(path, data):
-    """What a file holds, ready to be written again."""
-    path.write_bytes(data)
-    tensors, packed = container.read(path)
-    del packed["checksum"]
-    return tensors, integer.unpack_document(packed, str(path))
-
-
 def test_functions_that_pyg_replaced_have_their_names(tmp_path):
     """What RGATConv calls is torch's function, behind the wrapper that is called torch.index_select."""
     x, edge_index = a_graph()
@@ -224,94 +214,17 @@ def test_damaged_files_are_all_refused(gcn_file, tmp_path):
             dqconvert.load(path)
 
 
-def leaves(value, path=()):
-    """Every place in JSON data, its containers included."""
-    if path:
-        yield path
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield from leaves(item, (*path, key))
-
-
-def at(value, path):
-    return functools.reduce(lambda found, key: found[key], path, value)
-
-
-FORGERIES = (
-    *(None, True, 0, -1, 1 << 40, 2.5, "", "x", "os.system", "builtins.eval", "../a", [], {}, [[1]], "convs.0.weight"),
-    *({"f": "os.system"}, {"$": 0}, "torch.load", "training"),
-)
-
-
-def forged(tensors, document, rng):
-    """A document with one value replaced by another, from elsewhere in it or of another kind, or one thing left out."""
-    document = copy.deepcopy(document)
-    part = rng.choice(
-        [name for name in (*3 * ["graph"], "memos", "constants", "weights", "tables", "report") if document[name]]
-    )
-    places = [(part, *path) for path in leaves(document[part])]
-    path = rng.choice(places)
-    owner, key = at(document, path[:-1]), path[-1]
-    kind = rng.randrange(3)
-    if kind == 0:
-        owner[key] = rng.choice(FORGERIES)
-    elif kind == 1:
-        owner[key] = copy.deepcopy(at(document, rng.choice(places)))
-    else:
-        del owner[key]
-    return tensors, document
-
-
-def bent(tensors, document, rng):
-    """A tensor of another shape, dtype or content, or none."""
-    tensors = dict(tensors)
-    name = rng.choice(sorted(tensors))
-    value = tensors[name]
-    changes = [
-        lambda: value.reshape(-1)[: value.numel() // 2],
-        lambda: value.to(rng.choice([torch.float32, torch.int64, torch.uint8, torch.int16, torch.float64])),
-        lambda: value[None],
-        lambda: torch.zeros(0, dtype=value.dtype),
-        lambda: value.flatten().flip(0).view(value.shape),
-        lambda: value.float().mul(torch.nan),
-        lambda: torch.randint(0, 255, value.shape).to(value.dtype),
-    ]
-    kind = rng.randrange(len(changes) + 1)
-    if kind == len(changes):
-        del tensors[name]
-    else:
-        tensors[name] = changes[kind]().contiguous()
-    return tensors, document
-
-
-@pytest.mark.parametrize("seed", [0])
-def test_forged_files_are_refused_or_run_in_bounds(seed, gcn_file, tmp_path):
-    """Checksums are right; what they cover is not. A file that loads all the same computes something, or raises."""
-    path = tmp_path / "a.int"
-    tensors, document = opened(path, gcn_file)
-    rng, graph, refused = random.Random(seed), a_graph(), 0
-    for _ in range(500):
-        made, description = rng.choice([forged, forged, bent])(tensors, document, rng)
-        container.write(path, made, integer.pack_document(description))
-        try:
-            loaded = dqconvert.load(path)
-        except CheckpointError:
-            refused += 1
-            continue
-        with contextlib.suppress(Exception):  # of whatever such a graph does
-            loaded(*graph)
-    assert refused > 150
-
-
 @pytest.mark.parametrize(
     "target", ["os.system", "builtins.eval", "torch.load", "torch.hub.load", "dqconvert.load", "subprocess.run"]
 )
 def test_a_function_that_is_not_on_the_list_is_refused(target, gcn_file, tmp_path):
     path = tmp_path / "a.int"
-    tensors, document = opened(path, gcn_file)
+    path.write_bytes(gcn_file)
+    tensors, document = opened(path)
     text = json.dumps(document)
     name = "dqconvert.kernels.integer.linear.integer_linear"
     assert name in text
-    container.write(path, tensors, integer.pack_document(json.loads(text.replace(name, target))))
+    resign(path, tensors, json.loads(text.replace(name, target)))
     with pytest.raises(CheckpointError, match=target.rsplit(".", 1)[-1]):
         dqconvert.load(path)
 
@@ -319,7 +232,8 @@ def test_a_function_that_is_not_on_the_list_is_refused(target, gcn_file, tmp_pat
 def test_a_description_that_grows_without_end_is_refused(gcn_file, tmp_path, monkeypatch):
     monkeypatch.setattr(integer, "_MOST", 1 << 20)
     path = tmp_path / "a.int"
-    tensors, document = opened(path, gcn_file)
+    path.write_bytes(gcn_file)
+    tensors, document = opened(path)
     bomb = base64.b64encode(zlib.compress(b" " * (1 << 26), 9)).decode()
     container.write(path, tensors, {**integer.pack_document(document), "deflated": bomb})
     with pytest.raises(CheckpointError, match="description"):

@@ -29,6 +29,9 @@ from dqconvert.trace.values import MATH_NAMES
 
 Function = Callable[..., Any]
 
+INTEGER_ONLY: tuple[Function, ...] = (*INTEGER_FUNCTIONS, *INTEGER_RUNTIME)
+"""What integer graphs call, and no other: their operands are looked at when a file is loaded."""
+
 _OURS: tuple[Function, ...] = (
     *(value for _, value in getmembers(runtime, isfunction) if value.__module__ == runtime.__name__),
     opened.call_with_weights,
@@ -40,8 +43,7 @@ _OURS: tuple[Function, ...] = (
     adjacency.plain_connectivity,
     adjacency.targets_of,
     weighing.unweighted,
-    *INTEGER_FUNCTIONS,
-    *INTEGER_RUNTIME,
+    *INTEGER_ONLY,
 )
 """What the graphs of this package call besides torch and PyG. A new function of the rewriting goes here."""
 
@@ -54,13 +56,24 @@ _OPERATORS = (
 
 # Functions that make tensors, and so are not overridable by their arguments.
 _MAKERS = (
-    "arange as_strided as_tensor empty empty_like eye fill full full_like linspace logspace normal ones ones_like rand "
-    "rand_like randint randint_like randn randn_like randperm range scalar_tensor sparse_coo_tensor sparse_csr_tensor "
+    "arange as_tensor empty empty_like eye fill full full_like linspace logspace normal ones ones_like rand "
+    "rand_like randint randint_like randn randn_like randperm range scalar_tensor "
     "tensor tril_indices triu_indices vander zeros zeros_like"
 )
 
+_UNSAFE = re.compile(
+    r"torch\.(?!_C\._set_grad_enabled$)(\w+\.)*(_\w+|(fbgemm|mkldnn|cudnn|miopen|quantized|quantize|fused|native)_\w+|\w*as_strided\w*|segment_reduce"
+    r"|sparse_\w+_tensor|batch_norm_\w+|(rnn_tanh|rnn_relu|lstm|gru)(_cell)?|from_\w+|dequantize|ctc_loss|\w*set_\w*|resize\w*)"
+)
+"""Functions that believe what they are told of memory, or are the insides of others, which look first."""
+
+_NOT_FROM_FILES = re.compile(r"torch_geometric\.utils\.(nested|ppr|convert)\.\w+")
+"""Functions of PyG that leave torch, or call what does not look."""
+
 # Methods of a tensor that run given code or reach past its values: no model's arithmetic needs them.
 _NO_METHODS = {
+    *("as_strided", "as_strided_", "as_strided_scatter", "resize_as_sparse_", "sparse_resize_", "record_stream"),
+    *("sparse_resize_and_clear_", "const_data_ptr", "module_load", "retain_grad", "to_mkldnn", "storage_offset"),
     *("apply_", "map_", "map2_", "register_hook", "register_post_accumulate_grad_hook", "backward"),
     *("set_", "resize_", "resize_as_", "share_memory_", "storage", "untyped_storage", "data_ptr", "numpy"),
 }
@@ -99,7 +112,8 @@ def allowed_functions() -> dict[str, Function]:
     """Every function that a graph in a file may call, by the name it has there."""
     found: dict[str, Function] = {}
     for name, function in _tables():
-        found.setdefault(name, function)
+        if not _UNSAFE.fullmatch(name) and not _NOT_FROM_FILES.fullmatch(name):
+            found.setdefault(name, function)
     return found
 
 

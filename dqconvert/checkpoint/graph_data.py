@@ -7,6 +7,7 @@ exist in the module.
 
 from __future__ import annotations
 
+import inspect
 import keyword
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,8 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from dqconvert.checkpoint.functions import allowed_functions, allowed_methods, function_name
+from dqconvert.checkpoint.functions import INTEGER_ONLY, allowed_functions, allowed_methods, function_name
+from dqconvert.checkpoint.writes import check_writes
 from dqconvert.errors import CheckpointError
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.propagate import MessageWeight
@@ -65,6 +67,8 @@ class _Encoder:
     def target(self, node: Node) -> str:
         if node.op != "call_function":
             return str(node.target)
+        if node.target is getattr and not _is_readable(node.args[1]):
+            return self._word(f"a read of the attribute {node.args[1]!r}", "builtins.getattr", node)
         name = function_name(node.target)  # type: ignore[arg-type]
         return self._word(f"the function {qualified_name(node)}", qualified_name(node), node) if name is None else name
 
@@ -137,29 +141,32 @@ def wellformed(where: str) -> Iterator[None]:
         raise CheckpointError(f"{where} is malformed ({detail}): the file was not written by dqconvert.") from error
 
 
-def decode_graph(nodes: list[Data], root: nn.Module | None = None) -> Graph:
+def decode_graph(nodes: list[Data], root: nn.Module | None = None, *, integer: bool = False) -> Graph:
     """The graph that :func:`encode_graph` wrote.
 
     Args:
         nodes: What it returned.
         root: The module whose paths the graph must keep to; ``None`` if the graph is only to be looked at.
+        integer: Whether it is the graph of an integer module, whose operands are looked at afterwards.
 
     Raises:
         CheckpointError: If the data is malformed, calls what is not allowed, or names a path that ``root`` lacks.
     """
     with wellformed("the graph in the file"):
-        decode = _Decoder(root)
+        decode = _Decoder(root, integer or root is None)
         for data in nodes:
             decode.node(data)
         if not decode.nodes or list(decode.graph.nodes)[-1].op != "output":
             raise CheckpointError("the graph in the file has no output.")
         decode.graph.lint()
+        check_writes(decode.graph)
         return decode.graph
 
 
 class _Decoder:
-    def __init__(self, root: nn.Module | None) -> None:
+    def __init__(self, root: nn.Module | None, integer: bool) -> None:
         self.root = root
+        self.integer = integer
         self.graph = Graph()
         self.nodes: dict[str, Node] = {}
         self.words: dict[str, Callable[[Any], Any]] = {
@@ -179,18 +186,23 @@ class _Decoder:
         op, name = data["op"], data["name"]
         args = tuple(map(self.value, data["args"]))
         kwargs = {_identifier(key): self.value(value) for key, value in data["kwargs"].items()}
-        target = self.target(op, data["target"], args)
+        if kwargs.get("out") is not None:
+            raise CheckpointError(f"the graph in the file has {name!r} write into its out=, which is not allowed.")
+        target = self.target(op, data["target"], args, kwargs)
         if name in self.nodes:
             raise CheckpointError(f"the graph in the file has two nodes called {name!r}.")
+        self.check_call(op, target, name, args, kwargs)
         node = self.graph.create_node(op, target, args, kwargs, name=_identifier(name))
         self.nodes[name] = annotate(node, _decode_note(data["note"]))
 
-    def target(self, op: str, target: Any, args: tuple[Any, ...]) -> Any:
+    def target(self, op: str, target: Any, args: tuple[Any, ...], kwargs: Data) -> Any:
         if not isinstance(target, str):
             raise TypeError(f"a target is a {type(target).__name__}")
         if op == "call_function":
             function = _allowed(target)
-            if function is getattr and not (len(args) == 2 and _is_plain(args[1])):
+            if function in INTEGER_ONLY and not self.integer:
+                raise CheckpointError(f"the graph in the file calls {target!r}, which only integer graphs do.")
+            if function is getattr and not (len(args) == 2 and not kwargs and _is_readable(args[1])):
                 raise CheckpointError(f"the graph in the file reads the attribute {args[1:]!r}, which is not allowed.")
             return function
         if op == "call_method":
@@ -205,6 +217,23 @@ class _Decoder:
         if op == "output":
             return "output"
         raise CheckpointError(f"the graph in the file has a node of the unknown kind {op!r}.")
+
+    def check_call(self, op: str, target: Any, name: str, args: tuple[Any, ...], kwargs: Data) -> None:
+        """Raises unless what is called takes so many arguments, of such names."""
+        if op == "call_method":
+            if not args or not isinstance(args[0], Node):
+                raise CheckpointError(f"{name} in the file calls the method {target!r} of no value.")
+            return
+        signature = None
+        if op == "call_function":
+            signature = _signature(target)
+        elif op == "call_module" and self.root is not None:
+            signature = _signature(self.root.get_submodule(target).forward)
+        try:
+            if signature is not None:
+                signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise CheckpointError(f"{name} in the file calls {target!r} wrongly: {error}.") from error
 
     def _path(self, op: str, target: str) -> str:
         if self.root is None:
@@ -289,8 +318,30 @@ def _identifier(name: Any) -> str:
     return name
 
 
+def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """What a function takes; ``None`` where only C++ knows."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
 def _is_plain(name: Any) -> bool:
     return isinstance(name, str) and name.isidentifier() and not name.startswith("__")
+
+
+_READABLE = frozenset(
+    (
+        *("dtype", "device", "layout", "shape", "ndim", "is_sparse", "is_sparse_csr", "is_cuda"),
+        *("requires_grad", "itemsize", "T", "mT", "H", "mH", "real", "imag"),
+    )
+)
+"""What a graph reads off a tensor without a call: what says nothing of its memory, and views that write through it."""
+
+
+def _is_readable(name: Any) -> bool:
+    """Whether a graph may read an attribute: these of a tensor, and any that a tensor does not have (``data.x``)."""
+    return _is_plain(name) and not name.startswith("_") and (name in _READABLE or not hasattr(torch.Tensor, name))
 
 
 def _torch_word(kind: type) -> Callable[[Any], Any]:

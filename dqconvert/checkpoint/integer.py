@@ -17,8 +17,8 @@ from torch.fx import Graph
 import dqconvert
 from dqconvert.checkpoint.graph_data import decode_graph, encode_graph, named_tuples, wellformed
 from dqconvert.checkpoint.leaf_data import decode_module, encode_module
-from dqconvert.checkpoint.operands import check_operands
 from dqconvert.checkpoint.tables import deflate, inflate
+from dqconvert.checkpoint.typed import check_graph
 from dqconvert.checkpoint.weights import grow, shrink, weight_columns
 from dqconvert.errors import CheckpointError
 from dqconvert.lower import IntegerModule, IntegerReport
@@ -122,14 +122,14 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: s
         for path, data in document["modules"].items():
             _place(root, path, decode_module(data, path, tensors))
         for path, nodes in document["memos"].items():
-            inner = decode_graph(nodes, nn.Module())
+            inner = decode_graph(nodes, nn.Module(), integer=True)
             if any(node.op in ("call_module", "get_attr") for node in inner.nodes):
                 raise CheckpointError(f"{where}: {path} computes more than the graph.")
-            _place(root, path, Remember(TracedModule.build(nn.Module(), inner)))
-        graph = decode_graph(document["graph"], root)
-        check_operands(graph, root)
+            _place(root, path, Remember(TracedModule.build(nn.Module(), inner, from_file=True)))
+        graph = decode_graph(document["graph"], root, integer=True)
+        check_graph(graph, root)
         report = report_of(document["report"])
-        module: IntegerModule = IntegerModule.build(root, graph, report=report)
+        module: IntegerModule = IntegerModule.build(root, graph, report=report, from_file=True)
     return module.eval()
 
 

@@ -1,70 +1,222 @@
-"""What integer operations are given in a loaded graph: their loops trust it, so it is looked at once, here."""
+"""What each operation of an integer graph takes and makes: the signatures that :mod:`.typed` holds a file against."""
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch import Tensor
 
-from dqconvert.errors import CheckpointError
-from dqconvert.kernels.integer import INTEGER_FUNCTIONS
-from dqconvert.kernels.integer.finish import Finish
-from dqconvert.kernels.integer.propagate import MessageWeight
+from dqconvert.checkpoint import constants
+from dqconvert.kernels.integer.attention import attention_codes, softmax_codes
+from dqconvert.kernels.integer.codes import check_numbers, quantize
+from dqconvert.kernels.integer.edge_products import edge_products
+from dqconvert.kernels.integer.fold import DEEPEST, Level, fold_nodes, place_rows, take_rows
+from dqconvert.kernels.integer.heads import add_heads
+from dqconvert.kernels.integer.linear import integer_linear
+from dqconvert.kernels.integer.propagate import REDUCTIONS, integer_propagate
+from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
+from dqconvert.kernels.integer.sums import quantize_sum
+from dqconvert.kernels.integer.tables import look_up, look_up_pairs
+from dqconvert.lower import INTEGER_RUNTIME
 
-_FINITE = ("factor", "bias", "multipliers", "logits")
-_GRIDS = ("grid", "x_grid")
-_REACH = 1 << 16
-"""How far a grid's lowest code of training may lie from zero."""
+check_edges, group_order, in_edge_order, look_up_last, reshaped_like = INTEGER_RUNTIME
 
 
-def check_operands(graph: Graph, root: nn.Module) -> None:
-    """Makes sure that every integer operation has constants where it needs them, and that those are sound.
+@dataclass(frozen=True)
+class Value:
+    """Any value that is not one of the kinds below: a tensor, a size, an argument of the forward."""
 
-    Args:
-        graph: Of an integer module.
-        root: Holds its constants.
 
-    Raises:
-        CheckpointError: If a grid is none, or a factor, a bias or a table of multipliers or logits is not finite.
+@dataclass(frozen=True)
+class Literal:
+    """What is written into the graph, and is no node's value.
+
+    Attributes:
+        words: What it must be, for messages.
+        holds: Whether it is.
     """
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target in INTEGER_FUNCTIONS:
-            for name, value in _operands(node.target, node):
-                _check(node, name, value, root)
+
+    words: str
+    holds: Callable[[Any], bool] = field(compare=False)
 
 
-def _operands(function: Callable[..., Any], node: Node) -> Iterator[tuple[str, Any]]:
-    """The arguments of a call by name, those inside named tuples, too."""
-    for name, value in inspect.signature(function).bind(*node.args, **node.kwargs).arguments.items():
-        if isinstance(value, Finish | MessageWeight):
-            yield from value._asdict().items()
-        else:
-            yield name, value
+@dataclass(frozen=True)
+class Constant:
+    """A tensor of the file.
+
+    Attributes:
+        words: What it must be, for messages.
+        sound: Whether it is, given the other arguments of the call.
+    """
+
+    words: str
+    sound: Callable[[dict[str, Any]], Callable[[Tensor], bool]] = field(compare=False)
 
 
-def _check(node: Node, name: str, value: Any, root: nn.Module) -> None:
-    if value is None or name not in (*_FINITE, *_GRIDS) or (isinstance(value, float) and math.isfinite(value)):
-        return
-    constant = root._buffers.get(str(value.target)) if isinstance(value, Node) and value.op == "get_attr" else None
-    if constant is None:
-        raise CheckpointError(f"{node.name} in the file has no constant as its {name}.")
-    sound = _is_grid(constant) if name in _GRIDS else _is_finite(constant)
-    if not sound:
-        raise CheckpointError(f"{node.name} in the file has a {name} that is damaged: {value.target}.")
+@dataclass(frozen=True)
+class Part:
+    """A part of an order of edges: made by an operator that orders, and by nothing else.
+
+    Attributes:
+        names: Which part it may be.
+    """
+
+    names: tuple[str, ...]
 
 
-def _is_finite(constant: Tensor) -> bool:
-    return constant.dtype == torch.float32 and bool(constant.isfinite().all())
+@dataclass(frozen=True)
+class Optional:
+    """Something of a kind, or ``None``."""
+
+    kind: Any
 
 
-def _is_grid(constant: Tensor) -> bool:
-    if constant.dim() not in (1, 2) or constant.size(0) != 4 or constant.numel() == 0 or not _is_finite(constant):
-        return False
-    scale, zero, top, low = constant
-    reached = [(top.min(), 0), (255, top.max()), (zero.min(), -255), (255, zero.max()), (_REACH, low.abs().max())]
-    return bool((scale > 0).all()) and all(bool(more >= less) for more, less in reached)
+@dataclass(frozen=True)
+class Several:
+    """A list of values of a kind."""
+
+    kind: Any
+
+
+@dataclass(frozen=True)
+class Makes:
+    """What an operation makes, if that is no plain value.
+
+    Attributes:
+        parts: An order of edges, of which these are the parts.
+        unless: A part that is empty where the flag of that name is off.
+        levels: How many levels there are, each with these parts.
+        renames: The operand whose order the result is a part of, under the name of that part.
+    """
+
+    parts: tuple[str, ...] = ()
+    unless: tuple[str, str] = ("", "")
+    levels: Callable[[dict[str, Any]], int] | None = None
+    renames: str = ""
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_MOST = (1 << 31) - 1
+_COUNT = Literal("a number of columns", lambda value: _whole(value) and 0 <= value <= _MOST)
+_WHOLE = Literal("a whole number", lambda value: _whole(value) and abs(value) <= _MOST)
+_CODE = Literal("a code", lambda value: _whole(value) and -255 <= value <= 255)
+_NUMBER = Literal("a finite number", lambda value: _whole(value) or (isinstance(value, float) and abs(value) < 1e300))
+_FLAG = Literal("True or False", lambda value: isinstance(value, bool))
+_NAME = Optional(Literal("a name", lambda value: isinstance(value, str)))
+_REDUCE = Literal(f"one of {', '.join(REDUCTIONS)}", lambda value: isinstance(value, str) and value in REDUCTIONS)
+_DEPTH = Literal("a number of layers", lambda value: _whole(value) and 0 <= value <= DEEPEST)
+
+
+def _always(sound: Callable[[Tensor], bool]) -> Callable[[dict[str, Any]], Callable[[Tensor], bool]]:
+    return lambda given: sound
+
+
+_GRID = Constant("a grid", _always(constants.is_grid))
+_LOGITS = Constant("a finite number for each code", _always(constants.by_code))
+_TABLE = Constant("a table by code", _always(constants.is_table))
+_PAIRS = Constant("a table by pairs of codes", _always(constants.is_table_of_pairs))
+_CODES_OF_PAIRS = Constant("a table of codes by pairs of codes", _always(constants.is_code_of_pairs))
+_TERM_WEIGHT = Constant("a table by code or a number", _always(constants.is_term_weight))
+_PACKED_WEIGHT = Constant("a packed weight of as many columns", lambda given: constants.is_weight(given["columns"]))
+_QUANTIZED = Constant("a grid", lambda given: constants.is_grid if given.get("dim") is None else constants.is_any_grid)
+
+FINISH: dict[str, Any] = {
+    "packed": _FLAG,
+    "factor": Constant("a number, or one for each column", lambda given: constants.is_factor(given["columns"])),
+    "grid": _GRID,
+    "bias": Optional(Constant("a number for each column", lambda given: constants.is_bias(given["columns"]))),
+    "table": Optional(
+        Constant(
+            "a table that fits the sums",
+            lambda given: constants.is_finishing(given["columns"], given["other"] is not None, given["packed"]),
+        )
+    ),
+    "other": Optional(Value()),
+}
+"""The members of a :class:`dqconvert.kernels.integer.finish.Finish`."""
+
+MESSAGE_WEIGHT: dict[str, Any] = {"codes": Value(), "multipliers": _LOGITS, "grid": _GRID}
+"""The members of a :class:`dqconvert.kernels.integer.propagate.MessageWeight`."""
+
+_PTR, _SENDERS, _EDGES, _ROOTS = (Part((name,)) for name in ("ptr", "senders", "edges", "roots"))
+
+SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
+    integer_linear: {
+        "x": Value(),
+        "columns": _COUNT,
+        "x_grid": _GRID,
+        "weight": _PACKED_WEIGHT,
+        "finish": FINISH,
+        "packed_input": _FLAG,
+        "name": _NAME,
+    },
+    integer_propagate: {
+        "x": Value(),
+        "x_grid": _GRID,
+        "ptr": _PTR,
+        "senders": _SENDERS,
+        "columns": _COUNT,
+        "finish": FINISH,
+        "weight": Optional(MESSAGE_WEIGHT),
+        "reduce": _REDUCE,
+        "packed_input": _FLAG,
+    },
+    add_heads: {"x": Value(), "x_grid": _GRID, "columns": _COUNT, "finish": FINISH},
+    quantize: {"x": Value(), "dim": Optional(_WHOLE), "grid": _QUANTIZED, "packed": _FLAG, "name": _NAME},
+    quantize_sum: {"terms": Several(Value()), "weights": Several(_TERM_WEIGHT), "grid": _GRID},
+    check_numbers: {"x": Value(), "name": _NAME},
+    look_up: {"codes": Value(), "table": _TABLE, "packed": _FLAG},
+    look_up_last: {"codes": Value(), "table": _TABLE, "packed": _FLAG},
+    look_up_pairs: {"a": Value(), "b": Value(), "table": _PAIRS},
+    edge_products: {
+        "a": Value(),
+        "a_rows": Value(),
+        "a_zero": _CODE,
+        "b": Value(),
+        "b_rows": Value(),
+        "b_zero": _CODE,
+        "heads": _COUNT,
+        "factor": _NUMBER,
+    },
+    softmax_codes: {"codes": Value(), "logits": _LOGITS, "ptr": _PTR, "edges": _EDGES, "grid": _GRID},
+    attention_codes: {
+        "source": Value(),
+        "target": Value(),
+        "table": _CODES_OF_PAIRS,
+        "logits": _LOGITS,
+        "ptr": _PTR,
+        "senders": _SENDERS,
+        "grid": _GRID,
+    },
+    gcn_codes: {"ptr": _PTR, "senders": _SENDERS, "roots": _ROOTS, "grid": _GRID},
+    gcn_order: {"edge_index": Value(), "num_nodes": Value(), "loops": _FLAG},
+    receiver_order: {
+        "sender": Value(),
+        "receiver": Value(),
+        "num_source": Value(),
+        "num_target": Value(),
+        "positions": _FLAG,
+    },
+    group_order: {"index": Value(), "num_rows": Value(), "size": Optional(Value())},
+    check_edges: {"edge_index": Value(), "num_nodes": Value(), "ends": _FLAG},
+    in_edge_order: {"codes": Value(), "edges": _EDGES},
+    reshaped_like: {"rows": Value(), "x": Value(), "columns": _COUNT},
+    fold_nodes: {"x": Value(), "ptr": _PTR, "senders": _SENDERS, "depth": _DEPTH, "by_degree": _FLAG},
+    take_rows: {"values": Value(), "index": Optional(Part(("edges", "own", "place")))},
+    place_rows: {"rows": _SENDERS, "place": Optional(Part(("place",)))},
+}
+"""The operands of every operation of integer graphs, by the names of its parameters, in the order of checking."""
+
+RESULTS: dict[Callable[..., Any], Makes] = {
+    receiver_order: Makes(("ptr", "senders", "edges"), unless=("edges", "positions")),
+    gcn_order: Makes(("ptr", "senders", "roots")),
+    group_order: Makes(("ptr", "senders")),
+    fold_nodes: Makes(Level._fields, levels=lambda given: int(given["depth"]) + 1),
+    place_rows: Makes(renames="rows"),
+}
+"""What is made by those that make no plain value."""

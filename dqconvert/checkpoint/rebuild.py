@@ -137,6 +137,7 @@ def _build(root: nn.Module, document: Mapping[str, Any]) -> PreparedModule:
         method=str(document["method"]),
         islands=tuple(Island(**island) for island in document["islands"]),
         fuse=bool(document["fuse"]),
+        from_file=True,
     )
 
 

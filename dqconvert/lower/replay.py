@@ -90,7 +90,7 @@ class QuantizedRun(_Run):
     def __init__(self, module: IntegerModule | PreparedModule, report: Seen) -> None:
         self.places: tuple[Place, ...]
         if isinstance(module, IntegerModule):
-            super().__init__(module, module.graph)
+            super().__init__(module, module.to_run(module.graph))
             self.places = module.report.places
         else:
             module = set_mode(copy.deepcopy(module), False)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
+from dqconvert.trace.guarded import guarded
 from dqconvert.trace.in_place import runs_alike
 
 _PROTOTYPE = GraphModule(nn.Module(), Graph())
@@ -28,9 +29,13 @@ class TracedModule(GraphModule):
     ``graph`` is what the forward does; where the float model does structurally different things in training and in
     evaluation, ``graph`` is the training one and ``eval_graph`` the other (``None`` otherwise). After editing a
     graph call ``recompile()``.
+
+    Attributes:
+        from_file: Whether the graph came from a file: then what runs looks at what it would believe otherwise.
     """
 
     eval_graph: Graph | None
+    from_file: bool = False
     _form: ClassVar[str] = "traced"
     """What it has become: ``"traced"``, ``"prepared"`` or ``"integer"``."""
 
@@ -71,10 +76,10 @@ class TracedModule(GraphModule):
         train_graph = self._graph
         try:
             if self.eval_graph is not None:
-                self._graph = self._runs(self.eval_graph)
+                self._graph = self.to_run(self.eval_graph)
                 super().recompile()
                 evaluate = cls.forward
-            self._graph = self._runs(train_graph)
+            self._graph = self.to_run(train_graph)
             code = super().recompile()
         finally:
             self._graph = train_graph
@@ -83,6 +88,11 @@ class TracedModule(GraphModule):
         if self.eval_graph is not None:
             cls.forward = _by_mode(cls.forward, evaluate)
         return code
+
+    def to_run(self, graph: Graph) -> Graph:
+        """What runs for one of the graphs."""
+        runs = self._runs(graph)
+        return guarded(runs, self) if self.from_file else runs
 
     def _runs(self, graph: Graph) -> Graph:
         """The graph to generate code from, where that is not ``graph`` itself."""

@@ -1,0 +1,182 @@
+"""Functions of torch and PyG that read, or write, where their arguments say, without looking whether that is theirs.
+
+They believe that row pointers rise, and that indices are below a size: true in any model, but a graph that was loaded
+from a file is not believed. What runs of it calls these instead; the graph itself stays as the file has it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch_geometric.index import index2ptr, ptr2index
+from torch_geometric.nn.aggr import Aggregation
+from torch_geometric.utils import segment, softmax, sparse
+from torch_geometric.utils._segment import segment_logsumexp
+
+from dqconvert.errors import InputIndexError
+
+Function = Callable[..., Any]
+
+
+def rising(ptr: Tensor, last: int | None, name: str = "ptr") -> Tensor:
+    """Row pointers, if they rise from 0 to ``last``.
+
+    Args:
+        ptr: ``[rows + 1]``.
+        last: How many there are of what they point to; ``None``: any number.
+        name: What to call them.
+
+    Raises:
+        InputIndexError: If they do not.
+
+    Example:
+        >>> rising(torch.tensor([0, 2, 2]), 3)
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.InputIndexError: ptr must rise from 0 to 3
+    """
+    sound = ptr.dim() == 1 and ptr.numel() > 0 and not ptr.is_floating_point() and not ptr.is_complex()
+    if not sound or bool(ptr[0] != 0) or (last is not None and bool(ptr[-1] != last)) or bool((ptr.diff() < 0).any()):
+        raise InputIndexError(f"{name} must rise from 0{'' if last is None else f' to {last}'}")
+    return ptr
+
+
+def below(index: Tensor, size: int, name: str) -> Tensor:
+    """Indices, if they are not negative and below a size.
+
+    Raises:
+        InputIndexError: If one is not.
+
+    Example:
+        >>> below(torch.tensor([0, 3]), 3, "edge_index")
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.InputIndexError: edge_index names 3, and there are 3: they are counted from 0
+    """
+    if index.dtype not in (torch.int64, torch.int32):
+        raise InputIndexError(f"{name} must hold integers (torch.int64), got {index.dtype}")
+    if index.numel() > 0:
+        low, high = (int(end) for end in index.aminmax())
+        if low < 0 or high >= size:
+            raise InputIndexError(
+                f"{name} names {low if low < 0 else high}, and there are {size}: they are counted from 0"
+            )
+    return index
+
+
+def rows_of(ptr: Any, values: Tensor, dim: int = -2) -> Any:
+    """Row pointers, if they divide all rows of values along a dimension; ``None`` stays what it is."""
+    return None if ptr is None or torch.compiler.is_compiling() else rising(ptr, values.size(dim))
+
+
+def _index2ptr(given: dict[str, Any]) -> None:
+    if given["size"] is None:
+        below(given["index"], 1 << 62, "index")
+    else:
+        below(given["index"], given["size"], "index")
+
+
+def _ptr2index(given: dict[str, Any]) -> None:
+    rising(given["ptr"], given["output_size"])
+
+
+def _segment(given: dict[str, Any]) -> None:
+    rising(given["ptr"], given["src"].size(0))
+
+
+def _segment_logsumexp(given: dict[str, Any]) -> None:
+    rising(given["ptr"], given["src"].size(given["dim"]))
+
+
+def _softmax(given: dict[str, Any]) -> None:
+    if given["ptr"] is not None:
+        rising(given["ptr"], given["src"].size(given["dim"]))
+
+
+def _repeat_interleave(given: dict[str, Any]) -> None:
+    repeats = given.get("repeats")
+    for value in (repeats, given["input"]) if given.get("output_size") is not None else ():
+        if isinstance(value, Tensor) and (value is repeats or repeats is None) and bool((value < 0).any()):
+            raise InputIndexError("repeats must not be negative")
+
+
+def _sparse(given: dict[str, Any]) -> None:
+    edge_index, size = given["edge_index"], given["size"]
+    sizes = size if isinstance(size, list | tuple) else (size, size)
+    for row, rows in zip(edge_index, sizes, strict=True):
+        below(row, 1 << 62 if rows is None else rows, "edge_index")
+
+
+def _torch_repeat_interleave(input: Any, repeats: Any = None, dim: Any = None, *, output_size: Any = None) -> None:
+    """Its signature, which torch does not tell."""
+
+
+def _guarded(function: Function, check: Callable[[dict[str, Any]], None], like: Function | None = None) -> Function:
+    """A function that looks at its arguments first."""
+    signature = inspect.signature(like or function)
+    makes_sparse = check is _sparse
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        check(bound.arguments)
+        # A sparse matrix keeps the memory of its indices; whoever writes into that later would write into the matrix.
+        return function(*args, **kwargs).clone() if makes_sparse else function(*args, **kwargs)
+
+    return guarded
+
+
+_MAKERS = (
+    *(sparse.to_torch_coo_tensor, sparse.to_torch_csr_tensor, sparse.to_torch_csc_tensor),
+    sparse.to_torch_sparse_tensor,
+)
+
+GUARDED: dict[Function, Function] = {
+    index2ptr: _guarded(index2ptr, _index2ptr),
+    ptr2index: _guarded(ptr2index, _ptr2index),
+    segment: _guarded(segment, _segment),
+    segment_logsumexp: _guarded(segment_logsumexp, _segment_logsumexp),
+    softmax: _guarded(softmax, _softmax),
+    torch.repeat_interleave: _guarded(torch.repeat_interleave, _repeat_interleave, _torch_repeat_interleave),
+    **{function: _guarded(function, _sparse) for function in _MAKERS},
+}
+"""By what a graph calls: what looks first."""
+
+_AGGREGATION = inspect.signature(Aggregation.__call__)
+
+
+def guarded(graph: Graph, root: nn.Module) -> Graph:
+    """A graph as it runs when it came from a file: a copy that looks before it believes.
+
+    Args:
+        graph: Any graph; it stays as it is.
+        root: Holds the modules that it calls.
+    """
+    graph = copy.deepcopy(graph)
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            node.target = GUARDED.get(node.target, node.target)
+        elif node.op == "call_method" and node.target == "repeat_interleave" and node.kwargs.get("output_size"):
+            node.op, node.target = "call_function", GUARDED[torch.repeat_interleave]
+        elif node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), Aggregation):
+            _guard_aggregation(graph, node)
+    return graph
+
+
+def _guard_aggregation(graph: Graph, node: Node) -> None:
+    """Has the row pointers of an aggregation looked at; of what its ``forward`` takes, they are the third."""
+    bound = _AGGREGATION.bind(None, *node.args, **node.kwargs).arguments
+    if isinstance(ptr := bound.get("ptr"), Node):
+        with graph.inserting_before(node):
+            known = graph.call_function(rows_of, (ptr, bound["x"], bound.get("dim", -2)))
+        node.replace_input_with(ptr, known)

@@ -1,0 +1,20 @@
+"""Mutated files, half of them signed again: refused, or a module that computes; in a child, where a crash is seen."""
+
+import pytest
+
+import fuzz_files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("bases")
+    fuzz_files.write_bases(made, ("GCN", "GAT", "GraphClassifier"))
+    return made
+
+
+def test_mutated_files_are_refused_or_compute(folder):
+    """Of 300, about two thirds are refused; what is left computes, or what it calls says what is wrong."""
+    outcomes, bad = fuzz_files.run(folder, 300)
+    assert bad == []
+    assert outcomes[fuzz_files.REFUSED] > 150
+    assert outcomes[fuzz_files.WORKS] > 20
