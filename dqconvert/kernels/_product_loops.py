@@ -68,6 +68,15 @@ def round_rows(x, first, last, entry, skip, rows):  # type: ignore[no-untyped-de
 
 
 @loop
+def stop_rows(x, entry, skip, grad, start, stop):  # type: ignore[no-untyped-def]
+    """Zero is the gradient of values that the grid clips, in rows that are not skipped."""
+    depth, numbers = x.shape[1], numbers_of(entry)
+    for r in range(start, stop):
+        if not (skip.size > 0 and skip[r]):
+            stop_clipped(pointer(x, r * depth), numbers, pointer(grad, r * depth), depth)
+
+
+@loop
 def chain_products(x, entry, skip, packed, offset, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
     """The chain, of the rows of the product of `x` and what is packed, plus `offset` (empty: nothing).
 

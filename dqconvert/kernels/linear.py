@@ -20,6 +20,7 @@ from torch import Tensor
 from dqconvert.kernels import _chain
 from dqconvert.kernels import _product_loops as loops
 from dqconvert.kernels._chain import flags
+from dqconvert.kernels._gate import Gate
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._memory import empty
@@ -29,7 +30,17 @@ from dqconvert.kernels._select import Rows
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels._tile import Caught, Chain
 from dqconvert.kernels.chain import chain_gradients, ends_of, fake_results, masked, plain_quantize_chain
-from dqconvert.kernels.linear_grad import entered, joined, let_in, matrix_of, ours, quantize_linear_grad, serves, split
+from dqconvert.kernels.linear_grad import (
+    entered,
+    is_large,
+    joined,
+    let_in,
+    matrix_of,
+    ours,
+    quantize_linear_grad,
+    serves,
+    split,
+)
 
 
 def plain_quantize_linear(
@@ -101,19 +112,33 @@ def _on_cpu(x: Tensor, weight: Tensor, offset: Tensor | None, *rest: Any) -> tup
     if not serves(x, weight, offset, *added[:3]):
         return plain_quantize_linear(x, weight, offset, *rest)
     entry, steps = split(ints, floats)
-    if entry is None and not ours(weight, *steps):
-        y = empty((x.size(0), weight.size(0)), x.dtype)
-        torch.mm(x, weight.t(), out=y) if offset is None else torch.addmm(offset, x, weight.t(), out=y)
-        chain = Steps.unpacked(*steps)
-        if not (chain.grids or chain.relu or any(t is not None for t in added[:3])):
-            return y, torch.empty_like(ranges), torch.empty(0, dtype=torch.uint8)
-        return _chain.quantize(_chain.Memory(y), _chain.Added(*added), ranges, *steps)
     grid = None if entry is None else Grid(entry, *ranges[:2].tolist())
-    product = Product(x, weight, offset, grid, added[3])
+    if is_large(weight) or (entry is None and not ours(weight, *steps)):
+        y = _by_library(x, weight, offset, grid, added[3])
+        chain = Steps.unpacked(*steps)
+        if not (entry or chain.grids or chain.relu or any(t is not None for t in added[:3])):
+            return y, torch.empty_like(ranges), torch.empty(0, dtype=torch.uint8)
+        product: _chain.Source = _chain.Memory(y)
+    else:
+        product = Product(x, weight, offset, grid, added[3])
     if grid is None:
         return _chain.quantize(product, _chain.Added(*added), ranges, *steps)
     y, new, passes = _chain.quantize(product, _chain.Added(*added), ranges[2:], *steps)
     return y, torch.cat([torch.tensor([grid.lo, grid.hi]), new]), passes
+
+
+def _by_library(
+    x: Tensor, weight: Tensor, offset: Tensor | None, grid: Grid | None, protected: Tensor | None
+) -> Tensor:
+    """The product as torch makes it; if there is a grid, rows of `x` are rounded first, and its range follows them."""
+    if grid is not None:
+        skip = flags(protected)
+        _chain.observe(grid, Rows(_chain.matrix(x), skip if len(skip) else None))
+    y = empty((x.size(0), weight.size(0)), x.dtype)
+    for first, last, rows in Gate(x, grid, protected).chunks():
+        to = y[first:last]
+        torch.mm(rows, weight.t(), out=to) if offset is None else torch.addmm(offset, rows, weight.t(), out=to)
+    return y
 
 
 def _fake(x: Tensor, weight: Tensor, offset: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

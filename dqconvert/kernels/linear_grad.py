@@ -11,12 +11,13 @@ from torch import Tensor
 
 from dqconvert.kernels import _product_loops as loops
 from dqconvert.kernels._chain import flags, has_loops, matrix
+from dqconvert.kernels._gate import Gate
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._multiply import MOST, pack
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._threads import parts, run
-from dqconvert.kernels.chain import plain_quantize_chain, plain_quantize_chain_grad
+from dqconvert.kernels.chain import chain_gradients, plain_quantize_chain, plain_quantize_chain_grad
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
 
 
@@ -63,7 +64,12 @@ def let_in(
 
 def ours(weight: Tensor, ints: Sequence[int], floats: Sequence[float]) -> bool:
     """Whether the product is made here: where nothing is rounded, it is torch's to the last bit."""
-    return Steps.unpacked(ints, floats).grids > 0 and weight.numel() * weight.itemsize <= MOST
+    return Steps.unpacked(ints, floats).grids > 0 and not is_large(weight)
+
+
+def is_large(weight: Tensor) -> bool:
+    """Whether a weight leaves the second cache while the rows pass: then the library's products are faster."""
+    return weight.numel() * weight.itemsize > MOST
 
 
 def serves(x: Tensor, weight: Tensor, offset: Tensor | None, *added: Tensor | None) -> bool:
@@ -86,17 +92,21 @@ def plain_quantize_linear_grad(
     ints: Sequence[int],
     floats: Sequence[float],
     apart: bool,
-) -> tuple[Tensor, ...]:
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
     """The definition of the gradients of `x`, `weight`, `offset`, the bias, `other` and `alpha`.
 
     **Arguments**: as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; `protected`, `range_`, `ints` and
-    `floats` are those of the entry, see :func:`entered`.
+    `floats` are those of the entry, see :func:`entered`. `wanted`: which of the six; each of the first three is as
+    much work as the layer itself.
     """
     _, at_product, *rest = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
-    rows = matrix_of(at_product)
-    to_x = let_in(at_product @ weight, x, protected, range_, ints, floats)
-    to_weight = rows.t() @ matrix_of(entered(x, protected, range_, ints, floats))
-    return to_x, to_weight, rows.sum(0), *rest
+    rows, to_x, to_weight = matrix_of(at_product), None, None
+    if wanted[0]:
+        to_x = let_in(at_product @ weight, x, protected, range_, ints, floats)
+    if wanted[1]:
+        to_weight = rows.t() @ matrix_of(entered(x, protected, range_, ints, floats))
+    return to_x, to_weight, rows.sum(0) if wanted[2] else None, *rest
 
 
 def matrix_of(t: Tensor) -> Tensor:
@@ -119,8 +129,16 @@ def _grad(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Those of the six gradients that are wanted; `[0]` for the others."""
-    found = plain_quantize_linear_grad(grad, passes, x, weight, other, alpha, protected, range_, ints, floats, apart)
-    return tuple(g.clone() if w else grad.new_empty(0) for g, w in zip(found, wanted, strict=True))  # type: ignore[return-value]
+    args = (grad, passes, x, weight, other, alpha, protected, range_, ints, floats, apart, wanted)
+    return _those(wanted, [None if g is None else g.clone() for g in plain_quantize_linear_grad(*args)], grad)
+
+
+def _those(
+    wanted: Sequence[bool], found: Sequence[Tensor | None], like: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients that are wanted, and `[0]` for the others."""
+    given = [g if w and g is not None else like.new_empty(0) for g, w in zip(found, wanted, strict=True)]
+    return given[0], given[1], given[2], given[3], given[4], given[5]
 
 
 def _grad_on_cpu(
@@ -137,9 +155,13 @@ def _grad_on_cpu(
     apart: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    large = weight.numel() * weight.itemsize > MOST
-    if large or not serves(x, weight, None, None, None, None) or grad.dtype != x.dtype:
+    if not serves(x, weight, None, None, None, None) or grad.dtype != x.dtype:
         return _grad(grad, passes, x, weight, other, alpha, protected, range_, ints, floats, apart, wanted)
+    entry = split(ints, floats)[0]
+    grid = None if entry is None or range_ is None else Grid(entry, *range_.tolist())
+    if is_large(weight):
+        gate = Gate(x, grid, protected)
+        return _those(wanted, _by_library(grad, passes, gate, weight, other, alpha, apart, wanted), x)
     rows, columns, depth = x.size(0), weight.size(0), weight.size(1)
     to_x, to_other = (
         empty(shape if w else (0, 0), x.dtype) for shape, w in ((x.shape, wanted[0]), (grad.shape, wanted[4]))
@@ -153,10 +175,10 @@ def _grad_on_cpu(
     bits = passes.reshape(-1, columns).numpy()
     partner = matrix_or_nothing(other if wanted[5] else None, x)
     factor = packed.dtype.type(1 if alpha is None else float(alpha))
-    entry, skip = split(ints, floats)[0], flags(protected)
-    grid = nothing if entry is None or range_ is None else Grid(entry, *range_.tolist()).parameters(nothing.dtype.type)
-    clip = entry is not None and entry.clip
-    args = (matrix(grad), bits, matrix(x), grid, clip, skip, packed, apart, factor, partner, to_x.numpy())
+    entry_grid = nothing if grid is None else grid.parameters(nothing.dtype.type)
+    clip = grid is not None and grid.scheme.clip
+    through = (matrix(x), entry_grid, clip, flags(protected))
+    args = (matrix(grad), bits, *through, packed, apart, factor, partner, to_x.numpy())
 
     def task(part: int, start: int, stop: int) -> float:
         offset, bias = (sums[part, i].numpy() if w else nothing for i, w in ((0, wanted[2]), (1, wanted[3])))
@@ -172,7 +194,35 @@ def _grad_on_cpu(
         to_other,
         torch.tensor([sum(dots)], dtype=x.dtype),
     )
-    return tuple(g if w else x.new_empty(0) for g, w in zip(found, wanted, strict=True))  # type: ignore[return-value]
+    return _those(wanted, found, x)
+
+
+def _by_library(
+    grad: Tensor,
+    passes: Tensor,
+    gate: Gate,
+    weight: Tensor,
+    other: Tensor | None,
+    alpha: Tensor | None,
+    apart: bool,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The six gradients where the weight is too large for the loops: the products are torch's."""
+    needed = (any(wanted[:3]), *wanted[3:])
+    back, to_bias, to_other, to_alpha = chain_gradients(grad, passes, other, alpha, apart, needed)
+    to_x = to_weight = to_offset = None
+    if back is not None and wanted[0]:
+        to_x = empty((back.size(0), weight.size(1)), back.dtype)
+        torch.mm(back, weight, out=to_x)
+        gate.stop(to_x)
+    if back is not None and wanted[1]:
+        to_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+        for first, last, rows in gate.chunks():
+            to_weight.addmm_(back[first:last].t(), rows)
+    if back is not None and wanted[2]:
+        to_offset = back.sum(0)
+    # An operator returns nothing that it was given.
+    return [to_x, to_weight, to_offset, to_bias, to_other.clone() if to_other is grad else to_other, to_alpha]
 
 
 def matrix_or_nothing(t: Tensor | None, like: Tensor) -> NDArray[Any]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from chain_cases import INT8, NEVER, PLACES, as_ranges, by_place, packed
 
 from dqconvert.kernels import Scheme, linear, quantize_chain, quantize_linear
+from dqconvert.kernels._gate import CHUNK
 from dqconvert.kernels.linear import Product
 from dqconvert.kernels.linear_grad import joined
 
@@ -83,7 +84,7 @@ def test_rows_go_through_the_chain_while_ranges_grow(places, relu, threads):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(300, 40, 24), (0, 5, 3), (7, 1, 1), (2000, 130, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(300, 40, 24), (0, 5, 3), (7, 1, 1), (2000, 130, 9), (50, 700, 130)], ids=str)
 @pytest.mark.parametrize("places", [(), (1,), (0, 1, 2)], ids=str)
 def test_rows_rounded_on_the_way_in(places, shape, dtype, threads):
     """As if they were rounded before: result, ranges and gradients, while ranges grow and when they are settled."""
@@ -119,10 +120,11 @@ def test_what_is_rounded_on_the_way_in_is_not_kept():
 
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("trained", [("x",), ("x", "weight"), ("x", "weight", "offset")], ids=str)
-def test_gradients_of_what_is_rounded_on_the_way_in(trained, clip, threads):
+@pytest.mark.parametrize(("depth", "columns"), [(37, 24), (700, 130)])
+def test_gradients_of_what_is_rounded_on_the_way_in(depth, columns, trained, clip, threads):
     """Those of the rows rounded before: none of clipped ones if the scheme says so."""
     entry = INT8._replace(p=0.05, clip=clip)
-    values = {"x": torch.randn(700, 37), "weight": torch.randn(24, 37), "offset": torch.randn(24)}
+    values = {"x": torch.randn(700, depth), "weight": torch.randn(columns, depth), "offset": torch.randn(columns)}
     leaves = {name: value.requires_grad_(name in trained) for name, value in values.items()}
     protected, before = torch.rand(700) < 0.2, as_ranges(NEVER)
     rounded, _ = quantize_chain(leaves["x"], (None, entry, None), before, protected=protected)
@@ -136,6 +138,25 @@ def test_gradients_of_what_is_rounded_on_the_way_in(trained, clip, threads):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)
     assert bool((one[0][~protected] == 0).any()) == clip
     assert not (one[0][protected] == 0).any()
+
+
+def test_a_large_weight_takes_rows_a_few_at_a_time(threads):
+    """More than are rounded at once: the same product and gradients, and none that nobody wants."""
+    rows, depth, columns = 2 * CHUNK // 700 + 9, 700, 130
+    leaves = [torch.randn(rows, depth), torch.randn(columns, depth) / 30, torch.randn(columns)]
+    protected, entry = torch.rand(rows) < 0.2, INT8._replace(p=0.01, clip=True)
+    for wanted in ((0, 1, 2), (1,), (0,)):
+        mine, theirs = ([leaf.clone().requires_grad_(i in wanted) for i, leaf in enumerate(leaves)] for _ in range(2))
+        y, new = quantize_linear(*mine, (None,) * 3, as_ranges(NEVER), protected=protected, entry=entry)
+        rounded, ends = quantize_chain(theirs[0], (None, entry, None), as_ranges(NEVER), protected=protected)
+        want = F.linear(rounded, *theirs[1:])
+        assert torch.equal(new, ends)
+        torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
+        upstream = torch.randn_like(y)
+        y.backward(upstream)
+        want.backward(upstream)
+        for one, two in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_operators_keep_their_contract():
