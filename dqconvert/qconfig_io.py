@@ -16,7 +16,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dqconvert.errors import ConfigError
+from dqconvert.errors import CheckpointError, ConfigError
+from dqconvert.files import open_file
 from dqconvert.words import did_you_mean, shortened
 
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
     if parse is None:
         raise ConfigError(f"{os.fspath(path)}: a config file's name must end in .toml or .json")
     try:
-        table = parse(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
+        with open_file(path) as file:
+            table = parse(file.read().decode("utf-8"))
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from error
     except (ValueError, RecursionError) as error:  # ValueError: both parsers' errors and UnicodeDecodeError
         raise ConfigError(f"{os.fspath(path)}: malformed: {error}") from error
     if not isinstance(table, dict):

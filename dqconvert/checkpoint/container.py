@@ -14,13 +14,13 @@ import math
 import os
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from dqconvert.checkpoint.limits import check_shape, read_json
 from dqconvert.errors import CheckpointError
 from dqconvert.files import open_file, write_file
 
@@ -109,7 +109,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
             f"{path}: is not a file that dqconvert wrote, or is damaged. A float checkpoint becomes one with "
             f"`dqconvert convert`."
         )
-    data = Path(path).read_bytes()
+    with open_file(path) as file:
+        data = file.read()
     document = _document(path, data)
     _check_format(path, document)
     if document.get("checksum") != _checksum(data):
@@ -149,11 +150,11 @@ def _document(path: str | os.PathLike[str], data: bytes) -> dict[str, Any]:
     if not 0 < length <= len(data) - 8:
         raise damaged
     try:
-        header = json.loads(data[8 : 8 + length])
+        header = read_json(data[8 : 8 + length], length)
         metadata = header.pop("__metadata__")
-        document = json.loads(metadata[KEY])
+        document = read_json(metadata[KEY], length)
         sound = isinstance(document, dict) and _sound(header, len(data) - 8 - length)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged from error
     if not sound:
         raise damaged
@@ -164,8 +165,8 @@ def _sound(header: Mapping[str, Any], available: int) -> bool:
     """Whether the tensors lie one behind the other and fill what is there."""
     end = 0
     for entry in sorted(header.values(), key=lambda entry: tuple(entry["data_offsets"])):
-        first, last = entry["data_offsets"]
-        if first != end or last - first != math.prod(entry["shape"]) * _SIZES[entry["dtype"]]:
+        first, last = check_shape(entry["data_offsets"])
+        if first != end or last - first != math.prod(check_shape(entry["shape"])) * _SIZES[entry["dtype"]]:
             return False
         end = last
     return end == available
@@ -173,11 +174,13 @@ def _sound(header: Mapping[str, Any], available: int) -> bool:
 
 def _check_format(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
     version = document.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        writer = document.get("versions", {}).get("dqconvert", "a newer version")
+    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT:
+        versions = document.get("versions")
+        writer = versions.get("dqconvert", "") if isinstance(versions, dict) else ""
+        writer = writer if isinstance(writer, str) and writer else "a newer version"
         raise CheckpointError(
             f"{path}: was written by dqconvert {writer} in file format {version}, and this version reads up to "
             f"{FORMAT}: update dqconvert."
         )
-    if version != FORMAT:
+    if not (version == FORMAT and type(version) is int):
         raise CheckpointError(f"{path}: is damaged: its file format {version!r} never was. Take another copy of it.")

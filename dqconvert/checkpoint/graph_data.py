@@ -123,20 +123,14 @@ def _encode_note(note: Note) -> Data:
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
-_MALFORMED = (
-    *(KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, AssertionError, RuntimeError),
-    SyntaxError,  # of the forward that a graph generates
-)
-
-
 @contextmanager
 def wellformed(where: str) -> Iterator[None]:
     """Turns the errors that data of an unexpected shape causes into a :class:`CheckpointError`."""
     try:
         yield
-    except _MALFORMED as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except (Exception, MemoryError) as error:  # whatever data of an unexpected form makes torch and Python raise
         detail = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{where} is malformed ({detail}): the file was not written by dqconvert.") from error
 

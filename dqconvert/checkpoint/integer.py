@@ -17,7 +17,9 @@ from torch.fx import Graph
 import dqconvert
 from dqconvert.checkpoint.graph_data import decode_graph, encode_graph, named_tuples, wellformed
 from dqconvert.checkpoint.leaf_data import decode_module, encode_module
-from dqconvert.checkpoint.tables import deflate, inflate
+from dqconvert.checkpoint.limits import read_json, unpack
+from dqconvert.checkpoint.schema import IntegerData, check_document
+from dqconvert.checkpoint.tables import check_sizes, deflate, inflate
 from dqconvert.checkpoint.typed import check_graph
 from dqconvert.checkpoint.weights import grow, shrink, weight_columns
 from dqconvert.errors import CheckpointError
@@ -30,8 +32,6 @@ from dqconvert.trace import TracedModule
 KIND = "integer"
 
 _LONG = ("report", "constants", "weights", "tables", "modules", "memos", "graph")
-_MOST = 1 << 28
-"""Bytes that a description may have."""
 
 
 def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -83,7 +83,7 @@ def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str,
 
 def pack_document(document: dict[str, Any]) -> dict[str, Any]:
     """A description with its long parts deflated, in base64: they would be a tenth of a small model's file."""
-    long = {key: document[key] for key in _LONG}
+    long = {key: document[key] for key in _LONG if key in document}
     text = base64.b64encode(zlib.compress(json.dumps(long, separators=(",", ":")).encode(), 9)).decode()
     return {**{key: value for key, value in document.items() if key not in _LONG}, "deflated": text}
 
@@ -94,14 +94,19 @@ def unpack_document(document: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is damaged.
     """
-    with wellformed(f"{where}: the description of the module"):
-        reader = zlib.decompressobj()
-        try:
-            text = reader.decompress(base64.b64decode(document["deflated"], validate=True), _MOST)
-        except zlib.error as error:
-            raise CheckpointError(f"{where}: is damaged: its graph cannot be read. Take another copy of it.") from error
-        long = json.loads(text)
-        return {**document, **{key: long[key] for key in _LONG}}
+    deflated = document.get("deflated")
+    try:
+        if not isinstance(deflated, str):
+            raise ValueError("there is none")
+        packed = base64.b64decode(deflated, validate=True)
+        long = read_json(unpack(packed), len(packed))
+        unpacked = {**document, **{key: long[key] for key in _LONG if key in long}}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{where}: is damaged: its description cannot be read ({error}). Take another copy of it."
+        ) from error
+    check_document(unpacked, IntegerData, where)
+    return unpacked
 
 
 def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> IntegerModule:
@@ -117,6 +122,7 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: s
     """
     with wellformed(f"{where}: the description of the module"):
         root = nn.Module()
+        check_sizes(document["tables"], sum(tensor.nbytes for tensor in tensors.values()))
         for name in document["constants"]:
             _place(root, name, _constant(name, tensors[name], document))
         for path, data in document["modules"].items():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dqconvert.checkpoint.document import FLAGS, aliases_of
 from dqconvert.checkpoint.fit import check_fit, shapes_of
 from dqconvert.checkpoint.graph_data import decode_graph, wellformed
+from dqconvert.checkpoint.schema import PreparedData, check_document
 from dqconvert.errors import CheckpointError
 from dqconvert.qconfig import Protect, QConfig, QSpec
 from dqconvert.quant import FakeQuantize, Protection
@@ -33,6 +34,7 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
     Raises:
         CheckpointError: If the model is not the one that the file was made from, or the document is malformed.
     """
+    check_document(document, PreparedData, where)
     root = _copy(model)
     with wellformed(f"{where}: the description of the module"):
         state, aliases = document["state"], document["state"]["aliases"]
@@ -43,7 +45,7 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
         check_fit(model, shapes_of(root.state_dict(keep_vars=True)), shapes_of(own), where)
         _check_ties(root, {alias: name for alias, name in aliases.items() if alias in own}, where)
         _take_dtypes(root, every)
-        _attach_all(root, document)
+        _attach_all(root, document, every)
         root.load_state_dict(saved)
         for name in state["beside"]:
             _set_tensor(root, name, every[name])
@@ -81,9 +83,14 @@ def _take_dtypes(root: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                     table[name] = value.to(saved.dtype)
 
 
-def _attach_all(root: nn.Module, document: Mapping[str, Any]) -> None:
+def _attach_all(root: nn.Module, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     device = next((value.device for value in nn.Module.parameters(root)), torch.device("cpu"))
-    made: list[tuple[str, nn.Module]] = [(data["path"], _quantizer(data)) for data in document["quantizers"]]
+    made: list[tuple[str, nn.Module]] = []
+    for data in document["quantizers"]:
+        ends = tensors[f"{data['path']}.min_val"]
+        if data["channels"] not in (None, ends.numel()):
+            raise CheckpointError(f"the file has a quantizer {data['path']!r} of {data['channels']} channels.")
+        made.append((data["path"], _quantizer(data)))
     for data in document["protections"]:
         protect = Protect(p_min=data["p_min"], p_max=data["p_max"])
         made.append((data["path"], Protection(protect)))

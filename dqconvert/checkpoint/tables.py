@@ -7,7 +7,9 @@ of what the row and the column stand for.
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.checkpoint.limits import GROWTH, TABLES, check_shape
 from dqconvert.errors import CheckpointError
 from dqconvert.kernels.integer.finish import CODES
 
 SMALL = 1 << 11
 """Bytes below which a tensor is stored as it is."""
 
-_MOST = 1 << 28
 _TRIES = 16
 
 
@@ -67,11 +69,9 @@ def inflate(stored: Tensor, form: dict[str, Any]) -> Tensor:
         CheckpointError: If the bytes are damaged, or not those of such a table.
     """
     damaged = CheckpointError(f"the file holds a table {form} that is damaged.")
-    kind, (height, width) = form["kind"], (int(size) for size in form["shape"])
+    kind, size = form["kind"], _size(form)
+    height, width = form["shape"]
     known = int(form["values"]) if kind == "values" else 0
-    if not (0 < height <= _MOST and 0 < width <= _MOST // height and 0 <= known <= CODES):
-        raise damaged
-    size = height * width * (4 if kind == "sums" else 1) + 4 * known
     if stored.dtype != torch.uint8 or stored.dim() != 1:
         raise damaged
     reader = zlib.decompressobj()
@@ -82,7 +82,7 @@ def inflate(stored: Tensor, form: dict[str, Any]) -> Tensor:
     if len(text) != size:
         raise damaged
     if kind == "sums":
-        row, column = (int(line) for line in form["lines"])
+        row, column = form["lines"]
         if not (0 <= row < height and 0 <= column < width):
             raise damaged
         left = np.frombuffer(text, np.uint8).reshape(4, -1).T.copy().view(np.int32).reshape(height, width)
@@ -93,6 +93,32 @@ def inflate(stored: Tensor, form: dict[str, Any]) -> Tensor:
     if kind != "values" or int(codes.max()) >= known:
         raise damaged
     return torch.from_numpy(np.frombuffer(text, np.float32, known)[codes])
+
+
+def check_sizes(forms: Mapping[str, dict[str, Any]], stored: int) -> None:
+    """Makes sure that tables are not out of proportion, before there is memory for one.
+
+    Args:
+        forms: What a file says about its tables, by name.
+        stored: Bytes of all of its tensors.
+
+    Raises:
+        CheckpointError: If not.
+    """
+    most = TABLES + GROWTH * stored
+    sizes = [_size(form) for form in forms.values()]
+    if sum(sizes) > most:
+        raise CheckpointError(f"the file holds tables of {sum(sizes)} bytes, and has {stored} bytes of tensors.")
+
+
+def _size(form: dict[str, Any]) -> int:
+    """Bytes of what a table is deflated from."""
+    kind, shape, known = form["kind"], check_shape(form["shape"]), form.get("values", 0)
+    lines = form.get("lines", [0, 0])
+    sound = kind in ("codes", "values", "sums") and len(shape) == 2 and min(shape) > 0 and 0 <= known <= CODES
+    if not sound or len(lines) != 2 or (kind == "values" and known == 0):
+        raise CheckpointError(f"the file holds a table {form}, which is none.")
+    return math.prod(shape) * (4 if kind == "sums" else 1) + (4 * known if kind == "values" else 0)
 
 
 def _steps(codes: NDArray[Any]) -> bytes:
@@ -116,8 +142,10 @@ def _lines(rows: NDArray[Any]) -> tuple[int, int]:
 
 def _added(rows: NDArray[Any], row: int, column: int) -> NDArray[Any]:
     """The bits of the sums of a row and a column, and nothing on these themselves."""
+    found = np.empty(rows.shape, np.float32)
     with np.errstate(all="ignore"):
-        found = (rows[:, column, None].astype(np.float64) + rows[row].astype(np.float64)).astype(np.float32)
+        for line, base in zip(found, rows[:, column].astype(np.float64), strict=True):
+            line[:] = base + rows[row].astype(np.float64)  # row by row: in float64 all at once would be twice as much
     bits = found.view(np.int32)
     bits[:, column], bits[row] = 0, 0
     return bits

@@ -12,6 +12,7 @@ from torch import Tensor
 from dqconvert.checkpoint import container
 from dqconvert.checkpoint.document import describe
 from dqconvert.checkpoint.graph_data import wellformed
+from dqconvert.checkpoint.schema import PreparedData, check_document
 from dqconvert.report import Entry, Fusion, LeftFloat, Report
 from dqconvert.rewrite import PreparedModule
 
@@ -155,6 +156,7 @@ def view_file(path: str | os.PathLike[str]) -> View:
         CheckpointError: If it is missing, damaged, something else, or of a newer version.
     """
     tensors, document = container.read(path)
+    check_document(document, PreparedData, str(path))
     with wellformed(f"{path}: the description of the module"):
         paths = [entry["path"] for entry in document["quantizers"]]
         return _view(document, {path: (tensors[f"{path}.min_val"], tensors[f"{path}.max_val"]) for path in paths})

@@ -17,6 +17,7 @@ from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage
 
 from dqconvert.calibrate import callee_of
 from dqconvert.errors import CommandError, ConfigError, DQConvertError, GuardError, InputError
+from dqconvert.files import open_file
 from dqconvert.trace.given import calls_of, is_single
 from dqconvert.weights.archive import load_archive
 from dqconvert.words import kind_of
@@ -41,6 +42,8 @@ def read_inputs(path: str | os.PathLike[str]) -> Any:
         [(2, 1), (2, 1)]
     """
     if os.fspath(path).endswith(".safetensors"):
+        with open_file(path):  # a pipe of that name would be waited for
+            pass
         try:
             return safetensors.torch.load_file(path)
         except Exception as error:  # the library raises errors of many kinds for damaged files

@@ -1,0 +1,260 @@
+"""What a description in a file looks like, as annotations, and the check of one against them.
+
+A description is checked once, when it is read. What comes after takes it as it is declared here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypedDict, Union
+
+from dqconvert.errors import CheckpointError
+from dqconvert.lower.places import Place
+from dqconvert.lower.report import Float
+from dqconvert.report import Entry, Fusion, LeftFloat
+from dqconvert.trace import Island
+
+
+class NoteData(TypedDict, total=False):
+    """A :class:`dqconvert.trace.note.Note` without what says nothing."""
+
+    module: str
+    call: int
+    stage: str
+    source: str
+    propagation: int
+    sizes: list[list[int]]
+    dtype: str | None
+
+
+class NodeData(TypedDict):
+    """A node of a graph."""
+
+    op: str
+    name: str
+    target: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    note: NoteData
+
+
+class ReportData(TypedDict):
+    """A :class:`dqconvert.report.Report`."""
+
+    model: str
+    entries: list[Entry]
+    left_float: list[LeftFloat]
+    remarks: list[str]
+    protection: list[str]
+    fusions: list[Fusion]
+
+
+class QuantizerData(TypedDict):
+    """A quantizer: the arguments of its constructor, and its switches."""
+
+    path: str
+    spec: dict[str, Any]
+    name: str
+    signed: bool | None
+    channels: int | None
+    channel_dim: int
+    row_dim: int
+    flags: dict[str, bool]
+
+
+class ProtectionData(TypedDict):
+    """What draws protected nodes."""
+
+    path: str
+    p_min: float
+    p_max: float
+
+
+class StateData(TypedDict):
+    """What tensors do not say."""
+
+    aliases: dict[str, str]
+    beside: list[str]
+    frozen: list[str]
+    training: bool
+    modes: dict[str, bool]
+
+
+class PreparedData(TypedDict):
+    """The description of a prepared file."""
+
+    versions: dict[str, str]
+    model: str
+    method: str
+    fuse: bool
+    factory: str | None
+    kwargs: Any
+    qconfig: dict[str, Any]
+    report: ReportData
+    islands: list[Island]
+    quantizers: list[QuantizerData]
+    protections: list[ProtectionData]
+    modules: dict[str, str]
+    state: StateData
+    graphs: dict[str, list[NodeData] | None]
+
+
+class IntegerReportData(TypedDict):
+    """A :class:`dqconvert.lower.report.IntegerReport`."""
+
+    model: str
+    ops: dict[str, int]
+    floats: list[Float]
+    places: list[Place]
+
+
+class WeightForm(TypedDict):
+    """How a weight is stored."""
+
+    columns: int
+    depth: int
+    low: int
+    bits: int
+
+
+class _Table(TypedDict):
+    kind: str
+    shape: list[int]
+
+
+class TableForm(_Table, total=False):
+    """How a table is stored."""
+
+    values: int
+    lines: list[int]
+
+
+ModuleData = TypedDict(
+    "ModuleData",
+    {
+        "class": str,
+        "attributes": dict[str, Any],
+        "parameters": list[str],
+        "buffers": list[str],
+        "absent": list[str],
+        "children": dict[str, Any],
+        "empty": list[str],
+    },
+)
+"""A module that a graph keeps whole; its children are such, too."""
+
+
+class IntegerData(TypedDict):
+    """The description of an integer file, unpacked."""
+
+    versions: dict[str, str]
+    model: str
+    report: IntegerReportData
+    constants: list[str]
+    weights: dict[str, WeightForm]
+    tables: dict[str, TableForm]
+    modules: dict[str, ModuleData]
+    memos: dict[str, list[NodeData]]
+    graph: list[NodeData]
+
+
+def check_document(document: Mapping[str, Any], declared: Any, where: str) -> None:
+    """Raises unless a description is as it is declared.
+
+    Args:
+        document: It.
+        declared: A class of this module.
+        where: The file, as messages call it.
+
+    Raises:
+        CheckpointError: It names the field.
+
+    Example:
+        >>> check_document({"module": "convs.0", "call": "first"}, NoteData, "a.dq")
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.CheckpointError: a.dq: its description is malformed: call must be a whole number, and is
+        'first'. The file was not written by dqconvert.
+    """
+    fault = _fault(document, declared, "")
+    if fault:
+        raise CheckpointError(f"{where}: its description is malformed: {fault}. The file was not written by dqconvert.")
+
+
+_WORDS = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+@functools.cache
+def _fields(declared: Any) -> dict[str, tuple[Any, bool]]:
+    """The fields of a declaration, and whether each must be there."""
+    hints = typing.get_type_hints(declared)
+    if dataclasses.is_dataclass(declared):
+        needed = {
+            field.name
+            for field in dataclasses.fields(declared)
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        }
+        return {name: (hints[name], name in needed) for name in (field.name for field in dataclasses.fields(declared))}
+    return {name: (kind, name in declared.__required_keys__) for name, kind in hints.items()}
+
+
+def _fault(value: Any, declared: Any, place: str) -> str:
+    """What is wrong with a value, and where; ``""`` if nothing is."""
+    origin, parts = typing.get_origin(declared), typing.get_args(declared)
+    if declared is Any:
+        return ""
+    if origin in (Union, types.UnionType):
+        faults = [_fault(value, part, place) for part in parts]
+        inner = [fault for fault, part in zip(faults, parts, strict=True) if _is_container(value, part)]
+        return "" if "" in faults else (inner or faults)[0]
+    if typing.is_typeddict(declared) or dataclasses.is_dataclass(declared):
+        return _object_fault(value, declared, place)
+    if origin in (list, tuple):
+        if not isinstance(value, list):
+            return _wrong(value, list, place)
+        return _first(_fault(item, parts[0], f"{place}[{number}]") for number, item in enumerate(value))
+    if origin in (dict, Mapping, typing.get_origin(Mapping[str, Any])):
+        if not isinstance(value, dict):
+            return _wrong(value, dict, place)
+        return _first(_fault(item, parts[1], f"{place}[{key!r}]") for key, item in value.items())
+    kinds: Any = (int, float) if declared is float else declared
+    sound = isinstance(value, kinds) and (declared is bool or not isinstance(value, bool))
+    return "" if sound else _wrong(value, declared, place)
+
+
+def _is_container(value: Any, declared: Any) -> bool:
+    return isinstance(value, list | dict) and declared is not type(None)
+
+
+def _object_fault(value: Any, declared: Any, place: str) -> str:
+    if not isinstance(value, dict):
+        return _wrong(value, dict, place)
+    fields = _fields(declared)
+    for name, (_, needed) in fields.items():
+        if needed and name not in value:
+            return f"{f'{place}.{name}'.lstrip('.')} is missing"
+    if dataclasses.is_dataclass(declared) and (others := value.keys() - fields.keys()):
+        return f"{place} has {sorted(others)[0]!r}, which is no field of it"
+    return _first(
+        _fault(value[name], kind, f"{place}.{name}".lstrip(".")) for name, (kind, _) in fields.items() if name in value
+    )
+
+
+def _first(faults: Any) -> str:
+    return next((fault for fault in faults if fault), "")
+
+
+def _wrong(value: Any, wanted: type, place: str) -> str:
+    return f"{place or 'it'} must be {_WORDS[wanted]}, and is {repr(value)[:60]}"
