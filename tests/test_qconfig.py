@@ -576,7 +576,7 @@ class TestFiles:
             ("a.json", "[1]", "must hold an object with a config's fields, not [1]"),
             ("a.yaml", "bits: 4", "a config file's name must end in .toml or .json"),
             ("a.toml", "[weight]\nbit = 4", "weight.bit: unknown field; did you mean 'bits'?"),
-            ("missing.toml", None, "cannot be read: No such file or directory"),
+            ("missing.toml", None, "there is no such file."),
         ],
     )
     def test_refuses_naming_the_file(self, tmp_path: Path, name: str, text: str | None, message: str) -> None:
