@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch.fx import Graph
 
 from dqconvert.lower.report import IntegerReport
+from dqconvert.rewrite.fuse import keep_apart
 from dqconvert.trace import TracedModule
 
 
@@ -30,6 +33,9 @@ class IntegerModule(TracedModule):
         code = super().recompile()
         type(self).forward = _without_gradients(type(self).forward)
         return code
+
+    def _runs(self, graph: Graph) -> Graph:
+        return keep_apart(copy.deepcopy(graph), dict(self.named_modules()), constants=True)
 
     def train(self, mode: bool = True) -> IntegerModule:
         """Stays in evaluation mode, whatever is asked for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +87,62 @@ def _apart(result: Any, given: Sequence[Any]) -> Any:
     return result.clone() if result.untyped_storage().data_ptr() in theirs else result
 
 
+def apart(value: Any, *kept: Any) -> Any:
+    """A value for the world outside: what lies in memory of something that is kept is copied.
+
+    What is remembered is never handed out: whoever gets it may write into it, through numpy unnoticed, and it would be
+    wrong from then on.
+
+    **Arguments**
+
+    - `value`: a tensor, or tensors in tuples, lists and dicts.
+    - `kept`: likewise, what is used again.
+
+    ```python
+    >>> kept = torch.tensor([1, 2, 3])
+    >>> apart((kept[1:], kept + 1), kept)[0].numpy()[0] = 7
+    >>> kept
+    tensor([1, 2, 3])
+
+    ```
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return value  # then nothing is remembered
+    return _copied(value, frozenset(_places(kept)))
+
+
+def _copied(value: Any, places: frozenset[int]) -> Any:
+    if isinstance(value, Tensor):
+        return value if places.isdisjoint(_places(value)) else value.clone()
+    if isinstance(value, tuple | list):
+        parts = [_copied(part, places) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if isinstance(value, dict):
+        return type(value)((key, _copied(part, places)) for key, part in value.items())
+    return value
+
+
+def _places(value: Any) -> Iterator[int]:
+    """Where the memory of tensors begins, whatever part of it they show."""
+    if isinstance(value, tuple | list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _places(part)
+    elif isinstance(value, Tensor) and value.layout in _PARTS:
+        for part in _PARTS[value.layout]:
+            yield from _places(getattr(value, part)())
+    elif isinstance(value, Tensor) and value.layout == torch.strided:
+        yield value.untyped_storage().data_ptr()
+
+
+_ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    **dict.fromkeys((torch.sparse_csr, torch.sparse_bsr), _ROWS),
+    **dict.fromkeys((torch.sparse_csc, torch.sparse_bsc), _COLUMNS),
+}
+"""What sparse tensors are made of, without copies of it."""
+
+
 def _versions(result: Any) -> tuple[int, ...]:
     results = result if isinstance(result, tuple) else (result,)
     return tuple(value._version for value in results if isinstance(value, Tensor))
@@ -166,4 +222,4 @@ class EdgeOrders(Memo):
         return order
 
 
-__all__ = ["EdgeOrders", "Last", "Memo", "Remembered", "plain_integers"]
+__all__ = ["EdgeOrders", "Last", "Memo", "Remembered", "apart", "plain_integers"]

@@ -13,7 +13,7 @@ from torch.fx import Graph
 from dqconvert.qconfig import QConfig
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Fusion, Report
-from dqconvert.rewrite.fuse import fuse, guard_islands
+from dqconvert.rewrite.fuse import fuse, guard_islands, keep_apart
 from dqconvert.trace import Island, TracedModule
 
 
@@ -48,6 +48,7 @@ class PreparedModule(TracedModule):
     def _runs(self, graph: Graph) -> Graph:
         runs, fusions = fuse(graph, self) if self.fuse else (copy.deepcopy(graph), ())
         guard_islands(runs, [island.module for island in self.islands])
+        keep_apart(runs, dict(self.named_modules()))
         if graph is not self.eval_graph:
             self.report = replace(self.report, fusions=fusions)
         return runs

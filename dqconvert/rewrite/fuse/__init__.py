@@ -22,6 +22,7 @@ from dqconvert.rewrite.fuse.context import Context
 from dqconvert.rewrite.fuse.islands import guard_islands
 from dqconvert.rewrite.fuse.messages import fuse_messages
 from dqconvert.rewrite.fuse.one_for_one import put_stand_ins, remember
+from dqconvert.rewrite.fuse.outputs import keep_apart
 from dqconvert.rewrite.fuse.weights import fuse_weights
 from dqconvert.trace.ops import op_name
 
@@ -59,4 +60,4 @@ def _droppable(node: Node) -> bool:
     return node.target is gather_protected or op_name(node) in ("index_select", "view", "unsqueeze", "size", "getitem")
 
 
-__all__ = ["fuse", "guard_islands"]
+__all__ = ["fuse", "guard_islands", "keep_apart"]

@@ -1,0 +1,50 @@
+"""What leaves a module is never what it remembers, nor a part of it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+from torch import nn
+from torch.fx import Graph, Node
+
+from dqconvert.kernels.integer.linear import integer_linear
+from dqconvert.kernels.integer.propagate import integer_propagate
+from dqconvert.quant import fused
+from dqconvert.quant.memo import Memo, apart
+from dqconvert.trace.ops import op_name
+
+_NEW = frozenset((fused.largest_message, fused.linear, fused.message_passing, integer_linear, integer_propagate))
+_NEW_NAMES = frozenset(("addmm", "einsum", "index_select", "linear", "matmul", "mm", "propagate", "scatter", "softmax"))
+"""Operations whose results lie in memory of their own; of others it is found out when they ran."""
+
+
+def keep_apart(graph: Graph, modules: Mapping[str, nn.Module], *, constants: bool = False) -> Graph:
+    """Copies, where a graph returns, what shares memory with something that one of its modules remembers.
+
+    Args:
+        graph: What runs; it is written.
+        modules: By path.
+        constants: Whether what the module holds is its own alone, and not the user's: it is remembered, too.
+
+    Returns:
+        The graph.
+    """
+    kept: dict[Node, dict[Node, None]] = {}
+    for node in graph.nodes:
+        remembers = node.op == "call_module" and isinstance(modules.get(str(node.target)), Memo)
+        if remembers or (constants and node.op == "get_attr"):
+            kept[node] = {node: None}
+        elif node.target not in _NEW and (node.target is operator.getitem or op_name(node) not in _NEW_NAMES):
+            found = {source: None for value in node.all_input_nodes for source in kept.get(value, ())}
+            if found:
+                kept[node] = found
+    output = graph.output_node()
+    copies: dict[Node, Node] = {}
+    for value in output.all_input_nodes:
+        if value in kept:
+            with graph.inserting_before(output):
+                copies[value] = graph.call_function(apart, (value, *kept[value]))
+            copies[value].meta.update(value.meta)
+            output.replace_input_with(value, copies[value])
+    return graph
