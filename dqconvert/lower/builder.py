@@ -15,6 +15,7 @@ from dqconvert.kernels.integer.finish import CODES
 from dqconvert.kernels.integer.tables import look_up_pairs
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.lower.values import Codes, Fixed, Joined, Known, Looked, Value, as_looked
+from dqconvert.rewrite.place import Quantizers
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.note import Note, annotate, note_of
 
@@ -84,7 +85,10 @@ class Builder:
             owner = getattr(owner, container)
         if not hasattr(owner, name):
             copied = set_mode(copy.deepcopy(module), False).requires_grad_(False)
-            for part in copied.modules():
+            for part in list(copied.modules()):
+                for held, child in list(part.named_children()):
+                    if isinstance(child, Quantizers):  # the graph calls them, never the module
+                        delattr(part, held)
                 if getattr(part, "inplace", False) and type(part).__module__.startswith("torch.nn."):
                     part.inplace = False  # type: ignore[assignment]
             owner.add_module(name, copied)

@@ -35,7 +35,12 @@ class _Run(Interpreter):
         return self.run(enable_io_processing=False)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self._given[target] if target in self._given or not args else args[0]
+        empty: Any = {} if target.startswith("**") else () if target.startswith("*") else None
+        return self._given[target] if target in self._given else args[0] if args else empty
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> tuple[Any, Any]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return _plain(args), _plain(kwargs)  # a graph's lists and dicts cannot be changed, what is called may want to
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
@@ -118,6 +123,15 @@ class QuantizedRun(_Run):
             found = value if value.is_floating_point() else place.read(value, expected.size(-1))
             if found.shape == expected.shape:
                 self._report(place.path, expected, found)
+
+
+def _plain(value: Any) -> Any:
+    """The same lists and dicts as Python's own."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return tuple(map(_plain, value)) if type(value) is tuple else value
 
 
 def _rounded(graph: Graph, module: nn.Module) -> tuple[Place, ...]:

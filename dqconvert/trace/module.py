@@ -12,12 +12,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 
 from dqconvert.trace.guarded import guarded
 from dqconvert.trace.in_place import runs_alike
+from dqconvert.trace.packing import pack, unpack
 
 _PROTOTYPE = GraphModule(nn.Module(), Graph())
 _MODULE_STATE = set(vars(nn.Module()))
@@ -125,8 +125,7 @@ class TracedModule(GraphModule):
 
     def __reduce__(self) -> Any:
         graph, eval_graph, state = self._parts()
-        packed = (pack(graph), None if eval_graph is None else pack(eval_graph))
-        return _unpickle, (self._kind, self._user_class, state, *packed)
+        return _unpickle, (self._kind, self._user_class, *map(pack, (state, graph, eval_graph)))
 
     def _parts(self) -> tuple[Graph, Graph | None, dict[str, Any]]:
         state = {key: value for key, value in self.__dict__.items() if key not in ("_graph", "eval_graph")}
@@ -160,54 +159,5 @@ def _by_mode(train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callabl
     return forward
 
 
-def _unpickle(
-    kind: type[TracedModule], user: type[nn.Module], state: dict[str, Any], graph: Any, eval_graph: Any
-) -> Any:
-    return kind._assemble(user, state, unpack(graph), None if eval_graph is None else unpack(eval_graph))
-
-
-class _Ref:
-    """Stands for a node in packed arguments."""
-
-    __slots__ = ("index",)
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-
-def pack(graph: Graph) -> list[tuple[Any, ...]]:
-    """A graph as a list of plain tuples; functions stay references, which pickle saves by name."""
-    index = {node: position for position, node in enumerate(graph.nodes)}
-
-    def refer(value: Any) -> Any:
-        stand_in: Callable[[Node], Any] = lambda node: _Ref(index[node])  # noqa: E731
-        return torch.fx.node.map_arg(value, stand_in)
-
-    return [
-        (node.op, node.name, node.target, refer(node.args), refer(node.kwargs), dict(node.meta)) for node in graph.nodes
-    ]
-
-
-def unpack(packed: list[tuple[Any, ...]]) -> Graph:
-    """The graph that :func:`pack` packed."""
-    graph = Graph()
-    nodes: list[Node] = []
-    for op, name, target, args, kwargs, meta in packed:
-        node = graph.create_node(op, target, _resolve(args, nodes), _resolve(kwargs, nodes), name=name)
-        node.meta.update(meta)
-        nodes.append(node)
-    return graph
-
-
-def _resolve(value: Any, nodes: list[Node]) -> Any:
-    if isinstance(value, _Ref):
-        return nodes[value.index]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_resolve(item, nodes) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(_resolve(item, nodes) for item in value)
-    if isinstance(value, dict):
-        return {key: _resolve(item, nodes) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(_resolve(item, nodes) for item in (value.start, value.stop, value.step)))
-    return value
+def _unpickle(kind: type[TracedModule], user: type[nn.Module], *packed: Any) -> Any:
+    return kind._assemble(user, *map(unpack, packed))

@@ -1,0 +1,116 @@
+"""Graphs as plain data, for pickle.
+
+A ``torch.fx.Graph`` pickles as a chain of nodes, each within the one before: Python's recursion limit ends that at some
+hundred nodes. It also names functions by where they were defined, which for some of torch's is inside another function.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+
+@dataclass(frozen=True)
+class PackedGraph:
+    """A graph as one tuple a node: what it calls, its name, its target, arguments, keyword arguments and notes."""
+
+    nodes: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """Stands for a node in packed arguments."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function by the name under which its module holds it."""
+
+    module: str
+    name: str
+
+
+def pack(value: Any) -> Any:
+    """Returns the value with every graph in it, also inside tuples, lists and dicts, as a :class:`PackedGraph`.
+
+    Example:
+        >>> graph = Graph()
+        >>> x = graph.placeholder("x")
+        >>> _ = graph.output(graph.call_function(torch.relu, (x,)))
+        >>> [node.target for node in unpack(pack({"graph": graph}))["graph"].nodes][1] is torch.relu
+        True
+    """
+    if isinstance(value, Graph):
+        return _packed(value)
+    return _rebuilt(value, pack)
+
+
+def unpack(value: Any) -> Any:
+    """Returns what :func:`pack` was given."""
+    if isinstance(value, PackedGraph):
+        return _unpacked(value)
+    return _rebuilt(value, unpack)
+
+
+def _rebuilt(value: Any, convert: Callable[[Any], Any]) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(convert(item) for item in value)
+    if type(value) is dict:
+        return {key: convert(item) for key, item in value.items()}
+    return value
+
+
+def _packed(graph: Graph) -> PackedGraph:
+    index = {node: position for position, node in enumerate(graph.nodes)}
+
+    def refer(value: Any) -> Any:
+        stand_in: Callable[[Node], Any] = lambda node: _Ref(index[node])  # noqa: E731
+        return torch.fx.node.map_arg(value, stand_in)
+
+    return PackedGraph(
+        tuple(
+            (node.op, node.name, _by_name(node.target), refer(node.args), refer(node.kwargs), dict(node.meta))
+            for node in graph.nodes
+        )
+    )
+
+
+def _by_name(target: Any) -> Any:
+    """The target; a function whose qualified name does not lead to it (``torch.unique``), by its plain one."""
+    if "<locals>" not in getattr(target, "__qualname__", ""):
+        return target
+    module, name = str(target.__module__), str(target.__name__)
+    return _Function(module, name) if getattr(sys.modules.get(module), name, None) is target else target
+
+
+def _unpacked(packed: PackedGraph) -> Graph:
+    graph = Graph()
+    nodes: list[Node] = []
+    for op, name, target, args, kwargs, meta in packed.nodes:
+        if isinstance(target, _Function):
+            target = getattr(sys.modules[target.module], target.name)
+        node = graph.create_node(op, target, _resolve(args, nodes), _resolve(kwargs, nodes), name=name)
+        node.meta.update(meta)
+        nodes.append(node)
+    return graph
+
+
+def _resolve(value: Any, nodes: list[Node]) -> Any:
+    if isinstance(value, _Ref):
+        return nodes[value.index]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_resolve(item, nodes) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(_resolve(item, nodes) for item in value)
+    if isinstance(value, dict):
+        return {key: _resolve(item, nodes) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_resolve(item, nodes) for item in (value.start, value.stop, value.step)))
+    return value
