@@ -12,6 +12,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator
 from inspect import getmembers, isfunction
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.overrides import get_overridable_functions, resolve_name
 
 from dqconvert import quant
+from dqconvert.checkpoint.checked import CHECKED
 from dqconvert.kernels.integer import INTEGER_FUNCTIONS
 from dqconvert.lower import INTEGER_RUNTIME
 from dqconvert.rewrite import derive, protect
@@ -58,7 +60,14 @@ _OPERATORS = (
 _MAKERS = (
     "arange as_tensor empty empty_like eye fill full full_like linspace logspace normal ones ones_like rand "
     "rand_like randint randint_like randn randn_like randperm range scalar_tensor "
-    "tensor tril_indices triu_indices vander zeros zeros_like"
+    "tensor tril_indices triu_indices vander zeros zeros_like hann_window hamming_window bartlett_window "
+    "blackman_window kaiser_window"
+)
+
+# What some of torch's functions call instead of themselves.
+_PARTS = (
+    "_sparse_sum _softmax _log_softmax _C._nn.pad_sequence _C._sparse._sparse_mm _C._sparse._sparse_addmm "
+    "_C._sparse._sparse_softmax _C._sparse._sparse_log_softmax _C._sparse.sparse_sampled_addmm"
 )
 
 _UNSAFE = re.compile(
@@ -80,6 +89,7 @@ _NO_METHODS = {
 _MORE_METHODS = {
     *("item", "size", "numel", "to", "type", "type_as", "stride", "unflatten", "to_padded_tensor", "to_sparse_coo"),
     *("to_sparse_csr", "to_sparse_csc", "new_empty", "new_full", "new_ones", "new_tensor", "new_zeros"),
+    "__reversed__",
 }
 _ARITHMETIC = (
     "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift",
@@ -114,7 +124,8 @@ def allowed_functions() -> dict[str, Function]:
     for name, function in _tables():
         if not _UNSAFE.fullmatch(name) and not _NOT_FROM_FILES.fullmatch(name):
             found.setdefault(name, function)
-    return found
+    found |= {f"torch.{name}": attrgetter(name)(torch) for name in _PARTS.split()}
+    return found | {name: checked for name, (_, checked) in CHECKED.items()}
 
 
 @functools.cache
@@ -122,6 +133,7 @@ def _names() -> dict[Any, str]:
     found: dict[Any, str] = {}
     for name, function in allowed_functions().items():
         found.setdefault(function, name)
+    found |= {function: name for name, (function, _) in CHECKED.items()}
     for name in allowed_functions():  # PyG puts wrappers in the place of some of torch's functions
         wrapped = getattr(torch._C._VariableFunctions, name.removeprefix("torch."), None)
         if wrapped is not None:

@@ -65,6 +65,8 @@ class _Encoder:
         return {**data, "note": _encode_note(note_of(node))}
 
     def target(self, node: Node) -> str:
+        if node.op == "call_method" and node.target not in allowed_methods():
+            return self._word(f"the method {node.target}() of a tensor", str(node.target), node)
         if node.op != "call_function":
             return str(node.target)
         if node.target is getattr and not _is_readable(node.args[1]):

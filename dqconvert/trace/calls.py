@@ -116,6 +116,8 @@ def normal_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     """
     target, own = _target(func)
     args, kwargs = _bound(own, args, kwargs)
+    if kwargs.get("inplace") is False:
+        kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
     if target in _STACKS:
         return _stacked(target, args, kwargs)
     if target is torch.embedding and len(args) == 2:

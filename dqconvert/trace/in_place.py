@@ -12,7 +12,9 @@ from torch.nn import functional
 from dqconvert.trace.calls import Call, normal_call, plain_index
 from dqconvert.trace.runtime import ON_COPIES, celu, elu, on_a_copy, selu, setitem
 
-RESHAPING = frozenset(("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"))
+RESHAPING = frozenset(
+    ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "as_strided_", "detach_")
+)
 """Methods that make a tensor, in place, a view of what it was."""
 
 _FROM_RESULT = {"elu": elu, "celu": celu, "selu": selu}
@@ -65,13 +67,14 @@ def written(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: 
         kwargs: Likewise.
 
     Example:
+        >>> import operator
         >>> x = torch.ones(2)
         >>> written(torch.Tensor.add_, "add_", (x, 1), {}).call.target is operator.add
         True
         >>> written(torch.relu_, "relu_", (x,), {}).call.target is torch.relu
         True
         >>> written(nn.functional.relu, "relu", (x,), {"inplace": True}).call.kwargs
-        {'inplace': False}
+        {}
     """
     name = name.removesuffix(".default")
     if name == "__setitem__":

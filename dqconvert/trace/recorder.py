@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from dqconvert.trace.adjacency import is_sparse
 from dqconvert.trace.calls import Call, normal_call
 from dqconvert.trace.constants import as_data, holds_numpy
 from dqconvert.trace.in_place import RESHAPING, written
@@ -66,11 +67,13 @@ class Recorder(TorchFunctionMode):
             self.writer.fail("turns a tensor into a Python number where the recording cannot follow")
         if name == "item":
             return self._item(args)
+        if name.endswith("_") and not name.startswith("_") and args and is_sparse(args[0]):
+            self.writer.fail("writes into a sparse matrix")
         before = self.writer.versions((args, kwargs))
         with self.writer.paused():
             result = func(*plain_arguments(args), **plain_arguments(kwargs))
         changed = self.writer.changed(before)
-        if changed:
+        if changed or name in RESHAPING:
             return self._record_write(func, name, args, kwargs, result, changed)
         return self._record_torch(func, name, args, kwargs, result)
 

@@ -159,12 +159,9 @@ class Writer:
 
         A tensor that already serves as another input is aliased: each argument has a node of its own.
         """
-        if isinstance(value, Tensor) and self.node_of(value) is not None:
+        if isinstance(value, Tensor) and self.knows(value):
             sparse = value.layout != torch.strided  # which has no storage to alias
             value = value.detach() if sparse else torch.ops.aten.alias.default(value)
-        return self.bind(value, node)
-        if isinstance(value, Tensor) and self.knows(value):
-            value = torch.ops.aten.alias.default(value)
         return self.bind(value, node, origin=True)
 
     def input_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any, source: str) -> Node:
@@ -267,10 +264,17 @@ class Writer:
             self.memories.flush([*module.parameters(), *module.buffers()])
 
     def versions(self, arguments: Any) -> list[tuple[Tensor, int]]:
-        """The tensors among a call's arguments, and how often each was changed."""
+        """The tensors among a call's arguments, and how often each was changed.
+
+        Sparse ones are left out: that one is told to be in order counts as a change.
+        """
         with self.paused():
             tensors = {id(value): value for value in _leaves(arguments) if isinstance(value, Tensor)}
-            return [(tensor, tensor._version) for tensor in tensors.values() if not tensor.is_inference()]
+            return [
+                (one, one._version)
+                for one in tensors.values()
+                if one.layout == torch.strided and not one.is_inference()
+            ]
 
     def changed(self, versions: list[tuple[Tensor, int]]) -> list[Tensor]:
         """Which of these were changed since."""
