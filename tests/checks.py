@@ -49,9 +49,9 @@ def evaluation(model, inputs, method="forward", **kwargs):
 
 
 def unfused(model):
-    """A copy whose layers compute messages over a sparse adjacency, too: PyG's fused product sums in another order.
+    """A copy whose layers compute messages over a sparse adjacency, too, as a model does whose messages are quantized.
 
-    That product multiplies by the matrix's values, so messages that say nothing of them are multiplied here.
+    PyG's product multiplies by the matrix's values, so messages that say nothing of them are multiplied here.
     """
     model = copy.deepcopy(model)
     for module in model.modules():
@@ -80,8 +80,8 @@ def assert_float_identity(model, example, *others, method="forward"):
     assert report.entries == ()
     assert not [remark for remark in report.remarks if "no second input" in remark], report.remarks
     for inputs in (example, *others):
-        assert_same(step(copy.deepcopy(module), inputs), step(unfused(model), inputs, method))
-        assert_same(evaluation(module, inputs), evaluation(unfused(model), inputs, method))
+        assert_same(step(copy.deepcopy(module), inputs), step(copy.deepcopy(model), inputs, method))
+        assert_same(evaluation(module, inputs), evaluation(copy.deepcopy(model), inputs, method))
     return module
 
 

@@ -43,6 +43,8 @@ _OURS: tuple[Function, ...] = (
     derive.repeat_protected,
     quant.gather_protected,
     adjacency.plain_connectivity,
+    adjacency.edge_product,
+    adjacency.edge_sizes,
     adjacency.targets_of,
     weighing.unweighted,
     *INTEGER_ONLY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from dqconvert.quant import FakeQuantize
 from dqconvert.report import Entry, LeftFloat
 from dqconvert.rewrite.protect import Masks, last_of
 from dqconvert.rewrite.roles import Site
+from dqconvert.rewrite.spaces import ancestors
 from dqconvert.trace.note import annotate, note_of
 
 
@@ -35,6 +37,10 @@ class Placer:
         ledger: Applies the config's rules and remembers which matched.
         known: Quantizers placed in another graph of the same model, by path; this graph shares them. ``None`` for
             the first graph.
+
+    Attributes:
+        placed: Quantizers by path.
+        quantized: For a node whose value all users see quantized, the node of its quantizer.
     """
 
     def __init__(self, root: nn.Module, ledger: RuleLedger, known: dict[str, nn.Module] | None = None) -> None:
@@ -45,6 +51,7 @@ class Placer:
         self.entries: list[Entry] = []
         self.left_float: list[LeftFloat] = []
         self._count: Counter[tuple[str, str]] = Counter()
+        self.quantized: dict[Node, Node] = {}
         self._shared: dict[tuple[Node, Any], Node] = {}
 
     def place(self, graph: Graph, sites: list[Site], masks: Masks | None) -> None:
@@ -69,6 +76,11 @@ class Placer:
             if site.user is not None:
                 self._shared[site.value, spec] = node
             self.entries.append(self._entry(site, spec, path))
+
+    def quantizers_before(self, nodes: Iterable[Node]) -> set[Node]:
+        """The quantizers that these values come through."""
+        every = {before for node in nodes for before in ancestors(node)}
+        return {node for node in every if node.op == "call_module" and node.target in self.placed}
 
     # -- names and modules -----------------------------------------------------------------------------------------
 
@@ -115,6 +127,7 @@ class Placer:
             with graph.inserting_after(last):
                 node = graph.create_node("call_module", path, arguments)
             site.value.replace_all_uses_with(node, delete_user_cb=lambda user: user is not mask and node < user)
+            self.quantized[site.value] = node
         else:
             with graph.inserting_before(site.user):
                 node = graph.create_node("call_module", path, arguments)

@@ -19,6 +19,7 @@ from dqconvert.rewrite.spaces import RowSpaces, parameter_paths
 from dqconvert.trace import Trace
 from dqconvert.trace.leaves import WEIGHTED_MODULES
 from dqconvert.trace.note import Note, annotate
+from dqconvert.trace.products import cut_products, use_products
 from dqconvert.trace.runtime import stage_output
 
 
@@ -60,6 +61,10 @@ def rewrite(trace: Trace, qconfig: QConfig, method: str = "forward", fuse: bool 
         attach(root, f"{prefix}.{name}", protection)
     left = [left for placer in placers for left in placer.left_float]
     left += [LeftFloat(what=i.module, reason=f"the module {i.reason}", source=i.source) for i in islands.values()]
+    left += [
+        LeftFloat(what=f"{p.module or 'the root module'}: message", reason=p.reason, source=p.source)
+        for p in trace.products
+    ]
     left += _closed(root)
     report = Report(
         model=root._user_class.__name__,
@@ -89,6 +94,7 @@ def _rewrite_graph(
     protections: dict[str, nn.Module],
 ) -> None:
     open_leaves(graph, root)
+    products = cut_products(graph)
     rows = RowSpaces(graph, parameter_paths(root))
     sites = Roles(graph, root, rows, islands).find()
     if not sites:
@@ -101,6 +107,13 @@ def _rewrite_graph(
     if qconfig.protect is not None:
         masks = Masks(graph, rows, qconfig.protect, protections, container_name(root))
     placer.place(graph, sites, masks)
+    # Where no quantizer came between a layer's inputs and its messages.
+    use_products(
+        graph,
+        products,
+        placer.quantized,
+        lambda messages, sources: placer.quantizers_before([messages]) == placer.quantizers_before(sources),
+    )
     erase_marks(graph)
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
+from dqconvert.errors import GuardError
+
 _SPARSE = {
     torch.sparse_csr: to_torch_csr_tensor,
     torch.sparse_csc: to_torch_csc_tensor,
@@ -60,6 +62,73 @@ def plain_connectivity(value: Any) -> Any:
     if isinstance(value, Tensor) and value.layout == torch.sparse_csc:
         return value.to_sparse_csr()
     return value
+
+
+def with_visible_messages(value: Any) -> Any:
+    """A connectivity in the form in which PyG's layers compute messages, with all that it knows of its size.
+
+    Example:
+        >>> with_visible_messages(EdgeIndex([[0, 1], [0, 0]], sparse_size=(2, 1), sort_order="col")).sort_order
+    """
+    if isinstance(value, EdgeIndex) and value.sparse_size() != (None, None):
+        return EdgeIndex(value.as_tensor(), sparse_size=value.sparse_size())
+    return plain_connectivity(value)
+
+
+def edge_sizes(edge_index: Tensor, known: tuple[bool, bool]) -> tuple[int | None, int | None]:
+    """The numbers of source and of target nodes that an ``EdgeIndex`` knows.
+
+    Args:
+        edge_index: The connectivity.
+        known: Which of them it knew while tracing.
+
+    Raises:
+        GuardError: If it knows others now.
+
+    Example:
+        >>> edge_sizes(EdgeIndex([[0, 1], [0, 0]], sparse_size=(2, 1)), (True, True))
+        (2, 1)
+    """
+    sizes = edge_index.sparse_size() if isinstance(edge_index, EdgeIndex) else (None, None)
+    if tuple(size is not None for size in sizes) != tuple(known):
+        raise GuardError(
+            f"the connectivity was an EdgeIndex that knew its numbers of nodes when the model was prepared, and a "
+            f"layer takes from it how many rows to return; now it knows {sizes}. Pass EdgeIndex(…, sparse_size=…)."
+        )
+    return sizes
+
+
+def edge_product(
+    edge_index: Tensor, other: Tensor, values: Tensor | None = None, reduce: str = "sum", transpose: bool = False
+) -> Tensor:
+    """The product of an ``EdgeIndex`` with features, as :meth:`torch_geometric.EdgeIndex.matmul` computes it.
+
+    Raises:
+        GuardError: If it is no ``EdgeIndex``, or not in the order that the product was traced with.
+
+    Example:
+        >>> edges = EdgeIndex([[1, 0], [0, 1]], sparse_size=(2, 2), sort_order="col")
+        >>> edge_product(edges, torch.tensor([[3.0], [4.0]]), transpose=True).view(-1)
+        tensor([4., 3.])
+    """
+    if not isinstance(edge_index, EdgeIndex) or not edge_index.is_sorted_by_col:
+        raise GuardError(
+            "the connectivity was an EdgeIndex sorted by column when the model was prepared, and the layer multiplies "
+            "by it as a whole; it is another now. Pass EdgeIndex(edge_index, sparse_size=…, sort_order='col')."
+        )
+    return edge_index.matmul(other, values, reduce=reduce, transpose=transpose)
+
+
+def size_of(value: Tensor) -> tuple[int | None, int | None]:
+    """The numbers of source and of target nodes of a connectivity, as far as it knows them.
+
+    Example:
+        >>> size_of(torch.ones(2, 3).to_sparse_csr()), size_of(torch.zeros(2, 5, dtype=torch.long))
+        ((3, 2), (None, None))
+    """
+    if isinstance(value, EdgeIndex):
+        return value.sparse_size()
+    return (value.size(1), value.size(0)) if is_sparse(value) else (None, None)
 
 
 def targets_of(value: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def _cut(graph: InputGraph, place: Place, value: Any) -> Any:
         kept, index = graph.kept[place].to(value.device), edge_index_of(value)
         index = index[:, kept]
         if not is_sparse(value):
-            return EdgeIndex(index) if isinstance(value, EdgeIndex) else index
+            return _like(value, index, [graph.parts[end] for end in graph.ends[place]])
         source, target = (graph.parts[end] for end in graph.ends[place])
         return with_edges(value, index, entries_of(value)[kept], (source, target))
     if name == "batch":
@@ -133,7 +133,7 @@ def _grow(graph: InputGraph, place: Place, value: Any) -> Any:
         kept, index = graph.kept[place].to(value.device), edge_index_of(value)
         index = torch.cat([index, index[:, kept] + shift], dim=1)
         if not is_sparse(value):
-            return EdgeIndex(index) if isinstance(value, EdgeIndex) else index
+            return _like(value, index, [graph.nodes.get(end, 0) + graph.parts.get(end, 0) for end in graph.ends[place]])
         entries = torch.cat([entries_of(value), entries_of(value)[kept]])
         source, target = (graph.nodes[end] + graph.parts[end] for end in graph.ends[place])
         return with_edges(value, index, entries, (source, target))
@@ -160,7 +160,7 @@ def _grow_in_front(graph: InputGraph, place: Place, value: Any) -> Any:
         shift = torch.tensor([[graph.parts.get(end, 0)] for end in graph.ends[place]], device=value.device)
         kept, index = graph.kept[place].to(value.device), edge_index_of(value)
         index = torch.cat([index[:, kept], index + shift], dim=1)
-        return EdgeIndex(index) if isinstance(value, EdgeIndex) else index
+        return _like(value, index, [graph.nodes.get(end, 0) + graph.parts.get(end, 0) for end in graph.ends[place]])
     if not isinstance(value, Tensor) or value.dim() == 0 or is_sparse(value):
         return _grow(graph, place, value)
     rows, over = graph.rows(place, value)
@@ -169,6 +169,16 @@ def _grow_in_front(graph: InputGraph, place: Place, value: Any) -> Any:
     if rows == "edge" and over is not None:
         return torch.cat([value[graph.kept[over].to(value.device)], value])
     return value
+
+
+def _like(value: Tensor, index: Tensor, sizes: list[int]) -> Tensor:
+    """An edge_index in the form of another: an ``EdgeIndex`` that knows as much of itself."""
+    if not isinstance(value, EdgeIndex):
+        return index
+    known = [None if before is None else now for before, now in zip(value.sparse_size(), sizes, strict=True)]
+    by = {"col": index[1], "row": index[0]}.get(value.sort_order or "")
+    in_order = by is not None and bool((by[1:] >= by[:-1]).all())
+    return EdgeIndex(index.contiguous(), sparse_size=tuple(known), sort_order=value.sort_order if in_order else None)
 
 
 def _drop(graph: InputGraph, place: Place, value: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.trace import leaves
-from dqconvert.trace.adjacency import is_sparse
+from dqconvert.trace.adjacency import edge_product, edge_sizes, is_sparse
 from dqconvert.trace.calls import bind_call
 from dqconvert.trace.in_place import runs_alike
 from dqconvert.trace.inputs import method_of
@@ -28,10 +28,18 @@ from dqconvert.trace.literals import literal_changes
 from dqconvert.trace.note import Stage, describe
 from dqconvert.trace.patching import namespaces, patched, replacements
 from dqconvert.trace.recorder import Recorder
-from dqconvert.trace.runtime import check_sorted, stage_output
-from dqconvert.trace.values import KeptFloat, plain_arguments
+from dqconvert.trace.runtime import check_sorted, either, stage_output
+from dqconvert.trace.values import KeptFloat, Untraceable, plain_arguments
 from dqconvert.trace.weighing import Values, is_unweighted, set_values, unweighted, values_of, weighed
 from dqconvert.trace.writer import Writer
+
+
+class NoProduct(Exception):  # noqa: N818  (a signal to the driver, not a user's error)
+    """A layer's product does what a graph cannot hold: its messages alone are recorded."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(layer)
+        self.layer = layer
 
 
 class Interception:
@@ -39,13 +47,19 @@ class Interception:
 
     Args:
         root: The model.
+        fused: Paths of layers that compute a product with a sparse adjacency where their messages would do.
+        products: Paths of layers of which the product alone can be recorded.
 
     Attributes:
         met_sparse: Whether a layer's messages went over a sparse adjacency or an ``EdgeIndex``.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(
+        self, root: nn.Module, fused: Collection[str] = frozenset(), products: Collection[str] = frozenset()
+    ) -> None:
         self.root = root
+        self.fused = fused
+        self.products = products
         self.met_sparse = False
         self._writer: Writer | None = None
         self._thread = threading.get_ident()
@@ -75,6 +89,7 @@ class Interception:
             *((at, name, functions[id(fn)]) for at, name, fn in leaves.RANDOM_FUNCTIONS),
             (nn.Module, "__call__", self._module_call(nn.Module.__call__)),
             (Aggregation, "__call__", self._module_call(Aggregation.__call__)),
+            (EdgeIndex, "matmul", self._edge_product(EdgeIndex.matmul)),
             (Function, "apply", self._autograd_function(Function.__dict__["apply"])),
             (Aggregation, "assert_sorted_index", lambda _, index: self._check_sorted(index)),
             *((vars(module), "use_segment_matmul_heuristic", self._unwatched(fn)) for module, fn in leaves.HEURISTICS),
@@ -88,7 +103,7 @@ class Interception:
         self._writer = writer
         for path, layer in nn.Module.named_modules(writer.root):
             if isinstance(layer, MessagePassing) and not any(f"{path}.".startswith(f"{kept}.") for kept in writer.kept):
-                self._bracket(layer)
+                self._bracket(layer, path)
         for module in nn.Module.modules(writer.root):
             for name, value in list(vars(module).items()):
                 if type(value) is float:
@@ -208,9 +223,9 @@ class Interception:
         if index is not None and self._writer is not None:  # also inside an aggregation that stays whole
             self.writer.node("call_function", check_sorted, (index,), {})
 
-    def _bracket(self, layer: MessagePassing) -> None:
+    def _bracket(self, layer: MessagePassing, path: str) -> None:
         """Makes the layer say which part of it is running. The methods are set on the instance, which is a copy."""
-        layer.fuse = False  # messages must be visible, also over a sparse adjacency
+        layer.fuse = path in self.products  # messages must be visible, also over a sparse adjacency
         values = values_of(layer)
         set_values(layer, Values.OWN)  # what the float model does in hooks is recorded as part of the message
         if values is Values.MULTIPLY:
@@ -218,12 +233,13 @@ class Interception:
         for name in leaves.STAGE_METHODS:
             setattr_plain(layer, name, self._stage_method(getattr(layer, name), Stage(name)))
         for name in ("propagate", "edge_updater"):
-            setattr_plain(layer, name, self._over_edges(getattr(layer, name), values))
+            fused = name == "propagate" and path in self.fused
+            setattr_plain(layer, name, self._over_edges(getattr(layer, name), values, fused))
 
     def _stage_method(self, method: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
         @functools.wraps(method)
         def run(*args: Any, **kwargs: Any) -> Any:
-            if not self.recording:
+            if not self.recording or Stage.PRODUCT in self.writer.stage:
                 return method(*args, **kwargs)
             self.writer.stage.append(stage)
             try:
@@ -243,7 +259,7 @@ class Interception:
 
         return run
 
-    def _over_edges(self, method: Callable[..., Any], values: Values) -> Callable[..., Any]:
+    def _over_edges(self, method: Callable[..., Any], values: Values, fused: bool) -> Callable[..., Any]:
         layer: Any = getattr(method, "__self__", None)
 
         @functools.wraps(method)
@@ -260,12 +276,76 @@ class Interception:
             self.writer.propagation.append(self.writer.propagations)
             self.writer.propagations += 1
             try:
-                return method(edge_index, *args, **kwargs)
+                multiplies = fused and self._multiplies(layer, edge_index)
+                product = self._product(layer, method, edge_index, args, kwargs) if multiplies else None
+                messages = method(edge_index, *args, **(kwargs | self._sizes(edge_index, kwargs)))
+                return self._either(messages, product) if multiplies else messages
             finally:
                 self.writer.edge_index.pop()
                 self.writer.propagation.pop()
 
         return run
+
+    def _multiplies(self, layer: Any, edge_index: Any) -> bool:
+        """Whether the layer computes a product over such a connectivity, if it may."""
+        given = self.writer.given(edge_index)
+        sorted_edges = isinstance(given, EdgeIndex) and layer.SUPPORTS_FUSED_EDGE_INDEX and given.is_sorted_by_col
+        return is_sparse(given) or bool(sorted_edges)
+
+    def _sizes(self, edge_index: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What an ``EdgeIndex`` tells a layer that has features on one side alone: ``(x, None)``."""
+        given = self.writer.given(edge_index)
+        one_sided = any(
+            isinstance(value, tuple | list) and any(side is None for side in value)
+            for name, value in kwargs.items()
+            if name != "size"
+        )
+        if not one_sided or not isinstance(given, EdgeIndex) or given.sparse_size() == (None, None):
+            return {}
+        with self.writer.paused():
+            sizes = given.sparse_size()
+        known = tuple(size is not None for size in sizes)
+        node = self.writer.node("call_function", edge_sizes, (given, known), {})
+        return {"size": self.writer.bind(sizes, node)}
+
+    def _edge_product(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(
+            edge_index: Any,
+            other: Any,
+            input_value: Any = None,
+            other_value: Any = None,
+            reduce: Any = "sum",
+            transpose: bool = False,
+        ) -> Any:
+            if not self.recording or isinstance(other, EdgeIndex):
+                return original(edge_index, other, input_value, other_value, reduce, transpose)
+            with self.writer.paused():
+                result = original(edge_index, other, input_value, other_value, reduce, transpose)
+            arguments = (edge_index, other, input_value, reduce, transpose)
+            return self.writer.bind(result, self.writer.node("call_function", edge_product, arguments, {}))
+
+        return call
+
+    def _product(self, layer: Any, method: Callable[..., Any], edge_index: Tensor, args: Any, kwargs: Any) -> Any:
+        """What the layer computes where PyG has its way: one product."""
+        layer.fuse = True
+        self.writer.stage.append(Stage.PRODUCT)
+        try:
+            return method(self.writer.given(edge_index), *args, **kwargs)
+        except Untraceable:
+            raise NoProduct(self.writer.modules[id(layer)]) from None
+        finally:
+            self.writer.stage.pop()
+            layer.fuse = False
+
+    def _either(self, messages: Any, product: Any) -> Any:
+        if not isinstance(messages, Tensor) or not isinstance(product, Tensor):
+            return messages
+        node = self.writer.node("call_function", either, (messages, product), {})
+        with self.writer.paused():
+            alias = torch.ops.aten.alias.default(messages)
+        return self.writer.bind(alias, node)
 
     def _mark(self, result: Any, stage: Stage) -> Any:
         """A node of its own for what a stage returns, also where it returns its input."""

@@ -94,6 +94,10 @@ class TracedModule(GraphModule):
         runs = self._runs(graph)
         return guarded(runs, self) if self.from_file else runs
 
+    def graphs(self) -> list[Graph]:
+        """The graph, and that of evaluation where it is another."""
+        return [self.graph] if self.eval_graph is None else [self.graph, self.eval_graph]
+
     def _runs(self, graph: Graph) -> Graph:
         """The graph to generate code from, where that is not ``graph`` itself."""
         return graph

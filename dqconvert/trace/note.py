@@ -19,6 +19,8 @@ class Stage(enum.StrEnum):
     AGGREGATE = "aggregate"
     UPDATE = "update"
     EDGE_UPDATE = "edge_update"
+    PRODUCT = "product"
+    """One sparse product in the place of messages and their aggregation."""
     LAYER = "layer"
     """The layer's ``forward`` as a whole; appears only on the node that marks its output."""
 

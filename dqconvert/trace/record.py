@@ -73,6 +73,7 @@ def _bind_parts(writer: Writer, value: Any, node: Node, name: str) -> Any:
         writer.check_input(same_layout, (node, str(value.layout).removeprefix("torch."), name))
     plain = plain_connectivity(value)
     if plain is not value:
+        writer.convert_input(value, plain, node)
         node = writer.input_node(plain_connectivity, (node,), plain, f"argument {name}")
         value = plain
     if isinstance(value, Tensor) or (isinstance(value, int | float) and not isinstance(value, bool)):

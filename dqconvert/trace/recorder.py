@@ -28,6 +28,7 @@ from dqconvert.trace.writer import Writer
 _READS_VALUES = {"__bool__", "is_nonzero", "equal", "allclose", "__contains__", "tolist", "numpy", "__array__"}
 # Integers that never depend on the graph's size.
 _PLAIN_INTS = {"dim", "ndimension", "element_size", "get_device", "stride", "storage_offset", "__hash__", "ndim"}
+_PLAIN_INTS |= {"dense_dim", "sparse_dim"}
 _NO_RESULT = {"retain_grad", "requires_grad_", "_assert", "_assert_async", "_check", "__repr__", "__format__"}
 _OF_DATA = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.scalar_tensor}
 _SIDE_EFFECTS = {torch._C._set_grad_enabled}

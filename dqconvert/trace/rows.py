@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.data.data import BaseData
 
-from dqconvert.trace.adjacency import edge_index_of, is_sparse
+from dqconvert.trace.adjacency import edge_index_of, is_sparse, size_of
 from dqconvert.trace.inputs import Inputs, attributes_of_batch
 
 Type: TypeAlias = Any
@@ -93,12 +94,13 @@ class InputGraph:
         typed = any(kind is not None and not isinstance(kind, tuple) for kind, _ in found)
         loose = {p for p in indices if typed and ends[p] == (None, None)}
         firm = {place: index for place, index in indices.items() if place not in loose}
-        nodes = _count_nodes({p: v for p, v in found.items() if p not in loose}, firm, ends, node_dim)
+        sizes = {place: size_of(found[place]) for place in firm}
+        nodes = _count_nodes({p: v for p, v in found.items() if p not in loose}, firm, ends, sizes, node_dim)
         if nodes is None:
             return None
         batch = next((value for (_, name), value in found.items() if name == "batch"), None)
         graphs = int(batch.max()) + 1 if batch is not None and batch.numel() else 1
-        matrices = {place for place in firm if is_sparse(found[place])}
+        matrices = {place for place in firm if is_sparse(found[place]) or isinstance(found[place], EdgeIndex)}
         parts, kept = _part(firm, ends, nodes, matrices)
         kept |= {place: torch.arange((edges[place] + 1) // 2) for place in loose}
         hops = _hops(lists, nodes, parts, edges, kept)
@@ -163,7 +165,11 @@ def _ends(place: Place, pair: bool) -> tuple[Type, Type]:
 
 
 def _count_nodes(
-    found: dict[Place, Tensor], indices: dict[Place, Tensor], ends: dict[Place, tuple[Type, Type]], node_dim: int
+    found: dict[Place, Tensor],
+    indices: dict[Place, Tensor],
+    ends: dict[Place, tuple[Type, Type]],
+    sizes: dict[Place, tuple[int | None, int | None]],
+    node_dim: int,
 ) -> dict[Type, int] | None:
     """Number of nodes per type; ``None`` if tensors disagree, or a connectivity points past the end."""
     nodes: dict[Type, int] = {}
@@ -179,7 +185,9 @@ def _count_nodes(
     for place, index in indices.items():
         if index.numel() and place[0] == _HYPEREDGE:
             nodes.setdefault(_HYPEREDGE, int(index[1].max()) + 1)
-        for row, end in zip(index, ends[place], strict=True):
+        for row, end, size in zip(index, ends[place], sizes[place], strict=True):
+            if size is not None:
+                nodes.setdefault(end, size)
             if end not in nodes or (row.numel() and int(row.max()) >= nodes[end]):
                 return None
     return nodes or None
@@ -190,7 +198,8 @@ def _part(
 ) -> tuple[dict[Type, int], dict[Place, Tensor]]:
     """How many nodes of each type the second copy has, and which edges lie among them.
 
-    A matrix (``matrices`` names them) holds each edge once, so none of its edges is ever taken twice.
+    A matrix (``matrices`` names them) holds each edge once, an ``EdgeIndex`` has them in order: of these no edge is
+    taken twice.
 
     All counts must grow, and no two end up equal: dimensions are told apart by how they grow. Where that can be had, no
     two grow by the same number, either: a model may take a few rows off (10 of 12 nodes, 10 of 14 edges).

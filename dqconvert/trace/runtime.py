@@ -43,6 +43,21 @@ def stage_output(value: Tensor, stage: str, edge_index: Any = None, sender: int 
     return value
 
 
+def either(messages: Tensor, product: Tensor) -> Tensor:
+    """What a layer returns over a sparse adjacency, computed in two ways, of which the first is taken.
+
+    Args:
+        messages: Added up from messages, one by one.
+        product: Computed as one sparse product. The last bits may differ.
+
+    Example:
+        >>> import torch
+        >>> either(torch.ones(1), torch.ones(1))
+        tensor([1.])
+    """
+    return messages
+
+
 def guard(left: Any, comparison: str, right: Any, expected: bool, source: str) -> None:
     """Checks that a Python comparison of sizes comes out as it did while tracing.
 

@@ -18,19 +18,20 @@ from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
-from dqconvert.trace.adjacency import plain_connectivity
+from dqconvert.trace.adjacency import with_visible_messages
 from dqconvert.trace.copies import duplicate, working_copy
 from dqconvert.trace.grow import drop_edges, enlarge, shrink
 from dqconvert.trace.inputs import Inputs, bind, method_of
-from dqconvert.trace.interception import Interception, seen_through
+from dqconvert.trace.interception import Interception, NoProduct, seen_through
 from dqconvert.trace.islands import Island, drop_children, no_graph, refuse_loops
 from dqconvert.trace.make_inputs import make_inputs
 from dqconvert.trace.merge import add_sizes, merge_modes, remove_unused, same_graph, same_structure
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
+from dqconvert.trace.products import keep_products
 from dqconvert.trace.record import record
 from dqconvert.trace.runtime import guard
-from dqconvert.trace.unfuse import has_sparse, unfuse
+from dqconvert.trace.unfuse import Unfused, has_sparse, unfuse
 from dqconvert.trace.values import Untraceable
 from dqconvert.trace.weighing import Values, set_values
 from dqconvert.words import listed
@@ -44,11 +45,13 @@ class Trace:
         module: The model as a :class:`TracedModule`: same parameters, same outputs, bit for bit.
         islands: Modules kept whole, and why.
         remarks: What could not be checked, in words for the report.
+        products: Layers whose messages a graph cannot show, because they compute something else; and where.
     """
 
     module: TracedModule
     islands: tuple[Island, ...] = ()
     remarks: tuple[str, ...] = field(default=())
+    products: tuple[Island, ...] = ()
 
 
 def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forward", strict: bool = False) -> Trace:
@@ -119,12 +122,14 @@ def _trace_on(
     """The trace of ``root``, a copy of ``model``, on these inputs."""
     fused = any(layer.fuse for layer in leaves.message_passing_layers(root))
     one_by_one = fused and has_sparse(inputs)
-    recorded = _record_all(root, inputs, second, method, strict, unfuse(root, inputs, method) if one_by_one else {})
+    as_given = duplicate(root)
+    layers = unfuse(root, inputs, method) if one_by_one else Unfused()
+    recorded = _record_all(root, inputs, second, method, strict, layers)
     if fused and recorded.sparse and not one_by_one:  # the model makes an adjacency of its own
-        one_by_one = True
-        recorded = _record_all(root, inputs, second, method, strict, unfuse(root, inputs, method))
-    if one_by_one:
-        recorded.remarks.append("messages over a sparse adjacency are computed one by one, to be quantized")
+        one_by_one, layers = True, unfuse(root, inputs, method)
+        recorded = _record_all(root, inputs, second, method, strict, layers)
+    if layers.both:
+        recorded.remarks.append("messages over a sparse adjacency are computed one by one where they are quantized")
     train, evaluate, islands = recorded.train, recorded.evaluate, recorded.islands
     eval_graph: Graph | None = evaluate
     if same_structure(train, evaluate) is None:
@@ -139,12 +144,16 @@ def _trace_on(
     indirect = any(why in recorded.remarks for *_, why in leaves.SEEN_THROUGH)
     with seen_through(root) if indirect else nullcontext():
         _verify(root, traced, both, method, frozenset(islands))
+        remark = keep_products(traced, as_given, both, method)
     _restore_modes(model, traced)
     for path, module in nn.Module.named_modules(traced):
         if isinstance(module, MessagePassing) and not any(f"{path}.".startswith(f"{name}.") for name in islands):
             set_values(module, Values.OWN)  # the graph multiplies
             module.fuse = model.get_submodule(path).fuse  # as it was, should the module be traced again
-    return Trace(module=traced, islands=tuple(islands.values()), remarks=tuple(recorded.remarks))
+    remarks = (*recorded.remarks, *([] if remark is None else [remark]))
+    inside = frozenset(islands)
+    products = tuple(product for product in layers.products if product.module not in inside)
+    return Trace(module=traced, islands=tuple(islands.values()), remarks=remarks, products=products)
 
 
 @contextmanager
@@ -225,17 +234,20 @@ class _Recorded:
 
 
 def _record_all(
-    root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, strict: bool, islands: dict[str, Island]
+    root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, strict: bool, layers: Unfused
 ) -> _Recorded:
     """Records both modes on both inputs; a module that cannot be recorded in one of the four stays whole in all."""
-    interception = Interception(root)
-    for island in islands.values():
-        if strict or not island.module:
-            raise no_graph(root, island)
+    interception = Interception(root, layers.both, [product.module for product in layers.products])
+    for product in layers.products:
+        if strict:
+            raise no_graph(root, product)
+    islands: dict[str, Island] = {}
     while True:
         try:
             with interception.active():
                 return _record_four(interception, inputs, second, method, islands)
+        except NoProduct as failure:
+            interception.fused = frozenset(interception.fused) - {failure.layer}
         except Untraceable as failure:
             path = failure.module
             while path in islands and path:
@@ -347,7 +359,7 @@ def _on_emptiness(node: Node) -> bool:
 
 def _holds(root: nn.Module, traced: TracedModule, inputs: Inputs, method: str) -> bool:
     """Whether the graph computes in evaluation what the model computes, on inputs that it was not traced on."""
-    expected = verify.outputs(root, method, inputs.map(plain_connectivity))
+    expected = verify.outputs(root, method, inputs.map(with_visible_messages))
     try:
         actual = verify.outputs(traced.for_one_run(), "forward", inputs)
     except GuardError:  # the model branches on sizes

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from dqconvert.trace.adjacency import plain_connectivity
+from dqconvert.trace.adjacency import with_visible_messages
 from dqconvert.trace.copies import duplicate, set_mode
 from dqconvert.trace.inputs import Inputs, method_of
 from dqconvert.trace.module import TracedModule
@@ -125,14 +125,19 @@ def _freed(value: Tensor) -> bool:
     return value.numel() > 0 and value.untyped_storage().nbytes() == 0
 
 
-def compare(model: nn.Module, method: str, graph: TracedModule, inputs: Inputs, training: bool) -> str | None:
-    """Runs copies of the float model and of the graph on the same inputs and says what differs."""
+def compare(
+    model: nn.Module, method: str, graph: TracedModule, inputs: Inputs, training: bool, as_given: bool = False
+) -> str | None:
+    """Runs copies of the float model and of the graph on the same inputs and says what differs.
+
+    ``as_given``: the model gets connectivity in the form it has, not in the one that shows messages.
+    """
     expected_on, actual_on = duplicate(model), graph.for_one_run()
     # The graph takes connectivity in any form and turns it into the one that shows messages; the model gets that one.
-    plain = inputs.map(plain_connectivity)
+    taken = inputs if as_given else inputs.map(with_visible_messages)
     written = any(node.target is store for node in graph.graph.nodes)
-    expected = run(expected_on, method_of(expected_on, method), plain, training, written=written)
-    given = plain if written else inputs
+    expected = run(expected_on, method_of(expected_on, method), taken, training, written=written)
+    given = taken if written else inputs
     return difference(expected, run(actual_on, actual_on.forward, given, training, written=written))
 
 

@@ -72,6 +72,7 @@ class Writer:
         self.propagations = 0
         self.origin: dict[Any, Node] = {}
         self.remarks: dict[str, None] = {}
+        self._given: dict[int, tuple[Tensor, Tensor]] = {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -163,6 +164,15 @@ class Writer:
             sparse = value.layout != torch.strided  # which has no storage to alias
             value = value.detach() if sparse else torch.ops.aten.alias.default(value)
         return self.bind(value, node, origin=True)
+
+    def convert_input(self, value: Tensor, plain: Tensor, node: Node) -> None:
+        """Remembers the form in which an input was given that the graph takes in another."""
+        self._given[id(plain)] = plain, self.bind_input(value, node)
+
+    def given(self, plain: Tensor) -> Tensor:
+        """An input in the form in which it was given."""
+        entry = self._given.get(id(plain))
+        return entry[1] if entry is not None and entry[0] is plain else plain
 
     def input_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any, source: str) -> Node:
         """A node that takes one part out of an input (``data.x``, ``x_dict["paper"]``)."""
