@@ -67,7 +67,7 @@ LAYERS = {
     "APPNP": Propagated,
     "GCN2Conv": Initial,
     "SAGEConv": lambda: SAGEConv(8, 4),
-    "EGConv": lambda: EGConv(8, 4, num_heads=2, aggregators=["sum", "symnorm", "std"]),
+    "EGConv": lambda: EGConv(8, 4, num_heads=2, aggregators=["symnorm"]),
 }
 
 
@@ -186,9 +186,7 @@ class OnlyProduct(MessagePassing):
         raise AssertionError
 
     def message_and_aggregate(self, edge_index, x):
-        ones = edge_index.clone()
-        ones.values().fill_(1.0)
-        return spmm(ones, x) * 2
+        return spmm(edge_index, x) * 2
 
 
 def test_a_layer_without_messages_stays_a_product_and_is_reported():
