@@ -27,12 +27,16 @@ class ArgumentError(GuardError):
 class InputError(DQConvertError):
     """A module was given what it cannot use: an edge that ends at no node, NaN, an index of another type.
 
-    What is raised is one of its three kinds, each of which is one of Python's errors, too.
+    What is raised is one of its four kinds, each of which is one of Python's errors, too.
     """
 
 
 class InputIndexError(InputError, IndexError):
     """An index names what is not there, or has another shape."""
+
+
+class InputShapeError(InputError, RuntimeError, ValueError):
+    """A tensor has another shape: features of another width, a weight too few. A ``RuntimeError``, as torch's own."""
 
 
 class InputTypeError(InputError, TypeError):

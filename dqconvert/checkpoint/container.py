@@ -23,6 +23,7 @@ from torch import Tensor
 from dqconvert.checkpoint.limits import check_shape, read_json
 from dqconvert.errors import CheckpointError
 from dqconvert.files import open_file, write_file
+from dqconvert.kernels._arrays import array
 
 KEY = "dqconvert"
 """The metadata entry that holds the document."""
@@ -88,7 +89,7 @@ def _bytes_of(name: str, tensor: Tensor) -> memoryview:
         kind = "meta" if tensor.is_meta else f"{str(tensor.layout)[6:]} {str(tensor.dtype)[6:]}"
         raise CheckpointError(f"{name} is a {kind} tensor, which the file cannot hold: give the module plain tensors.")
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    content: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
+    content: Any = array(flat.view(torch.uint8)) if flat.numel() else b""
     return memoryview(content)
 
 

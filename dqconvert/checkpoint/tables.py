@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dqconvert.checkpoint.limits import GROWTH, TABLES, check_shape
 from dqconvert.errors import CheckpointError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels.integer.finish import CODES
 
 SMALL = 1 << 11
@@ -43,7 +44,7 @@ def deflate(table: Tensor) -> tuple[Tensor, dict[str, Any]] | None:
     """
     if table.dtype not in (torch.uint8, torch.float32) or table.dim() != 2 or table.nbytes < SMALL:
         return None
-    rows = table.detach().cpu().contiguous().numpy()
+    rows = array(table.detach().cpu())
     form: dict[str, Any] = {"kind": "codes", "shape": list(table.shape)}
     if rows.dtype == np.uint8:
         text = _steps(rows)
@@ -76,7 +77,7 @@ def inflate(stored: Tensor, form: dict[str, Any]) -> Tensor:
         raise damaged
     reader = zlib.decompressobj()
     try:
-        text = reader.decompress(stored.numpy().tobytes(), size)
+        text = reader.decompress(array(stored).tobytes(), size)
     except zlib.error as error:
         raise damaged from error
     if len(text) != size:

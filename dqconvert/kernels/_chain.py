@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels import _tile as tile
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._grid import Grid, Steps
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._select import Ends, Found, Rows, Values, ends_of, percentiles
@@ -30,27 +31,33 @@ def has_loops(dtype: torch.dtype) -> bool:
 
 def serves(x: Tensor, bias: Tensor | None, other: Tensor | None, alpha: Tensor | None) -> bool:
     """Whether the loops can do it: everything in one type that they know, and shaped alike."""
-    same = all(t is None or t.dtype == x.dtype for t in (bias, other, alpha))
     fits = (bias is None or (x.dim() == 2 and bias.shape == x.shape[1:])) and (other is None or other.shape == x.shape)
-    return has_loops(x.dtype) and x.dim() > 0 and same and fits
+    return x.dim() > 0 and fits and loops_add(x.dtype, bias, other, alpha)
+
+
+def loops_add(dtype: torch.dtype, *added: Tensor | None) -> bool:
+    """Whether the loops know the type of what is added, bias, other and factor, and the factor is one number."""
+    alpha = added[2]
+    return (
+        has_loops(dtype) and all(t is None or t.dtype == dtype for t in added) and (alpha is None or alpha.numel() == 1)
+    )
 
 
 def serves_sums(shape: tuple[int, int], dtype: torch.dtype, *added: Tensor | None) -> bool:
     """The same for rows that are not there yet."""
     bias, other, _ = added
-    alike = all(t is None or t.dtype == dtype for t in added)
-    return alike and (bias is None or bias.shape == shape[1:]) and (other is None or other.shape == shape)
+    fits = (bias is None or bias.shape == shape[1:]) and (other is None or other.shape == shape)
+    return fits and loops_add(dtype, *added)
 
 
 def matrix(t: Tensor) -> NDArray[Any]:
     """A tensor as a contiguous numpy matrix of its rows."""
-    t = t.detach()
-    return t.contiguous().view(t.size(0), t.numel() // max(t.size(0), 1)).numpy()
+    return array(t).reshape(t.size(0), t.numel() // max(t.size(0), 1))
 
 
 def flags(mask: Tensor | None) -> NDArray[Any]:
     """A mask as a vector; empty if there is none."""
-    return np.empty(0, np.bool_) if mask is None else mask.contiguous().numpy()
+    return np.empty(0, np.bool_) if mask is None else array(mask)
 
 
 class Source(Protocol):
@@ -209,7 +216,7 @@ def _grid_by_grid(
 
     def until(relu: bool, *some: Grid | None) -> NDArray[Any]:
         """The rows behind the first grids."""
-        value = empty(rows.shape, source.dtype).numpy()
+        value = array(empty(rows.shape, source.dtype))
         chain = _chain(added, [*some, *(None,) * (3 - len(some))], relu, value, None, {})
         memory.go(value, chain, [nothing_caught(rows)] * memory.parts)
         return value
@@ -261,7 +268,7 @@ def _chain(
             bounds[place] = grid.lo, grid.hi
     nothing = np.empty((0, 0), dtype)
     return tile.Chain(
-        bias=nothing.reshape(-1) if added.bias is None else added.bias.detach().contiguous().numpy(),
+        bias=nothing.reshape(-1) if added.bias is None else array(added.bias),
         other=nothing if added.other is None else matrix(added.other),
         alpha=dtype(1 if added.alpha is None else float(added.alpha)),
         skip=added.skip,
@@ -333,12 +340,12 @@ def back(
     at_sum, at_x, at_other = (empty(grad.shape if wanted[i] else (0,), grad.dtype) for i in (0, 1, 3))
     cuts = parts(grad.numel() // columns, grad.numel())
     sums = torch.zeros((len(cuts), columns if wanted[2] else 0), dtype=grad.dtype)
-    flat = [t.reshape(-1, columns).numpy() for t in (grad.contiguous(), passes, at_sum, at_x, at_other)]
+    flat = [array(t).reshape(-1, columns) for t in (grad, passes, at_sum, at_x, at_other)]
     factor = np.dtype(flat[0].dtype).type(1 if alpha is None else float(alpha))
     partner = flat[0][:0] if other is None or not wanted[4] else matrix(other).reshape(-1, columns)
 
     def task(part: int, start: int, stop: int) -> float:
-        total: float = tile.pass_rows(*flat, sums[part].numpy(), factor, partner, start, stop)
+        total: float = tile.pass_rows(*flat, array(sums[part]), factor, partner, start, stop)
         return total
 
     dots = run(task, cuts)

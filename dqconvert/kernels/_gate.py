@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from dqconvert.kernels import _product_loops as loops
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._chain import flags
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels._memory import empty
@@ -30,7 +31,7 @@ class Gate:
     def __init__(self, x: Tensor, grid: Grid | None, protected: Tensor | None) -> None:
         self._x, self._skip = x.detach().contiguous(), flags(protected)
         self._clip = grid is not None and grid.scheme.clip
-        self._grid = None if grid is None else grid.parameters(self._x.numpy().dtype.type)
+        self._grid = None if grid is None else grid.parameters(array(self._x).dtype.type)
 
     def chunks(self) -> Iterator[tuple[int, int, Tensor]]:
         """Rows from here to there, and what becomes of them; valid until the next."""
@@ -39,10 +40,10 @@ class Gate:
             yield 0, count, self._x
             return
         step = max(1, CHUNK // max(depth, 1))
-        room, x, grid = empty((min(step, count), depth), self._x.dtype), self._x.numpy(), self._grid
+        room, x, grid = empty((min(step, count), depth), self._x.dtype), array(self._x), self._grid
         for first in range(0, count, step):
             last = min(first + step, count)
-            rows = room[: last - first].numpy()
+            rows = array(room[: last - first])
 
             def task(part: int, start: int, stop: int, first: int = first, rows: np.ndarray = rows) -> None:
                 loops.round_rows(x, first + start, first + stop, grid, self._skip, rows[start:stop])
@@ -54,7 +55,7 @@ class Gate:
         """Sets the gradient of values that the grid clips to zero, in place."""
         if self._grid is None or not self._clip:
             return
-        x, to, grid = self._x.numpy(), grad.numpy(), self._grid
+        x, to, grid = array(self._x), array(grad), self._grid
 
         def task(part: int, start: int, stop: int) -> None:
             loops.stop_rows(x, grid, self._skip, to, start, stop)

@@ -6,11 +6,16 @@ costs about a tenth of a millisecond a call, which is more than many of ours tak
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dqconvert.errors import InputTypeError
+from dqconvert.kernels._takes import Takes
 
 ORDINARY = (Tensor, torch.nn.Parameter)
 
@@ -24,7 +29,9 @@ class Operator:
     - `definition`: what every implementation is held to; its annotations are the operator's schema. It returns
       tensors of its own, never its arguments or parts of them.
     - `fake`: the same, of shapes and types alone.
-    - `cpu = None`: the implementation on the CPU, if it is another one.
+    - `cpu = None`: the loops of the CPU, if it has any.
+    - `takes`: what those rely on; nothing else reaches them. Required with `cpu`.
+    - `serves = None`: whether the loops do it for these arguments; if not, the definition does. `None`: always.
     - `setup`, `backward = None`: as :meth:`torch.library.CustomOpDef.register_autograd` takes them.
     - `random = False`: whether it draws random numbers.
     """
@@ -36,6 +43,8 @@ class Operator:
         *,
         fake: Callable[..., Any],
         cpu: Callable[..., Any] | None = None,
+        takes: Takes | None = None,
+        serves: Callable[..., bool] | None = None,
         setup: Callable[..., None] | None = None,
         backward: Callable[..., Any] | None = None,
         random: bool = False,
@@ -45,15 +54,36 @@ class Operator:
         self.definition = definition
         self.registered = torch.library.custom_op(f"dqconvert::{name}", definition, mutates_args=(), tags=tags)
         self.registered.register_fake(fake)
-        self._direct = cpu or definition
+        self._direct = definition
         if cpu is not None:
-            self.registered.register_kernel("cpu")(cpu)
+            if takes is None or list(takes.names) != list(inspect.signature(definition).parameters):
+                raise TypeError(f"operator {name!r} has loops: what they take must be said of each of its arguments")
+            self._direct = _behind(takes, cpu, definition, serves)
+            self.registered.register_kernel("cpu")(self._direct)
         if backward is not None:
             self.registered.register_autograd(backward, setup_context=setup)
             self._direct = _function(name, self._direct, setup, backward).apply
 
     def __call__(self, *args: Any) -> Any:
-        return (self._direct if nobody_looks(args) else self.registered)(*args)
+        if nobody_looks(args):
+            return self._direct(*args)
+        _check_devices(self.registered._name, args)
+        return self.registered(*args)
+
+
+def _behind(
+    takes: Takes, loops: Callable[..., Any], definition: Callable[..., Any], serves: Callable[..., bool] | None
+) -> Callable[..., Any]:
+    """The loops, behind their gate."""
+
+    @wraps(definition)
+    def run(*args: Any) -> Any:
+        if serves is not None and not serves(*args):
+            return definition(*args)
+        takes(args)
+        return loops(*args)
+
+    return run
 
 
 def _function(
@@ -76,6 +106,16 @@ def _function(
 
     members = {"forward": staticmethod(run), "backward": staticmethod(back)}
     return type(f"Direct_{name}", (torch.autograd.Function,), members)
+
+
+def _check_devices(name: str, args: tuple[Any, ...]) -> None:
+    """Raises unless all tensors lie on one device, but for single numbers: what lies on another is not read at all by
+    operators of tensors without values (``meta``)."""
+    if torch.compiler.is_compiling():
+        return
+    devices = {arg.device: arg for arg in args if isinstance(arg, Tensor) and arg.dim() > 0}
+    if len(devices) > 1:
+        raise InputTypeError(f"{name}: all tensors must lie on one device, got {', '.join(map(str, devices))}")
 
 
 def nobody_looks(args: tuple[Any, ...]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.errors import InputShapeError
 from dqconvert.kernels import _propagate_loops as loops
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._chain import flags, has_loops, matrix, observe, rows_of
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels._memory import empty
@@ -23,6 +25,13 @@ from dqconvert.kernels._tile import Caught, Chain
 def serves(x: Tensor, weight: Tensor | None) -> bool:
     """Whether the loops can do it."""
     return has_loops(x.dtype) and (weight is None or weight.dtype == x.dtype)
+
+
+def check_heads(sizes: Mapping[str, int], _: object) -> None:
+    """Raises unless each head has as many columns of the rows: each is multiplied by one weight of an edge."""
+    heads, columns = sizes.get("heads", 1), sizes["columns"]
+    if heads == 0 or columns % heads != 0:
+        raise InputShapeError(f"messages of {columns} columns cannot be weighed by {heads} weights of each edge")
 
 
 class Sums:
@@ -44,7 +53,7 @@ class Sums:
         self.shape, self.dtype = (by_receiver[0].size(0) - 1, x.size(1)), x.dtype
         self.grid = grid
         self._x, self._skip, self._mean = matrix(x), flags(protected), mean
-        self._ptr, self._edges, self._senders = (t.numpy() for t in by_receiver)
+        self._ptr, self._edges, self._senders = map(array, by_receiver)
         self._cuts = balanced(self._ptr, x.size(1))
 
     @property
@@ -67,7 +76,7 @@ class SumsOfRows(Sums):
 
     def __init__(self, x: Tensor, by_receiver: Sequence[Tensor], by_sender: Sequence[Tensor], *rest: Any) -> None:
         super().__init__(x, by_receiver, *rest)
-        self._often = np.diff(by_sender[0].numpy())
+        self._often = np.diff(array(by_sender[0]))
         scheme = self.grid.scheme
         # Codes of up to eight bits are sent as such: a quarter of the memory to gather from. They hold no NaN.
         self._coded = scheme.quant_max - scheme.quant_min < 256
@@ -90,8 +99,8 @@ class SumsOfRows(Sums):
     def _place(self) -> NDArray[Any]:
         """Where the rows lie that are sent; codes with room behind them, as whole vectors are read."""
         if not self._coded:
-            return empty(self._x.shape, self.dtype).numpy()
-        self._codes = empty((self._x.size + VECTOR,), torch.uint8).numpy()
+            return array(empty(self._x.shape, self.dtype))
+        self._codes = array(empty((self._x.size + VECTOR,), torch.uint8))
         self._codes[self._x.size :] = 0
         return self._codes[: self._x.size].reshape(self._x.shape)
 
@@ -154,7 +163,7 @@ class SumsOfProducts(Sums):
 
     def __init__(self, x: Tensor, weight: Tensor, by_receiver: Sequence[Tensor], *rest: Any) -> None:
         super().__init__(x, by_receiver, *rest)
-        self._weight = weight.detach().contiguous().numpy()
+        self._weight = array(weight)
         self.extremes = _extremes(self._x, weight.size(1))
         self._unsure = self.grid.scheme.observe
         self._noted: list[Any] = []
@@ -162,7 +171,7 @@ class SumsOfProducts(Sums):
             self._observe()
 
     def _observe(self) -> None:
-        least, most = self.extremes.numpy()
+        least, most = array(self.extremes)
         skip = self._skip if len(self._skip) else None
         # In the order of the receivers, as the sum: the percentiles are those of all messages in any order.
         observe(self.grid, Messages(self._x, self._weight, self._edges, self._senders, skip, least, most))
@@ -174,7 +183,7 @@ class SumsOfProducts(Sums):
         room = 1024 + int(8 * len(self._senders) * x.shape[1] * grid.scheme.p)
         size = room // self.parts + x.shape[1] + 512 if self._unsure else 0
         noted = [(np.empty(size, x.dtype), np.empty(size, x.dtype)) for _ in self._cuts]
-        least, most = self.extremes.numpy()
+        least, most = array(self.extremes)
         args = (x, self._weight, self._senders, self._ptr, self._edges, self._skip, parameters, least, most)
 
         def task(part: int, start: int, stop: int) -> Any:
@@ -208,10 +217,10 @@ def message_values(
     """All messages, to take percentiles of."""
     skip = None if protected is None else flags(protected)
     if weight is None:
-        return Rows(matrix(x), skip, np.diff(by_sender[0].numpy()))
-    least, most = _extremes(matrix(x), weight.size(1)).numpy()
-    _, edges, senders = (t.numpy() for t in by_receiver)
-    return Messages(matrix(x), weight.detach().contiguous().numpy(), edges, senders, skip, least, most)
+        return Rows(matrix(x), skip, np.diff(array(by_sender[0])))
+    least, most = array(_extremes(matrix(x), weight.size(1)))
+    _, edges, senders = map(array, by_receiver)
+    return Messages(matrix(x), array(weight), edges, senders, skip, least, most)
 
 
 def propagate_grad(
@@ -233,28 +242,28 @@ def propagate_grad(
     skip = flags(protected)
     grads, rows = matrix(grad), matrix(x)
     if mean or passes.numel() > 0:
-        shares = empty(grad.shape, grad.dtype).numpy()
-        sharing = (grads, matrix(passes), np.uint8(bit), by_receiver[0].numpy(), mean, shares)
+        shares = array(empty(grad.shape, grad.dtype))
+        sharing = (grads, matrix(passes), np.uint8(bit), array(by_receiver[0]), mean, shares)
         run(lambda _, start, stop: loops.pass_shares(*sharing, start, stop), parts(len(grads), grads.size))
         grads = shares
     to_x = empty(x.shape, x.dtype)
-    ptr, edges, receivers = (t.numpy() for t in by_sender)
+    ptr, edges, receivers = map(array, by_sender)
     parameters, clip = grid.parameters(rows.dtype.type), grid.scheme.clip
     if weight is None:
         more = rows[:0] if plus is None else matrix(plus)
-        args: tuple[Any, ...] = (grads, rows, receivers, ptr, skip, parameters, clip, more, to_x.numpy())
+        args: tuple[Any, ...] = (grads, rows, receivers, ptr, skip, parameters, clip, more, array(to_x))
         run(lambda _, start, stop: loops.sum_back(*args, start, stop), balanced(ptr, x.size(1)))
         return to_x, x.new_empty((0, 0))
     to_weight = torch.empty(weight.shape if for_weight else (0, 0), dtype=x.dtype)
-    least, most = extremes.numpy()
-    weights = weight.detach().contiguous().numpy()
-    args = (grads, rows, weights, receivers, ptr, edges, skip, parameters, clip, least, most, to_x.numpy())
-    run(lambda _, start, stop: loops.products_back(*args, to_weight.numpy(), start, stop), balanced(ptr, x.size(1)))
+    least, most = array(extremes)
+    weights = array(weight)
+    args = (grads, rows, weights, receivers, ptr, edges, skip, parameters, clip, least, most, array(to_x))
+    run(lambda _, start, stop: loops.products_back(*args, array(to_weight), start, stop), balanced(ptr, x.size(1)))
     return to_x if plus is None else to_x.add_(plus), to_weight
 
 
 def _extremes(rows: NDArray[Any], heads: int) -> Tensor:
     found = torch.empty((2, len(rows), heads), dtype=torch.from_numpy(rows).dtype)
-    least, most = found.numpy()
+    least, most = array(found)
     run(lambda _, start, stop: loops.find_extremes(rows, least, most, start, stop), parts(len(rows), rows.size))
     return found

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from dqconvert.kernels import _chain
 from dqconvert.kernels import _norm_loops as loops
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._grid import Scheme, Steps
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels._tile import Caught, Chain
 from dqconvert.kernels.chain import (
@@ -95,16 +97,18 @@ class _Normed:
         return _chain.rows_of(self)
 
 
+def _serves(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, *rest: Any) -> bool:
+    alike = all(t is None or t.dtype == x.dtype for t in (weight, shift))
+    return alike and x.dim() == 2 and x.size(0) > 0 and _chain.serves(x, *rest[:3])
+
+
 def _on_cpu(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, *rest: Any) -> tuple[Tensor, ...]:
     bias, other, alpha, protected, ranges, ints, floats = rest
-    alike = all(t is None or t.dtype == x.dtype for t in (weight, shift))
-    if not alike or x.dim() != 2 or not _chain.serves(x, bias, other, alpha):
-        return plain_quantize_batch_norm(x, weight, shift, eps, *rest)
     mean, var = _moments(_chain.matrix(x))
     scale = 1 / torch.sqrt(var + eps)
     scale = scale if weight is None else scale * weight.detach()
     offset = -mean * scale if shift is None else shift.detach() - mean * scale
-    source = _Normed(_chain.matrix(x), *(t.to(x.dtype).contiguous().numpy() for t in (scale, offset)))
+    source = _Normed(_chain.matrix(x), *(array(t.to(x.dtype)) for t in (scale, offset)))
     results = _chain.quantize(source, _chain.Added(bias, other, alpha, protected), ranges, ints, floats)
     return *results, mean.to(x.dtype), var.to(x.dtype)
 
@@ -113,7 +117,7 @@ def _moments(x: NDArray[Any]) -> tuple[Tensor, Tensor]:
     """Mean and variance of each column, float64."""
     cuts = parts(len(x), x.size)
     mean, square = (torch.empty((len(cuts), x.shape[1]), dtype=torch.float64) for _ in range(2))
-    run(lambda part, start, stop: loops.moments(x, mean[part].numpy(), square[part].numpy(), start, stop), cuts)
+    run(lambda part, start, stop: loops.moments(x, array(mean[part]), array(square[part]), start, stop), cuts)
     rows = torch.tensor([stop - start for start, stop in cuts], dtype=torch.float64).unsqueeze(1)
     total = (mean * rows).sum(0) / len(x)
     return total, (square + rows * (mean - total).square()).sum(0) / len(x)
@@ -148,21 +152,18 @@ def _grad(
 def _grad_on_cpu(
     grad: Tensor, passes: Tensor, bit: int, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    alike = grad.dtype == x.dtype and (weight is None or weight.dtype == x.dtype)
-    if not alike or not _chain.has_loops(x.dtype):
-        return _grad(grad, passes, bit, x, weight, mean, var, eps)
-    grads, rows, center = _chain.matrix(grad), _chain.matrix(x), mean.numpy()
+    grads, rows, center = _chain.matrix(grad), _chain.matrix(x), array(mean)
     bits = np.empty((0, 0), np.uint8) if all_pass(passes) else _chain.matrix(passes)
     into = (grads, bits, np.uint8(bit), rows, center)
     cuts = parts(len(rows), rows.size)
     sums = torch.empty((len(cuts), 2, rows.shape[1]), dtype=torch.float64)
-    run(lambda part, a, b: loops.sums_back(*into, *sums[part].numpy(), a, b), cuts)
+    run(lambda part, a, b: loops.sums_back(*into, *array(sums[part]), a, b), cuts)
     to_shift, spread = sums.sum(0)
     invstd = 1 / torch.sqrt(var.double() + eps)
     scale = invstd if weight is None else invstd * weight.detach()
     factors = (scale, to_shift / len(x), invstd.square() * spread / len(x))
     to_x = empty(x.shape, x.dtype)
-    args = (*into, *(t.to(x.dtype).numpy() for t in factors), to_x.numpy())
+    args = (*into, *(array(t.to(x.dtype)) for t in factors), array(to_x))
     run(lambda _, start, stop: loops.normed_back(*args, start, stop), cuts)
     return to_x, (spread * invstd).to(x.dtype), to_shift.to(x.dtype)
 
@@ -171,7 +172,29 @@ def _fake_grad(grad: Tensor, passes: Tensor, bit: int, x: Tensor, *_: Any) -> tu
     return x.new_empty(x.shape), x.new_empty((x.size(1),)), x.new_empty((x.size(1),))
 
 
-batch_norm_grad = Operator("batch_norm_grad", _grad, fake=_fake_grad, cpu=_grad_on_cpu)
+def _serves_grad(grad: Tensor, passes: Tensor, bit: int, x: Tensor, weight: Tensor | None, *_: Any) -> bool:
+    alike = grad.dtype == x.dtype and (weight is None or weight.dtype == x.dtype)
+    return alike and x.size(0) > 0 and _chain.has_loops(x.dtype)
+
+
+batch_norm_grad = Operator(
+    "batch_norm_grad",
+    _grad,
+    fake=_fake_grad,
+    cpu=_grad_on_cpu,
+    serves=_serves_grad,
+    takes=Takes(
+        "batch_norm_grad",
+        grad="real [rows, columns]",
+        passes="uint8 [0] | [=grad]",
+        bit="free",
+        x="grad [=grad]",
+        weight="grad? [columns]",
+        mean="grad [columns]",
+        var="grad [columns]",
+        eps="free",
+    ),
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -207,7 +230,27 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 
 quantize_batch_norm_operator = Operator(
-    "quantize_batch_norm", plain_quantize_batch_norm, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward
+    "quantize_batch_norm",
+    plain_quantize_batch_norm,
+    fake=_fake,
+    cpu=_on_cpu,
+    serves=_serves,
+    takes=Takes(
+        "quantize_batch_norm",
+        x="real [rows, columns]",
+        weight="x? [columns]",
+        shift="x? [columns]",
+        eps="free",
+        bias="x? [columns]",
+        other="x? [=x]",
+        alpha="x?",
+        protected="bool? [rows]",
+        ranges="float32",
+        ints="free",
+        floats="free",
+    ),
+    setup=_setup,
+    backward=_backward,
 )
 
 

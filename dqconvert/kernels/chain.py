@@ -21,6 +21,7 @@ from dqconvert.kernels import _chain
 from dqconvert.kernels._grid import Scheme, Steps
 from dqconvert.kernels._layout import check_rows, wide_dtype
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
 from dqconvert.kernels.minmax import plain_minmax_pair
 from dqconvert.kernels.percentile import plain_percentile_pair
@@ -119,8 +120,6 @@ def fake_results(
 
 def _on_cpu(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *added, ranges, ints, floats = rest
-    if not _chain.serves(x, *added[:3]):
-        return plain_quantize_chain(x, *rest)
     return _chain.quantize(_chain.Memory(x), _chain.Added(*added), ranges, ints, floats)
 
 
@@ -162,11 +161,9 @@ def _grad(
     return tuple(g.clone() if w else grad.new_empty(0) for g, w in zip(found, wanted, strict=True))  # type: ignore[return-value]
 
 
-def _grad_on_cpu(
-    grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, wanted: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    served = _chain.has_loops(grad.dtype) and grad.numel() > 0 and passes.numel() > 0
-    return (_chain.back if served else _grad)(grad, passes, other, alpha, wanted)
+def _serves_grad(grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, *_: Any) -> bool:
+    fits = other is None or other.shape == grad.shape
+    return grad.numel() > 0 and passes.numel() > 0 and fits and _chain.loops_add(grad.dtype, None, other, alpha)
 
 
 def _fake_grad(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -175,7 +172,21 @@ def _fake_grad(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return tuple(grad.new_empty(s if w else (0,)) for s, w in zip(shapes, rest[-1], strict=True))
 
 
-quantize_chain_grad = Operator("quantize_chain_grad", _grad, fake=_fake_grad, cpu=_grad_on_cpu)
+quantize_chain_grad = Operator(
+    "quantize_chain_grad",
+    _grad,
+    fake=_fake_grad,
+    cpu=_chain.back,
+    serves=_serves_grad,
+    takes=Takes(
+        "quantize_chain_grad",
+        grad="real [...]",
+        passes="uint8 [=grad]",
+        other="grad? [=grad]",
+        alpha="grad? [] | [1]",
+        wanted="free",
+    ),
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -219,7 +230,24 @@ def chain_gradients(
 
 
 quantize_chain_operator = Operator(
-    "quantize_chain", plain_quantize_chain, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward
+    "quantize_chain",
+    plain_quantize_chain,
+    fake=_fake,
+    cpu=_on_cpu,
+    serves=lambda x, bias, other, alpha, *_: _chain.serves(x, bias, other, alpha),
+    takes=Takes(
+        "quantize_chain",
+        x="real [rows, ...]",
+        bias="x?",
+        other="x? [=x]",
+        alpha="x?",
+        protected="bool? [rows]",
+        ranges="float32",
+        ints="free",
+        floats="free",
+    ),
+    setup=_setup,
+    backward=_backward,
 )
 
 
@@ -280,4 +308,4 @@ def masked(schemes: tuple[Scheme | None, Scheme | None, Scheme | None], relu: bo
 
 def ends_of(ranges: Sequence[Tensor]) -> Tensor:
     """The ends of the ranges in one tensor, float32 `[2 * grids]`."""
-    return torch.stack(list(ranges)) if ranges else torch.empty(0)
+    return torch.stack(list(ranges)) if ranges else torch.empty(0, dtype=torch.float32)

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._chain import has_loops
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._draw import bernoulli
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._stream import is_far, stream
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels._tile import TILE
 
@@ -30,19 +32,17 @@ def plain_dropout_grad(grad: Tensor, kept: Tensor, p: float) -> Tensor:
 
 
 def _on_cpu(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    if not has_loops(x.dtype):
-        return plain_dropout(x, p)
     kept = torch.from_numpy(bernoulli(x.numel(), 1 - p)).view(x.shape)
     return _scaled(x, kept, p), kept
 
 
 def _grad_on_cpu(grad: Tensor, kept: Tensor, p: float) -> Tensor:
-    return _scaled(grad, kept, p) if has_loops(grad.dtype) else plain_dropout_grad(grad, kept, p)
+    return _scaled(grad, kept, p)
 
 
 def _scaled(x: Tensor, kept: Tensor, p: float) -> Tensor:
     y = empty(x.shape, x.dtype)
-    flat = [t.detach().contiguous().view(-1).numpy() for t in (x, kept, y)]
+    flat = [array(t).reshape(-1) for t in (x, kept, y)]
     factor = flat[0].dtype.type(1.0) / flat[0].dtype.type(1 - p)
     run(lambda _, start, stop: scale_kept(*flat, factor, start, stop), parts(x.numel(), x.numel()))
     return y
@@ -71,7 +71,12 @@ def _fake(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
 
 
 dropout_grad = Operator(
-    "dropout_grad", plain_dropout_grad, fake=lambda grad, kept, p: grad.new_empty(grad.shape), cpu=_grad_on_cpu
+    "dropout_grad",
+    plain_dropout_grad,
+    fake=lambda grad, kept, p: grad.new_empty(grad.shape),
+    cpu=_grad_on_cpu,
+    serves=lambda grad, kept, p: has_loops(grad.dtype),
+    takes=Takes("dropout_grad", grad="real", kept="uint8 [=grad]", p="free"),
 )
 
 
@@ -91,7 +96,15 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
 
 
 dropout_operator = Operator(
-    "dropout", plain_dropout, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward, random=True
+    "dropout",
+    plain_dropout,
+    fake=_fake,
+    cpu=_on_cpu,
+    serves=lambda x, p: has_loops(x.dtype),
+    takes=Takes("dropout", x="real", p="free"),
+    setup=_setup,
+    backward=_backward,
+    random=True,
 )
 
 

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputIndexError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
+from dqconvert.kernels._takes import Takes
+from dqconvert.kernels.order import vouch
 
 
 class EdgeOrder(NamedTuple):
@@ -38,13 +41,23 @@ def _edge_order(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, T
     return plain_edge_order(index, other, num_nodes)
 
 
+_TAKES = Takes("edge_order", index="int64 [edges]", other="int64 [edges]", num_nodes="size")
+
+
 @_edge_order.register_kernel("cpu")
 def _(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+    _TAKES((index, other, num_nodes))
     ptr = torch.empty(num_nodes + 1, dtype=torch.int64)
     edges = torch.empty(index.numel(), dtype=torch.int64)
-    if not count_sort(index.contiguous().numpy(), ptr.numpy(), edges.numpy()):
+    if not count_sort(array(index), array(ptr), array(edges)):
         raise InputIndexError(f"an edge ends at a node that is not there: there are {num_nodes} nodes")
-    return ptr, edges, other[edges]
+    others = other[edges]
+    vouch(ptr, edges, edges.numel())
+    if edges.numel() > 0:
+        low, high = (int(end) for end in others.aminmax())
+        if low >= 0:
+            vouch(ptr, others, high + 1)
+    return ptr, edges, others
 
 
 @_edge_order.register_fake

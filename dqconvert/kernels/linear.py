@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dqconvert.kernels import _chain
 from dqconvert.kernels import _product_loops as loops
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._chain import flags
 from dqconvert.kernels._gate import Gate
 from dqconvert.kernels._grid import Grid, Scheme, Steps
@@ -27,6 +28,7 @@ from dqconvert.kernels._memory import empty
 from dqconvert.kernels._multiply import pack
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._select import Rows
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels._tile import Caught, Chain
 from dqconvert.kernels.chain import chain_gradients, ends_of, fake_results, masked, plain_quantize_chain
@@ -83,9 +85,9 @@ class Product:
         protected: Tensor | None = None,
     ) -> None:
         self.shape, self.dtype = (*x.shape[:-1], weight.size(0)), x.dtype
-        self._x = x.detach().contiguous().view(-1, x.size(-1)).numpy()
-        self._packed = pack(weight.detach().numpy().T)
-        self._offset = np.empty(0, self._x.dtype) if offset is None else offset.detach().contiguous().numpy()
+        self._x = array(x).reshape(-1, x.size(-1))
+        self._packed = pack(array(weight).T)
+        self._offset = np.empty(0, self._x.dtype) if offset is None else array(offset)
         self._entry, self._skip = np.empty(0, self._x.dtype), flags(protected)
         if entry is not None:
             _chain.observe(entry, Rows(self._x, self._skip if len(self._skip) else None))
@@ -109,8 +111,6 @@ class Product:
 
 def _on_cpu(x: Tensor, weight: Tensor, offset: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *added, ranges, ints, floats = rest
-    if not serves(x, weight, offset, *added[:3]):
-        return plain_quantize_linear(x, weight, offset, *rest)
     entry, steps = split(ints, floats)
     grid = None if entry is None else Grid(entry, *ranges[:2].tolist())
     if is_large(weight) or (entry is None and not ours(weight, *steps)):
@@ -124,7 +124,7 @@ def _on_cpu(x: Tensor, weight: Tensor, offset: Tensor | None, *rest: Any) -> tup
     if grid is None:
         return _chain.quantize(product, _chain.Added(*added), ranges, *steps)
     y, new, passes = _chain.quantize(product, _chain.Added(*added), ranges[2:], *steps)
-    return y, torch.cat([torch.tensor([grid.lo, grid.hi]), new]), passes
+    return y, torch.cat([torch.tensor([grid.lo, grid.hi], dtype=torch.float32), new]), passes
 
 
 def _by_library(
@@ -193,7 +193,26 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 
 quantize_linear_operator = Operator(
-    "quantize_linear", plain_quantize_linear, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward
+    "quantize_linear",
+    plain_quantize_linear,
+    fake=_fake,
+    cpu=_on_cpu,
+    serves=lambda x, weight, offset, bias, other, alpha, *_: serves(x, weight, offset, bias, other, alpha),
+    takes=Takes(
+        "quantize_linear",
+        x="real [rows, depth]",
+        weight="x [columns, depth]",
+        offset="x? [columns]",
+        bias="x? [columns]",
+        other="x? [rows, columns]",
+        alpha="x?",
+        protected="bool? [rows]",
+        ranges="float32",
+        ints="free",
+        floats="free",
+    ),
+    setup=_setup,
+    backward=_backward,
 )
 
 

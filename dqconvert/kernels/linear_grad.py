@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels import _product_loops as loops
-from dqconvert.kernels._chain import flags, has_loops, matrix
+from dqconvert.kernels._arrays import array
+from dqconvert.kernels._chain import flags, loops_add, matrix
 from dqconvert.kernels._gate import Gate
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._multiply import MOST, pack
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.chain import chain_gradients, plain_quantize_chain, plain_quantize_chain_grad
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
@@ -74,10 +76,12 @@ def is_large(weight: Tensor) -> bool:
 
 def serves(x: Tensor, weight: Tensor, offset: Tensor | None, *added: Tensor | None) -> bool:
     """Whether the loops can do it: matrices in one type that they know."""
-    alike = all(t is None or t.dtype == x.dtype for t in (weight, offset, *added))
+    if x.dim() != 2 or weight.dim() != 2 or any(t is not None and t.dtype != x.dtype for t in (weight, offset)):
+        return False
     bias, other, _ = added
-    fits = other is None or other.shape == (x.size(0), weight.size(0))
-    return alike and has_loops(x.dtype) and x.dim() == 2 and fits and (bias is None or bias.dim() == 1)
+    rows, columns = x.size(0), weight.size(0)
+    fits = (other is None or other.shape == (rows, columns)) and (bias is None or bias.shape == (columns,))
+    return fits and (offset is None or offset.shape == (columns,)) and loops_add(x.dtype, *added)
 
 
 def plain_quantize_linear_grad(
@@ -155,8 +159,6 @@ def _grad_on_cpu(
     apart: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if not serves(x, weight, None, None, None, None) or grad.dtype != x.dtype:
-        return _grad(grad, passes, x, weight, other, alpha, protected, range_, ints, floats, apart, wanted)
     entry = split(ints, floats)[0]
     grid = None if entry is None or range_ is None else Grid(entry, *range_.tolist())
     if is_large(weight):
@@ -170,19 +172,19 @@ def _grad_on_cpu(
     wide = loops.padded(depth, x.itemsize)
     to_weight = torch.zeros((len(cuts), columns, wide) if wanted[1] else (len(cuts), 0, 0), dtype=x.dtype)
     sums = torch.zeros((len(cuts), 2, columns), dtype=x.dtype)
-    nothing = to_weight.new_empty(0).numpy()
-    packed = pack(weight.detach().numpy()) if wanted[0] else nothing
-    bits = passes.reshape(-1, columns).numpy()
+    nothing = array(to_weight.new_empty(0))
+    packed = pack(array(weight)) if wanted[0] else nothing
+    bits = array(passes).reshape(-1, columns)
     partner = matrix_or_nothing(other if wanted[5] else None, x)
     factor = packed.dtype.type(1 if alpha is None else float(alpha))
     entry_grid = nothing if grid is None else grid.parameters(nothing.dtype.type)
     clip = grid is not None and grid.scheme.clip
     through = (matrix(x), entry_grid, clip, flags(protected))
-    args = (matrix(grad), bits, *through, packed, apart, factor, partner, to_x.numpy())
+    args = (matrix(grad), bits, *through, packed, apart, factor, partner, array(to_x))
 
     def task(part: int, start: int, stop: int) -> float:
-        offset, bias = (sums[part, i].numpy() if w else nothing for i, w in ((0, wanted[2]), (1, wanted[3])))
-        total: float = loops.products_back(*args, to_weight[part].numpy(), offset, bias, to_other.numpy(), start, stop)
+        offset, bias = (array(sums[part, i]) if w else nothing for i, w in ((0, wanted[2]), (1, wanted[3])))
+        total: float = loops.products_back(*args, array(to_weight[part]), offset, bias, array(to_other), start, stop)
         return total
 
     dots = run(task, cuts)
@@ -226,7 +228,7 @@ def _by_library(
 
 
 def matrix_or_nothing(t: Tensor | None, like: Tensor) -> NDArray[Any]:
-    return like.new_empty((0, 0)).numpy() if t is None else matrix(t)
+    return array(like.new_empty((0, 0))) if t is None else matrix(t)
 
 
 def _fake_grad(grad: Tensor, passes: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -235,4 +237,31 @@ def _fake_grad(grad: Tensor, passes: Tensor, x: Tensor, weight: Tensor, *rest: A
     return tuple(grad.new_empty(s if w else (0,)) for s, w in zip(shapes, rest[-1], strict=True))
 
 
-quantize_linear_grad = Operator("quantize_linear_grad", _grad, fake=_fake_grad, cpu=_grad_on_cpu)
+def _serves_grad(
+    grad: Tensor, passes: Tensor, x: Tensor, weight: Tensor, other: Tensor | None, alpha: Tensor | None, *_: Any
+) -> bool:
+    return weight.size(0) > 0 and grad.dtype == x.dtype and serves(x, weight, None, None, other, alpha)
+
+
+quantize_linear_grad = Operator(
+    "quantize_linear_grad",
+    _grad,
+    fake=_fake_grad,
+    cpu=_grad_on_cpu,
+    serves=_serves_grad,
+    takes=Takes(
+        "quantize_linear_grad",
+        grad="real [rows, columns]",
+        passes="uint8 [0] | [=grad]",
+        x="grad [rows, depth]",
+        weight="grad [columns, depth]",
+        other="grad? [=grad]",
+        alpha="grad?",
+        protected="bool? [rows]",
+        range_="float32? [2]",
+        ints="free",
+        floats="free",
+        apart="free",
+        wanted="free",
+    ),
+)

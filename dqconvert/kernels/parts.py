@@ -6,13 +6,15 @@ Each alone is so small that calling an operator for it costs more than what the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputShapeError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._chain import has_loops, observe
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._grid import Grid, Scheme, Steps
@@ -20,6 +22,7 @@ from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._select import Rows, ranks
 from dqconvert.kernels._span import pass_span
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._tile import back_values, round_values
 from dqconvert.kernels.chain import all_pass, ends_of, plain_quantize_chain
 
@@ -62,12 +65,10 @@ def _on_cpu(
     x: Tensor, sizes: Sequence[int], ranges: Tensor, ints: Sequence[int], floats: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
     masked, schemes = _unpacked(ints, floats)
-    if not has_loops(x.dtype):
-        return plain_quantize_parts(x, sizes, ranges, ints, floats)
-    values, cuts = x.detach().contiguous().numpy(), np.array([0, *itertools.accumulate(sizes)])
+    values, cuts = array(x), np.array([0, *itertools.accumulate(sizes)])
     grids = [Grid(scheme, *ends) for scheme, ends in zip(schemes, ranges.view(-1, 2).tolist(), strict=True)]
     counts = np.empty((len(grids), 3), np.int64)
-    count_beyond(values, cuts, ranges.view(-1, 2).numpy(), counts)
+    count_beyond(values, cuts, array(ranges).reshape(-1, 2), counts)
     for grid, (below, above, odd), start, stop in zip(grids, counts.tolist(), cuts[:-1], cuts[1:], strict=True):
         from_below, from_above = ranks(stop - start - odd, grid.scheme.p)
         if not grid.settled or below >= from_below or above >= from_above:
@@ -75,7 +76,7 @@ def _on_cpu(
     y, passes = torch.empty_like(x), torch.empty(x.shape if masked else (0,), dtype=torch.uint8)
     parameters = np.stack([grid.parameters(values.dtype.type) for grid in grids])
     clip = np.array([grid.scheme.clip for grid in grids])
-    round_parts(values, cuts, parameters, clip, y.numpy(), passes.numpy())
+    round_parts(values, cuts, parameters, clip, array(y), array(passes))
     return y, torch.tensor([end for grid in grids for end in (grid.lo, grid.hi)], dtype=torch.float32), passes
 
 
@@ -125,10 +126,8 @@ def plain_quantize_parts_grad(grad: Tensor, passes: Tensor) -> Tensor:
 
 
 def _grad_on_cpu(grad: Tensor, passes: Tensor) -> Tensor:
-    if not has_loops(grad.dtype):
-        return plain_quantize_parts_grad(grad, passes)
     to_x = torch.empty(grad.shape, dtype=grad.dtype)
-    pass_all(grad.contiguous().numpy(), passes.numpy(), to_x.numpy())
+    pass_all(array(grad), array(passes), array(to_x))
     return to_x
 
 
@@ -137,6 +136,8 @@ quantize_parts_grad = Operator(
     plain_quantize_parts_grad,
     fake=lambda grad, passes: grad.new_empty(grad.shape),
     cpu=_grad_on_cpu,
+    serves=lambda grad, passes: has_loops(grad.dtype),
+    takes=Takes("quantize_parts_grad", grad="real [values]", passes="uint8 [values]"),
 )
 
 
@@ -155,8 +156,31 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return back(grad, passes), *(None,) * 4
 
 
+def _check(found: Mapping[str, int], args: Sequence[Any]) -> None:
+    _, sizes, ranges, ints, floats = args
+    parts = len(sizes)
+    whole = sum(sizes) == found["values"] and all(size >= 0 for size in sizes)
+    if not whole or ranges.shape != (2 * parts,) or len(ints) != 1 + 5 * parts or len(floats) != 2 * parts:
+        raise InputShapeError(f"quantize_parts: {parts} parts, each of a size and a grid, are not the {found} given")
+
+
 quantize_parts_operator = Operator(
-    "quantize_parts", plain_quantize_parts, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward
+    "quantize_parts",
+    plain_quantize_parts,
+    fake=_fake,
+    cpu=_on_cpu,
+    serves=lambda x, *_: has_loops(x.dtype),
+    takes=Takes(
+        "quantize_parts",
+        x="real [values]",
+        sizes="free",
+        ranges="float32",
+        ints="free",
+        floats="free",
+        also=_check,
+    ),
+    setup=_setup,
+    backward=_backward,
 )
 
 

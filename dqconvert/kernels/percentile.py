@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._layout import check_keep, kept_values, range_shape, wide_dtype, with_validity
 from dqconvert.kernels._select import Rows, percentiles
+from dqconvert.kernels._takes import Takes
 
 # Fewer values than this are never sampled, and no sample is smaller, as in Degree-Quant's official
 # implementation.
@@ -42,6 +44,9 @@ def _sampled(matrix: Tensor, sample: float | None) -> Tensor | None:
     return torch.randint(n, (max(SAMPLE_CUTOFF, int(n * sample)),), device=matrix.device)
 
 
+_TAKES = Takes("percentile_pair", values="real [rows, ...]", p="free", keep="bool? [rows]")
+
+
 # Sampling draws random numbers, so equal calls must neither be merged nor run again in a backward pass.
 @torch.library.custom_op("dqconvert::percentile_pair", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _percentile_pair(
@@ -57,9 +62,10 @@ def _(
     every = sample is None or sample >= 1 or values.numel() < SAMPLE_CUTOFF
     simple = channel_dim is None and row_dim == 0 and values.dim() > 0
     if every and simple and values.dtype in (torch.float32, torch.float64):
-        rows = values.contiguous().view(values.size(0), values.numel() // max(values.size(0), 1)).numpy()
-        ends = percentiles(Rows(rows, None if keep is None else (~keep).numpy()), p)
-        return torch.tensor(ends.lo), torch.tensor(ends.hi)
+        _TAKES((values, p, keep))
+        rows = array(values).reshape(values.size(0), values.numel() // max(values.size(0), 1))
+        ends = percentiles(Rows(rows, None if keep is None else array(~keep)), p)
+        return torch.tensor(ends.lo, dtype=torch.float32), torch.tensor(ends.hi, dtype=torch.float32)
     matrix = kept_values(values, keep, row_dim, channel_dim)
     if (columns := _sampled(matrix, sample)) is not None:
         matrix = matrix[:, columns]

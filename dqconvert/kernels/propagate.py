@@ -19,6 +19,7 @@ from dqconvert.kernels import _propagate as sums
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.chain import (
     SUM,
     X,
@@ -113,8 +114,6 @@ def plain_messages(
 def _on_cpu(x: Tensor, weight: Tensor | None, sender: Tensor, receiver: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     by_receiver, by_sender, num_nodes, senders_protected, *added, ranges, ints, floats = rest
     passing, steps = Passing.unpacked(ints, floats), Passing.steps(ints, floats)
-    if not sums.serves(x, weight):
-        return plain_propagate(x, weight, sender, receiver, *rest)
     grid = Grid(passing.scheme, *ranges[:2].tolist())
     common = (grid, senders_protected, passing.mean)
     source: sums.SumsOfRows | sums.SumsOfProducts
@@ -204,8 +203,6 @@ def _grad_on_cpu(
     grad: Tensor, passes: Tensor, apart: bool, x: Tensor, weight: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     _, _, by_receiver, by_sender, extremes, protected, range_, ints, floats, for_weight, plus = rest
-    if not sums.serves(x, weight) or (weight is not None and extremes.numel() == 0 and x.numel() > 0):
-        return _grad(grad, passes, apart, x, weight, *rest)
     scheme, mean = Passing.unpacked(ints, floats)
     ways = (by_receiver, by_sender, extremes, protected, Grid(scheme, *range_.tolist()), mean, for_weight)
     return sums.propagate_grad(grad, passes, X if apart else SUM, x, weight, *ways, plus)
@@ -218,7 +215,38 @@ def _fake_grad(
     return x.new_empty(x.shape), to_weight
 
 
-propagate_grad = Operator("propagate_grad", _grad, fake=_fake_grad, cpu=_grad_on_cpu)
+def _serves_grad(grad: Tensor, passes: Tensor, apart: bool, x: Tensor, weight: Tensor | None, *rest: Any) -> bool:
+    known = weight is None or rest[4].numel() > 0 or x.numel() == 0
+    return known and grad.dtype == x.dtype and sums.serves(x, weight)
+
+
+propagate_grad = Operator(
+    "propagate_grad",
+    _grad,
+    fake=_fake_grad,
+    cpu=_grad_on_cpu,
+    serves=_serves_grad,
+    takes=Takes(
+        "propagate_grad",
+        grad="real [nodes, columns]",
+        passes="uint8 [0] | [=grad]",
+        apart="free",
+        x="grad [senders, columns]",
+        weight="grad? [edges, heads]",
+        sender="index [edges]",
+        receiver="index [edges]",
+        by_receiver="order [nodes, edges, senders]",
+        by_sender="order [senders, edges, nodes]",
+        extremes="grad [0, 0, 0] | [2, senders, heads]",
+        protected="bool? [senders]",
+        range_="float32 [2]",
+        ints="free",
+        floats="free",
+        for_weight="free",
+        plus="grad? [=x]",
+        also=sums.check_heads,
+    ),
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -265,7 +293,34 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return *ends, None, None, order, order, None, None, *added, *(None,) * 4
 
 
-propagate_operator = Operator("propagate", plain_propagate, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward)
+propagate_operator = Operator(
+    "propagate",
+    plain_propagate,
+    fake=_fake,
+    cpu=_on_cpu,
+    serves=lambda x, weight, *_: sums.serves(x, weight),
+    takes=Takes(
+        "propagate",
+        x="real [senders, columns]",
+        weight="x? [edges, heads]",
+        sender="index [edges]",
+        receiver="index [edges]",
+        by_receiver="order [num_nodes, edges, senders]",
+        by_sender="order [senders, edges, num_nodes]",
+        num_nodes="size",
+        senders_protected="bool? [senders]",
+        bias="free",  # the chain is torch's where these do not fit the loops
+        other="free",
+        alpha="free",
+        protected="bool? [num_nodes]",
+        ranges="float32",
+        ints="free",
+        floats="free",
+        also=sums.check_heads,
+    ),
+    setup=_setup,
+    backward=_backward,
+)
 
 
 def propagate(

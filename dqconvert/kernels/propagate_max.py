@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels import _max_loops as loops
-from dqconvert.kernels._chain import flags, has_loops, matrix, observe
+from dqconvert.kernels._arrays import array
+from dqconvert.kernels._chain import flags, matrix, observe
 from dqconvert.kernels._grid import Grid, Scheme
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._propagate import message_values
+from dqconvert.kernels._propagate import check_heads, message_values, serves
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import balanced, parts, run
 from dqconvert.kernels.edge_order import EdgeOrder
 from dqconvert.kernels.propagate import plain_messages
@@ -51,24 +53,18 @@ def plain_propagate_max(
 
 def _on_cpu(x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     _, _, by_receiver, by_sender, num_nodes, protected, range_, ints, floats = rest
-    if not _serves(x, weight):
-        return plain_propagate_max(x, weight, *rest)
     grid = Grid(Scheme.unpacked(ints, floats), *range_.tolist())
     observe(grid, message_values(x, weight, by_receiver, by_sender, protected))
     y, ties = (empty((num_nodes, x.size(1)), x.dtype) for _ in range(2))
-    ptr, edges, senders = (t.numpy() for t in by_receiver)
+    ptr, edges, senders = map(array, by_receiver)
     parameters = grid.parameters(matrix(x).dtype.type)
-    args = (matrix(x), _weights(x, weight), senders, ptr, edges, flags(protected), parameters, y.numpy(), ties.numpy())
+    args = (matrix(x), _weights(x, weight), senders, ptr, edges, flags(protected), parameters, array(y), array(ties))
     run(lambda _, start, stop: loops.max_rows(*args, start, stop), balanced(ptr, x.size(1)))
     return y, torch.tensor([grid.lo, grid.hi], dtype=torch.float32), ties
 
 
-def _serves(x: Tensor, weight: Tensor | None) -> bool:
-    return has_loops(x.dtype) and (weight is None or weight.dtype == x.dtype)
-
-
 def _weights(x: Tensor, weight: Tensor | None) -> Any:
-    return x.new_empty((0, 0)).numpy() if weight is None else weight.detach().contiguous().numpy()
+    return array(x.new_empty((0, 0))) if weight is None else array(weight)
 
 
 def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,19 +130,17 @@ def _grad(
 
 def _grad_on_cpu(grad: Tensor, y: Tensor, ties: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> Any:
     _, _, by_sender, protected, range_, ints, floats, for_weight = rest
-    if not _serves(x, weight):
-        return _grad(grad, y, ties, x, weight, *rest)
     scheme = Scheme.unpacked(ints, floats)
     rows = matrix(x)
     share, to_x = empty(y.shape, y.dtype), empty(x.shape, x.dtype)
     cuts = parts(y.size(0), y.numel())
-    whole = (matrix(grad), matrix(y), matrix(ties), share.numpy())
+    whole = (matrix(grad), matrix(y), matrix(ties), array(share))
     run(lambda _, start, stop: loops.shares(*whole, start, stop), cuts)
     to_weight = x.new_empty(weight.shape if for_weight and weight is not None else (0, 0))
-    ptr, edges, receivers = (t.numpy() for t in by_sender)
+    ptr, edges, receivers = map(array, by_sender)
     parameters = Grid(scheme, *range_.tolist()).parameters(rows.dtype.type)
     graph = (receivers, ptr, edges, flags(protected), parameters, scheme.clip)
-    args = (share.numpy(), matrix(y), rows, _weights(x, weight), *graph, to_x.numpy(), to_weight.numpy())
+    args = (array(share), matrix(y), rows, _weights(x, weight), *graph, array(to_x), array(to_weight))
     run(lambda _, start, stop: loops.max_back(*args, start, stop), balanced(ptr, x.size(1)))
     return to_x, to_weight
 
@@ -155,7 +149,30 @@ def _fake_grad(grad: Tensor, y: Tensor, ties: Tensor, x: Tensor, weight: Tensor 
     return x.new_empty(x.shape), x.new_empty(weight.shape if rest[-1] and weight is not None else (0, 0))
 
 
-propagate_max_grad = Operator("propagate_max_grad", _grad, fake=_fake_grad, cpu=_grad_on_cpu)
+propagate_max_grad = Operator(
+    "propagate_max_grad",
+    _grad,
+    fake=_fake_grad,
+    cpu=_grad_on_cpu,
+    serves=lambda grad, y, ties, x, weight, *_: grad.dtype == x.dtype and serves(x, weight),
+    takes=Takes(
+        "propagate_max_grad",
+        grad="real [nodes, columns]",
+        y="grad [=grad]",
+        ties="grad [=grad]",
+        x="grad [senders, columns]",
+        weight="grad? [edges, heads]",
+        sender="index [edges]",
+        receiver="index [edges]",
+        by_sender="order [senders, edges, nodes]",
+        protected="bool? [senders]",
+        range_="float32 [2]",
+        ints="free",
+        floats="free",
+        for_weight="free",
+        also=check_heads,
+    ),
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -182,7 +199,28 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
 
 
 propagate_max_operator = Operator(
-    "propagate_max", plain_propagate_max, fake=_fake, cpu=_on_cpu, setup=_setup, backward=_backward
+    "propagate_max",
+    plain_propagate_max,
+    fake=_fake,
+    cpu=_on_cpu,
+    serves=lambda x, weight, *_: serves(x, weight),
+    takes=Takes(
+        "propagate_max",
+        x="real [senders, columns]",
+        weight="x? [edges, heads]",
+        sender="index [edges]",
+        receiver="index [edges]",
+        by_receiver="order [num_nodes, edges, senders]",
+        by_sender="order [senders, edges, num_nodes]",
+        num_nodes="size",
+        protected="bool? [senders]",
+        range_="float32 [2]",
+        ints="free",
+        floats="free",
+        also=check_heads,
+    ),
+    setup=_setup,
+    backward=_backward,
 )
 
 

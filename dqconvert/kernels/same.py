@@ -9,8 +9,10 @@ import weakref
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._arrays import array, strided
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._threads import parts, run
 
@@ -51,8 +53,15 @@ class Seen:
             return False
         if copy.dtype == tensor.dtype:
             return torch.equal(copy, tensor)
-        one, two = copy.view(-1).numpy(), tensor.detach().contiguous().view(-1).numpy()
-        return all(run(lambda _, start, stop: equal_part(one, two, start, stop), parts(len(one), len(one))))
+        one, two = array(copy), strided(tensor)
+        # As they lie: the ends of edges are often columns of a matrix, and a copy takes longer than to compare.
+        rows = zip(one, two, strict=True) if one.ndim == 2 and not two.flags.c_contiguous else ((one, two),)
+        return all(map(_equal, rows))
+
+
+def _equal(pair: tuple[NDArray[Any], NDArray[Any]]) -> bool:
+    one, two = (array.reshape(-1) for array in pair)
+    return all(run(lambda _, start, stop: equal_part(one, two, start, stop), parts(len(one), len(one))))
 
 
 _shared: weakref.WeakValueDictionary[tuple[Any, ...], Seen] = weakref.WeakValueDictionary()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels.integer._on_grid import codes_of
 from dqconvert.kernels.integer._plane import plane_of
 from dqconvert.kernels.integer.codes import quantize
@@ -54,7 +55,7 @@ def _into_what_is_before(out: Builder, node: Node) -> None:
     if source.target is look_up_last and _follows(tensor_of(out, source.args[1]), second, reshaped=len(path) > 1):
         first = tensor_of(out, source.args[1])
         source.args = (source.args[0], out.constant(_chained(first, second), "table"))
-    elif source.target in _FINISHES and (second.dim() == 1 or _columns(source) == len(second)):
+    elif source.target in _FINISHES and _ends(second) and (second.dim() == 1 or _columns(source) == len(second)):
         finish = finish_of(source)
         if finish.table is not None:
             first = tensor_of(out, finish.table)
@@ -69,6 +70,11 @@ def _into_what_is_before(out: Builder, node: Node) -> None:
     hold_instead(base, node)
     node.replace_all_uses_with(base)
     node.graph.erase_node(node)
+
+
+def _ends(table: Tensor) -> bool:
+    """Whether an operation may end with a table: of codes, or of float32. Other values are looked up by themselves."""
+    return table.dtype in (torch.uint8, torch.float32)
 
 
 def _follows(first: Tensor, second: Tensor, *, reshaped: bool) -> bool:
@@ -91,6 +97,8 @@ def _pairs(out: Builder, node: Node) -> None:
     own, other = (first, second) if second < first else (second, first)
     if own is other or not _only(own, node) or own.target not in _FINISHES or finish_of(own).table is not None:
         return
+    if not _ends(tensor_of(out, table)):
+        return
     if own is second:
         table = out.constant(tensor_of(out, table).t().contiguous(), "table")
     _end_with(own, table, other)
@@ -112,7 +120,7 @@ def planes(out: Builder) -> None:
         # Of the other value nothing is known but that most are on a grid of as many codes.
         table = tensor_of(out, finish.table)[: int(tensor_of(out, finish.grid)[2]) + 1]
         grid = torch.empty(0)
-        if table.dtype == torch.float32 and (found := codes_of(table.numpy())) is not None:
+        if table.dtype == torch.float32 and (found := codes_of(array(table))) is not None:
             table, grid = map(torch.from_numpy, found)
         plane = plane_of(table) if table.dtype == torch.uint8 else None
         if plane is not None:

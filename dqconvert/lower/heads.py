@@ -96,6 +96,7 @@ def _products(
     # Rows that are taken for each edge are multiplied before they are taken.
     source, index = taken(x.node) or (x.node, None)
     found = out.call(integer_linear, (_flat(out, source, width), x_grid, weight, heads, finish), _matrix(source, heads))
+    found.kwargs = {"depth": width}
     if index is not None:
         found = annotate(out.graph.call_method("index_select", (found, 0, index)), _matrix(x.node, heads))
     if note.ndim != 3:

@@ -49,6 +49,7 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
         codes = out.graph.call_method("reshape", (codes, -1, centred.size(1)))
     x_grid = out.constant(x.grid.numbers(scale.device), f"{label}.input_grid")
     found = out.call(integer_linear, (codes, x_grid, packed, columns, finish), Note() if flat else note)
+    found.kwargs = {"depth": centred.size(1)}
     if flat:
         found = out.call(reshaped_like, (found, x.node, columns), note)
     return Codes(found, grid)

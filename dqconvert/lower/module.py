@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Graph
 
+from dqconvert.errors import LoweringError
 from dqconvert.lower.report import IntegerReport
+from dqconvert.rewrite.boundary import Boundary, bounded
 from dqconvert.rewrite.fuse import keep_apart
 from dqconvert.trace import TracedModule
 
@@ -36,6 +38,26 @@ class IntegerModule(TracedModule):
 
     def _runs(self, graph: Graph) -> Graph:
         return keep_apart(copy.deepcopy(graph), dict(self.named_modules()), constants=True)
+
+    def _bounded(self, forward: Callable[..., Any], graph: Graph, runs: Graph) -> Callable[..., Any]:
+        return bounded(forward, Boundary(graph, runs, squeezes=True))
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Moves to other devices; types stay: codes, grids and tables mean what they mean in theirs.
+
+        Raises:
+            LoweringError: If it is asked for another type.
+        """
+        held = [*self.parameters(), *self.buffers()] if recurse else [*self.parameters(False), *self.buffers(False)]
+        for tensor in held:
+            with torch.no_grad():
+                cast = fn(tensor.detach()[:0] if tensor.dim() > 0 else tensor.detach())
+            if cast.dtype is not tensor.dtype:
+                raise LoweringError(
+                    f"an integer module stays in the types that it was converted in, and cannot become {cast.dtype}: "
+                    f"cast the float model, prepare it and convert that; inputs and outputs are of its type"
+                )
+        return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> IntegerModule:
         """Stays in evaluation mode, whatever is asked for."""

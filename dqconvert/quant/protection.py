@@ -17,6 +17,7 @@ from torch_geometric.transforms import BaseTransform
 
 from dqconvert.errors import ConfigError
 from dqconvert.kernels import protection_probability
+from dqconvert.kernels._kept import Kept
 from dqconvert.qconfig import Protect
 from dqconvert.quant.memo import Memo, plain_integers
 from dqconvert.words import kind_of
@@ -63,19 +64,21 @@ class Protection(Memo):
           `[num_edges]`.
         - `num_nodes`: how many nodes there are.
         - `batch = None`: int64 `[num_nodes]`, the graph of each node, as in-degrees compare within a graph.
-        - `given = None`: floating `[num_nodes]`, probabilities to use instead of those from in-degrees. 0 or
-          less is never, 1 or more always; NaN is never.
+        - `given = None`: floating `[num_nodes]`, probabilities to use instead of those from in-degrees: 0 is never, 1
+          always.
         - `device = None`: where to draw; `None`: where `targets`, `batch` or `given` are. Of use where there
           are none.
 
         **Returns** bool `[num_nodes]`, True where protected; in evaluation None.
 
-        **Raises** `ConfigError` if `given` does not have one floating-point probability per node.
+        **Raises** `ConfigError` if `given` does not have one floating-point probability per node, from 0 to 1 (which is
+        looked at once for each tensor, and on the CPU: elsewhere it would have to be waited for).
         """
+        if given is not None:
+            _check_given(given, num_nodes)
         if not self.training:
             return None
         if given is not None:
-            _check_given(given, num_nodes)
             if device is None:
                 device = targets[0].device if targets else given.device
             probability = given.to(device)
@@ -114,6 +117,21 @@ def _check_given(given: object, num_nodes: int) -> None:
         raise ConfigError(
             f"protect_prob must have one probability per node: got shape {tuple(given.shape)} for {num_nodes} nodes"
         )
+
+    if given.device.type == "cpu" and type(given) is Tensor and torch._C._len_torch_dispatch_stack() == 0:
+        _check_probabilities((given,))
+
+
+def _look_at(given: Tensor) -> None:
+    if given.numel() == 0:
+        return
+    low, high = (end.item() for end in given.aminmax())
+    if not 0 <= low <= high <= 1:
+        wrong = "NaN" if low != low else low if low < 0 else high
+        raise ConfigError(f"protect_prob must hold probabilities, from 0 to 1, got {wrong}")
+
+
+_check_probabilities = Kept(_look_at)
 
 
 def gather_protected(mask: Tensor | None, index: Tensor) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,7 +13,9 @@ from torch.fx import Graph
 from dqconvert.qconfig import QConfig
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Fusion, Report
+from dqconvert.rewrite.boundary import Boundary, bounded
 from dqconvert.rewrite.fuse import fuse, guard_islands, keep_apart
+from dqconvert.rewrite.undo import Before
 from dqconvert.trace import Island, TracedModule
 
 
@@ -52,6 +54,9 @@ class PreparedModule(TracedModule):
         if graph is not self.eval_graph:
             self.report = replace(self.report, fusions=fusions)
         return runs
+
+    def _bounded(self, forward: Callable[..., Any], graph: Graph, runs: Graph) -> Callable[..., Any]:
+        return bounded(forward, Boundary(graph, runs), Before)
 
     def __repr__(self) -> str:
         """The rewritten graph as a tree: layers, their stages, and beside each what was inserted."""

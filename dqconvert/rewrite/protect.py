@@ -42,7 +42,9 @@ ARGUMENT = "protect_prob"
 """The optional forward argument that takes probabilities computed elsewhere."""
 
 
-def given_probability(argument: Any, data: Any, key: str | None, spaces: int) -> Tensor | None:
+def given_probability(
+    argument: Any, data: Any, key: str | None, spaces: int, types: tuple[str, ...] | None = None
+) -> Tensor | None:
     """The protection probabilities that the caller gave for one row space, if any.
 
     Args:
@@ -50,9 +52,10 @@ def given_probability(argument: Any, data: Any, key: str | None, spaces: int) ->
         data: The PyG data object that forward takes, or ``None``.
         key: The node type of the row space; ``None`` in a homogeneous graph.
         spaces: How many kinds of nodes the model's inputs have.
+        types: The node types of all of them.
 
     Raises:
-        ConfigError: If one tensor is given for several row spaces.
+        ConfigError: If one tensor is given for several row spaces, or a dict for one, or one with unknown node types.
 
     Example:
         >>> import torch
@@ -63,6 +66,13 @@ def given_probability(argument: Any, data: Any, key: str | None, spaces: int) ->
         store: Any = data if key is None else data[key]
         return getattr(store, ARGUMENT, None)
     if isinstance(argument, dict):
+        unknown = [name for name in argument if name not in types] if types is not None else []
+        if key is None or unknown:
+            which = f"node types {', '.join(map(repr, unknown))}" if types else "a dict of node types"
+            kinds = (
+                f"its node types are {', '.join(map(repr, types))}" if types else "its graph has none: pass a tensor"
+            )
+            raise ConfigError(f"{ARGUMENT} has {which}, and the model knows none such: {kinds}.")
         return argument.get(key)
     if argument is not None and spaces > 1:
         raise ConfigError(
@@ -164,7 +174,9 @@ class Masks:
             given = None
             if is_input(holder):  # rows that the model makes have no probabilities that a caller could know
                 key = _type_of(holder)
-                given = place.call("call_function", given_probability, (argument, data, key, self._kinds()))
+                given = place.call(
+                    "call_function", given_probability, (argument, data, key, self._kinds(), self._types())
+                )
             name = "protect" if len(self._spaces) == 1 else f"protect_{self._spaces.index(space)}"
             self.modules.setdefault(name, Protection(self.protect))
             arguments = (targets, rows, batch, given, device)
@@ -176,6 +188,11 @@ class Masks:
         """How many kinds of nodes the caller knows of."""
         holders = [self._first_value(space) for space in self._spaces]
         return sum(holder is not None and is_input(holder[0]) for holder in holders)
+
+    def _types(self) -> tuple[str, ...]:
+        """The node types that the caller knows of."""
+        holders = [holder[0] for space in self._spaces if (holder := self._first_value(space)) is not None]
+        return tuple(dict.fromkeys(kind for h in holders if is_input(h) and (kind := _type_of(h)) is not None))
 
     def _received(self, space: Size, holder: Node) -> list[tuple[Node, int]]:
         """The connectivities that reach these nodes, and the row that holds the receivers.

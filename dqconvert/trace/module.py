@@ -78,9 +78,10 @@ class TracedModule(GraphModule):
             if self.eval_graph is not None:
                 self._graph = self.to_run(self.eval_graph)
                 super().recompile()
-                evaluate = cls.forward
+                evaluate = self._bounded(cls.forward, self.eval_graph, self._graph)
             self._graph = self.to_run(train_graph)
             code = super().recompile()
+            cls.forward = self._bounded(cls.forward, train_graph, self._graph)
         finally:
             self._graph = train_graph
         # torch.compile looks lines of the code up among the nodes of `graph`; they may be those of another one.
@@ -101,6 +102,10 @@ class TracedModule(GraphModule):
     def _runs(self, graph: Graph) -> Graph:
         """The graph to generate code from, where that is not ``graph`` itself."""
         return graph
+
+    def _bounded(self, forward: Callable[..., Any], graph: Graph, runs: Graph) -> Callable[..., Any]:
+        """The forward that was generated from ``runs``, and what happens around it."""
+        return forward
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._arrays import array
+
 PLANE = 5
 """Numbers of a plane: `one`, `two`, `offset`, `least`, `most`."""
 
@@ -43,7 +45,7 @@ def plane_of(table: Tensor) -> Tensor | None:
 
     ```
     """
-    entries = table.numpy().astype(np.float64)
+    entries = array(table).astype(np.float64)
     least, most = entries.min(), entries.max()
     inside = np.argwhere((entries > least) & (entries < most))
     if len(inside) < len(entries) // 2:

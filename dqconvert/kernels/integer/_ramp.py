@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._arrays import array
+
 _SEARCH = 64
 """Rounds of a search that leaves two thirds of an interval: slopes are then known to a millionth of a step."""
 
@@ -43,7 +45,7 @@ def ramp_of(table: Tensor, codes: int, columns: int) -> NDArray[np.float32] | No
     key, version = id(table), table._version
     found = _known.get(key)
     if found is None or found[0]() is not table or found[1:3] != (version, codes):
-        ramp = fit(table.detach().reshape(-1, table.size(-1))[:, :codes].numpy())
+        ramp = fit(array(table).reshape(-1, table.size(-1))[:, :codes])
         found = weakref.ref(table, lambda _: _known.pop(key, None)), version, codes, ramp
         _known[key] = found
     ramp = found[3]

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._prefetch import prefetch
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import balanced, run
 from dqconvert.kernels.integer.codes import as_numbers, plain_quantize, quantize_values
 from dqconvert.kernels.integer.finish import CODES
-from dqconvert.kernels.integer.order import check_order
 
 AHEAD = 32
 """How many edges ahead what they look up is asked for."""
@@ -66,16 +67,15 @@ def _grown(logits: Tensor) -> Tensor:
 
 
 def _softmax_on_cpu(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, grid: Tensor) -> Tensor:
-    check_order(ptr, edges, codes.size(0))
     found = empty((edges.numel(), codes.size(1)), torch.uint8)
-    order = ptr.contiguous().numpy()
+    order = array(ptr)
     args = (
-        codes.contiguous().numpy(),
-        _grown(logits).numpy(),
+        array(codes),
+        array(_grown(logits)),
         order,
-        edges.contiguous().numpy(),
+        array(edges),
         as_numbers(grid, np.float32),
-        found.numpy(),
+        array(found),
     )
     run(lambda _, start, stop: softmax_nodes(*args, start, stop), balanced(order, _COST * codes.size(1)))
     return found
@@ -84,18 +84,17 @@ def _softmax_on_cpu(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, g
 def _attention_on_cpu(
     source: Tensor, target: Tensor, table: Tensor, logits: Tensor, ptr: Tensor, senders: Tensor, grid: Tensor
 ) -> Tensor:
-    check_order(ptr, senders, source.size(0))
     found = empty((senders.numel(), source.size(1)), torch.uint8)
-    order = ptr.contiguous().numpy()
+    order = array(ptr)
     args = (
-        source.contiguous().numpy(),
-        target.contiguous().numpy(),
-        table.contiguous().numpy(),
-        _grown(logits).numpy(),
+        array(source),
+        array(target),
+        array(table),
+        array(_grown(logits)),
         order,
-        senders.contiguous().numpy(),
+        array(senders),
         as_numbers(grid, np.float32),
-        found.numpy(),
+        array(found),
     )
     run(lambda _, start, stop: attention_nodes(*args, start, stop), balanced(order, _COST * source.size(1)))
     return found
@@ -185,9 +184,37 @@ def _fake_attention(
     return source.new_empty((senders.numel(), source.size(1)))
 
 
-softmax_codes_operator = Operator("softmax_codes", plain_softmax_codes, fake=_fake_softmax, cpu=_softmax_on_cpu)
+softmax_codes_operator = Operator(
+    "softmax_codes",
+    plain_softmax_codes,
+    fake=_fake_softmax,
+    cpu=_softmax_on_cpu,
+    takes=Takes(
+        "softmax_codes",
+        codes="uint8 [entries, heads]",
+        logits="float32 [256]",
+        ptr="int64 [nodes + 1]",
+        edges="int64 [entries]",
+        grid="float32 [4]",
+        orders=(("ptr", "edges", "entries"),),
+    ),
+)
 attention_codes_operator = Operator(
-    "attention_codes", plain_attention_codes, fake=_fake_attention, cpu=_attention_on_cpu
+    "attention_codes",
+    plain_attention_codes,
+    fake=_fake_attention,
+    cpu=_attention_on_cpu,
+    takes=Takes(
+        "attention_codes",
+        source="uint8 [rows, heads]",
+        target="uint8 [nodes, heads]",
+        table="uint8 [256, 256]",
+        logits="float32 [256]",
+        ptr="int64 [nodes + 1]",
+        senders="index [edges]",
+        grid="float32 [4]",
+        orders=(("ptr", "senders", "rows"),),
+    ),
 )
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from dqconvert.errors import InputTypeError, InputValueError
+from dqconvert.errors import InputShapeError, InputTypeError, InputValueError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._layout import along, wide_dtype
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.integer._bytes import quantize_span
 from dqconvert.kernels.integer.finish import pack, pack_row, values_on_grid
@@ -31,17 +36,15 @@ def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name:
 
 
 def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
-    if dim is not None:  # weights, once
-        return plain_quantize(x, grid, dim, packed, name)
-    values = x.detach().to(wide_dtype(x.dtype)).contiguous().numpy()
+    values = array(x.detach().to(wide_dtype(x.dtype)))
     numbers = as_numbers(grid, values.dtype.type)
     if not packed:
         codes = empty(x.shape, torch.uint8)
-        flat = values.reshape(-1), codes.view(-1).numpy(), numbers
+        flat = values.reshape(-1), array(codes.view(-1)), numbers
         missing = run(lambda _, start, stop: quantize_part(*flat, start, stop), parts(x.numel(), x.numel()))
     else:
         codes = empty((x.size(0), (x.size(1) + 1) // 2), torch.uint8)
-        args = values, codes.numpy(), numbers
+        args = values, array(codes), numbers
         missing = run(lambda _, start, stop: quantize_packed(*args, start, stop), parts(x.size(0), x.numel()))
     if name is not None and any(missing):
         raise not_a_number(name)
@@ -117,7 +120,19 @@ def _fake_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name:
     return x.new_empty(shape, dtype=torch.uint8)
 
 
-quantize_operator = Operator("quantize_codes", plain_quantize, fake=_fake_quantize, cpu=_quantize_on_cpu)
+def _check_packed(_: object, args: Sequence[Any]) -> None:
+    if args[3] and args[0].dim() != 2:
+        raise InputShapeError(f"only matrices are packed, got a tensor of shape {tuple(args[0].shape)}")
+
+
+quantize_operator = Operator(
+    "quantize_codes",
+    plain_quantize,
+    fake=_fake_quantize,
+    cpu=_quantize_on_cpu,
+    serves=lambda x, grid, dim, *_: dim is None,  # else it is weights, once
+    takes=Takes("quantize_codes", x="any", grid="any [4]", dim="free", packed="free", name="free", also=_check_packed),
+)
 
 
 def quantize(
@@ -169,11 +184,9 @@ def plain_dequantize(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
 
 
 def _dequantize_on_cpu(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
-    if dim is not None:
-        return plain_dequantize(codes, grid, dim)
     values = empty(codes.shape, torch.float32)
     scale, zero, *_ = as_numbers(grid, np.float32)
-    args = codes.contiguous().view(-1).numpy(), values.view(-1).numpy(), scale, zero
+    args = array(codes).reshape(-1), array(values.view(-1)), scale, zero
     run(lambda _, start, stop: dequantize_part(*args, start, stop), parts(codes.numel(), codes.numel()))
     return values
 
@@ -188,6 +201,8 @@ dequantize_operator = Operator(
     plain_dequantize,
     fake=lambda codes, grid, dim: codes.new_empty(codes.shape, dtype=torch.float32),
     cpu=_dequantize_on_cpu,
+    serves=lambda codes, grid, dim: dim is None,
+    takes=Takes("dequantize_codes", codes="uint8", grid="any [4]", dim="free"),
 )
 
 

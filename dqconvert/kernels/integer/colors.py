@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 
 _PAIRS = 64
@@ -27,7 +29,7 @@ _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def plain_row_colors(x: Tensor) -> Tensor:
     """The definition that every implementation is held to; the arguments are those of :func:`row_colors`."""
     known: dict[bytes, int] = {}
-    rows = as_words(x).cpu().numpy()
+    rows = array(as_words(x).cpu())
     found = [known.setdefault(row.tobytes(), i) for i, row in enumerate(rows)]
     return torch.tensor(found, dtype=torch.int32, device=x.device)
 
@@ -41,10 +43,10 @@ def as_words(x: Tensor) -> Tensor:
 
 
 def _rows_on_cpu(x: Tensor) -> Tensor:
-    words = as_words(x).numpy()
+    words = array(as_words(x))
     hashes, colors = np.empty(len(words), np.uint64), torch.empty(len(words), dtype=torch.int32)
     run(lambda _, start, stop: hash_rows(words, hashes, start, stop), parts(len(words), words.size))
-    match_rows(words, hashes, hash_table(len(words)), colors.numpy())
+    match_rows(words, hashes, hash_table(len(words)), array(colors))
     return colors
 
 
@@ -104,6 +106,7 @@ row_colors_operator = Operator(
     plain_row_colors,
     fake=lambda x: x.new_empty(x.size(0), dtype=torch.int32),
     cpu=_rows_on_cpu,
+    takes=Takes("row_colors", x="any [rows, ...]"),
 )
 
 
@@ -131,7 +134,7 @@ def plain_have_colors(x: Tensor, colors: Tensor) -> Tensor:
 
 
 def _have_on_cpu(x: Tensor, colors: Tensor) -> Tensor:
-    words, named = as_words(x).numpy(), colors.numpy()
+    words, named = array(as_words(x)), array(colors)
     return torch.tensor(
         all(run(lambda _, start, stop: equal_to_first(words, named, start, stop), parts(len(words), words.size)))
     )
@@ -139,14 +142,19 @@ def _have_on_cpu(x: Tensor, colors: Tensor) -> Tensor:
 
 @loop
 def equal_to_first(x, colors, start, stop):  # type: ignore[no-untyped-def]
-    for i in range(start, stop):  # noqa: SIM110
-        if colors[i] != i and not equal_rows(x, i, colors[i]):
+    for i in range(start, stop):
+        color = colors[i]
+        if color != i and (color < 0 or color >= colors.size or not equal_rows(x, i, color)):
             return False
     return True
 
 
 have_colors_operator = Operator(
-    "have_colors", plain_have_colors, fake=lambda x, colors: x.new_empty((), dtype=torch.bool), cpu=_have_on_cpu
+    "have_colors",
+    plain_have_colors,
+    fake=lambda x, colors: x.new_empty((), dtype=torch.bool),
+    cpu=_have_on_cpu,
+    takes=Takes("have_colors", x="any [rows, ...]", colors="int32 [rows]"),
 )
 
 
@@ -179,7 +187,7 @@ def repeats(x: Tensor) -> bool:
     if not x.is_contiguous():
         some = min(pairs * _APART, x.size(0))
         x = x[torch.arange(some) * x.size(0) // some]
-    return bool(count_equal(as_words(x).numpy(), pairs) * _PAIRS >= _EQUAL * pairs)
+    return bool(count_equal(array(as_words(x)), pairs) * _PAIRS >= _EQUAL * pairs)
 
 
 @loop

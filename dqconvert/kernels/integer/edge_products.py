@@ -7,15 +7,21 @@ The sums are exact, and rows of edges are never stored.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputShapeError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 
 MOST = 1 << 15
@@ -34,8 +40,8 @@ def _on_cpu(
     a: Tensor, a_rows: Tensor, a_zero: int, b: Tensor, b_rows: Tensor, b_zero: int, heads: int, factor: float
 ) -> Tensor:
     found = empty((a_rows.numel(), heads), torch.float32)
-    arrays = [t.contiguous().numpy() for t in (a, a_rows, b, b_rows)]
-    args = *arrays, np.int16(a_zero), np.int16(b_zero), np.float32(factor), found.numpy()
+    arrays = [array(t) for t in (a, a_rows, b, b_rows)]
+    args = *arrays, np.int16(a_zero), np.int16(b_zero), np.float32(factor), array(found)
     there = run(
         lambda _, start, stop: multiply_rows(*args, start, stop), parts(a_rows.numel(), a_rows.numel() * a.size(1))
     )
@@ -77,7 +83,30 @@ def _fake(
     return a.new_empty((a_rows.numel(), heads), dtype=torch.float32)
 
 
-edge_products_operator = Operator("edge_products", plain_edge_products, fake=_fake, cpu=_on_cpu)
+def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
+    heads, width = args[6], sizes["width"]
+    if heads < 1 or width % heads != 0 or width // heads > MOST:
+        raise InputShapeError(f"rows of {width} columns are not {heads} heads of up to {MOST}")
+
+
+edge_products_operator = Operator(
+    "edge_products",
+    plain_edge_products,
+    fake=_fake,
+    cpu=_on_cpu,
+    takes=Takes(
+        "edge_products",
+        a="uint8 [a_nodes, width]",
+        a_rows="int64 [edges]",
+        a_zero="free",
+        b="uint8 [b_nodes, width]",
+        b_rows="int64 [edges]",
+        b_zero="free",
+        heads="size",
+        factor="free",
+        also=_check,
+    ),
+)
 
 
 def edge_products(

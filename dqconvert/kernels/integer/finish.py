@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._memory import empty
@@ -142,14 +143,14 @@ def steps(finish: Finish, columns: int) -> Steps:
     """For the loops."""
     factor, grid, bias, table, other, packed = finish
     made = _steps((factor, grid, bias, table), columns, other is not None, packed)
-    return made if other is None else made._replace(other=other.detach().contiguous().view(-1).numpy())
+    return made if other is None else made._replace(other=array(other).reshape(-1))
 
 
 def _make_steps(
     factor: Tensor, grid: Tensor, bias: Tensor | None, table: Tensor | None, columns: int, pairs: bool, packed: bool
 ) -> Steps:
     scale, zero, top, low = grid.tolist()
-    entries: NDArray[Any] = np.empty(0, np.uint8) if table is None else table.detach().numpy()
+    entries: NDArray[Any] = np.empty(0, np.uint8) if table is None else array(table)
     ramp, plane = None, np.empty(0, np.float32)
     if pairs and entries.ndim == 1:
         plane, entries = entries[:PLANE], entries[PLANE:]
@@ -176,7 +177,7 @@ _steps = Kept(_make_steps)
 
 
 def _by_column(t: Tensor, columns: int) -> NDArray[Any]:
-    return np.full(columns, t.item(), np.float32) if t.numel() == 1 else t.detach().numpy().copy()
+    return np.full(columns, t.item(), np.float32) if t.numel() == 1 else array(t).copy()
 
 
 def room(rows: int, columns: int, finish: Finish) -> Tensor:

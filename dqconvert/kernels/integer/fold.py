@@ -17,12 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import ORDINARY
 from dqconvert.kernels._threads import balanced, run
 from dqconvert.kernels.integer.colors import have_colors, repeats, row_colors
-from dqconvert.kernels.integer.order import check_order
 from dqconvert.kernels.integer.refine import refine_colors
+from dqconvert.kernels.order import check_order, vouch
 
 WORTH = 4
 """Rows are left out where one in so many can be."""
@@ -116,7 +117,9 @@ def fold_nodes(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: b
     known = last is not None and last.senders() is senders and (last.versions, last.asked) == (versions, asked)
     if last is None or not known or not have_colors(x, last.colors):
         colors = row_colors(x)
-        levels = _levels(colors, ptr.data, senders.data, depth, by_degree)  # the same memory, in tensors of their own
+        own = ptr.data, senders.data  # the same memory, in tensors of their own
+        vouch(*own, x.size(0))
+        levels = _levels(colors, *own, depth, by_degree)
         last = _Last(weakref.ref(senders), versions, asked, colors, levels)
         setattr(ptr, _FOLDED, last)
     return last.levels
@@ -146,7 +149,7 @@ def _levels(colors: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree:
 def _rows_of(colors: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """The row of each node, and the node of each row; None if too few nodes would go."""
     place, rows = torch.empty_like(colors), torch.empty_like(colors)
-    count = number_colors(colors.numpy(), place.numpy(), rows.numpy())
+    count = number_colors(array(colors), array(place), array(rows))
     if (colors.numel() - count) * WORTH < colors.numel():
         return None, None
     return place, rows[:count].clone()
@@ -172,11 +175,11 @@ def _level(
     if rows is None:
         return Level(ptr, before[senders], own=before)
     starts = torch.empty(rows.numel() + 1, dtype=torch.int64)
-    begin_lists(ptr.numpy(), rows.numpy(), starts.numpy())
+    begin_lists(array(ptr), array(rows), array(starts))
     taken = torch.empty(int(starts[-1]), dtype=torch.int32)
     edges = torch.empty(taken.numel() if listed else 0, dtype=torch.int64)
-    args = ptr.numpy(), senders.numpy(), rows.numpy(), before.numpy(), starts.numpy(), edges.numpy(), taken.numpy()
-    run(lambda _, start, stop: copy_lists(*args, start, stop), balanced(starts.numpy(), 1))
+    args = tuple(map(array, (ptr, senders, rows, before, starts, edges, taken)))
+    run(lambda _, start, stop: copy_lists(*args, start, stop), balanced(array(starts), 1))
     return Level(starts, taken, edges if listed else None, before[rows], place)
 
 

@@ -5,13 +5,19 @@ sums[r, c] = sum over the heads h of (x[r, h, c] - zero),   exactly
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputShapeError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.integer.finish import Finish, check, dtype_of, finish_row, plain_finish, room, steps
 
@@ -50,7 +56,7 @@ def _on_cpu(
     finish = Finish(factor, grid, bias, table, other, packed)
     rows, width = x.shape
     out = room(rows, columns, finish)
-    args = x.contiguous().numpy(), int(x_grid[1]), columns, steps(finish, columns), out.numpy()
+    args = array(x), int(x_grid[1]), columns, steps(finish, columns), array(out)
     run(lambda _, start, stop: add_rows(*args, start, stop), parts(rows, rows * width))
     return out
 
@@ -80,7 +86,36 @@ def _fake(x: Tensor, x_grid: Tensor, columns: int, *finish: object) -> Tensor:
     return x.new_empty((x.size(0), width), dtype=dtype_of(table if isinstance(table, Tensor) else None))
 
 
-add_heads_operator = Operator("add_heads", plain_add_heads, fake=_fake, cpu=_on_cpu)
+def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
+    x, _, columns, *finish = args
+    _check_width(x, columns)
+    check(Finish(*finish), sizes["rows"], columns)
+
+
+add_heads_operator = Operator(
+    "add_heads",
+    plain_add_heads,
+    fake=_fake,
+    cpu=_on_cpu,
+    takes=Takes(
+        "add_heads",
+        x="uint8 [rows, width]",
+        x_grid="float32 [4]",
+        columns="size",
+        factor="any",
+        grid="any",
+        bias="any?",
+        table="any?",
+        other="any?",
+        packed="free",
+        also=_check,
+    ),
+)
+
+
+def _check_width(x: Tensor, columns: int) -> None:
+    if x.dim() != 2 or columns < 1 or x.size(1) % columns != 0 or x.size(1) // columns > MOST:
+        raise InputShapeError(f"heads of {columns} columns take x {('rows', 'heads * columns')}, got {tuple(x.shape)}")
 
 
 def add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
@@ -105,10 +140,8 @@ def add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor
 
     ```
     """
-    if x.dim() != 2 or columns < 1 or x.size(1) % columns != 0 or x.size(1) // columns > MOST:
-        raise ValueError(f"heads of {columns} columns take x {('rows', 'heads * columns')}, got {tuple(x.shape)}")
+    _check_width(x, columns)
     if x.dtype != torch.uint8:
         raise TypeError(f"x must be uint8 codes, got {x.dtype}")
-    check(finish, x.size(0), columns)
     result: Tensor = add_heads_operator(x, x_grid, columns, *finish)
     return result

@@ -7,14 +7,19 @@ A few rows at a time: their sums are in the cache when they become codes (see :m
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from dqconvert.errors import InputValueError
+from dqconvert.errors import InputShapeError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.integer._listed import list_values, multiply_listed
 from dqconvert.kernels.integer._strips import GROUP, multiply
@@ -120,14 +125,14 @@ def _on_cpu(
     rows = x.size(0)
     out = room(rows, columns, finish)
     args = (
-        x.detach().contiguous().numpy(),
+        array(x),
         packed_input,
         as_numbers(x_grid, np.float32),
-        weight.contiguous().numpy(),
+        array(weight),
         weight.size(1),
         columns,
         steps(finish, columns),
-        out.numpy(),
+        array(out),
     )
     cuts = parts(rows, rows * (columns + weight.numel() // 32))
     missing = run(lambda _, start, stop: linear_rows(*args, start, stop), cuts)
@@ -229,7 +234,46 @@ def _fake(x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input:
     return x.new_empty((x.size(0), width), dtype=dtype_of(table if isinstance(table, Tensor) else None))
 
 
-integer_linear_operator = Operator("integer_linear", plain_integer_linear, fake=_fake, cpu=_on_cpu)
+def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
+    _, _, weight, columns, packed_input, *finish, _ = args
+    width = sizes["width"]
+    if sizes["groups"] != -(-columns // GROUP) or sizes["pairs"] != (width if packed_input else (width + 1) // 2):
+        raise misfit(args[0], columns, packed_input, weight)
+    check(Finish(*finish), sizes["rows"], columns)
+
+
+def misfit(x: Tensor, columns: int, packed_input: bool, weight: Tensor) -> InputShapeError:
+    """The error about a weight that does not belong to such rows."""
+    width = x.size(-1)
+    pairs = width if packed_input else (width + 1) // 2
+    return InputShapeError(
+        f"x of shape {('rows', *x.shape[1:])} and {columns} columns take a weight of shape "
+        f"{(-(-columns // GROUP), pairs, GROUP, 2)}, packed by pack_weight; got {tuple(weight.shape)}"
+    )
+
+
+integer_linear_operator = Operator(
+    "integer_linear",
+    plain_integer_linear,
+    fake=_fake,
+    cpu=_on_cpu,
+    takes=Takes(
+        "integer_linear",
+        x="number [rows, width]",
+        x_grid="float32 [4]",
+        weight="int16 [groups, pairs, 16, 2]",
+        columns="size",
+        packed_input="free",
+        factor="any",
+        grid="any",
+        bias="any?",
+        table="any?",
+        other="any?",
+        packed="free",
+        name="free",
+        also=_check,
+    ),
+)
 
 
 def integer_linear(
@@ -241,6 +285,7 @@ def integer_linear(
     *,
     packed_input: bool = False,
     name: str | None = None,
+    depth: int | None = None,
 ) -> Tensor:
     """A linear layer on codes, in integers: exact sums, of any depth, that end as `finish` says.
 
@@ -254,6 +299,8 @@ def integer_linear(
     - `finish`: what makes codes of the sums; its factor is the scale of `x` times that of the weight.
     - `packed_input = False`: whether `x` is packed.
     - `name = None`: what to call the values in an error, if NaN among them is one; then they are no codes.
+    - `depth = None`: how many columns the weight takes, as it is packed by pairs; `None`: in files of before, one more
+      or one less is not noticed.
 
     **Returns** `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
 
@@ -270,14 +317,10 @@ def integer_linear(
 
     ```
     """
-    groups, pairs = -(-columns // GROUP), x.size(-1) if packed_input else (x.size(-1) + 1) // 2
-    if x.dim() != 2 or weight.shape != (groups, pairs, GROUP, 2):
-        raise InputValueError(
-            f"x of shape {('rows', *x.shape[1:])} and {columns} columns take a weight of shape "
-            f"{(groups, pairs, GROUP, 2)}, "
-            f"packed by pack_weight; got {tuple(weight.shape)}"
-        )
-    check(finish, x.size(0), columns)
+    if x.dim() != 2:
+        raise misfit(x, columns, packed_input, weight)
+    if depth is not None and x.size(1) != (-(-depth // 2) if packed_input else depth):
+        raise InputShapeError(f"{name or 'x'} has {x.size(1)} columns, and the weight takes {depth}")
     if name is not None and not x.is_floating_point():
         raise not_floating(name, x)
     if x.dtype != torch.uint8 and not x.is_floating_point():

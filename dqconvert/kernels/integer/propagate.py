@@ -6,6 +6,7 @@ sums[i, c] = sum over the edges e to i of round_to_grid((x[sender[e], c] - zero)
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,16 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.errors import InputValueError
+from dqconvert.errors import InputShapeError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import balanced, run
 from dqconvert.kernels.integer._edge_strips import LEAST
 from dqconvert.kernels.integer._lines import lines
 from dqconvert.kernels.integer._messages import BIAS, LOOKED_UP, MAX, MIN, SUM
 from dqconvert.kernels.integer._propagate_loops import messages_of_codes, propagate_rows
 from dqconvert.kernels.integer.finish import CODES, Finish, check, dtype_of, plain_finish, room, steps, unpack
-from dqconvert.kernels.integer.order import check_order
 
 REDUCTIONS = {"sum": SUM, "mean": SUM, "max": MAX, "min": MIN}
 
@@ -124,7 +126,6 @@ def _on_cpu(
     other: Tensor | None,
     packed: bool,
 ) -> Tensor:
-    check_order(ptr, senders, x.size(0))
     finish = Finish(factor, grid, bias, table, other, packed)
     nodes = ptr.numel() - 1
     out = room(nodes, columns, finish)
@@ -140,16 +141,16 @@ def _on_cpu(
     if weight is None or multipliers is None or message_grid is None:
         weights, by_code, numbers = _ONE_WEIGHT, _SAME if packed_input else _NO_TABLE, (0, 0, 0, 0, zero)
     else:
-        weights = weight.contiguous().numpy()
+        weights = array(weight)
         by_code, numbers = _messages((multipliers, message_grid), zero, packed_input)
     most = EXACT if kind == SUM else _ALL
     block = most if kind != SUM or by_code.dtype == np.float32 else min(_SHORT, most)
 
-    order = ptr.contiguous().numpy()
+    order = array(ptr)
     args = (
-        x.detach().contiguous().numpy(),
+        array(x),
         order,
-        senders.contiguous().numpy(),
+        array(senders),
         weights,
         by_code,
         2 if packed_input else 1,
@@ -161,7 +162,7 @@ def _on_cpu(
         size,
         columns,
         steps(finish, columns),
-        out.numpy(),
+        array(out),
     )
     run(lambda _, start, stop: propagate_rows(*args, start, stop), balanced(order, -(-size // _BYTES)))
     return out
@@ -171,7 +172,7 @@ def _make_messages(
     multipliers: Tensor, grid: Tensor, zero: int, packed_input: bool
 ) -> tuple[NDArray[Any], tuple[int, int, int, int, int]]:
     """What the loops make messages with, and the numbers that belong to it."""
-    slopes = multipliers.detach().numpy().clip(-STEEPEST, STEEPEST)
+    slopes = array(multipliers).clip(-STEEPEST, STEEPEST)
     _, middle, top, low = (int(number) for number in grid.tolist())
     if packed_input:
         return messages_of_codes(slopes, zero, middle + low, low, low + top), (0, 0, 0, 0, middle)
@@ -207,7 +208,42 @@ def _fake(
     return x.new_empty((ptr.numel() - 1, width), dtype=dtype)
 
 
-integer_propagate_operator = Operator("integer_propagate", plain_integer_propagate, fake=_fake, cpu=_on_cpu)
+def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
+    x, _, _, _, columns, packed_input, _, weight, multipliers, message_grid, *finish = args
+    _check_width(x, columns, packed_input)
+    weighed = [part is None for part in (weight, multipliers, message_grid)]
+    if any(weighed) != all(weighed) or (weight is not None and (weight.size(1) == 0 or columns % weight.size(1) != 0)):
+        raise _unweighed(sizes["edges"], columns, weight)
+    check(Finish(*finish), sizes["nodes"], columns)
+
+
+integer_propagate_operator = Operator(
+    "integer_propagate",
+    plain_integer_propagate,
+    fake=_fake,
+    cpu=_on_cpu,
+    takes=Takes(
+        "integer_propagate",
+        x="uint8 [rows, width]",
+        x_grid="float32 [4]",
+        ptr="int64 [nodes + 1]",
+        senders="index [edges]",
+        columns="size",
+        packed_input="free",
+        reduce="free",
+        weight="uint8? [edges, heads]",
+        multipliers="float32? [256]",
+        message_grid="float32? [4]",
+        factor="any",
+        grid="any",
+        bias="any?",
+        table="any?",
+        other="any?",
+        packed="free",
+        orders=(("ptr", "senders", "rows"),),
+        also=_check,
+    ),
+)
 
 
 def integer_propagate(
@@ -234,7 +270,7 @@ def integer_propagate(
     - `x_grid`: float32 `[4]`: scale, zero, the highest code, and the lowest of training.
     - `ptr`: int64 `[num_nodes + 1]`; the edges to node `i` are `ptr[i]` to `ptr[i + 1]`.
     - `senders`: int32 or int64 `[num_edges]`; whether all are there is looked at once, see
-      :func:`dqconvert.kernels.integer.order.check_order`.
+      :func:`dqconvert.kernels.order.check_order`.
     - `columns`: of the result.
     - `finish`: what makes codes of the sums; its factor is the scale of the messages.
     - `weight = None`: see :class:`MessageWeight`.
@@ -258,29 +294,37 @@ def integer_propagate(
     """
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
-    width = (columns + 1) // 2 if packed_input else columns
-    if x.dim() != 2 or x.size(1) != width:
-        given = ("num_senders", *x.shape[1:])  # how many are left of those that a user knows says nothing to them
-        raise InputValueError(f"{columns} columns take x of shape {('num_senders', width)}, got {given}")
+    _check_width(x, columns, packed_input)
     if x.dtype != torch.uint8:
         raise TypeError(f"x must be uint8 codes, got {x.dtype}")
     if ptr.dtype != torch.int64 or senders.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"expected int64 ptr and int32 or int64 senders, got {ptr.dtype} and {senders.dtype}")
     if weight is not None:
         _check_weight(weight, senders.numel(), columns)
-    check(finish, ptr.numel() - 1, columns)
     parts = (None, None, None) if weight is None else weight
     result: Tensor = integer_propagate_operator(x, x_grid, ptr, senders, columns, packed_input, reduce, *parts, *finish)
     return result
 
 
+def _check_width(x: Tensor, columns: int, packed_input: bool) -> None:
+    width = (columns + 1) // 2 if packed_input else columns
+    if x.dim() != 2 or x.size(1) != width:
+        given = ("num_senders", *x.shape[1:])  # how many are left of those that a user knows says nothing to them
+        raise InputShapeError(f"{columns} columns take x of shape {('num_senders', width)}, got {given}")
+
+
+def _unweighed(edges: int, columns: int, weight: Tensor | None) -> InputShapeError:
+    given = None if weight is None else tuple(weight.shape)
+    return InputShapeError(
+        f"{edges} edges of {columns} columns take weight codes {('num_edges', 'heads')}, of which the heads divide "
+        f"the columns; got {given}"
+    )
+
+
 def _check_weight(weight: MessageWeight, edges: int, columns: int) -> None:
     codes, multipliers, grid = weight
     if codes.dim() != 2 or codes.size(0) != edges or codes.size(1) == 0 or columns % codes.size(1) != 0:
-        raise ValueError(
-            f"{edges} edges of {columns} columns take weight codes {('num_edges', 'heads')}, of which the heads divide "
-            f"the columns; got {tuple(codes.shape)}"
-        )
+        raise _unweighed(edges, columns, codes)
     if codes.dtype != torch.uint8 or multipliers.dtype != torch.float32:
         raise TypeError(f"expected uint8 codes and float32 multipliers, got {codes.dtype} and {multipliers.dtype}")
     if multipliers.shape != (CODES,) or grid.shape != (4,):

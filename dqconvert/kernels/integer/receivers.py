@@ -7,19 +7,23 @@ receiver begin that it puts in place. Edges keep the order of the list.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dqconvert.errors import InputIndexError
+from dqconvert.errors import InputIndexError, InputShapeError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import GRAIN, balanced, run
 from dqconvert.kernels.edge_order import plain_edge_order
 from dqconvert.kernels.integer.codes import as_numbers, code_of_value, plain_quantize
-from dqconvert.kernels.integer.order import vouch
+from dqconvert.kernels.order import vouch
 
 _INT32 = 1 << 31
 
@@ -59,7 +63,7 @@ def _kind(num_source: int) -> torch.dtype:
 def _on_cpu(
     sender: Tensor, receiver: Tensor, num_source: int, num_target: int, loops: bool, positions: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    ends = sender.contiguous().numpy(), receiver.contiguous().numpy()
+    ends = array(sender), array(receiver)
     edges = sender.numel()
     workers = max(1, min(torch.get_num_threads(), edges // GRAIN, edges // max(num_target, 1)))
     cuts = list(itertools.pairwise(edges * part // workers for part in range(workers + 1)))
@@ -68,14 +72,15 @@ def _on_cpu(
     if not all(sound):
         raise _nowhere(sender, receiver, num_source, num_target)
     ptr = torch.empty(num_target + 1, dtype=torch.int64)
-    starts = ptr.numpy()
+    starts = array(ptr)
     begin_rows(counts, loops, starts)
     senders = torch.empty(int(starts[-1]), dtype=_kind(num_source))
     places = torch.empty(senders.numel() if positions and not loops else 0, dtype=torch.int64)
-    args = senders.numpy(), places.numpy()
+    args = array(senders), array(places)
     run(lambda part, start, stop: place_edges(*ends, loops, counts[part], *args, start, stop), cuts)
     if loops:
         args[0][starts[1:] - 1] = np.arange(num_target, dtype=args[0].dtype)
+    vouch(ptr, senders, num_source)
     return ptr, senders, places
 
 
@@ -129,7 +134,27 @@ def _fake(
     return ptr, senders, sender.new_empty(count if positions and not loops else 0, dtype=torch.int64)
 
 
-receiver_order_operator = Operator("receiver_order", plain_receiver_order, fake=_fake, cpu=_on_cpu)
+def _check(_: object, args: Sequence[Any]) -> None:
+    if args[4] and args[2] != args[3]:
+        raise InputShapeError(f"only among the same nodes has each an edge to itself, not of {args[2]} and {args[3]}")
+
+
+receiver_order_operator = Operator(
+    "receiver_order",
+    plain_receiver_order,
+    fake=_fake,
+    cpu=_on_cpu,
+    takes=Takes(
+        "receiver_order",
+        sender="index [edges]",
+        receiver="index [edges]",
+        num_source="size",
+        num_target="size",
+        loops="free",
+        positions="free",
+        also=_check,
+    ),
+)
 
 
 def receiver_order(
@@ -156,7 +181,6 @@ def receiver_order(
     ```
     """
     ptr, senders, edges = receiver_order_operator(sender, receiver, num_source, num_target, False, positions)
-    vouch(ptr, senders, num_source)
     return ptr, senders, edges
 
 
@@ -182,7 +206,6 @@ def gcn_order(edge_index: Tensor, num_nodes: int, *, loops: bool) -> tuple[Tenso
     ```
     """
     ptr, senders, _ = receiver_order_operator(edge_index[0], edge_index[1], num_nodes, num_nodes, loops, False)
-    vouch(ptr, senders, num_nodes)
     roots = ptr.diff().float().pow_(-0.5)
     return ptr, senders, roots.masked_fill_(roots == float("inf"), 0)
 
@@ -195,8 +218,8 @@ def plain_gcn_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -
 
 def _codes_on_cpu(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:
     codes = torch.empty(senders.numel(), 1, dtype=torch.uint8)
-    starts = ptr.numpy()
-    args = starts, senders.numpy(), roots.numpy(), as_numbers(grid, np.float32), codes.view(-1).numpy()
+    starts = array(ptr)
+    args = starts, array(senders), array(roots), as_numbers(grid, np.float32), array(codes.view(-1))
     run(lambda _, start, stop: code_weights(*args, start, stop), balanced(starts, 1))
     return codes
 
@@ -215,7 +238,20 @@ def _fake_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Te
     return senders.new_empty((senders.numel(), 1), dtype=torch.uint8)
 
 
-gcn_codes_operator = Operator("gcn_codes", plain_gcn_codes, fake=_fake_codes, cpu=_codes_on_cpu)
+gcn_codes_operator = Operator(
+    "gcn_codes",
+    plain_gcn_codes,
+    fake=_fake_codes,
+    cpu=_codes_on_cpu,
+    takes=Takes(
+        "gcn_codes",
+        ptr="int64 [nodes + 1]",
+        senders="index [edges]",
+        roots="float32 [nodes]",
+        grid="float32 [4]",
+        orders=(("ptr", "senders", "nodes"),),
+    ),
+)
 
 
 def gcn_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:

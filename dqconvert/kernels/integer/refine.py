@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import balanced, run
 from dqconvert.kernels.integer.colors import hash_table, mixed
 
@@ -32,13 +34,13 @@ def plain_refine_colors(colors: Tensor, sent: Tensor, ptr: Tensor, senders: Tens
 
 
 def _refine_on_cpu(colors: Tensor, sent: Tensor, ptr: Tensor, senders: Tensor) -> Tensor:
-    args = tuple(tensor.contiguous().numpy() for tensor in (colors, sent, ptr, senders))
+    args = tuple(map(array, (colors, sent, ptr, senders)))
     nodes, cuts = len(args[0]), balanced(args[2], 4)
     hashes, found = np.empty(nodes, np.uint64), torch.empty(nodes, dtype=torch.int32)
     run(lambda _, start, stop: hash_messages(*args, hashes, start, stop), cuts)
-    match_hashes(hashes, hash_table(nodes), found.numpy())
-    if not all(run(lambda _, start, stop: have_messages(*args, found.numpy(), start, stop), cuts)):
-        match_messages(*args, hashes, hash_table(nodes), found.numpy())  # two that differ have one hash
+    match_hashes(hashes, hash_table(nodes), array(found))
+    if not all(run(lambda _, start, stop: have_messages(*args, array(found), start, stop), cuts)):
+        match_messages(*args, hashes, hash_table(nodes), array(found))  # two that differ have one hash
     return found
 
 
@@ -142,6 +144,14 @@ refine_colors_operator = Operator(
     plain_refine_colors,
     fake=lambda colors, sent, ptr, senders: torch.empty_like(colors),
     cpu=_refine_on_cpu,
+    takes=Takes(
+        "refine_colors",
+        colors="int32 [nodes]",
+        sent="int32 [rows]",
+        ptr="int64 [nodes + 1]",
+        senders="index [edges]",
+        orders=(("ptr", "senders", "rows"),),
+    ),
 )
 
 

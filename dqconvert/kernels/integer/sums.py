@@ -9,11 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.errors import InputShapeError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.integer._on_grid import GRID, grid_of
 from dqconvert.kernels.integer._sum_span import sum_span
@@ -43,9 +46,9 @@ def _shape(terms: list[Tensor]) -> torch.Size:
 def _on_cpu(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
     rows, columns = _shape(terms)
     codes = empty((rows, columns), torch.uint8)
-    given = [term.detach().contiguous().view(-1).numpy() for term in terms]
+    given = [array(term).reshape(-1) for term in terms]
     made = [_weights((weight,)) for weight in weights]
-    numbers, to, cuts = as_numbers(grid, np.float32), codes.view(-1).numpy(), parts(rows, len(terms) * codes.numel())
+    numbers, to, cuts = as_numbers(grid, np.float32), array(codes.view(-1)), parts(rows, len(terms) * codes.numel())
     if all(term.size == codes.numel() and weight.size <= GRID for term, weight in zip(given, made, strict=True)):
         places = np.array([term.ctypes.data for term in given], np.int64)
         pairs = np.array([weight if weight.size == GRID else (np.nan, weight[0]) for weight in made], np.float32)
@@ -61,7 +64,7 @@ def _on_cpu(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
 
 def _make_weights(weight: Tensor) -> NDArray[Any]:
     """What belongs to a term, flat; of a table, zero and scale if they give all of its values."""
-    table = weight.detach().reshape(-1).numpy().copy()
+    table = array(weight).reshape(-1).copy()
     grid = grid_of(table) if table.size == CODES else None
     return table if grid is None else grid
 
@@ -132,6 +135,13 @@ quantize_sum_operator = Operator(
     plain_quantize_sum,
     fake=lambda terms, weights, grid: grid.new_empty(_shape(terms), dtype=torch.uint8),
     cpu=_on_cpu,
+    takes=Takes(
+        "quantize_sum",
+        terms="list number",
+        weights="list float32",
+        grid="float32 [4]",
+        also=lambda _, args: _check(*args),
+    ),
 )
 
 
@@ -158,10 +168,16 @@ def quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Te
 
     ```
     """
+    _check(terms, weights, grid)
+    result: Tensor = quantize_sum_operator(terms, weights, grid)
+    return result
+
+
+def _check(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> None:
     shape = _shape(terms) if terms else torch.Size()
     if len(shape) != 2 or len(weights) != len(terms) or grid.shape != (4,):
         found = ", ".join(str(tuple(t.shape)) for t in [*terms, grid])
-        raise ValueError(
+        raise InputShapeError(
             f"expected a weight for each term, a term {('rows', 'columns')} and a grid {(4,)}, got {found}"
         )
     for term, weight in zip(terms, weights, strict=True):
@@ -171,6 +187,4 @@ def quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Te
         right = ((CODES,), (shape[1], CODES)) if of_codes else ((1,),)
         if weight.shape not in right or (term.shape != shape and (of_codes or term.shape != shape[1:])):
             given = f"{tuple(term.shape)} with a weight {tuple(weight.shape)}"
-            raise ValueError(f"a term of shape {given} does not fit a sum of shape {tuple(shape)}")
-    result: Tensor = quantize_sum_operator(terms, weights, grid)
-    return result
+            raise InputShapeError(f"a term of shape {given} does not fit a sum of shape {tuple(shape)}")

@@ -6,10 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputShapeError
+from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.integer._bytes import ramp_span
 from dqconvert.kernels.integer._ramp import ramp_of
@@ -29,11 +32,9 @@ def plain_look_up(codes: Tensor, table: Tensor, packed: bool = False) -> Tensor:
 
 
 def _look_up_on_cpu(codes: Tensor, table: Tensor, packed: bool = False) -> Tensor:
-    if table.dtype not in (torch.uint8, torch.float32):
-        return plain_look_up(codes, table)
     wide = codes.size(-1) if codes.dim() > 0 else 1
     found = empty((codes.size(0), (wide + 1) // 2) if packed else codes.shape, table.dtype)
-    given, entries, to = (t.contiguous().view(-1).numpy() for t in (codes, table, found))
+    given, entries, to = (array(t).reshape(-1) for t in (codes, table, found))
     ramp = ramp_of(table, CODES, wide) if table.dtype == torch.uint8 and wide >= _WIDE else None
     columns = wide if packed or ramp is not None or table.dim() > 1 else 1
     cuts = parts(codes.numel() // max(columns, 1), codes.numel())
@@ -86,7 +87,20 @@ def _fake_look_up(codes: Tensor, table: Tensor, packed: bool = False) -> Tensor:
     return codes.new_empty(shape, dtype=table.dtype)
 
 
-look_up_operator = Operator("look_up_codes", plain_look_up, fake=_fake_look_up, cpu=_look_up_on_cpu)
+look_up_operator = Operator(
+    "look_up_codes",
+    plain_look_up,
+    fake=_fake_look_up,
+    cpu=_look_up_on_cpu,
+    serves=lambda codes, table, *_: table.dtype in (torch.uint8, torch.float32),
+    takes=Takes(
+        "look_up_codes",
+        codes="uint8",
+        table="number",
+        packed="free",
+        also=lambda _, args: _check(*args),
+    ),
+)
 
 
 def look_up(codes: Tensor, table: Tensor, *, packed: bool = False) -> Tensor:
@@ -110,12 +124,17 @@ def look_up(codes: Tensor, table: Tensor, *, packed: bool = False) -> Tensor:
     ```
     """
     _check_codes(codes)
-    if table.shape != (CODES,) and (codes.dim() == 0 or table.shape != (codes.size(-1), CODES)):
-        raise ValueError(f"a table of shape {tuple(table.shape)} does not fit codes of shape {tuple(codes.shape)}")
-    if packed and (codes.dim() != 2 or table.dtype != torch.uint8):
-        raise ValueError(f"only matrices of codes are packed, got {table.dtype} of shape {tuple(codes.shape)}")
+    _check(codes, table, packed)
     result: Tensor = look_up_operator(codes, table, packed)
     return result
+
+
+def _check(codes: Tensor, table: Tensor, packed: bool = False) -> None:
+    if table.shape != (CODES,) and (codes.dim() == 0 or table.shape != (codes.size(-1), CODES)):
+        given = f"a table of shape {tuple(table.shape)}"
+        raise InputShapeError(f"{given} does not fit codes of shape {tuple(codes.shape)}")
+    if packed and (codes.dim() != 2 or table.dtype != torch.uint8):
+        raise InputShapeError(f"only matrices of codes are packed, got {table.dtype} of shape {tuple(codes.shape)}")
 
 
 def plain_look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
@@ -124,10 +143,8 @@ def plain_look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
 
 
 def _look_up_pairs_on_cpu(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
-    if table.dtype not in (torch.uint8, torch.float32):
-        return plain_look_up_pairs(a, b, table)
     found = empty(a.shape, table.dtype)
-    args = [t.contiguous().view(-1).numpy() for t in (a, b, table, found)]
+    args = [array(t).reshape(-1) for t in (a, b, table, found)]
     run(lambda _, start, stop: look_up_pairs_part(*args, start, stop), parts(a.numel(), a.numel()))
     return found
 
@@ -142,6 +159,8 @@ look_up_pairs_operator = Operator(
     plain_look_up_pairs,
     fake=lambda a, b, table: a.new_empty(a.shape, dtype=table.dtype),
     cpu=_look_up_pairs_on_cpu,
+    serves=lambda a, b, table: table.dtype in (torch.uint8, torch.float32),
+    takes=Takes("look_up_pairs", a="uint8", b="uint8 [=a]", table="number [256, 256]"),
 )
 
 

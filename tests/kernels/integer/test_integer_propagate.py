@@ -18,11 +18,11 @@ from dqconvert.kernels.integer.finish import Finish, pack, plain_finish, unpack
 from dqconvert.kernels.integer.propagate import (
     REDUCTIONS,
     MessageWeight,
-    check_order,
     integer_propagate,
     integer_propagate_operator,
     plain_integer_propagate,
 )
+from dqconvert.kernels.order import check_order
 
 INT8, INT4 = torch.tensor([0.02, 113.0, 255.0, -128.0]), torch.tensor([0.3, 7.0, 15.0, -8.0])
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from dqconvert.kernels.integer import order
+from dqconvert.kernels import order
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.receivers import (
     gcn_codes,

@@ -1,0 +1,75 @@
+"""Tensors as the arrays that loops take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_KINDS = {
+    torch.bool: "|b1",
+    torch.uint8: "|u1",
+    torch.int8: "|i1",
+    torch.int16: "<i2",
+    torch.int32: "<i4",
+    torch.int64: "<i8",
+    torch.float16: "<f2",
+    torch.float32: "<f4",
+    torch.float64: "<f8",
+}
+
+
+class _Lent:
+    """The memory of a tensor, as numpy asks for it; it keeps the tensor."""
+
+    __slots__ = ("__array_interface__", "tensor")
+
+    def __init__(self, tensor: Tensor, kind: str) -> None:
+        self.tensor = tensor
+        place = (tensor.data_ptr(), False)
+        self.__array_interface__ = {"shape": tuple(tensor.shape), "typestr": kind, "data": place, "version": 3}
+        if not tensor.is_contiguous():
+            self.__array_interface__["strides"] = tuple(step * tensor.itemsize for step in tensor.stride())
+
+
+def array(tensor: Tensor) -> NDArray[Any]:
+    """The values of a tensor as a contiguous array, in the same memory if they lie in order there.
+
+    Not by :meth:`torch.Tensor.numpy`, which fixes the size of the memory for good, even that of a parameter: whoever
+    shards a model (FSDP2, say) frees it between two uses.
+
+    Args:
+        tensor: On the CPU, of a type that numpy has. Whether it wants gradients does not matter.
+
+    Raises:
+        TypeError: If it is of another type, on another device, or has no memory of its values (sparse tensors, say).
+
+    Example:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> array(weight), weight.untyped_storage().resizable()
+        (array([1., 1.], dtype=float32), True)
+    """
+    return strided(tensor if tensor.is_contiguous() else tensor.detach().contiguous())
+
+
+def strided(tensor: Tensor) -> NDArray[Any]:
+    """The same, entries as far apart as they lie in the tensor.
+
+    Example:
+        >>> strided(torch.tensor([[1, 2], [3, 4]]).t()).flags.c_contiguous
+        False
+    """
+    kind = _KINDS.get(tensor.dtype)
+    if kind is None or not tensor.is_cpu or tensor.layout is not torch.strided:
+        raise TypeError(f"no array lies in a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}")
+    if tensor.is_neg():
+        tensor = tensor.detach().resolve_neg()
+    if tensor.numel() == 0:
+        return np.empty(tuple(tensor.shape), kind)
+    return np.asarray(_Lent(tensor, kind))
+
+
+__all__ = ["array", "strided"]
