@@ -100,7 +100,7 @@ class Boundary:
             value = given.of(args, kwargs)
             if not isinstance(value, Tensor):
                 continue
-            if value.is_meta and not all(t.is_meta for t in module.parameters()):
+            if value.is_meta and not all(t.is_meta for t in (*module.parameters(), *module.buffers())):
                 raise InputTypeError(f"{given.name} has no values: it lies on the meta device")
             if value.layout is not torch.strided:
                 raise InputTypeError(
@@ -258,7 +258,7 @@ def _check_type(module: nn.Module, value: Tensor, given: _Input) -> None:
         given.note.dtype
     }
     if value.dtype not in held:
-        wanted = given.note.dtype if given.note.dtype in held else min(held, key=str)  # type: ignore[type-var]
+        wanted = given.note.dtype if given.note.dtype in held else min(held, key=str)
         raise InputTypeError(
             f"{given.name} is {value.dtype}, and the model computes in {wanted}: give {given.name}.to({wanted})"
         )
