@@ -154,6 +154,7 @@ SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
         "finish": FINISH,
         "packed_input": _FLAG,
         "name": _NAME,
+        "depth": Optional(_COUNT),
     },
     integer_propagate: {
         "x": Value(),

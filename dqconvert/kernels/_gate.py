@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from dqconvert.kernels import _product_loops as loops
-from dqconvert.kernels._arrays import array
+from dqconvert.kernels._arrays import array, strided
 from dqconvert.kernels._chain import flags
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels._memory import empty
@@ -55,7 +55,7 @@ class Gate:
         """Sets the gradient of values that the grid clips to zero, in place."""
         if self._grid is None or not self._clip:
             return
-        x, to, grid = array(self._x), array(grad), self._grid
+        x, to, grid = array(self._x), strided(grad), self._grid
 
         def task(part: int, start: int, stop: int) -> None:
             loops.stop_rows(x, grid, self._skip, to, start, stop)

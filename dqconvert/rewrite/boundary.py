@@ -170,7 +170,11 @@ class Boundary:
         """The error about an index that names what is not there, if that is what a failed node was given."""
         held = [values[n.name] for n in node.all_input_nodes if n.name in values]
         sizes = [v for v in held if isinstance(v, int) and not isinstance(v, bool)]
-        sizes += [v.size(0) for v in held if isinstance(v, Tensor) and v.is_floating_point() and v.dim() > 0]
+        sizes += [
+            v.size(0)
+            for v in held
+            if isinstance(v, Tensor) and v.dim() > 0 and (v.is_floating_point() or v.dtype is torch.bool)
+        ]
         for source in node.all_input_nodes:
             value = values.get(source.name)
             origin = _connectivity(source)

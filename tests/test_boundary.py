@@ -1,0 +1,257 @@
+"""What a forward cannot use is an error in the user's words, the same in all modes; and it leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn import GAT, GCN, GIN, GATConv, GCNConv, GraphSAGE, HeteroConv, SAGEConv, global_mean_pool
+
+import dqconvert
+from dqconvert.errors import ConfigError, InputIndexError, InputShapeError, InputTypeError, LoweringError
+
+X, EDGES = (
+    torch.randn(40, 16, generator=torch.Generator().manual_seed(0)),
+    torch.stack([torch.arange(160), 3 * torch.arange(160) + 1]) % 40,
+)
+
+
+class Weighted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = GCNConv(16, 4)
+
+    def forward(self, x, edge_index, edge_weight):
+        return self.conv(x, edge_index, edge_weight)
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.lin = SAGEConv(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x, edge_index, batch):
+        return self.lin(global_mean_pool(self.norm(self.conv(x, edge_index)).relu(), batch))
+
+
+class Hetero(nn.Module):
+    def __init__(self):
+        super().__init__()
+        convs = {
+            ("a", "to", "b"): SAGEConv((16, 12), 8),
+            ("b", "back", "a"): GATConv((12, 16), 8, add_self_loops=False),
+        }
+        self.convs = HeteroConv(convs)
+
+    def forward(self, x_dict, edge_index_dict):
+        return self.convs(x_dict, edge_index_dict)["b"]
+
+
+HETERO = (
+    {"a": X, "b": torch.ones(20, 12)},
+    {("a", "to", "b"): EDGES % 20, ("b", "back", "a"): EDGES % 20},
+)
+EXAMPLES = {
+    "GCN": (lambda: GCN(16, 8, 2, 3), (X, EDGES)),
+    "GIN": (lambda: GIN(16, 8, 2, 3), (X, EDGES)),
+    "SAGE": (lambda: GraphSAGE(16, 8, 2, 3, aggr="max"), (X, EDGES)),
+    "GAT": (lambda: GAT(16, 8, 2, 3), (X, EDGES)),
+    "Weighted": (Weighted, (X, EDGES, torch.rand(160))),
+    "Pooled": (Pooled, (X, EDGES, torch.arange(40) // 10)),
+    "Hetero": (Hetero, HETERO),
+}
+_made = {}
+
+
+def modes(kind):
+    """A model prepared, fused and not, and its integer module."""
+    if kind not in _made:
+        make, example = EXAMPLES[kind]
+        fused, _ = dqconvert.prepare(make(), "int8-dq", example)
+        fused.train()(*example).sum().backward()
+        plain = copy.deepcopy(fused)
+        plain.fuse = False
+        plain.recompile()
+        _made[kind] = fused, plain, dqconvert.convert(copy.deepcopy(fused).eval())
+    return _made[kind]
+
+
+def refused(kind, error, message, *args, integer=True, **kwargs):
+    fused, plain, lowered = modes(kind)
+    for module in (fused, plain):
+        before, state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+        for training in (True, False):
+            with pytest.raises(error, match=message):
+                module.train(training)(*args, **kwargs)
+        assert all(torch.equal(value, module.state_dict()[key]) for key, value in before.items())
+        assert torch.equal(torch.get_rng_state(), state)
+    if integer:
+        with pytest.raises(error, match=message):
+            lowered(*args)
+
+
+LAYERS = {"GCN": "convs.0.lin", "GIN": "(convs.0.nn.lins.0|the model)", "SAGE": ".*", "GAT": "convs.0.lin"}
+
+
+@pytest.mark.parametrize("columns", [0, 1, 8, 15, 17, 24, 50_000])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_features_of_another_width(kind, columns):
+    message = rf"^x has {columns} columns?, {LAYERS[kind]} takes 16$"
+    refused(kind, InputShapeError, message, torch.randn(40, columns), EDGES)
+    with pytest.raises(RuntimeError):  # as the float model's
+        modes(kind)[0](torch.randn(40, columns), EDGES)
+
+
+@pytest.mark.parametrize("shape", [(16,), (2, 40, 16), ()])
+def test_features_that_are_no_matrix(shape):
+    refused("GCN", InputShapeError, r"^x has shape .* and the model was prepared for 2$", torch.randn(shape), EDGES)
+
+
+def test_weights_changed_in_shape_after_prepare():
+    module = copy.deepcopy(modes("GCN")[0])
+    module.convs[0].lin.weight = nn.Parameter(torch.randn(8, 20))
+    for training in (True, False):
+        with pytest.raises(InputShapeError, match=r"x has 16 columns, convs\.0\.lin takes 20"):
+            module.train(training)(X, EDGES)
+
+
+@pytest.mark.parametrize("entries", [150, 161, 1])
+def test_weights_for_other_edges(entries):
+    message = rf"^edge_weight has {entries} entries, and there are 160 edges of edge_index: one for each$"
+    refused("Weighted", InputShapeError, message, X, EDGES, torch.rand(entries))
+
+
+def test_a_batch_of_another_length():
+    message = "^batch has 39 entries, and there are 40 rows of x: one for each$"
+    refused("Pooled", InputShapeError, message, X, EDGES, torch.arange(39) // 10)
+    refused("Pooled", InputIndexError, "group -1", X, EDGES, torch.arange(40) // 10 - 1)
+
+
+@pytest.mark.parametrize("kind", ["GCN", "GIN", "SAGE", "GAT"])
+def test_edges_to_nowhere(kind):
+    text = "^edge_index names node {}, and there are 40 nodes: they are counted from 0$"
+    refused(kind, InputIndexError, text.format(40), X, EDGES + 1)
+    refused(kind, InputIndexError, text.format(-1), X, EDGES - 1)
+    refused(kind, InputIndexError, "names node 39, and there are 0 nodes", X[:0], EDGES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8, torch.int16])
+@pytest.mark.parametrize("kind", ["GCN", "GIN", "SAGE", "GAT"])
+def test_edges_of_another_type(kind, dtype):
+    message = rf"^edge_index must hold integers \(torch.int64\), got {dtype}$"
+    refused(kind, InputTypeError, message, X, EDGES.to(dtype))
+    refused("Pooled", InputTypeError, f"^batch must hold.*{dtype}$", X, EDGES, torch.arange(40).to(dtype))
+
+
+@pytest.mark.parametrize("kind", ["GCN", "GIN", "SAGE", "GAT"])
+def test_edges_of_32_bits(kind):
+    for module in modes(kind):
+        assert torch.equal(module.eval()(X, EDGES.int()), module(X, EDGES))
+    modes(kind)[0].train()(X, EDGES.int()).sum().backward()
+
+
+def test_edges_in_another_shape():
+    for edges in (EDGES.t(), torch.cat([EDGES, EDGES[:1]]), EDGES[0]):
+        refused("GIN", InputIndexError, r"^edge_index must have shape \[2, num_edges\], got", X, edges)
+    refused("GCN", InputTypeError, "edge_index", X, EDGES.tolist())
+    refused("GCN", InputTypeError, "edge_index", X, EDGES.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["GCN", "GIN", "SAGE", "GAT"])
+def test_features_of_another_type(kind, dtype):
+    message = rf"^x is {dtype}, and the model computes in torch.float32: give x.to\(torch.float32\)$"
+    refused(kind, InputTypeError, message, X.to(dtype), EDGES)
+    refused(
+        kind, InputTypeError, r"^x must hold floating-point values, got torch.int64: give x.float\(\)", X.long(), EDGES
+    )
+
+
+def test_weights_of_edges_in_a_column():
+    weight = EXAMPLES["Weighted"][1][2]
+    for module in modes("Weighted"):
+        assert torch.equal(module.eval()(X, EDGES, weight[:, None]), module(X, EDGES, weight))
+    refused("Weighted", InputShapeError, "^edge_weight has shape", X, EDGES, torch.rand(160, 2))
+    refused("Weighted", InputTypeError, "^edge_weight must hold floating", X, EDGES, torch.ones(160).long())
+
+
+def test_types_of_nodes_and_edges_are_named():
+    x, edges = HETERO
+    key = ("a", "to", "b")
+    name = re.escape("edge_index_dict[('a', 'to', 'b')]")
+    refused("Hetero", InputIndexError, f"^{name} names node", x, {**edges, key: edges[key] + 30})
+    refused("Hetero", InputTypeError, f"^{name} must hold integers", x, {**edges, key: edges[key].float()})
+    refused(
+        "Hetero", InputShapeError, r"^x_dict\['b'\] has 13 columns, .* takes 12$", {**x, "b": torch.ones(20, 13)}, edges
+    )
+
+
+@pytest.mark.parametrize("wrong", [3.0, -0.1, float("nan"), float("inf")])
+def test_probabilities_that_are_none(wrong):
+    given = torch.full((40,), 0.5)
+    given[7] = wrong
+    refused("GCN", ConfigError, "must hold probabilities, from 0 to 1", X, EDGES, protect_prob=given, integer=False)
+    x, edges = HETERO
+    given = {"a": torch.full((40,), wrong)}
+    refused("Hetero", ConfigError, "must hold probabilities", x, edges, protect_prob=given, integer=False)
+
+
+def test_probabilities_of_unknown_nodes():
+    x, edges = HETERO
+    refused("GCN", ConfigError, "pass a tensor", X, EDGES, protect_prob={"a": torch.ones(40)}, integer=False)
+    refused("Hetero", ConfigError, "'c'", x, edges, protect_prob={"c": torch.ones(40)}, integer=False)
+    modes("Hetero")[0].train()(x, edges, protect_prob={"b": torch.ones(20)})
+    for bounds in ((0.5, 0.1), (-0.1, 0.1), (0.0, 1.5), (float("nan"), 1.0)):
+        with pytest.raises(ConfigError):
+            dqconvert.DegreeProtection(*bounds)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["GCN", "GIN", "SAGE", "GAT"])
+def test_integer_modules_of_models_of_other_types(kind, dtype):
+    x, make = X.to(dtype), EXAMPLES[kind][0]
+    module, _ = dqconvert.prepare(make().to(dtype), "int8-dq", (x, EDGES))
+    module.train()(x, EDGES)
+    expected, found = module.eval()(x, EDGES), dqconvert.convert(module)(x, EDGES)
+    assert found.dtype == expected.dtype == dtype
+    assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("cast", ["half", "double", "bfloat16"])
+def test_integer_modules_stay_in_their_types(cast):
+    module = modes("GCN")[2]
+    with pytest.raises(LoweringError, match="stays in the types that it was converted in"):
+        getattr(module, cast)()
+    with pytest.raises(LoweringError, match="stays in the types"):
+        module.to(torch.float16)
+    expected = module(X, EDGES)
+    assert torch.equal(module.float().to("cpu")(X, EDGES), expected)
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_no_memory_of_the_user_s_is_fixed(kind):
+    make, example = EXAMPLES[kind]
+    example = copy.deepcopy(example)
+    module, _ = dqconvert.prepare(make(), "int8-dq", example)
+    module.train()(*example).sum().backward()
+    dqconvert.convert(module.eval())(*example)
+    tensors = [*module.state_dict().values(), *(p.grad for p in module.parameters() if p.grad is not None)]
+    for given in example:
+        tensors += given.values() if isinstance(given, dict) else [given]
+    assert all(tensor.untyped_storage().resizable() for tensor in tensors)
+
+
+def test_edges_that_lie_apart_are_compared_where_they_lie():
+    """A large list of edges that is transposed: the same graph, seen without a copy of it in every call."""
+    edges = torch.randint(1000, (60_000, 2))
+    module = modes("GCN")[2]
+    x = torch.randn(1000, 16)
+    expected = module(x, edges.t().contiguous())
+    assert torch.equal(module(x, edges.t()), expected)
+    remembered = [m for m in module.modules() if hasattr(m, "recall")]
+    last = [m._last for m in remembered]
+    assert torch.equal(module(x, edges.t()), expected)
+    assert all(m._last is before for m, before in zip(remembered, last, strict=True))

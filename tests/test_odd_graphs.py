@@ -1,0 +1,40 @@
+"""Odd graphs, in a process of their own where a crash could hide; `tests/odd_graphs.py` says what may come of them.
+
+`DQCONVERT_FUZZ=2000` runs as many instead of a few.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COUNT = os.environ.get("DQCONVERT_FUZZ", "")
+
+
+@pytest.mark.parametrize(
+    ("seed", "kinds", "guard"),
+    [(1, ["GCN", "Pooled"], []), (2, ["GIN", "SAGE max", "GAT", "Weighted"], ["--guard"])],
+    ids=["odd", "between pages that nobody may touch"],
+)
+def test_odd_graphs_are_an_error_or_right(seed, kinds, guard):
+    count = COUNT or "50"
+    command = [
+        sys.executable,
+        "-m",
+        "tests.odd_graphs",
+        "--count",
+        count,
+        "--seed",
+        str(seed),
+        "--kinds",
+        *kinds,
+        *guard,
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    assert found.returncode == 0, f"exit code {found.returncode}\n{found.stdout[-500:]}\n{found.stderr[-6000:]}"
+    assert "fused: a result" in found.stdout
+    assert "integer: our error" in found.stdout
