@@ -33,7 +33,9 @@ from dqconvert.trace.ops import op_name
 
 _MISSING = object()
 
-_INDEX = re.compile(r"out of bounds|out of range|not there|begins at node|invalid 'dim_size'|names node|indexing axis dim")
+_INDEX = re.compile(
+    r"out of bounds|out of range|not there|begins at node|names node|invalid 'dim_size'|indexing axis dim"
+)
 """What torch, PyG and our own kernels say of an index that names what is not there."""
 
 
