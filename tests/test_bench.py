@@ -20,7 +20,7 @@ from torch_geometric.nn import GCN
 from torch_geometric.utils import contains_self_loops, is_undirected
 from typer.testing import CliRunner
 
-from dqconvert.bench import memory
+from dqconvert.bench import memory, sweep
 from dqconvert.bench.case import Case, Subject, build
 from dqconvert.bench.environment import environment, spinning
 from dqconvert.bench.graphs import graph_sizes, zipf_batch, zipf_edges
@@ -604,3 +604,21 @@ class TestChart:
         assert (done.exit_code, done.stdout) == (1, "")
         assert "pip install 'dqconvert[plot]'" in done.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+class TestSweep:
+    def test_the_sample_depends_on_the_seed_alone(self) -> None:
+        one, two = sweep.Settings(seed=1, largest=1 << 16), sweep.Settings(seed=2, largest=1 << 16)
+        assert sweep.shapes(one) == sweep.shapes(one) != sweep.shapes(two)
+        assert set(sweep.shapes(one)) == set(sweep.shapes(two))
+        assert {shape.layer for shape in sweep.shapes(one)} == set(sweep.LAYERS)
+
+    def test_as_json_it_has_the_worst_and_all(self) -> None:
+        done = CliRunner().invoke(app, ["bench", "sweep", "--quick", "--seconds", "0", "--threads", "1", "--json"])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert set(found) == {"environment", "settings", "worst_training", "worst_inference", "rows", "seconds"}
+        (row,) = found["rows"]
+        assert found["worst_training"] == found["worst_inference"] == [row]
+        assert row["fused_ratio"] == pytest.approx(row["fused_ms"] / row["unfused_ms"])
+        assert row["infer_ratio"] == pytest.approx(row["integer_forward_ms"] / row["float_forward_ms"])

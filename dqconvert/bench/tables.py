@@ -13,6 +13,7 @@ from dqconvert.bench import infer
 from dqconvert.bench.operations import Operation
 from dqconvert.bench.phases import PHASES
 from dqconvert.bench.prepare import Point, PrepareResult
+from dqconvert.bench.sweep import SweepResult
 from dqconvert.bench.train import CaseResult, Row, TrainResult
 
 _SMALL = 0.01
@@ -83,6 +84,25 @@ def show_prepare(result: PrepareResult, console: Console) -> None:
     console.print(_points("prepare against parameters", "parameters", result.by_parameters))
     console.print(
         f"GCNs, {result.preset}; medians of {result.repeats}. Growth is over the line before: of time, and of size.",
+        highlight=False,
+    )
+    console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
+
+
+def show_sweep(result: SweepResult, console: Console) -> None:
+    """Prints the ten worst shapes of training and of inference."""
+    training = _table("fused, ms", "unfused, ms", "x unfused", "x float", title="Training steps: the worst")
+    for row in result.worst("fused_ratio"):
+        times = _digits(row.fused_ms), _digits(row.unfused_ms)
+        training.add_row(str(row.shape), *times, f"{row.fused_ratio:.2f}", f"{row.train_ratio:.2f}")
+    inference = _table("integer, ms", "float, ms", "x float", title="Forwards on a known graph: the worst")
+    for row in result.worst("infer_ratio"):
+        times = _digits(row.integer_forward_ms), _digits(row.float_forward_ms)
+        inference.add_row(str(row.shape), *times, f"{row.infer_ratio:.2f}")
+    console.print(training)
+    console.print(inference)
+    console.print(
+        f"{len(result.rows)} shapes, {result.settings.rounds} steps of each in turns; ratios are of medians.",
         highlight=False,
     )
     console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)

@@ -59,6 +59,7 @@ def interleave(
     warmup: int = 1,
     tick: Tick = lambda: None,
     before: Callable[[str], object] = lambda name: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Times]:
     """Takes the steps in turns, A B C, C B A, A B C, ...
 
@@ -68,6 +69,7 @@ def interleave(
         warmup: How many times each before, not timed.
         tick: Called after each step.
         before: Called before each step with its name, not timed.
+        clock: What tells the time, in seconds.
 
     Example:
         >>> taken = []
@@ -84,9 +86,9 @@ def interleave(
     for number in range(rounds):
         for name in reversed(list(steps)) if number % 2 else steps:
             before(name)
-            start = time.perf_counter()
+            start = clock()
             steps[name]()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
             tick()
     return {name: Times(tuple(found)) for name, found in seconds.items()}
 

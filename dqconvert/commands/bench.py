@@ -208,6 +208,37 @@ def prepare(
     _end(result, show_prepare, draw_prepare, chart=chart, as_json=as_json)
 
 
+@bench.command()
+def sweep(
+    seconds: Annotated[float, typer.Option(min=0, help="After which no other shape is begun.")] = 600,
+    quick: Annotated[bool, typer.Option("--quick", help="Half a minute, of small shapes.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    threads: _Threads = 2,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+) -> None:
+    """Look for shapes at which something is slower than what it replaces.
+
+    Layers, presets, nodes and widths, a random sample of their grid: a training
+    step fused over one that is not, a forward in integers over one in float.
+    With --threads 1 the processor's time counts, whatever else the machine does.
+
+    Example: dqconvert bench sweep --quick --threads 1
+    """
+    from dqconvert.bench.sweep import Settings, run
+
+    wanted = Settings(seconds=seconds, seed=seed, threads=threads)
+    if quick:
+        wanted = Settings(seconds=min(seconds, 30), largest=1 << 20, seed=seed, threads=threads)
+    _begin(None)
+    with _progress(silent=quiet or as_json) as progress:
+        result = run(wanted, progress)
+
+    from dqconvert.bench.tables import show_sweep
+
+    _end(result, show_sweep, None, chart=None, as_json=as_json)
+
+
 def _workloads(
     names: Sequence[str] | None,
     edges: Sequence[int] | None,

@@ -95,6 +95,12 @@ def test_what_leaves_a_module_may_be_written_over(form, kind, tmp_path):
     assert all(map(torch.equal, leaves(call(module))[1:], want[1:]))
 
 
+@pytest.mark.parametrize("layer", [GCN, GraphSAGE, GIN])
+def test_results_that_cannot_be_what_is_remembered_are_not_looked_at(layer):
+    integer, _ = converted(layer, torch.randn(100, 8), torch.randint(100, (2, 400)))
+    assert "apart" not in integer.code
+
+
 class Counting(nn.Module):
     """Its argument, seen otherwise, and how often it was asked."""
 

@@ -8,13 +8,21 @@ from collections.abc import Mapping
 from torch import nn
 from torch.fx import Graph, Node
 
+from dqconvert.kernels.integer.codes import quantize
+from dqconvert.kernels.integer.fold import take_rows
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
+from dqconvert.kernels.integer.tables import look_up
 from dqconvert.quant import fused
 from dqconvert.quant.memo import Memo, apart
 from dqconvert.trace.ops import op_name
 
-_NEW = frozenset((fused.largest_message, fused.linear, fused.message_passing, integer_linear, integer_propagate))
+_NEW = frozenset(
+    (
+        *(fused.largest_message, fused.linear, fused.message_passing),
+        *(integer_linear, integer_propagate, look_up, quantize),
+    )
+)
 _NEW_NAMES = frozenset(("addmm", "einsum", "index_select", "linear", "matmul", "mm", "propagate", "scatter", "softmax"))
 """Operations whose results lie in memory of their own; of others it is found out when they ran."""
 
@@ -36,7 +44,9 @@ def keep_apart(graph: Graph, modules: Mapping[str, nn.Module], *, constants: boo
         if remembers or (constants and node.op == "get_attr"):
             kept[node] = {node: None}
         elif node.target not in _NEW and (node.target is operator.getitem or op_name(node) not in _NEW_NAMES):
-            found = {source: None for value in node.all_input_nodes for source in kept.get(value, ())}
+            # Rows that are taken are those of the first argument; the second only says which.
+            inputs = node.args[:1] if node.target is take_rows else node.all_input_nodes
+            found = {source: None for value in inputs for source in kept.get(value, ())}
             if found:
                 kept[node] = found
     output = graph.output_node()
