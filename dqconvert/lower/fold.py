@@ -19,6 +19,7 @@ from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.kernels.integer.tables import look_up_pairs
+from dqconvert.lower.evaluation import CHECKS
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.remember import ROW_BY_ROW, in_order
 from dqconvert.lower.tables import FUNCTIONS
@@ -167,7 +168,7 @@ class _Folding:
 
 def _reads(user: Node) -> bool:
     """Whether a node reads values, not only how many there are."""
-    return user.target != "size" and not reads_form(user)
+    return user.target != "size" and user.target not in CHECKS and not reads_form(user)
 
 
 def _is_line(value: Node) -> bool:
