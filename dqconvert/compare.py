@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dqconvert import notebook
 from dqconvert.calibrate import callee_of
 from dqconvert.drawing import check_drawing, new_figure, write_figure
 from dqconvert.errors import ConfigError
@@ -44,7 +45,7 @@ class Layer:
     values: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
     """What :func:`compare` found. ``print`` shows it as a table.
 
@@ -86,6 +87,18 @@ class Comparison:
         lines += self.verdict()
         lines += [f"not compared, as the float model has no such value: {path}" for path in self.unmatched]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        batches = count(self.batches, "batch", "batches")
+        same = f"{100 * self.agreement:.2f} % of {count(self.predictions, 'prediction')} equal"
+        return f"<Comparison over {batches}: output {self.output.sqnr_db:.1f} dB, {same}; print it>"
+
+    def _repr_html_(self) -> str:
+        found = [
+            (e.path, f"{e.sqnr_db:.1f}", f"{e.max_error:.3g}", f"{e.values:,}") for e in (*self.layers, self.output)
+        ]
+        table = notebook.table("", ["value", "SQNR, dB", "max error", "values"], found)
+        return notebook.lines(self.verdict()) + notebook.folded("value by value, the worst first", table)
 
     def verdict(self) -> list[str]:
         """What it comes to, in words: a line for each model that predictions are compared with."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from dqconvert.expect import expect_float
+from dqconvert.optimizers import watch_optimizers
 from dqconvert.qconfig import QConfig, as_qconfig
 from dqconvert.report import Report
 from dqconvert.rewrite import PreparedModule, rewrite
@@ -42,14 +43,16 @@ def prepare(
     The model is traced by running it on example inputs, the trace is checked against it bit for bit, and quantizers
     are inserted by the role that each value has: weights, inputs and outputs of weighted operations, edge weights,
     messages, aggregates and layer outputs. In training, nodes are protected with a probability that grows with their
-    in-degree. The given model is not changed, and neither is the global random state.
+    in-degree. The given model is not changed, and neither is the global random state: the module has copies of its
+    parameters. An optimizer of the model's own parameters trains nothing of it; build one of ``module.parameters()``.
 
     Args:
         model: Any PyG model. A prepared module is prepared again: quantizers that stay keep their ranges.
         qconfig: A preset's name, a path to a TOML or JSON file, a dict of overrides, or a :class:`QConfig`. ``None``:
             ``"int8-dq"``.
-        example_inputs: A tuple or dict of the method's arguments; a ``Data`` or ``Batch`` where it takes one. ``None``:
-            made up from the signature and the layers. Tensor arguments that are absent here must stay absent.
+        example_inputs: One call's worth of inputs, or several, of which the first is taken: as
+            :func:`dqconvert.calibrate` takes them. ``None``: made up from the signature and the layers. Tensor
+            arguments that are absent here must stay absent.
         method: The method to turn into the prepared module's ``forward``.
         strict: Raise where a submodule cannot be traced, instead of leaving it in float.
         fuse: Whether groups of nodes (message passing; quantizers with sums and ReLUs between them) run as one operator
@@ -84,4 +87,5 @@ def prepare(
         keep_ranges(model, module)
     else:
         module = rewrite(trace(model, example_inputs, method=method, strict=strict), config, method=method, fuse=fuse)
+    watch_optimizers(model, module)
     return Prepared(module, module.report)

@@ -359,6 +359,14 @@ class QConfig:
     noise: None = None
     rules: tuple[Rule, ...] = ()
 
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        """What ``torch.ao.quantization`` asks of the config of a module, which it takes for one of its own."""
+        raise ConfigError(
+            "torch.ao.quantization cannot quantize a prepared module, which is quantized already: train or calibrate "
+            "it, and make integers of it with dqconvert.convert"
+        )
+
     def __post_init__(self) -> None:
         for kind in KINDS:
             spec = getattr(self, kind)

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from dqconvert.words import count
+from dqconvert import notebook
+from dqconvert.words import article, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class Fusion:
     nodes: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """What was inserted, what stayed float and why, what could not be checked.
 
@@ -115,6 +116,21 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON, with stable keys."""
         return {**asdict(self), "totals": self.totals}
+
+    def __repr__(self) -> str:
+        parts = [count(len(self.entries), "quantizer")]
+        parts += [f"{len(self.left_float)} left in float"] if self.left_float else []
+        parts += [count(len(self.remarks), "remark")] if self.remarks else []
+        return f"<Report of {article(self.model)}: {', '.join(parts)}; print it>"
+
+    def _repr_html_(self) -> str:
+        rows = [(e.path, e.level, e.codes, "yes" if e.protected else "", e.scheme) for e in self.entries]
+        parts = [notebook.table("", ["quantizer", "level", "codes", "protected", "scheme"], rows)]
+        if self.left_float:
+            floats = [(left.what, left.reason, left.source) for left in self.left_float]
+            parts.append(notebook.table("stays in float", ["what", "why", "where"], floats))
+        title = f"{self.model}: {count(len(self.entries), 'quantizer')}"
+        return notebook.folded(title, "".join(parts)) + notebook.lines(f"note: {remark}" for remark in self.remarks)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._inserted()

@@ -14,6 +14,7 @@ from dqconvert.checkpoint.rebuild import rebuild
 from dqconvert.errors import CheckpointError
 from dqconvert.expect import expect_float, expect_path, expect_quantized
 from dqconvert.lower import IntegerModule
+from dqconvert.optimizers import watch_optimizers
 
 __all__ = ["load", "save"]
 
@@ -109,7 +110,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Any:
             f"{path}: is a prepared file of a {document.get('model')}: pass model=, an instance of the float "
             f"model{made}. A file never names code to run."
         )
-    return rebuild(document, tensors, model, str(path))
+    module = rebuild(document, tensors, model, str(path))
+    watch_optimizers(model, module)
+    return module
 
 
 def holds_integer(path: str | os.PathLike[str]) -> bool:

@@ -10,6 +10,7 @@ import _thread
 import itertools
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any
@@ -64,10 +65,32 @@ class _Crew:
 _crew = _Crew()
 
 
+_forked = False
+
+
 def _forget() -> None:
-    """In a forked child the threads are gone, and the lock may be held by one of them."""
-    global _crew
+    """In a forked child the threads are gone, and the lock may be held by one of them.
+
+    So are those of torch: the child would wait for them forever, and so it goes on with one, as workers of a
+    ``DataLoader`` do.
+    """
+    global _crew, _forked
     _crew = _Crew()
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        _forked = True
+
+
+def _warn_forked() -> None:
+    """Once, where a forked child computes."""
+    global _forked
+    _forked = False
+    warnings.warn(
+        "this process was forked from one that may have run torch on several threads, which are gone: it computes on "
+        "one, as it would wait for the others forever. Start processes with multiprocessing's 'spawn' or 'forkserver' "
+        "instead; if its parent never computed, torch.set_num_threads(n) is safe.",
+        stacklevel=2,
+    )
 
 
 if hasattr(os, "register_at_fork"):
@@ -92,6 +115,8 @@ def parts(rows: int, values: int) -> list[tuple[int, int]]:
 
 def _shares(rows: int, values: int) -> list[float]:
     """Where parts end, as shares of the whole, from 0 to 1."""
+    if _forked:
+        _warn_forked()
     threads, worth = torch.get_num_threads(), values // GRAIN
     if threads == 1 or min(worth, rows) < 2:
         return [0.0, 1.0]

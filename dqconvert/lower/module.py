@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Graph
 
+from dqconvert import notebook
 from dqconvert.errors import LoweringError
 from dqconvert.lower.report import IntegerReport
 from dqconvert.rewrite.boundary import Boundary, bounded
 from dqconvert.rewrite.fuse import keep_apart
 from dqconvert.trace import TracedModule
+from dqconvert.words import article, count
 
 
 class IntegerModule(TracedModule):
@@ -58,6 +60,16 @@ class IntegerModule(TracedModule):
                     f"cast the float model, prepare it and convert that; inputs and outputs are of its type"
                 )
         return super()._apply(fn, recurse)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{number} {name}" for name, number in self.report.ops.items() if name.startswith("integer"))
+        floats = f"{count(len(self.report.floats), 'operation')} in float"
+        return f"<IntegerModule of {article(self.report.model)}: {shown or 'no sums of integers'}, {floats}>"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return notebook.lines([repr(self)]) + self.report._repr_html_()
 
     def train(self, mode: bool = True) -> IntegerModule:
         """Stays in evaluation mode, whatever is asked for."""

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
+from dqconvert import notebook
 from dqconvert.lower.places import Place, places_of
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import qualified_name
+from dqconvert.words import article, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class Float:
         return cls(node=node.name, op=qualified_name(node), source=note_of(node).source, reason=reason)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class IntegerReport:
     """What an integer module consists of.
 
@@ -69,6 +71,17 @@ class IntegerReport:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        operations = count(sum(self.ops.values()), "operation")
+        return f"<IntegerReport of {article(self.model)}: {operations}, {len(self.floats)} in float; print it>"
+
+    def _repr_html_(self) -> str:
+        tables = [notebook.table("", ["operation", "calls"], sorted(self.ops.items()))]
+        if self.floats:
+            rows = [(f.op, f.source, f.reason) for f in self.floats]
+            tables.append(notebook.table("computes in float", ["operation", "where", "why"], rows))
+        return notebook.folded(f"integer module of {article(self.model)}", "".join(tables))
 
     def __str__(self) -> str:
         """A line for each operation, then a line for each that stays in float."""

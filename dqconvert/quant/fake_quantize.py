@@ -122,11 +122,11 @@ class FakeQuantize(nn.Module):
             self._observe(x, protected)
         if not self.fake_quant_enabled:
             return x
-        # Compiled and exported code cannot raise for what is in a buffer.
-        if not observing and not torch.compiler.is_compiling() and x.numel() > 0 and not self.is_observed():
+        if not observing and self._lacks_range(x):
             raise ObserverError(
                 f"quantizer {self.name!r} never observed a value, so it has no range to quantize with: "
-                "train at least one step, or run dqconvert.calibrate"
+                f"this evaluation came before the first training step. Train one step first (where a trainer validates "
+                f"before it trains, as Lightning does, Trainer(num_sanity_val_steps=0)), or run dqconvert.calibrate."
             )
         scale, zero_point = self._qparams()
         return fake_quantize(
@@ -140,6 +140,11 @@ class FakeQuantize(nn.Module):
             self.channel_dim,
             self.spec.grad,
         )
+
+    def _lacks_range(self, x: Tensor) -> bool:
+        if torch.compiler.is_compiling():  # such code cannot look into a buffer; `eval()` has
+            return not self._known_observed
+        return x.numel() > 0 and not self.is_observed()
 
     @property
     def _observing(self) -> bool:

@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 
 from torch import nn
 from torch.fx import Graph
+from torch_geometric.nn.conv import MessagePassing
 
+from dqconvert import notebook
 from dqconvert.qconfig import QConfig
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Fusion, Report
 from dqconvert.rewrite.boundary import Boundary, bounded
-from dqconvert.rewrite.fuse import fuse, guard_islands, keep_apart
+from dqconvert.rewrite.fuse import fuse, guard_islands, keep_apart, refuse_explanations
 from dqconvert.rewrite.undo import Before
 from dqconvert.trace import Island, TracedModule
 
@@ -51,12 +53,19 @@ class PreparedModule(TracedModule):
         runs, fusions = fuse(graph, self) if self.fuse else (copy.deepcopy(graph), ())
         guard_islands(runs, [island.module for island in self.islands])
         keep_apart(runs, dict(self.named_modules()))
+        refuse_explanations(runs, self._layers())
         if graph is not self.eval_graph:
             self.report = replace(self.report, fusions=fusions)
         return runs
 
     def _bounded(self, forward: Callable[..., Any], graph: Graph, runs: Graph) -> Callable[..., Any]:
         return bounded(forward, Boundary(graph, runs), Before)
+
+    def _layers(self) -> list[str]:
+        """Paths of the message-passing layers that the graph stands for."""
+        paths = [path for path, module in self.named_modules() if path and isinstance(module, MessagePassing)]
+        whole = tuple(f"{island.module}." for island in self.islands)
+        return [path for path in paths if not f"{path}.".startswith(whole)]
 
     def __repr__(self) -> str:
         """The rewritten graph as a tree: layers, their stages, and beside each what was inserted."""
@@ -65,6 +74,11 @@ class PreparedModule(TracedModule):
         return tree(self)
 
     __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        first, _, rest = repr(self).partition("\n")
+        return notebook.folded(first, notebook.preformatted(rest))
 
     @property
     def fusions(self) -> tuple[Fusion, ...]:

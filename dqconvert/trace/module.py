@@ -12,12 +12,15 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
+from dqconvert.errors import ExportError
 from dqconvert.trace.guarded import guarded
 from dqconvert.trace.in_place import runs_alike
 from dqconvert.trace.packing import pack, unpack
+from dqconvert.words import article
 
 _PROTOTYPE = GraphModule(nn.Module(), Graph())
 _MODULE_STATE = set(vars(nn.Module()))
@@ -109,6 +112,23 @@ class TracedModule(GraphModule):
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
+
+    def __prepare_scriptable__(self) -> Any:
+        """What ``torch.jit.script`` asks for first."""
+        raise ExportError(self._no_torchscript("torch.jit.script"))
+
+    def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What runs instead of ``forward`` while ``torch.jit.trace`` records, for ``torch.onnx``, too."""
+        exporting = torch.onnx.is_in_onnx_export()
+        raise ExportError(self._no_torchscript("torch.onnx.export" if exporting else "torch.jit.trace"))
+
+    def _no_torchscript(self, tool: str) -> str:
+        what = article(f"{self._form} module")
+        return (
+            f"{tool} cannot take {what}: TorchScript has no place for its operators and for what it remembers of a "
+            f"graph. To run it elsewhere: torch.export.export(module, inputs); faster here: torch.compile(module); to "
+            f"keep it: dqconvert.save(module, path)."
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         graph, eval_graph, state = self._parts()

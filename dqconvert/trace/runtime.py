@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn import functional
 
-from dqconvert.errors import ArgumentError, GuardError
+from dqconvert.errors import ArgumentError, GuardError, TraceError
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -95,6 +96,11 @@ def pinned(value: Any, expected: Any, name: str) -> None:
     """
     if value is expected:
         return
+    if isinstance(value, Proxy):
+        raise TraceError(
+            f"torch.fx cannot trace this module, which is a graph already: module.graph. (Tools that trace, to_hetero "
+            f"and prepare_fx among them, take the float model; argument {name!r} came as a Proxy.)"
+        )
     if expected is None:
         raise ArgumentError(
             f"argument {name!r} was absent (None) when the model was prepared, and its graph has no place for it: "

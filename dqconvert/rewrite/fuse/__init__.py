@@ -19,7 +19,7 @@ from dqconvert.quant import gather_protected
 from dqconvert.report import Fusion
 from dqconvert.rewrite.fuse.chains import fuse_chains, fuse_entries
 from dqconvert.rewrite.fuse.context import Context
-from dqconvert.rewrite.fuse.islands import guard_islands
+from dqconvert.rewrite.fuse.islands import guard_islands, refuse_explanations
 from dqconvert.rewrite.fuse.messages import fuse_messages
 from dqconvert.rewrite.fuse.one_for_one import put_stand_ins, remember
 from dqconvert.rewrite.fuse.outputs import keep_apart
@@ -60,4 +60,4 @@ def _droppable(node: Node) -> bool:
     return node.target is gather_protected or op_name(node) in ("index_select", "view", "unsqueeze", "size", "getitem")
 
 
-__all__ = ["fuse", "guard_islands", "keep_apart"]
+__all__ = ["fuse", "guard_islands", "keep_apart", "refuse_explanations"]

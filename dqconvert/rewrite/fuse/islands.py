@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch.fx import Graph
+from torch_geometric.explain.algorithm.utils import clear_masks
 
+from dqconvert.errors import GuardError
 from dqconvert.quant.fused import own_memory
 from dqconvert.trace.note import annotate, note_of
 
@@ -38,3 +41,35 @@ def guard_islands(graph: Graph, islands: Sequence[str]) -> None:
             with graph.inserting_after(node):
                 result = annotate(graph.call_function(own_memory, (node,)), note_of(node))
             node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
+
+
+def refuse_explanations(graph: Graph, layers: Sequence[str]) -> None:
+    """Lets a graph refuse to run while an explainer has its masks on layers: their messages do not pass there.
+
+    Args:
+        graph: Changed in place.
+        layers: Paths of the message-passing layers that it stands for.
+    """
+    if not layers:
+        return
+    last = max(node for node in graph.nodes if node.op == "placeholder")
+    following = last.next
+    with graph.inserting_before(following):
+        graph.call_function(unexplained, tuple(graph.get_attr(path) for path in layers))
+
+
+def unexplained(*layers: Any) -> None:
+    """Checks that no explainer has a mask on a layer.
+
+    Raises:
+        GuardError: If one has.
+    """
+    for layer in layers:
+        if layer._edge_mask is not None:
+            for other in layers:  # the explainer does not do so if it fails, and the module shall go on working
+                clear_masks(other)
+            raise GuardError(
+                f"an explainer has put a mask for edges on {type(layer).__name__}, whose messages this prepared module "
+                f"computes without it: explain the float model, with these weights "
+                f"(model.load_state_dict(module.state_dict(), strict=False)), or leave edge_mask_type out."
+            )
