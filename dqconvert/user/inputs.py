@@ -12,6 +12,7 @@ from typing import Any
 
 import safetensors.torch
 from torch import Tensor
+from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.data.data import BaseData, DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
 
@@ -22,15 +23,36 @@ from dqconvert.trace.given import calls_of, is_single
 from dqconvert.weights.archive import load_archive
 from dqconvert.words import kind_of
 
+
+def _new_batch(kind: type, base: type) -> Any:
+    """What a saved batch is filled into: PyG makes a class for each class of data in it."""
+    if kind is not Batch or base not in (Data, HeteroData):
+        raise TypeError(f"a batch of {base}")
+    return Batch(_base_cls=base)
+
+
+class _BatchMaker:
+    """Stands for the object of PyG's that a saved batch calls, which may not be called without trust."""
+
+    def __new__(cls) -> Any:
+        return _new_batch
+
+
 _PYG = (BaseStorage, EdgeStorage, GlobalStorage, NodeStorage, DataEdgeAttr, DataTensorAttr)
 """What saved data objects are made of, besides the classes that PyG itself declares safe to load."""
 
-_ADVICE = "save a Data, a list of them (batch.to_data_list()), or a tuple or dict of forward's arguments instead"
+_BATCHES = (
+    *(Batch, Data, HeteroData, type(Batch(_base_cls=Data)), type(Batch(_base_cls=HeteroData)), _new_batch),
+    (_BatchMaker, "torch_geometric.data.batch.DynamicInheritanceGetter"),
+)
+"""What batches of them are made of."""
+
+_ADVICE = "save a Data, a Batch, a list of them, or a tuple or dict of forward's arguments instead"
 _ENDINGS = (".pt", ".pth", ".safetensors")
 
 
 def read_inputs(path: str | os.PathLike[str]) -> Any:
-    """Inputs from a file: a ``Data``, a tuple or dict of tensors, or a list of such. No code in it is run.
+    """Inputs from a file: a ``Data``, a ``Batch``, a tuple or dict of tensors, or a list of such. No code in it is run.
 
     Raises:
         CheckpointError: If the file is missing, damaged, or holds anything else.
@@ -48,7 +70,7 @@ def read_inputs(path: str | os.PathLike[str]) -> Any:
             return safetensors.torch.load_file(path)
         except Exception as error:  # the library raises errors of many kinds for damaged files
             raise CommandError(f"{path}: cannot be read as safetensors: {error}") from error
-    return load_archive(path, classes=_PYG, advice=_ADVICE)
+    return load_archive(path, classes=(*_PYG, *_BATCHES), advice=_ADVICE)
 
 
 def read_example(path: str | os.PathLike[str]) -> Any:

@@ -34,7 +34,7 @@ def load_archive(
     Args:
         path: The file.
         trust: Whether to run the code that the file names. Otherwise it may hold tensors and plain containers only.
-        classes: Further classes that it may hold without trust.
+        classes: Further classes that it may hold without trust, or pairs of one and the name that it stands for.
         advice: What the message says to do if it holds others.
 
     Raises:
@@ -74,7 +74,8 @@ def _damaged(path: str | os.PathLike[str], why: str) -> CheckpointError:
 
 def _refusal(path: str | os.PathLike[str], found: Survey, classes: Sequence[Any], advice: str) -> CheckpointError:
     """Why torch did not load it: because of what it names, or because it is damaged."""
-    safe = {f"{kind.__module__}.{kind.__qualname__}" for kind in [*classes, *torch.serialization.get_safe_globals()]}
+    allowed = [*classes, *torch.serialization.get_safe_globals()]
+    safe = {kind[1] if isinstance(kind, tuple) else f"{kind.__module__}.{kind.__qualname__}" for kind in allowed}
     others = sorted(name for name in found.names - safe if not _is_plain(name))
     if not others:
         return _damaged(path, "its tensors cannot be rebuilt")
