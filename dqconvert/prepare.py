@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from dqconvert.expect import expect_float
+from dqconvert.methods import methods_of, prepare_methods
 from dqconvert.optimizers import watch_optimizers
 from dqconvert.qconfig import QConfig, as_qconfig
 from dqconvert.report import Report
-from dqconvert.rewrite import PreparedModule, rewrite
-from dqconvert.rewrite.again import keep_ranges, traced_again
-from dqconvert.trace import trace
+from dqconvert.rewrite import PreparedModule
+from dqconvert.rewrite.again import prepare_again
 
 
 class Prepared(NamedTuple):
@@ -34,7 +34,7 @@ def prepare(
     qconfig: QConfig | str | os.PathLike[str] | Mapping[str, Any] | None = None,
     example_inputs: Any = None,
     *,
-    method: str = "forward",
+    method: str | Sequence[str] | Mapping[str, Any] = "forward",
     strict: bool = False,
     fuse: bool = True,
 ) -> Prepared:
@@ -53,7 +53,17 @@ def prepare(
         example_inputs: One call's worth of inputs, or several, of which the first is taken: as
             :func:`dqconvert.calibrate` takes them. ``None``: made up from the signature and the layers. Tensor
             arguments that are absent here must stay absent.
-        method: The method to turn into the prepared module's ``forward``.
+        method: What to trace now. A name: the method that the prepared module's ``forward`` becomes; where that is not
+            ``"forward"``, the model's own forward cannot be called any more. Several names, or a dict of name to
+            example inputs: each method stays under its name, and calling the module runs the model's own forward, or
+            the first of them where it has none. Inputs that are not given for one are those of the same names of the
+            first, or those of its first call.
+
+            Methods that are not named, and parts of the model that are called by themselves (``module.encoder(x)``),
+            are traced at their first call, on the inputs of that call, and so is a method that is called in another
+            form (``module(x)`` to train, ``module(x, edge_index)`` to evaluate). All share quantizers by path and
+            role. ``report.methods`` lists them. What a graph cannot hold (a loop over a loader) runs the model's own
+            code, whose layers are prepared each for itself.
         strict: Raise where a submodule cannot be traced, instead of leaving it in float.
         fuse: Whether groups of nodes (message passing; quantizers with sums and ReLUs between them) run as one operator
             each: less memory, several times faster, the same results. Modules that have hooks by now stay apart; those
@@ -83,9 +93,9 @@ def prepare(
     config = as_qconfig(qconfig)
     expect_float(model, "prepare", prepared=True)
     if isinstance(model, PreparedModule):
-        module = rewrite(traced_again(model), config, method=model.method, fuse=fuse)
-        keep_ranges(model, module)
+        module = prepare_again(model, config, fuse=fuse)
     else:
-        module = rewrite(trace(model, example_inputs, method=method, strict=strict), config, method=method, fuse=fuse)
+        methods = methods_of(model, method, example_inputs)
+        module = prepare_methods(model, methods, config, strict=strict, fuse=fuse)
     watch_optimizers(model, module)
     return Prepared(module, module.report)

@@ -81,6 +81,22 @@ class Fusion:
     nodes: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedMethod:
+    """A method of a prepared module, or of a part of it, and how what it computes is prepared.
+
+    Attributes:
+        name: ``"forward"``, ``"encode"``; of a part, its path before it: ``"encoder.forward"``.
+        arguments: Those that its graph is for; absent tensors and flags with the value that they have.
+        how: ``"named"`` (in ``prepare``), ``"first call"``; or why it has no graph and runs the model's own code, in
+            which every layer is prepared for itself.
+    """
+
+    name: str
+    arguments: str
+    how: str
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """What was inserted, what stayed float and why, what could not be checked.
@@ -103,6 +119,8 @@ class Report:
     """Paths of the modules that draw the protected nodes."""
     fusions: tuple[Fusion, ...] = ()
     """What runs as one operator."""
+    methods: tuple[PreparedMethod, ...] = ()
+    """What computes with quantizers: the methods named, and those that were called since."""
 
     @property
     def totals(self) -> dict[str, dict[str, int]]:
@@ -138,6 +156,8 @@ class Report:
             yield self._floats()
         if self.fusions:
             yield self._fused()
+        if len(self.methods) > 1 or any(method.name != "forward" for method in self.methods):
+            yield self._methods()
         for remark in self.remarks:
             yield f"note: {remark}"
 
@@ -167,8 +187,16 @@ class Report:
         table = Table(title="runs as one operator each", title_justify="left")
         for name in ("operator", "quantizers in it"):
             table.add_column(name, overflow="fold")
-        for fusion in self.fusions:
-            table.add_row(fusion.op, ", ".join(fusion.quantizers))
+        for op, quantizers in dict.fromkeys((fusion.op, fusion.quantizers) for fusion in self.fusions):
+            table.add_row(op, ", ".join(quantizers))
+        return table
+
+    def _methods(self) -> Table:
+        table = Table(title="methods that are prepared", title_justify="left")
+        for name in ("method", "arguments", "how"):
+            table.add_column(name, overflow="fold")
+        for method in self.methods:
+            table.add_row(method.name, method.arguments, method.how)
         return table
 
     def __str__(self) -> str:

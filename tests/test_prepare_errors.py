@@ -11,6 +11,8 @@ from torch_geometric.nn import GCN, GCNConv, SAGEConv
 import dqconvert
 import zoo
 from dqconvert import ConfigError, DQConvertError, GuardError, ObserverError, QConfig, QSpec, Rule, TraceError
+from dqconvert.errors import ArgumentError
+from dqconvert.trace.runtime import pinned
 
 
 def line_of(function, text):
@@ -233,24 +235,12 @@ def test_a_factory_that_returns_no_module():
 # -- calls of the prepared module --------------------------------------------------------------------------------
 
 
-def test_a_tensor_that_was_absent_at_tracing(prepared):
-    module, _ = prepared("WeightedGCN_absent")
-    inputs = zoo.with_weight(zoo.TRACED)
-    for call in (lambda: module(*inputs), lambda: module(inputs[0], inputs[1], edge_weight=inputs[2])):
-        with pytest.raises(GuardError, match="argument 'edge_weight' was absent") as info:
-            call()
-        assert "prepare the model again" in message_of(info)
+def test_what_a_graph_refuses_says_what_to_do():
+    with pytest.raises(ArgumentError, match="argument 'edge_weight' was absent") as info:
+        pinned(torch.ones(2), None, "edge_weight")
+    assert "prepare the model again" in message_of(info)
+    assert isinstance(info.value, GuardError)
     assert isinstance(info.value, DQConvertError)
-
-
-@pytest.mark.parametrize("name", ["EdgeFeatures_batch", "WeightedGCN", "GraphConv_weight"])
-def test_a_tensor_that_was_given_at_tracing_and_is_absent_now(prepared, name):
-    """Another branch of the float model may be meant: never a silent choice."""
-    module, _ = prepared(name, QConfig())
-    inputs = zoo.CASES[name].inputs()[:-1]
-    absent = list(inspect.signature(type(zoo.CASES[name].model()).forward).parameters)[len(inputs) + 1]
-    with pytest.raises(GuardError, match=f"argument '{absent}'"):
-        module(*inputs)
 
 
 @pytest.mark.parametrize("name", ["GCN", "GATConv", "WeightedGCN"])

@@ -19,6 +19,7 @@ from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.quant.memo import Memo
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import Quantizers
+from dqconvert.trace.method import Method
 
 KIND = "prepared"
 
@@ -60,6 +61,8 @@ def describe(
         },
         "model": module._user_class.__name__,
         "method": module.method,
+        "called_method": module.called_method,
+        "own_code": dict(module.own_code),
         "fuse": module.fuse,
         "factory": factory,
         "kwargs": _plain_kwargs(kwargs),
@@ -81,6 +84,24 @@ def describe(
         "graphs": {
             "train": encode_graph(module.graph, lenient=lenient),
             "eval": _optional(module.eval_graph, lenient),
+            "float_train": encode_graph(train, lenient=lenient),
+            "float_eval": _optional(evaluate, lenient),
+        },
+        "methods": [_method(method, lenient) for method in module.more_methods],
+    }
+
+
+def _method(method: Method, lenient: bool) -> dict[str, Any]:
+    """One more method: its name, how it came in, and its graphs."""
+    assert method.source is not None
+    train, evaluate = method.source
+    return {
+        "name": method.name,
+        "how": method.how,
+        "islands": [asdict(island) for island in method.islands],
+        "graphs": {
+            "train": encode_graph(method.graph, lenient=lenient),
+            "eval": _optional(method.eval_graph, lenient),
             "float_train": encode_graph(train, lenient=lenient),
             "float_eval": _optional(evaluate, lenient),
         },
@@ -155,7 +176,8 @@ def tensors_of(module: PreparedModule) -> dict[str, Tensor]:
 
 def _beside_state(module: PreparedModule, state: set[str]) -> dict[str, Tensor]:
     found = {name: value for name, value in module.named_buffers(remove_duplicate=False) if name not in state}
-    graphs = [graph for graph in (module.graph, module.eval_graph, *module.source) if graph is not None]
+    pairs = [(*method.graphs(), *(method.source or ())) for method in module.all_methods()]
+    graphs = [graph for pair in pairs for graph in pair if graph is not None]
     for path in [str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"]:
         owner, _, name = path.rpartition(".")
         value = getattr(module.get_submodule(owner), name)

@@ -117,8 +117,9 @@ def _encode_note(note: Note) -> Data:
     """A note without the fields that say nothing."""
     data: Data = {"module": note.module, "call": note.call, "stage": note.stage.value, "source": note.source}
     data |= {"propagation": note.propagation, "sizes": [list(size) for size in note.sizes]}
-    data["dtype"] = None if note.dtype is None else str(note.dtype).removeprefix("torch.")
+    data |= {"dtype": None if note.dtype is None else str(note.dtype).removeprefix("torch."), "sparse": note.sparse}
     empty = {"module": "", "call": 0, "stage": "none", "source": "", "propagation": -1, "sizes": [], "dtype": None}
+    empty["sparse"] = False
     return {key: value for key, value in data.items() if value != empty[key]}
 
 
@@ -360,4 +361,5 @@ def _decode_note(data: Mapping[str, Any]) -> Note:
         source=str(data.get("source", "")),
         sizes=tuple(tuple(int(part) for part in size) for size in data.get("sizes", [])),
         dtype=None if dtype is None else _torch_word(torch.dtype)(dtype),
+        sparse=bool(data.get("sparse", False)),
     )

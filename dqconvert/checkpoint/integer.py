@@ -27,11 +27,13 @@ from dqconvert.lower import IntegerModule, IntegerReport
 from dqconvert.lower.places import Place
 from dqconvert.lower.remember import Remember
 from dqconvert.lower.report import Float
+from dqconvert.report import PreparedMethod
 from dqconvert.trace import TracedModule
+from dqconvert.trace.method import Method
 
 KIND = "integer"
 
-_LONG = ("report", "constants", "weights", "tables", "modules", "memos", "graph")
+_LONG = ("report", "constants", "weights", "tables", "modules", "memos", "graph", "methods")
 
 
 def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -44,14 +46,16 @@ def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str,
     Raises:
         CheckpointError: If it computes with functions or modules that only the model's own code can make again.
     """
-    if not lenient:
-        _check_results(module.graph)
+    graphs = [graph for method in module.all_methods() for graph in method.graphs()]
+    for graph in () if lenient else graphs:
+        _check_results(graph)
     tensors, modules = _read(module)
     memos = {path: child for path, child in modules.items() if isinstance(child, Remember)}
     leaves = {} if lenient else {path: child for path, child in modules.items() if path not in memos}
     constants = sorted(tensors)
     weights: dict[str, Any] = {}
-    for name, columns in weight_columns(module.graph).items():
+    columns_of = {name: columns for graph in graphs for name, columns in weight_columns(graph).items()}
+    for name, columns in columns_of.items():
         shrunk = shrink(tensors[name], columns)
         if shrunk is not None:
             tensors[name], weights[name] = shrunk
@@ -77,6 +81,13 @@ def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str,
         "modules": {path: encode_module(child, path) for path, child in leaves.items()},
         "memos": {path: encode_graph(_inner(child), lenient=lenient) for path, child in memos.items()},
         "graph": encode_graph(module.graph, lenient=lenient),
+        "method": module.method,
+        "called_method": module.called_method,
+        "methods": [
+            {"name": method.name, "how": method.how, "graph": encode_graph(method.graph, lenient=lenient)}
+            for method in module.more_methods
+        ],
+        "left_out": module.lost(),
     }
     return document, tensors
 
@@ -100,7 +111,7 @@ def unpack_document(document: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise ValueError("there is none")
         packed = base64.b64decode(deflated, validate=True)
         long = read_json(unpack(packed), len(packed))
-        unpacked = {**document, **{key: long[key] for key in _LONG if key in long}}
+        unpacked = {**document, "methods": [], **{key: long[key] for key in _LONG if key in long}}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{where}: is damaged: its description cannot be read ({error}). Take another copy of it."
@@ -135,15 +146,45 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: s
         graph = decode_graph(document["graph"], root, integer=True)
         check_graph(graph, root)
         report = report_of(document["report"])
-        module: IntegerModule = IntegerModule.build(root, graph, report=report, from_file=True)
+        more = [_method(data, root) for data in document["methods"]]
+        for method in more:
+            check_graph(method.graph, root)
+        name = _door_name(document.get("method", "forward"))
+        module: IntegerModule = IntegerModule.build(
+            root,
+            graph,
+            report=report,
+            method=name,
+            called_method=_door_name(document.get("called_method", name)),
+            more_methods=tuple(more),
+            from_file=True,
+            left_out={str(door): str(why) for door, why in document.get("left_out", {}).items()},
+        )
     return module.eval()
+
+
+def _method(data: Mapping[str, Any], root: nn.Module) -> Method:
+    return Method(
+        name=_door_name(data["name"]), graph=decode_graph(data["graph"], root, integer=True), how=str(data["how"])
+    )
+
+
+def _door_name(name: Any) -> str:
+    """The name of a method, behind the path of its part: it becomes an attribute, and none that modules have."""
+    steps = name.split(".") if isinstance(name, str) else [""]
+    taken = name != "forward" and len(steps) == 1 and hasattr(IntegerModule, name)
+    sound = all(step.isidentifier() or step.isdigit() for step in steps) and steps[-1].isidentifier()
+    if taken or not sound or any(step.startswith("__") for step in steps):
+        raise CheckpointError(f"the file has a method of the name {name!r}, which is not allowed.")
+    return str(name)
 
 
 def _read(module: IntegerModule) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
     """The tensors and the modules that the graph uses, by path."""
     tensors: dict[str, Tensor] = {}
     modules: dict[str, nn.Module] = {}
-    for node in module.graph.nodes:
+    nodes = (node for method in module.all_methods() for graph in method.graphs() for node in graph.nodes)
+    for node in nodes:
         if node.op in ("call_module", "get_attr"):
             path = str(node.target)
             found = attrgetter(path)(module)
@@ -193,4 +234,5 @@ def report_of(data: Mapping[str, Any]) -> IntegerReport:
         ops={str(name): int(count) for name, count in data["ops"].items()},
         floats=tuple(Float(**entry) for entry in data["floats"]),
         places=tuple(Place(**entry) for entry in data["places"]),
+        methods=tuple(PreparedMethod(**entry) for entry in data.get("methods", ())),
     )

@@ -7,19 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Graph
 
 from dqconvert.checkpoint.document import FLAGS, aliases_of
 from dqconvert.checkpoint.fit import check_fit, shapes_of
 from dqconvert.checkpoint.graph_data import decode_graph, wellformed
 from dqconvert.checkpoint.schema import PreparedData, check_document
-from dqconvert.errors import CheckpointError
+from dqconvert.errors import CheckpointError, TraceError
 from dqconvert.qconfig import Protect, QConfig, QSpec
 from dqconvert.quant import FakeQuantize, Protection
-from dqconvert.report import Entry, LeftFloat, Report
+from dqconvert.report import Entry, LeftFloat, PreparedMethod, Report
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace import Island
 from dqconvert.trace.copies import working_copy
+from dqconvert.trace.inputs import method_of
+from dqconvert.trace.method import Method
 
 
 def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module, where: str) -> PreparedModule:
@@ -127,25 +130,51 @@ def _set_tensor(root: nn.Module, path: str, value: Tensor) -> None:
 
 
 def _build(root: nn.Module, document: Mapping[str, Any]) -> PreparedModule:
-    graphs = {
-        name: None if data is None else decode_graph(data, root)
-        for name, data in document["graphs"].items()
-        if name in ("train", "eval", "float_train", "float_eval")
-    }
-    train = graphs["train"]
-    assert train is not None
+    train, evaluate, source = _graphs(root, document["graphs"])
     return PreparedModule.build(
         root,
         train,
-        graphs["eval"],
+        evaluate,
         qconfig=QConfig.from_dict(document["qconfig"]),
         report=_report(document["report"]),
-        source=(graphs["float_train"], graphs["float_eval"]),
+        source=source,
         method=str(document["method"]),
-        islands=tuple(Island(**island) for island in document["islands"]),
+        called_method=str(document.get("called_method", document["method"])),
+        more_methods=tuple(_method(root, data) for data in document.get("methods", ())),
+        own_code={_door(root, door): str(why) for door, why in document.get("own_code", {}).items()},
+        islands=_islands(document),
         fuse=bool(document["fuse"]),
         from_file=True,
+        user_fuse=vars(root).get("fuse"),
     )
+
+
+def _graphs(root: nn.Module, data: Mapping[str, Any]) -> tuple[Graph, Graph | None, tuple[Graph, Graph | None]]:
+    """What a method does in training, and in evaluation where that differs; and the same of the float model."""
+    train, float_train = (decode_graph(data[name], root) for name in ("train", "float_train"))
+    evaluate, float_eval = (
+        None if data[name] is None else decode_graph(data[name], root) for name in ("eval", "float_eval")
+    )
+    return train, evaluate, (float_train, float_eval)
+
+
+def _method(root: nn.Module, data: Mapping[str, Any]) -> Method:
+    graph, eval_graph, source = _graphs(root, data["graphs"])
+    name, how = _door(root, data["name"]), str(data["how"])
+    return Method(name=name, graph=graph, eval_graph=eval_graph, source=source, islands=_islands(data), how=how)
+
+
+def _door(root: nn.Module, name: Any) -> str:
+    """The name of a method that the model has."""
+    try:
+        method_of(root, name)
+    except TraceError as error:
+        raise CheckpointError(f"the file has a method that the given model does not have: {error}") from error
+    return str(name)
+
+
+def _islands(data: Mapping[str, Any]) -> tuple[Island, ...]:
+    return tuple(Island(**island) for island in data["islands"])
 
 
 def _report(data: Mapping[str, Any]) -> Report:
@@ -155,6 +184,7 @@ def _report(data: Mapping[str, Any]) -> Report:
         left_float=tuple(LeftFloat(**left) for left in data["left_float"]),
         remarks=tuple(data["remarks"]),
         protection=tuple(data["protection"]),
+        methods=tuple(PreparedMethod(**method) for method in data.get("methods", ())),
     )
 
 

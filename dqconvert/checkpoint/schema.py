@@ -15,7 +15,7 @@ from typing import Any, TypedDict, Union
 from dqconvert.errors import CheckpointError
 from dqconvert.lower.places import Place
 from dqconvert.lower.report import Float
-from dqconvert.report import Entry, Fusion, LeftFloat
+from dqconvert.report import Entry, Fusion, LeftFloat, PreparedMethod
 from dqconvert.trace import Island
 
 
@@ -29,6 +29,7 @@ class NoteData(TypedDict, total=False):
     propagation: int
     sizes: list[list[int]]
     dtype: str | None
+    sparse: bool
 
 
 class NodeData(TypedDict):
@@ -42,15 +43,19 @@ class NodeData(TypedDict):
     note: NoteData
 
 
-class ReportData(TypedDict):
-    """A :class:`dqconvert.report.Report`."""
-
+class _Report(TypedDict):
     model: str
     entries: list[Entry]
     left_float: list[LeftFloat]
     remarks: list[str]
     protection: list[str]
     fusions: list[Fusion]
+
+
+class ReportData(_Report, total=False):
+    """A :class:`dqconvert.report.Report`."""
+
+    methods: list[PreparedMethod]
 
 
 class QuantizerData(TypedDict):
@@ -84,9 +89,16 @@ class StateData(TypedDict):
     modes: dict[str, bool]
 
 
-class PreparedData(TypedDict):
-    """The description of a prepared file."""
+class MethodData(TypedDict):
+    """One more method of a prepared module."""
 
+    name: str
+    how: str
+    islands: list[Island]
+    graphs: dict[str, list[NodeData] | None]
+
+
+class _Prepared(TypedDict):
     versions: dict[str, str]
     model: str
     method: str
@@ -103,13 +115,25 @@ class PreparedData(TypedDict):
     graphs: dict[str, list[NodeData] | None]
 
 
-class IntegerReportData(TypedDict):
-    """A :class:`dqconvert.lower.report.IntegerReport`."""
+class PreparedData(_Prepared, total=False):
+    """The description of a prepared file; older ones have one method."""
 
+    called_method: str
+    own_code: dict[str, str]
+    methods: list[MethodData]
+
+
+class _IntegerReport(TypedDict):
     model: str
     ops: dict[str, int]
     floats: list[Float]
     places: list[Place]
+
+
+class IntegerReportData(_IntegerReport, total=False):
+    """A :class:`dqconvert.lower.report.IntegerReport`."""
+
+    methods: list[PreparedMethod]
 
 
 class WeightForm(TypedDict):
@@ -148,9 +172,15 @@ ModuleData = TypedDict(
 """A module that a graph keeps whole; its children are such, too."""
 
 
-class IntegerData(TypedDict):
-    """The description of an integer file, unpacked."""
+class IntegerMethodData(TypedDict):
+    """One more method of an integer module."""
 
+    name: str
+    how: str
+    graph: list[NodeData]
+
+
+class _Integer(TypedDict):
     versions: dict[str, str]
     model: str
     report: IntegerReportData
@@ -160,6 +190,15 @@ class IntegerData(TypedDict):
     modules: dict[str, ModuleData]
     memos: dict[str, list[NodeData]]
     graph: list[NodeData]
+
+
+class IntegerData(_Integer, total=False):
+    """The description of an integer file, unpacked; older ones have one method."""
+
+    method: str
+    called_method: str
+    methods: list[IntegerMethodData]
+    left_out: dict[str, str]
 
 
 def check_document(document: Mapping[str, Any], declared: Any, where: str) -> None:

@@ -5,36 +5,76 @@ From the bottom: :mod:`.values` (what is known of a value), :mod:`.runtime` (fun
 graph), :mod:`.linear`, :mod:`.messages` and :mod:`.groups` (sums of integers), :mod:`.embedding`, :mod:`.lowering`
 (the walk over the graph), :mod:`.sums` (sums of several values), :mod:`.compose` (tables into the operations before
 them), :mod:`.inputs` (refuses NaN), :mod:`.packing` (codes below 16, two to a byte), :mod:`.orders` and
-:mod:`.remember` (what depends on the graph alone), :mod:`.fold` (one row for all nodes that a layer cannot tell apart).
+:mod:`.remember` (what depends on the graph alone), :mod:`.merge` (several methods), :mod:`.skeleton` (parts, and code
+that is no graph), :mod:`.fold` (one row for all nodes that a layer cannot tell apart).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from dqconvert.errors import LoweringError
 from dqconvert.lower.attention import in_edge_order, join_orders
 from dqconvert.lower.check import check_ready
 from dqconvert.lower.compose import compose, planes
-from dqconvert.lower.evaluation import evaluation_graph, remove_unused
+from dqconvert.lower.evaluation import evaluation_of, remove_unused
 from dqconvert.lower.fold import fold
 from dqconvert.lower.inputs import refuse_nan
 from dqconvert.lower.linear import reshaped_like
 from dqconvert.lower.lowering import Lowering
+from dqconvert.lower.merge import merge
 from dqconvert.lower.module import IntegerModule
 from dqconvert.lower.orders import look_once, one_dtype, order_norms
 from dqconvert.lower.packing import pack_codes
 from dqconvert.lower.remember import remember, share, share_sizes
 from dqconvert.lower.report import IntegerReport
 from dqconvert.lower.runtime import check_edges, group_order, look_up_last
+from dqconvert.lower.skeleton import skeleton_of
 from dqconvert.lower.sums import sums
 from dqconvert.rewrite import PreparedModule
+from dqconvert.trace.method import Method
 
 
 def lower(module: PreparedModule) -> IntegerModule:
-    """The integer module of a prepared module that has ranges.
+    """The integer module of a prepared module that has ranges, with all of its methods.
 
     Raises:
         LoweringError: If a quantizer has no range, or a weight is NaN.
     """
-    graph = evaluation_graph(module)
+    first, *others = module.all_methods()
+    lowering = _lower_graph(first, module)
+    root, graph = lowering.out.root, lowering.out.graph
+    report = replace(IntegerReport.of(module.report.model, graph, lowering.floats), methods=module.report.methods)
+    more: list[Method] = []
+    left_out: dict[str, str] = {}
+    for method in others:
+        try:
+            lowering = _lower_graph(method, module)
+        except LoweringError as error:
+            if method.how == "named":
+                raise LoweringError(f"{method.name}: {error}") from error
+            left_out[method.name] = str(error)
+            continue
+        merge(root, lowering.out.root, lowering.out.graph)
+        report = report.and_of(IntegerReport.of(module.report.model, lowering.out.graph, lowering.floats))
+        more.append(Method(name=method.name, graph=lowering.out.graph, how=method.how))
+    integer: IntegerModule = IntegerModule.build(
+        root,
+        graph,
+        report=report,
+        method=module.method,
+        called_method=module.called_method,
+        more_methods=tuple(more),
+        own_code=module.own_code,
+        left_out=left_out,
+        skeleton=skeleton_of(module),
+    )
+    return integer.eval()
+
+
+def _lower_graph(method: Method, module: PreparedModule) -> Lowering:
+    """The integer graph of one method, finished."""
+    graph = evaluation_of(method.eval_graph or method.graph, module)
     check_ready(graph, module)
     lowering = Lowering(graph, module)
     lowering.run()
@@ -56,9 +96,7 @@ def lower(module: PreparedModule) -> IntegerModule:
     fold(written)
     remember(lowering.out)
     lowering.out.drop_unread()
-    report = IntegerReport.of(module.report.model, written, lowering.floats)
-    integer: IntegerModule = IntegerModule.build(lowering.out.root, written, report=report)
-    return integer.eval()
+    return lowering
 
 
 INTEGER_RUNTIME = (check_edges, group_order, in_edge_order, look_up_last, reshaped_like)

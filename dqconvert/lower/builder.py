@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from dqconvert.lower.runtime import look_up_last
 from dqconvert.lower.values import Codes, Fixed, Joined, Known, Looked, Value, as_looked
 from dqconvert.rewrite.place import Quantizers
 from dqconvert.trace.copies import set_mode
+from dqconvert.trace.doors import copy_apart
 from dqconvert.trace.note import Note, annotate, note_of
 
 
@@ -84,7 +84,7 @@ class Builder:
                 owner.add_module(container, nn.Module())
             owner = getattr(owner, container)
         if not hasattr(owner, name):
-            copied = set_mode(copy.deepcopy(module), False).requires_grad_(False)
+            copied = set_mode(copy_apart(module), False).requires_grad_(False)
             for part in list(copied.modules()):
                 for held, child in list(part.named_children()):
                     if isinstance(child, Quantizers):  # the graph calls them, never the module

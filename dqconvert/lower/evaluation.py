@@ -34,7 +34,12 @@ def evaluation_graph(module: PreparedModule) -> Graph:
         >>> [node.name for node in graph.nodes if "protect" in node.name]
         []
     """
-    graph = copy.deepcopy(module.eval_graph or module.graph)
+    return evaluation_of(module.eval_graph or module.graph, module)
+
+
+def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
+    """Likewise, of any of its graphs."""
+    graph = copy.deepcopy(prepared)
     modules = dict(module.named_modules(remove_duplicate=False))
     for node in graph.nodes:
         called = modules.get(str(node.target)) if node.op == "call_module" else None

@@ -4,39 +4,47 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from torch.fx import Graph
 
 from dqconvert import notebook
-from dqconvert.errors import LoweringError
+from dqconvert.errors import ArgumentError, LoweringError
 from dqconvert.lower.report import IntegerReport
+from dqconvert.lower.skeleton import Bare, drops_weights, open_bare
 from dqconvert.rewrite.boundary import Boundary, bounded
 from dqconvert.rewrite.fuse import keep_apart
-from dqconvert.trace import TracedModule
+from dqconvert.trace.doors import DoorModule, door_of, open_parts, part_class
+from dqconvert.trace.leaves import WEIGHTED_MODULES
 from dqconvert.words import article, count
 
 
-class IntegerModule(TracedModule):
+class IntegerModule(DoorModule):
     """A model for inference whose values are integers wherever they can be.
 
     Its forward takes what the float model's takes and returns values of the same dtype. It computes without gradients,
-    and is always in evaluation mode.
+    and is always in evaluation mode. It has the methods that the prepared module had graphs of, and its parts:
+    ``module.encode(x, edge_index)``, ``module.encoder(x, edge_index)``. Of a module that ``convert`` returned, other
+    methods of the user's class run their own code over those; a file and a pickle have none but those.
 
     Attributes:
         report: What runs on codes, and what stays in float.
+        skeleton: The user's model without the weights that were quantized, for methods that have no graph; not saved.
+        left_out: Methods that could not be lowered, and why.
     """
 
     report: IntegerReport
+    skeleton: nn.Module | None
+    left_out: Mapping[str, str] = MappingProxyType({})
     _form: ClassVar[str] = "integer"
 
-    def recompile(self) -> Any:
-        """Generates the forward from the graph again, after it was edited."""
-        code = super().recompile()
-        type(self).forward = _without_gradients(type(self).forward)
-        return code
+    def _generate(self, graph: Graph, eval_graph: Graph | None, part: str = "") -> tuple[Callable[..., Any], Any]:
+        function, code = super()._generate(graph, eval_graph, part)
+        return _without_gradients(function), code
 
     def _runs(self, graph: Graph) -> Graph:
         return keep_apart(copy.deepcopy(graph), dict(self.named_modules()), constants=True)
@@ -59,6 +67,9 @@ class IntegerModule(TracedModule):
                     f"an integer module stays in the types that it was converted in, and cannot become {cast.dtype}: "
                     f"cast the float model, prepare it and convert that; inputs and outputs are of its type"
                 )
+        skeleton = vars(self).get("skeleton")
+        if skeleton is not None and recurse:
+            skeleton._apply(fn)
         return super()._apply(fn, recurse)
 
     def __repr__(self) -> str:
@@ -75,6 +86,67 @@ class IntegerModule(TracedModule):
         """Stays in evaluation mode, whatever is asked for."""
         super().train(False)
         return self
+
+    def _open_parts(self) -> None:
+        for door in self._running:
+            if "." not in door and not hasattr(IntegerModule, door):
+                setattr(type(self), door, door_of(door, self))
+        open_bare(self, [door for door in self._running if "." in door])
+        skeleton = vars(self).get("skeleton")
+        if skeleton is not None:
+            open_parts(skeleton, self, lambda module: False)
+            user = getattr(skeleton, "_user_class", type(skeleton))
+            skeleton.__class__ = part_class(user, self, "", skeleton)
+
+    def _no_graph(
+        self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any, reason: str = ""
+    ) -> Any:
+        path, _, name = door.rpartition(".")
+        skeleton = vars(self).get("skeleton")
+        if door in self.left_out:
+            raise LoweringError(f"the integer module has no {door}: {self.left_out[door]}")
+        if reason:
+            raise ArgumentError(
+                f"{door}: {reason} For an integer module: call it once in this form on the prepared module before "
+                f"convert."
+            )
+        if part is self or isinstance(part, Bare):
+            part = skeleton.get_submodule(path) if skeleton is not None else part
+            user = getattr(getattr(part, "_user_class", None), name, None) if skeleton is not None else None
+        if user is None or isinstance(part, WEIGHTED_MODULES) or drops_weights(part):
+            raise LoweringError(
+                f"the integer module has no {door}: the prepared module was never called that way. Call it once on the "
+                f"prepared module before convert, or name it in prepare's method=."
+            )
+        with torch.no_grad():
+            return user(part, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            skeleton = vars(self).get("skeleton")
+            if skeleton is not None and not name.startswith("__") and hasattr(skeleton, name):
+                return getattr(skeleton, name)
+        if name in self.left_out:
+            raise AttributeError(f"the integer module has no {name!r}: {self.left_out[name]}")
+        raise AttributeError(
+            f"the integer module has no {name!r}. Of the user's class it has what the prepared module was called by: "
+            f"call it once on the prepared module before convert, or name it in prepare's method=."
+        )
+
+    def __reduce__(self) -> Any:
+        make, (kind, user, state, *graphs) = super().__reduce__()
+        return make, (kind, user, {**state, "skeleton": None, "left_out": self.lost()}, *graphs)
+
+    def lost(self) -> dict[str, str]:
+        """The methods that a file or a pickle of this module does not hold, and why."""
+        own = {
+            door: f"{door} {why}, and so runs the model's own code, which a file does not hold"
+            for door, why in self.own_code.items()
+            if door not in self._running
+        }
+        return {**own, **self.left_out}
 
 
 def _without_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:

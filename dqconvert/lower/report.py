@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch.fx import Graph, Node
 
 from dqconvert import notebook
 from dqconvert.lower.places import Place, places_of
+from dqconvert.report import PreparedMethod
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import qualified_name
 from dqconvert.words import article, count
@@ -47,12 +48,15 @@ class IntegerReport:
         ops: How often each operation is called, the graph's own computations included.
         floats: What computes in float, in order.
         places: Where values of the prepared graph are held.
+        methods: The methods that it has, and how they came to be prepared; all but the first in ``ops`` and ``floats``,
+            too, and not in ``places``.
     """
 
     model: str
     ops: Mapping[str, int]
     floats: tuple[Float, ...]
     places: tuple[Place, ...] = ()
+    methods: tuple[PreparedMethod, ...] = ()
 
     @classmethod
     def of(cls, model: str, graph: Graph, floats: Mapping[Node, Float]) -> IntegerReport:
@@ -67,6 +71,11 @@ class IntegerReport:
         ops = Counter(qualified_name(node).rsplit(".", 1)[-1] for node in called)
         left = tuple(floats[node] for node in called if node in floats)
         return cls(model=model, ops=dict(ops), floats=left, places=places_of(graph))
+
+    def and_of(self, other: IntegerReport) -> IntegerReport:
+        """With what one more method's graph holds."""
+        ops = Counter(self.ops) + Counter(other.ops)
+        return replace(self, ops=dict(ops), floats=tuple(dict.fromkeys((*self.floats, *other.floats))))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON."""
@@ -86,5 +95,7 @@ class IntegerReport:
     def __str__(self) -> str:
         """A line for each operation, then a line for each that stays in float."""
         lines = [f"{count:5} {name}" for name, count in sorted(self.ops.items())]
+        if len(self.methods) > 1:
+            lines += [f"method {m.name}({m.arguments}): {m.how}" for m in self.methods]
         lines += [f"float {f.op} ({f.node}, {f.source}): {f.reason}" for f in self.floats]
         return "\n".join(lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.lower.values import Codes, Fixed, Grid, Known, Looked, Value, as_looked
 from dqconvert.trace.copies import set_mode
+from dqconvert.trace.doors import copy_apart
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name
 
@@ -139,7 +139,7 @@ def _run(node: Node, given: Mapping[Node, Any], module: nn.Module | None) -> Any
         lambda source: given[source].clone() if isinstance(given[source], Tensor) else given[source],
     )
     if module is not None:
-        return set_mode(copy.deepcopy(module), False)(*args, **kwargs)
+        return set_mode(copy_apart(module), False)(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)

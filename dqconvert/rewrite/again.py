@@ -1,31 +1,43 @@
-"""Preparing a prepared module once more: back to its float graph, and the ranges that still fit."""
+"""Preparing a prepared module once more: back to its float graphs, and the ranges that still fit."""
 
 from __future__ import annotations
 
 import copy
 
-from dqconvert.quant import FakeQuantize, Protection
+from dqconvert.qconfig import QConfig, RuleLedger
 from dqconvert.rewrite.module import PreparedModule
-from dqconvert.rewrite.place import Quantizers
+from dqconvert.rewrite.rewrite import add_method, rewrite
+from dqconvert.rewrite.view import float_view
 from dqconvert.trace import Trace, TracedModule
 
 
-def traced_again(prepared: PreparedModule) -> Trace:
-    """The float graph that a prepared module was made from, on a copy of its present weights."""
-    module = copy.deepcopy(prepared)
-    for owner in list(module.modules()):
-        for name, child in list(owner.named_children()):
-            if isinstance(child, Quantizers | FakeQuantize | Protection):
-                delattr(owner, name)
-    _, _, state = module._parts()
-    own = ("qconfig", "report", "source", "method", "islands")
-    graph, eval_graph = module.source
-    kept = {key: value for key, value in state.items() if key not in own}
-    traced = TracedModule._assemble(module._user_class, kept, graph, eval_graph)
-    return Trace(module=traced, islands=prepared.islands, remarks=prepared.report.remarks)
+def prepare_again(prepared: PreparedModule, qconfig: QConfig, *, fuse: bool) -> PreparedModule:
+    """A prepared module with another config, on a copy of its present weights, with every method that it has.
+
+    Args:
+        prepared: The module; it is not changed.
+        qconfig: The new config.
+        fuse: Whether groups of nodes run as one operator each.
+
+    Raises:
+        ConfigError: If a rule of the config matches nothing.
+    """
+    graph, eval_graph = copy.deepcopy(prepared.source[0]), copy.deepcopy(prepared.source[1])
+    traced = TracedModule.build(float_view(prepared), graph, eval_graph)
+    trace = Trace(module=traced, islands=prepared.islands, remarks=prepared.report.remarks)
+    ledger = RuleLedger(qconfig)
+    method, called = prepared.method, prepared.called_method
+    module = rewrite(trace, qconfig, method, fuse, called=called, ledger=ledger)
+    for more in copy.deepcopy(prepared.more_methods):
+        assert more.source is not None
+        add_method(module, more.source, more.name, more.how, islands=more.islands, ledger=ledger)
+    ledger.check()
+    module.own_code = prepared.own_code
+    _keep_ranges(prepared, module)
+    return module
 
 
-def keep_ranges(old: PreparedModule, new: PreparedModule) -> None:
+def _keep_ranges(old: PreparedModule, new: PreparedModule) -> None:
     """Copies the ranges of quantizers that are in both modules, if they have the same shape."""
     known = dict(old.quantizers())
     for path, quantizer in new.quantizers():

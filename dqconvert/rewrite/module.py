@@ -14,48 +14,76 @@ from torch_geometric.nn.conv import MessagePassing
 from dqconvert import notebook
 from dqconvert.qconfig import QConfig
 from dqconvert.quant import FakeQuantize
+from dqconvert.quant.memo import Memo
 from dqconvert.report import Fusion, Report
 from dqconvert.rewrite.boundary import Boundary, bounded
 from dqconvert.rewrite.fuse import fuse, guard_islands, keep_apart, refuse_explanations
+from dqconvert.rewrite.place import Quantizers
 from dqconvert.rewrite.undo import Before
-from dqconvert.trace import Island, TracedModule
+from dqconvert.trace import Island
+from dqconvert.trace.doors import DoorModule
+from dqconvert.trace.method import Method
 
 
-class PreparedModule(TracedModule):
+class PreparedModule(DoorModule):
     """A trainable quantized model: the user's parameters, methods and attributes, and quantizers among them.
 
     Train it with the loop that trained the float model. In training mode ranges are observed and nodes are
-    protected; in evaluation mode everything is quantized and nothing is random.
+    protected; in evaluation mode everything is quantized and nothing is random. Methods of the user's class, and parts
+    of the model called by themselves, compute with the same quantizers: each is traced when it is first called, unless
+    ``prepare`` did.
 
     Attributes:
         qconfig: The config it was prepared with.
         report: What was inserted where.
         source: The float graphs (training, and evaluation where it differs), to prepare it again from.
-        method: The method of the user's class that ``forward`` stands for.
+        method: The method of the user's class that ``graph`` stands for.
+        called_method: The method that calling the module runs.
+        more_methods: The graphs of other methods, and of calls on other forms of arguments.
+        own_code: Methods that no graph can hold, and why: they run the user's code, in which layers are prepared each
+            for itself.
         islands: Modules kept whole, and why.
         fuse: Whether groups of nodes run as one operator each. ``graph`` is the graph before that; after changing this
             call ``recompile()``.
+        user_fuse: The attribute of that name that the user's class has, where the model is a message-passing layer.
     """
 
     qconfig: QConfig
     report: Report
     source: tuple[Graph, Graph | None]
-    method: str
     islands: tuple[Island, ...]
     fuse: bool = True
+    user_fuse: Any = None
+    _fused: dict[int, tuple[Fusion, ...]]
     _form: ClassVar[str] = "prepared"
 
     @classmethod
     def _namespace(cls, user: type[nn.Module]) -> dict[str, Any]:
-        return {"reset_parameters": _reset_parameters} if hasattr(user, "reset_parameters") else {}
+        resets = {"reset_parameters": _reset_parameters} if hasattr(user, "reset_parameters") else {}
+        return {**super()._namespace(user), **resets, "_fused": {}}
+
+    def all_methods(self) -> Iterator[Method]:
+        """Every graph of the module; first the one that is ``graph``."""
+        yield Method(
+            name=self.method,
+            graph=self._graph,
+            eval_graph=self.eval_graph,
+            source=self.source,
+            islands=self.islands,
+            how="named",
+        )
+        yield from self.more_methods
 
     def _runs(self, graph: Graph) -> Graph:
-        runs, fusions = fuse(graph, self) if self.fuse else (copy.deepcopy(graph), ())
-        guard_islands(runs, [island.module for island in self.islands])
+        number, method = next((n, m) for n, m in enumerate(self.all_methods()) if any(g is graph for g in m.graphs()))
+        tag = f"_of_{number}" if number else ""
+        runs, fusions = fuse(graph, self, tag) if self.fuse else (copy.deepcopy(graph), ())
+        guard_islands(runs, [island.module for island in method.islands])
         keep_apart(runs, dict(self.named_modules()))
         refuse_explanations(runs, self._layers())
-        if graph is not self.eval_graph:
-            self.report = replace(self.report, fusions=fusions)
+        if graph is method.graph:
+            self._fused[number] = fusions
+            self.report = replace(self.report, fusions=tuple(f for n in sorted(self._fused) for f in self._fused[n]))
         return runs
 
     def _bounded(self, forward: Callable[..., Any], graph: Graph, runs: Graph) -> Callable[..., Any]:
@@ -66,6 +94,16 @@ class PreparedModule(TracedModule):
         paths = [path for path, module in self.named_modules() if path and isinstance(module, MessagePassing)]
         whole = tuple(f"{island.module}." for island in self.islands)
         return [path for path in paths if not f"{path}.".startswith(whole)]
+
+    def _inserted(self, module: nn.Module) -> bool:
+        return isinstance(module, Quantizers | FakeQuantize | Memo)
+
+    def _no_graph(
+        self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any, reason: str = ""
+    ) -> Any:
+        from dqconvert.rewrite.first_call import first_call  # tracing stands on this module
+
+        return first_call(self, door, part, user, args, kwargs, reason)
 
     def __repr__(self) -> str:
         """The rewritten graph as a tree: layers, their stages, and beside each what was inserted."""

@@ -16,6 +16,7 @@ import torch_geometric.nn
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from dqconvert.trace.doors import AS_IT_IS, Part
 from dqconvert.trace.leaves import WEIGHTED_MODULES, has_hooks
 from dqconvert.trace.note import Note, annotate, note_of
 
@@ -28,7 +29,7 @@ def call_with_weights(module: nn.Module, weights: dict[str, Tensor], *args: Any,
         >>> call_with_weights(linear, {"weight": torch.zeros(1, 2), "bias": torch.ones(1)}, torch.ones(3, 2)).shape
         torch.Size([3, 1])
     """
-    return torch.func.functional_call(module, weights, args, kwargs)
+    return torch.func.functional_call(module, weights, (AS_IT_IS, *args) if isinstance(module, Part) else args, kwargs)
 
 
 def open_leaves(graph: Graph, root: nn.Module) -> None:

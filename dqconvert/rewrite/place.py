@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from dqconvert.errors import ConfigError
 from dqconvert.qconfig import KIND_OF_ROLE, QSpec, RuleLedger
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Entry, LeftFloat
+from dqconvert.rewrite.known import Known
 from dqconvert.rewrite.protect import Masks, last_of
 from dqconvert.rewrite.roles import Site
 from dqconvert.rewrite.spaces import ancestors
@@ -35,18 +36,26 @@ class Placer:
     Args:
         root: The module that takes the quantizers.
         ledger: Applies the config's rules and remembers which matched.
-        known: Quantizers placed in another graph of the same model, by path; this graph shares them. ``None`` for
-            the first graph.
+        training: What placed the quantizers in the training graph of which this is the evaluation graph, which shares
+            them. ``None`` for a training graph.
+        known: The quantizers that other methods' graphs have; this one shares those that are on the same values.
 
     Attributes:
-        placed: Quantizers by path.
+        placed: The quantizers that the graph calls, by path.
+        names: Their paths, by module, role, and which of those it is.
+        entries: Those that are new.
+        left_float: What stays in float.
         quantized: For a node whose value all users see quantized, the node of its quantizer.
     """
 
-    def __init__(self, root: nn.Module, ledger: RuleLedger, known: dict[str, nn.Module] | None = None) -> None:
+    def __init__(
+        self, root: nn.Module, ledger: RuleLedger, training: Placer | None = None, known: Known | None = None
+    ) -> None:
         self.root = root
         self.ledger = ledger
+        self.training = training
         self.known = known
+        self.names: dict[tuple[str, str, int], str] = {}
         self.placed: dict[str, nn.Module] = {}
         self.entries: list[Entry] = []
         self.left_float: list[LeftFloat] = []
@@ -56,18 +65,17 @@ class Placer:
 
     def place(self, graph: Graph, sites: list[Site], masks: Masks | None) -> None:
         """Inserts quantizers for all sites, in place."""
-        for site in sites:
-            spec, rule = self.ledger.resolve(module=site.module, role=site.role, op=site.op)
-            if spec is None:
-                why = "by the config" if rule is None else f"by rules[{rule}]"
-                self._leave(site, why)
-                continue
+        wanted = list(self._wanted(sites))
+        first = {(site.value, spec) if site.user is not None else site.value: site for site, spec in reversed(wanted)}
+        placed = {id(site) for site in first.values()}
+        same = {} if self.known is None else self.known.match([site for site, _ in wanted if id(site) in placed])
+        for site, spec in wanted:
             shared = self._shared.get((site.value, spec)) if site.user is not None else None
             if shared is not None:
                 self._redirect(site, shared)
                 continue
-            path = self._path(site)
-            if self.known is not None and path not in self.known:
+            path = self._path(site, same.get(id(site)))
+            if self.training is not None and path not in self.training.placed:
                 self._leave(site, "reached in evaluation only, so training never sets its range")
                 continue
             quantizer = self._quantizer(site, spec, path)
@@ -75,7 +83,19 @@ class Placer:
             node = self._insert(graph, site, path, masks)
             if site.user is not None:
                 self._shared[site.value, spec] = node
-            self.entries.append(self._entry(site, spec, path))
+            if id(site) not in same:
+                self.entries.append(self._entry(site, spec, path))
+
+    def _wanted(self, sites: list[Site]) -> Iterator[tuple[Site, Any]]:
+        """The sites that take a quantizer, and what the config says of it."""
+        for site in sites:
+            spec, rule = self.ledger.resolve(module=site.module, role=site.role, op=site.op)
+            if spec is None:
+                self._leave(site, "by the config" if rule is None else f"by rules[{rule}]")
+            elif self.known is not None and self.known.arrives_rounded(site):
+                self._leave(site, "an argument that another layer rounded, as where the model calls this one")
+            else:
+                yield site, spec
 
     def quantizers_before(self, nodes: Iterable[Node]) -> set[Node]:
         """The quantizers that these values come through."""
@@ -84,16 +104,29 @@ class Placer:
 
     # -- names and modules -----------------------------------------------------------------------------------------
 
-    def _path(self, site: Site) -> str:
+    def _path(self, site: Site, same: str | None) -> str:
         number = self._count[site.module, site.role]
         self._count[site.module, site.role] += 1
+        key = (site.module, site.role, number)
+        if self.training is not None and key in self.training.names:
+            return self.training.names[key]
+        path = same or self._name(site, number)
+        while same is None and self.known is not None and (path in self.known.paths or path in self.placed):
+            number += 1
+            path = self._name(site, number)
+        self.names[key] = path
+        return path
+
+    def _name(self, site: Site, number: int) -> str:
         container = container_name(self.root.get_submodule(site.module))
         name = f"{container}.{site.role}" + (f"_{number}" if number else "")
         return f"{site.module}.{name}" if site.module else name
 
     def _quantizer(self, site: Site, spec: Any, path: str) -> nn.Module:
-        if self.known is not None:
-            return self.known[path]
+        if self.training is not None:
+            return self.training.placed[path]
+        if self.known is not None and path in self.known.paths:
+            return self.root.get_submodule(path)
         if isinstance(spec, QSpec):
             quantizer: nn.Module = self._fake_quantize(site, spec, path)
         else:

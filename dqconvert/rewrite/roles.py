@@ -70,7 +70,7 @@ _SHAPES = {
     "alias",
     "movedim",
 }
-_MOVES = _SHAPES | {
+MOVES = _SHAPES | {
     "index_select",
     "getitem",
     "dropout",
@@ -209,7 +209,7 @@ class Roles:
         if factor is None:
             return
         base = self._through(factor, _SHAPES)
-        if self._grid(base, _MOVES) is None and self.rows.level(base) is Level.EDGE:
+        if self._grid(base, MOVES) is None and self.rows.level(base) is Level.EDGE:
             self._add("edge_weight", base, user=node if base is factor else self._step_above(factor, base), op=node)
 
     def _factor(self, left: Node, right: Node) -> Node | None:
@@ -224,7 +224,7 @@ class Roles:
 
     def _is_coefficient(self, node: Node) -> bool:
         """Whether a value came out of a squashing function, moved or dropped out at most."""
-        return op_name(self._through(node, _MOVES)) in _COEFFICIENTS
+        return op_name(self._through(node, MOVES)) in _COEFFICIENTS
 
     def _softmax(self, node: Node) -> None:
         """Attention logits are features, quantized before their nonlinearity."""
@@ -232,7 +232,7 @@ class Roles:
         if not isinstance(value, Node) or note_of(node).stage not in (Stage.MESSAGE, Stage.EDGE_UPDATE):
             return
         logit = self._through(value, _LOGIT_MAPS | _SHAPES)
-        if self._grid(logit, _MOVES) is None and not is_input(logit):
+        if self._grid(logit, MOVES) is None and not is_input(logit):
             self._add("feature", logit, op=node)
 
     def _whole(self, node: Node) -> None:
@@ -257,12 +257,12 @@ class Roles:
     # -- adding sites ----------------------------------------------------------------------------------------------
 
     def _add_input(self, value: Node, user: Node) -> None:
-        if self._grid(value, _MOVES | _JOINS) is None:
+        if self._grid(value, MOVES | _JOINS) is None:
             self._add("input", value, user=user, op=user)
 
     def _add_weight(self, weight: Node, user: Node) -> None:
         """On the parameter if it is only reshaped or picked from on its way, else on what is computed from it."""
-        base = self._through(weight, _MOVES - {"dropout"})
+        base = self._through(weight, MOVES - {"dropout"})
         place = base if base.op == "get_attr" else weight
         if place not in self._on:
             owner = str(place.target).rpartition(".")[0] if place.op == "get_attr" else note_of(user).module

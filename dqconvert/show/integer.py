@@ -27,13 +27,20 @@ def read_integer(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def integer_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """A line for each operation: its name, what it computes, of what, in which module."""
-    graphs = {"": document["graph"], **document["memos"]}
-    for path, nodes in graphs.items():
-        if path:
-            yield f"{path}, computed once for each graph:"
+    graphs = {"": document["graph"]}
+    for method in document["methods"]:
+        graphs[_unused(graphs, f"method {method['name']}:")] = method["graph"]
+    graphs |= {f"{path}, computed once for each graph:": nodes for path, nodes in document["memos"].items()}
+    for title, nodes in graphs.items():
+        if title:
+            yield title
         for node in decode_graph(nodes).nodes:
             if node.op not in ("get_attr", "placeholder", "output"):
                 yield _line(node)
+
+
+def _unused(graphs: Mapping[str, Any], title: str) -> str:
+    return title if title not in graphs else _unused(graphs, f"{title[:-1]}, in another form:")
 
 
 def _line(node: Node) -> str:

@@ -72,6 +72,9 @@ def _closing(view: View) -> list[Line]:
         lines.append(Line(f"{count(len(view.report.left_float), 'value')} left in float: see the report"))
     if view.report.fusions:
         lines.append(Line(f"{count(len(view.report.fusions), 'group')} fused into one operator each: see the report"))
+    others = list(dict.fromkeys(method.name for method in view.report.methods[1:]))
+    if others:
+        lines.append(Line(f"{len(others)} more methods are prepared: see the report"))
     if "eval" in view.graphs:
         lines.append(Line("evaluation has a graph of its own; this is the one of training"))
     return lines

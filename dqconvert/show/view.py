@@ -13,7 +13,7 @@ from dqconvert.checkpoint import container
 from dqconvert.checkpoint.document import describe
 from dqconvert.checkpoint.graph_data import wellformed
 from dqconvert.checkpoint.schema import PreparedData, check_document
-from dqconvert.report import Entry, Fusion, LeftFloat, Report
+from dqconvert.report import Entry, Fusion, LeftFloat, PreparedMethod, Report
 from dqconvert.rewrite import PreparedModule
 
 # Nodes that check, measure and fetch: the arithmetic reads better without them.
@@ -175,6 +175,7 @@ def _view(document: Mapping[str, Any], ranges: Mapping[str, tuple[Tensor, Tensor
             Fusion(op=fusion["op"], quantizers=tuple(fusion["quantizers"]), nodes=tuple(fusion["nodes"]))
             for fusion in data["fusions"]
         ),
+        methods=tuple(PreparedMethod(**method) for method in data.get("methods", ())),
     )
     quantizers = {entry.path: _quantizer(entry, ranges.get(entry.path)) for entry in entries}
     read = _Reader(quantizers, report.protection)

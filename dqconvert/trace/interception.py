@@ -118,8 +118,11 @@ class Interception:
 
     def call_root(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls the method that is being recorded, of the model or of a part of it, inside :meth:`into`."""
-        path = method.rpartition(".")[0]
+        path, _, name = method.rpartition(".")
         module = self.writer.root.get_submodule(path)
+        if path and name != "forward":  # neither a leaf, nor what a layer returns
+            with self.writer.inside(path, module):
+                return method_of(self.writer.root, method)(*args, **kwargs)
         return self._call_module(module, path, method_of(self.writer.root, method), args, kwargs)
 
     def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,6 +25,14 @@ from dqconvert.words import article
 _PROTOTYPE = GraphModule(nn.Module(), Graph())
 _MODULE_STATE = set(vars(nn.Module()))
 
+ASIDE = "_dqconvert_methods"
+"""Where an instance keeps methods that were set on it, not on its class, while graphs run in their place."""
+
+
+def body_names() -> tuple[str, ...]:
+    """Attributes that a ``GraphModule`` has and the user's module does not."""
+    return tuple(name for name in vars(_PROTOTYPE) if name not in _MODULE_STATE)
+
 
 class TracedModule(GraphModule):
     """A ``GraphModule`` that is also an instance of the user's class.
@@ -58,13 +66,17 @@ class TracedModule(GraphModule):
 
     @classmethod
     def _assemble(cls, user: type[nn.Module], state: dict[str, Any], graph: Graph, eval_graph: Graph | None) -> Any:
-        # The forward lives on the class, so every instance needs a class of its own, as in torch.fx.
+        # The forward lives on the class, so every instance needs a class of its own, as in torch.fx. One that the
+        # user's instance has (PyG's Sequential) would come before it.
+        if callable(state.get("forward")):
+            state = {**state, ASIDE: {**state.get(ASIDE, {}), "forward": state["forward"]}}
+            del state["forward"]
         names = {"_user_class": user, "_kind": cls, **cls._namespace(user)}
         singleton = type(f"{cls.__name__}_{user.__name__}", (cls, user), names)
         module: Any = object.__new__(singleton)
         module.__dict__.update(state)
         module.__dict__["eval_graph"] = eval_graph
-        _write_nowhere(module, graph, eval_graph)
+        write_nowhere(module, graph, eval_graph)
         module.graph = graph
         return module
 
@@ -75,23 +87,33 @@ class TracedModule(GraphModule):
 
     def recompile(self) -> Any:
         """Generates the forward from the graphs again, after they were edited."""
-        cls = type(self)
-        train_graph = self._graph
+        forward, code = self._generate(self._graph, self.eval_graph)
+        type(self).forward = forward
+        return code
+
+    def _generate(self, graph: Graph, eval_graph: Graph | None, part: str = "") -> tuple[Callable[..., Any], Any]:
+        """The function that two graphs generate, which takes this module first, and the code of the first.
+
+        Args:
+            graph: What to do in training, and in evaluation where there is no other.
+            eval_graph: What to do in evaluation.
+            part: The path of the module whose mode counts.
+        """
+        cls, own_graph = type(self), self._graph
+        runs, eval_runs = self.to_run(graph), None if eval_graph is None else self.to_run(eval_graph)
         try:
-            if self.eval_graph is not None:
-                self._graph = self.to_run(self.eval_graph)
+            if eval_graph is not None and eval_runs is not None:
+                self._graph = eval_runs
                 super().recompile()
-                evaluate = self._bounded(cls.forward, self.eval_graph, self._graph)
-            self._graph = self.to_run(train_graph)
+                evaluate = self._bounded(cls.forward, eval_graph, eval_runs)
+            self._graph = runs
             code = super().recompile()
-            cls.forward = self._bounded(cls.forward, train_graph, self._graph)
+            cls.forward = self._bounded(cls.forward, graph, runs)
         finally:
-            self._graph = train_graph
+            self._graph = own_graph
         # torch.compile looks lines of the code up among the nodes of `graph`; they may be those of another one.
         self._lineno_map: dict[int, int | None] = {}
-        if self.eval_graph is not None:
-            cls.forward = _by_mode(cls.forward, evaluate)
-        return code
+        return (cls.forward if eval_graph is None else _by_mode(cls.forward, evaluate, part)), code
 
     def to_run(self, graph: Graph) -> Graph:
         """What runs for one of the graphs."""
@@ -164,7 +186,7 @@ class TracedModule(GraphModule):
     _kind: type[TracedModule]
 
 
-def _write_nowhere(root: nn.Module, *graphs: Graph | None) -> None:
+def write_nowhere(root: nn.Module, *graphs: Graph | None) -> None:
     """Lets the modules that graphs call return what they would write into what they are given."""
     for node in (node for graph in graphs if graph is not None for node in graph.nodes):
         if node.op == "call_module":
@@ -180,10 +202,11 @@ def _user_class(cls: type[nn.Module]) -> type[nn.Module]:
     return next(base for base in cls.__mro__ if base.__qualname__.split(".")[-1] != "GraphModuleImpl")
 
 
-def _by_mode(train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callable[..., Any]:
+def _by_mode(train: Callable[..., Any], evaluate: Callable[..., Any], part: str) -> Callable[..., Any]:
     @functools.wraps(train)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return (train if self.training else evaluate)(self, *args, **kwargs)
+        module = self.get_submodule(part) if part else self
+        return (train if module.training else evaluate)(self, *args, **kwargs)
 
     return forward
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch_geometric.data.data import BaseData
 
@@ -27,6 +27,7 @@ def record(
     kept: frozenset[str],
     values: dict[str, Tensor] | None = None,
     remarks: dict[str, None] | None = None,
+    left: list[str] | None = None,
 ) -> Graph:
     """Records one forward of a copy of a model.
 
@@ -38,6 +39,7 @@ def record(
         kept: Paths of modules to keep whole.
         values: Collects every node's value by the node's name.
         remarks: Collects, as keys, what the user should know.
+        left: Collects the names of attributes that the method set, which a graph does not.
 
     Raises:
         Untraceable: If a module does what a graph cannot hold.
@@ -50,10 +52,25 @@ def record(
     _pin(writer, inputs)
     args, kwargs = Inputs(inputs.signature, arguments, frozenset(arguments)).bound_call()
     with torch.enable_grad(), interception.into(writer):
+        before = _attributes(model)
         writer.output(interception.call_root(method, args, kwargs))
+        if left is not None:
+            left += [name for name, value in _attributes(model).items() if before.get(name) != value]
     if remarks is not None:
         remarks.update(writer.remarks)
     return writer.graph
+
+
+def _attributes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """What the modules of a model hold beside parameters, buffers and caches, so that one sees what is new."""
+    found = {}
+    for path, module in model.named_modules():
+        own = type(module).__module__.split(".")[0] not in ("torch", "torch_geometric")
+        for name, value in vars(module).items():
+            if (own or not name.startswith("_") or name.startswith("__")) and not name.startswith("_cached"):
+                size = len(value) if isinstance(value, list | dict | set) else 0
+                found[f"{path}.{name}" if path else name] = (id(value), size)
+    return found
 
 
 def _bind_argument(writer: Writer, inputs: Inputs, name: str) -> Any:

@@ -46,12 +46,14 @@ class Trace:
         islands: Modules kept whole, and why.
         remarks: What could not be checked, in words for the report.
         products: Layers whose messages a graph cannot show, because they compute something else; and where.
+        left: Attributes that the method sets and the graph does not.
     """
 
     module: TracedModule
     islands: tuple[Island, ...] = ()
     remarks: tuple[str, ...] = field(default=())
     products: tuple[Island, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forward", strict: bool = False) -> Trace:
@@ -63,8 +65,9 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
 
     Args:
         model: Any ``nn.Module``.
-        example_inputs: A tuple or dict of the method's arguments, or a PyG data object; ``None`` makes them up.
-        method: The method to trace.
+        example_inputs: A tuple or dict of the method's arguments, a PyG data object, or :class:`Inputs`; ``None`` makes
+            them up.
+        method: The method to trace: ``"encode"``, or ``"encoder.forward"`` of a part.
         strict: Raise where a module would have to stay a float leaf.
 
     Raises:
@@ -81,9 +84,9 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
         root = working_copy(model)
         if example_inputs is None:
             return _trace_on(model, root, *make_inputs(duplicate(root), method), method, strict)
-        inputs = bind(root, method, example_inputs)
+        inputs = example_inputs if isinstance(example_inputs, Inputs) else bind(root, method, example_inputs)
         # Lazy layers settle their shapes here, on our copy.
-        _run_once(root if leaves.uninitialized(root) else duplicate(root), method, inputs)
+        run_once(root if leaves.uninitialized(root) else duplicate(root), method, inputs)
         found = _trace_on_a_part(model, duplicate(root), inputs, method, strict)
         found = found or _trace_on(model, root, inputs, _second(root, inputs, method), method, strict)
         return replace(found, remarks=(*_taken(inputs, example_inputs), *found.remarks))
@@ -94,7 +97,7 @@ def _taken(inputs: Inputs, example: Any) -> list[str]:
     optional = [
         name for name in inputs.given if inputs.signature.parameters[name].default is not inspect.Parameter.empty
     ]
-    if isinstance(example, Tensor | tuple | dict) or not optional:
+    if isinstance(example, Tensor | tuple | dict | Inputs) or not optional:
         return []
     names = [name for name in inputs.signature.parameters if name in inputs.given]
     return [f"the example_inputs were taken as {', '.join(names)}: later calls pass {listed(sorted(optional))}, too"]
@@ -106,7 +109,7 @@ def _trace_on_a_part(model: nn.Module, root: nn.Module, inputs: Inputs, method: 
     if part is None:
         return None
     try:
-        _run_once(duplicate(root), method, part)
+        run_once(duplicate(root), method, part)
         found = _trace_on(model, root, part, _second(root, part, method), method, strict)
     except TraceError:  # a fixed number of nodes, say: all of them may do
         return None
@@ -150,10 +153,16 @@ def _trace_on(
         if isinstance(module, MessagePassing) and not any(f"{path}.".startswith(f"{name}.") for name in islands):
             set_values(module, Values.OWN)  # the graph multiplies
             module.fuse = model.get_submodule(path).fuse  # as it was, should the module be traced again
+    left = tuple(dict.fromkeys(recorded.left))
+    if left:
+        recorded.remarks.append(
+            f"{method} keeps something for later in {', '.join(map(repr, left))}, and its graph does not: what reads "
+            f"that finds what was there before"
+        )
     remarks = (*recorded.remarks, *([] if remark is None else [remark]))
     inside = frozenset(islands)
     products = tuple(product for product in layers.products if product.module not in inside)
-    return Trace(module=traced, islands=tuple(islands.values()), remarks=remarks, products=products)
+    return Trace(module=traced, islands=tuple(islands.values()), remarks=remarks, products=products, left=left)
 
 
 @contextmanager
@@ -182,14 +191,19 @@ def _second(root: nn.Module, inputs: Inputs, method: str) -> Inputs | None:
     """Inputs of other sizes that the model takes."""
     for second in enlarge(inputs):
         try:
-            _run_once(duplicate(root), method, second)
+            run_once(duplicate(root), method, second)
         except TraceError:  # this guess at what the rows are was wrong
             continue
         return second
     return None
 
 
-def _run_once(root: nn.Module, method: str, inputs: Inputs) -> None:
+def run_once(root: nn.Module, method: str, inputs: Inputs) -> None:
+    """Calls a method in evaluation mode, to see that it takes the inputs.
+
+    Raises:
+        TraceError: If it does not.
+    """
     args, kwargs = inputs.copied().call()
     root.eval()
     try:
@@ -223,6 +237,7 @@ class _Recorded:
         second: The second input, if the graphs hold for it.
         sparse: Whether messages were passed over a sparse adjacency.
         remarks: What could not be checked.
+        left: Attributes that were set.
     """
 
     train: Graph
@@ -231,6 +246,7 @@ class _Recorded:
     second: Inputs | None
     sparse: bool
     remarks: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
 
 def _record_all(
@@ -263,10 +279,12 @@ def _record_four(
     interception: Interception, inputs: Inputs, second: Inputs | None, method: str, islands: dict[str, Island]
 ) -> _Recorded:
     remarks: dict[str, None] = {}
+    left: list[str] = []
     train, evaluate = (
-        record(interception, inputs, method, mode, frozenset(islands), remarks=remarks) for mode in (True, False)
+        record(interception, inputs, method, mode, frozenset(islands), remarks=remarks, left=left)
+        for mode in (True, False)
     )
-    found = _Recorded(train, evaluate, islands, second, interception.met_sparse, list(remarks))
+    found = _Recorded(train, evaluate, islands, second, interception.met_sparse, list(remarks), left)
     if second is None:
         found.remarks.append("no second input of other sizes could be derived: checked on the example inputs alone")
         return found

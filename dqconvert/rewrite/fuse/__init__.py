@@ -27,9 +27,14 @@ from dqconvert.rewrite.fuse.weights import fuse_weights
 from dqconvert.trace.ops import op_name
 
 
-def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
+def fuse(graph: Graph, root: nn.Module, tag: str = "") -> tuple[Graph, tuple[Fusion, ...]]:
     """The fused graph, and what was fused. ``graph`` stays as it is; ``root`` gets what remembers
     the order of edges, among its quantizers.
+
+    Args:
+        graph: The prepared graph.
+        root: The module that it is of.
+        tag: Sets the names of what remembers apart from those of other methods' graphs.
 
     Example:
         >>> from torch_geometric.nn import GIN
@@ -38,7 +43,7 @@ def fuse(graph: Graph, root: nn.Module) -> tuple[Graph, tuple[Fusion, ...]]:
         >>> [fusion.op for fusion in fuse(module.graph, module)[1]]
         ['message passing, chain', 'linear, chain', 'quantizer, linear, chain', 'weights']
     """
-    context = Context.of(copy.deepcopy(graph), root)
+    context = Context.of(copy.deepcopy(graph), root, tag)
     fuse_messages(context)
     put_stand_ins(context)
     fuse_chains(context)

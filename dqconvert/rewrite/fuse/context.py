@@ -25,6 +25,7 @@ class Context:
         modules: The modules of ``root`` by path.
         fusions: What was fused so far, by the node that it became.
         memos: Paths of the modules that remember, by what they are asked for.
+        tag: Sets the names of those apart from those of other graphs, which they would make forget.
     """
 
     graph: Graph
@@ -32,11 +33,12 @@ class Context:
     modules: dict[str, nn.Module]
     fusions: dict[Node, Fusion] = field(default_factory=dict)
     memos: dict[Any, str] = field(default_factory=dict)
+    tag: str = ""
 
     @classmethod
-    def of(cls, graph: Graph, root: nn.Module) -> Context:
+    def of(cls, graph: Graph, root: nn.Module, tag: str = "") -> Context:
         """The state before the first pass."""
-        return cls(graph=graph, root=root, modules=dict(root.named_modules(remove_duplicate=False)))
+        return cls(graph=graph, root=root, modules=dict(root.named_modules(remove_duplicate=False)), tag=tag)
 
     def plain_module(self, node: Node) -> nn.Module | None:
         """The module that a node calls, unless calling it also runs hooks: those see it called as it is."""

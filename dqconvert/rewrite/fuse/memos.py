@@ -33,7 +33,7 @@ def memo(context: Context, name: str, key: Any, make: Callable[[], nn.Module]) -
         make: Makes the module.
     """
     if key not in context.memos:
-        path = f"{container_name(context.root)}.{name}_{len(context.memos)}"
+        path = f"{container_name(context.root)}.{name}{context.tag}_{len(context.memos)}"
         if path not in context.modules:
             context.modules[path] = make()
             attach(context.root, path, context.modules[path])

@@ -16,6 +16,7 @@ from dqconvert.quant.memo import Remembered
 from dqconvert.rewrite.fuse.context import Context
 from dqconvert.rewrite.fuse.memos import REMEMBERED, memo, origin
 from dqconvert.trace.note import annotate, note_of
+from dqconvert.trace.ops import op_name
 
 STAND_INS: Mapping[Any, Callable[..., Any]] = MappingProxyType(
     {
@@ -54,7 +55,7 @@ def _open_dropout(context: Context, node: Node) -> None:
 def remember(context: Context) -> None:
     """Lets functions of the graph alone remember what they returned, for the graph often stays the same."""
     paths = {
-        node: memo(context, "remembered", origin(node), partial(Remembered, node.target))
+        node: memo(context, f"remembered_{op_name(node)}", origin(node), partial(Remembered, node.target))
         for node in context.graph.nodes
         if node.op == "call_function" and node.target in REMEMBERED and _of_the_graph_alone(node)
     }

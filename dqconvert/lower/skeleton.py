@@ -1,0 +1,102 @@
+"""What an integer module has of the user's model beside its graphs: its parts, and code that is no graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch_geometric.nn.conv import MessagePassing
+
+from dqconvert.rewrite import PreparedModule
+from dqconvert.rewrite.view import float_view
+from dqconvert.trace.doors import DoorModule, Part, door_of
+from dqconvert.trace.leaves import WEIGHTED_MODULES
+
+if TYPE_CHECKING:
+    from dqconvert.lower.module import IntegerModule
+
+_DROPPED = "_dqconvert_dropped"
+
+
+def skeleton_of(module: PreparedModule) -> nn.Module:
+    """A copy of the user's model without the weights that have quantizers: its methods find none to multiply by.
+
+    Example:
+        >>> from torch_geometric.nn import GCN
+        >>> from dqconvert import prepare
+        >>> [name for name, _ in skeleton_of(prepare(GCN(8, 16, num_layers=2)).module).named_parameters()]
+        ['convs.0.bias', 'convs.1.bias']
+    """
+    quantized = {
+        str(node.args[0].target)
+        for method in module.all_methods()
+        for node in method.graph.nodes
+        if node.op == "call_module" and getattr(node.args[0] if node.args else None, "op", "") == "get_attr"
+    }
+    view = float_view(module).eval().requires_grad_(False)
+    for path, part in view.named_modules():
+        for name in list(part._parameters):
+            if isinstance(part, WEIGHTED_MODULES) or (f"{path}.{name}" if path else name) in quantized:
+                del part._parameters[name]
+                vars(part)[_DROPPED] = True
+    return view
+
+
+def drops_weights(part: nn.Module) -> bool:
+    """Whether a part of a skeleton computes with weights that it does not have, or passes messages of its own."""
+    return isinstance(part, MessagePassing) or _DROPPED in vars(part)
+
+
+class Bare(nn.Module):
+    """A part of an integer module, which the user's class is not known of: it has the methods that have graphs, and
+    parts of its own, by name or number."""
+
+    def __getitem__(self, key: Any) -> Any:
+        known = self._modules.get(str(key))
+        return known if known is not None else self._of_skeleton("__getitem__")(key)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.children())
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__"):
+                raise
+        return self._of_skeleton(name)
+
+    def _of_skeleton(self, name: str) -> Any:
+        host, path = getattr(type(self), "_host", None), getattr(type(self), "_path", "")
+        skeleton = None if host is None else vars(host).get("skeleton")
+        if skeleton is not None:
+            return getattr(skeleton.get_submodule(path), name)
+        raise AttributeError(
+            f"the part {path!r} of the integer module has no {name!r}: call it once on the prepared module before "
+            f"convert, or name it in prepare's method=."
+        )
+
+
+def open_bare(host: IntegerModule, doors: Iterable[str]) -> None:
+    """Gives an integer module the parts that doors are of."""
+    methods: dict[str, list[str]] = {}
+    for door in doors:
+        path, _, name = door.rpartition(".")
+        methods.setdefault(path, []).append(name)
+        owner: nn.Module = host
+        for step in path.split("."):
+            if step not in owner._modules:
+                owner._modules[step] = nn.Module().eval()
+            owner = owner._modules[step]  # type: ignore[assignment]
+    for path, part in list(host.named_modules()):
+        if part is not host and (type(part) is nn.Module or isinstance(part, Bare)):
+            part.__class__ = _bare_class(host, path, methods.get(path, []))
+
+
+def _bare_class(host: DoorModule, path: str, names: list[str]) -> type[nn.Module]:
+    body: dict[str, Any] = {name: door_of(f"{path}.{name}", host) for name in dict.fromkeys(("forward", *names))}
+    return type("Part", (Part, Bare), {**body, "_user_class": Bare, "_host": host, "_path": path})

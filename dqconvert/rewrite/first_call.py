@@ -1,0 +1,211 @@
+"""What happens when a method of a prepared module is called that has no graph yet: it is traced, or runs as it is.
+
+Where a graph cannot hold what the method does (it loops over a loader, branches on values, keeps something for later),
+the user's own code runs. The layers that it calls are doors again, each traced for itself, so that what they compute is
+the prepared computation; that it multiplies by a weight itself, past them, is an error.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data.data import BaseData
+
+from dqconvert.errors import GuardError, TraceError
+from dqconvert.report import PreparedMethod
+from dqconvert.rewrite.module import PreparedModule
+from dqconvert.rewrite.rewrite import add_method
+from dqconvert.rewrite.view import float_view
+from dqconvert.trace import Trace, trace
+from dqconvert.trace.adjacency import is_sparse
+from dqconvert.trace.inputs import Inputs, from_bound, signature_of
+from dqconvert.trace.leaves import uninitialized
+from dqconvert.trace.method import fits
+from dqconvert.trace.probe import probe
+from dqconvert.trace.watch import Watch, watched
+
+_lock = threading.RLock()
+"""One method is traced at a time, of all modules: tracing changes names that all code uses."""
+
+
+def first_call(
+    host: PreparedModule,
+    door: str,
+    part: nn.Module,
+    user: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    refused: str = "",
+) -> Any:
+    """What a method returns that has no graph for these arguments; it has one afterwards, if a graph can hold it.
+
+    Args:
+        host: The prepared module.
+        door: The method: ``"encode"``, or ``"encoder.forward"`` of a part.
+        part: The module that it is of.
+        user: It, in the user's class.
+        args: What it was called on.
+        kwargs: Likewise, by name.
+        refused: Why its other graphs do not do.
+
+    Raises:
+        TraceError: If it is called while code is compiled, or multiplies by a quantized layer's weight itself.
+        ArgumentError: If it has other graphs, and none can be made for these arguments.
+    """
+    if user is None:
+        raise TraceError(f"{host.report.model} has no method {door!r}.")
+    if door in host.own_code:
+        return _run_own_code(host, door, part, user, args, kwargs)
+    path = door.rpartition(".")[0]
+    if path and any(f"{path}.".startswith(f"{whole}.") for whole in _whole(host)):
+        return user(part, *args, **kwargs)  # as the graphs call it: the report says that it stays in float, and why
+    if torch.compiler.is_compiling():
+        raise GuardError(f"{door} was not traced yet: call it once before it is compiled. {refused}")
+    with _lock:
+        running = next((one for one in host._running.get(door, ()) if fits(one.graph, args, kwargs)), None)
+        if running is None and door not in host.own_code:
+            why = _prepare(host, door, args, kwargs, refused)
+            running = next((one for one in host._running.get(door, ()) if fits(one.graph, args, kwargs)), None)
+            if running is None and why is not None:
+                _note_own_code(host, door, why)
+    if running is None:
+        return _run_own_code(host, door, part, user, args, kwargs)
+    return running.function(host, *args, **kwargs)
+
+
+def _whole(host: PreparedModule) -> Iterator[str]:
+    """Paths of the user's modules that graphs call as a whole."""
+    for method in host.all_methods():
+        yield from (island.module for island in method.islands)
+        for graph in method.graphs():
+            yield from (str(node.target) for node in graph.nodes if node.op == "call_module")
+
+
+# -- tracing -------------------------------------------------------------------------------------------------------
+
+
+def _prepare(host: PreparedModule, door: str, args: Any, kwargs: Any, refused: str) -> str | None:
+    """Traces a method and gives the module its graph.
+
+    Returns:
+        Why a graph cannot hold it; ``None`` if it has one now, or if the method itself refuses these arguments.
+    """
+    odd = next((value for value in _leaves((args, kwargs)) if not isinstance(value, _TRACEABLE)), None)
+    if odd is not None:
+        return f"takes a {type(odd).__name__}, which is no input of a graph"
+    if not any(isinstance(value, Tensor | BaseData) or is_sparse(value) for value in _leaves((args, kwargs))):
+        return None if refused else _NOTHING
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            view = float_view(host)
+            if lazy := uninitialized(view):
+                return f"has parameters without shapes ({', '.join(lazy[:3])}): name it in prepare's method="
+            inputs = _inputs(view, door, args, kwargs)
+        except TypeError:  # the arguments do not fit the method, which is about to say so itself
+            return None
+        known = frozenset(island.module for method in host.all_methods() for island in method.islands)
+        reason = probe(view, inputs, door, host.training, known)
+        if reason is not None:
+            return reason
+        try:
+            found = trace(view, inputs, method=door)
+        except TraceError as error:
+            return None if error.__cause__ is not None else str(error)
+    new = [island for island in found.islands if island.module not in known]
+    if new:
+        return f"calls {new[0].module!r}, which {new[0].reason} ({new[0].source})"
+    return _add(host, door, found, refused)
+
+
+def _add(host: PreparedModule, door: str, found: Trace, refused: str) -> str | None:
+    parameters = set(dict(host.named_parameters()))
+    quantizers = {id(quantizer) for _, quantizer in host.quantizers()}
+    how = "first call" if not refused else "first call in this form"
+    graph, eval_graph, _ = found.module._parts()
+    graphs = (graph, eval_graph)
+    if (
+        add_method(host, graphs, door, how, islands=found.islands, products=found.products, remarks=found.remarks)
+        is None
+    ):
+        return _NOTHING
+    added = [quantizer for _, quantizer in host.quantizers() if id(quantizer) not in quantizers]
+    calibrating = any(quantizer.calibrating for _, quantizer in host.quantizers())
+    for quantizer in added:
+        quantizer.calibrating, quantizer.fake_quant_enabled = calibrating, not calibrating
+    new = sorted(set(dict(host.named_parameters())) - parameters)
+    if new:
+        warnings.warn(
+            f"{door} was prepared at its first call, and its quantizers have parameters of their own ({new[0]} …), "
+            f"which an optimizer made before does not train: name it in prepare's method=, or add them to the "
+            f"optimizer.",
+            stacklevel=2,
+        )
+    return None
+
+
+def _inputs(view: nn.Module, door: str, args: Any, kwargs: Any) -> Inputs:
+    """The arguments as inputs of a trace: copies, without gradients, of the weights' precision."""
+    signature = signature_of(view, door)
+    given = {name: value for name, value in kwargs.items() if name != "protect_prob" or name in signature.parameters}
+    bound = signature.bind(*args, **given)
+    dtype = next((p.dtype for p in view.parameters() if p.is_floating_point()), torch.float32)
+    cast = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+
+    def fresh(tensor: Tensor) -> Tensor:
+        copied = tensor.detach().clone()
+        return copied.to(dtype) if cast and copied.is_floating_point() else copied
+
+    return from_bound(signature, bound).map(fresh)
+
+
+_TRACEABLE = (Tensor, BaseData, int, float, bool, str, type(None), torch.device, torch.dtype)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+# -- the user's own code -------------------------------------------------------------------------------------------
+
+
+_NOTHING = "has nothing to quantize"
+
+
+def _note_own_code(host: PreparedModule, door: str, why: str) -> None:
+    host.own_code = {**host.own_code, door: why}
+    if why == _NOTHING:
+        return
+    how = f"own code: {why}"
+    entry = PreparedMethod(name=door, arguments="", how=how)
+    host.report = replace(host.report, methods=(*host.report.methods, entry))
+
+
+def _run_own_code(
+    host: PreparedModule, door: str, part: nn.Module, user: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    why = host.own_code.get(door, "could not be traced on these arguments")
+    if torch.compiler.is_compiling():
+        return user(part, *args, **kwargs)
+    vectors = {
+        str(node.args[0].target)
+        for method in host.all_methods()
+        for node in method.graph.nodes
+        if node.op == "call_module" and isinstance(node.args[0], torch.fx.Node) and node.args[0].op == "get_attr"
+    }
+    with watched(Watch(host, vectors, f"{door} {why}")):
+        return user(part, *args, **kwargs)
+
+
+__all__ = ["first_call"]

@@ -1,0 +1,58 @@
+"""The float model that a prepared module was made of, with its present weights and attributes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from dqconvert.rewrite.module import PreparedModule
+from dqconvert.trace.doors import Part, put_back
+from dqconvert.trace.inputs import map_tensors
+from dqconvert.trace.module import body_names
+
+
+def float_view(prepared: PreparedModule) -> nn.Module:
+    """A copy of a prepared module as an instance of the user's class, without quantizers, on the present weights.
+
+    Example:
+        >>> from torch_geometric.nn import GCN
+        >>> from dqconvert import prepare
+        >>> float_view(prepare(GCN(8, 16, num_layers=2)).module)
+        GCN(8, 16, num_layers=2)
+    """
+    memo: dict[int, Any] = {}
+    shells: list[tuple[nn.Module, nn.Module]] = []
+    for module in prepared.modules():
+        if not prepared._inserted(module):
+            user = module._user_class if isinstance(module, PreparedModule | Part) else type(module)
+            shell = memo[id(module)] = user.__new__(user)
+            shells.append((module, shell))
+    for module, shell in shells:
+        state = dict(vars(module))
+        state["_modules"] = {n: m for n, m in module._modules.items() if m is None or id(m) in memo}
+        if module is prepared:
+            state = {name: value for name, value in state.items() if name not in (*body_names(), *_OWN)}
+            if prepared.user_fuse is not None:
+                state["fuse"] = prepared.user_fuse
+        put_back(state)
+        for value in state.values():
+            map_tensors(value, lambda tensor: _without_history(tensor, memo))
+        vars(shell).update(copy.deepcopy(state, memo))
+    view: nn.Module = memo[id(prepared)]
+    return view
+
+
+_OWN = (
+    *("qconfig", "report", "source", "method", "called_method", "more_methods", "own_code", "islands", "fuse"),
+    *("user_fuse", "eval_graph"),
+)
+"""Attributes of a prepared module that the float model does not have."""
+
+
+def _without_history(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """Has a tensor that some call left behind copied without its gradient, with which it cannot be."""
+    if not tensor.is_leaf:
+        memo[id(tensor)] = tensor.detach().clone()
+    return tensor
