@@ -228,7 +228,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_a_factory_that_returns_no_module():
-    with pytest.raises(ConfigError, match=r"convs\.0\.quant\.message returned a int, not a module"):
+    with pytest.raises(ConfigError, match=r"convs\.0\.quant\.message returned an int, not a module"):
         dqconvert.prepare(GCN(zoo.WIDTH, 8, 2), QConfig(rules=[Rule(role="message", spec=lambda: 3)]))
 
 

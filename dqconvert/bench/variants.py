@@ -18,6 +18,7 @@ from dqconvert.bench.case import Subject
 from dqconvert.errors import CommandError, DQConvertError
 from dqconvert.prepare import prepare
 from dqconvert.trace.inputs import Inputs, bind, map_tensors
+from dqconvert.words import kind_of
 
 FORMS = ("fused", "unfused")
 """How a preset may be prepared."""
@@ -159,7 +160,7 @@ def _output(model: nn.Module, inputs: Inputs) -> Tensor:
 
 def _one_tensor(out: Any) -> Tensor:
     if not isinstance(out, Tensor):
-        raise CommandError(f"--model: its forward returns a {type(out).__name__}: wrap it to return one tensor.")
+        raise CommandError(f"--model: its forward returns {kind_of(out)}: wrap it to return one tensor.")
     return out
 
 

@@ -20,6 +20,7 @@ from dqconvert.quant.memo import Memo
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import Quantizers
 from dqconvert.trace.method import Method
+from dqconvert.words import kind_of
 
 KIND = "prepared"
 
@@ -49,7 +50,7 @@ def describe(
     own = _own_quantizers(module)
     if own and not lenient:
         raise CheckpointError(
-            f"{own[0]} is a {type(module.get_submodule(own[0])).__name__}, a quantizer of your own, which only your "
+            f"{own[0]} is {kind_of(module.get_submodule(own[0]))}, a quantizer of your own, which only your "
             f"code can make again: save module.state_dict() instead, and prepare the model again to load it."
         )
     return {
@@ -168,7 +169,7 @@ def tensors_of(module: PreparedModule) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                f"state_dict()[{name!r}] is a {type(value).__name__}: a file holds tensors only. Keep such state in "
+                f"state_dict()[{name!r}] is {kind_of(value)}: a file holds tensors only. Keep such state in "
                 f"the model's constructor."
             )
     return {**state, **_beside_state(module, set(state))}

@@ -21,6 +21,7 @@ from torch_geometric.nn.aggr.fused import FusedAggregation
 from dqconvert.checkpoint.functions import allowed_functions, function_name
 from dqconvert.errors import CheckpointError
 from dqconvert.rewrite.place import Quantizers
+from dqconvert.words import kind_of
 
 Data = dict[str, Any]
 
@@ -67,7 +68,7 @@ def encode_module(module: nn.Module, path: str) -> Data:
     name = _name(type(module))
     if name not in allowed_modules():
         raise CheckpointError(
-            f"{path} is a {type(module).__name__}, computed as it is, which a file cannot hold: only layers of "
+            f"{path} is {kind_of(module)}, computed as it is, which a file cannot hold: only layers of "
             f"torch.nn and PyG's aggregations and norms load without the model's code. Pickle the integer module "
             f"instead, or rewrite that part so that it is traced."
         )
@@ -106,7 +107,7 @@ def _encode(value: Any, where: str) -> Any:
     if callable(value) and (name := function_name(value)) is not None:
         return {"function": name}
     raise CheckpointError(
-        f"{where} is a {type(value).__name__}, which a file cannot hold. Pickle the integer module instead, or keep "
+        f"{where} is {kind_of(value)}, which a file cannot hold. Pickle the integer module instead, or keep "
         f"plain numbers and strings there."
     )
 
@@ -153,7 +154,7 @@ def _check_name(cls: type[nn.Module], key: str) -> None:
 
 def _fresh(module: nn.Module, key: Any) -> str:
     if not isinstance(key, str) or hasattr(module, key) or "." in key or not key:
-        raise CheckpointError(f"the file holds {key!r} in a {type(module).__name__}, which has that name already.")
+        raise CheckpointError(f"the file holds {key!r} in {kind_of(module)}, which has that name already.")
     return key
 
 

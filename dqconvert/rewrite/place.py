@@ -18,6 +18,7 @@ from dqconvert.rewrite.protect import Masks, last_of
 from dqconvert.rewrite.roles import Site
 from dqconvert.rewrite.spaces import ancestors
 from dqconvert.trace.note import annotate, note_of
+from dqconvert.words import kind_of
 
 
 class Quantizers(nn.Module):
@@ -132,9 +133,7 @@ class Placer:
         else:
             quantizer = spec()
             if not isinstance(quantizer, nn.Module):
-                raise ConfigError(
-                    f"the factory {spec!r} for {path} returned a {type(quantizer).__name__}, not a module"
-                )
+                raise ConfigError(f"the factory {spec!r} for {path} returned {kind_of(quantizer)}, not a module")
         attach(self.root, path, quantizer)
         return quantizer
 

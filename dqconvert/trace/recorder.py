@@ -23,6 +23,7 @@ from dqconvert.trace.in_place import RESHAPING, written
 from dqconvert.trace.memory import share_memory
 from dqconvert.trace.values import TracedInt, plain_arguments
 from dqconvert.trace.writer import Writer
+from dqconvert.words import kind_of
 
 # Calls that answer with a Python value which follows from a tensor's contents.
 _READS_VALUES = {"__bool__", "is_nonzero", "equal", "allclose", "__contains__", "tolist", "numpy", "__array__"}
@@ -159,7 +160,7 @@ class Recorder(TorchFunctionMode):
         with self.writer.paused():
             value = args[0].item()
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.writer.fail(f"reads a {type(value).__name__} out of a tensor")
+            self.writer.fail(f"reads {kind_of(value)} out of a tensor")
         return self.writer.traced(value, self.writer.node("call_method", "item", args, {}), from_values=True)
 
 

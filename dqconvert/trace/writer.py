@@ -24,6 +24,7 @@ from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import OPERATORS
 from dqconvert.trace.runtime import COMPARISONS, after, guard, private
 from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain
+from dqconvert.words import kind_of
 
 
 class Writer:
@@ -240,7 +241,7 @@ class Writer:
         if result is None or isinstance(result, bool | str):
             return result
         called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "a function")
-        self.fail(f"calls {called}, which returns a {type(result).__name__}")
+        self.fail(f"calls {called}, which returns {kind_of(result)}")
 
     def _bind_item(self, item: Any, node: Node, key: Any) -> Any:
         if item is None or isinstance(item, bool | str):
@@ -343,7 +344,7 @@ class Writer:
             return {literal(key): self.argument(item) for key, item in value.items()}
         if isinstance(value, slice):
             return slice(*(self.argument(item) for item in (value.start, value.stop, value.step)))
-        self.fail(f"passes a {type(value).__name__} to a recorded call")
+        self.fail(f"passes {kind_of(value)} to a recorded call")
 
     def _tensor_argument(self, tensor: Tensor) -> Node:
         node = self.node_of(tensor)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dqconvert.checkpoint.container import is_prepared
 from dqconvert.errors import CheckpointError, CheckpointKeyError
 from dqconvert.weights.archive import load_archive, read_start
+from dqconvert.words import kind_of
 
 _KEYS = ("state_dict", "model_state_dict", "model")
 """Where training checkpoints keep the weights; Lightning's is the first."""
@@ -88,7 +89,7 @@ def _select(content: Any, key: str | None, path: str | os.PathLike[str]) -> Weig
 
 def _step(content: Any, part: str, key: str, path: str | os.PathLike[str]) -> Any:
     if not isinstance(content, Mapping) or part not in content:
-        there = _names(content) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        there = _names(content) if isinstance(content, Mapping) else f"{kind_of(content)}"
         raise CheckpointKeyError(f"{path}: has no {part!r} of --key {key}; there is: {there}.")
     return content[part]
 
@@ -104,7 +105,7 @@ def _weights(content: Any, found: str, path: str | os.PathLike[str]) -> Weights:
         raise CheckpointError(
             f"{path}: has no weights {where}, where there is: {_names(content)}. Name the place with --key."
         )
-    raise CheckpointError(f"{path}: has a {type(content).__name__} {where}, not the weights of a model.")
+    raise CheckpointError(f"{path}: has {kind_of(content)} {where}, not the weights of a model.")
 
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
