@@ -127,12 +127,13 @@ def allowed_functions() -> dict[str, Function]:
         if not _UNSAFE.fullmatch(name) and not _NOT_FROM_FILES.fullmatch(name):
             found.setdefault(name, function)
     found |= {f"torch.{name}": attrgetter(name)(torch) for name in _PARTS.split()}
+    found |= dict.fromkeys(("torch.mm", "torch.spmm", "torch.dsmm"), torch.mm)  # which are equal: passes know it as mm
     return found | {name: checked for name, (_, checked) in CHECKED.items()}
 
 
 @functools.cache
 def _names() -> dict[Any, str]:
-    found: dict[Any, str] = {}
+    found: dict[Any, str] = {torch.mm: "torch.mm"}
     for name, function in allowed_functions().items():
         found.setdefault(function, name)
     found |= {function: name for name, (function, _) in CHECKED.items()}

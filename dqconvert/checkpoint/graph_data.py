@@ -26,6 +26,7 @@ from dqconvert.kernels.integer.propagate import MessageWeight
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import qualified_name
 from dqconvert.trace.patching import module_of
+from dqconvert.trace.runtime import store
 
 Data = dict[str, Any]
 
@@ -199,6 +200,8 @@ class _Decoder:
             function = _allowed(target)
             if function in INTEGER_ONLY and not self.integer:
                 raise CheckpointError(f"the graph in the file calls {target!r}, which only integer graphs do.")
+            if function is store and self.integer:
+                raise CheckpointError(f"the graph in the file calls {target!r}, and integer graphs keep no state.")
             if function is getattr and not (len(args) == 2 and not kwargs and _is_readable(args[1])):
                 raise CheckpointError(f"the graph in the file reads the attribute {args[1:]!r}, which is not allowed.")
             return function

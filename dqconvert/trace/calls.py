@@ -173,10 +173,15 @@ def bind_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 # -- which function it is ------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=4096)
 def _target(func: Any) -> tuple[Any, Any]:
     """The function, or the name of the method, under the name that it is known by; and by which its arguments have
     their names."""
+    # Functions are equal where they are one in C: `torch.mm`, `torch.spmm` and `torch.dsmm` are.
+    return _target_of(torch.mm if func == torch.mm else func, getattr(func, "__name__", ""))
+
+
+@functools.lru_cache(maxsize=4096)
+def _target_of(func: Any, called: str) -> tuple[Any, Any]:
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         return _of_aten(func)
     qualified = resolve_name(func) or ""

@@ -15,6 +15,7 @@ from dqconvert.checkpoint.graph_data import decode_graph, encode_graph
 from dqconvert.errors import CheckpointError
 from dqconvert.trace.calls import _ALIASES, normal_call
 from dqconvert.trace.in_place import RESHAPING, written
+from dqconvert.trace.runtime import store
 
 # These believe what they are told of memory, or are the insides of others, which models call.
 UNSAFE = re.compile(
@@ -132,3 +133,19 @@ def test_what_writes_has_a_twin_that_does_not():
         and written(getattr(torch.Tensor, name), name, (x,), {}) is None
     ]
     assert missing == []
+
+
+def test_an_integer_graph_in_a_file_stores_nothing():
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_function(store, (x, x))
+    graph.output(x)
+    with pytest.raises(CheckpointError, match="integer graphs keep no state"):
+        decode_graph(encode_graph(graph), integer=True)
+
+
+def test_a_function_is_read_back_under_the_name_that_passes_know():
+    """Some of torch's functions are equal and have several names: `torch.mm` came back as `torch.dsmm`."""
+    for name in ("mm", "bmm", "matmul", "cat", "relu", "sum", "mul", "stack"):
+        function = getattr(torch, name)
+        assert allowed_functions()[function_name(function)].__name__ == name
