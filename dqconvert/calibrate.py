@@ -15,10 +15,11 @@ from dqconvert.expect import expect_prepared
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.protect import ARGUMENT
 from dqconvert.trace.given import Callee, callee_of_graph, calls_of
+from dqconvert.trace.inputs import method_of
 from dqconvert.words import shortened
 
 
-def calibrate(module: nn.Module, data: Any, batches: int | None = None) -> None:
+def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, method: str | None = None) -> None:
     """Runs data through a prepared module in evaluation mode, so that its quantizers see their ranges.
 
     Nothing is protected, nothing is trained, and values pass unrounded while ranges are observed. Modes and flags are
@@ -31,6 +32,8 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None) -> None:
             that takes tensors by the names of its arguments (``x``, ``edge_index``, ``batch`` …). Of a loader's
             ``(inputs, target)`` the target is left out.
         batches: How many to use at most; ``None`` uses all.
+        method: The method to run, if it is not the one that calling the module runs: ``"decode"``, or
+            ``"encoder.forward"`` of a part. It has to have a graph: by ``prepare``'s ``method=``, or by a first call.
 
     Raises:
         ConfigError: If ``data`` holds nothing, or has no value for one of forward's arguments.
@@ -49,10 +52,11 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None) -> None:
         raise ConfigError(
             f"calibrate takes as batches a whole number from 1 on, or None for all, got {shortened(batches)}."
         )
+    run = module if method is None else method_of(module, method)
     used = 0
     with _observing(module), torch.no_grad():
-        for call in itertools.islice(calls_of(callee_of(module), data), batches):
-            module(*call.args, **call.kwargs)
+        for call in itertools.islice(calls_of(callee_of(module, method), data), batches):
+            run(*call.args, **call.kwargs)
             used += 1
     if not used:
         raise ConfigError("calibrate: there was no data to calibrate with; pass at least one batch.")
@@ -70,14 +74,27 @@ def _observing(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        quantizers = [child for child in module.modules() if isinstance(child, FakeQuantize)]  # a first call adds some
         for quantizer in quantizers:
-            quantizer.calibrating, quantizer.fake_quant_enabled = False, rounding[quantizer]
-        for child, mode in modes.items():
-            child.training = mode
+            quantizer.calibrating, quantizer.fake_quant_enabled = False, rounding.get(quantizer, True)
+        for child in module.modules():
+            child.training = modes.get(child, modes[module])
         for quantizer in quantizers:
             quantizer.is_observed()
 
 
-def callee_of(module: Any) -> Callee:
-    """What inputs of a prepared or an integer module are for."""
-    return callee_of_graph(module.graph, f"{module.report.model}.forward", keyword=ARGUMENT)
+def callee_of(module: Any, method: str | None = None) -> Callee:
+    """What inputs of a prepared or an integer module are for; ``method``: if not the one that calling it runs.
+
+    Raises:
+        ConfigError: If that has no graph.
+    """
+    name = module.called_method if method is None else method
+    graphs = {known.name: known.graph for known in reversed(list(module.all_methods()))}
+    if name not in graphs and method is not None:
+        raise ConfigError(
+            f"calibrate: {method!r} has no graph yet: name it in prepare's method=, or call it once. There are graphs "
+            f"of {', '.join(graphs)}."
+        )
+    shown = "forward" if method is None else method
+    return callee_of_graph(graphs.get(name, module.graph), f"{module.report.model}.{shown}", keyword=ARGUMENT)

@@ -76,7 +76,7 @@ def first_call(
                 _note_own_code(host, door, why)
     if running is None:
         return _run_own_code(host, door, part, user, args, kwargs)
-    return running.function(host, *args, **kwargs)
+    return host.run(running, door, args, kwargs)
 
 
 def _whole(host: PreparedModule) -> Iterator[str]:

@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
-from dqconvert.errors import ArgumentError, TraceError
+from dqconvert.errors import ArgumentError, ObserverError, TraceError
 from dqconvert.trace.leaves import WEIGHTED_MODULES, is_leaf_module
 from dqconvert.trace.method import Method, binds, fits
 from dqconvert.trace.module import ASIDE, TracedModule, write_nowhere
@@ -133,7 +133,7 @@ class DoorModule(TracedModule):
         if not found or door in self.own_code:
             return self._no_graph(door, part, user, args, kwargs)
         try:
-            return found[0].function(self, *args, **kwargs)
+            return self.run(found[0], door, args, kwargs)
         except Exception as error:
             # What a graph refuses, or trips over, may be what another one is for.
             if fits(found[0].graph, args, kwargs) or not binds(found[0].graph, args, kwargs):
@@ -141,13 +141,25 @@ class DoorModule(TracedModule):
             chosen = next((running for running in found[1:] if fits(running.graph, args, kwargs)), None)
             reason = str(error)
         if chosen is not None:
-            return chosen.function(self, *args, **kwargs)
+            return self.run(chosen, door, args, kwargs)
         if len(found) >= MOST_FORMS:
             raise ArgumentError(
                 f"{door}: was called on arguments of more than {MOST_FORMS} forms (flags, words, absent tensors), each "
                 f"with a graph of its own; {reason}"
             )
         return self._no_graph(door, part, user, args, kwargs, reason)
+
+    def run(self, running: Running, door: str, args: Any, kwargs: Any) -> Any:
+        """What a graph returns; where a quantizer of it has no range yet, the error names the door, too."""
+        try:
+            return running.function(self, *args, **kwargs)
+        except ObserverError as error:
+            if door == self.called_method:
+                raise
+            raise ObserverError(
+                f"{error} It belongs to {door}, which the training did not call: train through it, too, or "
+                f"calibrate with dqconvert.calibrate(module, data, method={door!r})."
+            ) from error
 
     def _no_graph(
         self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any, reason: str = ""
