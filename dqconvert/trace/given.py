@@ -277,7 +277,7 @@ def _of_data(callee: Callee, data: BaseData, batched: bool) -> Bound:
 
 
 def _missing(callee: Callee, data: BaseData, what: str, name: str) -> DQConvertError:
-    there = list(data.keys())
+    there = sorted(data.keys())  # PyG gives them in no order
     why = f"{what} is not in the {type(data).__name__}, which has {listed(there)}{did_you_mean(name, there)}"
     return callee.refusal(why, f"set data.{name}, or pass a tuple of its arguments")
 

@@ -128,7 +128,7 @@ def test_a_heterogeneous_graph():
     dqconvert.calibrate(module, [data, data])
     dqconvert.calibrate(module, {"x_dict": data.x_dict, "edge_index_dict": data.edge_index_dict})
     assert dqconvert.compare(Hetero(), module, data).batches == 1
-    with pytest.raises(ConfigError, match="its argument 'x_dict' is not in the Data, which has x, edge_index, y"):
+    with pytest.raises(ConfigError, match="its argument 'x_dict' is not in the Data, which has edge_index, x, y"):
         dqconvert.calibrate(module, graph())
 
 
