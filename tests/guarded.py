@@ -6,7 +6,6 @@ import ctypes
 import math
 import mmap
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from dqconvert.kernels._memory import _NUMPY
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_kept: list[Any] = []  # a page that was given back could belong to somebody else
 
 
 def guarded_empty(shape: Sequence[int], dtype: torch.dtype, *, before: bool = False) -> Tensor:
@@ -31,7 +29,6 @@ def guarded_empty(shape: Sequence[int], dtype: torch.dtype, *, before: bool = Fa
     np.frombuffer(memory, np.uint8)[:] = 0x7F  # as floats, 3.4e38
     for place in (start, start + page + room):
         assert _LIBC.mprotect(place, page, 0) == 0
-    _kept.append(memory)
     at = page if before else page + room - size
     return torch.from_numpy(np.frombuffer(memory, kind, count, at).reshape(shape))
 

@@ -52,7 +52,8 @@ def array(tensor: Tensor) -> NDArray[Any]:
         >>> array(weight), weight.untyped_storage().resizable()
         (array([1., 1.], dtype=float32), True)
     """
-    return strided(tensor if tensor.is_contiguous() else tensor.detach().contiguous())
+    apart = tensor.layout is torch.strided and not tensor.is_contiguous()
+    return strided(tensor.detach().contiguous() if apart else tensor)
 
 
 def strided(tensor: Tensor) -> NDArray[Any]:

@@ -113,7 +113,8 @@ def _check_devices(name: str, args: tuple[Any, ...]) -> None:
     operators of tensors without values (``meta``)."""
     if torch.compiler.is_compiling():
         return
-    devices = {arg.device: arg for arg in args if isinstance(arg, Tensor) and arg.dim() > 0}
+    parts = [part for arg in args for part in (arg if isinstance(arg, list | tuple) else (arg,))]
+    devices = {part.device: part for part in parts if isinstance(part, Tensor) and part.dim() > 0}
     if len(devices) > 1:
         raise InputTypeError(f"{name}: all tensors must lie on one device, got {', '.join(map(str, devices))}")
 

@@ -95,6 +95,7 @@ class Takes:
             InputIndexError: For an order that is none, or that names rows that are not there.
         """
         sizes: dict[str, int] = {}
+        orders: list[tuple[Tensor, Tensor, str]] = []
         for need, given in zip(self._needs, args, strict=False):
             kind = need.kind
             if (given is None and need.optional) or kind == "free":
@@ -102,7 +103,7 @@ class Takes:
             if kind == "size":
                 self._size(need, given, sizes)
             elif kind == _ORDER:
-                self._order(need, given, sizes)
+                orders += self._order(need, given, sizes)
             elif kind == _LIST:
                 for number, part in enumerate(given):
                     self._tensor(need._replace(name=f"{need.name}[{number}]", kind=need.of), part, args)
@@ -110,8 +111,9 @@ class Takes:
                 self._tensor(need, given, args)
                 if need.shapes is not None and not any(self._fits(shape, given, sizes, args) for shape in need.shapes):
                     raise self._misshapen(need, given, sizes)
-        for ptr, places, rows in self._orders:
-            check_order(args[self._places[ptr]], args[self._places[places]], sizes[rows])
+        orders += [(args[self._places[ptr]], args[self._places[named]], rows) for ptr, named, rows in self._orders]
+        for ptr, named, rows in orders:
+            check_order(ptr, named, sizes[rows])
         if self._also is not None:
             self._also(sizes, args)
         return sizes
@@ -137,7 +139,8 @@ class Takes:
         if sizes.setdefault(need.name, given) != given:
             raise InputShapeError(f"{self.operator}: {need.name} is {given}, and what there is has {sizes[need.name]}")
 
-    def _order(self, need: _Need, given: Any, sizes: dict[str, int]) -> None:
+    def _order(self, need: _Need, given: Any, sizes: dict[str, int]) -> list[tuple[Tensor, Tensor, str]]:
+        """What is to be looked at when all shapes are known to fit."""
         if not isinstance(given, list | tuple) or len(given) != 3:
             raise InputTypeError(f"{self.operator}: {need.name} must be the three tensors of an order")
         nodes, edges, rows = (str(size) for size in (need.shapes or ((),))[0])
@@ -147,8 +150,7 @@ class Takes:
             self._tensor(one, part, ())
             if not self._fits(shape[0], part, sizes, ()):
                 raise self._misshapen(one, part, sizes)
-        check_order(given[0], given[1], sizes[edges])
-        check_order(given[0], given[2], sizes[rows])
+        return [(given[0], given[1], edges), (given[0], given[2], rows)]
 
     def _fits(self, shape: tuple[Any, ...], given: Tensor, sizes: dict[str, int], args: Sequence[Any]) -> bool:
         """Whether a tensor has a shape; sizes that were not known before are known then."""
