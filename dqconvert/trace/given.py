@@ -239,8 +239,30 @@ def _bound(callee: Callee, *args: Any, **kwargs: Any) -> Bound:
     return bound
 
 
+def _collected(callee: Callee, item: dict[Any, Any]) -> Bound | None:
+    """The call where a dict names what starred parameters collect: ``{"args": (…), "kwargs": {…}}``; else ``None``."""
+    known = callee.signature.parameters
+    stars = {p.kind: name for name, p in known.items() if p.kind in _STARS}
+    several, named = (stars.get(kind) for kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD))
+    of_several = several in item and isinstance(item[several], tuple | list)
+    of_named = named in item and isinstance(item[named], dict) and all(isinstance(key, str) for key in item[named])
+    if not of_several and not of_named:
+        return None
+    rest = dict(item)
+    kwargs = rest.pop(named) if of_named else {}
+    args: list[Any] = []
+    if of_several:
+        args = list(rest.pop(several))
+        before = [name for name, p in known.items() if p.kind in _PLAIN and name in rest]
+        args = [*(rest.pop(name) for name in before), *args]
+    return _bound(callee, *args, **rest, **kwargs)
+
+
 def _of_dict(callee: Callee, item: dict[Any, Any]) -> Bound:
     known = callee.signature.parameters
+    collected = _collected(callee, item)
+    if collected is not None:
+        return collected
     if any(p.kind is p.VAR_KEYWORD for p in known.values()) and all(isinstance(key, str) for key in item):
         return _bound(callee, **item)
     unknown = [key for key in item if key not in known]

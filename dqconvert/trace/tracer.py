@@ -6,7 +6,7 @@ import copy
 import inspect
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -144,9 +144,8 @@ def _trace_on(
         remove_unused(graph)
     traced.recompile()
     both = [inputs] if recorded.second is None else [inputs, recorded.second]
-    indirect = any(why in recorded.remarks for *_, why in leaves.SEEN_THROUGH)
-    with seen_through(root) if indirect else nullcontext():
-        _verify(root, traced, both, method, frozenset(islands))
+    with seen_through(root):  # also where the recording met nothing: a layer may ask whether its input is trained
+        unchecked = _verify(root, traced, both, method, frozenset(islands))
         remark = keep_products(traced, as_given, both, method)
     _restore_modes(model, traced)
     for path, module in nn.Module.named_modules(traced):
@@ -159,7 +158,7 @@ def _trace_on(
             f"{method} keeps something for later in {', '.join(map(repr, left))}, and its graph does not: what reads "
             f"that finds what was there before"
         )
-    remarks = (*recorded.remarks, *([] if remark is None else [remark]))
+    remarks = (*recorded.remarks, *unchecked, *([] if remark is None else [remark]))
     inside = frozenset(islands)
     products = tuple(product for product in layers.products if product.module not in inside)
     return Trace(module=traced, islands=tuple(islands.values()), remarks=remarks, products=products, left=left)
@@ -385,10 +384,14 @@ def _holds(root: nn.Module, traced: TracedModule, inputs: Inputs, method: str) -
     return verify.same_outputs(expected, actual)
 
 
-def _verify(root: nn.Module, traced: TracedModule, all_inputs: list[Inputs], method: str, kept: frozenset[str]) -> None:
+def _verify(
+    root: nn.Module, traced: TracedModule, all_inputs: list[Inputs], method: str, kept: frozenset[str]
+) -> list[str]:
+    """Remarks on what could not be checked."""
+    remarks: dict[str, None] = {}
     for position, inputs in enumerate(all_inputs):
         for training in (True, False):
-            difference = verify.compare(root, method, traced, inputs, training)
+            difference = verify.compare(root, method, traced, inputs, training, remarks=remarks)
             if difference is not None:
                 values: dict[str, Tensor] = {}
                 interception = Interception(root)
@@ -401,3 +404,4 @@ def _verify(root: nn.Module, traced: TracedModule, all_inputs: list[Inputs], met
                     f"the traced graph of {type(root).__name__} does not compute what the model computes: in {mode} "
                     f"mode on {which}, {difference}; {node}. This is a limit of the tracer; please report the model."
                 )
+    return list(remarks)[:1]

@@ -30,6 +30,18 @@ def seed() -> None:
     np.random.seed(SEED)
 
 
+class NoBackward(Exception):  # noqa: N818  (says what a run found before, it is no user's error)
+    """A model whose outputs cannot be differentiated: it writes into what its own backward needs.
+
+    Attributes:
+        found: What :func:`run` found before.
+    """
+
+    def __init__(self, error: RuntimeError, found: dict[str, Tensor]) -> None:
+        super().__init__(str(error).partition("\n")[0].partition(" Hint:")[0])
+        self.found = found
+
+
 def run(
     module: nn.Module, call: Callable[..., Any], inputs: Inputs, training: bool, *, written: bool = False
 ) -> dict[str, Tensor]:
@@ -45,6 +57,9 @@ def run(
     Returns:
         ``"output 0"`` …, ``"gradient of NAME"`` for the parameters and ``"gradient of input 0"`` … for floating point
         inputs, and ``"buffer NAME"`` for the buffers afterwards.
+
+    Raises:
+        NoBackward: If the backward fails.
     """
     seed()
     set_mode(module, training)
@@ -73,7 +88,10 @@ def run(
         if value.is_floating_point() and value.requires_grad and value.layout == torch.strided
     ]
     if loss:
-        torch.stack(loss).sum().backward()
+        try:
+            torch.stack(loss).sum().backward()
+        except RuntimeError as error:
+            raise NoBackward(error, found) from error
     for name, parameter in nn.Module.named_parameters(module):
         if parameter.grad is not None:
             found[f"gradient of {name}"] = parameter.grad
@@ -126,19 +144,45 @@ def _freed(value: Tensor) -> bool:
 
 
 def compare(
-    model: nn.Module, method: str, graph: TracedModule, inputs: Inputs, training: bool, as_given: bool = False
+    model: nn.Module,
+    method: str,
+    graph: TracedModule,
+    inputs: Inputs,
+    training: bool,
+    as_given: bool = False,
+    remarks: dict[str, None] | None = None,
 ) -> str | None:
     """Runs copies of the float model and of the graph on the same inputs and says what differs.
 
-    ``as_given``: the model gets connectivity in the form it has, not in the one that shows messages.
+    Args:
+        model: The float model.
+        method: What the graph stands for.
+        graph: The graph.
+        inputs: What both are given.
+        training: Whether in training mode.
+        as_given: Whether the model gets connectivity in the form it has, not in the one that shows messages.
+        remarks: Collects, as keys, what could not be compared.
     """
     expected_on, actual_on = duplicate(model), graph.for_one_run()
     # The graph takes connectivity in any form and turns it into the one that shows messages; the model gets that one.
     taken = inputs if as_given else inputs.map(with_visible_messages)
     written = any(node.target is store for node in graph.graph.nodes)
-    expected = run(expected_on, method_of(expected_on, method), taken, training, written=written)
     given = taken if written else inputs
-    return difference(expected, run(actual_on, actual_on.forward, given, training, written=written))
+    try:
+        expected = run(expected_on, method_of(expected_on, method), taken, training, written=written)
+    except NoBackward as failure:
+        # The graph changes nothing in place, so it may have gradients where the model has none.
+        if remarks is not None:
+            remarks[f"gradients could not be checked: the float model's own backward fails ({failure})"] = None
+        try:
+            actual = run(actual_on, actual_on.forward, given, training, written=written)
+        except NoBackward as also:
+            actual = also.found
+        return difference(failure.found, {name: actual[name] for name in failure.found if name in actual})
+    try:
+        return difference(expected, run(actual_on, actual_on.forward, given, training, written=written))
+    except NoBackward as failure:
+        return f"the backward of the graph fails: {failure}"
 
 
 def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, recorded: dict[str, Tensor]) -> str:
@@ -147,6 +191,9 @@ def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, record
     wrong: list[str] = []
 
     class Watch(torch.fx.Interpreter):
+        def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+            return arguments[str(target).lstrip("*")]
+
         def run_node(self, node: Node) -> Any:
             value = super().run_node(node)
             known = recorded.get(node.name)
@@ -157,10 +204,10 @@ def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, record
             return value
 
     seed()
-    args, _ = inputs.copied().bound_call()
+    arguments = inputs.copied().arguments
     picked = module.graph if training or module.eval_graph is None else module.eval_graph
     try:
-        Watch(module, graph=picked).run(*args)
+        Watch(module, graph=picked).run()
     except Exception as error:  # the difference may be a crash: report it as one
         wrong.append(f"running the graph node by node fails with {type(error).__name__}: {error}")
     return wrong[0] if wrong else "every forward value agrees, the backward does not"
