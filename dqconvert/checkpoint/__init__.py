@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from dqconvert.checkpoint import container, integer
-from dqconvert.checkpoint.document import KIND, aliases_of, describe, tensors_of
+from dqconvert.checkpoint.document import KIND, aliases_of, describe, extra_of, tensors_of
 from dqconvert.checkpoint.rebuild import rebuild
+from dqconvert.checkpoint.stored import take_apart
 from dqconvert.errors import CheckpointError
 from dqconvert.expect import expect_float, expect_path, expect_quantized
 from dqconvert.lower import IntegerModule
@@ -61,8 +62,10 @@ def save(
         return
     tensors = tensors_of(given)
     aliases = aliases_of(tensors)
-    stored = {name: value for name, value in tensors.items() if name not in aliases}
-    container.write(path, stored, describe(given, factory=factory, kwargs=kwargs))
+    extra, more = extra_of(given)
+    stored, forms = take_apart({**{name: tensors[name] for name in tensors if name not in aliases}, **more})
+    document = {**describe(given, factory=factory, kwargs=kwargs), "forms": forms, "extra": extra}
+    container.write(path, stored, document)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Any:

@@ -14,11 +14,13 @@ from torch.fx import Graph
 
 import dqconvert
 from dqconvert.checkpoint.graph_data import encode_graph
+from dqconvert.checkpoint.stored import encode_extra
 from dqconvert.errors import CheckpointError, ConfigError
 from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.quant.memo import Memo
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import Quantizers
+from dqconvert.trace.computed import at_rest, computed_names
 from dqconvert.trace.method import Method
 from dqconvert.words import kind_of
 
@@ -160,19 +162,31 @@ def _quantizer(path: str, quantizer: FakeQuantize) -> dict[str, Any]:
 def tensors_of(module: PreparedModule) -> dict[str, Tensor]:
     """Every tensor that the module computes with, by name, tied ones under each of their names.
 
-    The ``state_dict``, buffers that are not part of it, and plain attributes that the graph reads.
+    The ``state_dict``, buffers that are not part of it, and plain attributes that the graph reads; not the weights that
+    a parametrized layer computes from others.
+    """
+    with at_rest(module):
+        computed = computed_names(module)
+        state = module.state_dict(keep_vars=True)
+        stored = {name: value for name, value in state.items() if isinstance(value, Tensor) and name not in computed}
+        return {**stored, **_beside_state(module, {*state, *computed})}
+
+
+def extra_of(module: PreparedModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What modules say of themselves in the ``state_dict`` beside tensors, as JSON-ready data, and the tensors in it.
 
     Raises:
-        CheckpointError: If the ``state_dict`` holds something else than tensors.
+        CheckpointError: If it is something that a file cannot hold.
     """
-    state = module.state_dict(keep_vars=True)
+    with at_rest(module):
+        state = module.state_dict(keep_vars=True)
+    found: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"state_dict()[{name!r}] is {kind_of(value)}: a file holds tensors only. Keep such state in "
-                f"the model's constructor."
-            )
-    return {**state, **_beside_state(module, set(state))}
+            found[name], parts = encode_extra(name, value)
+            tensors |= parts
+    return found, tensors
 
 
 def _beside_state(module: PreparedModule, state: set[str]) -> dict[str, Tensor]:
@@ -180,9 +194,11 @@ def _beside_state(module: PreparedModule, state: set[str]) -> dict[str, Tensor]:
     pairs = [(*method.graphs(), *(method.source or ())) for method in module.all_methods()]
     graphs = [graph for pair in pairs for graph in pair if graph is not None]
     for path in [str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"]:
+        if path in state:
+            continue
         owner, _, name = path.rpartition(".")
         value = getattr(module.get_submodule(owner), name)
-        if isinstance(value, Tensor) and path not in state:
+        if isinstance(value, Tensor):
             found[path] = value
     return found
 
@@ -199,13 +215,25 @@ def aliases_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: first[id(value)] for name, value in tensors.items() if first.setdefault(id(value), name) != name}
 
 
+def _names(module: PreparedModule) -> set[str]:
+    with at_rest(module):
+        return set(module.state_dict())
+
+
 def _state(module: PreparedModule) -> dict[str, Any]:
     """What tensors do not say: which are tied or frozen, which parts are in which mode."""
     tensors = tensors_of(module)
+    absent = [
+        f"{path}.{name}".lstrip(".")
+        for path, child in module.named_modules()
+        for name, value in child._buffers.items()
+        if value is None
+    ]
     modes = {path: child.training for path, child in module.named_modules()}
     return {
         "aliases": aliases_of(tensors),
-        "beside": sorted(set(tensors) - set(module.state_dict())),
+        "beside": sorted(set(tensors) - _names(module)),
+        "absent": absent,
         "frozen": [name for name, value in module.named_parameters() if not value.requires_grad],
         "training": module.training,
         "modes": {path: mode for path, mode in modes.items() if mode is not module.training},

@@ -20,7 +20,7 @@ from dqconvert.checkpoint.leaf_data import decode_module, encode_module
 from dqconvert.checkpoint.limits import read_json, unpack
 from dqconvert.checkpoint.schema import IntegerData, check_document
 from dqconvert.checkpoint.tables import check_sizes, deflate, inflate
-from dqconvert.checkpoint.typed import check_graph
+from dqconvert.checkpoint.typed import check_graphs
 from dqconvert.checkpoint.weights import grow, shrink, weight_columns
 from dqconvert.errors import CheckpointError
 from dqconvert.lower import IntegerModule, IntegerReport
@@ -33,7 +33,7 @@ from dqconvert.trace.method import Method
 
 KIND = "integer"
 
-_LONG = ("report", "constants", "weights", "tables", "modules", "memos", "graph", "methods")
+_LONG = ("report", "constants", "weights", "tables", "modules", "memos", "graph", "methods", "order")
 
 
 def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -88,8 +88,17 @@ def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str,
             for method in module.more_methods
         ],
         "left_out": module.lost(),
+        "order": _order(module, {*constants, *modules}),
     }
     return document, tensors
+
+
+def _order(module: nn.Module, paths: set[str]) -> list[str]:
+    """The constants and modules in the order of the ``state_dict``."""
+    found: dict[str, None] = {}
+    for path, child in module.named_modules():
+        found |= dict.fromkeys(f"{path}.{name}" if path else name for name in ("", *child._buffers))
+    return [path for path in (name.rstrip(".") for name in found) if path in paths]
 
 
 def pack_document(document: dict[str, Any]) -> dict[str, Any]:
@@ -134,21 +143,19 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: s
     with wellformed(f"{where}: the description of the module"):
         root = nn.Module()
         check_sizes(document["tables"], sum(tensor.nbytes for tensor in tensors.values()))
-        for name in document["constants"]:
-            _place(root, name, _constant(name, tensors[name], document))
-        for path, data in document["modules"].items():
-            _place(root, path, decode_module(data, path, tensors))
-        for path, nodes in document["memos"].items():
-            inner = decode_graph(nodes, nn.Module(), integer=True)
-            if any(node.op in ("call_module", "get_attr") for node in inner.nodes):
-                raise CheckpointError(f"{where}: {path} computes more than the graph.")
-            _place(root, path, Remember(TracedModule.build(nn.Module(), inner, from_file=True)))
+        order = {path: place for place, path in enumerate(document.get("order", []))}
+        every = [*document["constants"], *document["modules"], *document["memos"]]
+        for path in sorted(every, key=lambda path: order.get(path, len(order))):
+            if path in document["modules"]:
+                _place(root, path, decode_module(document["modules"][path], path, tensors))
+            elif path in document["memos"]:
+                _place(root, path, _memo(document["memos"][path], path, where))
+            else:
+                _place(root, path, _constant(path, tensors[path], document))
         graph = decode_graph(document["graph"], root, integer=True)
-        check_graph(graph, root)
         report = report_of(document["report"])
-        more = [_method(data, root) for data in document["methods"]]
-        for method in more:
-            check_graph(method.graph, root)
+        more = [_method(data, root) for data in document.get("methods", [])]
+        check_graphs([graph, *(method.graph for method in more)], root)
         name = _door_name(document.get("method", "forward"))
         module: IntegerModule = IntegerModule.build(
             root,
@@ -177,6 +184,13 @@ def _door_name(name: Any) -> str:
     if taken or not sound or any(step.startswith("__") for step in steps):
         raise CheckpointError(f"the file has a method of the name {name!r}, which is not allowed.")
     return str(name)
+
+
+def _memo(nodes: list[dict[str, Any]], path: str, where: str) -> Remember:
+    inner = decode_graph(nodes, nn.Module(), integer=True)
+    if any(node.op in ("call_module", "get_attr") for node in inner.nodes):
+        raise CheckpointError(f"{where}: {path} computes more than the graph.")
+    return Remember(TracedModule.build(nn.Module(), inner, from_file=True))
 
 
 def _read(module: IntegerModule) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from dqconvert.checkpoint.document import FLAGS, aliases_of
 from dqconvert.checkpoint.fit import check_fit, shapes_of
 from dqconvert.checkpoint.graph_data import decode_graph, wellformed
 from dqconvert.checkpoint.schema import PreparedData, check_document
+from dqconvert.checkpoint.stored import decode_extra, put_together
 from dqconvert.errors import CheckpointError, TraceError
 from dqconvert.qconfig import Protect, QConfig, QSpec
 from dqconvert.quant import FakeQuantize, Protection
@@ -20,6 +21,7 @@ from dqconvert.report import Entry, LeftFloat, PreparedMethod, Report
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace import Island
+from dqconvert.trace.computed import at_rest, computed_names
 from dqconvert.trace.copies import working_copy
 from dqconvert.trace.inputs import method_of
 from dqconvert.trace.method import Method
@@ -39,22 +41,64 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
     """
     check_document(document, PreparedData, where)
     root = _copy(model)
-    with wellformed(f"{where}: the description of the module"):
+    with wellformed(f"{where}: the description of the module"), at_rest(root):
         state, aliases = document["state"], document["state"]["aliases"]
-        every = {**tensors, **{alias: tensors[name] for alias, name in aliases.items()}}
-        saved = {name: value for name, value in every.items() if name not in state["beside"]}
+        plain = put_together(tensors, document.get("forms", {}))
+        extra = {name: decode_extra(value, plain) for name, value in document.get("extra", {}).items()}
+        computed = computed_names(root)
+        stored = {name: value for name, value in plain.items() if name.rpartition(":")[0] not in extra}
+        every = {**stored, **{alias: stored[name] for alias, name in aliases.items()}}
+        every = {name: value for name, value in every.items() if name not in computed}
+        beside = [name for name in state["beside"] if name not in computed]
+        saved = {name: value for name, value in every.items() if name not in beside}
         inserted = tuple(f"{entry['path']}." for entry in document["quantizers"])
         own = {name: value for name, value in saved.items() if not aliases.get(name, name).startswith(inserted)}
-        check_fit(model, shapes_of(root.state_dict(keep_vars=True)), shapes_of(own), where)
+        _set_absent(root, state.get("absent", []), every)
+        expected = {name: value for name, value in root.state_dict(keep_vars=True).items() if name not in computed}
+        check_fit(model, shapes_of(_without_extra(expected)), shapes_of(_without_extra(own)), where)
         _check_ties(root, {alias: name for alias, name in aliases.items() if alias in own}, where)
         _take_dtypes(root, every)
         _attach_all(root, document, every)
-        root.load_state_dict(saved)
-        for name in state["beside"]:
+        sparse = [name for name, value in saved.items() if value.layout != torch.strided]
+        for name in sparse:
+            _set_buffer(root, name, saved[name])
+        found = root.load_state_dict({**{n: v for n, v in saved.items() if n not in sparse}, **extra}, strict=False)
+        unknown = [*found.unexpected_keys, *(name for name in found.missing_keys if name not in sparse)]
+        if unknown:
+            raise CheckpointError(
+                f"{where}: does not fit {type(model).__name__}: {unknown[0]!r} is in one of both only."
+            )
+        for name in beside:
             _set_tensor(root, name, every[name])
         module = _build(root, document)
         _set_modes(module, document)
     return module
+
+
+def _without_extra(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """What a module says of itself may be a tensor, of any shape."""
+    return {name: value for name, value in tensors.items() if not name.endswith("_extra_state")}
+
+
+def _set_absent(root: nn.Module, absent: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """Buffers that are there in the file and not yet in the model, and the other way round: set while it trained."""
+    for path, module in root.named_modules():
+        for name, value in list(module._buffers.items()):
+            whole = f"{path}.{name}" if path else name
+            if value is None and whole in tensors:
+                module._buffers[name] = torch.zeros_like(tensors[whole])
+            elif value is not None and whole in absent:
+                module._buffers[name] = None
+
+
+def _set_buffer(root: nn.Module, path: str, value: Tensor) -> None:
+    """Sets a sparse buffer, whose indices come with its values."""
+    owner, _, name = path.rpartition(".")
+    buffers = root.get_submodule(owner)._buffers
+    present = buffers.get(name)
+    if present is None or present.layout != value.layout:
+        raise CheckpointError(f"the file has {path!r} as a sparse tensor, and the given model has not.")
+    buffers[name] = value.to(present.device)
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -126,7 +170,12 @@ def _set_tensor(root: nn.Module, path: str, value: Tensor) -> None:
     present = getattr(owner, name, None)
     if not isinstance(present, Tensor) or isinstance(present, nn.Parameter):
         raise CheckpointError(f"the file has the tensor {path!r}, which the given model does not have.")
-    setattr(owner, name, value.to(present.device))
+    alike = (present.layout, present.shape, present.dtype) == (torch.strided, value.shape, value.dtype)
+    if alike and 0 not in present.stride():
+        with torch.no_grad():
+            present.copy_(value)  # others may be views of it
+    else:
+        setattr(owner, name, value.to(present.device))
 
 
 def _build(root: nn.Module, document: Mapping[str, Any]) -> PreparedModule:

@@ -79,9 +79,7 @@ class ProtectionData(TypedDict):
     p_max: float
 
 
-class StateData(TypedDict):
-    """What tensors do not say."""
-
+class _State(TypedDict):
     aliases: dict[str, str]
     beside: list[str]
     frozen: list[str]
@@ -96,6 +94,23 @@ class MethodData(TypedDict):
     how: str
     islands: list[Island]
     graphs: dict[str, list[NodeData] | None]
+
+
+class StateData(_State, total=False):
+    """What tensors do not say."""
+
+    absent: list[str]
+
+
+class _Form(TypedDict):
+    layout: str
+
+
+class FormData(_Form, total=False):
+    """How a tensor is stored that is not plain, see :mod:`dqconvert.checkpoint.stored`."""
+
+    shape: list[int]
+    coalesced: bool
 
 
 class _Prepared(TypedDict):
@@ -118,6 +133,8 @@ class _Prepared(TypedDict):
 class PreparedData(_Prepared, total=False):
     """The description of a prepared file; older ones have one method."""
 
+    forms: dict[str, FormData]
+    extra: dict[str, Any]
     called_method: str
     own_code: dict[str, str]
     methods: list[MethodData]
@@ -199,6 +216,7 @@ class IntegerData(_Integer, total=False):
     called_method: str
     methods: list[IntegerMethodData]
     left_out: dict[str, str]
+    order: list[str]
 
 
 def check_document(document: Mapping[str, Any], declared: Any, where: str) -> None:

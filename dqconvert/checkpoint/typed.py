@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,21 +56,20 @@ class _Held:
 _PLAIN = Value()
 
 
-def check_graph(graph: Graph, root: nn.Module) -> None:
-    """Makes sure that every operation of an integer graph is given what its loops rely on.
+def check_graphs(graphs: Iterable[Graph], root: nn.Module) -> None:
+    """Makes sure that every operation of an integer module's graphs is given what its loops rely on.
 
     Args:
-        graph: Of an integer module.
+        graphs: Of all of its methods: what one writes, another reads.
         root: Holds its constants and the modules that it calls.
 
     Raises:
         CheckpointError: It names the node and the operand.
     """
     check = _Check(root)
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            check.kinds[node] = _PLAIN
-    check.run(graph)
+    for graph in graphs:
+        check.kinds |= {node: _PLAIN for node in graph.nodes if node.op == "placeholder"}
+        check.run(graph)
     for name in sorted(check.read_by_loops & check.read_by_others.keys()):
         raise CheckpointError(
             f"{check.read_by_others[name]} in the file uses the constant {name!r}, which only loops may read: the file "

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from dqconvert.errors import DQConvertError, TraceError
 from dqconvert.trace.leaves import message_passing_layers
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQConvertError] = TraceError) -> nn.Module:
@@ -30,7 +35,7 @@ def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQC
         (True, False)
     """
     try:
-        root = copy.deepcopy(model)
+        root = deep_copy(model)
     except Exception as reason:  # whatever the attributes of a user's model raise
         raise error(
             f"{type(model).__name__} cannot be deep-copied ({reason}): {caller} works on a copy. Clear tensors with "
@@ -45,10 +50,36 @@ def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQC
 def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy to run once. What layers know of their own signatures, half of the work, is shared."""
     shared = (layer.inspector for layer in message_passing_layers(model) if hasattr(layer, "inspector"))
-    return copy.deepcopy(model, {id(inspector): inspector for inspector in shared})
+    return copy.deepcopy(model, clones(model, {id(inspector): inspector for inspector in shared}))
 
 
-Model = TypeVar("Model", bound=nn.Module)
+def deep_copy(module: Model) -> Model:
+    """A deep copy, of what torch cannot deep-copy, too: see :func:`clones`."""
+    return copy.deepcopy(module, clones(module, {}))
+
+
+def clones(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
+    """The memo of a deep copy, with copies of what torch cannot deep-copy.
+
+    Compressed sparse matrices; and the weights that the hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm``
+    compute before each forward, which have a gradient history.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Module()
+        >>> model.register_buffer("adj", torch.eye(2).to_sparse_csr())
+        >>> copy.deepcopy(model, clones(model, {})).adj.layout
+        torch.sparse_csr
+    """
+    for module in nn.Module.modules(model):
+        for value in module._buffers.values():
+            if value is not None and value.layout not in (torch.strided, torch.sparse_coo) and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+        for hook in module._forward_pre_hooks.values():
+            computed = vars(module).get(hook.name) if isinstance(hook, WeightNorm | SpectralNorm) else None
+            if isinstance(computed, Tensor):
+                memo[id(computed)] = computed.detach().clone()
+    return memo
 
 
 def set_mode(model: Model, training: bool) -> Model:

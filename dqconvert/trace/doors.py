@@ -21,6 +21,7 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import ArgumentError, ObserverError, TraceError
+from dqconvert.trace.copies import clones
 from dqconvert.trace.leaves import WEIGHTED_MODULES, is_leaf_module
 from dqconvert.trace.method import Method, binds, fits
 from dqconvert.trace.module import ASIDE, TracedModule, write_nowhere
@@ -344,7 +345,7 @@ def _function(part: nn.Module, user: type[nn.Module], name: str) -> Callable[...
 def copy_apart(module: nn.Module) -> nn.Module:
     """A deep copy of a module, or of a part of one, in which nothing is a door."""
     host = module._host if isinstance(module, Part) else None
-    copied = copy.deepcopy(module, {} if host is None else {_copying(host): True})
+    copied = copy.deepcopy(module, clones(module, {} if host is None else {_copying(host): True}))
     close_parts(copied)
     return copied
 

@@ -17,6 +17,8 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 from dqconvert.errors import ExportError
+from dqconvert.trace.computed import at_rest
+from dqconvert.trace.copies import clones
 from dqconvert.trace.guarded import guarded
 from dqconvert.trace.in_place import runs_alike
 from dqconvert.trace.packing import pack, unpack
@@ -99,6 +101,10 @@ class TracedModule(GraphModule):
             eval_graph: What to do in evaluation.
             part: The path of the module whose mode counts.
         """
+        with at_rest(self):  # what is looked at on the way is not trained
+            return self._generated(graph, eval_graph, part)
+
+    def _generated(self, graph: Graph, eval_graph: Graph | None, part: str) -> tuple[Callable[..., Any], Any]:
         cls, own_graph = type(self), self._graph
         runs, eval_runs = self.to_run(graph), None if eval_graph is None else self.to_run(eval_graph)
         try:
@@ -156,7 +162,7 @@ class TracedModule(GraphModule):
         graph, eval_graph, state = self._parts()
         copied = self._kind._assemble(
             self._user_class,
-            copy.deepcopy(state, memo),
+            copy.deepcopy(state, clones(self, memo)),
             copy.deepcopy(graph),
             copy.deepcopy(eval_graph),
         )
@@ -167,7 +173,7 @@ class TracedModule(GraphModule):
         """A deep copy that shares the graph and its code: neither may be edited while it is in use."""
         graph, eval_graph, state = self._parts()
         copied = object.__new__(type(self))
-        copied.__dict__.update(copy.deepcopy(state), _graph=graph, eval_graph=eval_graph)
+        copied.__dict__.update(copy.deepcopy(state, clones(self, {})), _graph=graph, eval_graph=eval_graph)
         return copied
 
     def __copy__(self) -> Any:

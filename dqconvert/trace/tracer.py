@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import random
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from torch_geometric.nn.conv import MessagePassing
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import with_visible_messages
-from dqconvert.trace.copies import duplicate, working_copy
+from dqconvert.trace.copies import deep_copy, duplicate, working_copy
 from dqconvert.trace.grow import drop_edges, enlarge, shrink
 from dqconvert.trace.inputs import Inputs, bind, method_of
 from dqconvert.trace.interception import Interception, NoProduct, seen_through
@@ -138,7 +137,7 @@ def _trace_on(
     if same_structure(train, evaluate) is None:
         merge_modes(train, evaluate)
         eval_graph = None
-    traced = TracedModule.build(copy.deepcopy(root), train, eval_graph)
+    traced = TracedModule.build(deep_copy(root), train, eval_graph)
     _drop_empty_guards(root, traced, inputs, method)
     for graph in (train, evaluate):
         remove_unused(graph)
