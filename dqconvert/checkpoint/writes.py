@@ -7,11 +7,13 @@ from torch_geometric.index import ptr2index
 from torch_geometric.utils import degree, scatter, softmax
 from torch_geometric.utils.sparse import to_edge_index
 
+from dqconvert.checkpoint.checked import CHECKED
 from dqconvert.errors import CheckpointError
 from dqconvert.trace.adjacency import plain_connectivity, targets_of
 from dqconvert.trace.ops import op_name, writes
 
 _INDICES = frozenset(("indices", "crow_indices", "col_indices", "ccol_indices", "row_indices"))
+_CONSTRUCTORS = tuple(checked for name, (_, checked) in CHECKED.items() if "sparse" in name)
 _READERS = (to_edge_index, plain_connectivity, targets_of)
 _MAY_ALIAS = frozenset(
     (
@@ -31,12 +33,17 @@ _COPIES = (ptr2index, scatter, softmax, degree)
 def check_writes(graph: Graph) -> None:
     """Makes sure that nothing writes into what was made of the indices of a sparse matrix: it may be their memory.
 
+    No graph that is traced writes anything; those of older files do. A graph that does may not make sparse matrices
+    of torch's own, either, which keep the memory that they are made of.
+
     Args:
         graph: From a file.
 
     Raises:
         CheckpointError: It names the node that writes.
     """
+    if any(node.target in _CONSTRUCTORS for node in graph.nodes) and any(map(writes, graph.nodes)):
+        raise CheckpointError("the graph in the file makes a sparse matrix, and writes: that is not allowed.")
     indices: set[Node] = set()
     for node in graph.nodes:
         reads = node.target in _READERS or (node.op == "call_method" and node.target in _INDICES)

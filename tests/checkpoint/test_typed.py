@@ -270,9 +270,9 @@ def test_nothing_is_written_into_what_loops_rely_on(change, name, files, tmp_pat
 @pytest.mark.parametrize(
     ("op", "target"),
     [
-        *(("call_function", f"torch.{name}") for name in ("sparse_csr_tensor", "sparse_coo_tensor", "as_strided")),
+        *(("call_function", f"torch.{name}") for name in ("sparse_compressed_tensor", "as_strided", "frombuffer")),
         *(("call_function", f"torch.{name}") for name in ("fbgemm_pack_quantized_matrix", "lstm", "from_file", "save")),
-        *(("call_function", f"torch.{name}") for name in ("_C._nn.linear", "segment_reduce", "frombuffer")),
+        *(("call_function", f"torch.{name}") for name in ("_C._nn.linear", "ctc_loss", "_segment_reduce")),
         *(("call_method", name) for name in ("set_", "resize_", "as_strided", "data_ptr", "const_data_ptr", "numpy")),
         *(
             ("call_method", name)
@@ -314,6 +314,28 @@ def test_sparse_matrices_of_files_are_looked_at_and_have_memory_of_their_own(fil
     resign(tmp_path / "a.int", tensors, document)
     with pytest.raises(InputIndexError, match="edge_index names 10000"):
         dqconvert.load(tmp_path / "a.int")(x, edge_index)
+
+
+def test_the_columns_of_a_sparse_matrix_are_looked_at_before_it_is_multiplied(files, tmp_path):
+    """As reported: `torch.sparse_csr_tensor` with columns past the end, then a product."""
+    tensors, document = opened(files / "GCN.int")
+    graph = document["graph"]
+    ends, far = [{"node": "edge_index"}, 0], [{"node": "sender"}, 10**9]
+    sender = add_before(graph, graph[-1], name="sender", target="operator.getitem", args=ends)
+    columns = add_before(graph, graph[-1], name="far", target="operator.add", args=far)
+    weights = add_before(graph, graph[-1], op="call_method", name="weights", target="float", args=[sender])
+    rows = add_before(graph, graph[-1], name="rows", target="torch.arange", args=[61])
+    args = [rows, columns, weights, {"tuple": [60, 20]}]
+    sparse = add_before(graph, graph[-1], name="sparse", target="torch.sparse_csr_tensor", args=args)
+    product = [sparse, {"node": "x"}]
+    graph[-1]["args"] = [add_before(graph, graph[-1], name="product", target="operator.matmul", args=product)]
+    resign(tmp_path / "a.int", tensors, document)
+    with pytest.raises(RuntimeError, match="col_indices"):
+        dqconvert.load(tmp_path / "a.int")(*a_graph())
+    fill(graph, graph[-1], columns)
+    resign(tmp_path / "a.int", tensors, document)
+    with pytest.raises(CheckpointError, match="makes a sparse matrix, and writes"):
+        dqconvert.load(tmp_path / "a.int")
 
 
 def test_nothing_is_written_into_the_indices_of_a_sparse_matrix(files, tmp_path):
