@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 
 def computed_names(root: nn.Module) -> set[str]:
@@ -18,11 +17,16 @@ def computed_names(root: nn.Module) -> set[str]:
         {'0.weight'}
     """
     return {
-        f"{path}.{name}" if path else str(name)
+        f"{path}.{name}" if path else name
         for path, module in nn.Module.named_modules(root, remove_duplicate=False)
-        if is_parametrized(module)
-        for name in module.parametrizations
+        for name in _parametrizations(module)
     }
+
+
+def _parametrizations(module: nn.Module) -> dict[str, nn.Module]:
+    """What computes a module's weights, by their names; read off its parts: a ``__getattr__`` may do anything."""
+    found = module._modules.get("parametrizations")
+    return {} if not isinstance(found, nn.ModuleDict) else dict(found.items())
 
 
 @contextmanager
@@ -43,8 +47,8 @@ def at_rest(root: nn.Module) -> Iterator[None]:
     woken = [
         part
         for module in nn.Module.modules(root)
-        if is_parametrized(module)
-        for part in module.parametrizations.modules()  # type: ignore[union-attr]
+        for parametrization in _parametrizations(module).values()
+        for part in parametrization.modules()
         if part.training
     ]
     try:

@@ -71,7 +71,8 @@ def clones(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
         >>> copy.deepcopy(model, clones(model, {})).adj.layout
         torch.sparse_csr
     """
-    for module in nn.Module.modules(model):
+    attributes = [value for value in vars(model).values() if isinstance(value, nn.Module)]
+    for module in (part for tree in (model, *attributes) for part in nn.Module.modules(tree)):
         for value in module._buffers.values():
             if value is not None and value.layout not in (torch.strided, torch.sparse_coo) and id(value) not in memo:
                 memo[id(value)] = value.detach().clone()

@@ -41,6 +41,10 @@ class Running(NamedTuple):
     function: Callable[..., Any]
 
 
+_WHOLE: Any = "parts are copied with the whole"
+"""The key in the memo of a deep copy that says so."""
+
+
 class DoorModule(TracedModule):
     """A traced module whose other methods and parts run graphs of its own.
 
@@ -188,7 +192,7 @@ class DoorModule(TracedModule):
         open_parts(self, self, self._inserted)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        memo[_copying(self)] = True  # what parts ask, that are copied with the whole
+        memo[_WHOLE] = True  # what parts ask; of a shallow copy, they may be the original's
         return super().__deepcopy__(memo)
 
     def for_one_run(self) -> Any:
@@ -238,7 +242,7 @@ class Part:
 
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
         host, user = self._host, self._user_class
-        if host is not None and _copying(host) not in memo:  # alone: its graphs are the whole module's
+        if host is not None and _WHOLE not in memo:  # alone: its graphs are the whole module's
             return copy.deepcopy(host, memo).get_submodule(self._path)
         if getattr(user, "__deepcopy__", None) is not None:
             copied = user.__deepcopy__(self, memo)  # type: ignore[attr-defined]
@@ -256,10 +260,6 @@ class Part:
         reduced: Any = super().__reduce_ex__(protocol)
         _, arguments, *rest = reduced
         return (_apart, (self._user_class, *arguments[1:]), *rest)
-
-
-def _copying(host: DoorModule) -> Any:
-    return ("copied with the whole", id(host))
 
 
 def _apart(user: type[nn.Module], *arguments: Any) -> Any:
@@ -345,7 +345,7 @@ def _function(part: nn.Module, user: type[nn.Module], name: str) -> Callable[...
 def copy_apart(module: nn.Module) -> nn.Module:
     """A deep copy of a module, or of a part of one, in which nothing is a door."""
     host = module._host if isinstance(module, Part) else None
-    copied = copy.deepcopy(module, clones(module, {} if host is None else {_copying(host): True}))
+    copied = copy.deepcopy(module, clones(module, {} if host is None else {_WHOLE: True}))
     close_parts(copied)
     return copied
 
