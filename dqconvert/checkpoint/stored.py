@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import CheckpointError
+from dqconvert.words import kind_of
 
 Forms = dict[str, Any]
 Parts = dict[str, Tensor]
@@ -133,7 +134,7 @@ def encode_extra(name: str, value: Any) -> tuple[Any, Parts]:
         if type(item) is dict:
             return {"dict": [[encode(key), encode(entry)] for key, entry in item.items()]}
         raise CheckpointError(
-            f"state_dict()[{name!r}] holds a {type(item).__name__}: a file holds tensors, numbers, strings, and lists, "
+            f"state_dict()[{name!r}] holds {kind_of(item)}: a file holds tensors, numbers, strings, and lists, "
             f"tuples and dicts of them. Return such from get_extra_state(), or keep it in the model's constructor."
         )
 
