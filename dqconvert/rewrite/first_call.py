@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric import EdgeIndex
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import GuardError, TraceError
@@ -158,7 +159,8 @@ def _inputs(view: nn.Module, door: str, args: Any, kwargs: Any) -> Inputs:
     cast = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
 
     def fresh(tensor: Tensor) -> Tensor:
-        copied = tensor.detach().clone()
+        # detach() makes a plain tensor of an EdgeIndex, which its graph must know to be one.
+        copied = tensor.clone() if isinstance(tensor, EdgeIndex) else tensor.detach().clone()
         return copied.to(dtype) if cast and copied.is_floating_point() else copied
 
     return from_bound(signature, bound).map(fresh)
