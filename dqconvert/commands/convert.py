@@ -66,6 +66,7 @@ def float_model(source: Source) -> tuple[nn.Module, str]:
         search_here()
     weights = read_weights(source.checkpoint, key=source.key, trust_pickle=source.trust_pickle)
     notes = [f"under {weights.found!r}"] if weights.found else []
+    notes += [f"--key {other} fits, too" for other in weights.others]
     if source.factory is None:
         return _pickled(source, weights), ", ".join(notes)
     model = build_model(source.factory, kwargs)

@@ -47,6 +47,10 @@ def load_archive(
     elif start.startswith(LEGACY):
         data = Path(path).read_bytes()
         found, source = _check_legacy(path, data), io.BytesIO(data)
+    elif start[:2] in (b"\x1f\x8b", b"BZ") or start[:6] == b"\xfd7zXZ\x00" or start[:4] == b"\x28\xb5\x2f\xfd":
+        raise CheckpointError(f"{path}: is compressed: unpack it first.")
+    elif start[:6] == b"\x93NUMPY":
+        raise CheckpointError(f"{path}: is an array of numpy, not the weights of a model by name.")
     else:
         raise CheckpointError(f"{path}: is not a checkpoint: neither a safetensors file nor one that torch.save wrote.")
     try:
@@ -66,6 +70,14 @@ def read_start(path: str | os.PathLike[str], size: int = 16) -> bytes:
     """
     with open_file(path) as file:
         return file.read(size)
+
+
+def _torchscript(path: str | os.PathLike[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: is a TorchScript file, which torch.jit.save writes: compiled code, and no module to quantize. Save "
+        f"the weights of the model that it was made from, torch.save(model.state_dict(), path); its own are in "
+        f"torch.jit.load(path).state_dict()."
+    )
 
 
 def _damaged(path: str | os.PathLike[str], why: str) -> CheckpointError:
@@ -102,6 +114,8 @@ def _check_zip(path: str | os.PathLike[str]) -> Survey:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names = [entry.filename for entry in entries]
+            if any(name.endswith("constants.pkl") for name in names):
+                raise _torchscript(path)
             stored = all(e.compress_type == zipfile.ZIP_STORED and e.file_size == e.compress_size for e in entries)
             if not stored or sum(entry.file_size for entry in entries) > size or len(set(names)) < len(names):
                 raise _damaged(path, "its table of contents is inconsistent")

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dqconvert.checkpoint.fit import check_fit, shapes_of
 from dqconvert.errors import CheckpointError
-
-_WRAPPERS = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before the names."""
+from dqconvert.weights.names import fitted
 
 
-def fill(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> str:
+def fill(model: nn.Module, state: Mapping[str, Any], path: str | os.PathLike[str]) -> str:
     """Loads a checkpoint's tensors into a model, in place.
 
-    Names may have the prefixes of DistributedDataParallel and torch.compile, or any one prefix that is common to all.
+    Names may be those of a wrapped model, or of one with wrapped parts, see :func:`dqconvert.weights.names.fitted`.
 
     Args:
         model: A float model.
-        state: The tensors by name.
+        state: The tensors by name; and what modules say of themselves (``get_extra_state``).
         path: The file, as messages call it.
 
     Returns:
@@ -41,37 +40,18 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[
         1.0
     """
     expected = shapes_of(model.state_dict(keep_vars=True))
-    prefix, tensors = _without_prefix(state, expected)
+    extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    prefix, tensors = fitted({name: value for name, value in state.items() if name not in extra}, model, expected)
     check_fit(model, expected, shapes_of(tensors), os.fspath(path))
     _check_types(model, tensors, path)
     check_finite(model, tensors, path)
-    model.load_state_dict(tensors)
+    own = {name.removeprefix(prefix): value for name, value in extra.items()}
+    known = {name for name in model.state_dict() if name.endswith("_extra_state")}
+    try:
+        model.load_state_dict({**tensors, **{name: own[name] for name in own if name in known}}, strict=False)
+    except Exception as error:  # what a module's own set_extra_state raises
+        raise CheckpointError(f"{path}: {type(model).__name__} does not take its state: {error}") from error
     return prefix
-
-
-def _without_prefix(state: Mapping[str, Tensor], expected: Mapping[str, object]) -> tuple[str, Mapping[str, Tensor]]:
-    """The reading of the names that fits the model, or else the one that fits best."""
-    best: tuple[int, str, Mapping[str, Tensor]] = (-1, "", state)
-    for prefix in _prefixes(list(state)):
-        tensors = {name.removeprefix(prefix): value for name, value in state.items()}
-        common = len(tensors.keys() & expected.keys())
-        if common > best[0]:
-            best = common, prefix, tensors
-        if tensors.keys() == expected.keys():
-            break
-    return best[1:]
-
-
-def _prefixes(names: list[str]) -> Iterator[str]:
-    """Nothing, and what all names begin with, part by part; wrappers first."""
-    yield ""
-    prefix = ""
-    while names and all(name.startswith(prefix) and "." in name[len(prefix) :] for name in names):
-        first = next((w for w in _WRAPPERS if names[0].startswith(prefix + w)), None)
-        prefix += first or names[0][len(prefix) :].partition(".")[0] + "."
-        if not all(name.startswith(prefix) for name in names):
-            return
-        yield prefix
 
 
 def _check_types(model: nn.Module, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

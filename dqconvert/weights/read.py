@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import safetensors.torch
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from dqconvert.checkpoint.container import is_prepared
+from dqconvert.checkpoint.limits import read_json
 from dqconvert.errors import CheckpointError, CheckpointKeyError
+from dqconvert.files import open_file
 from dqconvert.weights.archive import load_archive, read_start
 from dqconvert.words import kind_of
 
-_KEYS = ("state_dict", "model_state_dict", "model")
+_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "model_state")
 """Where training checkpoints keep the weights; Lightning's is the first."""
 
 
@@ -28,11 +30,13 @@ class Weights:
         state: Tensors by name, as in the file.
         module: The module itself, where the file holds a pickled one.
         found: Where in the file they were, for people: ``"state_dict"``, or ``""`` at its top.
+        others: Where else there are tensors of the same names and shapes: of an average, say.
     """
 
-    state: dict[str, Tensor]
+    state: dict[str, Any]
     module: nn.Module | None = None
     found: str = ""
+    others: tuple[str, ...] = ()
 
 
 def read_weights(path: str | os.PathLike[str], *, key: str | None = None, trust_pickle: bool = False) -> Weights:
@@ -59,6 +63,8 @@ def read_weights(path: str | os.PathLike[str], *, key: str | None = None, trust_
             f"{path}: is a prepared file already: load it with dqconvert.load(path, model=...), or look at it with "
             f"`dqconvert inspect`."
         )
+    if os.fspath(path).endswith(".index.json"):
+        return _select(_read_shards(path), key, path)
     if os.fspath(path).endswith(".safetensors") or start[8:9] == b"{":
         return _select(_read_safetensors(path), key, path)
     return _select(load_archive(path, trust=trust_pickle), key, path)
@@ -74,6 +80,28 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
 
 
+def _read_shards(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of several files beside an index that says which tensor is where."""
+    with open_file(path) as file:
+        text = file.read()
+    try:
+        places = read_json(text, len(text))["weight_map"]
+        files = sorted({str(places[name]) for name in places})
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: is no index of weights in several files: it has no weight_map.") from error
+    found: dict[str, Tensor] = {}
+    for name in files:
+        if os.path.basename(name) != name or not name:
+            raise CheckpointError(f"{path}: names the file {name!r}, which is not beside it.")
+        found |= read_weights(os.path.join(os.path.dirname(os.fspath(path)), name)).state
+    missing = [name for name in places if name not in found]
+    if missing:
+        raise CheckpointError(
+            f"{path}: its files lack {missing[0]!r}{f' and {len(missing) - 1} more' if missing[1:] else ''}."
+        )
+    return {name: found[name] for name in places}
+
+
 def _select(content: Any, key: str | None, path: str | os.PathLike[str]) -> Weights:
     """Finds the weights in what a file holds."""
     if key is not None:
@@ -81,10 +109,42 @@ def _select(content: Any, key: str | None, path: str | os.PathLike[str]) -> Weig
             content = _step(content, part, key, path)
         return _weights(content, key, path)
     if isinstance(content, Mapping) and not _is_state(content):
-        for name in _KEYS:
-            if isinstance(content.get(name), Mapping | nn.Module):
-                return _weights(content[name], name, path)
+        states = dict(_states(content))
+        first = next((name for name in _KEYS if isinstance(content.get(name), Mapping | nn.Module)), None)
+        if first is None and len(states) == 1:
+            first = next(iter(states))
+        if first is not None and (first in states or first in content):
+            weights = _weights(states.get(first, content.get(first)), first, path)
+            return replace(
+                weights, others=tuple(name for name in states if name != first and _same(states[name], weights))
+            )
+        if states:
+            keys = ", ".join(f"--key {name}" for name in states)
+            raise CheckpointError(f"{path}: holds several sets of weights: choose one, with {keys}.")
     return _weights(content, "", path)
+
+
+def _states(content: Mapping[Any, Any], before: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """Every dict of weights in a training checkpoint, by its key; what optimizers keep is none."""
+    for name, value in content.items():
+        if isinstance(name, str) and "optim" not in name and isinstance(value, Mapping) and depth > 0:
+            if _is_state(value):
+                yield before + name, value
+            else:
+                yield from _states(value, f"{before}{name}.", depth - 1)
+
+
+def _same(state: Mapping[str, Any], weights: Weights) -> bool:
+    """Whether a state would fit where these weights do, wrappers and counts aside."""
+
+    def shapes(tensors: Mapping[str, Any]) -> set[tuple[str, ...]]:
+        return {
+            (name.removeprefix("module.").removeprefix("_orig_mod."), str(tuple(value.shape)))
+            for name, value in tensors.items()
+            if isinstance(value, Tensor) and name != "n_averaged"
+        }
+
+    return shapes(state) == shapes(weights.state)
 
 
 def _step(content: Any, part: str, key: str, path: str | os.PathLike[str]) -> Any:
@@ -111,16 +171,31 @@ def _weights(content: Any, found: str, path: str | os.PathLike[str]) -> Weights:
 def _is_state(content: Mapping[Any, Any]) -> bool:
     """Whether a dict is a ``state_dict``: names, and tensors but for what a layer keeps beside."""
     named = [value for name, value in content.items() if isinstance(name, str) and not name.endswith("_extra_state")]
-    return bool(named) and len(named) >= len(content) // 2 and all(isinstance(value, Tensor) for value in named)
+    tensors = [value for value in named if isinstance(value, Tensor)]
+    plain = all(isinstance(value, Tensor | bool | int | float | str | None) for value in named)
+    return len(tensors) > 0 and len(named) >= len(content) // 2 and plain and 2 * len(tensors) > len(named)
 
 
-def _tensors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def _tensors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The tensors, and what modules say of themselves; other numbers and words are left out."""
     found = {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
     for name, value in found.items():
-        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
             kind = "meta" if value.is_meta else str(value.dtype if value.is_quantized else value.layout)[6:]
-            raise CheckpointError(f"{path}: {name!r} is a {kind} tensor, not plain numbers.")
-    return found
+            raise CheckpointError(
+                f"{path}: {name!r} is a {'nested' if value.is_nested else kind} tensor, not plain numbers."
+            )
+        if value.is_floating_point() and value.dtype.itemsize == 1:
+            raise CheckpointError(
+                f"{path}: {name!r} is a {str(value.dtype)[6:]} tensor, which was quantized already: take the "
+                f"checkpoint before that, or cast it to float32 by its scales."
+            )
+        if name.endswith("_flat_param"):
+            raise CheckpointError(
+                f"{path}: holds flat parameters of FSDP ({name!r}): save the model under "
+                f"StateDictType.FULL_STATE_DICT, or by torch.distributed.checkpoint.state_dict.get_model_state_dict."
+            )
+    return {**found, **{name: value for name, value in state.items() if str(name).endswith("_extra_state")}}
 
 
 def _unwrap(module: nn.Module) -> nn.Module:
