@@ -153,6 +153,13 @@ def test_an_edge_index_object_is_an_edge_index(traced, form, called):
     assert_same(evaluation(model, (normal(N, 8), forms()[called])), wanted)
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_features_as_a_sparse_matrix(layout):
+    model, inputs = GCNConv(8, 4), (normal(N, 8).relu().to_sparse(layout=layout), EDGES)
+    module, _ = dqconvert.prepare(model, QConfig(), inputs)
+    assert_same(evaluation(module, inputs), evaluation(model, inputs))
+
+
 def test_features_in_another_layout_are_refused():
     with pytest.raises(ArgumentError, match=r"was a dense tensor .* is a sparse matrix \(torch.sparse_coo\)"):
         same_layout(normal(N, 8).to_sparse(), "strided", "x")

@@ -30,6 +30,8 @@ STAND_INS: Mapping[Any, Callable[..., Any]] = MappingProxyType(
 def put_stand_ins(context: Context) -> None:
     """Replaces functions, and the modules of dropout and batch norm, by their counterparts."""
     for node in list(context.graph.nodes):
+        if any(note_of(value).sparse for value in node.all_input_nodes):  # features as a sparse matrix: torch's affair
+            continue
         if node.op == "call_function" and node.target in STAND_INS:
             node.target = STAND_INS[node.target]
         elif type(context.plain_module(node)) is nn.Dropout:
