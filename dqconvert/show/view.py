@@ -29,6 +29,7 @@ _BOOKKEEPING = {
         "present",
         "same_keys",
         "same_layout",
+        "still_absent",
         "same_items",
         "by_mode",
         "min",

@@ -15,7 +15,8 @@ from dqconvert.trace.constants import literal
 from dqconvert.trace.copies import duplicate, set_mode
 from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
-from dqconvert.trace.runtime import pinned, present, same_items, same_keys, same_layout
+from dqconvert.trace.note import Note, annotate
+from dqconvert.trace.runtime import pinned, present, same_items, same_keys, same_layout, still_absent
 from dqconvert.trace.writer import Writer
 
 
@@ -54,6 +55,7 @@ def record(
     with torch.enable_grad(), interception.into(writer):
         before = _attributes(model)
         writer.output(interception.call_root(method, args, kwargs))
+        _check_absent(writer.graph, writer.asked)
         if left is not None:
             left += [name for name, value in _attributes(model).items() if before.get(name) != value]
     if remarks is not None:
@@ -116,6 +118,37 @@ def _bind_item(writer: Writer, item: Any, node: Node, key: Any, name: str) -> An
     return _bind_parts(writer, item, part, name)
 
 
+class _Asked(dict[str, Any]):
+    """What a data object holds, and what it was asked for in vain."""
+
+    def __init__(self, held: dict[str, Any]) -> None:
+        super().__init__(held)
+        self.missed: dict[str, None] = {}
+
+    def __contains__(self, key: object) -> bool:
+        found = super().__contains__(key)
+        if not found:
+            self.missed[str(key)] = None
+        return found
+
+    def __missing__(self, key: str) -> Any:
+        self.missed[key] = None
+        raise KeyError(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(key, default) if key in self else default  # the look-up is noted
+
+
+def _check_absent(graph: Graph, asked: list[tuple[Node, str, _Asked]]) -> None:
+    """Has a graph check, first of all, that what data objects were asked for in vain is absent still."""
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1:]
+    for node, name, held in asked:
+        absent = tuple(sorted(key for key in held.missed if key not in dict.keys(held) and key.isidentifier()))
+        if absent:
+            with graph.inserting_after(node if node.op != "placeholder" else last[0]):
+                annotate(graph.call_function(still_absent, (node, absent, name)), Note())
+
+
 def _bind_data(writer: Writer, data: BaseData, node: Node, name: str) -> BaseData:
     for store in data.stores:
         key = store._key
@@ -127,6 +160,8 @@ def _bind_data(writer: Writer, data: BaseData, node: Node, name: str) -> BaseDat
                 continue
             part = writer.input_node(getattr, (owner, attribute), value, f"argument {name}.{attribute}")
             store[attribute] = _bind_parts(writer, value, part, f"{name}.{attribute}")
+        store._mapping = asked = _Asked(store._mapping)
+        writer.asked.append((owner, name, asked))
     attributes = attributes_of_batch(data)
     graphs = attributes.get("_num_graphs")
     if isinstance(graphs, int):

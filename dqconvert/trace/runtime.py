@@ -180,6 +180,26 @@ def same_keys(value: dict[Any, Any], expected: tuple[Any, ...], name: str) -> No
         )
 
 
+def still_absent(value: Any, absent: tuple[str, ...], name: str) -> None:
+    """Checks that a data object, or a part of one, still lacks what the forward looked for in vain while tracing.
+
+    Raises:
+        ArgumentError: If it has it now.
+
+    Example:
+        >>> from torch_geometric.data import Data
+        >>> still_absent(Data(), ("edge_attr",), "data")
+    """
+    held = vars(value)
+    store = held.get("_store", held.get("_global_store", value))
+    for attribute in absent:
+        if store._mapping.get(attribute) is not None:
+            raise ArgumentError(
+                f"argument {name!r} had no {attribute!r} when the model was prepared and has one now, and its graph "
+                f"has no place for it: prepare the model again with it among the example_inputs."
+            )
+
+
 def same_layout(value: Any, expected: str, name: str) -> None:
     """Checks that a tensor argument is stored as it was while tracing: dense, or a sparse matrix of the same layout.
 
@@ -378,5 +398,5 @@ def by_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
     return when_training if training else when_evaluating
 
 
-ARGUMENT_CHECKS = (pinned, present, same_items, same_keys, same_layout)
+ARGUMENT_CHECKS = (pinned, present, same_items, same_keys, same_layout, still_absent)
 """What a graph checks of the form of its arguments, before anything else."""

@@ -18,6 +18,7 @@ from torch_geometric.nn.conv import MessagePassing
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import with_visible_messages
+from dqconvert.trace.choices import choices_among, pin_choices
 from dqconvert.trace.copies import deep_copy, duplicate, working_copy
 from dqconvert.trace.grow import drop_edges, enlarge, shrink
 from dqconvert.trace.inputs import Inputs, bind, method_of
@@ -283,7 +284,10 @@ def _record_four(
         for mode in (True, False)
     )
     found = _Recorded(train, evaluate, islands, second, interception.met_sparse, list(remarks), left)
+    choices = choices_among(interception, inputs, method, frozenset(islands), evaluate)
     if second is None:
+        for graph in (train, evaluate):
+            pin_choices(graph, choices)
         found.remarks.append("no second input of other sizes could be derived: checked on the example inputs alone")
         return found
     for graph, training in ((train, True), (evaluate, False)):
@@ -294,6 +298,7 @@ def _record_four(
             refuse_loops(graph)
         else:
             _explain(different, found, _part(method))
+        pin_choices(graph, choices)
     return found
 
 

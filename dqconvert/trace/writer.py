@@ -44,6 +44,7 @@ class Writer:
         modules: Paths of the registered modules by ``id``.
         origin: For a device or dtype that was read off a tensor, the node that reads it.
         remarks: What the user should know of the recording.
+        asked: Data objects among the arguments: their nodes, their names, and what was looked for in them.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Writer:
         self.propagations = 0
         self.origin: dict[Any, Node] = {}
         self.remarks: dict[str, None] = {}
+        self.asked: list[tuple[Node, str, Any]] = []
         self._given: dict[int, tuple[Tensor, Tensor]] = {}
 
     @contextmanager

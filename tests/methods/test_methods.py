@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch_geometric.data import Data
 from torch_geometric.nn import GAE, GCN, RECT_L, VGAE, GCNConv, GraphSAGE, LightGCN, SAGEConv, Sequential
 
 import dqconvert
@@ -428,3 +429,52 @@ def test_two_threads_make_one_graph():
     assert not errors
     assert len(module.more_methods) == 1
     assert all(torch.equal(out, module(X, EI)) for out in found)
+
+
+# -- what chooses ------------------------------------------------------------------------------------------------
+
+
+def test_a_number_that_chooses_a_layer_chooses_it_in_every_call():
+    module = trained(GraphSAGE(8, 16, 2, 4))
+    hidden = module.inference_per_layer(0, X, EI, NODES)
+    assert torch.equal(module.inference_per_layer(1, hidden, EI, NODES), module(X, EI))
+
+
+class Chosen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lins = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        return self.upto(x, 3)
+
+    def at(self, x, number):
+        return self.lins[number](x)
+
+    def upto(self, x, number):
+        for lin in self.lins[:number]:
+            x = lin(x).relu()
+        return x
+
+
+def test_a_number_that_indexes_a_list():
+    module = trained(Chosen(), inputs=(X,))
+    assert all(torch.equal(module.at(X, k), module.lins[k](X)) for k in range(3))
+    assert torch.equal(module.upto(X, 1), module.lins[0](X).relu())
+    assert torch.equal(module.upto(X, 3), module(X))
+
+
+def test_an_attribute_of_data_that_comes_later():
+    class OnData(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = GCNConv(8, 4)
+
+        def forward(self, data):
+            return self.conv(data.x, data.edge_index, data.edge_attr)
+
+    plain, weighed = Data(x=X, edge_index=EI), Data(x=X, edge_index=EI, edge_attr=torch.rand(EDGES))
+    module = trained(OnData(), inputs=(plain,))
+    assert not torch.equal(module(plain), module(weighed))
+    assert torch.equal(module(plain), module(Data(x=X, edge_index=EI, y=torch.ones(3))))
+    assert len(module.more_methods) == 1
