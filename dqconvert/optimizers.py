@@ -30,7 +30,7 @@ def watch_optimizers(model: nn.Module, module: nn.Module) -> None:
         model: What ``module`` was made of; it keeps its own parameters.
         module: A prepared module.
     """
-    for parameter in model.parameters():
+    for parameter in nn.Module.parameters(model):
         _COPIED.setdefault(parameter, weakref.WeakSet()).add(module)
     _FINE.clear()
     if not _HOOKS:

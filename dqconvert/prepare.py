@@ -66,8 +66,11 @@ def prepare(
             code, whose layers are prepared each for itself.
         strict: Raise where a submodule cannot be traced, instead of leaving it in float.
         fuse: Whether groups of nodes (message passing; quantizers with sums and ReLUs between them) run as one operator
-            each: less memory, several times faster, the same results. Modules that have hooks by now stay apart; those
-            that get hooks later need ``module.recompile()``. ``False``: node by node.
+            each: less memory, several times faster, the same results. ``False``: node by node.
+
+    What the forward reads off its modules is followed where it is a number with a fraction (``module.alpha = 0.3``,
+    items of dicts and lists, fields of settings); any other change is a ``GuardError`` that names the attribute. Hooks
+    that are registered by now run; of those registered later, the ones that cannot are warned of.
 
     Returns:
         The prepared module and the report. The module's ``state_dict`` has every key of the float model's, and the

@@ -21,10 +21,15 @@ from dqconvert.quant.memo import Memo
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import Quantizers
 from dqconvert.trace.computed import at_rest, computed_names
+from dqconvert.trace.hooks import call_hook
 from dqconvert.trace.method import Method
+from dqconvert.trace.unchanged import Read, entries_of, followed_reads
 from dqconvert.words import kind_of
 
 KIND = "prepared"
+
+PLAIN = (bool, int, float, str, type(None))
+"""Kinds of attributes that a file keeps."""
 
 FLAGS = ("observer_enabled", "fake_quant_enabled")
 """Switches of a quantizer that a file keeps."""
@@ -49,6 +54,12 @@ def describe(
         CheckpointError: If the module holds something that a file cannot, such as a quantizer of the user's own.
     """
     train, evaluate = module.source
+    hooked = [str(node.args[0]) for graph in every_graph(module) for node in graph.nodes if node.target is call_hook]
+    if hooked and not lenient:
+        raise CheckpointError(
+            f"the forward runs hooks of yours ({hooked[0]}), which a file cannot hold: prepare the model without them, "
+            f"or save module.state_dict() and prepare the model with its hooks again to load it."
+        )
     own = _own_quantizers(module)
     if own and not lenient:
         raise CheckpointError(
@@ -189,17 +200,32 @@ def extra_of(module: PreparedModule) -> tuple[dict[str, Any], dict[str, Tensor]]
     return found, tensors
 
 
+def every_graph(module: PreparedModule) -> list[Graph]:
+    """The graphs of all methods, and those that they were made of."""
+    pairs = [(*method.graphs(), *(method.source or ())) for method in module.all_methods()]
+    return [graph for pair in pairs for graph in pair if graph is not None]
+
+
 def _beside_state(module: PreparedModule, state: set[str]) -> dict[str, Tensor]:
     found = {name: value for name, value in module.named_buffers(remove_duplicate=False) if name not in state}
-    pairs = [(*method.graphs(), *(method.source or ())) for method in module.all_methods()]
-    graphs = [graph for pair in pairs for graph in pair if graph is not None]
-    for path in [str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"]:
+    for path in [str(node.target) for graph in every_graph(module) for node in graph.nodes if node.op == "get_attr"]:
         if path in state:
             continue
         owner, _, name = path.rpartition(".")
         value = getattr(module.get_submodule(owner), name)
         if isinstance(value, Tensor):
             found[path] = value
+    return found
+
+
+def settings_of(module: PreparedModule) -> dict[Read, Any]:
+    """The numbers among the modules' attributes that the forward reads, and those that it must find as they were."""
+    graphs = every_graph(module)
+    found: dict[Read, Any] = {}
+    for graph in graphs:
+        kept = [entry for entry in entries_of(graph) if entry.kind == "value"]
+        found |= {(entry.path, entry.steps): entry.value for entry in kept if isinstance(entry.value, PLAIN)}
+        found |= dict(followed_reads(graph, module))
     return found
 
 
@@ -232,6 +258,7 @@ def _state(module: PreparedModule) -> dict[str, Any]:
     modes = {path: child.training for path, child in module.named_modules()}
     return {
         "aliases": aliases_of(tensors),
+        "settings": [[*key, value] for key, value in settings_of(module).items()],
         "beside": sorted(set(tensors) - _names(module)),
         "absent": absent,
         "frozen": [name for name, value in module.named_parameters() if not value.requires_grad],

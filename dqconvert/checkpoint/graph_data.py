@@ -23,10 +23,11 @@ from dqconvert.checkpoint.writes import check_writes
 from dqconvert.errors import CheckpointError
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.propagate import MessageWeight
+from dqconvert.trace.names import module_of
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import qualified_name
-from dqconvert.trace.patching import module_of
 from dqconvert.trace.runtime import store
+from dqconvert.trace.unchanged import ITSELF
 
 Data = dict[str, Any]
 
@@ -236,7 +237,7 @@ class _Decoder:
             raise CheckpointError(f"{name} in the file calls {target!r} wrongly: {error}.") from error
 
     def _path(self, op: str, target: str) -> str:
-        if self.root is None:
+        if self.root is None or (op, target) == ("get_attr", ITSELF):
             return target
         owner, _, name = target.rpartition(".")
         try:
@@ -246,8 +247,15 @@ class _Decoder:
                 f"the graph in the file uses {target!r}, which the given model does not have: it is of another class, "
                 f"or was made with other arguments."
             ) from error
-        expected = nn.Module if op == "call_module" else torch.Tensor | nn.Module | bool
-        if not isinstance(found, expected) or (isinstance(found, bool) and name != "training"):
+        if op == "call_module":
+            fits = isinstance(found, nn.Module)
+        elif isinstance(found, bool):
+            fits = name == "training"
+        else:
+            fits = isinstance(found, torch.Tensor | nn.Module) or _is_setting(
+                self.root.get_submodule(owner), name, found
+            )
+        if not fits:
             raise CheckpointError(f"the graph in the file uses {target!r}, which is a {type(found).__name__} here.")
         return target
 
@@ -263,6 +271,12 @@ class _Decoder:
         kind = _known_namedtuple(content[0], self.root)
         items = tuple(map(self.value, content[1:]))
         return items if kind is None else kind(*items)
+
+
+def _is_setting(owner: nn.Module, name: str, value: Any) -> bool:
+    """Whether a value is an attribute that a forward may follow: a number, or what holds numbers."""
+    plain = name in vars(owner) or not hasattr(getattr(type(owner), name, None), "__get__")
+    return plain and not name.startswith("_") and not callable(value) and not isinstance(value, str | bytes)
 
 
 _OURS = {_tuple_name(cls): cls for cls in (Finish, MessageWeight)}

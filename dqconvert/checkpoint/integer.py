@@ -249,4 +249,6 @@ def report_of(data: Mapping[str, Any]) -> IntegerReport:
         floats=tuple(Float(**entry) for entry in data["floats"]),
         places=tuple(Place(**entry) for entry in data["places"]),
         methods=tuple(PreparedMethod(**entry) for entry in data.get("methods", ())),
+        remarks=tuple(map(str, data.get("remarks", ()))),
+        settings=tuple(map(str, data.get("settings", ()))),
     )

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from dqconvert.checkpoint.document import FLAGS, aliases_of
+from dqconvert.checkpoint.document import FLAGS, PLAIN, aliases_of
 from dqconvert.checkpoint.fit import check_fit, shapes_of
 from dqconvert.checkpoint.graph_data import decode_graph, wellformed
 from dqconvert.checkpoint.schema import PreparedData, check_document
 from dqconvert.checkpoint.stored import decode_extra, put_together
-from dqconvert.errors import CheckpointError, TraceError
+from dqconvert.errors import CheckpointError, GuardError, TraceError
 from dqconvert.qconfig import Protect, QConfig, QSpec
 from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.report import Entry, LeftFloat, PreparedMethod, Report
@@ -25,6 +25,7 @@ from dqconvert.trace.computed import at_rest, computed_names
 from dqconvert.trace.copies import working_copy
 from dqconvert.trace.inputs import method_of
 from dqconvert.trace.method import Method
+from dqconvert.trace.unchanged import Read, put, words
 
 
 def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module, where: str) -> PreparedModule:
@@ -70,7 +71,10 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
             )
         for name in beside:
             _set_tensor(root, name, every[name])
+        for path, steps, value in state.get("settings", ()):
+            _set_attribute(root, (str(path), tuple((str(kind), name) for kind, name in steps)), value, where)
         module = _build(root, document)
+        _check_attributes(module, where)
         _set_modes(module, document)
     return module
 
@@ -176,6 +180,28 @@ def _set_tensor(root: nn.Module, path: str, value: Tensor) -> None:
             present.copy_(value)  # others may be views of it
     else:
         setattr(owner, name, value.to(present.device))
+
+
+def _set_attribute(root: nn.Module, key: Read, value: Any, where: str) -> None:
+    """Sets what the forward reads to what it was when the file was saved."""
+    path, ((_, name), *_) = key
+    own = vars(root.get_submodule(path))
+    known = name in own or hasattr(type(root.get_submodule(path)), name)
+    if not known or callable(own.get(name)) or not isinstance(value, PLAIN) or not put(root, key, value):
+        raise CheckpointError(
+            f"{where}: {words(key)} is {value!r} in the file, and something else in the given model: pass a model that "
+            f"was made with the same arguments."
+        )
+
+
+def _check_attributes(module: PreparedModule, where: str) -> None:
+    try:
+        module.check_unchanged()
+    except GuardError as error:
+        what = str(error).partition(": the graph")[0]
+        raise CheckpointError(
+            f"{where}: does not fit the given model: {what}. Pass a model that was made with the same arguments."
+        ) from error
 
 
 def _build(root: nn.Module, document: Mapping[str, Any]) -> PreparedModule:

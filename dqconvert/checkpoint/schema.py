@@ -81,6 +81,7 @@ class ProtectionData(TypedDict):
 
 class _State(TypedDict):
     aliases: dict[str, str]
+    settings: list[Any]
     beside: list[str]
     frozen: list[str]
     training: bool
@@ -145,6 +146,8 @@ class _IntegerReport(TypedDict):
     ops: dict[str, int]
     floats: list[Float]
     places: list[Place]
+    remarks: list[str]
+    settings: list[str]
 
 
 class IntegerReportData(_IntegerReport, total=False):

@@ -20,6 +20,7 @@ from dqconvert.lower.compose import compose, planes
 from dqconvert.lower.evaluation import evaluation_of, remove_unused
 from dqconvert.lower.fold import fold
 from dqconvert.lower.inputs import refuse_nan
+from dqconvert.lower.left_out import not_done, settings
 from dqconvert.lower.linear import reshaped_like
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.merge import merge
@@ -44,7 +45,13 @@ def lower(module: PreparedModule) -> IntegerModule:
     first, *others = module.all_methods()
     lowering = _lower_graph(first, module)
     root, graph = lowering.out.root, lowering.out.graph
-    report = replace(IntegerReport.of(module.report.model, graph, lowering.floats), methods=module.report.methods)
+    prepared = [method.eval_graph or method.graph for method in (first, *others)]
+    report = replace(
+        IntegerReport.of(module.report.model, graph, lowering.floats),
+        methods=module.report.methods,
+        remarks=not_done(prepared),
+        settings=settings(prepared, module),
+    )
     more: list[Method] = []
     left_out: dict[str, str] = {}
     for method in others:

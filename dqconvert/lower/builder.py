@@ -17,6 +17,7 @@ from dqconvert.lower.values import Codes, Fixed, Joined, Known, Looked, Value, a
 from dqconvert.rewrite.place import Quantizers
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.doors import copy_apart
+from dqconvert.trace.names import module_of
 from dqconvert.trace.note import Note, annotate, note_of
 
 
@@ -89,7 +90,7 @@ class Builder:
                 for held, child in list(part.named_children()):
                     if isinstance(child, Quantizers):  # the graph calls them, never the module
                         delattr(part, held)
-                if getattr(part, "inplace", False) and type(part).__module__.startswith("torch.nn."):
+                if getattr(part, "inplace", False) and module_of(type(part)).startswith("torch.nn."):
                     part.inplace = False  # type: ignore[assignment]
             owner.add_module(name, copied)
 

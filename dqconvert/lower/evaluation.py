@@ -19,6 +19,7 @@ from dqconvert.rewrite.spaces import gather, is_connectivity, is_input
 from dqconvert.trace import runtime
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.ops import writes
+from dqconvert.trace.unchanged import without_reads
 
 CHECKS = frozenset((runtime.guard, runtime.check_sorted, *runtime.ARGUMENT_CHECKS))
 """Functions that are called for what they refuse."""
@@ -39,7 +40,7 @@ def evaluation_graph(module: PreparedModule) -> Graph:
 
 def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
     """Likewise, of any of its graphs."""
-    graph = copy.deepcopy(prepared)
+    graph = without_reads(copy.deepcopy(prepared))
     modules = dict(module.named_modules(remove_duplicate=False))
     for node in graph.nodes:
         called = modules.get(str(node.target)) if node.op == "call_module" else None

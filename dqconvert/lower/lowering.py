@@ -27,9 +27,10 @@ from dqconvert.lower.tables import fold, pointwise, rounded, tabulate, unchanged
 from dqconvert.lower.values import Codes, Fixed, Grid, Joined, Known, Looked, Plain, Value, tabular
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.fuse.context import Context, only_user, reads_form
+from dqconvert.trace.constants import literal
+from dqconvert.trace.names import module_of
 from dqconvert.trace.note import Note, note_of
 from dqconvert.trace.ops import argument, op_name
-from dqconvert.trace.patching import module_of
 from dqconvert.trace.runtime import keep_gradient, private
 
 _IDENTITIES = frozenset(("clone", "detach", "identity"))
@@ -130,7 +131,7 @@ class Lowering:
         if isinstance(value, nn.Module):
             self.out.module(str(node.target), value)
             return Plain(self.out.copy(node, (), {}))
-        return Known(value.detach()) if isinstance(value, Tensor) else Fixed(value)
+        return Known(value.detach()) if isinstance(value, Tensor) else Fixed(literal(value))
 
     def _form(self, node: Node) -> Value | None:
         """What is read off a tensor without looking into it."""
@@ -154,7 +155,7 @@ class Lowering:
             return None
         value = fold(node, self.values)
         if not isinstance(value, Tensor):
-            return Fixed(value)
+            return Fixed(literal(value))
         source = inputs[0] if moves(node) else None
         one_grid = isinstance(source, Known) and source.quantizer is not None and source.quantizer.channel_dim is None
         return Known(value, source.quantizer if one_grid and isinstance(source, Known) else None)
@@ -236,7 +237,7 @@ class Lowering:
     def _for_layers(self, node: Node) -> bool:
         """Whether a copy is for layers of torch's alone, which change nothing in place here."""
         modules = [self.module(user) for user in node.users]
-        return node.target is private and all(type(module).__module__.startswith("torch.nn.") for module in modules)
+        return node.target is private and all(module_of(type(module)).startswith("torch.nn.") for module in modules)
 
     def _moved(self, node: Node) -> Value | None:
         if not moves(node):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import Graph
 
 from dqconvert import notebook
-from dqconvert.errors import ArgumentError, LoweringError
+from dqconvert.errors import ArgumentError, GuardError, LoweringError
 from dqconvert.lower.report import IntegerReport
 from dqconvert.lower.skeleton import Bare, drops_weights, open_bare
 from dqconvert.rewrite.boundary import Boundary, bounded
@@ -81,6 +81,19 @@ class IntegerModule(DoorModule):
 
     def _repr_html_(self) -> str:
         return notebook.lines([repr(self)]) + self.report._repr_html_()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute of the module's own, and refuses what the float model's forward read.
+
+        Raises:
+            GuardError: If the forward read an attribute of that name: the integers hold what it was.
+        """
+        if any(name == setting.partition(".")[0] for setting in self.__dict__["report"].settings):
+            raise GuardError(
+                f"{name!r} was read by the float model's forward, and the integer module holds what it was: set it on "
+                f"the prepared module and convert that again."
+            )
+        super().__setattr__(name, value)
 
     def train(self, mode: bool = True) -> IntegerModule:
         """Stays in evaluation mode, whatever is asked for."""

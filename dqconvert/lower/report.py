@@ -50,6 +50,8 @@ class IntegerReport:
         places: Where values of the prepared graph are held.
         methods: The methods that it has, and how they came to be prepared; all but the first in ``ops`` and ``floats``,
             too, and not in ``places``.
+        remarks: What the prepared module does beside, and the integer module does not.
+        settings: Attributes of the model's modules that the forward read, by path: they are as they were.
     """
 
     model: str
@@ -57,9 +59,16 @@ class IntegerReport:
     floats: tuple[Float, ...]
     places: tuple[Place, ...] = ()
     methods: tuple[PreparedMethod, ...] = ()
+    remarks: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: str, graph: Graph, floats: Mapping[Node, Float]) -> IntegerReport:
+    def of(
+        cls,
+        model: str,
+        graph: Graph,
+        floats: Mapping[Node, Float],
+    ) -> IntegerReport:
         """Of a finished graph.
 
         Args:
@@ -98,4 +107,5 @@ class IntegerReport:
         if len(self.methods) > 1:
             lines += [f"method {m.name}({m.arguments}): {m.how}" for m in self.methods]
         lines += [f"float {f.op} ({f.node}, {f.source}): {f.reason}" for f in self.floats]
+        lines += [f"note: {remark}" for remark in self.remarks]
         return "\n".join(lines)

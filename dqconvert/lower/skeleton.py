@@ -10,6 +10,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.view import float_view
+from dqconvert.trace.copies import set_mode
 from dqconvert.trace.doors import DoorModule, Part, door_of
 from dqconvert.trace.leaves import WEIGHTED_MODULES
 
@@ -34,7 +35,9 @@ def skeleton_of(module: PreparedModule) -> nn.Module:
         for node in method.graph.nodes
         if node.op == "call_module" and getattr(node.args[0] if node.args else None, "op", "") == "get_attr"
     }
-    view = float_view(module).eval().requires_grad_(False)
+    view = set_mode(float_view(module), False)
+    for parameter in nn.Module.parameters(view):  # a model may have a method of that name for something else
+        parameter.requires_grad_(False)
     for path, part in view.named_modules():
         for name in list(part._parameters):
             if isinstance(part, WEIGHTED_MODULES) or (f"{path}.{name}" if path else name) in quantized:

@@ -82,6 +82,7 @@ def rewrite(
         methods=(PreparedMethod(name=method, arguments=words_of(root.graph), how="named"),),
     )
     graph, eval_graph, state = root._parts()
+    del state["_objects"]  # the modules have quantizers now
     state |= {
         "qconfig": qconfig,
         "report": report,

@@ -48,7 +48,7 @@ def float_view(prepared: PreparedModule) -> nn.Module:
 
 _OWN = (
     *("qconfig", "report", "source", "method", "called_method", "more_methods", "own_code", "islands", "fuse"),
-    *("user_fuse", "eval_graph"),
+    *("user_fuse", "eval_graph", "_objects", "_hooks_seen", "_hook_number"),
 )
 """Attributes of a prepared module that the float model does not have."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 
 from dqconvert.errors import DQConvertError, TraceError
 from dqconvert.trace.leaves import message_passing_layers
@@ -61,8 +62,9 @@ def deep_copy(module: Model) -> Model:
 def clones(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
     """The memo of a deep copy, with copies of what torch cannot deep-copy.
 
-    Compressed sparse matrices; and the weights that the hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm``
-    compute before each forward, which have a gradient history.
+    Compressed sparse matrices; the weights that the hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm`` compute
+    before each forward; and what else a forward left among the attributes that has a gradient history: a loss, or
+    attention coefficients, to be looked at.
 
     Example:
         >>> import torch
@@ -75,6 +77,10 @@ def clones(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
     for module in (part for tree in (model, *attributes) for part in nn.Module.modules(tree)):
         for value in module._buffers.values():
             if value is not None and value.layout not in (torch.strided, torch.sparse_coo) and id(value) not in memo:
+                memo[id(value)] = value.detach().clone()
+        kept = (value for value in vars(module).values() if isinstance(value, Tensor | list | tuple | dict))
+        for value in (leaf for one in kept for leaf in tree_leaves(one)):
+            if isinstance(value, Tensor) and value.grad_fn is not None and id(value) not in memo:
                 memo[id(value)] = value.detach().clone()
         for hook in module._forward_pre_hooks.values():
             computed = vars(module).get(hook.name) if isinstance(hook, WeightNorm | SpectralNorm) else None

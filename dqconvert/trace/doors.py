@@ -21,10 +21,14 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import ArgumentError, ObserverError, TraceError
+from dqconvert.trace.check import Check
 from dqconvert.trace.copies import clones
+from dqconvert.trace.hooks import Hook, hooks_of, new_hook_number, warn_of_lost
 from dqconvert.trace.leaves import WEIGHTED_MODULES, is_leaf_module
 from dqconvert.trace.method import Method, binds, fits
-from dqconvert.trace.module import ASIDE, TracedModule, write_nowhere
+from dqconvert.trace.module import TracedModule, write_nowhere
+from dqconvert.trace.names import module_of
+from dqconvert.trace.unchanged import ASIDE, checks
 from dqconvert.trace.watch import unwatched, watching
 
 AS_IT_IS = object()
@@ -60,6 +64,8 @@ class DoorModule(TracedModule):
     more_methods: tuple[Method, ...] = ()
     own_code: Mapping[str, str] = MappingProxyType({})
     _running: dict[str, list[Running]]
+    _hooks_seen: set[Hook]
+    _hook_number: int
 
     @classmethod
     def _namespace(cls, user: type[nn.Module]) -> dict[str, Any]:
@@ -83,6 +89,7 @@ class DoorModule(TracedModule):
         for method in self.more_methods:
             running.setdefault(method.name, []).append(self._opened(method))
         code = super().recompile()
+        self.__dict__.update(_hooks_seen=hooks_of(self), _hook_number=new_hook_number())
         primary = Running(self._graph, cls.forward)
         cls._running = {**running, self.method: [primary, *running.get(self.method, ())]}
         called = self.called_method
@@ -98,6 +105,23 @@ class DoorModule(TracedModule):
             return Running(method.graph, self._generate(method.graph, method.eval_graph, part)[0])
         finally:
             type(self).forward = forward
+
+    def _look_for_hooks(self) -> None:
+        """Lets hooks run that were registered since the code was generated, and warns of those that cannot."""
+        before = self._hooks_seen
+        self._hook_number = new_hook_number()
+        if hooks_of(self) - before:
+            self.recompile()
+            warn_of_lost(self._hooks_seen - before, [g for method in self.all_methods() for g in method.graphs()])
+
+    def check_unchanged(self) -> None:
+        """Checks that what its methods read off its modules is what it was when they were traced.
+
+        Raises:
+            GuardError: If it is not; it names the attribute.
+        """
+        for method in self.all_methods():
+            Check(self, checks(method.graphs()))(self)
 
     def add_method(self, method: Method) -> Running:
         """Takes one more graph; who calls the door on such arguments runs it."""
@@ -134,6 +158,8 @@ class DoorModule(TracedModule):
         return self._entered(door, part, user, args, kwargs)
 
     def _entered(self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling() and self._hook_number != new_hook_number():
+            self._look_for_hooks()
         found = self._running.get(door)
         if not found or door in self.own_code:
             return self._no_graph(door, part, user, args, kwargs)
@@ -390,12 +416,12 @@ def method_names(user: type[nn.Module]) -> tuple[str, ...]:
 def _method_names(user: Any) -> tuple[str, ...]:
     found = {} if user.forward is nn.Module.forward else {"forward": None}
     for cls in user.__mro__:
-        package = cls.__module__.split(".")[0]
+        package = module_of(cls).split(".")[0]
         machinery = cls in _BASES or package in ("torch", "lightning", "pytorch_lightning")
         for name, value in vars(cls).items() if not machinery else ():
             private = name.startswith("_") and (name.startswith("__") or package == "torch_geometric")
             known = name in _NEVER or name in _MESSAGE_PASSING or hasattr(nn.Module, name)
-            written = isinstance(value, FunctionType) and value.__module__ == cls.__module__  # not by PyG at run time
+            written = type(value) is FunctionType and module_of(value) == module_of(cls)  # not by PyG at run time
             if written and not private and not known and not _yields(value):
                 found[name] = None
     return tuple(name for name in found if isinstance(inspect.getattr_static(user, name), FunctionType))

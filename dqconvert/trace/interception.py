@@ -22,14 +22,17 @@ from torch_geometric.nn.conv import MessagePassing
 from dqconvert.trace import leaves
 from dqconvert.trace.adjacency import edge_product, edge_sizes, is_sparse
 from dqconvert.trace.calls import bind_call
+from dqconvert.trace.copies import duplicate, set_mode
+from dqconvert.trace.hooks import GLOBAL_REMARK, call_hook, global_hooks, replace_hooks
 from dqconvert.trace.in_place import runs_alike
-from dqconvert.trace.inputs import method_of
+from dqconvert.trace.inputs import Inputs, method_of
 from dqconvert.trace.literals import literal_changes
 from dqconvert.trace.note import Stage, describe
 from dqconvert.trace.patching import namespaces, patched, replacements
 from dqconvert.trace.recorder import Recorder
 from dqconvert.trace.runtime import check_sorted, either, stage_output
-from dqconvert.trace.values import KeptFloat, Untraceable, plain_arguments
+from dqconvert.trace.unchanged import ITSELF, Read
+from dqconvert.trace.values import Untraceable, plain_arguments
 from dqconvert.trace.weighing import Values, is_unweighted, set_values, unweighted, values_of, weighed
 from dqconvert.trace.writer import Writer
 
@@ -52,6 +55,7 @@ class Interception:
 
     Attributes:
         met_sparse: Whether a layer's messages went over a sparse adjacency or an ``EdgeIndex``.
+        stateful: Counts among the attributes that forwards read and set.
     """
 
     def __init__(
@@ -61,8 +65,37 @@ class Interception:
         self.fused = fused
         self.products = products
         self.met_sparse = False
+        self.stateful: set[Read] = set()
+        self._caches: set[Read] | None = None
         self._writer: Writer | None = None
         self._thread = threading.get_ident()
+
+    def caches(self, inputs: Inputs, method: str) -> set[Read]:
+        """The attributes that the first of two forwards sets, and the second does not."""
+        with self.writer.paused():
+            if self._caches is None:
+                self._caches = self._set_once(inputs, method)
+        return self._caches
+
+    def _set_once(self, inputs: Inputs, method: str) -> set[Read]:
+        model = set_mode(duplicate(self.root), False)
+        paths = {id(module): path for path, module in nn.Module.named_modules(model)}
+        found: list[set[Read]] = [set(), set()]
+        usual = nn.Module.__setattr__
+        args, kwargs = inputs.call()
+
+        def run(into: set[Read]) -> None:
+            def watch(module: nn.Module, name: str, value: Any) -> None:
+                if id(module) in paths:
+                    into.add((paths[id(module)], (("attr", name),)))
+                usual(module, name, value)
+
+            with patched([(nn.Module, "__setattr__", watch)]), torch.no_grad():
+                method_of(model, method)(*args, **kwargs)
+
+        for names in found:
+            run(names)
+        return found[0] - found[1]
 
     @property
     def writer(self) -> Writer:
@@ -88,6 +121,9 @@ class Interception:
             *((at, name, functions[id(getattr(at, name))]) for at, name, *_ in leaves.SEEN_THROUGH),
             *((at, name, functions[id(fn)]) for at, name, fn in leaves.RANDOM_FUNCTIONS),
             (nn.Module, "__call__", self._module_call(nn.Module.__call__)),
+            (nn.Module, "__getattribute__", self._read_attribute()),
+            (nn.Module, "__getattr__", self._read_registered(nn.Module.__getattr__)),
+            (nn.Module, "__setattr__", self._set_attribute(nn.Module.__setattr__)),
             (Aggregation, "__call__", self._module_call(Aggregation.__call__)),
             (EdgeIndex, "matmul", self._edge_product(EdgeIndex.matmul)),
             (Function, "apply", self._autograd_function(Function.__dict__["apply"])),
@@ -101,13 +137,13 @@ class Interception:
     def into(self, writer: Writer) -> Iterator[None]:
         """Records what runs inside :meth:`active` and this. The writer's model, a copy, gets bracketed methods."""
         self._writer = writer
-        for path, layer in nn.Module.named_modules(writer.root):
+        for path, layer in list(nn.Module.named_modules(writer.root)):
             if isinstance(layer, MessagePassing) and not any(f"{path}.".startswith(f"{kept}.") for kept in writer.kept):
                 self._bracket(layer, path)
-        for module in nn.Module.modules(writer.root):
-            for name, value in list(vars(module).items()):
-                if type(value) is float:
-                    setattr_plain(module, name, KeptFloat(value))
+            if not self._whole(path, layer):
+                replace_hooks(layer, self._recorded_hook)
+        if global_hooks():
+            writer.remarks[GLOBAL_REMARK] = None
         with Recorder(writer):
             writer.recording = True
             try:
@@ -115,6 +151,7 @@ class Interception:
             finally:
                 writer.recording = False
                 self._writer = None
+                writer.attributes.release()
 
     def call_root(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls the method that is being recorded, of the model or of a part of it, inside :meth:`into`."""
@@ -124,6 +161,67 @@ class Interception:
             with self.writer.inside(path, module):
                 return method_of(self.writer.root, method)(*args, **kwargs)
         return self._call_module(module, path, method_of(self.writer.root, method), args, kwargs)
+
+    def _whole(self, path: str, module: nn.Module) -> bool:
+        """Whether a module is called as it is, and runs its own hooks: a leaf, what is in one, and the root."""
+        above = [path[:end] for end in (*(i for i, c in enumerate(path) if c == "."), len(path))]
+        return not path or any(
+            part in self.writer.kept or leaves.is_leaf_module(self.writer.root.get_submodule(part)) for part in above
+        )
+
+    def _recorded_hook(self, table: str, key: int, hook: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(hook)
+        def call(module: nn.Module, *args: Any) -> Any:
+            if not self.recording:
+                return hook(module, *args)
+            if not self.writer.representable(args):
+                self.writer.fail("runs a hook on what a graph cannot hold")
+            with self.writer.paused():
+                result = hook(module, *plain_arguments(args))
+            path = self.writer.modules[id(module)]
+            owner = self.writer.graph.create_node("get_attr", path or ITSELF)
+            changes = result is not None
+            node = self.writer.node("call_function", call_hook, (owner, table, key, changes, *args), {})
+            return self.writer.bind(result, node) if changes else None
+
+        return call
+
+    def _read_attribute(self) -> Callable[[nn.Module, str], Any]:
+        usual = object.__getattribute__
+
+        def read(module: nn.Module, name: str) -> Any:
+            value = usual(module, name)
+            return self.writer.attributes.attribute(module, name, value) if self._watched(name) else value
+
+        return read
+
+    def _read_registered(self, usual: Callable[..., Any]) -> Callable[[nn.Module, str], Any]:
+        def read(module: nn.Module, name: str) -> Any:
+            try:
+                value = usual(module, name)
+            except AttributeError:
+                if self._watched(name):
+                    self.writer.attributes.missing(module, name)
+                raise
+            if self._watched(name):
+                self.writer.attributes.registered(module, name, value)
+            return value
+
+        return read
+
+    def _set_attribute(self, usual: Callable[..., Any]) -> Callable[[nn.Module, str, Any], None]:
+        def set_one(module: nn.Module, name: str, value: Any) -> None:
+            if self._watched(name):
+                with_value = self.writer.attributes
+                with_value.set(module, name, value)
+            usual(module, name, value)
+
+        return set_one
+
+    def _watched(self, name: str) -> bool:
+        """Whether an attribute is read or set by what is being recorded."""
+        own = name[:2] != "__" or not hasattr(nn.Module, name)
+        return own and self.recording and threading.get_ident() == self._thread
 
     def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         module_call = nn.Module.__call__
@@ -140,7 +238,10 @@ class Interception:
         return call
 
     def _call_module(self, module: nn.Module, path: str, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if path and (path in self.writer.kept or leaves.is_leaf_module(module)):
+        leaf = bool(path) and (path in self.writer.kept or leaves.is_leaf_module(module))
+        if path not in self.writer.kept:
+            self.writer.attributes.called(path, module, leaf)
+        if leaf:
             with self.writer.inside(path, module):
                 return self._call_whole(module, path, run, *bind_call(module.forward, args, kwargs))
         with self.writer.inside(path, module):

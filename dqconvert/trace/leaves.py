@@ -20,7 +20,7 @@ from torch import nn
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
-from dqconvert.trace.patching import module_of
+from dqconvert.trace.names import module_of
 
 WEIGHTED_MODULES: tuple[type[nn.Module], ...] = (
     nn.Linear,

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from dqconvert.trace.patching import module_of
+from dqconvert.trace.names import module_of
 from dqconvert.trace.values import KeptFloat
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from dqconvert.trace.note import Note, annotate, describe, note_of
-from dqconvert.trace.runtime import by_mode
+from dqconvert.trace.runtime import by_mode, unchanged
+from dqconvert.trace.unchanged import join_reads
 
 # Reading these has no effect, so nodes that nobody uses can go.
 _PURE_METHODS = {"size", "numel", "item"}
@@ -36,6 +37,11 @@ def remove_unused(graph: Graph) -> None:
             graph.erase_node(node)
 
 
+def calls(graph: Graph) -> list[Node]:
+    """The nodes of a graph but the one that holds what was read, which differs between the modes."""
+    return [node for node in graph.nodes if node.target is not unchanged]
+
+
 def same_structure(left: Graph, right: Graph) -> tuple[Node, Node] | None:
     """The first pair of nodes that call different things or take different arguments; ``None`` if none does.
 
@@ -50,15 +56,16 @@ def same_graph(left: Graph, right: Graph) -> tuple[Node, Node] | None:
 
 
 def _first_difference(left: Graph, right: Graph, constants: bool) -> tuple[Node, Node] | None:
-    pairs = list(zip(left.nodes, right.nodes, strict=False))
+    left_nodes, right_nodes = calls(left), calls(right)
+    pairs = list(zip(left_nodes, right_nodes, strict=False))
     twin: dict[Node, Node] = {}
     for a, b in pairs:
         if a.op != b.op or a.target != b.target or not _alike((a.args, a.kwargs), (b.args, b.kwargs), twin, constants):
             return a, b
         twin[b] = a
-    longer = left if len(left.nodes) > len(right.nodes) else right
-    if len(left.nodes) != len(right.nodes):
-        rest = list(longer.nodes)[len(pairs)]
+    longer = left_nodes if len(left_nodes) > len(right_nodes) else right_nodes
+    if len(left_nodes) != len(right_nodes):
+        rest = longer[len(pairs)]
         return rest, rest
     return None
 
@@ -87,7 +94,8 @@ def merge_modes(train: Graph, evaluate: Graph) -> None:
     ``training`` flag, read when the graph runs, so that ``train()``, ``eval()`` and freezing one module all count.
     """
     flags: dict[str, Node] = {}
-    for a, b in zip(list(train.nodes), list(evaluate.nodes), strict=True):
+    join_reads(train, evaluate)
+    for a, b in zip(calls(train), calls(evaluate), strict=True):
         args, kwargs = _merged(train, a, a.args, b.args, flags), _merged(train, a, a.kwargs, b.kwargs, flags)
         a.args, a.kwargs = args, kwargs
 

@@ -17,18 +17,17 @@ from torch import nn
 from torch.fx import Graph, GraphModule
 
 from dqconvert.errors import ExportError
+from dqconvert.trace.check import Check
 from dqconvert.trace.computed import at_rest
 from dqconvert.trace.copies import clones
 from dqconvert.trace.guarded import guarded
 from dqconvert.trace.in_place import runs_alike
 from dqconvert.trace.packing import pack, unpack
+from dqconvert.trace.unchanged import ASIDE, checks, without_reads
 from dqconvert.words import article
 
 _PROTOTYPE = GraphModule(nn.Module(), Graph())
 _MODULE_STATE = set(vars(nn.Module()))
-
-ASIDE = "_dqconvert_methods"
-"""Where an instance keeps methods that were set on it, not on its class, while graphs run in their place."""
 
 
 def body_names() -> tuple[str, ...]:
@@ -119,16 +118,22 @@ class TracedModule(GraphModule):
             self._graph = own_graph
         # torch.compile looks lines of the code up among the nodes of `graph`; they may be those of another one.
         self._lineno_map: dict[int, int | None] = {}
-        return (cls.forward if eval_graph is None else _by_mode(cls.forward, evaluate, part)), code
+        run = cls.forward if eval_graph is None else _by_mode(cls.forward, evaluate, part)
+        return _checked(run, Check(self, checks((graph, eval_graph)))), code
 
     def to_run(self, graph: Graph) -> Graph:
         """What runs for one of the graphs."""
         runs = self._runs(graph)
+        runs = without_reads(copy.deepcopy(graph) if runs is graph else runs)
         return guarded(runs, self) if self.from_file else runs
 
     def graphs(self) -> list[Graph]:
         """The graph, and that of evaluation where it is another."""
         return [self.graph] if self.eval_graph is None else [self.graph, self.eval_graph]
+
+    @property
+    def _itself(self) -> TracedModule:
+        return self
 
     def _runs(self, graph: Graph) -> Graph:
         """The graph to generate code from, where that is not ``graph`` itself."""
@@ -213,6 +218,15 @@ def _by_mode(train: Callable[..., Any], evaluate: Callable[..., Any], part: str)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         module = self.get_submodule(part) if part else self
         return (train if module.training else evaluate)(self, *args, **kwargs)
+
+    return forward
+
+
+def _checked(run: Callable[..., Any], check: Check) -> Callable[..., Any]:
+    @functools.wraps(run)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        check(self)
+        return run(self, *args, **kwargs)
 
     return forward
 

@@ -9,11 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 
 import torch
 
+from dqconvert.trace.names import is_code, module_of, names_of
 from dqconvert.trace.values import BUILTIN_NAMES, MATH_NAMES
 
 _lock = threading.RLock()
@@ -78,31 +79,6 @@ def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
     }
     known = {id(names) for names in found}
     return found + [names for key, names in generated.items() if key not in known]
-
-
-def is_code(value: Any) -> bool:
-    """Whether a value is a function or a class. Its type alone is asked: an object may answer for another one."""
-    return type(value) is FunctionType or issubclass(type(value), type)
-
-
-def module_of(value: Any) -> str:
-    """The name of the module that a function or a class says it is of; ``""``: of none, as generated code is.
-
-    Example:
-        >>> module_of(dict), module_of(eval("lambda: 0", {}))
-        ('builtins', '')
-    """
-    try:
-        name = value.__module__
-    except AttributeError:  # a metaclass may answer so
-        return ""
-    return name if isinstance(name, str) else ""
-
-
-def names_of(module: str) -> dict[str, Any]:
-    """The names in a module that is imported; none where what is imported is no module (something made on demand)."""
-    found = sys.modules.get(module)
-    return found.__dict__ if issubclass(type(found), ModuleType) and found is not None else {}
 
 
 def _is_foreign(module: str) -> bool:

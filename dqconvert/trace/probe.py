@@ -28,11 +28,12 @@ def probe(root: nn.Module, inputs: Inputs, method: str, training: bool, kept: fr
         >>> from dqconvert.trace.inputs import bind
         >>> class Net(nn.Linear):
         ...     def remember(self, x):
-        ...         self.last = self(x)
-        ...         return self.last
+        ...         self.seen.append(len(x))
+        ...         return self(x)
         >>> net = Net(2, 2)
+        >>> net.seen = []
         >>> probe(net, bind(net, "remember", torch.ones(1, 2)), "remember", True, frozenset())
-        "keeps something for later in 'last'"
+        "keeps something for later in 'seen'"
     """
     interception = Interception(root)
     later: list[str] = []

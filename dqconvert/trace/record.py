@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, Node
 from torch_geometric.data.data import BaseData
 
@@ -17,6 +18,7 @@ from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
 from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.runtime import pinned, present, same_items, same_keys, same_layout, still_absent
+from dqconvert.trace.unchanged import note_reads
 from dqconvert.trace.writer import Writer
 
 
@@ -46,33 +48,24 @@ def record(
         Untraceable: If a module does what a graph cannot hold.
     """
     model = set_mode(duplicate(interception.root), training)
-    writer = Writer(model, kept, values)
+    caches = functools.partial(interception.caches, inputs, method)
+    writer = Writer(model, kept, values, interception.stateful, caches)
     verify.seed()
     inputs = inputs.copied()
     arguments = {name: _bind_argument(writer, inputs, name) for name in inputs.signature.parameters}
     _pin(writer, inputs)
     args, kwargs = Inputs(inputs.signature, arguments, frozenset(arguments)).bound_call()
     with torch.enable_grad(), interception.into(writer):
-        before = _attributes(model)
-        writer.output(interception.call_root(method, args, kwargs))
+        result = interception.call_root(method, args, kwargs)
+        writer.attributes.finish()
+        writer.output(result)
         _check_absent(writer.graph, writer.asked)
-        if left is not None:
-            left += [name for name, value in _attributes(model).items() if before.get(name) != value]
+    note_reads(writer.graph, writer.attributes.reads, interception.root)
+    if left is not None:
+        left += writer.attributes.lost
     if remarks is not None:
         remarks.update(writer.remarks)
     return writer.graph
-
-
-def _attributes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """What the modules of a model hold beside parameters, buffers and caches, so that one sees what is new."""
-    found = {}
-    for path, module in model.named_modules():
-        own = type(module).__module__.split(".")[0] not in ("torch", "torch_geometric")
-        for name, value in vars(module).items():
-            if (own or not name.startswith("_") or name.startswith("__")) and not name.startswith("_cached"):
-                size = len(value) if isinstance(value, list | dict | set) else 0
-                found[f"{path}.{name}" if path else name] = (id(value), size)
-    return found
 
 
 def _bind_argument(writer: Writer, inputs: Inputs, name: str) -> Any:

@@ -59,8 +59,8 @@ def either(messages: Tensor, product: Tensor) -> Tensor:
     return messages
 
 
-def guard(left: Any, comparison: str, right: Any, expected: bool, source: str) -> None:
-    """Checks that a Python comparison of sizes comes out as it did while tracing.
+def guard(left: Any, comparison: str, right: Any, expected: bool, source: str, attribute: str = "") -> None:
+    """Checks that a Python comparison of sizes, or of an attribute, comes out as it did while tracing.
 
     Raises:
         GuardError: If it does not; the graph then holds the wrong branch.
@@ -72,9 +72,17 @@ def guard(left: Any, comparison: str, right: Any, expected: bool, source: str) -
             ...
         dqconvert.errors.GuardError: model.py:7: the model was traced where `7 < 5` was True, and now it is False: ...
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not attribute:
         return  # torch.compile guards sizes itself, and compiles again where they change
-    if bool(COMPARISONS[comparison](left, right)) is not expected:
+    holds = True if COMPARISONS[comparison](left, right) else False  # noqa: SIM210  (torch.compile's numbers have no bool)
+    if holds is not expected:
+        if attribute:
+            what = "its condition" if torch.compiler.is_compiling() else f"`{left} {comparison} {right}`"
+            raise GuardError(
+                f"{source}: the forward branches on {attribute}: {what} was {expected} when the model was prepared, "
+                f"and is {not expected} now. Set it back; or set it so on the float model and prepare that, and take "
+                f"weights and ranges over with load_state_dict(module.state_dict())."
+            )
         raise GuardError(
             f"{source}: the model was traced where `{left} {comparison} {right}` was {expected}, and now it is "
             f"{not expected}: the forward branches on a size. Prepare it with example_inputs like these."
@@ -386,6 +394,26 @@ def keep_gradient(before: Tensor, now: Tensor) -> Tensor:
     with torch.enable_grad():
         result: Tensor = _KeepGradient.apply(before, now.detach())
     return result
+
+
+def unchanged(*entries: Any) -> None:
+    """Holds what must stay for a graph to hold (:mod:`dqconvert.trace.unchanged`), and does nothing.
+
+    Example:
+        >>> unchanged(("convs.0", (("attr", "residual"),), "value", True))
+    """
+
+
+def keep(owner: torch.nn.Module, name: str, value: Any) -> None:
+    """``owner.name = value``, as the float model's forward sets it.
+
+    Example:
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> keep(layer, "last", 3)
+        >>> layer.last
+        3
+    """
+    setattr(owner, name, value)
 
 
 def by_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:

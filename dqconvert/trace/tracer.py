@@ -18,6 +18,7 @@ from torch_geometric.nn.conv import MessagePassing
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import with_visible_messages
+from dqconvert.trace.attributes import Stateful
 from dqconvert.trace.choices import choices_among, pin_choices
 from dqconvert.trace.copies import deep_copy, duplicate, working_copy
 from dqconvert.trace.grow import drop_edges, enlarge, shrink
@@ -263,6 +264,8 @@ def _record_all(
                 return _record_four(interception, inputs, second, method, islands)
         except NoProduct as failure:
             interception.fused = frozenset(interception.fused) - {failure.layer}
+        except Stateful as found:
+            interception.stateful.add(found.key)
         except Untraceable as failure:
             path = failure.module
             while path in islands and path:
@@ -372,7 +375,11 @@ def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, me
 
 def _on_emptiness(node: Node) -> bool:
     left, symbol, right = node.args[:3]
-    return isinstance(left, Node) and f"{symbol} {right}" in ("== 0", "!= 0", "> 0", ">= 1", "< 1", "<= 0")
+    return (
+        len(node.args) == 5
+        and isinstance(left, Node)
+        and f"{symbol} {right}" in ("== 0", "!= 0", "> 0", ">= 1", "< 1", "<= 0")
+    )
 
 
 # -- checking ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch.fx import Node
 
+from dqconvert.trace.containers import unseen
 from dqconvert.trace.runtime import COMPARISONS
 
 
@@ -148,6 +149,7 @@ def plain(value: Any) -> Any:
 
 def plain_arguments(value: Any) -> Any:
     """Arguments as the called code wants them: traced numbers as plain ones."""
+    value = unseen(value)
     if isinstance(value, Traced):
         return plain(value)
     if isinstance(value, torch.Size):
@@ -374,7 +376,11 @@ BUILTIN_NAMES: dict[str, Any] = {
 }
 """Names that recorded modules see instead of the builtins."""
 
+_NOT_OF_NUMBERS = ("trunc", "floor", "ceil", "fsum", "prod", "dist", "sumprod")  # or asked of the numbers by Python
+
 MATH_NAMES: dict[str, Any] = {
-    name: _math(getattr(math, name)) for name in ("sqrt", "log", "log2", "log10", "log1p", "exp", "pow", "isqrt")
+    name: _math(function)
+    for name, function in vars(math).items()
+    if not name.startswith("_") and callable(function) and name not in _NOT_OF_NUMBERS
 }
 """Functions of :mod:`math` that would otherwise turn a traced number into a plain one."""

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch_geometric.nn.conv import MessagePassing
 
+from dqconvert.trace.attributes import Attributes
 from dqconvert.trace.constants import literal
+from dqconvert.trace.containers import followed
 from dqconvert.trace.memory import Memories, share_memory
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import OPERATORS
 from dqconvert.trace.runtime import COMPARISONS, after, guard, private
+from dqconvert.trace.unchanged import Read
 from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain
 from dqconvert.words import kind_of
 
@@ -34,6 +37,8 @@ class Writer:
         root: The model.
         kept: Paths of modules to keep whole because an earlier attempt could not look inside.
         values: Where to keep a copy of every node's tensor by the node's name; ``None`` keeps none.
+        stateful: Counts among the attributes that forwards read and set.
+        caches: Gives the attributes that forwards set once and read ever after.
 
     Attributes:
         graph: The graph so far.
@@ -41,6 +46,7 @@ class Writer:
         where: The modules that are running, innermost last: path, and which call of it.
         stage: The stages of message passing that are running, innermost last.
         edge_index: What the running propagate calls pass messages over, and the row that sends.
+        attributes: What the forward reads off its modules and sets there.
         modules: Paths of the registered modules by ``id``.
         origin: For a device or dtype that was read off a tensor, the node that reads it.
         remarks: What the user should know of the recording.
@@ -48,7 +54,12 @@ class Writer:
     """
 
     def __init__(
-        self, root: nn.Module, kept: frozenset[str] = frozenset(), values: dict[str, Tensor] | None = None
+        self,
+        root: nn.Module,
+        kept: frozenset[str] = frozenset(),
+        values: dict[str, Tensor] | None = None,
+        stateful: set[Read] | None = None,
+        caches: Callable[[], set[Read]] = set,
     ) -> None:
         self.values = values
         self.root = root
@@ -76,6 +87,7 @@ class Writer:
         self.remarks: dict[str, None] = {}
         self.asked: list[tuple[Node, str, Any]] = []
         self._given: dict[int, tuple[Tensor, Tensor]] = {}
+        self.attributes = Attributes(self, set() if stateful is None else stateful, caches)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -131,11 +143,14 @@ class Writer:
         # Numbers found equal were compared to see that inputs fit together: that check can be repeated.
         fits = outcome is (symbol in ("==", "<=", ">=")) and plain(left) == plain(right)
         if not fits and any(isinstance(side, Traced) and side.from_values for side in (left, right)):
-            self.fail(f"branches on a number read out of a tensor ({plain(left)} {symbol} {plain(right)})")
+            what = self.attributes.of(left, right) or "a number read out of a tensor"
+            self.fail(f"branches on {what} ({plain(left)} {symbol} {plain(right)})")
         sides = tuple(side.node if isinstance(side, Traced) else side for side in (left, right))
         if (*sides, symbol) not in self._guards:
             self._guards.add((*sides, symbol))
-            self.node("call_function", guard, (left, symbol, right, outcome, self.source()), {})
+            named = self.attributes.of(left, right)
+            args = (left, symbol, right, outcome, self.source(), *([named] if named else []))
+            self.node("call_function", guard, args, {})
         return outcome
 
     def traced(self, value: Any, node: Node, from_values: bool = False) -> Any:
@@ -328,6 +343,9 @@ class Writer:
 
     def argument(self, value: Any) -> Any:
         """A recorded call's argument in the graph's terms."""
+        value = followed(value)
+        if isinstance(value, Node):
+            return value
         if isinstance(value, Tensor):
             return self._tensor_argument(value)
         if isinstance(value, Traced):

@@ -1,0 +1,283 @@
+"""What a forward reads off its modules, and what it sets there, while it is recorded.
+
+A float is followed: the graph reads the attribute whenever it runs. Everything else decides what the graph looks like;
+which attributes those are goes with the graph (:mod:`.unchanged`), and a change is an error. What a forward sets is
+set by the graph, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+from torch_geometric.data.data import BaseData
+from torch_geometric.nn.conv import MessagePassing
+
+from dqconvert.trace.constants import literal
+from dqconvert.trace.containers import Seen, seen
+from dqconvert.trace.leaves import STAGE_METHODS
+from dqconvert.trace.note import Note, annotate, note_of
+from dqconvert.trace.ops import OPERATORS
+from dqconvert.trace.runtime import keep
+from dqconvert.trace.unchanged import ATOMS, COLLECTIONS, ITSELF, RESERVED, Read, words
+from dqconvert.trace.values import Traced, plain
+
+if TYPE_CHECKING:
+    from dqconvert.trace.writer import Writer
+
+# What torch and PyG keep in a module for themselves. Its mode is followed by other means.
+_TORCH = frozenset((*vars(nn.Module()), *dir(nn.Module), "training"))
+_BRACKETED = frozenset((*STAGE_METHODS, "propagate", "edge_updater", "fuse", "inspector"))
+
+_TAKEN_OUT = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+"""Attributes of torch's layers that are arguments in a graph that shows their weights."""
+
+_OPAQUE = (
+    *(type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, functools.partial),
+    *(torch.device, torch.Generator, BaseData),
+)
+
+
+class Stateful(Exception):  # noqa: N818  (a signal to the driver of the recording: begin again)
+    """A forward reads a count and sets it anew: it has to be followed from its first reading on."""
+
+    def __init__(self, key: Read) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def words_of(key: Read) -> str:
+    """The path of an attribute."""
+    return f"{key[0]}.{key[1][0][1]}".lstrip(".")
+
+
+class Attributes:
+    """The attributes that one recording reads and sets.
+
+    Args:
+        writer: Takes the nodes.
+        stateful: Counts that forwards read and set.
+        caches: What forwards set once, where nothing was, and read ever after.
+
+    Attributes:
+        reads: What was read and decides what the graph looks like, in order, with the kind of reading.
+        lost: What the forward sets or changes, and the graph does not.
+    """
+
+    def __init__(self, writer: Writer, stateful: set[Read], caches: Callable[[], set[Read]]) -> None:
+        self.writer = writer
+        self.reads: dict[tuple[Read, str], None] = {}
+        self.lost: list[str] = []
+        self._stateful = stateful
+        self._caches = caches
+        self._set: set[Read] = set()
+        self._changed: set[Read] = set()
+        self._later: dict[Read, nn.Module] = {}
+        self._nodes: dict[Read, Node] = {}
+        self._containers: dict[Read, tuple[Any, Any]] = {}
+        self._objects: list[tuple[Any, type]] = []
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def called(self, path: str, module: nn.Module, leaf: bool) -> None:
+        """Notes that a module is called: its kind must stay, and of a leaf what the graph may take out of it."""
+        if path:
+            self.reads.setdefault(((path, ()), "class"))
+            self._note((path, (("attr", "forward"),)), "method")
+        for name in STAGE_METHODS if isinstance(module, MessagePassing) else ():
+            self._note((path, (("attr", name),)), "method")
+        for name, value in module._parameters.items() if leaf else ():
+            if value is None:
+                self._note((path, (("attr", name),)), "none")
+        if leaf and "inplace" in vars(module):
+            self._note((path, (("attr", "inplace"),)), "value")
+        for name in _TAKEN_OUT if leaf else ():
+            if name in vars(module):
+                self._note((path, (("attr", name),)), "value")
+
+    def attribute(self, module: nn.Module, name: str, value: Any) -> Any:
+        """What the reading of a plain attribute gives to recorded code."""
+        path = self._path(module, name)
+        if path is None:
+            return value
+        key: Read = (path, (("attr", name),))
+        if name not in vars(module) and isinstance(value, types.MethodType | types.FunctionType):
+            self._note(key, "method")
+            return value
+        if isinstance(getattr(type(module), name, None), property):
+            return value  # what it reads itself counts
+        return self.value(key, value)
+
+    def registered(self, module: nn.Module, name: str, value: Any) -> None:
+        """Notes that a parameter, a buffer or a submodule was read: whether there is one must stay."""
+        path = self._path(module, name)
+        if path is not None:
+            self._note((path, (("attr", name),)), "none" if value is None else "some")
+
+    def missing(self, module: nn.Module, name: str) -> None:
+        """Notes that an attribute was asked for that is not there."""
+        path = self._path(module, name)
+        if path is not None and not name.startswith("_"):
+            self._note((path, (("attr", name),)), "absent")
+
+    def value(self, key: Read, value: Any) -> Any:
+        """What recorded code sees of a value that was read, at any depth."""
+        if self._began(key, self._set) or isinstance(value, Seen | Traced | Tensor | nn.Module):
+            return value
+        if self._began(key, self._changed):
+            self._state(key)
+        if isinstance(value, float | np.floating):
+            self._note(key, "number")
+            return self.writer.traced(float(value), self.node(key), key in self._stateful)
+        if key in self._stateful and isinstance(value, int | np.integer):
+            return self.writer.traced(int(value), self.node(key), True)
+        if isinstance(literal(value), ATOMS):
+            self._note(key, "value")
+            return value
+        if not isinstance(value, _OPAQUE):
+            found = self._container(key, value)
+            if found is not None:
+                return found
+        self._note(key, "equal" if isinstance(value, COLLECTIONS) else "object")
+        return value
+
+    def part(self, key: Read, kind: str) -> None:
+        """Notes that something about a container was read: its length, its keys, whether a key is there."""
+        if self.writer.recording and not self._began(key, self._set):
+            if self._began(key, self._changed):
+                self._state(key)
+            self._note(key, kind)
+
+    def of(self, *numbers: Any) -> str:
+        """The attributes that numbers were made of, in words; ``""``: of none, or of sizes, too."""
+        names = {node: words(key) for key, node in self._nodes.items()}
+        found, pending = [], [number.node for number in numbers if isinstance(number, Traced)]
+        while pending:
+            node = pending.pop()
+            if node in names:
+                found.append(names[node])
+            elif not node.all_input_nodes or any(note_of(n).is_tensor for n in node.all_input_nodes):
+                return ""
+            else:
+                pending += node.all_input_nodes
+        return " and ".join(dict.fromkeys(found))
+
+    def node(self, key: Read) -> Node:
+        """The node that reads an attribute, or a part of one."""
+        if key not in self._nodes:
+            path, steps = key
+            kind, name = steps[-1]
+            graph = self.writer.graph
+            if len(steps) == 1:
+                node = graph.create_node("get_attr", f"{path}.{name}" if path else str(name))
+            else:
+                function = getattr if kind == "attr" else OPERATORS["__getitem__"][0]
+                node = graph.create_node("call_function", function, (self.node((path, steps[:-1])), name))
+            self._nodes[key] = annotate(node, Note(module=path, source=self.writer.source()))
+        return self._nodes[key]
+
+    def _container(self, key: Read, value: Any) -> Any:
+        known = self._containers.get(key)
+        if known is None or known[0] is not value:
+            kind = type(value)
+            known = self._containers[key] = value, seen(value, key, self)
+            if type(value) is not kind:
+                self._objects.append((value, kind))
+        return known[1]
+
+    def release(self) -> None:
+        """Gives objects of users' classes their class back."""
+        for value, kind in reversed(self._objects):
+            object.__setattr__(value, "__class__", kind)
+
+    def _path(self, module: nn.Module, name: str) -> str | None:
+        """The path of a module, if its attribute of that name may be the user's."""
+        if name in _TORCH or name in _BRACKETED or name.startswith("_cached") or name.endswith("_hooks"):
+            return None
+        path = self.writer.modules.get(id(module))
+        return None if path == "" and name in RESERVED else path
+
+    def _note(self, key: Read, kind: str) -> None:
+        if key not in self._set:
+            self.reads.setdefault((key, kind))
+
+    def _state(self, key: Read) -> None:
+        self.writer.fail(f"keeps state from one call to the next in {words(key)}")
+
+    @staticmethod
+    def _began(key: Read, among: set[Read]) -> bool:
+        """Whether an attribute is, or is part of, one of some."""
+        return bool(among) and any((key[0], key[1][:end]) in among for end in range(1, len(key[1]) + 1))
+
+    # -- setting ---------------------------------------------------------------------------------------------------
+
+    def set(self, module: nn.Module, name: str, value: Any) -> None:
+        """Has the graph set what the forward is about to set."""
+        path = self._path(module, name)
+        if path is None:
+            return
+        key: Read = (path, (("attr", name),))
+        with self.writer.paused():
+            if isinstance(value, Tensor) and getattr(module, name, None) is value:
+                return  # ``self.count += 1``: what was written into it is stored there
+        if key not in self._set and self._was_read(key) and not self._may_set(key, getattr(module, name, None), value):
+            return
+        if key not in self._set and (key, "number") in self.reads and key not in self._stateful:
+            raise Stateful(key)
+        self._set.add(key)
+        if isinstance(value, list | dict):  # what is in it at the end
+            self._later[key] = module
+        else:
+            self._keep(key, value)
+
+    def finish(self) -> None:
+        """Has the graph set the containers that the forward made."""
+        for key, module in self._later.items():
+            value = vars(module).get(str(key[1][0][1]))
+            if isinstance(value, list | dict):
+                self._keep(key, value)
+
+    def changed(self, key: Read) -> None:
+        """Notes that a container was changed in place: the graph does not do that."""
+        if self.writer.recording and not self._began(key, self._set):
+            if any(other[0] == key[0] and other[1][: len(key[1])] == key[1] for other, _ in self.reads):
+                self._state(key)
+            self._changed.add(key)
+            self.lost.append(words_of(key))
+            self.writer.remarks[f"{words(key)} stays as it is, where the float model's forward changes it"] = None
+
+    def _keep(self, key: Read, value: Any) -> None:
+        (_, name), path = key[1][0], key[0]
+        if isinstance(value, nn.Module) or not self.writer.representable(value):
+            self.lost.append(words_of(key))
+            self.writer.remarks[f"{words(key)} stays as it is, where the float model's forward sets it"] = None
+            return
+        owner = self.writer.graph.create_node("get_attr", path or ITSELF)
+        annotate(owner, Note(module=path, source=self.writer.source()))
+        self.writer.node("call_function", keep, (owner, name, value), {})
+
+    def _was_read(self, key: Read) -> bool:
+        return any(other == key and kind not in ("some", "number") for other, kind in self.reads)
+
+    def _may_set(self, key: Read, before: Any, value: Any) -> bool:
+        """Whether the graph may set what it has read before."""
+        if isinstance(literal(value), ATOMS) and type(value) is type(before) and plain(value) == plain(before):
+            return False  # to what it is
+        if isinstance(before, int) and isinstance(value, int) and not isinstance(before, bool):
+            raise Stateful(key)
+        if before is None and key in self._caches():
+            for kind in ("value", "none", "absent"):
+                self.reads.pop((key, kind), None)
+            self._set.add(key)
+            self.writer.remarks[f"{words(key)}, which the float model computes once, is computed in each forward"] = (
+                None
+            )
+            return False
+        self._state(key)
+        return False

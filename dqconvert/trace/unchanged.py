@@ -1,0 +1,210 @@
+"""What of a model's modules must stay as it was when the graph was recorded, as a list.
+
+The list goes with the graph, as the arguments of a node that does nothing: so it is copied, pickled and saved as the
+graph is. :mod:`.check` compares.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import Graph, Node
+
+from dqconvert.trace.constants import literal
+from dqconvert.trace.in_place import runs_alike
+from dqconvert.trace.note import Note, annotate
+from dqconvert.trace.runtime import unchanged
+
+Step = tuple[str, Any]
+"""How to get from a value to a part of it: ``("attr", name)`` or ``("item", key)``."""
+
+Read = tuple[str, tuple[Step, ...]]
+"""A value that a forward reads: the path of a module, and the steps from there."""
+
+ITSELF = "_itself"
+"""The name under which a traced module finds itself, for its graph to set attributes."""
+
+ASIDE = "_dqconvert_methods"
+"""Where an instance keeps methods that were set on it, not on its class, while graphs run in their place."""
+
+RESERVED = frozenset(
+    (
+        *("graph", "code", "eval_graph", "meta", "report", "qconfig", "source", "method", "islands", "fuse", "fusions"),
+        *("called_method", "more_methods", "own_code", "user_fuse", "from_file", "graphs", "all_methods", "quantizers"),
+    )
+)
+"""Names that a traced module has for itself: what the model at the root calls so is out of reach in it."""
+
+ATOMS = (bool, int, str, bytes, complex, type(None), type(...), torch.dtype, torch.layout, torch.memory_format)
+COLLECTIONS = (dict, list, tuple, set, frozenset, deque, np.ndarray)
+"""What is compared with a copy, where it cannot tell which of its parts are read."""
+
+MISSING = object()
+
+
+class Entry(NamedTuple):
+    """One thing that must stay.
+
+    Attributes:
+        path: Of the module.
+        steps: From there to the value.
+        kind: In what sense it stays: ``value`` (equal to ``value``), ``object`` (the same object), ``equal`` (to a
+            copy), ``number`` (some number: it is followed), ``none``, ``some`` (there is one), ``absent``, ``method``
+            (the class's), ``class`` (and the parts of the module), ``len``, ``keys``, ``in`` and ``not in``.
+        value: What it was.
+    """
+
+    path: str
+    steps: tuple[Step, ...]
+    kind: str
+    value: Any = None
+
+
+def words(key: Read) -> str:
+    """A value that a forward reads, in words.
+
+    Example:
+        >>> words(("convs.0", (("attr", "cfg"), ("item", "alpha"))))
+        "'cfg['alpha']' of module convs.0"
+    """
+    path, steps = key
+    text = "".join(f".{name}" if kind == "attr" else f"[{name!r}]" for kind, name in steps).lstrip(".")
+    return f"{text!r} of module {path}".replace('"', "'") if path else f"{text!r} of the model".replace('"', "'")
+
+
+# -- with the graph ----------------------------------------------------------------------------------------------
+
+
+def note_reads(graph: Graph, reads: Iterable[tuple[Read, str]], root: nn.Module) -> None:
+    """Adds to a graph what its recording read, with the values that ``root`` has."""
+    entries = [_entry(root, key, kind) for key, kind in dict.fromkeys(reads) if not _replaced(root, key, kind)]
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(first):
+        node = graph.create_node("call_function", unchanged, tuple(map(tuple, entries)))
+    annotate(node, Note())
+
+
+def join_reads(graph: Graph, other: Graph) -> None:
+    """Adds to what a graph holds for what another one, of the same calls, holds for."""
+    for node in graph.nodes:
+        if node.target is unchanged:
+            entries = dict.fromkeys((*entries_of(graph), *entries_of(other)))
+            node.args = tuple(map(tuple, entries))
+
+
+def entries_of(graph: Graph) -> list[Entry]:
+    """What must stay for a graph to hold."""
+    lists = [args for node in graph.nodes if node.target is unchanged for args in node.args]
+    return [Entry(*map(_plain, args)) for args in lists]
+
+
+def _plain(value: Any) -> Any:
+    """An argument as it was before it was one of a node, which makes lists of its own kind."""
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def without_reads(graph: Graph) -> Graph:
+    """The graph, which is changed, without the nodes that hold what was read."""
+    for node in list(graph.nodes):
+        if node.target is unchanged:
+            graph.erase_node(node)
+    return graph
+
+
+def _replaced(root: nn.Module, key: Read, kind: str) -> bool:
+    """Whether a method was replaced on the instance already."""
+    return kind == "method" and key[1][0][1] in vars(root.get_submodule(key[0]))
+
+
+def _entry(root: nn.Module, key: Read, kind: str) -> Entry:
+    path, steps = key
+    if kind == "class":
+        return Entry(path, steps, kind, type_name(root.get_submodule(path)))
+    if kind == "value":
+        found = reached(root, path, steps)
+        if steps == (("attr", "inplace"),) and runs_alike(root.get_submodule(path)):
+            found = False  # in the copy, which writes nowhere
+        return Entry(path, steps, kind, literal(found))
+    if kind == "len":
+        return Entry(path, steps, kind, len(reached(root, path, steps)))
+    if kind == "keys":
+        return Entry(path, steps, kind, tuple(reached(root, path, steps)))
+    return Entry(path, steps, kind)
+
+
+def type_name(module: nn.Module) -> str:
+    """The name of a module's class, which the user wrote."""
+    kind = getattr(module, "_user_class", type(module))
+    return str(kind.__qualname__)
+
+
+def reached(root: nn.Module, path: str, steps: Iterable[Step]) -> Any:
+    """The value at the end of the steps; :data:`MISSING` if they lead nowhere."""
+    try:
+        found: Any = root.get_submodule(path)
+        for kind, name in steps:
+            found = getattr(found, name) if kind == "attr" else found[name]
+    except (AttributeError, LookupError, TypeError):
+        return MISSING
+    return found
+
+
+# -- what is followed ----------------------------------------------------------------------------------------------
+
+
+def followed_reads(graph: Graph, root: nn.Module) -> Iterator[tuple[Read, int | float]]:
+    """The numbers among the attributes that a graph reads whenever it runs, and what they are now."""
+    found: dict[Node, Read] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            key: Read = (path, (("attr", name),))
+            if name == "training":
+                continue
+        elif node.target in (getattr, operator.getitem) and node.args[0] in found:
+            path, steps = found[node.args[0]]
+            key = (path, (*steps, ("attr" if node.target is getattr else "item", node.args[1])))
+        else:
+            continue
+        value = literal(reached(root, *key))
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield key, value
+        elif value is not MISSING and not isinstance(value, torch.Tensor | nn.Module):
+            found[node] = key
+
+
+def put(root: nn.Module, key: Read, value: Any) -> bool:
+    """Sets an attribute of a module, or a part of one; whether it is what it should be then."""
+    path, steps = key
+    owner = reached(root, path, steps[:-1])
+    kind, name = steps[-1]
+    if not equal(literal(reached(root, path, steps)), value):
+        try:
+            if kind == "attr":
+                setattr(owner, name, value)
+            else:
+                owner[name] = value
+        except (AttributeError, TypeError, LookupError):  # a property, a tuple
+            return False
+    return True
+
+
+def equal(found: Any, was: Any) -> bool:
+    """Whether a value is what it was; a tensor of several values is not."""
+    try:
+        return bool(found is was or found == was)
+    except (RuntimeError, ValueError):  # a tensor, or an array, of several values
+        return False
+
+
+def checks(graphs: Iterable[Graph | None]) -> Iterator[Entry]:
+    """What must stay for all of some graphs."""
+    for graph in graphs:
+        if graph is not None:
+            yield from entries_of(graph)

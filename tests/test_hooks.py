@@ -1,0 +1,185 @@
+"""Hooks that a user registers run where the float model runs them, or there is a warning."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn import GCNConv
+
+import dqconvert
+from dqconvert.errors import CheckpointError, GuardError, LoweringError
+
+X = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+EDGES = torch.randint(40, (2, 160), generator=torch.Generator().manual_seed(0))
+FLOAT = {"weight": None, "activation": None, "message": None, "aggregate": None, "protect": None}
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = GCNConv(8, 8)
+        self.act = nn.ReLU()
+
+    def forward(self, x, edge_index):
+        return self.act(self.conv(x, edge_index))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x, edge_index):
+        return self.out(self.block(x, edge_index))
+
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def settle(module):
+    module.train()
+    module(X, EDGES).sum().backward()
+    return module.eval()
+
+
+WHERE = ["block", "block.conv", "block.act", "out"]
+
+
+@pytest.mark.parametrize("path", WHERE)
+@pytest.mark.parametrize("fuse", [True, False])
+def test_a_hook_that_looks_runs_once_a_forward(path, fuse):
+    model, seen = net(), []
+    model.get_submodule(path).register_forward_hook(lambda module, args, out: seen.append(("out", out.shape)))
+    model.get_submodule(path).register_forward_pre_hook(lambda module, args: seen.append(("in", args[0].shape)))
+    module = settle(dqconvert.prepare(model, "int8-dq", (X, EDGES), fuse=fuse).module)
+    seen.clear()
+    module(X, EDGES)
+    assert [kind for kind, _ in seen] == ["in", "out"]
+    seen.clear()
+    copy.deepcopy(module)(X[:7], EDGES % 7)
+    assert [kind for kind, _ in seen] == ["in", "out"]
+    assert all(shape[0] == 7 for _, shape in seen)
+
+
+HOOKS = {
+    "a forward hook": lambda m: m.register_forward_hook(lambda module, args, out: out * 2),
+    "a forward hook with keywords": lambda m: m.register_forward_hook(
+        lambda module, args, kwargs, out: out * 2, with_kwargs=True
+    ),
+    "a pre-hook": lambda m: m.register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:])),
+    "a pre-hook with keywords": lambda m: m.register_forward_pre_hook(
+        lambda module, args, kwargs: ((args[0] * 2, *args[1:]), kwargs), with_kwargs=True
+    ),
+    "a backward hook": lambda m: m.register_full_backward_hook(lambda module, into, out: tuple(g * 2 for g in into)),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS.keys())
+@pytest.mark.parametrize("path", ["", *WHERE])
+def test_a_hook_that_changes_values_does_so(path, hook):
+    if path in ("", "block", "block.conv") and hook is HOOKS["a backward hook"]:
+        into = X  # without a gradient: the hook of a module that is given no gradient gets none
+    into = X.clone().requires_grad_() if hook is HOOKS["a backward hook"] else X
+    model = net()
+    hook(model.get_submodule(path))
+    module = dqconvert.prepare(model, FLOAT, (into, EDGES)).module
+    for either in (model, module):
+        either.train()
+    assert torch.equal(module(into, EDGES), model(into, EDGES))
+    grads = []
+    for either in (model, module):
+        leaf = X.clone().requires_grad_()
+        either(leaf, EDGES).sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+PYG = ["propagate", "message", "aggregate"]
+
+
+@pytest.mark.parametrize("stage", PYG)
+def test_hooks_of_message_passing(stage):
+    model, seen = net(), []
+    conv = model.block.conv
+    getattr(conv, f"register_{stage}_forward_hook")(lambda module, args, out: out * 2)
+    getattr(conv, f"register_{stage}_forward_pre_hook")(lambda module, args: seen.append(stage))
+    module = dqconvert.prepare(model, FLOAT, (X, EDGES)).module.eval()
+    seen.clear()
+    assert torch.equal(module(X, EDGES), model.eval()(X, EDGES))
+    assert seen == [stage, stage]
+    settle(dqconvert.prepare(model, "int8-dq", (X, EDGES)).module)(X, EDGES)
+
+
+def test_what_a_hook_returns_must_stay_of_its_kind():
+    model = net()
+    state = {"on": False}
+    model.block.register_forward_hook(lambda module, args, out: out * 2 if state["on"] else None)
+    module = dqconvert.prepare(model, FLOAT, (X, EDGES)).module
+    module(X, EDGES)
+    state["on"] = True
+    with pytest.raises(GuardError, match="a hook of Block"):
+        module(X, EDGES)
+
+
+def test_a_hook_registered_later_runs_on_what_stays_whole_and_warns_elsewhere():
+    module = settle(dqconvert.prepare(net(), "int8-dq", (X, EDGES)).module)
+    seen = []
+    for path in ("block.act", "out.quant.input", ""):
+        module.get_submodule(path).register_forward_hook(lambda *_, path=path: seen.append(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(X, EDGES)
+    assert sorted(seen) == ["", "block.act", "out.quant.input"]
+    for path in ("block.conv", "out"):
+        handle = module.get_submodule(path).register_forward_hook(lambda *_: seen.append("lost"))
+        with pytest.warns(UserWarning, match=f"forward hook of module '{path}' was registered after"):
+            module(X, EDGES)
+        handle.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(X, EDGES)
+    assert "lost" not in seen
+
+
+def test_hooks_for_all_modules_are_remarked():
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        report = dqconvert.prepare(net(), "int8-dq", (X, EDGES)).report
+    finally:
+        handle.remove()
+    assert any("hooks for all modules" in remark for remark in report.remarks)
+
+
+def test_integer_modules_and_files_say_that_they_run_no_hooks(tmp_path):
+    model = net()
+    model.block.register_forward_hook(lambda *_: None)
+    module = settle(dqconvert.prepare(model, "int8-dq", (X, EDGES)).module)
+    with pytest.warns(UserWarning, match="hooks of module 'block'"):
+        integer = dqconvert.convert(module)
+    assert any("hooks" in remark for remark in integer.report.remarks)
+    with pytest.raises(CheckpointError, match="runs hooks"):
+        dqconvert.save(module, tmp_path / "model.dq")
+    dqconvert.save(integer, tmp_path / "model.int")
+    assert dqconvert.load(tmp_path / "model.int").report.remarks == integer.report.remarks
+    changing = net()
+    changing.block.register_forward_hook(lambda module, args, out: out * 2)
+    with pytest.raises(LoweringError, match="changes values"):
+        dqconvert.convert(settle(dqconvert.prepare(changing, "int8-dq", (X, EDGES)).module))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_norms_of_weights(norm):
+    model = net()
+    norm(model.out)
+    module = dqconvert.prepare(model, FLOAT, (X, EDGES)).module
+    for training in (True, False):
+        module.train(training), model.train(training)
+        assert torch.equal(module(X, EDGES), model(X, EDGES))
