@@ -62,7 +62,7 @@ def deep_copy(module: Model) -> Model:
 def clones(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
     """The memo of a deep copy, with copies of what torch cannot deep-copy.
 
-    Compressed sparse matrices; the weights that the hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm`` compute
+    Compressed sparse matrices; weights that the hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm`` compute
     before each forward; and what else a forward left among the attributes that has a gradient history: a loss, or
     attention coefficients, to be looked at.
 
