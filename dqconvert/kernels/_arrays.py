@@ -27,12 +27,8 @@ class _Lent:
 
     __slots__ = ("__array_interface__", "tensor")
 
-    def __init__(self, tensor: Tensor, kind: str) -> None:
-        self.tensor = tensor
-        place = (tensor.data_ptr(), False)
-        self.__array_interface__ = {"shape": tuple(tensor.shape), "typestr": kind, "data": place, "version": 3}
-        if not tensor.is_contiguous():
-            self.__array_interface__["strides"] = tuple(step * tensor.itemsize for step in tensor.stride())
+    def __init__(self, tensor: Tensor, interface: dict[str, Any]) -> None:
+        self.tensor, self.__array_interface__ = tensor, interface
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
@@ -52,8 +48,9 @@ def array(tensor: Tensor) -> NDArray[Any]:
         >>> array(weight), weight.untyped_storage().resizable()
         (array([1., 1.], dtype=float32), True)
     """
-    apart = tensor.layout is torch.strided and not tensor.is_contiguous()
-    return strided(tensor.detach().contiguous() if apart else tensor)
+    if tensor.layout is torch.strided and not tensor.is_contiguous():
+        tensor = tensor.detach().contiguous()
+    return strided(tensor)
 
 
 def strided(tensor: Tensor) -> NDArray[Any]:
@@ -68,9 +65,13 @@ def strided(tensor: Tensor) -> NDArray[Any]:
         raise TypeError(f"no array lies in a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}")
     if tensor.is_neg():
         tensor = tensor.detach().resolve_neg()
-    if tensor.numel() == 0:
-        return np.empty(tuple(tensor.shape), kind)
-    return np.asarray(_Lent(tensor, kind))
+    shape = tuple(tensor.shape)
+    if 0 in shape:
+        return np.empty(shape, kind)
+    interface: dict[str, Any] = {"shape": shape, "typestr": kind, "data": (tensor.data_ptr(), False), "version": 3}
+    if not tensor.is_contiguous():
+        interface["strides"] = tuple(step * tensor.itemsize for step in tensor.stride())
+    return np.asarray(_Lent(tensor, interface))
 
 
 __all__ = ["array", "strided"]

@@ -15,7 +15,7 @@ class _Entry(NamedTuple):
     """`of`: the tensors, as weak references; `versions`: how often they had been changed; `what`: else was asked."""
 
     of: tuple[Any, ...]
-    versions: tuple[int, ...]
+    versions: list[int | None]
     what: tuple[Any, ...]
     made: Any
 
@@ -41,20 +41,28 @@ class Kept(Generic[Made]):
 
     def __call__(self, tensors: tuple[Tensor | None, ...], *what: Any) -> Made:
         """What `make(*tensors, *what)` returns."""
-        given = tuple([tensor for tensor in tensors if tensor is not None])
-        if any(tensor.is_inference() for tensor in given):  # nobody knows whether they are changed
-            return self._make(*tensors, *what)
-        key, versions = id(given[0]), tuple([tensor._version for tensor in given])
-        asked = (*what, *[tensor is None for tensor in tensors])
+        key, versions = id(tensors[0]), list[int | None]()
+        for tensor in tensors:
+            if tensor is None:
+                versions.append(None)
+            elif tensor.is_inference():  # nobody knows whether it is changed
+                return self._make(*tensors, *what)
+            else:
+                versions.append(tensor._version)
         entry = self._entries.get(key)
-        if entry is not None and entry.versions == versions and entry.what == asked:
-            for known, tensor in zip(entry.of, given, strict=True):
+        if entry is not None and entry.versions == versions and entry.what == what:
+            for known, tensor in zip(entry.of, tensors, strict=True):
                 if known() is not tensor:
                     break
             else:
                 found: Made = entry.made
                 return found
         made = self._make(*tensors, *what)
-        first = weakref.ref(given[0], lambda _: self._entries.pop(key, None))
-        self._entries[key] = _Entry((first, *map(weakref.ref, given[1:])), versions, asked, made)
+        first = weakref.ref(tensors[0], lambda _: self._entries.pop(key, None))
+        others = [_nothing if tensor is None else weakref.ref(tensor) for tensor in tensors[1:]]
+        self._entries[key] = _Entry((first, *others), versions, what, made)
         return made
+
+
+def _nothing() -> None:
+    """What stands for a weak reference to None."""

@@ -64,9 +64,9 @@ class Buffers:
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor on the CPU whose values are undefined; float32, float64 or uint8."""
         count = math.prod(shape)
-        kind = np.dtype(_NUMPY[dtype])
-        if count * kind.itemsize < SMALL:
+        if count * dtype.itemsize < SMALL:
             return torch.empty(shape, dtype=dtype)
+        kind = np.dtype(_NUMPY[dtype])
         size = _size_class(count * kind.itemsize)
         kept = self._free.setdefault(size, [])
         self._asked[size] = next(self._times), self._asked.get(size, (0, 0))[0]

@@ -7,6 +7,7 @@ operator is given, by a graph, a file or a call, no loop leaves the memory of it
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ _TYPES: dict[str, tuple[torch.dtype, ...]] = {
     **{name: (getattr(torch, name),) for name in ("float32", "float64", "uint8", "int16", "int32", "int64", "bool")},
 }
 _ORDER, _LIST = "order", "list"
+_STRIDED, _LISTS = torch.strided, (list, tuple)
+
+_MANY = 256
+"""Forms of arguments that an operator knows at most: batches may all be of different sizes."""
 
 
 class _Need(NamedTuple):
@@ -80,6 +85,9 @@ class Takes:
         self._needs = tuple(_parse(name, need) for name, need in needs.items())
         self._places = {name: place for place, name in enumerate(needs)}
         self._orders, self._also = tuple(orders), also
+        self._looked_at = tuple(need.kind != "free" for need in self._needs)
+        self._lists = tuple((self._places[need.name], need) for need in self._needs if need.kind == _ORDER)
+        self._known: dict[tuple[Any, ...], dict[str, int]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,8 +102,50 @@ class Takes:
             InputShapeError: For another shape.
             InputIndexError: For an order that is none, or that names rows that are not there.
         """
+        form = self._form(args)
+        sizes = None if form is None else self._known.get(form)
+        if sizes is None:
+            sizes = self._sizes(args)
+            if form is not None:
+                if len(self._known) >= _MANY:
+                    self._known.clear()
+                self._known[form] = sizes
+        # What depends on values, too: every time.
+        for ptr, named, rows in self._orders:
+            check_order(args[self._places[ptr]], args[self._places[named]], sizes[rows])
+        for place, need in self._lists:
+            if (order := args[place]) is not None:
+                _, edges, rows = _order_sizes(need)
+                check_order(order[0], order[1], sizes[edges])
+                check_order(order[0], order[2], sizes[rows])
+        if self._also is not None:
+            self._also(sizes, args)
+        return sizes
+
+    def _form(self, args: Sequence[Any]) -> tuple[Any, ...] | None:
+        """Types and shapes, all that :meth:`_sizes` looks at: of small tensors it takes longer than to compute with
+        them. `None`: of something that is not the usual."""
+        form: list[Any] = []
+        for given in itertools.compress(args, self._looked_at):
+            if isinstance(given, Tensor):
+                if not given.is_cpu or given.layout is not _STRIDED:
+                    return None
+                form += given.dtype, given.shape
+            elif given is None or type(given) is int:
+                form.append(given)
+            elif isinstance(given, _LISTS):
+                form.append(_LIST)
+                for part in given:
+                    if not isinstance(part, Tensor) or not part.is_cpu or part.layout is not _STRIDED:
+                        return None
+                    form += part.dtype, part.shape
+                form.append(_LIST)
+            else:
+                return None
+        return tuple(form)
+
+    def _sizes(self, args: Sequence[Any]) -> dict[str, int]:
         sizes: dict[str, int] = {}
-        orders: list[tuple[Tensor, Tensor, str]] = []
         for need, given in zip(self._needs, args, strict=False):
             kind = need.kind
             if (given is None and need.optional) or kind == "free":
@@ -103,7 +153,7 @@ class Takes:
             if kind == "size":
                 self._size(need, given, sizes)
             elif kind == _ORDER:
-                orders += self._order(need, given, sizes)
+                self._order(need, given, sizes)
             elif kind == _LIST:
                 for number, part in enumerate(given):
                     self._tensor(need._replace(name=f"{need.name}[{number}]", kind=need.of), part, args)
@@ -111,11 +161,6 @@ class Takes:
                 self._tensor(need, given, args)
                 if need.shapes is not None and not any(self._fits(shape, given, sizes, args) for shape in need.shapes):
                     raise self._misshapen(need, given, sizes)
-        orders += [(args[self._places[ptr]], args[self._places[named]], rows) for ptr, named, rows in self._orders]
-        for ptr, named, rows in orders:
-            check_order(ptr, named, sizes[rows])
-        if self._also is not None:
-            self._also(sizes, args)
         return sizes
 
     def _tensor(self, need: _Need, given: Any, args: Sequence[Any]) -> None:
@@ -139,18 +184,16 @@ class Takes:
         if sizes.setdefault(need.name, given) != given:
             raise InputShapeError(f"{self.operator}: {need.name} is {given}, and what there is has {sizes[need.name]}")
 
-    def _order(self, need: _Need, given: Any, sizes: dict[str, int]) -> list[tuple[Tensor, Tensor, str]]:
-        """What is to be looked at when all shapes are known to fit."""
+    def _order(self, need: _Need, given: Any, sizes: dict[str, int]) -> None:
         if not isinstance(given, list | tuple) or len(given) != 3:
             raise InputTypeError(f"{self.operator}: {need.name} must be the three tensors of an order")
-        nodes, edges, rows = (str(size) for size in (need.shapes or ((),))[0])
+        nodes, edges, _ = _order_sizes(need)
         shapes: tuple[Any, ...] = ((((nodes, 1),),), ((edges,),), ((edges,),))
         for part, shape, field in zip(given, shapes, ("ptr", "edges", "others"), strict=True):
             one = _Need(f"{need.name}.{field}", "int64", False, shape)
             self._tensor(one, part, ())
             if not self._fits(shape[0], part, sizes, ()):
                 raise self._misshapen(one, part, sizes)
-        return [(given[0], given[1], edges), (given[0], given[2], rows)]
 
     def _fits(self, shape: tuple[Any, ...], given: Tensor, sizes: dict[str, int], args: Sequence[Any]) -> bool:
         """Whether a tensor has a shape; sizes that were not known before are known then."""
@@ -185,6 +228,11 @@ class Takes:
         return InputShapeError(
             f"{self.operator}: {need.name} has shape {shape}, expected {wanted}{f' with {known}' if known else ''}"
         )
+
+
+def _order_sizes(need: _Need) -> tuple[str, ...]:
+    """What the sizes of an order are called: of nodes, edges, and rows that edges name."""
+    return tuple(str(size) for size in (need.shapes or ((),))[0])
 
 
 def _written(size: str | int | tuple[str, int]) -> str:

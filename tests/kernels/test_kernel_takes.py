@@ -148,3 +148,35 @@ def test_arrays_hold_their_memory_and_do_not_fix_it():
     for other in (torch.ones(2, dtype=torch.bfloat16), torch.ones(2, device="meta"), torch.eye(2).to_sparse()):
         with pytest.raises(TypeError, match="no array lies in"):
             array(other)
+
+
+def test_forms_that_are_known_let_nothing_else_through():
+    takes = Takes(
+        "some", x="float32 [rows, columns]", y="x? [=x]", parts="list number", many="size", ptr="int64 [nodes + 1]"
+    )
+    x, ptr = torch.ones(3, 2), torch.tensor([0, 1])
+    known = x, x, [x, x], 2, ptr
+    assert takes(known) == takes(known) == {"rows": 3, "columns": 2, "many": 2, "nodes": 1}
+    wrong = [
+        (x.double(), x, [x, x], 2, ptr),
+        (None, x, [x, x], 2, ptr),
+        (x, x.t(), [x, x], 2, ptr),
+        (x, x, [x, x.int()], 2, ptr),
+        (x, x, [x, None], 2, ptr),
+        (x, x, [x, x], 2.0, ptr),
+        (x, x, [x, x], torch.tensor(2), ptr),
+        (x, x, [x, x], -1, ptr),
+        (x, x, [x, x], 2, ptr[:0]),
+        (x, x, [x, x], 2, ptr.int()),
+        (x.to_sparse(), x, [x, x], 2, ptr),
+        (x, x, [x, x.to("meta")], 2, ptr),
+        (x, x, [x, x], 2, [ptr]),
+    ]
+    for args in wrong:
+        for _ in range(2):
+            with pytest.raises((InputTypeError, InputShapeError)):
+                takes(args)
+    assert takes(known) == takes((x, None, [], 2, ptr))
+    for rows in range(600):  # batches of all sizes
+        assert takes((x[:1].expand(rows, 2), None, [], 2, ptr))["rows"] == rows
+    assert len(takes._known) <= 256
