@@ -20,6 +20,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from dqconvert.errors import (
+    CheckpointError,
     DQConvertError,
     InputError,
     InputIndexError,
@@ -79,12 +80,16 @@ class Boundary:
         graph: The graph whose nodes know where they come from.
         runs: What is made of it, and runs.
         squeezes: Whether the one column of what was a vector while tracing is left out: weights of edges, say.
+
+    Attributes:
+        has_run: Whether the graph has computed something: then it is sound, and what fails later is for the inputs.
     """
 
     def __init__(self, graph: Graph, runs: Graph, squeezes: bool = False) -> None:
         self.inputs = tuple(_inputs(graph))
         self.nodes = {node.name: node for node in runs.nodes}
         self._squeezes = squeezes
+        self.has_run = False
 
     # -- before --------------------------------------------------------------------------------------------------------
 
@@ -168,6 +173,18 @@ class Boundary:
             found = _too_wide("its input", width[1], layer, width[2])
         return found or _lengths(tensors)
 
+    def unsound(self, error: Exception, module: nn.Module) -> CheckpointError | None:
+        """The error about a graph from a file that never computed anything, and does not now; ``None`` for others."""
+        if self.has_run or not getattr(module, "from_file", False) or isinstance(error, DQConvertError | MemoryError):
+            return None
+        place = _failed(error, module)
+        node = self.nodes.get(place[0]) if place is not None else None
+        where = "" if node is None else f"{note_of(node).source or 'a line without a source'}, {node.name}: "
+        return CheckpointError(
+            f"{where}the graph in the file does not compute what it was loaded for ({type(error).__name__}: {error}). "
+            f"If the model takes these inputs, the file was changed after it was saved: save the module again."
+        )
+
     def _out_of_range(self, node: Node, values: Mapping[str, Any]) -> DQConvertError | None:
         """The error about an index that names what is not there, if that is what a failed node was given."""
         held = [values[n.name] for n in node.all_input_nodes if n.name in values]
@@ -209,14 +226,16 @@ def bounded(
         args, kwargs = boundary.admit(self, args, kwargs)
         was = before(self) if before is not None and self.training else None
         try:
-            return forward(self, *args, **kwargs)
+            result = forward(self, *args, **kwargs)
         except Exception as error:
             if was is not None:
                 was.restore()
-            better = boundary.explain(error, self, args, kwargs)
+            better = boundary.explain(error, self, args, kwargs) or boundary.unsound(error, self)
             if better is None or better is error:
                 raise
             raise better from error
+        boundary.has_run = True
+        return result
 
     return run
 

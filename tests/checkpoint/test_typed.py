@@ -389,3 +389,26 @@ def test_numbers_of_columns_are_those_of_the_constants(columns, files, tmp_path)
         document["weights"].clear()
 
     check_refused(files, tmp_path, "GCN.int", change, "damaged|a number of columns")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_prepared_graph_that_never_computes_is_the_file_s_fault(files, tmp_path, training):
+    """What plain operations are given is seen where they are called: the first failure speaks of the file."""
+    tensors, document = opened(files / "GCN.dq")
+    for graph in graphs_of(document):
+        for node in graph:
+            node["target"] = "torch.bmm" if last(node["target"]) == "add" else node["target"]
+    resign(tmp_path / "a.dq", tensors, document)
+    module = dqconvert.load(tmp_path / "a.dq", model=MODELS["GCN"]()).train(training)
+    with pytest.raises(CheckpointError, match=r"gcn_conv.py:\d+, add.*the file was changed after it was saved"):
+        module(*a_graph())
+
+
+def test_a_graph_that_computed_once_is_sound(files):
+    """Then what fails is for the inputs, and says so as it would without a file."""
+    module = dqconvert.load(files / "GCN.dq", model=MODELS["GCN"]()).eval()
+    x, edge_index = a_graph()
+    module(x, edge_index)
+    with pytest.raises(dqconvert.DQConvertError) as failure:
+        module(x[:, :3], edge_index)
+    assert not isinstance(failure.value, CheckpointError)
