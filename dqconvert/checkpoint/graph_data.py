@@ -23,6 +23,7 @@ from dqconvert.checkpoint.writes import check_writes
 from dqconvert.errors import CheckpointError
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.propagate import MessageWeight
+from dqconvert.trace.globals import read_global
 from dqconvert.trace.names import module_of
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import qualified_name
@@ -73,6 +74,12 @@ class _Encoder:
             return str(node.target)
         if node.target is getattr and not _is_readable(node.args[1]):
             return self._word(f"a read of the attribute {node.args[1]!r}", "builtins.getattr", node)
+        if node.target is read_global and not self.lenient:
+            raise CheckpointError(
+                f"the forward reads the {note_of(node).source}, which no file can hold or name: pass it as an argument "
+                f"of the forward to save the module. Or save module.state_dict(), and prepare the model again to load "
+                f"it."
+            )
         name = function_name(node.target)  # type: ignore[arg-type]
         return self._word(f"the function {qualified_name(node)}", qualified_name(node), node) if name is None else name
 

@@ -11,6 +11,7 @@ from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.lower.evaluation import CHECKS
 from dqconvert.rewrite.fuse.context import reads_form
 from dqconvert.rewrite.spaces import input_name, is_input
+from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import annotate, note_of
 
 
@@ -23,10 +24,10 @@ def refuse_nan(graph: Graph) -> None:
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in order:
         note = note_of(node)
-        taken_out = node.op == "placeholder" or node.target in (getattr, operator.getitem)
+        taken_out = node.op == "placeholder" or node.target in (getattr, operator.getitem, read_global)
         if not (taken_out and is_input(node)) or not note.is_float or note.sparse:
             continue
-        name = note.source.removeprefix("argument ") if node.op != "placeholder" else input_name(node)
+        name = input_name(node) if node.op == "placeholder" else note.source.removeprefix("argument ")
         readers = [
             user for user in node.users if not reads_form(user) and user.op != "output" and user.target not in CHECKS
         ]

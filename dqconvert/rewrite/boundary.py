@@ -22,6 +22,7 @@ from torch.fx.node import map_arg
 from dqconvert.errors import (
     CheckpointError,
     DQConvertError,
+    GuardError,
     InputError,
     InputIndexError,
     InputShapeError,
@@ -29,6 +30,7 @@ from dqconvert.errors import (
 )
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
 from dqconvert.rewrite.undo import Before
+from dqconvert.trace.globals import place_name, read_global
 from dqconvert.trace.note import Note, note_of
 from dqconvert.trace.ops import op_name
 
@@ -46,7 +48,7 @@ class _Input:
 
     Attributes:
         name: What the user calls it.
-        argument: Which argument it is, or is a part of, by its place.
+        argument: Which argument it is, or is a part of, by its place; -1: none, it is read from a global.
         keyword: That argument's name.
         keys: The way from there to it: what is taken as an item, and what as an attribute.
         note: What it was while tracing.
@@ -62,6 +64,8 @@ class _Input:
 
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a call gives for it."""
+        if self.argument < 0:
+            return self._of_global()
         value = args[self.argument] if self.argument < len(args) else kwargs.get(self.keyword, _MISSING)
         for item, key in self.keys:
             if value is None or value is _MISSING:
@@ -71,6 +75,12 @@ class _Input:
             except (LookupError, AttributeError, TypeError):  # the graph will say that it is not there
                 return _MISSING
         return value
+
+    def _of_global(self) -> Any:
+        try:
+            return read_global(*self.keys[0][1])
+        except GuardError:  # which the graph will raise
+            return _MISSING
 
 
 class Boundary:
@@ -306,6 +316,7 @@ def _no_tensor(name: str, value: Any) -> InputTypeError | None:
 def _inputs(graph: Graph) -> Iterator[_Input]:
     places = {node: place for place, node in enumerate(n for n in graph.nodes if n.op == "placeholder")}
     starred = next((place for node, place in places.items() if str(node.target).startswith("*")), len(places))
+    places |= {node: -1 for node in graph.nodes if node.target is read_global}
     for node in graph.nodes:
         note = note_of(node)
         if not is_input(node) or not note.is_tensor or note.sparse:
@@ -315,6 +326,8 @@ def _inputs(graph: Graph) -> Iterator[_Input]:
         while isinstance(holder, Node) and holder.op != "placeholder":
             keys.append((holder.target is operator.getitem, holder.args[1] if len(holder.args) > 1 else None))
             holder = holder.args[0] if holder.target in (operator.getitem, getattr) else None
+        if node.target is read_global:
+            keys, holder = [(False, node.args)], node
         if holder not in places or places[holder] >= starred or any(isinstance(key, Node) for _, key in keys):
             continue
         name = input_name(node)
@@ -335,6 +348,8 @@ def _input_path(node: Node) -> str:
     """What a user calls an input: ``edge_index``, ``data.edge_index``, ``x_dict['paper']``."""
     if node.op == "placeholder":
         return str(node.target).lstrip("*")
+    if node.target is read_global:
+        return place_name(*node.args[1:3])  # type: ignore[arg-type]
     holder, key = node.args[0], node.args[1] if len(node.args) > 1 else ""
     if not isinstance(holder, Node):
         return str(key)
@@ -348,7 +363,7 @@ def _is_part(node: Node) -> bool:
         if isinstance(node.args[1], Node):
             return False
         node = node.args[0]
-    return node.op == "placeholder"
+    return node.op == "placeholder" or node.target is read_global
 
 
 def _connectivity(node: Node) -> Node | None:

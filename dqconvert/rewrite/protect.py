@@ -34,6 +34,7 @@ from dqconvert.rewrite.spaces import (
     is_input,
 )
 from dqconvert.trace.adjacency import targets_of
+from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.ops import op_name
 from dqconvert.trace.runtime import ARGUMENT_CHECKS
@@ -288,6 +289,9 @@ def _keys(node: Node) -> Iterator[Any]:
     while is_input(node) and node.op != "placeholder":
         if node.target is operator.getitem:
             yield node.args[1]
+        elif node.target is read_global:  # of data["paper"].x, the type
+            path: Any = node.args[2]
+            yield from (key for (item, key), _ in reversed([*itertools.pairwise(path)]) if item)
         owner = node.args[0]
         if not isinstance(owner, Node):
             return

@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 from torch.nn.utils.parametrize import is_parametrized
 
 from dqconvert.rewrite.derive import Derivation, How, Size, derivations, dimensions, grows
+from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import Stage, note_of
 from dqconvert.trace.ops import op_name
 from dqconvert.trace.runtime import stage_output
@@ -269,8 +270,8 @@ class RowSpaces:
 
 
 def is_input(node: Node) -> bool:
-    """Whether a node is a forward argument, or a part taken out of one."""
-    if node.op == "placeholder":
+    """Whether a node is a forward argument, or a part taken out of one, or reads a global."""
+    if node.op == "placeholder" or node.target is read_global:
         return True
     return node.op == "call_function" and note_of(node).source.startswith("argument ")
 
@@ -279,6 +280,9 @@ def input_name(node: Node) -> str:
     """The name of an input or of a part of it: ``"x"``, ``"batch"`` also for ``data.batch``; ``""`` for none."""
     if node.op == "placeholder":
         return str(node.target).lstrip("*")
+    if node.target is read_global:
+        _, name, path = node.args[:3]
+        return str(path[-1][1]) if path else str(name)  # type: ignore[index]
     return str(node.args[1]) if len(node.args) > 1 else ""
 
 

@@ -66,14 +66,14 @@ def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
         for value in list(names_of(name).values()):
             if is_code(value):
                 own.add(module_of(value))
-    names = {name for name in own if _is_foreign(name)}
+    names = {name for name in own if is_foreign(name)}
     names |= {name for name in sys.modules if name == "torch_geometric" or name.startswith("torch_geometric.")}
     found = [space for name in sorted(names) if (space := names_of(name))]
     # Code that PyG generates lives in modules that are in sys.modules under names of their own, or in none.
     generated = {
         id(function.__globals__): function.__globals__
         for cls in classes
-        if _is_foreign(module_of(cls))
+        if is_foreign(module_of(cls))
         for function in vars(cls).values()
         if type(function) is FunctionType
     }
@@ -81,7 +81,8 @@ def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
     return found + [names for key, names in generated.items() if key not in known]
 
 
-def _is_foreign(module: str) -> bool:
+def is_foreign(module: str) -> bool:
+    """Whether a module is neither torch's, nor the standard library's, nor ours."""
     if not module:
         return False
     top = module.split(".")[0]

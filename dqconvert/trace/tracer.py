@@ -84,7 +84,8 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
     with preserved_random_state():
         root = working_copy(model)
         if example_inputs is None:
-            return _trace_on(model, root, *make_inputs(duplicate(root), method), method, strict)
+            inputs, second = make_inputs(duplicate(root), method)
+            return _trace_on(model, root, inputs, second if second.given else None, method, strict)
         inputs = example_inputs if isinstance(example_inputs, Inputs) else bind(root, method, example_inputs)
         # Lazy layers settle their shapes here, on our copy.
         run_once(root if leaves.uninitialized(root) else duplicate(root), method, inputs)

@@ -21,6 +21,7 @@ from torch_geometric.nn.conv import MessagePassing
 from dqconvert.trace.attributes import Attributes
 from dqconvert.trace.constants import literal
 from dqconvert.trace.containers import followed
+from dqconvert.trace.globals import Globals, place_name, read_global
 from dqconvert.trace.memory import Memories, share_memory
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import OPERATORS
@@ -75,6 +76,8 @@ class Writer:
                 if isinstance(value, Tensor):
                     self._attributes.setdefault(id(value), f"{path}.{name}" if path else name)
         self._get_attr: dict[str, Node] = {}
+        self._globals = Globals(root)
+        self._read: list[tuple[Tensor, str]] = []
         self._sizes: dict[tuple[Node, int], Node] = {}
         self._guards: set[tuple[Any, ...]] = set()
         self.where: list[tuple[str, int]] = [("", 0)]
@@ -204,6 +207,10 @@ class Writer:
     def output(self, value: Any) -> None:
         """Ends the graph."""
         returned = self.argument(value)
+        with self.paused():
+            written = [words for tensor, words in self._read if self._globals.changed(tensor)]
+        if written:
+            self.fail(f"writes into the {written[0]}: pass it as an argument")
         self.memories.flush()
         annotate(self.graph.output(returned), Note())
         self.memories.finish()
@@ -334,12 +341,32 @@ class Writer:
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a recorded call made a tensor."""
-        return self.memories.find(tensor) is not None
+        return self.memories.find(tensor) is not None or self._adopt(tensor) is not None
 
     def node_of(self, tensor: Tensor) -> Node | None:
         """The node that has the value of a tensor now; ``None`` if no recorded call made it."""
         cell = self.memories.find(tensor)
-        return None if cell is None else self.memories.current(cell)
+        return self._adopt(tensor) if cell is None else self.memories.current(cell)
+
+    def _adopt(self, tensor: Tensor) -> Node | None:
+        """A node that reads a tensor which a global name leads to; ``None`` if none does."""
+        places = self._globals.places(tensor)
+        if not places or not self.recording or id(tensor) in self._attributes:
+            return None
+        module, name, path = places[0]
+        words = f"global {place_name(name, path)} of module {module!r}"
+        if type(tensor) is not Tensor or tensor.layout != torch.strided:
+            self.fail(f"reads the {words}, {kind_of(tensor)}: pass it as an argument")
+        inputs = [node for node in self.graph.nodes if node.op == "placeholder" or node.target is read_global]
+        with self.graph.inserting_after(inputs[-1] if inputs else self.graph._root):
+            node = self.graph.create_node("call_function", read_global, (module, name, path, *places[1:]))
+        annotate(node, self._with_value(Note(source=words), tensor))
+        with self.paused():
+            self.memories.bind(tensor, node, origin=True)
+            self._read.append((tensor, words))
+        remark = f"the forward reads the {words}: it follows what is there when it runs, and no file holds it"
+        self.remarks[remark] = None
+        return node
 
     def argument(self, value: Any) -> Any:
         """A recorded call's argument in the graph's terms."""
@@ -394,7 +421,7 @@ class Writer:
         return all(
             item is None
             or isinstance(item, (Traced, torch.device, torch.dtype, *_CONSTANTS))
-            or (isinstance(item, Tensor) and (self.knows(item) or id(item) in self._attributes))
+            or (isinstance(item, Tensor) and (id(item) in self._attributes or self.knows(item)))
             for item in _leaves(value)
         )
 
