@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels.integer import _linear_loops as module
 from dqconvert.kernels.integer import _strips as strips
-from dqconvert.kernels.integer import linear as module
 from dqconvert.kernels.integer._strips import GROUP, HEIGHT, multiply
 from dqconvert.kernels.integer.codes import quantize
-from dqconvert.kernels.integer.finish import Finish, pack, plain_finish
+from dqconvert.kernels.integer.finish import Finish, pack, plain_finish, steps
 from dqconvert.kernels.integer.linear import (
     integer_linear,
     integer_linear_operator,
@@ -205,7 +205,7 @@ def test_blocks_of_the_depth_are_added_up(monkeypatch):
     out, finish = np.empty((30, 20), np.uint8), a_finish(30, 20, 45)
     packed = pack_weight(weight)
     args = x.numpy(), False, tuple(np.float32(part) for part in X_GRID), packed.numpy()
-    again(*args, packed.size(1), 20, module.steps(finish, 20), out, 0, 30)
+    again(*args, packed.size(1), 20, steps(finish, 20), out, 0, 30)
     assert torch.equal(torch.from_numpy(out), plain_finish(torch.from_numpy(sums), finish))
 
 
@@ -319,3 +319,29 @@ def test_nan_among_zeros(place):
     assert torch.equal(integer_linear(x, X_GRID, weight, 3, finish), integer_linear(x * 0, X_GRID, weight, 3, finish))
     with pytest.raises(ValueError, match="x holds NaN"):
         integer_linear(x, X_GRID, weight, 3, finish, name="x")
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 8, 31, 32, 33])
+@pytest.mark.parametrize("rows", [47, 48, 101])
+def test_rows_of_a_few_columns_are_joined(rows, columns):
+    """With every kind of end; and rows of values, which are read together where they are whole."""
+    ramp = torch.arange(256).mul(0.6).add(3).round().to(torch.uint8)
+    values = torch.rand(256)
+    for depth in (1, 2, 5):
+        x, weight, other = codes(rows, depth), centred(columns, depth), codes(rows, columns)
+        finish = a_finish(rows, columns, depth, by_column=True, bias=True)
+        pairs = a_finish(rows, columns, depth, by_column=True, bias=True, other=True)
+        check(x, weight, finish)
+        check(x, weight, pairs)
+        check(x, weight, finish._replace(table=values))
+        check(x, weight, finish._replace(table=ramp))
+        check(x, weight, finish._replace(table=ramp[torch.randperm(256)]))
+        check(x, weight, finish._replace(table=ramp.repeat(columns, 1)))
+        plane = torch.tensor([0.4, 0.5, 1.0, 0.0, 255.0])
+        check(x, weight, finish._replace(table=plane, other=other))
+        check(torch.randn(rows, depth) * (torch.rand(rows, depth) < 0.5), weight, finish)
+        if rows > 47:
+            holes = torch.randn(rows, depth)
+            holes[-1, -1] = float("nan")
+            with pytest.raises(ValueError, match="x holds NaN"):
+                integer_linear(holes, X_GRID, pack_weight(weight), columns, finish, name="x")
