@@ -6,8 +6,10 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Interpreter, Node
+from torch.utils._pytree import tree_map
 
 from dqconvert.kernels.integer.fold import fold_nodes, whole
 from dqconvert.lower.evaluation import evaluation_graph
@@ -32,7 +34,11 @@ class _Run(Interpreter):
     def start(self, given: Mapping[str, Any]) -> Any:
         """What the graph returns."""
         self._given = given
-        return self.run(enable_io_processing=False)
+        # The graph of an evaluation switches gradients neither on nor off: where it takes some itself, they are on.
+        takes = any(node.target is torch.autograd.grad for node in self.graph.nodes)
+        with torch.set_grad_enabled(takes):
+            result = self.run(enable_io_processing=False)
+        return tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, result)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
         empty: Any = {} if target.startswith("**") else () if target.startswith("*") else None
@@ -45,7 +51,7 @@ class _Run(Interpreter):
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.seen(n.name, value)
+            self.seen(n.name, value.detach())
         return value
 
     def seen(self, name: str, value: Tensor) -> None:

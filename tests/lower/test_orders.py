@@ -9,6 +9,7 @@ from torch_geometric.nn import GAT, GCN, ChebConv, GCNConv, GraphSAGE, SGConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 import dqconvert
+from dqconvert.errors import InputTypeError
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.lower import orders
 from dqconvert.lower.remember import Remember
@@ -85,11 +86,12 @@ def test_all_layers_share_one_sort():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_norm_does_not_depend_on_the_type_of_the_features(dtype):
+def test_features_of_another_type_than_the_model_s_are_refused(dtype):
+    """As they are by the float model, whose weights are of that type."""
     integer = dqconvert.convert(trained(GCN(WIDTH, 8, 2, 4), *a_graph()))
     x, edge_index = a_graph()
-    x = x.round()
-    assert torch.equal(integer(x.to(dtype), edge_index), integer(x, edge_index))
+    with pytest.raises(InputTypeError, match=rf"x is {dtype}, and the model computes in torch.float32"):
+        integer(x.to(dtype), edge_index)
 
 
 def test_positions_are_sorted_where_weights_are_given():

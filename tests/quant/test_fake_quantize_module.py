@@ -126,7 +126,7 @@ def test_an_empty_value_passes_even_where_nothing_was_observed():
 class TestNeverObserved:
     MESSAGE = (
         r"quantizer 'conv1\.quant\.message' never observed a value.*"
-        r"train at least one step, or run dqconvert\.calibrate"
+        r"Train one step first .*, or run dqconvert\.calibrate"
     )
 
     def assert_never_observed(self, module: FakeQuantize) -> None:

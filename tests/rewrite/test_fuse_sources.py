@@ -468,7 +468,7 @@ def test_the_report_and_the_tree_name_them():
     assert "linear, chain" in text
     assert "message passing, chain" in text
     assert [fusion["op"] for fusion in report.to_dict()["fusions"]] == named
-    assert f"{len(named)} groups run as one operator each" in tree(module)
+    assert f"{len(named)} groups fused into one operator each" in tree(module)
 
 
 def test_names_of_the_nodes_are_those_of_the_prepared_graph():
