@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import Graph
 
 from dqconvert import notebook
-from dqconvert.errors import ArgumentError, GuardError, LoweringError
+from dqconvert.errors import ArgumentError, GuardError, InputError, LoweringError
 from dqconvert.lower.report import IntegerReport
 from dqconvert.lower.skeleton import Bare, drops_weights, open_bare
 from dqconvert.rewrite.boundary import Boundary, bounded
@@ -112,15 +112,23 @@ class IntegerModule(DoorModule):
             skeleton.__class__ = part_class(user, self, "", skeleton)
 
     def _no_graph(
-        self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any, reason: str = ""
+        self,
+        door: str,
+        part: nn.Module,
+        user: Callable[..., Any] | None,
+        args: Any,
+        kwargs: Any,
+        refusal: Exception | None = None,
     ) -> Any:
         path, _, name = door.rpartition(".")
         skeleton = vars(self).get("skeleton")
         if door in self.left_out:
             raise LoweringError(f"the integer module has no {door}: {self.left_out[door]}")
-        if reason:
+        if isinstance(refusal, InputError):
+            raise refusal
+        if refusal is not None:
             raise ArgumentError(
-                f"{door}: {reason} For an integer module: call it once in this form on the prepared module before "
+                f"{door}: {refusal} For an integer module: call it once in this form on the prepared module before "
                 f"convert."
             )
         if part is self or isinstance(part, Bare):

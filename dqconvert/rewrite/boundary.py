@@ -29,7 +29,6 @@ from dqconvert.errors import (
     InputTypeError,
 )
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
-from dqconvert.rewrite.undo import Before
 from dqconvert.trace.globals import place_name, read_global
 from dqconvert.trace.note import Note, note_of
 from dqconvert.trace.ops import op_name
@@ -218,15 +217,12 @@ class Boundary:
         return None
 
 
-def bounded(
-    forward: Callable[..., Any], boundary: Boundary, before: Callable[[nn.Module], Before] | None = None
-) -> Callable[..., Any]:
+def bounded(forward: Callable[..., Any], boundary: Boundary) -> Callable[..., Any]:
     """A forward within its boundary.
 
     Args:
         forward: It.
         boundary: That of its graph.
-        before: Notes how a module is, so that one whose forward fails in training is so again.
     """
 
     @functools.wraps(forward)
@@ -234,12 +230,9 @@ def bounded(
         if torch.compiler.is_compiling():
             return forward(self, *args, **kwargs)
         args, kwargs = boundary.admit(self, args, kwargs)
-        was = before(self) if before is not None and self.training else None
         try:
             result = forward(self, *args, **kwargs)
         except Exception as error:
-            if was is not None:
-                was.restore()
             better = boundary.explain(error, self, args, kwargs) or boundary.unsound(error, self)
             if better is None or better is error:
                 raise

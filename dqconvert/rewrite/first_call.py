@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch_geometric import EdgeIndex
 from torch_geometric.data.data import BaseData
 
-from dqconvert.errors import GuardError, TraceError
+from dqconvert.errors import DQConvertError, GuardError, InputError, TraceError
 from dqconvert.report import PreparedMethod
 from dqconvert.rewrite.module import PreparedModule
 from dqconvert.rewrite.rewrite import add_method
@@ -42,7 +42,7 @@ def first_call(
     user: Callable[..., Any] | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    refused: str = "",
+    refusal: Exception | None = None,
 ) -> Any:
     """What a method returns that has no graph for these arguments; it has one afterwards, if a graph can hold it.
 
@@ -53,30 +53,37 @@ def first_call(
         user: It, in the user's class.
         args: What it was called on.
         kwargs: Likewise, by name.
-        refused: Why its other graphs do not do.
+        refusal: Why its other graphs do not do.
 
     Raises:
+        InputError: The refusal, if it is one, where the user's code fails on these arguments, too.
         TraceError: If it is called while code is compiled, or multiplies by a quantized layer's weight itself.
         ArgumentError: If it has other graphs, and none can be made for these arguments.
     """
+    refused = "" if refusal is None else str(refusal)
     if user is None:
         raise TraceError(f"{host.report.model} has no method {door!r}.")
     if door in host.own_code:
-        return _run_own_code(host, door, part, user, args, kwargs)
+        return _run_own_code(host, door, part, user, args, kwargs, host.own_code[door], refusal)
     path = door.rpartition(".")[0]
     if path and any(f"{path}.".startswith(f"{whole}.") for whole in _whole(host)):
         return user(part, *args, **kwargs)  # as the graphs call it: the report says that it stays in float, and why
     if torch.compiler.is_compiling():
         raise GuardError(f"{door} was not traced yet: call it once before it is compiled. {refused}")
+    why: str | None = None
     with _lock:
         running = next((one for one in host._running.get(door, ()) if fits(one.graph, args, kwargs)), None)
-        if running is None and door not in host.own_code:
+        if running is None:
             why = _prepare(host, door, args, kwargs, refused)
             running = next((one for one in host._running.get(door, ()) if fits(one.graph, args, kwargs)), None)
-            if running is None and why is not None:
-                _note_own_code(host, door, why)
     if running is None:
-        return _run_own_code(host, door, part, user, args, kwargs)
+        words = why or "could not be traced on these arguments"
+        result = _run_own_code(host, door, part, user, args, kwargs, words, refusal)
+        # Not before, and of a door without a graph: odd arguments say nothing of the next ones.
+        if why is not None and not host._running.get(door):
+            with _lock:
+                _note_own_code(host, door, why)
+        return result
     return host.run(running, door, args, kwargs)
 
 
@@ -186,6 +193,8 @@ _NOTHING = "has nothing to quantize"
 
 
 def _note_own_code(host: PreparedModule, door: str, why: str) -> None:
+    if door in host.own_code:
+        return
     host.own_code = {**host.own_code, door: why}
     if why == _NOTHING:
         return
@@ -195,9 +204,15 @@ def _note_own_code(host: PreparedModule, door: str, why: str) -> None:
 
 
 def _run_own_code(
-    host: PreparedModule, door: str, part: nn.Module, user: Callable[..., Any], args: Any, kwargs: Any
+    host: PreparedModule,
+    door: str,
+    part: nn.Module,
+    user: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    why: str,
+    refusal: Exception | None,
 ) -> Any:
-    why = host.own_code.get(door, "could not be traced on these arguments")
     if torch.compiler.is_compiling():
         return user(part, *args, **kwargs)
     vectors = {
@@ -206,8 +221,13 @@ def _run_own_code(
         for node in method.graph.nodes
         if node.op == "call_module" and isinstance(node.args[0], torch.fx.Node) and node.args[0].op == "get_attr"
     }
-    with watched(Watch(host, vectors, f"{door} {why}")):
-        return user(part, *args, **kwargs)
+    try:
+        with watched(Watch(host, vectors, f"{door} {why}")):
+            return user(part, *args, **kwargs)
+    except Exception as error:
+        if isinstance(refusal, InputError) and not isinstance(error, DQConvertError):
+            raise refusal from error  # in the user's words
+        raise
 
 
 __all__ = ["first_call"]

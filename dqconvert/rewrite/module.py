@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.fx import Graph
 from torch_geometric.nn.conv import MessagePassing
@@ -87,7 +88,7 @@ class PreparedModule(DoorModule):
         return runs
 
     def _bounded(self, forward: Callable[..., Any], graph: Graph, runs: Graph) -> Callable[..., Any]:
-        return bounded(forward, Boundary(graph, runs), Before)
+        return bounded(forward, Boundary(graph, runs))
 
     def _layers(self) -> list[str]:
         """Paths of the message-passing layers that the graph stands for."""
@@ -98,12 +99,21 @@ class PreparedModule(DoorModule):
     def _inserted(self, module: nn.Module) -> bool:
         return isinstance(module, Quantizers | FakeQuantize | Memo)
 
+    def _before(self, part: nn.Module) -> Before | None:
+        return None if torch.compiler.is_compiling() else Before.of(self, part)
+
     def _no_graph(
-        self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any, reason: str = ""
+        self,
+        door: str,
+        part: nn.Module,
+        user: Callable[..., Any] | None,
+        args: Any,
+        kwargs: Any,
+        refusal: Exception | None = None,
     ) -> Any:
         from dqconvert.rewrite.first_call import first_call  # tracing stands on this module
 
-        return first_call(self, door, part, user, args, kwargs, reason)
+        return first_call(self, door, part, user, args, kwargs, refusal)
 
     def __repr__(self) -> str:
         """The rewritten graph as a tree: layers, their stages, and beside each what was inserted."""

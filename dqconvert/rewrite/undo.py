@@ -1,13 +1,12 @@
-"""A training step that fails leaves no trace: ranges, running averages and random numbers are as they were."""
+"""A call that fails leaves no trace: ranges, running averages and random numbers are as they were."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from dqconvert.quant import FakeQuantize
 
@@ -15,8 +14,11 @@ _RANGES = ("min_val", "max_val")
 _AVERAGES = ("running_mean", "running_var", "num_batches_tracked")
 
 
-class _Keepers(tuple[tuple[nn.Module, tuple[str, ...]], ...]):
-    """The modules of a model that change in a forward, and what of them."""
+class _Keepers(NamedTuple):
+    """The modules of a model that change in a forward."""
+
+    quantizers: tuple[FakeQuantize, ...]
+    norms: tuple[nn.Module, ...]
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, _Keepers] = weakref.WeakKeyDictionary()
@@ -25,9 +27,9 @@ _known: weakref.WeakKeyDictionary[nn.Module, _Keepers] = weakref.WeakKeyDictiona
 def _keepers(module: nn.Module) -> _Keepers:
     found = _known.get(module)
     if found is None:
-        quantizers = [(m, _RANGES) for m in module.modules() if isinstance(m, FakeQuantize)]
-        norms = [(m, _AVERAGES) for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
-        found = _known[module] = _Keepers((*quantizers, *norms))
+        parts = list(module.modules())
+        quantizers = tuple(part for part in parts if isinstance(part, FakeQuantize))
+        found = _known[module] = _Keepers(quantizers, tuple(p for p in parts if "running_mean" in p._buffers))
     return found
 
 
@@ -37,7 +39,7 @@ def forget_keepers(module: nn.Module) -> None:
 
 
 class Before:
-    """How a model was before a forward.
+    """How a model was before a call.
 
     Args:
         module: The model.
@@ -51,16 +53,34 @@ class Before:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._held = [b for m, names in _keepers(module) for name in names if (b := m._buffers.get(name)) is not None]
-        self._values = _copies(self._held)
+        self._module = module
+        self._quantizers, norms = _keepers(module)
+        self._observed = [quantizer._known_observed for quantizer in self._quantizers]
+        places: list[tuple[nn.Module, str]] = [
+            (q, name) for q in self._quantizers if q.training or q.calibrating for name in _RANGES
+        ]
+        places += [(norm, name) for norm in norms if norm.training for name in _AVERAGES]
+        self._held = [(m, name, b) for m, name in places if (b := m._buffers.get(name)) is not None]
+        self._values = _copies([buffer for *_, buffer in self._held])
         self._random = torch.get_rng_state()
-        self._device_random = [(d, torch.cuda.get_rng_state(d)) for d in _devices(self._held)]
+        self._device_random = [(d, torch.cuda.get_rng_state(d)) for d in _devices([b for *_, b in self._held])]
+
+    @classmethod
+    def of(cls, module: nn.Module, part: nn.Module) -> Before | None:
+        """How it was, if a call of a part of it may change it."""
+        changes = module.training or part.training or any(q.calibrating for q in _keepers(module).quantizers)
+        return cls(module) if changes else None
 
     def restore(self) -> None:
-        """Makes it so again."""
+        """Makes it so again; what was added since has seen nothing."""
         with torch.no_grad():
-            for held, value in zip(self._held, self._values, strict=True):
+            for (module, name, held), value in zip(self._held, self._values, strict=True):
                 held.copy_(value)
+                module._buffers[name] = held  # some norms put others in their place
+            for quantizer in set(_keepers(self._module).quantizers).difference(self._quantizers):
+                quantizer.reset()
+        for quantizer, observed in zip(self._quantizers, self._observed, strict=True):
+            quantizer._known_observed = observed
         torch.set_rng_state(self._random)
         for device, state in self._device_random:
             torch.cuda.set_rng_state(state, device)

@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -36,6 +36,13 @@ AS_IT_IS = object()
 
 MOST_FORMS = 16
 """Graphs of one door: more forms of arguments than that are not forms but values."""
+
+
+class Undo(Protocol):
+    """How a module was."""
+
+    def restore(self) -> None:
+        """Makes it so again."""
 
 
 class Running(NamedTuple):
@@ -160,6 +167,19 @@ class DoorModule(TracedModule):
     def _entered(self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() and self._hook_number != new_hook_number():
             self._look_for_hooks()
+        was = self._before(part)
+        if was is None:
+            return self._chosen(door, part, user, args, kwargs, None)
+        try:
+            return self._chosen(door, part, user, args, kwargs, was)
+        except BaseException:
+            was.restore()
+            raise
+
+    def _chosen(
+        self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any, was: Undo | None
+    ) -> Any:
+        """What the graph returns that is for these arguments; `was`: how the module was before any was tried."""
         found = self._running.get(door)
         if not found or door in self.own_code:
             return self._no_graph(door, part, user, args, kwargs)
@@ -169,16 +189,25 @@ class DoorModule(TracedModule):
             # What a graph refuses, or trips over, may be what another one is for.
             if fits(found[0].graph, args, kwargs) or not binds(found[0].graph, args, kwargs):
                 raise
+            refusal = error
+        try:
+            if was is not None:  # the next one is the first that anybody sees
+                was.restore()
             chosen = next((running for running in found[1:] if fits(running.graph, args, kwargs)), None)
-            reason = str(error)
-        if chosen is not None:
-            return self.run(chosen, door, args, kwargs)
-        if len(found) >= MOST_FORMS:
-            raise ArgumentError(
-                f"{door}: was called on arguments of more than {MOST_FORMS} forms (flags, words, absent tensors), each "
-                f"with a graph of its own; {reason}"
-            )
-        return self._no_graph(door, part, user, args, kwargs, reason)
+            if chosen is not None:
+                return self.run(chosen, door, args, kwargs)
+            if len(found) >= MOST_FORMS:
+                raise ArgumentError(
+                    f"{door}: was called on arguments of more than {MOST_FORMS} forms (flags, words, absent tensors), "
+                    f"each with a graph of its own; {refusal}"
+                )
+            return self._no_graph(door, part, user, args, kwargs, refusal)
+        finally:
+            del refusal  # it holds this frame, and all tensors of the graph's
+
+    def _before(self, part: nn.Module) -> Undo | None:
+        """How the module is, if a call of a part of it may change that: one that fails changes nothing."""
+        return None
 
     def run(self, running: Running, door: str, args: Any, kwargs: Any) -> Any:
         """What a graph returns; where a quantizer of it has no range yet, the error names the door, too."""
@@ -193,7 +222,13 @@ class DoorModule(TracedModule):
             ) from error
 
     def _no_graph(
-        self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any, reason: str = ""
+        self,
+        door: str,
+        part: nn.Module,
+        user: Callable[..., Any] | None,
+        args: Any,
+        kwargs: Any,
+        refusal: Exception | None = None,
     ) -> Any:
         """What a door returns that has no graph for these arguments.
 
@@ -203,7 +238,7 @@ class DoorModule(TracedModule):
             user: Likewise.
             args: Likewise.
             kwargs: Likewise.
-            reason: Why its graphs do not do; empty where there is none at all.
+            refusal: Why its graphs do not do; ``None`` where there is none at all.
         """
         raise NotImplementedError
 

@@ -55,6 +55,8 @@ class Watch(TorchFunctionMode):
         if weights and (name in _PRODUCTS or name in _FACTORS):
             others = [tensor for tensor in tensors if not self._is_weight(tensor) and tensor.dim() > 0]
             if (others or name in ("embedding", "embedding_bag")) and (parameter := self._named(weights, name)):
+                if not name.endswith("_"):
+                    func(*args, **kwargs)  # arguments that do not fit are its own error, as in the float model
                 raise TraceError(f"{self._what}, and it calls {name}() on the weight {parameter!r} itself, in float.")
         result = func(*args, **kwargs)
         if weights and len(weights) == len(tensors):
