@@ -24,6 +24,10 @@ class ArgumentError(GuardError):
     """
 
 
+class ModeError(GuardError):
+    """A graph was called in the mode in which the float model refuses such arguments."""
+
+
 class InputError(DQConvertError):
     """A module was given what it cannot use: an edge that ends at no node, NaN, an index of another type.
 

@@ -17,7 +17,7 @@ from dqconvert.errors import LoweringError
 from dqconvert.lower.attention import in_edge_order, join_orders
 from dqconvert.lower.check import check_ready
 from dqconvert.lower.compose import compose, planes
-from dqconvert.lower.evaluation import evaluation_of, remove_unused
+from dqconvert.lower.evaluation import evaluation_of, refused, remove_unused
 from dqconvert.lower.fold import fold
 from dqconvert.lower.inputs import refuse_nan
 from dqconvert.lower.left_out import not_done, settings
@@ -33,7 +33,7 @@ from dqconvert.lower.runtime import check_edges, group_order, look_up_last
 from dqconvert.lower.skeleton import skeleton_of
 from dqconvert.lower.sums import sums
 from dqconvert.rewrite import PreparedModule
-from dqconvert.trace.method import Method
+from dqconvert.trace.method import Method, words_of
 
 
 def lower(module: PreparedModule) -> IntegerModule:
@@ -42,7 +42,7 @@ def lower(module: PreparedModule) -> IntegerModule:
     Raises:
         LoweringError: If a quantizer has no range, or a weight is NaN.
     """
-    first, *others = module.all_methods()
+    first, *others = _evaluated(module)
     lowering = _lower_graph(first, module)
     root, graph = lowering.out.root, lowering.out.graph
     prepared = [method.eval_graph or method.graph for method in (first, *others)]
@@ -77,6 +77,23 @@ def lower(module: PreparedModule) -> IntegerModule:
         skeleton=skeleton_of(module),
     )
     return integer.eval()
+
+
+def _evaluated(module: PreparedModule) -> list[Method]:
+    """The methods whose arguments the model takes in evaluation; first the one of them that ``graph`` is of.
+
+    Raises:
+        LoweringError: If the model takes arguments of no form there that the method was called on.
+    """
+    found = [method for method in module.all_methods() if refused(method.graph) is None]
+    own = next((method for method in found if method.name == module.method), None)
+    if own is None:
+        refusal = refused(module.graph)
+        raise LoweringError(
+            f"{module.method}({words_of(module.graph)}) is what the model refuses in evaluation ({refusal}): call the "
+            f"prepared module once, in evaluation, on arguments that it takes there, before convert."
+        )
+    return [own, *(method for method in found if method is not own)]
 
 
 def _lower_graph(method: Method, module: PreparedModule) -> Lowering:

@@ -42,6 +42,8 @@ def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
     """Likewise, of any of its graphs."""
     graph = without_reads(copy.deepcopy(prepared))
     modules = dict(module.named_modules(remove_duplicate=False))
+    for check in graph.find_nodes(op="call_function", target=runtime.only_in):
+        graph.erase_node(check)
     for node in graph.nodes:
         called = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(called, FakeQuantize):
@@ -57,6 +59,12 @@ def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
             graph.erase_node(node)
     check_connectivity(graph)
     return graph
+
+
+def refused(graph: Graph) -> str | None:
+    """What the float model says to a graph's arguments in evaluation; ``None``: it takes them."""
+    checks = graph.find_nodes(op="call_function", target=runtime.only_in, sort=False)
+    return next((str(node.args[2]) for node in checks if node.args[1]), None)
 
 
 def check_connectivity(graph: Graph) -> None:

@@ -29,7 +29,7 @@ def choices_among(
         inputs: What the method was recorded on.
         method: The method.
         kept: Paths of modules to keep whole.
-        graph: The recording in evaluation.
+        graph: The recording, in evaluation if the method takes the inputs there.
     """
     found = {}
     for name, value in inputs.arguments.items():
@@ -65,7 +65,7 @@ def _differs(
     """Whether another number gives another graph; ``None``: the method refuses it."""
     changed = replace(inputs, arguments={**inputs.arguments, **others})
     try:
-        other = record(interception, changed, method, False, kept)
+        other = record(interception, changed, method, inputs.modes[-1], kept)
     except Untraceable:
         return True
     except Exception:  # whatever the user's code says of a number that it cannot use

@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
-from dqconvert.errors import ArgumentError, ObserverError, TraceError
+from dqconvert.errors import ArgumentError, ModeError, ObserverError, TraceError
 from dqconvert.trace.check import Check
 from dqconvert.trace.copies import clones
 from dqconvert.trace.hooks import Hook, hooks_of, new_hook_number, warn_of_lost
@@ -169,11 +169,22 @@ class DoorModule(TracedModule):
             self._look_for_hooks()
         was = self._before(part)
         if was is None:
-            return self._chosen(door, part, user, args, kwargs, None)
+            return self._taken(door, part, user, args, kwargs, None)
         try:
-            return self._chosen(door, part, user, args, kwargs, was)
+            return self._taken(door, part, user, args, kwargs, was)
         except BaseException:
             was.restore()
+            raise
+
+    def _taken(
+        self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any, was: Undo | None
+    ) -> Any:
+        """What :meth:`_chosen` returns; the float model's own error where it refuses the mode."""
+        try:
+            return self._chosen(door, part, user, args, kwargs, was)
+        except ModeError:
+            if user is not None:
+                user(part, *args, **kwargs)
             raise
 
     def _chosen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,11 +26,15 @@ class Inputs:
         arguments: Parameter name to value, in the signature's order, defaults filled in. ``*args`` is a tuple and
             ``**kwargs`` a dict, under their own names.
         given: The names that were passed.
+        modes: The modes in which the model takes them: training, evaluation.
+        refusal: What it says in the other one, if that is one of the two.
     """
 
     signature: inspect.Signature
     arguments: dict[str, Any]
     given: frozenset[str]
+    modes: tuple[bool, ...] = (True, False)
+    refusal: str = ""
 
     def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as a call passes them. Containers are copied, tensors are not."""
@@ -61,7 +65,7 @@ class Inputs:
     def map(self, function: Callable[[Any], Any]) -> Inputs:
         """The same inputs with ``function`` applied to every tensor."""
         arguments = {name: map_tensors(value, function) for name, value in self.arguments.items()}
-        return Inputs(self.signature, arguments, self.given)
+        return replace(self, arguments=arguments)
 
 
 def method_of(model: nn.Module, method: str) -> Callable[..., Any]:

@@ -96,7 +96,7 @@ def _try(model: nn.Module, method: str, inputs: Inputs) -> str | None:
 
 
 _DATA_EXTRAS = (("edge_attr",), ("edge_weight",), ("pos",), ("pos", "edge_attr"), ("z", "pos"))
-_OPTIONAL = ("edge_attr", "edge_weight", "batch", "pos", "edge_type", "num_nodes", "batch_size")
+_OPTIONAL = ("edge_index", "edge_attr", "edge_weight", "batch", "pos", "edge_type", "num_nodes", "batch_size")
 
 
 class _Guess:

@@ -147,7 +147,7 @@ def keep_products(traced: TracedModule, model: nn.Module, inputs: Iterable[Input
 
 
 def _differs(with_products: TracedModule, model: nn.Module, inputs: Inputs, method: str) -> str | None:
-    for training in (True, False):
+    for training in inputs.modes:
         try:
             different = verify.compare(model, method, with_products, inputs, training, as_given=True)
         except (RuntimeError, NotImplementedError) as error:  # a product that torch cannot differentiate

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -255,7 +255,7 @@ def map_places(inputs: Inputs, function: Callable[[Place, Any], Any]) -> Inputs:
             arguments[name] = tuple(parts)
         else:
             arguments[name] = _map_value(None, name, value, function)
-    return Inputs(inputs.signature, arguments, inputs.given)
+    return replace(inputs, arguments=arguments)
 
 
 def _name_of(value: Any, name: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn import functional
 
-from dqconvert.errors import ArgumentError, GuardError, TraceError
+from dqconvert.errors import ArgumentError, GuardError, ModeError, TraceError
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -424,6 +424,24 @@ def by_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
         0.5
     """
     return when_training if training else when_evaluating
+
+
+def only_in(training: bool, expected: bool, refusal: str) -> None:
+    """Checks that a graph runs in the mode that it was traced for, where the float model refuses the other.
+
+    Raises:
+        ModeError: If it does not.
+
+    Example:
+        >>> only_in(True, True, "ValueError: no edges")
+        >>> only_in(False, True, "ValueError: no edges")
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.ModeError: the model refuses such a call in evaluation mode: ValueError: no edges
+    """
+    if bool(training) is not expected:
+        mode = "training" if training else "evaluation"
+        raise ModeError(f"the model refuses such a call in {mode} mode: {refusal}")
 
 
 ARGUMENT_CHECKS = (pinned, present, same_items, same_keys, same_layout, still_absent)

@@ -28,10 +28,10 @@ from dqconvert.trace.islands import Island, drop_children, no_graph, refuse_loop
 from dqconvert.trace.make_inputs import make_inputs
 from dqconvert.trace.merge import add_sizes, merge_modes, remove_unused, same_graph, same_structure
 from dqconvert.trace.module import TracedModule
-from dqconvert.trace.note import note_of
+from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.products import keep_products
 from dqconvert.trace.record import record
-from dqconvert.trace.runtime import guard
+from dqconvert.trace.runtime import guard, only_in
 from dqconvert.trace.unfuse import Unfused, has_sparse, unfuse
 from dqconvert.trace.values import Untraceable
 from dqconvert.trace.weighing import Values, set_values
@@ -84,14 +84,37 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
     with preserved_random_state():
         root = working_copy(model)
         if example_inputs is None:
-            inputs, second = make_inputs(duplicate(root), method)
-            return _trace_on(model, root, inputs, second if second.given else None, method, strict)
+            made, other = make_inputs(duplicate(root), method)
+            made = _taken_in(root, method, made)
+            second = replace(other, modes=made.modes) if other.given else None
+            return _trace_on(model, root, made, second, method, strict)
         inputs = example_inputs if isinstance(example_inputs, Inputs) else bind(root, method, example_inputs)
         # Lazy layers settle their shapes here, on our copy.
-        run_once(root if leaves.uninitialized(root) else duplicate(root), method, inputs)
+        inputs = _taken_in(root, method, inputs)
         found = _trace_on_a_part(model, duplicate(root), inputs, method, strict)
         found = found or _trace_on(model, root, inputs, _second(root, inputs, method), method, strict)
         return replace(found, remarks=(*_taken(inputs, example_inputs), *found.remarks))
+
+
+def _taken_in(root: nn.Module, method: str, inputs: Inputs) -> Inputs:
+    """The inputs, with the modes in which the model takes them. Lazy layers settle their shapes in ``root``.
+
+    Raises:
+        TraceError: If it takes them in neither.
+    """
+    refused: dict[bool, TraceError] = {}
+    for training in (False, True):
+        called = root if leaves.uninitialized(root) else duplicate(root)
+        try:
+            run_once(called, method, replace(inputs, modes=(training,)))
+        except TraceError as error:
+            refused[training] = error
+    if len(refused) == 2:
+        raise refused[False]
+    for training, failure in refused.items():
+        cause = failure.__cause__
+        return replace(inputs, modes=(not training,), refusal=f"{type(cause).__name__}: {cause}")
+    return inputs
 
 
 def _taken(inputs: Inputs, example: Any) -> list[str]:
@@ -108,7 +131,7 @@ def _taken(inputs: Inputs, example: Any) -> list[str]:
 def _trace_on_a_part(model: nn.Module, root: nn.Module, inputs: Inputs, method: str, strict: bool) -> Trace | None:
     """The trace on a part of large inputs; ``None`` if they are not large, or the part does not stand for all."""
     part = shrink(inputs)
-    if part is None:
+    if part is None or len(inputs.modes) == 1:
         return None
     try:
         run_once(duplicate(root), method, part)
@@ -137,7 +160,9 @@ def _trace_on(
         recorded.remarks.append("messages over a sparse adjacency are computed one by one where they are quantized")
     train, evaluate, islands = recorded.train, recorded.evaluate, recorded.islands
     eval_graph: Graph | None = evaluate
-    if same_structure(train, evaluate) is None:
+    if train is evaluate:
+        eval_graph = None
+    elif same_structure(train, evaluate) is None:
         merge_modes(train, evaluate)
         eval_graph = None
     traced = TracedModule.build(deep_copy(root), train, eval_graph)
@@ -145,6 +170,8 @@ def _trace_on(
     for graph in (train, evaluate):
         remove_unused(graph)
     traced.recompile()
+    if len(inputs.modes) == 1:
+        recorded.remarks.append(_in_one_mode(traced, inputs, method))
     both = [inputs] if recorded.second is None else [inputs, recorded.second]
     with seen_through(root):  # also where the recording met nothing: a layer may ask whether its input is trained
         unchecked = _verify(root, traced, both, method, frozenset(islands))
@@ -200,15 +227,16 @@ def _second(root: nn.Module, inputs: Inputs, method: str) -> Inputs | None:
 
 
 def run_once(root: nn.Module, method: str, inputs: Inputs) -> None:
-    """Calls a method in evaluation mode, to see that it takes the inputs.
+    """Calls a method in evaluation mode, if that is one of its modes, to see that it takes the inputs.
 
     Raises:
         TraceError: If it does not.
     """
     args, kwargs = inputs.copied().call()
-    root.eval()
+    training = False not in inputs.modes
+    root.train(training)
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(training):
             method_of(root, method)(*args, **kwargs)
     except Exception as error:
         raise TraceError(
@@ -233,7 +261,7 @@ class _Recorded:
 
     Attributes:
         train: The graph of a training forward; its notes know both sizes if there was a second input.
-        evaluate: The graph of an evaluation forward.
+        evaluate: The graph of an evaluation forward; the same one where the model refuses one of the two.
         islands: Modules kept whole.
         second: The second input, if the graphs hold for it.
         sparse: Whether messages were passed over a sparse adjacency.
@@ -283,18 +311,19 @@ def _record_four(
 ) -> _Recorded:
     remarks: dict[str, None] = {}
     left: list[str] = []
-    train, evaluate = (
-        record(interception, inputs, method, mode, frozenset(islands), remarks=remarks, left=left)
-        for mode in (True, False)
-    )
+    graphs = {
+        mode: record(interception, inputs, method, mode, frozenset(islands), remarks=remarks, left=left)
+        for mode in inputs.modes
+    }
+    train, evaluate = graphs[inputs.modes[0]], graphs[inputs.modes[-1]]
     found = _Recorded(train, evaluate, islands, second, interception.met_sparse, list(remarks), left)
     choices = choices_among(interception, inputs, method, frozenset(islands), evaluate)
     if second is None:
-        for graph in (train, evaluate):
+        for graph in graphs.values():
             pin_choices(graph, choices)
         found.remarks.append("no second input of other sizes could be derived: checked on the example inputs alone")
         return found
-    for graph, training in ((train, True), (evaluate, False)):
+    for training, graph in graphs.items():
         other = record(interception, second, method, training, frozenset(islands))
         different = same_graph(graph, other)
         if different is None:
@@ -365,7 +394,7 @@ def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, me
         node.args = (0, "==", 0, True, node.args[4])
     traced.recompile()
     try:
-        agreed = all(verify.compare(root, method, traced, empty, mode) is None for mode in (True, False))
+        agreed = all(verify.compare(root, method, traced, empty, mode) is None for mode in inputs.modes)
     except (RuntimeError, IndexError, ValueError, GuardError):  # the model itself refuses graphs without edges
         agreed = False
     for node, args in saved:
@@ -381,6 +410,21 @@ def _on_emptiness(node: Node) -> bool:
         and isinstance(left, Node)
         and f"{symbol} {right}" in ("== 0", "!= 0", "> 0", ">= 1", "< 1", "<= 0")
     )
+
+
+def _in_one_mode(traced: TracedModule, inputs: Inputs, method: str) -> str:
+    """Lets a graph refuse, in place, the mode in which the model refuses the inputs; returns a remark."""
+    path, graph = _part(method), traced.graph
+    inputs_end = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_after(inputs_end[-1] if inputs_end else graph._root):
+        flag = annotate(graph.create_node("get_attr", f"{path}.training" if path else "training"), Note(module=path))
+    with graph.inserting_after(flag):
+        check = graph.call_function(only_in, (flag, inputs.modes[0], inputs.refusal))
+        annotate(check, Note(module=path))
+    traced.recompile()
+    names = ", ".join(name for name in inputs.signature.parameters if name in inputs.given)
+    mode, other = ("training", "evaluation") if inputs.modes[0] else ("evaluation", "training")
+    return f"{method}({names}) was traced in {mode} alone: in {other} the model refuses it ({inputs.refusal})"
 
 
 # -- checking ----------------------------------------------------------------------------------------------------
@@ -402,7 +446,7 @@ def _verify(
     """Remarks on what could not be checked."""
     remarks: dict[str, None] = {}
     for position, inputs in enumerate(all_inputs):
-        for training in (True, False):
+        for training in inputs.modes:
             difference = verify.compare(root, method, traced, inputs, training, remarks=remarks)
             if difference is not None:
                 values: dict[str, Tensor] = {}
