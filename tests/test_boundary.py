@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 
 import pytest
@@ -96,8 +97,10 @@ def refused(kind, error, message, *args, integer=True, **kwargs):
 LAYERS = {"GCN": "convs.0.lin", "GIN": "(convs.0.nn.lins.0|the model)", "SAGE": ".*", "GAT": "convs.0.lin"}
 
 
-@pytest.mark.parametrize("columns", [0, 1, 8, 15, 17, 24, 50_000])
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [*itertools.product(LAYERS, [0, 1, 17]), ("GCN", 15), ("GIN", 8), ("SAGE", 24), ("GAT", 50_000)],
+)
 def test_features_of_another_width(kind, columns):
     message = rf"^x has {columns} columns?, {LAYERS[kind]} takes 16$"
     refused(kind, InputShapeError, message, torch.randn(40, columns), EDGES)
@@ -138,8 +141,10 @@ def test_edges_to_nowhere(kind):
     refused(kind, InputIndexError, "names node 39, and there are 0 nodes", X[:0], EDGES)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8, torch.int16])
-@pytest.mark.parametrize("kind", ["GCN", "GIN", "SAGE", "GAT"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("GCN", torch.float32), ("GIN", torch.bool), ("SAGE", torch.uint8), ("GAT", torch.int16), ("GIN", torch.float32)],
+)
 def test_edges_of_another_type(kind, dtype):
     message = rf"^edge_index must hold integers \(torch.int64\), got {dtype}$"
     refused(kind, InputTypeError, message, X, EDGES.to(dtype))
@@ -160,14 +165,31 @@ def test_edges_in_another_shape():
     refused("GCN", InputTypeError, "edge_index", X, EDGES.numpy())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["GCN", "GIN", "SAGE", "GAT"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("GCN", torch.float64), ("GIN", torch.bfloat16), ("SAGE", torch.float16), ("GAT", torch.float64)],
+)
 def test_features_of_another_type(kind, dtype):
     message = rf"^x is {dtype}, and the model computes in torch.float32: give x.to\(torch.float32\)$"
     refused(kind, InputTypeError, message, X.to(dtype), EDGES)
     refused(
         kind, InputTypeError, r"^x must hold floating-point values, got torch.int64: give x.float\(\)", X.long(), EDGES
     )
+
+
+@pytest.mark.parametrize("kind", ["GCN", "GIN", "SAGE", "Pooled"])
+def test_sparse_features(kind):
+    rest = EXAMPLES[kind][1][1:]
+    for sparse in (X.to_sparse(), X.to_sparse_csr()):
+        message = rf"^x is a {sparse.layout} tensor, and .*: give x\.to_dense\(\)"
+        refused(kind, InputTypeError, message, sparse, *rest)
+    refused(kind, InputTypeError, r"rounds each value|give x.to_dense\(\)", X.to_sparse_csc(), *rest)
+
+
+def test_sparse_features_of_a_layer_of_its_own():
+    quantizer = modes("GCN")[0].convs[0].lin.quant.input
+    with pytest.raises(InputTypeError, match=r"'convs.0.lin.quant.input' rounds each value.* give \.to_dense\(\)"):
+        quantizer(X.to_sparse())
 
 
 def test_weights_of_edges_in_a_column():
@@ -209,8 +231,10 @@ def test_probabilities_of_unknown_nodes():
             dqconvert.DegreeProtection(*bounds)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["GCN", "GIN", "SAGE", "GAT"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("GCN", torch.float64), ("GIN", torch.bfloat16), ("SAGE", torch.float16), ("GAT", torch.float64)],
+)
 def test_integer_modules_of_models_of_other_types(kind, dtype):
     x, make = X.to(dtype), EXAMPLES[kind][0]
     module, _ = dqconvert.prepare(make().to(dtype), "int8-dq", (x, EDGES))
@@ -231,7 +255,7 @@ def test_integer_modules_stay_in_their_types(cast):
     assert torch.equal(module.float().to("cpu")(X, EDGES), expected)
 
 
-@pytest.mark.parametrize("kind", EXAMPLES)
+@pytest.mark.parametrize("kind", ["GIN", "SAGE", "GAT", "Weighted", "Pooled", "Hetero"])
 def test_no_memory_of_the_user_s_is_fixed(kind):
     make, example = EXAMPLES[kind]
     example = copy.deepcopy(example)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputShapeError, InputTypeError
+
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type to compute in: float64 stays, every narrower floating type is computed in float32."""
     if not dtype.is_floating_point:
-        raise TypeError(f"expected a floating-point tensor, got {dtype}")
+        raise InputTypeError(f"expected a floating-point tensor, got {dtype}")
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -23,9 +25,9 @@ def along(vector: Tensor, values: Tensor, dim: int) -> Tensor:
 def check_rows(rows: Tensor, values: Tensor, row_dim: int, *, name: str) -> None:
     """Raises unless `rows` is a bool vector with one entry per row of `values`."""
     if rows.dtype != torch.bool:
-        raise TypeError(f"{name} must be a bool tensor, got {rows.dtype}")
+        raise InputTypeError(f"{name} must be a bool tensor, got {rows.dtype}")
     if values.dim() == 0 or rows.dim() != 1 or rows.size(0) != values.size(row_dim):
-        raise ValueError(
+        raise InputShapeError(
             f"{name} must have one entry per row (dimension {row_dim}) of the values: "
             f"got shape {tuple(rows.shape)} for values of shape {tuple(values.shape)}"
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dqconvert.errors import InputShapeError
 from dqconvert.kernels._operator import nobody_looks
 
 _CELLS = 1 << 20  # pairs of graph and degree that are counted whatever the number of nodes
@@ -77,7 +78,9 @@ def protection_probability(
     ```
     """
     if batch is not None and batch.shape != (num_nodes,):
-        raise ValueError(f"batch must have one entry per node: got shape {tuple(batch.shape)} for {num_nodes} nodes")
+        raise InputShapeError(
+            f"batch must have one entry per node: got shape {tuple(batch.shape)} for {num_nodes} nodes"
+        )
     if device is None:
         device = index[0].device if index else batch.device if batch is not None else None
     if num_nodes == 0 or sum(targets.numel() for targets in index) == 0:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dqconvert.errors import ConfigError, ObserverError
+from dqconvert.errors import ConfigError, InputTypeError, ObserverError
 from dqconvert.kernels import Scheme, fake_quantize, qparams, quantize_chain
 from dqconvert.qconfig import QSpec
 from dqconvert.quant.observers import is_empty, observer_for
@@ -152,6 +152,10 @@ class FakeQuantize(nn.Module):
 
     def scheme_for(self, x: Tensor) -> Scheme | None:
         """How the operators that observe and round in one go are to treat `x` in this call; None if they cannot."""
+        if x.layout is not torch.strided:
+            raise InputTypeError(
+                f"quantizer {self.name!r} rounds each value, zeros too, and got a {x.layout} tensor: give .to_dense()"
+            )
         observing = self._observing
         if self._fused is None or not self.fake_quant_enabled or x.dim() == 0:
             return None

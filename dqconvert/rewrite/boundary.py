@@ -172,6 +172,8 @@ class Boundary:
             return None
         if isinstance(error, IndexError | RuntimeError | ValueError) and _INDEX.search(str(error)):
             return self._out_of_range(node, place[1])
+        if isinstance(error, InputTypeError) and (sparse := _sparse(node, place[1])) is not None:
+            return sparse
         tensors = [(one, value) for one, value in given if isinstance(value, Tensor)]
         width = _widths(node, place[1])
         layer = layer_of(node) or "the model"
@@ -410,6 +412,18 @@ def _widths(node: Node, values: Mapping[str, Any]) -> tuple[str, int, int] | Non
     if not isinstance(x, Tensor) or not isinstance(depth, int) or x.dim() == 0 or x.size(-1) == depth:
         return None
     return _called(node.args[0]), x.size(-1), depth
+
+
+def _sparse(node: Node, values: Mapping[str, Any]) -> InputTypeError | None:
+    """The error about a sparse matrix that a failed node was to round."""
+    for source in node.all_input_nodes:
+        value = values.get(source.name)
+        if isinstance(value, Tensor) and value.layout is not torch.strided and (name := _called(source)):
+            return InputTypeError(
+                f"{name} is a {value.layout} tensor, and {layer_of(node) or 'the model'} rounds each of its values, "
+                f"zeros too: give {name}.to_dense()"
+            )
+    return None
 
 
 _AS_WIDE = ("take_rows", "check_numbers", "quantize", "dropout", "contiguous", "check_rows")
