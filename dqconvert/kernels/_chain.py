@@ -107,6 +107,11 @@ class Memory:
         return self._x
 
 
+def in_memory(source: Source) -> Memory:
+    """The rows of a source, made."""
+    return Memory(torch.from_numpy(source.rows()).view(source.shape))
+
+
 @dataclass
 class Added:
     """What a chain adds to its rows, and which of them its grids leave alone."""
@@ -150,14 +155,19 @@ def _at_once(
     observing = {place: grid for place, grid in enumerate(grids) if grid is not None and grid.scheme.observe}
     room = max((1024 + int(8 * total * grid.scheme.p) for grid in observing.values()), default=0)
     size = room + target.shape[1] + 512 if observing else 0  # for each part, as outliers come in few rows
-    values = [np.empty((3, 2, size), target.dtype) for _ in range(source.parts)]
     while True:
-        caught = [tile.Caught(value, np.zeros((3, 4), np.int64)) for value in values]
+        caught = [
+            tile.Caught(np.empty((3, 2, size), target.dtype), np.zeros((3, 4), np.int64)) for _ in range(source.parts)
+        ]
         source.go(target, _chain(added, grids, relu, target, bits, observing), caught)
-        if any(part.counts[place][3] for part in caught for place in observing):
-            return False  # more values lie outside than there was room for
-        if source.holds() and not _grown(caught, grids, relu, observing, total):
-            return True
+        if source.holds():
+            if any(part.counts[place][3] for part in caught for place in observing):
+                return False  # more values lie outside than there was room for
+            if not _grown(caught, grids, relu, observing, total):
+                return True
+        # Where one range grows, others often do: to make the rows takes longer than to go through them.
+        if not isinstance(source, Memory):
+            source = in_memory(source)
 
 
 def _grown(

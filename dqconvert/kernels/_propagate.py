@@ -17,9 +17,12 @@ from dqconvert.kernels._chain import flags, has_loops, matrix, observe, rows_of
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._multiply import VECTOR
-from dqconvert.kernels._select import Found, Messages, Rows, Values, ends_of
+from dqconvert.kernels._select import Found, Messages, Rows, Values, ends_of, ranks
 from dqconvert.kernels._threads import balanced, parts, run
 from dqconvert.kernels._tile import Caught, Chain
+
+_EVERY, _EDGES = 16, 1 << 9
+"""Every 16th edge is looked at before all, if these are enough to say something."""
 
 
 def serves(x: Tensor, weight: Tensor | None) -> bool:
@@ -158,7 +161,7 @@ class SumsOfProducts(Sums):
     """Where a message is such a row times a weight of the edge, per head.
 
     **Attributes**: `extremes`: `[2, nodes, heads]`, the smallest and the largest value of each row and head; NaN where
-    there is one.
+    there is one. `grew`: whether the range of the messages was seen to grow before any sum.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, by_receiver: Sequence[Tensor], *rest: Any) -> None:
@@ -167,15 +170,32 @@ class SumsOfProducts(Sums):
         self.extremes = _extremes(self._x, weight.size(1))
         self._unsure = self.grid.scheme.observe
         self._noted: list[Any] = []
-        if self._unsure and not self.grid.settled:
+        self.grew = self._unsure and self.grid.settled and self._grows()
+        if self._unsure and (self.grew or not self.grid.settled):
             self._observe()
 
+    def _grows(self) -> bool:
+        """Whether some of the edges say that the range will not hold: then to sum first would be in vain."""
+        if len(self._senders) < _EDGES * _EVERY:
+            return False
+        some, p = self._messages(_EVERY), self.grid.scheme.p
+        found = some.beyond(self.grid.lo, self.grid.hi, 1024 + int(8 * some.total * p))
+        if found is None:
+            return True
+        below, above = ranks(some.total - found.odd, p)
+        return len(found.below) >= below or len(found.above) >= above
+
     def _observe(self) -> None:
+        observe(self.grid, self._messages())
+        self._unsure = False
+
+    def _messages(self, every: int = 1) -> Messages:
+        """Those of every so many edges."""
         least, most = array(self.extremes)
         skip = self._skip if len(self._skip) else None
         # In the order of the receivers, as the sum: the percentiles are those of all messages in any order.
-        observe(self.grid, Messages(self._x, self._weight, self._edges, self._senders, skip, least, most))
-        self._unsure = False
+        edges, senders = (np.ascontiguousarray(one[::every]) for one in (self._edges, self._senders))
+        return Messages(self._x, self._weight, edges, senders, skip, least, most)
 
     def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
         x, grid = self._x, self.grid
@@ -202,6 +222,7 @@ class SumsOfProducts(Sums):
             beyond = Found(under, over, None, None, int(sum(part[2] for part in self._noted)))
             ends = ends_of(beyond, sent * self._x.shape[1], self.grid.scheme.p)
             if ends.total == 0 or (ends.lo is None and ends.hi is None):
+                self._unsure = False
                 return True
         self._observe()
         return False

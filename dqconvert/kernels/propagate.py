@@ -125,7 +125,10 @@ def _on_cpu(x: Tensor, weight: Tensor | None, sender: Tensor, receiver: Tensor, 
         extremes = source.extremes
     bias, other, alpha, protected = added
     if _chain.serves_sums((num_nodes, x.size(1)), x.dtype, bias, other, alpha):
-        y, ends, passes = _chain.quantize(source, _chain.Added(*added), ranges[2:], *steps)
+        # Where the range of the messages grows, so do those of their sums, and edges would be gone through again.
+        grows = isinstance(source, sums.SumsOfProducts) and source.grew
+        rows_from = _chain.in_memory(source) if grows else source
+        y, ends, passes = _chain.quantize(rows_from, _chain.Added(*added), ranges[2:], *steps)
     else:
         rows = torch.from_numpy(source.rows())
         y, ends, passes = plain_quantize_chain(rows, bias, other, alpha, protected, ranges[2:], *steps)

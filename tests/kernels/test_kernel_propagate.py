@@ -353,3 +353,16 @@ def test_infinite_rows_are_sent_as_codes_and_missing_values_are_not():
     assert loops.put_codes(codes.reshape(-1), grid.astype(np.float32), sent, nobody, 4, 0, 2)
     skipped = np.array([False, True])
     assert not loops.put_codes(codes.reshape(-1), grid.astype(np.float32), sent, skipped, 4, 0, 2)
+
+
+@pytest.mark.parametrize("heads", [0, 2])
+def test_ranges_that_grow_are_found_before_the_sums_or_behind_them(heads):
+    """Of so many edges some are looked at first; whatever they say, the ranges are those of all messages."""
+    graph = torch.randint(900, (2, 9000), generator=torch.Generator().manual_seed(2)), 900, 900
+    weight, ranges = torch.rand(9000, heads) if heads else None, NEVER * 3
+    chain = {"schemes": {1: scheme(p=0.001), 2: scheme(p=0.001)}, "relu": True}
+    outlier = torch.zeros(900, 4)
+    outlier[graph[0][0, 5]] = 50.0  # sent along few edges, none of them looked at
+    steps = [torch.randn(900, 4), torch.randn(900, 4) * 3, torch.randn(900, 4), torch.randn(900, 4) + outlier]
+    for x in (*steps, steps[-1] * 0.01, steps[0] * float("nan")):
+        ranges = assert_as_defined(graph, x, weight, scheme(p=0.001), None, False, ranges, **chain)
