@@ -43,10 +43,49 @@ def outer(x):
 CALL = "from dqconvert.kernels._outer import outer as f; value = f(2)"
 
 
+SPARE = """
+import json, os, sys, traceback
+import numba, numpy
+numba.njit(lambda x: x + 1)(1)
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.environ.clear()
+        os.environ.update(job["env"])
+        os.chdir(job["root"])
+        sys.path.insert(0, job["root"])
+        for number, path in enumerate(job["files"], 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        numba.core.config.reload_config()
+        status = 0
+        try:
+            exec(job["code"], {"__name__": "__main__"})
+        except BaseException:
+            status = 1
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def spare():
+    """A process that has imported numba, and nothing of ours, and forks for each call: to import it takes longest."""
+    command, env = [sys.executable, "-c", SPARE], {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
+        yield process
+        process.stdin.close()
+
+
 class Package:
     """A package of a few loops, called dqconvert, and what processes get when they call these."""
 
-    def __init__(self, folder, files):
+    def __init__(self, folder, files, spare):
+        self.spare = spare
+        self.files = [folder / "out", folder / "err"]
         self.root = folder / "package"
         self.home = folder / "home"
         self.put({"__init__.py": "", "kernels/__init__.py": "", **files})
@@ -61,28 +100,30 @@ class Package:
         """The value of `value`, how often `f` was loaded and compiled, and what was warned of."""
         end = "import json; s = f.stats; n = lambda c: sum(c.values());"
         end += "print(json.dumps([value, n(s.cache_hits), n(s.cache_misses)]))"
-        known = {"PATH": os.environ["PATH"], "HOME": str(self.home), "PYTHONPATH": str(self.root)}
-        known |= {"PYTHONDONTWRITEBYTECODE": "1"} | env
-        command = [sys.executable, "-c", f"{code}\n{end}"]
-        done = subprocess.run(command, cwd=self.root, env=known, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return *json.loads(done.stdout), done.stderr
+        known = {"PATH": os.environ["PATH"], "HOME": str(self.home)} | env
+        job = {"env": known, "root": str(self.root), "code": f"{code}\n{end}", "files": [*map(str, self.files)]}
+        self.spare.stdin.write(json.dumps(job) + "\n")
+        self.spare.stdin.flush()
+        status = self.spare.stdout.readline().strip()
+        out, err = (path.read_text() for path in self.files)
+        assert status == "0", err
+        return *json.loads(out), err
 
     def folders(self, outer=None):
         return sorted(path.name for path in (outer or self.home / ".cache/dqconvert/loops").iterdir())
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path, spare):
     files = {name: (SOURCES / name).read_text() for name in OURS}
     files |= {"kernels/_helper.py": HELPER, "kernels/_middle.py": MIDDLE, "kernels/_outer.py": OUTER}
-    return Package(tmp_path, {**files, "kernels/_constants.py": "FACTOR = 10"})
+    return Package(tmp_path, {**files, "kernels/_constants.py": "FACTOR = 10"}, spare)
 
 
-def test_a_helper_of_the_package_that_changed_in_another_file(tmp_path):
+def test_a_helper_of_the_package_that_changed_in_another_file(tmp_path, spare):
     """The kernels as they are: `make_message` calls `scale_values`, which is written in another file."""
     names = [str(path.relative_to(SOURCES)) for path in (SOURCES / "kernels").glob("*.py") if path.stem != "__init__"]
-    package = Package(tmp_path, {name: (SOURCES / name).read_text() for name in names})
+    package = Package(tmp_path, {name: (SOURCES / name).read_text() for name in names}, spare)
     code = """
 import numpy as np
 from dqconvert.kernels._max_loops import make_message as f
