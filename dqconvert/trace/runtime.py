@@ -426,6 +426,25 @@ def by_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
     return when_training if training else when_evaluating
 
 
+def left_in(module: Any, steps: tuple[Any, ...], call: Any) -> Tensor:
+    """The tensor that a call of a module has left in an attribute of it, or in a dict there.
+
+    Args:
+        module: The module.
+        steps: The attribute's name; and the key.
+        call: What the call returned.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Identity()
+        >>> layer.seen = {"loss": torch.ones(1)}
+        >>> left_in(layer, ("seen", "loss"), layer(torch.ones(2)))
+        tensor([1.])
+    """
+    value: Any = getattr(module, steps[0])
+    return value if len(steps) == 1 else value[steps[1]]
+
+
 def only_in(training: bool, expected: bool, refusal: str) -> None:
     """Checks that a graph runs in the mode that it was traced for, where the float model refuses the other.
 

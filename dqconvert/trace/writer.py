@@ -25,7 +25,7 @@ from dqconvert.trace.globals import Globals, place_name, read_global
 from dqconvert.trace.memory import Memories, share_memory
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import OPERATORS
-from dqconvert.trace.runtime import COMPARISONS, after, guard, private
+from dqconvert.trace.runtime import COMPARISONS, after, guard, left_in, private
 from dqconvert.trace.unchanged import Read
 from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain
 from dqconvert.words import kind_of
@@ -78,6 +78,7 @@ class Writer:
         self._get_attr: dict[str, Node] = {}
         self._globals = Globals(root)
         self._read: list[tuple[Tensor, str]] = []
+        self._left: dict[int, tuple[Tensor, Node, str, tuple[Any, ...]]] = {}
         self._sizes: dict[tuple[Node, int], Node] = {}
         self._guards: set[tuple[Any, ...]] = set()
         self.where: list[tuple[str, int]] = [("", 0)]
@@ -348,8 +349,36 @@ class Writer:
         cell = self.memories.find(tensor)
         return self._adopt(tensor) if cell is None else self.memories.current(cell)
 
+    def held(self, module: nn.Module) -> Iterator[tuple[Tensor, str, tuple[Any, ...]]]:
+        """The tensors in plain attributes of a module and its parts: with the part's path, and the steps there."""
+        for part in nn.Module.modules(module):
+            for name, value in vars(part).items():
+                items = value.items() if isinstance(value, dict) and not name.startswith("_") else ()
+                found = [((name,), value), *(((name, key), item) for key, item in items if isinstance(key, str))]
+                for steps, tensor in found:
+                    if isinstance(tensor, Tensor) and id(part) in self.modules:
+                        yield tensor, self.modules[id(part)], steps
+
+    def left_behind(self, module: nn.Module, call: Node, before: dict[int, Tensor]) -> None:
+        """Notes which tensors a call of a module, which stays whole, put into its attributes: others may read them."""
+        for tensor, path, steps in self.held(module):
+            if before.get(id(tensor)) is not tensor:
+                self._left[id(tensor)] = tensor, call, path, steps
+
     def _adopt(self, tensor: Tensor) -> Node | None:
-        """A node that reads a tensor which a global name leads to; ``None`` if none does."""
+        """A node that reads a tensor which a global name leads to, or an attribute of a module that was called as a
+        whole; ``None`` if none does."""
+        left = self._left.get(id(tensor))
+        if left is not None and left[0] is tensor and self.recording:
+            _, call, owner_path, steps = left
+            with self.graph.inserting_after(call):
+                owner = annotate(self.graph.create_node("get_attr", owner_path), Note(module=owner_path))
+            with self.graph.inserting_after(owner):
+                node = self.graph.create_node("call_function", left_in, (owner, steps, call))
+            annotate(node, self._with_value(Note(module=owner_path, source=self.source()), tensor))
+            with self.paused():
+                self.memories.bind(tensor, node)
+            return node
         places = self._globals.places(tensor)
         if not places or not self.recording or id(tensor) in self._attributes:
             return None
