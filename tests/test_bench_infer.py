@@ -347,7 +347,7 @@ class TestCommand:
 
     def test_a_graph_that_is_too_small_is_an_error_of_one_line(self) -> None:
         done = CliRunner().invoke(app, ["bench", "infer", "--workload", "V6", "--scale", "0.001"])
-        assert (done.exit_code, done.stdout) == (1, "")
+        assert (done.exit_code, done.stdout) == (2, "")
         assert "larger --scale" in done.stderr
         assert done.stderr.count("\n") == 1
 
