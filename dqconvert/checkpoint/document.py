@@ -220,12 +220,12 @@ def _beside_state(module: PreparedModule, state: set[str]) -> dict[str, Tensor]:
 
 def settings_of(module: PreparedModule) -> dict[Read, Any]:
     """The numbers among the modules' attributes that the forward reads, and those that it must find as they were."""
-    graphs = every_graph(module)
     found: dict[Read, Any] = {}
-    for graph in graphs:
-        kept = [entry for entry in entries_of(graph) if entry.kind == "value"]
-        found |= {(entry.path, entry.steps): entry.value for entry in kept if isinstance(entry.value, PLAIN)}
-        found |= dict(followed_reads(graph, module))
+    with at_rest(module):
+        for graph in every_graph(module):
+            kept = [entry for entry in entries_of(graph) if entry.kind == "value"]
+            found |= {(entry.path, entry.steps): entry.value for entry in kept if isinstance(entry.value, PLAIN)}
+            found |= dict(followed_reads(graph, module))
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.fx import Graph
 
 from dqconvert.checkpoint.document import FLAGS, PLAIN, aliases_of
@@ -69,6 +70,7 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
             raise CheckpointError(
                 f"{where}: does not fit {type(model).__name__}: {unknown[0]!r} is in one of both only."
             )
+        _settle(root)
         for name in beside:
             _set_tensor(root, name, every[name])
         for path, steps, value in state.get("settings", ()):
@@ -82,6 +84,21 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
 def _without_extra(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """What a module says of itself may be a tensor, of any shape."""
     return {name: value for name, value in tensors.items() if not name.endswith("_extra_state")}
+
+
+def _settle(root: nn.Module) -> None:
+    """Lets torch's lazy layers be what they become: the file has told them their shapes, as a first input would."""
+    for module in root.modules():
+        if not isinstance(module, LazyModuleMixin) or module.has_uninitialized_params():
+            continue
+        for name in ("_initialize_hook", "_load_hook"):
+            if (hook := module.__dict__.pop(name, None)) is not None:
+                hook.remove()
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.LazyLinear) and isinstance(weight, Tensor):
+            module.in_features = weight.size(1)
+        if module.cls_to_become is not None:
+            module.__class__ = module.cls_to_become
 
 
 def _set_absent(root: nn.Module, absent: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
