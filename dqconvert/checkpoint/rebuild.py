@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.fx import Graph
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from dqconvert.checkpoint.document import FLAGS, PLAIN, aliases_of
 from dqconvert.checkpoint.fit import check_fit, shapes_of

@@ -330,7 +330,7 @@ def test_the_columns_of_a_sparse_matrix_are_looked_at_before_it_is_multiplied(fi
     product = [sparse, {"node": "x"}]
     graph[-1]["args"] = [add_before(graph, graph[-1], name="product", target="operator.matmul", args=product)]
     resign(tmp_path / "a.int", tensors, document)
-    with pytest.raises(CheckpointError, match="sparse: .*col_indices"):
+    with pytest.raises(CheckpointError, match=r"sparse: .*col_indices"):
         dqconvert.load(tmp_path / "a.int")(*a_graph())
     fill(graph, graph[-1], columns)
     resign(tmp_path / "a.int", tensors, document)
