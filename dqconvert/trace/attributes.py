@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from dqconvert.trace.writer import Writer
 
 # What torch and PyG keep in a module for themselves. Its mode is followed by other means.
-_TORCH = frozenset((*vars(nn.Module()), *dir(nn.Module), "training"))
+_GRAPH_MODULE = torch.fx.GraphModule(nn.Module(), torch.fx.Graph())
+_TORCH = frozenset((*vars(nn.Module()), *dir(nn.Module), *vars(_GRAPH_MODULE), *dir(_GRAPH_MODULE), "_wrapped_call"))
 _BRACKETED = frozenset((*STAGE_METHODS, "propagate", "edge_updater", "fuse", "inspector"))
 
 _TAKEN_OUT = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
