@@ -242,7 +242,7 @@ class OwnQuantizer(nn.Module):
 def test_a_quantizer_of_the_users_own_cannot_be_saved(tmp_path):
     qconfig = QConfig(weight=QSpec(), rules=[Rule(role="message", spec=OwnQuantizer)])
     module = dqconvert.prepare(GCNConv(6, 4), qconfig).module
-    with pytest.raises(CheckpointError, match=r"quant.message is a OwnQuantizer, a quantizer of your own"):
+    with pytest.raises(CheckpointError, match=r"quant.message is an OwnQuantizer, a quantizer of your own"):
         dqconvert.save(module, tmp_path / "a.dq")
     assert not list(tmp_path.iterdir())
 

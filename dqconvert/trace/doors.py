@@ -317,8 +317,10 @@ class Part:
         if host is not None and _WHOLE not in memo:  # alone: its graphs are the whole module's
             return copy.deepcopy(host, memo).get_submodule(self._path)
         if getattr(user, "__deepcopy__", None) is not None:
-            copied = user.__deepcopy__(self, memo)  # type: ignore[attr-defined]
-            copied.__class__ = user if isinstance(copied, Part) else type(copied)
+            alike: Any = object.__new__(user)  # GraphModules make the copy of the class that they find themselves in
+            alike.__dict__ = self.__dict__
+            memo.setdefault(id(memo), []).append(alike)  # lives as long as its id stands in the memo
+            copied = user.__deepcopy__(alike, memo)  # type: ignore[attr-defined]
             memo[id(self)] = copied
             return copied
         reduced: Any = super().__reduce_ex__(4)
@@ -329,6 +331,8 @@ class Part:
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if issubclass(self._user_class, GraphModule):  # its class is its own, and made again from its code
+            return self._user_class.__reduce__(self)  # type: ignore[arg-type]
         reduced: Any = super().__reduce_ex__(protocol)
         _, arguments, *rest = reduced
         return (_apart, (self._user_class, *arguments[1:]), *rest)
