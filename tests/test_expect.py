@@ -175,7 +175,7 @@ def test_a_model_without_forward_is_told_to_name_a_method():
     with pytest.raises(TraceError, match="Encoder has no method 'encoed' to trace; did you mean 'encode'"):
         dqconvert.prepare(Encoder(), method="encoed")
     for method in (None, 3, Encoder.encode):
-        with pytest.raises(ConfigError, match="method= takes a method's name, several, or a dict of .*, got"):
+        with pytest.raises(ConfigError, match=r"method= takes a method's name, several, or a dict of .*, got"):
             dqconvert.prepare(Encoder(), method=method)
 
 
