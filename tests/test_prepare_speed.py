@@ -27,7 +27,7 @@ def calls(layers):
 def test_a_two_layer_gcn_takes_at_most_so_many_calls():
     """Measured: 345,000, a fifth of a second on a machine that does nothing else."""
     calls(2)  # imports
-    assert calls(2) <= 600_000
+    assert calls(2) <= 800_000
 
 
 def test_work_grows_linearly_with_layers():

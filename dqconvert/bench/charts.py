@@ -15,14 +15,15 @@ def check_chart(path: str | os.PathLike[str]) -> None:
     """Makes sure, before any work is done, that a chart can be drawn and written.
 
     Raises:
-        CommandError: If matplotlib is missing or does not write such files.
+        CommandError: If matplotlib is missing.
+        UsageError: If it does not write such files.
         CheckpointError: If the file cannot be written.
 
     Example:
         >>> check_chart("chart.bmp")
         Traceback (most recent call last):
             ...
-        dqconvert.errors.CommandError: --chart chart.bmp: must end in .png, .svg, .pdf.
+        dqconvert.errors.UsageError: --chart chart.bmp: must end in .png, .svg, .pdf.
     """
     check_drawing(path, "--chart")
 

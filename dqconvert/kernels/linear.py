@@ -135,6 +135,8 @@ def _by_library(
         skip = flags(protected)
         _chain.observe(grid, Rows(_chain.matrix(x), skip if len(skip) else None))
     y = empty((x.size(0), weight.size(0)), x.dtype)
+    if grid is None:  # as it lies: of rows that lie otherwise the library's sums differ in the last bits
+        return torch.mm(x, weight.t(), out=y) if offset is None else torch.addmm(offset, x, weight.t(), out=y)
     for first, last, rows in Gate(x, grid, protected).chunks():
         to = y[first:last]
         torch.mm(rows, weight.t(), out=to) if offset is None else torch.addmm(offset, rows, weight.t(), out=to)

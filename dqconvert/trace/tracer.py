@@ -20,7 +20,7 @@ from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import with_visible_messages
 from dqconvert.trace.attributes import Stateful
 from dqconvert.trace.choices import choices_among, pin_choices
-from dqconvert.trace.copies import deep_copy, duplicate, working_copy
+from dqconvert.trace.copies import deep_copy, duplicate, set_mode, working_copy
 from dqconvert.trace.grow import drop_edges, enlarge, shrink
 from dqconvert.trace.inputs import Inputs, bind, method_of
 from dqconvert.trace.interception import Interception, NoProduct, seen_through
@@ -234,7 +234,7 @@ def run_once(root: nn.Module, method: str, inputs: Inputs) -> None:
     """
     args, kwargs = inputs.copied().call()
     training = False not in inputs.modes
-    root.train(training)
+    set_mode(root, training)
     try:
         with torch.set_grad_enabled(training):
             method_of(root, method)(*args, **kwargs)
