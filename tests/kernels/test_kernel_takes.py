@@ -106,7 +106,7 @@ def test_every_operator_with_loops_says_what_they_take():
 
     for takes in (None, Takes("one", y="real")):
         with pytest.raises(TypeError, match="must be said of each of its arguments"):
-            Operator("takes_nothing", one, fake=one, cpu=one, takes=takes)
+            Operator("test_takes_nothing", one, fake=one, cpu=one, takes=takes)
 
 
 def test_tensors_on_two_devices():
