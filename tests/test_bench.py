@@ -355,7 +355,7 @@ class TestPhases:
         class Slow(FakeQuantize):
             def forward(self, x: Tensor, protected: Tensor | None = None) -> Tensor:
                 if slow == "quantize" or self.observer_enabled:
-                    time.sleep(0.05)
+                    time.sleep(0.3)
                 return super().forward(x, protected)
 
         step = step_of(variants_of(["int8-dq"], ["unfused"])[0], build(tiny("W3")))
@@ -363,8 +363,9 @@ class TestPhases:
         before = phases(step, step.module)
         next(part for part in step.module.modules() if isinstance(part, FakeQuantize)).__class__ = Slow
         after = phases(step, step.module)
-        assert after[slow] - before[slow] > 0.04
-        assert after[other] - before[other] < 0.04
+        gained = {phase: after[phase] - before[phase] for phase in (slow, other)}
+        assert gained[slow] > 0.15  # half of what it sleeps: what else differs is what a busy machine does
+        assert gained[other] < gained[slow] / 2
 
     def test_what_does_not_observe_takes_no_further_steps(self) -> None:
         taken: list[bool] = []
