@@ -1029,8 +1029,22 @@ def test_two_models_prepared_from_one_are_independent():
     assert not torch.equal(first.convs[0].bias, second.convs[0].bias)
 
 
+@pytest.mark.parametrize("draws", [lambda: random.seed(0), lambda: random.getstate()], ids=["a fixed seed", "any"])
+def test_a_sequential_keeps_its_generated_code(draws):
+    """PyG names a Sequential's code by a random number, takes equal names for one code, and copies draw numbers too."""
+    draws()
+    short = Sequential("x, edge_index", [(GCNConv(zoo.WIDTH, 8), "x, edge_index -> x")])
+    before = random.getstate()
+    first, _ = dqconvert.prepare(short, None, zoo.graph())
+    assert random.getstate() == before
+    copied = copy.deepcopy(first)
+    long = Sequential("x, edge_index", [(GCNConv(zoo.WIDTH, 8), "x, edge_index -> x"), nn.Linear(8, 2)])
+    second, _ = dqconvert.prepare(long, None, zoo.graph())
+    assert [m(*zoo.graph()).size(1) for m in (long, second, copy.deepcopy(second))] == [2, 2, 2]
+    assert [m(*zoo.graph()).size(1) for m in (short, first, copied, copy.deepcopy(first))] == [8, 8, 8, 8]
+
+
 def test_two_models_sharing_a_submodule():
-    random.seed("of this test")  # PyG names a Sequential's code by a random number, and takes equal names for one code
     encoder = GraphSAGE(zoo.WIDTH, 8, 2, 4)
     left, right = (
         Sequential("x, edge_index", [(encoder, "x, edge_index -> x"), BatchNorm(4), nn.Linear(4, n)]) for n in (2, 3)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from dqconvert.rewrite.module import PreparedModule
-from dqconvert.trace.copies import clones
+from dqconvert.trace.copies import clones, deepcopy
 from dqconvert.trace.doors import Part, put_back
 from dqconvert.trace.inputs import map_tensors
 from dqconvert.trace.module import body_names
@@ -41,7 +40,7 @@ def float_view(prepared: PreparedModule) -> nn.Module:
         put_back(state)
         for value in state.values():
             map_tensors(value, lambda tensor: _without_history(tensor, memo))
-        vars(shell).update(copy.deepcopy(state, memo))
+        vars(shell).update(deepcopy(state, memo))
     view: nn.Module = memo[id(prepared)]
     return view
 

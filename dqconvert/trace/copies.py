@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +18,7 @@ from dqconvert.errors import DQConvertError, TraceError
 from dqconvert.trace.leaves import message_passing_layers
 
 Model = TypeVar("Model", bound=nn.Module)
+Value = TypeVar("Value")
 
 
 def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQConvertError] = TraceError) -> nn.Module:
@@ -51,12 +55,33 @@ def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQC
 def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy to run once. What layers know of their own signatures, half of the work, is shared."""
     shared = (layer.inspector for layer in message_passing_layers(model) if hasattr(layer, "inspector"))
-    return copy.deepcopy(model, clones(model, {id(inspector): inspector for inspector in shared}))
+    return deepcopy(model, clones(model, {id(inspector): inspector for inspector in shared}))
 
 
 def deep_copy(module: Model) -> Model:
     """A deep copy, of what torch cannot deep-copy, too: see :func:`clones`."""
-    return copy.deepcopy(module, clones(module, {}))
+    return deepcopy(module, clones(module, {}))
+
+
+def deepcopy(value: Value, memo: dict[Any, Any] | None = None) -> Value:
+    """Returns ``copy.deepcopy(value, memo)``, with code of its own for each copy of a PyG ``Sequential``.
+
+    Every copy of a ``Sequential`` generates its forward anew, under a name with a random number from :mod:`random`, and
+    takes the code that already has that name. Copies made under a fixed seed, or before the generator's state is put
+    back, would so get or give away another model's forward. Here the number comes from the system.
+    """
+    with _unrepeated_names():
+        return copy.deepcopy(value, memo)
+
+
+@contextmanager
+def _unrepeated_names() -> Iterator[None]:
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def clones(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:

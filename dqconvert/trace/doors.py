@@ -22,7 +22,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import ArgumentError, ModeError, ObserverError, TraceError
 from dqconvert.trace.check import Check
-from dqconvert.trace.copies import clones
+from dqconvert.trace.copies import clones, deepcopy
 from dqconvert.trace.hooks import Hook, hooks_of, new_hook_number, warn_of_lost
 from dqconvert.trace.leaves import WEIGHTED_MODULES, is_leaf_module
 from dqconvert.trace.method import Method, binds, fits
@@ -315,7 +315,7 @@ class Part:
     def __deepcopy__(self, memo: dict[Any, Any]) -> Any:
         host, user = self._host, self._user_class
         if host is not None and _WHOLE not in memo:  # alone: its graphs are the whole module's
-            return copy.deepcopy(host, memo).get_submodule(self._path)
+            return deepcopy(host, memo).get_submodule(self._path)
         if getattr(user, "__deepcopy__", None) is not None:
             alike: Any = object.__new__(user)  # GraphModules make the copy of the class that they find themselves in
             alike.__dict__ = self.__dict__
@@ -326,7 +326,7 @@ class Part:
         reduced: Any = super().__reduce_ex__(4)
         make, arguments, *rest = reduced
         copied = memo[id(self)] = make(user, *arguments[1:])
-        state = copy.deepcopy(rest[0], memo)
+        state = deepcopy(rest[0], memo)
         copied.__setstate__(state) if hasattr(copied, "__setstate__") else vars(copied).update(state)
         return copied
 
@@ -421,7 +421,7 @@ def _function(part: nn.Module, user: type[nn.Module], name: str) -> Callable[...
 def copy_apart(module: nn.Module) -> nn.Module:
     """A deep copy of a module, or of a part of one, in which nothing is a door."""
     host = module._host if isinstance(module, Part) else None
-    copied = copy.deepcopy(module, clones(module, {} if host is None else {_WHOLE: True}))
+    copied = deepcopy(module, clones(module, {} if host is None else {_WHOLE: True}))
     close_parts(copied)
     return copied
 
