@@ -5,6 +5,7 @@ import functools
 import os
 import shutil
 import tempfile
+from collections import Counter
 
 import pytest
 import torch
@@ -29,6 +30,21 @@ def pytest_configure(config):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.stash.setdefault(COMPILED, tempfile.mkdtemp())
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """Marks the cases of a test with a ``sample`` mark that are not of the sample as a study."""
+    met = Counter()
+    for item in items:
+        mark = item.get_closest_marker("sample")
+        if mark is None:
+            continue
+        (every,), keep = mark.args, mark.kwargs.get("keep", ())
+        test = item.nodeid.partition("[")[0]
+        if met[test] % every and item.callspec.id not in keep:
+            item.add_marker(pytest.mark.study)
+        met[test] += 1
 
 
 def pytest_unconfigure(config):

@@ -24,6 +24,7 @@ study = _load()
 CASES = [(name, study.WAYS[k % 8]) for k, name in enumerate(study.CASES)]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("name", "way"), CASES, ids=[f"{name}-{way[0]}-{way[1]}-{way[2]}" for name, way in CASES])
 def test_predictions_agree(name, way):
     found = study.examine(name, 0, way)

@@ -505,6 +505,7 @@ class TestCommand:
         assert [row["preset"] for row in rows] == [None, None, "int8-qat"]
         assert [row["phases_ms"] for row in rows] == [None] * 3
 
+    @pytest.mark.study
     @needs_memory
     def test_as_a_process_with_memory(self) -> None:
         done = dqconvert_command(*QUICK[:-1], "--json")

@@ -25,6 +25,7 @@ study = _load()
 ROWS = {f"{table}: {name}": (table, name, case) for table, name, case in study.rows()}
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("row", ROWS)
 def test_row(row):
     table, name, case = ROWS[row]

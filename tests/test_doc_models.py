@@ -30,6 +30,7 @@ def test_there_are_at_least_twenty():
     assert len(MODELS) >= 20
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_float_identity(name):
     case = MODELS[name]
@@ -42,6 +43,7 @@ def test_float_identity(name):
         assert_same(evaluation(copy.deepcopy(module), inputs), evaluation(unfused(model), inputs, case.method))
 
 
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("preset", ["int8-dq", "int4-dq"])
 @pytest.mark.parametrize("name", MODELS)
 def test_it_converts_in_one_call_and_trains(name, preset):

@@ -82,6 +82,7 @@ def assert_same_steps(fused, plain, batches, **kwargs):
 CASES = [(name, preset) for name in zoo.CASES for preset in (PRESETS if name in FUSED else PRESETS[:1])]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("name", "preset"), CASES)
 def test_three_steps_and_an_evaluation_are_the_same(both, name, preset):
     fused, plain, inputs = both(name, preset)
@@ -90,6 +91,7 @@ def test_three_steps_and_an_evaluation_are_the_same(both, name, preset):
     assert list(fused.state_dict()) == list(plain.state_dict())
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", FUSED)
 def test_in_double_precision_it_is_also_that_of_torchs_products(prepared, name, preset):
@@ -367,6 +369,7 @@ def test_other_types(both, dtype):
     torch.testing.assert_close(ranges(fused), ranges(plain), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", ["GCNConv", "GINConv", "SAGEConv", "GATConv"])
 def test_compiled_as_one_graph_it_trains_the_same(prepared, name):
     torch._dynamo.reset()
@@ -452,6 +455,7 @@ def losses(module, x, edge_index, y, steps=50):
     return torch.tensor(found)
 
 
+@pytest.mark.study
 def test_fifty_steps_stay_within_the_spread_of_edge_orders():
     """Sums of floats in another order move a code here and there; fusing may move no more than that."""
     generator = torch.Generator().manual_seed(0)

@@ -125,6 +125,7 @@ def over(form):
     return lambda size: (normal(size[0], WIDTH), FORMS[form](size))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("layer", "form"), SUPPORTED)
 def test_float_identity(layer, form):
     model, inputs = layer_of(layer), over(form)
@@ -137,6 +138,7 @@ def test_float_identity(layer, form):
             assert_same(evaluation(module, inputs(run_size)), evaluation(copy.deepcopy(model), inputs(run_size)))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize(("layer", "form"), SUPPORTED)
 def test_it_trains(layer, form):
     model, inputs = layer_of(layer), over(form)
@@ -177,6 +179,7 @@ def test_protection_over_every_form(form, size):
         assert torch.equal(mask_of(watch, "quant.aggregate"), given.bool())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("form", ["CSR", "COO", "EdgeIndex, sorted"])
 @pytest.mark.parametrize("layer", ["GCNConv", "GATConv"])

@@ -232,6 +232,7 @@ def build(name):
     return factory(), inputs
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", MODELS)
 def test_float_identity(name, size):
@@ -603,6 +604,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("size", PAIRS)
 @pytest.mark.parametrize("name", BIPARTITE)
 def test_bipartite_float_identity(name, size):
@@ -618,6 +620,7 @@ def test_bipartite_trains(name):
     assert_trains(factory(), inputs(PAIRS["all different"]), inputs((23, 15, 50)))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("size", PAIRS)
 @pytest.mark.parametrize("name", BIPARTITE)
 def test_bipartite_protection(name, size):

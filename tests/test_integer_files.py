@@ -110,6 +110,7 @@ def same(found, expected):
     )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("config", ["int8-dq", "int4-dq", "int8-ptq"])
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_loaded_computes_what_was_saved(name, config, tmp_path):

@@ -13,15 +13,20 @@ from pathlib import Path
 import pytest
 
 COUNT = os.environ.get("DQCONVERT_FUZZ", "")
+STUDY = pytest.mark.study
 
 
 @pytest.mark.parametrize(
-    ("seed", "kinds", "guard"),
-    [(1, ["GCN", "Pooled"], []), (2, ["GIN", "SAGE max", "GAT", "Weighted"], ["--guard"])],
-    ids=["odd", "between pages that nobody may touch"],
+    ("seed", "kinds", "guard", "count"),
+    [
+        (1, ["GCN", "Pooled"], [], 20),
+        (2, ["GIN", "SAGE max", "GAT", "Weighted"], ["--guard"], 20),
+        pytest.param(3, ["GCN", "Pooled", "GIN", "SAGE max", "GAT", "Weighted"], ["--guard"], 200, marks=STUDY),
+    ],
+    ids=["odd", "between pages that nobody may touch", "many"],
 )
-def test_odd_graphs_are_an_error_or_right(seed, kinds, guard):
-    count = COUNT or "50"
+def test_odd_graphs_are_an_error_or_right(seed, kinds, guard, count):
+    count = COUNT or str(count)
     command = [
         sys.executable,
         "-m",

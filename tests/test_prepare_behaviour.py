@@ -35,6 +35,7 @@ def entry_of(report, role, module=None):
 # -- training and evaluation -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("preset", ["int8-dq", "int4-dq"])
 @pytest.mark.parametrize("name", ALL)
 def test_a_training_step_and_evaluation(prepared, name, preset):
@@ -322,6 +323,7 @@ def pickled(module):
     return pickle.loads(pickle.dumps(module))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "duplicate"), [*((name, pickled) for name in ALL), *((name, copy.deepcopy) for name in SOME)]
 )
@@ -696,6 +698,7 @@ def accepts(model, inputs):
 ODD_CASES = [*(name for name in zoo.LAYERS if name != "GCNConv_cached"), *zoo.BASIC, "WeightedGCN", "EdgeFeatures"]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ODD_CASES)
 def test_odd_graphs(prepared, name):
     """Whatever the float model accepts, the prepared one accepts, and gives the same without quantizers."""

@@ -102,6 +102,7 @@ def without_dropout(model):
     return model
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fuse", [True, False], ids=["fused", "not fused"])
 @pytest.mark.parametrize("name", NODE_LAYERS)
 def test_all_protected_is_float(name, fuse):
@@ -144,6 +145,7 @@ def test_all_protected_leaves_ranges_unset():
         assert quantizer.is_observed() == (entry.role == "weight"), entry.path
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", [*NODE_LAYERS, "TransformerConv_attr", "WeightedGCN", "GraphClassifier"])
 def test_none_protected_is_plain_quantization(name):
     case = zoo.CASES[name]

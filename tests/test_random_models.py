@@ -217,9 +217,14 @@ def test_the_recipes_show_what_they_are_for():
         assert sum(recipe["pooling"] == pooling for recipe in found) >= 10
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("part", range(PARTS))
 def test_float_identity(part):
     recipes(CASES // PARTS, part, is_float)
+
+
+def test_float_identity_of_a_few():
+    recipes(20, PARTS + 1, is_float)
 
 
 def is_float(recipe):
@@ -232,9 +237,10 @@ def is_float(recipe):
     assert_same(evaluation(module, other), evaluation(model, other))
 
 
-def test_a_training_step():
+@pytest.mark.parametrize("number", [4, pytest.param(25, marks=pytest.mark.study)])
+def test_a_training_step(number):
     """Every gradient that float has is there, finite; evaluation is finite and draws nothing."""
-    recipes(25, PARTS, trains)
+    recipes(number, PARTS, trains)
 
 
 def trains(recipe):

@@ -238,6 +238,7 @@ def test_a_file_holds_the_state(trained, tmp_path):
     assert (tmp_path / "a.dq").read_bytes() == (tmp_path / "b.dq").read_bytes()
 
 
+@pytest.mark.sample(2)
 def test_copies_hold_the_state(trained):
     _, module = trained
     before = state_of(module)
@@ -269,6 +270,7 @@ def test_a_state_dict_holds_the_state(trained):
     assert state_of(again)[0] == state_of(module)[0] or name == "buffers"  # one of them is no part of it
 
 
+@pytest.mark.sample(2)
 def test_integer_modules_hold_the_state(trained, tmp_path):
     name, module = trained
     integer = dqconvert.convert(copy.deepcopy(module).eval())

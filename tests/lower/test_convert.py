@@ -188,6 +188,7 @@ TIES = pytest.mark.xfail(
 )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "config"), [pytest.param(*case, marks=TIES if case == ("SGConv", "int8-dq") else ()) for case in CASES]
 )

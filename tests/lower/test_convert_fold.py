@@ -199,6 +199,7 @@ def same(found, wanted):
     return all(torch.equal(one, two) for one, two in pairs)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("config", ["int8-dq", "int4-dq"])
 @pytest.mark.parametrize("name", FOLDED)
 def test_no_bit_changes(name, config):
@@ -216,6 +217,7 @@ def test_no_bit_changes(name, config):
     assert same(folded(**given), unfolded(**given))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", FOLDED)
 def test_layers_compute_fewer_rows(name):
     folded, unfolded = converted(name)

@@ -355,6 +355,7 @@ def test_mixed_types_of_messages(low):
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", ["int8-dq", "int4", "int8-qat", "sampled"])
 @pytest.mark.parametrize("extra", ["nothing", "bias", "other", "scaled"])
 @pytest.mark.parametrize("weighted", ["x_j", "w x_j", "heads"])

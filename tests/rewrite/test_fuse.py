@@ -111,6 +111,7 @@ def test_messages_that_are_fused(prepared, name):
     assert found_targets.count(largest_message) == (name == "SAGEConv_max")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", zoo.CASES)
 def test_every_group_is_of_the_graph_and_no_node_is_in_two(prepared, name):
     module, _ = prepared(name)

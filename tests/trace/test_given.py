@@ -96,6 +96,7 @@ def nodes():
     return model, module
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_goes_into_every_function(form, nodes):
     model, module = nodes

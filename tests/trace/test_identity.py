@@ -17,6 +17,7 @@ def pair(request, prepared):
     return case.model(), prepared(request.param, QConfig())[0], case
 
 
+@pytest.mark.sample(3)
 def test_outputs_and_gradients_are_the_float_models(pair):
     model, module, case = pair
     for size in (zoo.TRACED, zoo.OTHER):
