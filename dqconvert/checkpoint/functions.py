@@ -23,6 +23,7 @@ from dqconvert import quant
 from dqconvert.checkpoint.checked import CHECKED
 from dqconvert.kernels.integer import INTEGER_FUNCTIONS
 from dqconvert.lower import INTEGER_RUNTIME
+from dqconvert.lower.runtime import in_edge_order, reshaped_like
 from dqconvert.rewrite import derive, protect
 from dqconvert.rewrite import open as opened
 from dqconvert.trace import adjacency, runtime, weighing
@@ -50,6 +51,12 @@ _OURS: tuple[Function, ...] = (
     *INTEGER_ONLY,
 )
 """What the graphs of this package call besides torch and PyG. A new function of the rewriting goes here."""
+
+_NAMES_IN_FILES = {
+    in_edge_order: "dqconvert.lower.attention.in_edge_order",
+    reshaped_like: "dqconvert.lower.linear.reshaped_like",
+}
+"""Functions that have moved since files name them."""
 
 _BUILTINS = ("getattr", "min", "max", "round", "int", "float", "abs", "len")
 
@@ -116,7 +123,7 @@ def _tables() -> Iterator[tuple[str, Function]]:
     yield "torch._C._set_grad_enabled", torch._C._set_grad_enabled
     named: tuple[Any, ...] = (*leaf_functions(), *_OURS)
     for function in named:
-        yield f"{function.__module__}.{function.__qualname__}", function
+        yield _NAMES_IN_FILES.get(function, f"{function.__module__}.{function.__qualname__}"), function
 
 
 @functools.cache

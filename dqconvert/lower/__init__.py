@@ -14,24 +14,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dqconvert.errors import LoweringError
-from dqconvert.lower.attention import in_edge_order, join_orders
 from dqconvert.lower.check import check_ready
-from dqconvert.lower.compose import compose, planes
 from dqconvert.lower.evaluation import evaluation_of, refused, remove_unused
-from dqconvert.lower.fold import fold
-from dqconvert.lower.inputs import refuse_nan
 from dqconvert.lower.left_out import not_done, settings
-from dqconvert.lower.linear import reshaped_like
-from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.merge import merge
 from dqconvert.lower.module import IntegerModule
-from dqconvert.lower.orders import look_once, one_dtype, order_norms
-from dqconvert.lower.packing import pack_codes
-from dqconvert.lower.remember import remember, share, share_sizes
+from dqconvert.lower.passes.colors import fold
+from dqconvert.lower.passes.compose import compose, planes
+from dqconvert.lower.passes.inputs import refuse_nan
+from dqconvert.lower.passes.orders import join_orders, look_once, one_dtype, order_norms
+from dqconvert.lower.passes.packing import pack_codes
+from dqconvert.lower.passes.remember import remember, share, share_sizes
+from dqconvert.lower.passes.sums import sums
 from dqconvert.lower.report import IntegerReport
-from dqconvert.lower.runtime import check_edges, group_order, look_up_last
+from dqconvert.lower.runtime import check_edges, group_order, in_edge_order, look_up_last, reshaped_like
 from dqconvert.lower.skeleton import skeleton_of
-from dqconvert.lower.sums import sums
+from dqconvert.lower.walk import Lowering
 from dqconvert.rewrite import PreparedModule
 from dqconvert.trace.method import Method, words_of
 

@@ -89,3 +89,27 @@ def group_order(index: Tensor, num_rows: int, size: int | None) -> tuple[Tensor,
         raise InputIndexError(f"a row belongs to group {low if low < 0 else high}, and there are {size} groups")
     order = edge_order(index, index, size)
     return order.ptr, order.edges.int() if num_rows < 1 << 31 else order.edges
+
+
+def in_edge_order(codes: Tensor, edges: Tensor) -> Tensor:
+    """What belongs to edges in the order of their receivers, in the order of their list.
+
+    Args:
+        codes: ``[num_edges, *rest]``.
+        edges: int64 ``[num_edges]``, the position of each in the list.
+
+    Example:
+        >>> in_edge_order(torch.tensor([10, 20, 30]), torch.tensor([2, 0, 1]))
+        tensor([20, 30, 10])
+    """
+    return torch.empty_like(codes).index_copy_(0, edges, codes)
+
+
+def reshaped_like(rows: Tensor, x: Tensor, columns: int) -> Tensor:
+    """Rows in the shape of what they were made from, but for the last dimension.
+
+    Example:
+        >>> reshaped_like(torch.zeros(6, 4), torch.zeros(2, 3, 5), 4).shape
+        torch.Size([2, 3, 4])
+    """
+    return rows.view(*x.shape[:-1], columns)

@@ -36,8 +36,8 @@ from dqconvert.kernels.integer.codes import check_numbers, quantize
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.lower.evaluation import evaluation_graph
-from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.values import Codes
+from dqconvert.lower.walk import Lowering
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.ops import op_name
 

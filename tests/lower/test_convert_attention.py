@@ -13,10 +13,10 @@ from torch_geometric.nn import AGNNConv, GATConv, GATv2Conv, MessagePassing, Sup
 from torch_geometric.utils import softmax
 
 import dqconvert
-from dqconvert.lower.attention import in_edge_order
 from dqconvert.lower.evaluation import evaluation_graph
-from dqconvert.lower.lowering import Lowering
+from dqconvert.lower.runtime import in_edge_order
 from dqconvert.lower.values import Codes
+from dqconvert.lower.walk import Lowering
 from dqconvert.quant import FakeQuantize
 
 WIDTH, EDGE = 16, 3

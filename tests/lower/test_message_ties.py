@@ -13,7 +13,7 @@ from torch_geometric.nn import GAT
 
 import dqconvert
 from dqconvert.kernels.integer.codes import plain_quantize
-from dqconvert.lower.messages import _multipliers
+from dqconvert.lower.forms.messages import _multipliers
 from dqconvert.lower.values import Grid
 
 

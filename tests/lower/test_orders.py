@@ -11,8 +11,8 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 import dqconvert
 from dqconvert.errors import InputTypeError
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
-from dqconvert.lower import orders
-from dqconvert.lower.remember import Remember
+from dqconvert.lower.passes import orders
+from dqconvert.lower.passes.remember import Remember
 
 WIDTH = 8
 

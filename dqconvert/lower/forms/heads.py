@@ -21,7 +21,7 @@ from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.ops import argument, op_name
 
 if TYPE_CHECKING:
-    from dqconvert.lower.lowering import Lowering
+    from dqconvert.lower.walk import Lowering
 
 
 def lower_products(lowering: Lowering, node: Node) -> Value | None:

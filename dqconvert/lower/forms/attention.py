@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Node
 from torch_geometric.utils import softmax
 
 from dqconvert.kernels.integer.attention import attention_codes, softmax_codes
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.kernels.integer.receivers import receiver_order
 from dqconvert.kernels.integer.tables import look_up_pairs, plain_look_up
-from dqconvert.lower.heads import taken
-from dqconvert.lower.runtime import look_up_last
+from dqconvert.lower.forms.heads import taken
+from dqconvert.lower.runtime import in_edge_order, look_up_last
 from dqconvert.lower.values import Codes, Grid, Plain, Value
 from dqconvert.rewrite.derive import dimensions
 from dqconvert.trace.note import note_of
 
 if TYPE_CHECKING:
-    from dqconvert.lower.lowering import Lowering
+    from dqconvert.lower.walk import Lowering
 
 _SOFTMAX = inspect.signature(softmax)
 
@@ -68,30 +68,6 @@ def lower_softmax(lowering: Lowering, node: Node) -> Value | None:
     if note.ndim == 1:
         codes = lowering.out.graph.call_method("flatten", (codes,))
     return Codes(lowering.out.call(in_edge_order, (codes, edges), note), grid)
-
-
-def in_edge_order(codes: Tensor, edges: Tensor) -> Tensor:
-    """What belongs to edges in the order of their receivers, in the order of their list.
-
-    Args:
-        codes: ``[num_edges, *rest]``.
-        edges: int64 ``[num_edges]``, the position of each in the list.
-
-    Example:
-        >>> in_edge_order(torch.tensor([10, 20, 30]), torch.tensor([2, 0, 1]))
-        tensor([20, 30, 10])
-    """
-    return torch.empty_like(codes).index_copy_(0, edges, codes)
-
-
-def join_orders(graph: Graph) -> None:
-    """Takes in the order of the receivers, in place, what was in that order before it was put in that of the list."""
-    for node in list(graph.nodes):
-        if node.op == "call_method" and node.target == "index_select" and node.args[1] == 0:
-            listed = node.args[0]
-            if isinstance(listed, Node) and listed.target is in_edge_order and listed.args[1] is node.args[2]:
-                node.replace_all_uses_with(listed.args[0])
-                graph.erase_node(node)
 
 
 def _of_pairs(lowering: Lowering, call: _Softmax) -> tuple[Node, Node] | None:

@@ -20,7 +20,7 @@ from dqconvert.rewrite.fuse.messages import Propagation, matched
 from dqconvert.trace.note import Note, annotate, note_of
 
 if TYPE_CHECKING:
-    from dqconvert.lower.lowering import Lowering
+    from dqconvert.lower.walk import Lowering
 
 _NEAR = 8
 """How many float32 numbers on either side are tried as a multiplier."""

@@ -9,7 +9,7 @@ from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.lower.builder import Builder
-from dqconvert.lower.compose import finish_of, tensor_of, with_finish
+from dqconvert.lower.passes.compose import finish_of, tensor_of, with_finish
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.trace.note import note_of
 

@@ -18,7 +18,7 @@ from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.ops import op_name
 
 if TYPE_CHECKING:
-    from dqconvert.lower.lowering import Lowering
+    from dqconvert.lower.walk import Lowering
 
 _REDUCTIONS = {"sum": "sum", "add": "sum", "mean": "mean", "max": "max", "min": "min"}
 _POOLS = {"global_add_pool": "sum", "global_mean_pool": "mean", "global_max_pool": "max"}

@@ -12,18 +12,18 @@ from torch.fx import Graph, Node
 
 from dqconvert.kernels import fake_quantize
 from dqconvert.kernels.integer.codes import quantize
-from dqconvert.lower.attention import lower_softmax
 from dqconvert.lower.builder import Builder
-from dqconvert.lower.embedding import lower_embedding
 from dqconvert.lower.evaluation import differentiated
-from dqconvert.lower.groups import lower_groups
-from dqconvert.lower.heads import lower_edge_products, lower_mean, lower_products
-from dqconvert.lower.linear import lower_linear
-from dqconvert.lower.messages import Propagations, lower_messages
+from dqconvert.lower.forms.attention import lower_softmax
+from dqconvert.lower.forms.embedding import lower_embedding
+from dqconvert.lower.forms.groups import lower_groups
+from dqconvert.lower.forms.heads import lower_edge_products, lower_mean, lower_products
+from dqconvert.lower.forms.linear import lower_linear
+from dqconvert.lower.forms.messages import Propagations, lower_messages
+from dqconvert.lower.forms.tables import fold, pointwise, rounded, tabulate, unchanged
 from dqconvert.lower.movers import moves, moves_rows
 from dqconvert.lower.places import Place, hold, rounded_value
 from dqconvert.lower.report import Float
-from dqconvert.lower.tables import fold, pointwise, rounded, tabulate, unchanged
 from dqconvert.lower.values import Codes, Fixed, Grid, Joined, Known, Looked, Plain, Value, tabular
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.fuse.context import Context, only_user, reads_form

@@ -13,7 +13,7 @@ from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import argument, op_name
 
 if TYPE_CHECKING:
-    from dqconvert.lower.lowering import Lowering
+    from dqconvert.lower.walk import Lowering
 
 
 def lower_embedding(lowering: Lowering, node: Node) -> Value | None:

@@ -11,13 +11,14 @@ from torch.fx import Node
 from dqconvert.kernels.integer.codes import plain_quantize
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.linear import integer_linear, pack_weight
+from dqconvert.lower.runtime import reshaped_like
 from dqconvert.lower.values import Codes, Fixed, Grid, Known, Value
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import Note, note_of
 from dqconvert.trace.ops import argument, op_name
 
 if TYPE_CHECKING:
-    from dqconvert.lower.lowering import Lowering
+    from dqconvert.lower.walk import Lowering
 
 
 def lower_linear(lowering: Lowering, node: Node) -> Value | None:
@@ -53,16 +54,6 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     if flat:
         found = out.call(reshaped_like, (found, x.node, columns), note)
     return Codes(found, grid)
-
-
-def reshaped_like(rows: Tensor, x: Tensor, columns: int) -> Tensor:
-    """Rows in the shape of what they were made from, but for the last dimension.
-
-    Example:
-        >>> reshaped_like(torch.zeros(6, 4), torch.zeros(2, 3, 5), 4).shape
-        torch.Size([2, 3, 4])
-    """
-    return rows.view(*x.shape[:-1], columns)
 
 
 def _centred(value: Tensor, quantizer: FakeQuantize, transposed: bool) -> tuple[Tensor | None, Tensor]:

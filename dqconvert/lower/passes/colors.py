@@ -20,9 +20,9 @@ from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_o
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.kernels.integer.tables import look_up_pairs
 from dqconvert.lower.evaluation import CHECKS
+from dqconvert.lower.forms.tables import FUNCTIONS
 from dqconvert.lower.movers import keeps_rows
-from dqconvert.lower.remember import ROW_BY_ROW, in_order
-from dqconvert.lower.tables import FUNCTIONS
+from dqconvert.lower.passes.remember import ROW_BY_ROW, in_order
 from dqconvert.rewrite.fuse.context import reads_form
 from dqconvert.rewrite.spaces import is_input
 from dqconvert.trace.note import annotate, note_of

@@ -12,7 +12,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
-from dqconvert.lower.runtime import check_edges
+from dqconvert.lower.runtime import check_edges, in_edge_order
 from dqconvert.rewrite.fuse.memos import REMEMBERED
 from dqconvert.trace.note import annotate, note_of
 
@@ -118,6 +118,16 @@ def _order_norm(graph: Graph, order: Node, norm: Node) -> None:
     for ends in [user for user in norm.users if user.args[1] == 0]:
         for size in [user for user in ends.users if user.target == "size" and user.args[1:] == (0,)]:
             size.replace_input_with(ends, given["edge_index"])  # both are [2, edges]
+
+
+def join_orders(graph: Graph) -> None:
+    """Takes in the order of the receivers, in place, what was in that order before it was put in that of the list."""
+    for node in list(graph.nodes):
+        if node.op == "call_method" and node.target == "index_select" and node.args[1] == 0:
+            listed = node.args[0]
+            if isinstance(listed, Node) and listed.target is in_edge_order and listed.args[1] is node.args[2]:
+                node.replace_all_uses_with(listed.args[0])
+                graph.erase_node(node)
 
 
 def look_once(graph: Graph) -> None:

@@ -18,9 +18,9 @@ from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_o
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.kernels.integer.tables import look_up, look_up_pairs
 from dqconvert.lower.builder import Builder
+from dqconvert.lower.forms.tables import FUNCTIONS
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.runtime import check_edges, group_order, look_up_last
-from dqconvert.lower.tables import FUNCTIONS
 from dqconvert.quant.memo import Memo
 from dqconvert.rewrite.fuse.memos import REMEMBERED
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input

@@ -1,0 +1,1 @@
+"""How one node of the prepared graph becomes integer."""

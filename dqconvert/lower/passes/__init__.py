@@ -1,0 +1,1 @@
+"""Rewritings of an integer graph that is written."""
