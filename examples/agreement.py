@@ -12,16 +12,12 @@ rounding that falls on a tie cannot change the order.
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":  # numba looks for a package called coverage: it must not find the file beside this one
-    sys.path.pop(0)
-
 import argparse
 import copy
 import fnmatch
 import itertools
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass

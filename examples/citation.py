@@ -10,16 +10,12 @@ everything is quantized. Then it is converted to an integer module, and that is 
 
 from __future__ import annotations
 
-import sys
-
-if __name__ == "__main__":  # numba looks for a package called coverage: it must not find the example of that name
-    sys.path.pop(0)
-
 import argparse
 import copy
 import json
 import os
 import statistics
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

@@ -1,25 +1,12 @@
 """Integer modules predict what the prepared modules predict: part of what examples/agreement.py finds out."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "agreement.py"
+import agreement as study
 
-
-def _load():
-    spec = importlib.util.spec_from_file_location("agreement_study", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-study = _load()
 # Each model in one way of eight, each way with several models.
 CASES = [(name, study.WAYS[k % 8]) for k, name in enumerate(study.CASES)]
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+import coverage_table as study
 import doc_models
-
-_STUDY = Path(__file__).parents[2] / "examples" / "coverage.py"
 
 
 @dataclass(frozen=True)
@@ -32,20 +28,7 @@ class Kind:
     method: str = "forward"
 
 
-def coverage_study() -> Any:
-    """The module of ``examples/coverage.py``."""
-    if "coverage_study" not in sys.modules:
-        # Under another name than its own: numba looks for a package called coverage.
-        spec = importlib.util.spec_from_file_location("coverage_study", _STUDY)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["coverage_study"] = importlib.util.module_from_spec(spec)  # dataclasses look there
-        spec.loader.exec_module(sys.modules["coverage_study"])
-    return sys.modules["coverage_study"]
-
-
 def _covered() -> dict[str, Kind]:
-    study = coverage_study()
     sizes = (study.SMALL, study.LARGE)
     return {
         f"{table}: {name}": Kind(case.model, lambda size, case=case: case.arguments(sizes[size]), case.method)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from door_models import KINDS, coverage_study
+from door_models import KINDS
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch_geometric import seed_everything
@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import dqconvert
 from checks import fresh
+from coverage_table import TIES
 from dqconvert.cli import app
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -141,7 +142,7 @@ def test_every_door(name, tmp_path):
         found = evaluated(integer, large)
         assert [out.shape for out in found] == [out.shape for out in wanted]
         assert [out.dtype for out in found] == [out.dtype for out in wanted]
-        assert relative_error(found, wanted) < coverage_study().TIES["int8-dq"]
+        assert relative_error(found, wanted) < TIES["int8-dq"]
         assert str(integer.report)
     with door("compare"):
         compared = dqconvert.compare(module, integer, [small])
