@@ -20,7 +20,7 @@ _HOME = {
     "compare": "compare",
     "Comparison": "compare",
     "IntegerModule": "lower.module",
-    "PreparedModule": "rewrite.module",
+    "PreparedModule": "prepared.module",
     "Report": "report",
     "save": "checkpoint",
     "load": "checkpoint",

@@ -20,7 +20,7 @@ from dqconvert.expect import expect_float, expect_quantized
 from dqconvert.lower import IntegerModule
 from dqconvert.lower.replay import FloatRun, QuantizedRun
 from dqconvert.prepare import prepare
-from dqconvert.rewrite import PreparedModule
+from dqconvert.prepared import PreparedModule
 from dqconvert.rewrite.protect import ARGUMENT
 from dqconvert.trace.given import calls_of
 from dqconvert.trace.inputs import map_tensors

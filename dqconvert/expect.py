@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import CheckpointError, ConfigError, DQConvertError
+from dqconvert.prepared.module import PreparedModule
 from dqconvert.quant import FakeQuantize
-from dqconvert.rewrite.module import PreparedModule
 from dqconvert.trace.module import TracedModule
 from dqconvert.words import article, kind_of
 

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 
 from dqconvert.errors import ConfigError, TraceError
+from dqconvert.prepared import PreparedModule
+from dqconvert.prepared.assemble import DEFERRED, add_method, rewrite
 from dqconvert.qconfig import QConfig, RuleLedger
 from dqconvert.report import PreparedMethod
-from dqconvert.rewrite import PreparedModule, rewrite
-from dqconvert.rewrite.rewrite import DEFERRED, add_method
 from dqconvert.trace import trace
 from dqconvert.trace.copies import working_copy
 from dqconvert.trace.inputs import Inputs, bind, from_bound, method_of, signature_of

@@ -11,10 +11,10 @@ from torch import nn
 from dqconvert.expect import expect_float
 from dqconvert.methods import methods_of, prepare_methods
 from dqconvert.optimizers import watch_optimizers
+from dqconvert.prepared import PreparedModule
+from dqconvert.prepared.again import prepare_again
 from dqconvert.qconfig import QConfig, as_qconfig
 from dqconvert.report import Report
-from dqconvert.rewrite import PreparedModule
-from dqconvert.rewrite.again import prepare_again
 
 
 class Prepared(NamedTuple):

@@ -16,9 +16,9 @@ import dqconvert
 from dqconvert.checkpoint.graph_data import encode_graph
 from dqconvert.checkpoint.stored import encode_extra
 from dqconvert.errors import CheckpointError, ConfigError
+from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.quant.memo import Memo
-from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import Quantizers
 from dqconvert.trace.computed import at_rest, computed_names
 from dqconvert.trace.hooks import call_hook

@@ -16,10 +16,10 @@ from dqconvert.checkpoint.graph_data import decode_graph, wellformed
 from dqconvert.checkpoint.schema import PreparedData, check_document
 from dqconvert.checkpoint.stored import decode_extra, put_together
 from dqconvert.errors import CheckpointError, GuardError, TraceError
+from dqconvert.prepared import PreparedModule
 from dqconvert.qconfig import Protect, QConfig, QSpec
 from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.report import Entry, LeftFloat, PreparedMethod, Report
-from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace import Island
 from dqconvert.trace.computed import at_rest, computed_names

@@ -27,8 +27,8 @@ from dqconvert.errors import CommandError, ConfigError, UsageError
 from dqconvert.files import check_target
 from dqconvert.lower import IntegerModule
 from dqconvert.prepare import prepare
+from dqconvert.prepared import PreparedModule
 from dqconvert.qconfig import QConfig
-from dqconvert.rewrite import PreparedModule
 from dqconvert.user.factory import build_model, parse_kwargs, search_here
 from dqconvert.user.inputs import SavedInputs, read_example
 from dqconvert.weights import Weights, check_finite, fill, read_weights

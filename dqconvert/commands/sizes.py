@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize
-from dqconvert.rewrite import PreparedModule
 from dqconvert.words import count
 
 

@@ -30,7 +30,7 @@ from dqconvert.lower.report import IntegerReport
 from dqconvert.lower.runtime import check_edges, group_order, in_edge_order, look_up_last, reshaped_like
 from dqconvert.lower.skeleton import skeleton_of
 from dqconvert.lower.walk import Lowering
-from dqconvert.rewrite import PreparedModule
+from dqconvert.prepared import PreparedModule
 from dqconvert.trace.method import Method, words_of
 
 

@@ -11,8 +11,8 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from dqconvert.lower.runtime import check_edges
+from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize, Protection
-from dqconvert.rewrite import PreparedModule
 from dqconvert.rewrite.derive import dimensions
 from dqconvert.rewrite.protect import ARGUMENT, given_probability, last_of
 from dqconvert.rewrite.spaces import gather, is_connectivity, is_input

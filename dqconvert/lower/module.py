@@ -14,10 +14,10 @@ from torch.fx import Graph
 
 from dqconvert import notebook
 from dqconvert.errors import ArgumentError, GuardError, InputError, LoweringError
+from dqconvert.fuse import keep_apart
 from dqconvert.lower.report import IntegerReport
 from dqconvert.lower.skeleton import Bare, drops_weights, open_bare
-from dqconvert.rewrite.boundary import Boundary, bounded
-from dqconvert.rewrite.fuse import keep_apart
+from dqconvert.prepared.boundary import Boundary, bounded
 from dqconvert.trace.doors import DoorModule, door_of, open_parts, part_class
 from dqconvert.trace.leaves import WEIGHTED_MODULES
 from dqconvert.words import article, count

@@ -15,8 +15,8 @@ from dqconvert.kernels.integer.fold import fold_nodes, whole
 from dqconvert.lower.evaluation import evaluation_graph
 from dqconvert.lower.module import IntegerModule
 from dqconvert.lower.places import Place, rounded_value
+from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize
-from dqconvert.rewrite import PreparedModule
 from dqconvert.trace.copies import set_mode
 
 Seen: TypeAlias = Callable[[str, Tensor, Tensor], None]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch_geometric.nn.conv import MessagePassing
 
-from dqconvert.rewrite import PreparedModule
-from dqconvert.rewrite.view import float_view
+from dqconvert.prepared import PreparedModule
+from dqconvert.prepared.float_view import float_view
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.doors import DoorModule, Part, door_of
 from dqconvert.trace.leaves import WEIGHTED_MODULES

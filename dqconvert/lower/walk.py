@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from dqconvert.fuse.context import Context, only_user, reads_form
 from dqconvert.kernels import fake_quantize
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.lower.builder import Builder
@@ -26,7 +27,6 @@ from dqconvert.lower.places import Place, hold, rounded_value
 from dqconvert.lower.report import Float
 from dqconvert.lower.values import Codes, Fixed, Grid, Joined, Known, Looked, Plain, Value, tabular
 from dqconvert.quant import FakeQuantize
-from dqconvert.rewrite.fuse.context import Context, only_user, reads_form
 from dqconvert.trace.constants import literal
 from dqconvert.trace.names import module_of
 from dqconvert.trace.note import Note, note_of

@@ -2,166 +2,35 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from dqconvert.errors import TraceError
 from dqconvert.qconfig import QConfig, RuleLedger
 from dqconvert.quant import Protection
-from dqconvert.report import Entry, LeftFloat, PreparedMethod, Report
+from dqconvert.report import Entry, LeftFloat
 from dqconvert.rewrite.known import Known
-from dqconvert.rewrite.module import PreparedModule
 from dqconvert.rewrite.open import open_leaves
 from dqconvert.rewrite.place import Placer, Quantizers, attach, container_name
 from dqconvert.rewrite.protect import ARGUMENT, Masks
 from dqconvert.rewrite.roles import Roles
 from dqconvert.rewrite.spaces import RowSpaces, parameter_paths
-from dqconvert.rewrite.undo import forget_keepers
-from dqconvert.trace import Island, Trace
+from dqconvert.trace import Island
 from dqconvert.trace.leaves import WEIGHTED_MODULES
-from dqconvert.trace.method import Method, words_of
 from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.products import cut_products, use_products
 from dqconvert.trace.runtime import stage_output
 
 
-def rewrite(
-    trace: Trace,
-    qconfig: QConfig,
-    method: str = "forward",
-    fuse: bool = True,
-    *,
-    called: str | None = None,
-    ledger: RuleLedger | None = None,
-) -> PreparedModule:
-    """Inserts quantizers and protection into a traced model.
-
-    Args:
-        trace: From :func:`dqconvert.trace.trace`; it is used up.
-        qconfig: What to quantize, and how.
-        method: The method that the graph stands for.
-        fuse: Whether groups of nodes run as one operator each.
-        called: The method that calling the module runs, if that is another one.
-        ledger: Keeps account of the rules, for a caller who checks them when other methods are rewritten, too.
-
-    Raises:
-        ConfigError: If a rule of the config matches nothing.
-        TraceError: If the model has nothing to quantize.
-
-    Example:
-        >>> from torch_geometric.nn import SAGEConv
-        >>> from dqconvert.qconfig import presets
-        >>> from dqconvert.trace import trace
-        >>> module = rewrite(trace(SAGEConv(8, 4)), presets["int8-dq"])
-        >>> [entry.path for entry in module.report.entries][:2]
-        ['quant.message', 'quant.aggregate']
-    """
-    root = trace.module
-    source = (copy.deepcopy(root.graph), copy.deepcopy(root.eval_graph))
-    rules = ledger or RuleLedger(qconfig)
-    rewritten = _rewrite_graphs(
-        root, (root.graph, root.eval_graph), trace.islands, qconfig, rules, products=trace.products
-    )
-    if rewritten is None:
-        raise TraceError(
-            "the model has no weighted operation (a linear layer, a product with a parameter) and no message passing: "
-            "there is nothing to quantize."
-        )
-    if ledger is None:
-        rules.check()
-    report = Report(
-        model=root._user_class.__name__,
-        entries=tuple(rewritten.entries),
-        left_float=rewritten.left_float,
-        remarks=trace.remarks,
-        protection=rewritten.protection,
-        methods=(PreparedMethod(name=method, arguments=words_of(root.graph), how="named"),),
-    )
-    graph, eval_graph, state = root._parts()
-    del state["_objects"]  # the modules have quantizers now
-    state |= {
-        "qconfig": qconfig,
-        "report": report,
-        "source": source,
-        "method": method,
-        "called_method": called or method,
-        "islands": trace.islands,
-        "fuse": fuse,
-        "user_fuse": state.get("fuse"),
-    }
-    return PreparedModule._assemble(root._user_class, state, graph, eval_graph)
-
-
-def add_method(
-    module: PreparedModule,
-    graphs: tuple[Graph, Graph | None],
-    name: str,
-    how: str,
-    *,
-    islands: tuple[Island, ...] = (),
-    products: tuple[Island, ...] = (),
-    remarks: tuple[str, ...] = (),
-    ledger: RuleLedger | None = None,
-) -> Method | None:
-    """Gives a prepared module the graph of one more method, which shares the quantizers that are there.
-
-    Args:
-        module: It; changed in place.
-        graphs: What the float method does, in training and, where that differs, in evaluation; used up.
-        name: Its name, behind the path of its part.
-        how: How it came to be traced, in words for the report.
-        islands: Modules that it calls whole.
-        products: Layers whose messages its graphs cannot show.
-        remarks: What the report is to say.
-        ledger: Keeps account of the rules, likewise.
-
-    Returns:
-        What was added; ``None`` if there is nothing to quantize in it.
-    """
-    graph, eval_graph = graphs
-    source = (copy.deepcopy(graph), copy.deepcopy(eval_graph))
-    known = Known(module, module.report.entries, (g for method in module.all_methods() for g in method.graphs()))
-    before = set(dict(module.named_modules()))
-    rules = ledger or RuleLedger(module.qconfig)
-    rewritten = _rewrite_graphs(module, graphs, islands, module.qconfig, rules, known, products)
-    if rewritten is None:
-        return None
-    forget_keepers(module)
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    for path, child in module.named_modules():
-        if path not in before:
-            child.to(device)
-    report = module.report
-    entry = PreparedMethod(name=name, arguments=words_of(graph), how=how)
-    module.report = replace(
-        report,
-        entries=(*report.entries, *rewritten.entries),
-        left_float=tuple(dict.fromkeys((*report.left_float, *rewritten.left_float))),
-        remarks=tuple(dict.fromkeys((*report.remarks, *remarks))),
-        protection=tuple(dict.fromkeys((*report.protection, *rewritten.protection))),
-        methods=(*(m for m in report.methods if (m.name, m.how) != (name, DEFERRED)), entry),
-    )
-    method = Method(name=name, graph=graph, eval_graph=eval_graph, source=source, islands=islands, how=how)
-    module.add_method(method)
-    return method
-
-
-DEFERRED = "named, traced at its first call"
-"""How the report says that a named method had no inputs yet."""
-
-
 @dataclass(frozen=True)
-class _Rewritten:
+class Rewritten:
     entries: list[Entry]
     left_float: tuple[LeftFloat, ...]
     protection: tuple[str, ...]
 
 
-def _rewrite_graphs(
+def rewrite_graphs(
     root: nn.Module,
     graphs: tuple[Graph, Graph | None],
     islands: tuple[Island, ...],
@@ -169,7 +38,7 @@ def _rewrite_graphs(
     ledger: RuleLedger,
     known: Known | None = None,
     products: tuple[Island, ...] = (),
-) -> _Rewritten | None:
+) -> Rewritten | None:
     """Rewrites the graphs of one method in place, and gives ``root`` the modules that they call; ``None``: there is
     nothing to quantize."""
     whole = frozenset(island.module for island in islands)
@@ -191,7 +60,7 @@ def _rewrite_graphs(
         LeftFloat(what=f"{p.module or 'the root module'}: message", reason=p.reason, source=p.source) for p in products
     ]
     left += _closed(root, graph)
-    return _Rewritten(train.entries, tuple(dict.fromkeys(left)), tuple(f"{prefix}.{name}" for name in protections))
+    return Rewritten(train.entries, tuple(dict.fromkeys(left)), tuple(f"{prefix}.{name}" for name in protections))
 
 
 def _protections(root: nn.Module, prefix: str) -> dict[str, nn.Module]:

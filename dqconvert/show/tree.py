@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from dqconvert.rewrite import PreparedModule
+from dqconvert.prepared import PreparedModule
 from dqconvert.show.groups import Block, Group, blocks_of
 from dqconvert.show.view import View, view_module
 from dqconvert.words import count

@@ -13,8 +13,8 @@ from dqconvert.checkpoint import container
 from dqconvert.checkpoint.document import describe
 from dqconvert.checkpoint.graph_data import wellformed
 from dqconvert.checkpoint.schema import PreparedData, check_document
+from dqconvert.prepared import PreparedModule
 from dqconvert.report import Entry, Fusion, LeftFloat, PreparedMethod, Report
-from dqconvert.rewrite import PreparedModule
 
 # Nodes that check, measure and fetch: the arithmetic reads better without them.
 _BOOKKEEPING = {

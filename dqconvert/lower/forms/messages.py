@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from dqconvert.fuse.context import Context
+from dqconvert.fuse.messages import Propagation, matched
 from dqconvert.kernels.integer.codes import plain_quantize
 from dqconvert.kernels.integer.finish import CODES, Finish
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import receiver_order
 from dqconvert.lower.values import Codes, Grid, Value
-from dqconvert.rewrite.fuse.context import Context
-from dqconvert.rewrite.fuse.messages import Propagation, matched
 from dqconvert.trace.note import Note, annotate, note_of
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
+from dqconvert.fuse.context import reads_form
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.fold import Level, fold_nodes, place_rows, take_rows
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
@@ -23,7 +24,6 @@ from dqconvert.lower.evaluation import CHECKS
 from dqconvert.lower.forms.tables import FUNCTIONS
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.passes.remember import ROW_BY_ROW, in_order
-from dqconvert.rewrite.fuse.context import reads_form
 from dqconvert.rewrite.spaces import is_input
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.ops import op_name

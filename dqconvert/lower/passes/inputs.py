@@ -6,10 +6,10 @@ import operator
 
 from torch.fx import Graph, Node
 
+from dqconvert.fuse.context import reads_form
 from dqconvert.kernels.integer.codes import check_numbers, quantize
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.lower.evaluation import CHECKS
-from dqconvert.rewrite.fuse.context import reads_form
 from dqconvert.rewrite.spaces import input_name, is_input
 from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import annotate, note_of

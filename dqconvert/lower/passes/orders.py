@@ -10,10 +10,10 @@ import torch
 from torch.fx import Graph, Node
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
+from dqconvert.fuse.memos import REMEMBERED
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.lower.runtime import check_edges, in_edge_order
-from dqconvert.rewrite.fuse.memos import REMEMBERED
 from dqconvert.trace.note import annotate, note_of
 
 _NORM = inspect.signature(gcn_norm)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.nn import functional
 
+from dqconvert.fuse.memos import REMEMBERED
 from dqconvert.kernels.integer.codes import check_numbers, quantize
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
@@ -22,7 +23,6 @@ from dqconvert.lower.forms.tables import FUNCTIONS
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.runtime import check_edges, group_order, look_up_last
 from dqconvert.quant.memo import Memo
-from dqconvert.rewrite.fuse.memos import REMEMBERED
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
 from dqconvert.trace import TracedModule
 from dqconvert.trace.note import note_of

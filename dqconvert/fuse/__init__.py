@@ -15,15 +15,15 @@ import copy
 from torch import nn
 from torch.fx import Graph, Node
 
+from dqconvert.fuse.chains import fuse_chains, fuse_entries
+from dqconvert.fuse.context import Context
+from dqconvert.fuse.islands import guard_islands, refuse_explanations
+from dqconvert.fuse.messages import fuse_messages
+from dqconvert.fuse.one_for_one import put_stand_ins, remember
+from dqconvert.fuse.outputs import keep_apart
+from dqconvert.fuse.weights import fuse_weights
 from dqconvert.quant import gather_protected
 from dqconvert.report import Fusion
-from dqconvert.rewrite.fuse.chains import fuse_chains, fuse_entries
-from dqconvert.rewrite.fuse.context import Context
-from dqconvert.rewrite.fuse.islands import guard_islands, refuse_explanations
-from dqconvert.rewrite.fuse.messages import fuse_messages
-from dqconvert.rewrite.fuse.one_for_one import put_stand_ins, remember
-from dqconvert.rewrite.fuse.outputs import keep_apart
-from dqconvert.rewrite.fuse.weights import fuse_weights
 from dqconvert.trace.ops import op_name
 
 

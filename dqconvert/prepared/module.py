@@ -13,14 +13,14 @@ from torch.fx import Graph
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert import notebook
+from dqconvert.fuse import fuse, guard_islands, keep_apart, refuse_explanations
+from dqconvert.prepared.boundary import Boundary, bounded
+from dqconvert.prepared.undo import Before
 from dqconvert.qconfig import QConfig
 from dqconvert.quant import FakeQuantize
 from dqconvert.quant.memo import Memo
 from dqconvert.report import Fusion, Report
-from dqconvert.rewrite.boundary import Boundary, bounded
-from dqconvert.rewrite.fuse import fuse, guard_islands, keep_apart, refuse_explanations
 from dqconvert.rewrite.place import Quantizers
-from dqconvert.rewrite.undo import Before
 from dqconvert.trace import Island
 from dqconvert.trace.doors import DoorModule
 from dqconvert.trace.method import Method
@@ -111,7 +111,7 @@ class PreparedModule(DoorModule):
         kwargs: Any,
         refusal: Exception | None = None,
     ) -> Any:
-        from dqconvert.rewrite.first_call import first_call  # tracing stands on this module
+        from dqconvert.prepared.first_call import first_call  # tracing stands on this module
 
         return first_call(self, door, part, user, args, kwargs, refusal)
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.fx import Node
 
+from dqconvert.fuse.context import Context
+from dqconvert.fuse.memos import REMEMBERED, memo, origin
 from dqconvert.quant.fused import batch_norm, dropout, linear
 from dqconvert.quant.memo import Remembered
-from dqconvert.rewrite.fuse.context import Context
-from dqconvert.rewrite.fuse.memos import REMEMBERED, memo, origin
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.ops import op_name
 

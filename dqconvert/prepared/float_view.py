@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dqconvert.rewrite.module import PreparedModule
+from dqconvert.prepared.module import PreparedModule
 from dqconvert.trace.copies import clones, deepcopy
 from dqconvert.trace.doors import Part, put_back
 from dqconvert.trace.inputs import map_tensors

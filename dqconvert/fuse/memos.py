@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_remaining_self_loops, add_self_loops, remove_self_loops
 
-from dqconvert.rewrite.fuse.context import Context
+from dqconvert.fuse.context import Context
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name

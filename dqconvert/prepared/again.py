@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 
+from dqconvert.prepared.assemble import add_method, rewrite
+from dqconvert.prepared.float_view import float_view
+from dqconvert.prepared.module import PreparedModule
 from dqconvert.qconfig import QConfig, RuleLedger
-from dqconvert.rewrite.module import PreparedModule
-from dqconvert.rewrite.rewrite import add_method, rewrite
-from dqconvert.rewrite.view import float_view
 from dqconvert.trace import Trace, TracedModule
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from torch import nn
 from torch.fx import Node
 
+from dqconvert.fuse.context import Context, protection_of
 from dqconvert.quant.fused import weights
 from dqconvert.report import Fusion
-from dqconvert.rewrite.fuse.context import Context, protection_of
 from dqconvert.trace.note import annotate, note_of
 
 MOST = 1 << 16

@@ -14,8 +14,8 @@ from torch_geometric.nn import GCN, GIN, GCNConv, GINConv, GraphConv, MessagePas
 import dqconvert
 import products
 import zoo
+from dqconvert.fuse import fuse
 from dqconvert.quant.fused import chain, linear, message_passing
-from dqconvert.rewrite.fuse import fuse
 from dqconvert.show.tree import tree
 
 WIDTH = zoo.WIDTH

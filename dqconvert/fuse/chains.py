@@ -10,9 +10,9 @@ from typing import Any, TypeGuard
 from torch import nn
 from torch.fx import Node
 
+from dqconvert.fuse.context import Context, only_user, protection_of, reads_form
 from dqconvert.quant.fused import Chain, batch_norm, chain, linear, message_passing
 from dqconvert.rewrite.derive import Size
-from dqconvert.rewrite.fuse.context import Context, only_user, protection_of, reads_form
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.ops import op_name
 

@@ -19,10 +19,10 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import DQConvertError, GuardError, InputError, TraceError
+from dqconvert.prepared.assemble import add_method
+from dqconvert.prepared.float_view import float_view
+from dqconvert.prepared.module import PreparedModule
 from dqconvert.report import PreparedMethod
-from dqconvert.rewrite.module import PreparedModule
-from dqconvert.rewrite.rewrite import add_method
-from dqconvert.rewrite.view import float_view
 from dqconvert.trace import Trace, trace
 from dqconvert.trace.adjacency import is_sparse
 from dqconvert.trace.inputs import Inputs, from_bound, signature_of

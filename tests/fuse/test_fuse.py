@@ -12,9 +12,9 @@ from torch_geometric.nn import GCNConv, GINConv, SAGEConv
 
 import dqconvert
 import zoo
+from dqconvert.fuse import fuse
 from dqconvert.quant.fused import dropout, largest_message, linear, message_passing
 from dqconvert.quant.memo import EdgeOrders, Remembered
-from dqconvert.rewrite.fuse import fuse
 
 
 def fusions(module, op=None):
