@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from dqconvert.expect import expect_float
@@ -95,10 +96,11 @@ def prepare(
     """
     config = as_qconfig(qconfig)
     expect_float(model, "prepare", prepared=True)
-    if isinstance(model, PreparedModule):
-        module = prepare_again(model, config, fuse=fuse)
-    else:
-        methods = methods_of(model, method, example_inputs)
-        module = prepare_methods(model, methods, config, strict=strict, fuse=fuse)
+    with torch.inference_mode(False), torch.enable_grad():  # the copy is to be trained, wherever it was made
+        if isinstance(model, PreparedModule):
+            module = prepare_again(model, config, fuse=fuse)
+        else:
+            methods = methods_of(model, method, example_inputs)
+            module = prepare_methods(model, methods, config, strict=strict, fuse=fuse)
     watch_optimizers(model, module)
     return Prepared(module, module.report)

@@ -28,9 +28,9 @@ _LEFT, _NEXT, _STATE = 8, 16, 24  # bytes into torch.get_rng_state()
 
 
 def bernoulli(count: int, p: float) -> NDArray[np.uint8]:
-    """What `torch.empty(count).bernoulli_(p)` draws, uint8; the generator goes on as it would behind that."""
+    """What `torch.empty(count, dtype=torch.float32).bernoulli_(p)` draws, uint8; the generator goes on as it would behind that."""
     if count < MANY or not _is_known():
-        return torch.empty(count).bernoulli_(p).to(torch.uint8).numpy()
+        return torch.empty(count, dtype=torch.float32).bernoulli_(p).to(torch.uint8).numpy()
     state = torch.get_rng_state()
     drawn = _from_state(state, count, p)
     torch.set_rng_state(state)
@@ -43,7 +43,7 @@ def _is_known() -> bool:
     generator = torch.Generator().manual_seed(2021)
     for count, p in ((1, 0.5), (2000, 0.3), (30000, 0.5)):  # from an odd place, over the ends of blocks
         state = generator.get_state()
-        theirs = torch.empty(count).bernoulli_(p, generator=generator)
+        theirs = torch.empty(count, dtype=torch.float32).bernoulli_(p, generator=generator)
         if len(state) < _STATE + 8 * _BLOCK or not np.array_equal(_from_state(state, count, p), theirs.numpy()):
             return False
         if not torch.equal(state, generator.get_state()):

@@ -85,7 +85,7 @@ class Protection(Memo):
         else:
             probability = self._probability(targets, num_nodes, batch, device)
         # Uniform numbers lie in [0, 1): a probability of 0 is never reached and one of 1 always.
-        return torch.rand(num_nodes, device=probability.device) < probability
+        return torch.rand(num_nodes, dtype=torch.float32, device=probability.device) < probability
 
     def _probability(
         self, targets: Sequence[Tensor], num_nodes: int, batch: Tensor | None, device: torch.device | None

@@ -32,7 +32,7 @@ _NO_CODES, _NO_VALUES = np.empty(0, np.uint8), np.empty(0, np.float32)
 
 def plain_quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
     """The definition that every implementation is held to; the arguments are those of :func:`quantize_sum`."""
-    total = torch.zeros(_shape(terms), device=grid.device)
+    total = torch.zeros(_shape(terms), dtype=torch.float32, device=grid.device)
     for term, weight in zip(terms, weights, strict=True):
         total = total + (plain_look_up(term, weight) if term.dtype == torch.uint8 else term * weight)
     return plain_quantize(total, grid, None, False)

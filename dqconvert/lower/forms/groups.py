@@ -60,7 +60,7 @@ def lower_groups(lowering: Lowering, node: Node) -> Value | None:
     order = out.call(group_order, (groups.node, out.graph.call_method("size", (value.node, 0)), size))
     ptr, rows = (out.call(operator.getitem, (order, k)) for k in range(2))
     finish = Finish(
-        factor=out.constant(torch.tensor([value.grid.scale]), f"{label}.factor"),  # type: ignore[arg-type]
+        factor=out.constant(torch.tensor([value.grid.scale], dtype=torch.float32), f"{label}.factor"),  # type: ignore[arg-type]
         grid=out.constant(grid.numbers(), f"{label}.grid"),  # type: ignore[arg-type]
     )
     x_grid = out.constant(value.grid.numbers(), f"{label}.input_grid")

@@ -86,7 +86,7 @@ def _products(
     codes = plain_quantize(value, weight_grid.numbers(value.device), None, False).to(torch.int16)
     centred = (codes - weight_grid.zero).expand(1, *sizes).reshape(-1, sizes[-1])
     heads, width = centred.size(0), centred.numel()
-    factor = torch.tensor([weight_grid.scale], device=value.device) * x.grid.scale
+    factor = torch.tensor([weight_grid.scale], dtype=torch.float32, device=value.device) * x.grid.scale
     finish = Finish(
         factor=out.constant(factor, f"{label}.factor"),  # type: ignore[arg-type]
         grid=out.constant(grid.numbers(value.device), f"{label}.grid"),  # type: ignore[arg-type]
@@ -124,7 +124,7 @@ def lower_mean(lowering: Lowering, node: Node) -> Value | None:
     if bias is not None and (not isinstance(added, Known) or added.value.shape not in ((columns,), (1, columns))):
         return None
     finish = Finish(
-        factor=out.constant(torch.tensor([x.grid.scale]) / count, f"{label}.factor"),  # type: ignore[arg-type]
+        factor=out.constant(torch.tensor([x.grid.scale], dtype=torch.float32) / count, f"{label}.factor"),  # type: ignore[arg-type]
         grid=out.constant(grid.numbers(), f"{label}.grid"),  # type: ignore[arg-type]
         bias=out.constant(added.value.float().view(-1), f"{label}.bias") if isinstance(added, Known) else None,  # type: ignore[arg-type]
     )

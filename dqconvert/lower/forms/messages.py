@@ -68,7 +68,7 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
             out.constant(message_grid.numbers(), f"{label}.grid"),  # type: ignore[arg-type]
         )
     finish = Finish(
-        factor=out.constant(torch.tensor([message_grid.scale]), f"{label}.factor"),  # type: ignore[arg-type]
+        factor=out.constant(torch.tensor([message_grid.scale], dtype=torch.float32), f"{label}.factor"),  # type: ignore[arg-type]
         grid=out.constant(grid.numbers(), f"{node.target}.grid"),  # type: ignore[arg-type]
     )
     found = out.graph.call_function(integer_propagate, (codes, x_grid, ptr, senders, columns, finish), options)

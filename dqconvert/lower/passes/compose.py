@@ -119,7 +119,7 @@ def planes(out: Builder) -> None:
             continue
         # Of the other value nothing is known but that most are on a grid of as many codes.
         table = tensor_of(out, finish.table)[: int(tensor_of(out, finish.grid)[2]) + 1]
-        grid = torch.empty(0)
+        grid = torch.empty(0, dtype=torch.float32)
         if table.dtype == torch.float32 and (found := codes_of(array(table))) is not None:
             table, grid = map(torch.from_numpy, found)
         plane = plane_of(table) if table.dtype == torch.uint8 else None

@@ -28,7 +28,7 @@ def sums(out: Builder) -> None:
     Args:
         out: A graph that is written and changes nothing in place.
     """
-    one = torch.ones(1)
+    one = torch.ones(1, dtype=torch.float32)
     for node in list(out.graph.nodes):
         total = node.args[0] if node.target is quantize else None
         if not isinstance(total, Node) or not _is_sum(total) or len(total.users) > 1:
@@ -97,4 +97,4 @@ def _factor(out: Builder, factor: object) -> Node:
     if isinstance(factor, Node):
         number = out.root.get_buffer(str(factor.target))
         return out.constant(number.float().reshape(1), "factor")
-    return out.constant(torch.tensor([float(factor)]), "factor")  # type: ignore[arg-type]
+    return out.constant(torch.tensor([float(factor)], dtype=torch.float32), "factor")  # type: ignore[arg-type]
