@@ -35,6 +35,7 @@ def made(model, inputs, preset, folder):
     return [loss.detach(), *outputs], module.state_dict(), integer.state_dict()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("preset", ["int8-dq", "int4-dq"])
 @pytest.mark.parametrize("name", NAMES)
 def test_another_default_dtype_changes_nothing(name, preset, tmp_path):
@@ -46,6 +47,7 @@ def test_another_default_dtype_changes_nothing(name, preset, tmp_path):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_prepared_in_inference_mode_can_be_trained(name):
     case = zoo.CASES[name]
