@@ -1,40 +1,19 @@
-"""Whether edges are in order: the loops over them do not look where they read."""
+"""Checks of edge orders: the loops over them do not look where they read."""
 
 from __future__ import annotations
-
-import weakref
-from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dqconvert.errors import InputIndexError
 from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
-
-
-class _Sound(NamedTuple):
-    """What was found about `places`, the rows that edges name, in the order that `ptr` says.
-
-    Attributes:
-        places, ptr: The tensors; they are told apart by what they are, not by their values.
-        versions: How often they had been changed.
-        rows: All places are below it.
-    """
-
-    places: weakref.ref[Tensor]
-    ptr: weakref.ref[Tensor]
-    versions: tuple[int, int]
-    rows: int
-
-
-# Not attributes of the tensors: those would be copied with them, and to a copy nothing is known to have happened.
-_sound: dict[int, _Sound] = {}
+from dqconvert.kernels.derived import Derived
 
 
 def check_order(ptr: Tensor, senders: Tensor, num_senders: int) -> None:
-    """Makes sure that edges are in order and all their senders are there.
+    """Checks that edges are in order and all their senders are there.
 
-    The loops read what the edges name. A graph that was found to be sound is not looked at again while its tensors are
+    The loops read what the edges name. An order that was found to be sound is not looked at again while its tensors are
     the same, and unchanged.
 
     Args:
@@ -51,14 +30,8 @@ def check_order(ptr: Tensor, senders: Tensor, num_senders: int) -> None:
         Traceback (most recent call last):
         dqconvert.errors.InputIndexError: an edge begins at node 4: there are 4 nodes
     """
-    known = _sound.get(id(senders))
-    if (
-        known is not None
-        and known.places() is senders
-        and known.ptr() is ptr
-        and known.rows <= num_senders
-        and known.versions == _versions(ptr, senders)
-    ):
+    rows = _rows.find((senders, ptr))
+    if rows is not None and rows <= num_senders:
         return
     if ptr.dim() != 1 or ptr.numel() == 0 or not rises(array(ptr), senders.numel()):
         raise InputIndexError(f"ptr must rise from 0 to the number of edges, {senders.numel()}")
@@ -70,28 +43,17 @@ def check_order(ptr: Tensor, senders: Tensor, num_senders: int) -> None:
 
 
 def vouch(ptr: Tensor, senders: Tensor, num_senders: int) -> None:
-    """Says of edges that were just put in order that they are, so that :func:`check_order` need not look at them."""
-    versions = _versions(ptr, senders)
-    if versions is not None:
-        key = id(senders)
-        places = weakref.ref(senders, lambda gone: _forget(key, gone))
-        _sound[key] = _Sound(places, weakref.ref(ptr), versions, num_senders)
+    """Records that edges are in order, for code that just put them so: :func:`check_order` need not look at them."""
+    _rows.keep(num_senders, (senders, ptr))
 
 
-def _versions(ptr: Tensor, senders: Tensor) -> tuple[int, int] | None:
-    """How often both were changed; of tensors made in inference mode nobody knows."""
-    return None if ptr.is_inference() or senders.is_inference() else (ptr._version, senders._version)
-
-
-def _forget(key: int, gone: weakref.ref[Any]) -> None:
-    known = _sound.get(key)
-    if known is not None and known.places is gone:  # another tensor may be there by now
-        del _sound[key]
+_rows = Derived[int]()
+"""Of senders and ptr that are in order, a number of rows that all senders are below."""
 
 
 @loop
 def rises(ptr, count):  # type: ignore[no-untyped-def]
-    """Whether numbers rise from 0 to `count`."""
+    """True if numbers rise from 0 to `count`."""
     falls = False
     for i in range(ptr.size - 1):
         falls |= ptr[i + 1] < ptr[i]

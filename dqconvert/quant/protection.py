@@ -17,7 +17,7 @@ from torch_geometric.transforms import BaseTransform
 
 from dqconvert.errors import ConfigError
 from dqconvert.kernels import protection_probability
-from dqconvert.kernels._kept import Kept
+from dqconvert.kernels.derived import Derived
 from dqconvert.qconfig import Protect
 from dqconvert.quant.memo import Memo, plain_integers
 from dqconvert.words import kind_of
@@ -122,16 +122,18 @@ def _check_given(given: object, num_nodes: int) -> None:
         _check_probabilities((given,))
 
 
-def _look_at(given: Tensor) -> None:
+def _look_at(given: Tensor) -> bool:
+    """Returns True for probabilities, and raises `ConfigError` for other values."""
     if given.numel() == 0:
-        return
+        return True
     low, high = (end.item() for end in given.aminmax())
     if not 0 <= low <= high <= 1:
         wrong = "NaN" if low != low else low if low < 0 else high
         raise ConfigError(f"protect_prob must hold probabilities, from 0 to 1, got {wrong}")
+    return True
 
 
-_check_probabilities = Kept(_look_at)
+_check_probabilities = Derived(_look_at)
 
 
 def gather_protected(mask: Tensor | None, index: Tensor) -> Tensor | None:

@@ -6,22 +6,19 @@ one by one; computed, by vectors. A line is used only where it gives what is in 
 
 from __future__ import annotations
 
-import weakref
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._arrays import array
+from dqconvert.kernels.derived import Derived
 
 _SEARCH = 64
 """Rounds of a search that leaves two thirds of an interval: slopes are then known to a millionth of a step."""
 
 _FAR = 1e6
 """Beyond every offset of a line that passes between 0 and 255 at one of 256 codes."""
-
-_known: dict[int, tuple[weakref.ref[Tensor], int, int, NDArray[np.float32] | None]] = {}
 
 
 def ramp_of(table: Tensor, codes: int, columns: int) -> NDArray[np.float32] | None:
@@ -40,16 +37,17 @@ def ramp_of(table: Tensor, codes: int, columns: int) -> NDArray[np.float32] | No
 
     ```
     """
-    if table.is_inference():  # nobody counts how often it was changed
+    if table.is_inference():  # nobody counts how often it was changed, and to fit takes longer than to look up
         return None
-    key, version = id(table), table._version
-    found = _known.get(key)
-    if found is None or found[0]() is not table or found[1:3] != (version, codes):
-        ramp = fit(array(table).reshape(-1, table.size(-1))[:, :codes])
-        found = weakref.ref(table, lambda _: _known.pop(key, None)), version, codes, ramp
-        _known[key] = found
-    ramp = found[3]
+    (ramp,) = _ramps((table,), codes)
     return None if ramp is None else np.ascontiguousarray(np.broadcast_to(ramp, (4, columns)))
+
+
+def _fit(table: Tensor, codes: int) -> tuple[NDArray[np.float32] | None]:
+    return (fit(array(table).reshape(-1, table.size(-1))[:, :codes]),)
+
+
+_ramps = Derived(_fit)
 
 
 def fit(table: NDArray[np.uint8]) -> NDArray[np.float32] | None:

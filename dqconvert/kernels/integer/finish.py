@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
-from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer._finish_span import AS_THEY_ARE, ON_PLANE, ON_RAMP, finish_span
 from dqconvert.kernels.integer._on_grid import GRID, grid_of
 from dqconvert.kernels.integer._plane import PLANE, on_plane
@@ -173,7 +173,7 @@ def _make_steps(
     )
 
 
-_steps = Kept(_make_steps)
+_steps = Derived(_make_steps)
 
 
 def _by_column(t: Tensor, columns: int) -> NDArray[Any]:

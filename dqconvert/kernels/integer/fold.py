@@ -11,7 +11,6 @@ features of a color still are the same.
 
 from __future__ import annotations
 
-import weakref
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import ORDINARY
 from dqconvert.kernels._threads import balanced, run
+from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.colors import have_colors, repeats, row_colors
 from dqconvert.kernels.integer.refine import refine_colors
 from dqconvert.kernels.order import check_order, vouch
@@ -30,9 +30,6 @@ WORTH = 4
 
 DEEPEST = 1_000
 """Layers behind one another that a graph may be folded for."""
-
-_FOLDED = "_dqconvert_folded"
-"""The attribute of a graph's tensor that holds what it was folded to last."""
 
 
 class Level(NamedTuple):
@@ -51,18 +48,6 @@ class Level(NamedTuple):
     edges: Tensor | None = None
     own: Tensor | None = None
     place: Tensor | None = None
-
-
-class _Last(NamedTuple):
-    """What a graph was folded to last, and for what. It lies with `ptr`, and so it must not hold it, nor `senders`,
-    which do: a circle would stay in memory until Python looks for circles.
-    """
-
-    senders: weakref.ref[Tensor]
-    versions: tuple[int, int]
-    asked: tuple[int, bool]
-    colors: Tensor
-    levels: tuple[Level, ...]
 
 
 def whole(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: bool = False) -> tuple[Level, ...]:
@@ -110,19 +95,19 @@ def fold_nodes(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: b
     if x.size(0) != ptr.numel() - 1:
         raise ValueError(f"{ptr.numel() - 1} nodes take x with as many rows, got {tuple(x.shape)}")
     check_order(ptr, senders, x.size(0))
-    if ptr.is_inference() or senders.is_inference():  # nobody knows whether they are changed
-        return _levels(row_colors(x), ptr, senders, depth, by_degree)
-    last: _Last | None = getattr(ptr, _FOLDED, None)
-    versions, asked = (ptr._version, senders._version), (depth, by_degree)
-    known = last is not None and last.senders() is senders and (last.versions, last.asked) == (versions, asked)
-    if last is None or not known or not have_colors(x, last.colors):
-        colors = row_colors(x)
-        own = ptr.data, senders.data  # the same memory, in tensors of their own
-        vouch(*own, x.size(0))
-        levels = _levels(colors, *own, depth, by_degree)
-        last = _Last(weakref.ref(senders), versions, asked, colors, levels)
-        setattr(ptr, _FOLDED, last)
-    return last.levels
+    last = _folded.find((ptr, senders), depth, by_degree)
+    if last is not None and have_colors(x, last[0]):
+        return last[1]
+    colors = row_colors(x)
+    own = ptr.data, senders.data  # the same memory, in tensors of their own: what is kept must not hold these
+    vouch(*own, x.size(0))
+    levels = _levels(colors, *own, depth, by_degree)
+    _folded.keep((colors, levels), (ptr, senders), depth, by_degree)
+    return levels
+
+
+_folded = Derived[tuple[Tensor, tuple[Level, ...]]]()
+"""Of an order, the colors of the features that it was folded for last, and the levels."""
 
 
 def _in_memory(x: Tensor) -> bool:

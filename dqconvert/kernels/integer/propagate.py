@@ -16,10 +16,10 @@ from torch import Tensor
 
 from dqconvert.errors import InputShapeError
 from dqconvert.kernels._arrays import array
-from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import balanced, run
+from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer._edge_strips import LEAST
 from dqconvert.kernels.integer._lines import lines
 from dqconvert.kernels.integer._messages import BIAS, LOOKED_UP, MAX, MIN, SUM
@@ -181,7 +181,7 @@ def _make_messages(
     return slopes, (zero, middle + low, BIAS + low, BIAS + low + top, BIAS + middle + low)
 
 
-_messages = Kept(_make_messages)
+_messages = Derived(_make_messages)
 
 
 def _pack_whole(columns: int, heads: int) -> bool:

@@ -12,12 +12,12 @@ from torch import Tensor
 from dqconvert.errors import InputShapeError
 from dqconvert.kernels._arrays import array
 from dqconvert.kernels._compiled import loop
-from dqconvert.kernels._kept import Kept
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels._threads import parts, run
+from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer._on_grid import GRID, grid_of
 from dqconvert.kernels.integer._sum_span import sum_span
 from dqconvert.kernels.integer.codes import as_numbers, plain_quantize, quantize_values
@@ -69,7 +69,7 @@ def _make_weights(weight: Tensor) -> NDArray[Any]:
     return table if grid is None else grid
 
 
-_weights = Kept(_make_weights)
+_weights = Derived(_make_weights)
 
 
 @loop

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels.integer import _ramp
 from dqconvert.kernels.integer._ramp import as_table, fit, on_ramp, ramp_of
 
 CODES = torch.arange(256)
@@ -92,20 +89,6 @@ def test_a_table_that_was_changed_is_looked_at_again():
     assert torch.equal(as_table(ramp_of(table, 256, columns=1))[0], table)
     table.copy_((CODES - 128).abs())
     assert ramp_of(table, 256, columns=1) is None
-
-
-def test_tables_are_fitted_once_and_forgotten_with_the_tensor(monkeypatch):
-    count = []
-    monkeypatch.setattr(_ramp, "fit", lambda *args: count.append(1) or fit(*args))
-    table = requantized(0.25, 1.0)
-    for _ in range(3):
-        ramp_of(table, 256, columns=1)
-    assert len(count) == 1
-    key = id(table)
-    assert key in _ramp._known
-    del table
-    gc.collect()
-    assert key not in _ramp._known
 
 
 def test_tables_made_in_inference_mode_are_looked_up():

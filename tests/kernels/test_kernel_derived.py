@@ -1,4 +1,4 @@
-"""`Kept`: made once of the same, made again of anything else, and let go with what it was made of."""
+"""`Derived`: made once of the same, made again of anything else, and let go with what it was made of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from dqconvert.kernels._kept import Kept
+from dqconvert.kernels.derived import Derived, clear_derived
 
 
 class Sum:
@@ -24,7 +24,7 @@ class Sum:
 @pytest.fixture
 def kept():
     made = Sum()
-    return Kept(made), made
+    return Derived(made), made
 
 
 def test_the_same_is_made_once(kept):
@@ -75,4 +75,30 @@ def test_it_goes_with_the_tensor(kept):
         del one
     gc.collect()
     assert made.calls == 50
-    assert not total._entries
+    assert len(total) == 0
+
+
+def test_all_tables_are_cleared_at_once(kept):
+    total, made = kept
+    one = torch.ones(3)
+    total((one, None), 1.0)
+    clear_derived()
+    assert len(total) == 0
+    assert total((one, None), 1.0) == 3
+    assert made.calls == 2
+
+
+def test_there_are_only_so_many():
+    total = Derived(Sum(), most=3)
+    tensors = [torch.full((3,), float(k)) for k in range(9)]
+    assert [total((one, None), 1.0) for one in tensors] == [3.0 * k for k in range(9)]
+    assert len(total) == 3
+
+
+def test_it_is_found_where_it_was_kept():
+    table, one, other = Derived[int](), torch.ones(3), torch.ones(3)
+    assert table.find((one, other), 2) is None
+    table.keep(7, (one, other), 2)
+    assert table.find((one, other), 2) == 7
+    for tensors, what in [((one, one), 2), ((one,), 2), ((one, None), 2), ((one, other), 3), ((other, one), 2)]:
+        assert table.find(tensors, what) is None
