@@ -28,7 +28,7 @@ _LEFT, _NEXT, _STATE = 8, 16, 24  # bytes into torch.get_rng_state()
 
 
 def bernoulli(count: int, p: float) -> NDArray[np.uint8]:
-    """Returns what `torch.empty(count).bernoulli_(p)` draws, as uint8; the generator goes on as it would behind that."""
+    """Returns the uint8 draws of `torch.empty(count).bernoulli_(p)`, and moves the generator on as that does."""
     if count < MANY or not _is_known():
         return torch.empty(count, dtype=torch.float32).bernoulli_(p).to(torch.uint8).numpy()
     state = torch.get_rng_state()
