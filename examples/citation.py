@@ -32,6 +32,7 @@ from torch_geometric.nn import GATConv, GCNConv, GINConv
 from torch_geometric.transforms import NormalizeFeatures
 
 import dqconvert
+from dqconvert.qconfig import as_qconfig
 
 DATASETS = ("Cora", "CiteSeer")
 
@@ -153,7 +154,7 @@ def runs_of_seed(dataset: str, data: Data, seed: int, args: argparse.Namespace) 
         start = new_model() if args.from_scratch else model
         prepared, _ = dqconvert.prepare(start, preset, (data.x, data.edge_index))
         seed_everything(seed)
-        runs.append(run(preset, prepared, args.epochs))
+        runs.append(run(Path(preset).stem, prepared, args.epochs))
     return runs
 
 
@@ -200,8 +201,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", default=os.environ.get("DQCONVERT_DATA"), metavar="DIR", help=where)
     parser.add_argument("--dataset", default="all", choices=[*DATASETS, "all"])
     parser.add_argument("--model", default="GCN", choices=list(MODELS))
-    presets = list(dqconvert.presets)
-    parser.add_argument("--preset", action="append", choices=presets, help="repeatable (default: int8-dq)")
+    presets = "a preset's name or a .toml or .json file; repeatable (default: int8-dq)"
+    parser.add_argument("--preset", action="append", metavar="NAME|FILE", help=presets)
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N-1 (default: 10)")
     parser.add_argument("--float-epochs", type=int, default=200, metavar="N", help="default: 200")
     epochs = "of a prepared model (default: 100; from scratch as many as in float)"
@@ -214,6 +215,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.root is None:
         parser.error("say where the data is, or is to be downloaded to: --root DIR, or set DQCONVERT_DATA")
     args.preset = args.preset or ["int8-dq"]
+    for preset in args.preset:
+        try:
+            as_qconfig(preset)
+        except dqconvert.ConfigError as error:
+            parser.error(f"--preset {preset}: {error}")
     args.epochs = args.epochs or (args.float_epochs if args.from_scratch else 100)
     return args
 

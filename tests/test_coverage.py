@@ -28,6 +28,7 @@ def test_row(row):
     # What stays in float is what the table says, and is explained.
     assert bool(found.stays_float) == bool(case.stays_float), found.stays_float
     assert not any("no second input" in remark for remark in found.remarks), found.remarks
+    assert without_lines(study.markdown_line(found)) in PAGE, f"examples/COVERAGE.md is stale: {study.cells(found)}"
 
 
 def without_lines(text):
