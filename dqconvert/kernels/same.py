@@ -1,11 +1,7 @@
-"""Whether a graph is the one that was seen before: compared value by value, with a copy of its own.
-
-Whose memory a tensor lies in, nobody knows: numpy may write into it, and torch does not notice.
-"""
+"""Comparison of tensors with tensors that were seen before."""
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -25,19 +21,23 @@ _MANY = 1 << 16
 _NARROW = torch.iinfo(torch.int32)
 
 
-class Seen:
+class Copy:
     """A copy of a tensor, to compare others with. Of small integers it takes half of their memory.
 
-    ```python
-    >>> index = torch.tensor([[0, 1], [1, 2]])
-    >>> seen = Seen(index)
-    >>> seen.equals(index.clone())
-    True
-    >>> index.numpy()[0, 0] = 5
-    >>> seen.equals(index)
-    False
+    Args:
+        tensor: What to copy.
 
-    ```
+    Attributes:
+        nbytes: The memory that the copy takes.
+
+    Example:
+        >>> index = torch.tensor([[0, 1], [1, 2]])
+        >>> copy = Copy(index)
+        >>> copy.equals(index.clone())
+        True
+        >>> index.numpy()[0, 0] = 5
+        >>> copy.equals(index)
+        False
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -46,8 +46,12 @@ class Seen:
             dtype = torch.int32 if _narrow(tensor) else tensor.dtype
             self._copy = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
+    @property
+    def nbytes(self) -> int:
+        return self._copy.nbytes
+
     def equals(self, tensor: Tensor) -> bool:
-        """Whether the tensor has the type, the shape and all the values of that one."""
+        """Returns True if a tensor has the dtype, the shape and all the values of the one that was copied."""
         copy = self._copy
         if tensor.dtype != self._dtype or tensor.device != copy.device or tensor.shape != copy.shape:
             return False
@@ -59,30 +63,40 @@ class Seen:
         return all(map(_equal, rows))
 
 
+class Own:
+    """A tensor that nobody writes into unnoticed by torch, to compare others with: where it lies tells it.
+
+    Args:
+        tensor: It; its memory is held, and so no other tensor comes to lie there.
+
+    Example:
+        >>> order = torch.tensor([[2, 0, 1], [0, 1, 2]])
+        >>> own = Own(order[0])
+        >>> own.equals(order[0]), own.equals(order[1]), own.equals(order[0].clone())
+        (True, False, True)
+        >>> own.equals(order.add_(1)[0])
+        False
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        with torch.inference_mode(False):
+            self._held = tensor.detach()  # counts its versions together with the tensor
+        self._version, self._place, self._stride = tensor._version, tensor.data_ptr(), tensor.stride()
+
+    def equals(self, tensor: Tensor) -> bool:
+        """Returns True if a tensor has the dtype, the shape and all the values that this one had."""
+        held = self._held
+        if tensor.dtype != held.dtype or tensor.device != held.device or tensor.shape != held.shape:
+            return False
+        if held._version != self._version:
+            return False
+        there = tensor.data_ptr() == self._place and tensor.stride() == self._stride
+        return there or torch.equal(held, tensor)
+
+
 def _equal(pair: tuple[NDArray[Any], NDArray[Any]]) -> bool:
     one, two = (array.reshape(-1) for array in pair)
     return all(run(lambda _, start, stop: equal_part(one, two, start, stop), parts(len(one), len(one))))
-
-
-_shared: weakref.WeakValueDictionary[tuple[Any, ...], Seen] = weakref.WeakValueDictionary()
-
-
-def seen(tensor: Tensor) -> Seen:
-    """A copy to compare with; of the same memory with the same values there is one copy, whoever asks for it.
-
-    ```python
-    >>> index = torch.tensor([0, 2, 1])
-    >>> first = seen(index)
-    >>> seen(index) is first
-    True
-
-    ```
-    """
-    key = tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride()
-    known = _shared.get(key)
-    if known is None or not known.equals(tensor):
-        known = _shared[key] = Seen(tensor)
-    return known
 
 
 def _narrow(tensor: Tensor) -> bool:
@@ -103,4 +117,4 @@ def equal_part(one, two, start, stop):  # type: ignore[no-untyped-def]
     return True
 
 
-__all__ = ["Seen", "seen"]
+__all__ = ["Copy", "Own"]

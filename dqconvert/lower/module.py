@@ -15,9 +15,11 @@ from torch.fx import Graph
 from dqconvert import notebook
 from dqconvert.errors import ArgumentError, GuardError, InputError, LoweringError
 from dqconvert.fuse import keep_apart
+from dqconvert.kernels.memory import Memory
 from dqconvert.lower.report import IntegerReport
 from dqconvert.lower.skeleton import Bare, drops_weights, open_bare
 from dqconvert.prepared.boundary import Boundary, bounded
+from dqconvert.quant.memo import share_memory
 from dqconvert.trace.doors import DoorModule, door_of, open_parts, part_class
 from dqconvert.trace.leaves import WEIGHTED_MODULES
 from dqconvert.words import article, count
@@ -47,6 +49,7 @@ class IntegerModule(DoorModule):
         return _without_gradients(function), code
 
     def _runs(self, graph: Graph) -> Graph:
+        share_memory(self)
         return keep_apart(copy.deepcopy(graph), dict(self.named_modules()), constants=True)
 
     def _bounded(self, forward: Callable[..., Any], graph: Graph, runs: Graph) -> Callable[..., Any]:
@@ -71,6 +74,14 @@ class IntegerModule(DoorModule):
         if skeleton is not None and recurse:
             skeleton._apply(fn)
         return super()._apply(fn, recurse)
+
+    @property
+    def graph_memory(self) -> Memory:
+        """The results kept of the graphs that the module was given: orders of edges, codes of norms, folded rows.
+
+        It is neither saved nor copied; ``clear()`` frees it, and its ``results`` and ``size`` bound it.
+        """
+        return share_memory(self)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{number} {name}" for name, number in self.report.ops.items() if name.startswith("integer"))

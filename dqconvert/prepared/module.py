@@ -14,11 +14,12 @@ from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert import notebook
 from dqconvert.fuse import fuse, guard_islands, keep_apart, refuse_explanations
+from dqconvert.kernels.memory import Memory
 from dqconvert.prepared.boundary import Boundary, bounded
 from dqconvert.prepared.undo import Before
 from dqconvert.qconfig import QConfig
 from dqconvert.quant import FakeQuantize
-from dqconvert.quant.memo import Memo
+from dqconvert.quant.memo import Memo, share_memory
 from dqconvert.report import Fusion, Report
 from dqconvert.rewrite.place import Quantizers
 from dqconvert.trace import Island
@@ -80,6 +81,7 @@ class PreparedModule(DoorModule):
         tag = f"_of_{number}" if number else ""
         runs, fusions = fuse(graph, self, tag) if self.fuse else (copy.deepcopy(graph), ())
         guard_islands(runs, [island.module for island in method.islands])
+        share_memory(self)
         keep_apart(runs, dict(self.named_modules()))
         refuse_explanations(runs, self._layers())
         if graph is method.graph:
@@ -127,6 +129,14 @@ class PreparedModule(DoorModule):
         """For notebooks."""
         first, _, rest = repr(self).partition("\n")
         return notebook.folded(first, notebook.preformatted(rest))
+
+    @property
+    def graph_memory(self) -> Memory:
+        """The results kept of the graphs that the module was given: orders of edges, norms, degrees.
+
+        It is neither saved nor copied; ``clear()`` frees it, and its ``results`` and ``size`` bound it.
+        """
+        return share_memory(self)
 
     @property
     def fusions(self) -> tuple[Fusion, ...]:

@@ -1,90 +1,72 @@
-"""Modules that remember what they computed last: the graph often stays the same for a thousand steps."""
+"""Modules that keep what they computed, in a memory that they share: a graph often stays for a thousand steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dqconvert.errors import InputTypeError
 from dqconvert.kernels import EdgeOrder, edge_order, own_size
-from dqconvert.kernels.same import Seen, seen
-
-
-class Last(NamedTuple):
-    """What a memo computed last.
-
-    **Attributes**: `given`: what for, tensors as :class:`dqconvert.kernels.same.Seen`. `result`: what came of it.
-    `made`: how often each tensor of the result had been changed by then.
-    """
-
-    given: tuple[Any, ...]
-    result: Any
-    made: tuple[int, ...]
+from dqconvert.kernels.memory import Memory
 
 
 class Memo(nn.Module):
-    """Base class of what remembers something between calls that it could as well compute again.
+    """Base class of modules that keep results which they could as well compute again.
 
-    No state of it is saved, copied or pickled. Threads may call it at once.
+    Nothing of that is saved, copied or pickled. Threads may call one at once.
+
+    Attributes:
+        memory: Where results are kept. Those of all modules in a prepared or integer module are in one, its
+            ``graph_memory``.
     """
 
-    _last: Last | None
+    memory: Memory
 
     def __init__(self) -> None:
         super().__init__()
-        self._last = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last": None}
+        self.memory = Memory()
+        self._key = _Key()
 
     def recall(self, compute: Callable[..., Any], *given: Any) -> Any:
-        """`compute(*given)`, or what it returned the last time.
+        """Returns ``compute(*given)``, or what it returned when it was given the same, see :mod:`.kernels.memory`.
 
-        That is used again only where everything that is given equals, value by value, what was given then, and nobody
-        changed the result in place. While a dispatch mode looks on (of tensors without values, say), nothing is
-        remembered.
+        While a dispatch mode looks on (of tensors without values, say), nothing is kept.
 
-        ```python
-        >>> memo, index = Memo(), torch.tensor([0, 2, 2])
-        >>> counts = memo.recall(torch.bincount, index)
-        >>> memo.recall(torch.bincount, index.clone()) is counts
-        True
-
-        ```
+        Example:
+            >>> memo, index = Memo(), torch.tensor([0, 2, 2])
+            >>> counts = memo.recall(torch.bincount, index)
+            >>> memo.recall(torch.bincount, index.clone()) is counts
+            True
         """
         if torch._C._len_torch_dispatch_stack() > 0:
             return compute(*given)
-        last = self._last  # read once: another thread may replace it
-        if last is not None and _alike(last.given, given) and last.made == _versions(last.result):
-            return last.result
-        known = tuple(seen(value) if isinstance(value, Tensor) else value for value in given)
-        with torch.inference_mode(False):  # what is remembered may be used in training later
-            result = _apart(compute(*given), given)
-        self._last = Last(known, result, _versions(result))
-        return result
+        return self.memory.recall(self._key, compute, *given)
 
 
-def _alike(old: Sequence[Any], new: Sequence[Any]) -> bool:
-    def same(one: Any, two: Any) -> bool:
-        if isinstance(one, Seen):
-            return isinstance(two, Tensor) and one.equals(two)
-        return type(one) is type(two) and bool(one == two)
-
-    return len(old) == len(new) and all(map(same, old, new))
+class _Key:
+    """Stands for a module in a memory; unlike the module, the memory may hold it. Of a copy it is another one."""
 
 
-def _apart(result: Any, given: Sequence[Any]) -> Any:
-    """A result in memory of its own: what was given may be written over, and be given again as it was."""
-    if isinstance(result, tuple):
-        parts = [_apart(part, given) for part in result]
-        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
-    if not isinstance(result, Tensor):
-        return result
-    theirs = {other.untyped_storage().data_ptr() for other in given if isinstance(other, Tensor)}
-    return result.clone() if result.untyped_storage().data_ptr() in theirs else result
+def share_memory(root: nn.Module) -> Memory:
+    """Gives the modules in a module that keep results one memory.
+
+    Returns:
+        The memory: that of the first such module, which keeps what it holds.
+
+    Example:
+        >>> orders, remembered = EdgeOrders(), Remembered(torch.bincount)
+        >>> memory = share_memory(nn.Sequential(orders, remembered))
+        >>> memory is orders.memory is remembered.memory
+        True
+    """
+    memos = [module for module in root.modules() if isinstance(module, Memo)]
+    memory = memos[0].memory if memos else Memory()
+    for memo in memos:
+        memo.memory = memory
+    return memory
 
 
 def apart(value: Any, *kept: Any) -> Any:
@@ -141,11 +123,6 @@ _PARTS = {
     **dict.fromkeys((torch.sparse_csc, torch.sparse_bsc), _COLUMNS),
 }
 """What sparse tensors are made of, without copies of it."""
-
-
-def _versions(result: Any) -> tuple[int, ...]:
-    results = result if isinstance(result, tuple) else (result,)
-    return tuple(value._version for value in results if isinstance(value, Tensor))
 
 
 class Remembered(Memo):
@@ -222,4 +199,4 @@ class EdgeOrders(Memo):
         return order
 
 
-__all__ = ["EdgeOrders", "Last", "Memo", "Remembered", "apart", "plain_integers"]
+__all__ = ["EdgeOrders", "Memo", "Remembered", "apart", "plain_integers", "share_memory"]

@@ -275,7 +275,6 @@ def test_edges_that_lie_apart_are_compared_where_they_lie():
     x = torch.randn(1000, 16)
     expected = module(x, edges.t().contiguous())
     assert torch.equal(module(x, edges.t()), expected)
-    remembered = [m for m in module.modules() if hasattr(m, "recall")]
-    last = [m._last for m in remembered]
+    computed = module.graph_memory.computed
     assert torch.equal(module(x, edges.t()), expected)
-    assert all(m._last is before for m, before in zip(remembered, last, strict=True))
+    assert module.graph_memory.computed == computed

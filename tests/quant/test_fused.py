@@ -561,9 +561,9 @@ def test_orders_are_made_again_when_anything_changed(changed):
 def test_what_is_remembered_is_neither_saved_nor_copied(module):
     index = torch.randint(9, (2, 30))
     module(index[0], index[1], 9) if isinstance(module, EdgeOrders) else module(index, None, 9)
-    assert module._last is not None
+    assert len(module.memory) == 1
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert twin._last is None
+        assert len(twin.memory) == 0
     assert module.state_dict() == {}
     assert isinstance(module, nn.Module)
 
