@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dqconvert.kernels._multiply import MOST
+from dqconvert.kernels.cpu.llvm.multiply import MOST
 from dqconvert.kernels.linear import Product
 
 torchs = nn.functional.linear

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dqconvert.kernels.integer._on_grid import GRID
-from dqconvert.kernels.integer._plane import PLANE
-from dqconvert.kernels.integer._strips import GROUP
+from dqconvert.kernels.cpu.llvm.integer_multiply import GROUP
 from dqconvert.kernels.integer.finish import CODES
+from dqconvert.kernels.integer.on_grid import GRID
+from dqconvert.kernels.integer.plane import PLANE
 
 Sound = Callable[[Tensor], bool]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from dqconvert.checkpoint.limits import check_shape, read_json
 from dqconvert.errors import CheckpointError
 from dqconvert.files import open_file, write_file
-from dqconvert.kernels._arrays import array
+from dqconvert.kernels.cpu.arrays import array
 
 KEY = "dqconvert"
 """The metadata entry that holds the document."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dqconvert.checkpoint.limits import GROWTH, TABLES, check_shape
 from dqconvert.errors import CheckpointError
-from dqconvert.kernels._arrays import array
+from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.integer.finish import CODES
 
 SMALL = 1 << 11

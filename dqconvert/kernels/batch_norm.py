@@ -15,16 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels import _chain
-from dqconvert.kernels import _norm_loops as loops
-from dqconvert.kernels._arrays import array
 from dqconvert.kernels._grid import Scheme, Steps
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import parts, run
-from dqconvert.kernels._tile import Caught, Chain
 from dqconvert.kernels.chain import (
     SUM,
     X,
@@ -35,6 +30,11 @@ from dqconvert.kernels.chain import (
     masked,
     plain_quantize_chain,
 )
+from dqconvert.kernels.cpu import chain as _chain
+from dqconvert.kernels.cpu import norm_loops as loops
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.threads import parts, run
+from dqconvert.kernels.cpu.tile import Caught, Chain
 
 
 def plain_batch_norm(

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 
-from dqconvert.kernels import _chain
 from dqconvert.kernels._grid import Scheme, Steps
 from dqconvert.kernels._layout import check_rows, wide_dtype
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
+from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
 from dqconvert.kernels.minmax import plain_minmax_pair
 from dqconvert.kernels.percentile import plain_percentile_pair

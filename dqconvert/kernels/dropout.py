@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._chain import has_loops
-from dqconvert.kernels._compiled import loop
-from dqconvert.kernels._draw import bernoulli
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._stream import is_far, stream
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import parts, run
-from dqconvert.kernels._tile import TILE
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.chain import has_loops
+from dqconvert.kernels.cpu.draw import bernoulli
+from dqconvert.kernels.cpu.dropout import scale_kept
+from dqconvert.kernels.cpu.threads import parts, run
 
 
 def plain_dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
@@ -46,24 +43,6 @@ def _scaled(x: Tensor, kept: Tensor, p: float) -> Tensor:
     factor = flat[0].dtype.type(1.0) / flat[0].dtype.type(1 - p)
     run(lambda _, start, stop: scale_kept(*flat, factor, start, stop), parts(x.numel(), x.numel()))
     return y
-
-
-@loop
-def scale_kept(x, kept, y, factor, start, stop):  # type: ignore[no-untyped-def]
-    if not is_far(y):
-        scale_span(x[start:stop], kept[start:stop], factor, y[start:stop])
-        return
-    room = np.empty(TILE, y.dtype)
-    for first in range(start, stop, TILE):
-        last = min(first + TILE, stop)
-        scale_span(x[first:last], kept[first:last], factor, room[: last - first])
-        stream(room, 0, y, first, last - first)
-
-
-@loop
-def scale_span(x, kept, factor, y):  # type: ignore[no-untyped-def]
-    for i in range(y.size):
-        y[i] = x[i] * (kept[i] * factor)
 
 
 def _fake(x: Tensor, p: float) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputIndexError
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._takes import Takes
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.order import vouch
 
 

@@ -17,21 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels import _chain
-from dqconvert.kernels import _product_loops as loops
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._chain import flags
-from dqconvert.kernels._gate import Gate
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._memory import empty
-from dqconvert.kernels._multiply import pack
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._select import Rows
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import parts, run
-from dqconvert.kernels._tile import Caught, Chain
 from dqconvert.kernels.chain import chain_gradients, ends_of, fake_results, masked, plain_quantize_chain
+from dqconvert.kernels.cpu import chain as _chain
+from dqconvert.kernels.cpu import product_loops as loops
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.chain import flags
+from dqconvert.kernels.cpu.entry import Gate
+from dqconvert.kernels.cpu.llvm.multiply import pack
+from dqconvert.kernels.cpu.select import Rows
+from dqconvert.kernels.cpu.threads import parts, run
+from dqconvert.kernels.cpu.tile import Caught, Chain
 from dqconvert.kernels.linear_grad import (
     entered,
     is_large,

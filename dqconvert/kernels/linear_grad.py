@@ -9,17 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels import _product_loops as loops
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._chain import flags, loops_add, matrix
-from dqconvert.kernels._gate import Gate
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._memory import empty
-from dqconvert.kernels._multiply import MOST, pack
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import parts, run
 from dqconvert.kernels.chain import chain_gradients, plain_quantize_chain, plain_quantize_chain_grad
+from dqconvert.kernels.cpu import product_loops as loops
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.chain import flags, loops_add, matrix
+from dqconvert.kernels.cpu.entry import Gate
+from dqconvert.kernels.cpu.llvm.multiply import MOST, pack
+from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from dqconvert.errors import InputIndexError
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.derived import Derived
 
 

@@ -14,19 +14,14 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._chain import has_loops, observe
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._select import Rows, ranks
-from dqconvert.kernels._span import pass_span
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._tile import back_values, round_values
 from dqconvert.kernels.chain import all_pass, ends_of, plain_quantize_chain
-
-_LARGEST = float(np.finfo(np.float32).max)  # ranges are float32
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.chain import has_loops, observe
+from dqconvert.kernels.cpu.parts import count_beyond, pass_all, round_parts
+from dqconvert.kernels.cpu.select import Rows, ranks
 
 
 def plain_quantize_parts(
@@ -78,45 +73,6 @@ def _on_cpu(
     clip = np.array([grid.scheme.clip for grid in grids])
     round_parts(values, cuts, parameters, clip, array(y), array(passes))
     return y, torch.tensor([end for grid in grids for end in (grid.lo, grid.hi)], dtype=torch.float32), passes
-
-
-@loop
-def count_beyond(x, cuts, ranges, counts):  # type: ignore[no-untyped-def]
-    """How many values of each part lie below its range, how many above, and how many are not finite."""
-    for part in range(cuts.size - 1):
-        lo, hi = ranges[part, 0], ranges[part, 1]
-        below = above = odd = 0
-        for i in range(cuts[part], cuts[part + 1]):
-            v = x[i]
-            finite = -_LARGEST <= v <= _LARGEST
-            odd += not finite
-            below += finite and v < lo
-            above += finite and v > hi
-        counts[part, 0], counts[part, 1], counts[part, 2] = below, above, odd
-
-
-@loop
-def round_parts(x, cuts, grids, clip, y, passes):  # type: ignore[no-untyped-def]
-    """Each part to its grid, and which gradients pass."""
-    for part in range(cuts.size - 1):
-        a, b = cuts[part], cuts[part + 1]
-        grid = grids[part]
-        round_values(x[a:b], grid, y[a:b], b - a)
-        if passes.size > 0:
-            mark_values(y[a:b], grid, clip[part], passes[a:b])
-        back_values(y[a:b], grid, y[a:b], b - a)
-
-
-@loop
-def mark_values(codes, grid, clip, passes):  # type: ignore[no-untyped-def]
-    low, high = grid[2], grid[3]
-    for i in range(codes.size):
-        passes[i] = not (clip and (codes[i] <= low or codes[i] >= high))
-
-
-@loop
-def pass_all(grad, passes, to):  # type: ignore[no-untyped-def]
-    pass_span(pointer(grad, 0), pointer(passes, 0), np.uint8(1), pointer(to, 0), to.size)
 
 
 def plain_quantize_parts_grad(grad: Tensor, passes: Tensor) -> Tensor:

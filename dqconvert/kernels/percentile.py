@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dqconvert.kernels._arrays import array
 from dqconvert.kernels._layout import check_keep, kept_values, range_shape, wide_dtype, with_validity
-from dqconvert.kernels._select import Rows, percentiles
 from dqconvert.kernels._takes import Takes
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.select import Rows, percentiles
 
 # Fewer values than this are never sampled, and no sample is smaller, as in Degree-Quant's official
 # implementation.

@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dqconvert.kernels import _chain
-from dqconvert.kernels import _propagate as sums
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._operator import Operator
@@ -31,6 +29,8 @@ from dqconvert.kernels.chain import (
     plain_quantize_chain,
     plain_quantize_chain_grad,
 )
+from dqconvert.kernels.cpu import chain as _chain
+from dqconvert.kernels.cpu import propagate as sums
 from dqconvert.kernels.degree import in_degree
 from dqconvert.kernels.edge_order import EdgeOrder
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqconvert.kernels import _max_loops as loops
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._chain import flags, matrix, observe
 from dqconvert.kernels._grid import Grid, Scheme
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._propagate import check_heads, message_values, serves
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import balanced, parts, run
+from dqconvert.kernels.cpu import max_loops as loops
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.chain import flags, matrix, observe
+from dqconvert.kernels.cpu.propagate import check_heads, message_values, serves
+from dqconvert.kernels.cpu.threads import balanced, parts, run
 from dqconvert.kernels.edge_order import EdgeOrder
 from dqconvert.kernels.propagate import plain_messages
 

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels._arrays import array, strided
-from dqconvert.kernels._compiled import loop
-from dqconvert.kernels._threads import parts, run
+from dqconvert.kernels.cpu.arrays import array, strided
+from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.threads import parts, run
 
 _BLOCK = 1 << 12
 """Values after which a comparison stops if one of them differs."""

@@ -28,8 +28,8 @@ from chain_cases import (
 )
 
 from dqconvert.kernels import quantize_chain
-from dqconvert.kernels._chain import serves
 from dqconvert.kernels.chain import plain_quantize_chain, quantize_chain_grad, quantize_chain_operator
+from dqconvert.kernels.cpu.chain import serves
 
 
 def arguments(x, schemes, ranges, bias=None, other=None, alpha=None, protected=None, relu=False, masked=True):

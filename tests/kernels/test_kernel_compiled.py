@@ -12,26 +12,26 @@ from pathlib import Path
 import pytest
 
 import dqconvert
-from dqconvert.kernels import _cache_folder, _compiled
+from dqconvert.kernels.cpu import cache_folder, compiled
 
 SOURCES = Path(dqconvert.__file__).parent
-OURS = ("kernels/_compiled.py", "kernels/_cache_folder.py")
+OURS = ("kernels/cpu/compiled.py", "kernels/cpu/cache_folder.py")
 
 HELPER = """
-from dqconvert.kernels._compiled import loop
+from dqconvert.kernels.cpu.compiled import loop
 @loop
 def helper(x):
     return x + 1
 """
 MIDDLE = """
-from dqconvert.kernels._compiled import loop
+from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels._helper import helper
 @loop
 def middle(x):
     return helper(x)
 """
 OUTER = """
-from dqconvert.kernels._compiled import loop
+from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels._constants import (  # in brackets (as ruff breaks lines)
     FACTOR,
 )
@@ -88,7 +88,7 @@ class Package:
         self.files = [folder / "out", folder / "err"]
         self.root = folder / "package"
         self.home = folder / "home"
-        self.put({"__init__.py": "", "kernels/__init__.py": "", **files})
+        self.put({"__init__.py": "", "kernels/__init__.py": "", "kernels/cpu/__init__.py": "", **files})
 
     def put(self, files):
         for name, text in files.items():
@@ -122,19 +122,19 @@ def small(tmp_path, spare):
 
 def test_a_helper_of_the_package_that_changed_in_another_file(tmp_path, spare):
     """The kernels as they are: `make_message` calls `scale_values`, which is written in another file."""
-    names = [str(path.relative_to(SOURCES)) for path in (SOURCES / "kernels").glob("*.py") if path.stem != "__init__"]
+    names = [str(path.relative_to(SOURCES)) for path in (SOURCES / "kernels").rglob("*.py") if path.stem != "__init__"]
     package = Package(tmp_path, {name: (SOURCES / name).read_text() for name in names}, spare)
     code = """
 import numpy as np
-from dqconvert.kernels._max_loops import make_message as f
+from dqconvert.kernels.cpu.max_loops import make_message as f
 x, y = np.ones((1, 8), np.float32), np.zeros(8, np.float32)
 f(x, 0, np.full((1, 1), 3, np.float32), 0, True, np.ones(4, np.float32), y.copy(), y)
 value = float(y[0])
 """
     assert package.call(code)[0] == 3
-    text = (SOURCES / "kernels/_tile.py").read_text()
+    text = (SOURCES / "kernels/cpu/tile.py").read_text()
     assert text.count("y[c] = w * x[c]") == 1
-    package.put({"kernels/_tile.py": text.replace("y[c] = w * x[c]", "y[c] = w * x[c] + 100")})
+    package.put({"kernels/cpu/tile.py": text.replace("y[c] = w * x[c]", "y[c] = w * x[c] + 100")})
     assert package.call(code)[0] == 103
 
 
@@ -180,7 +180,7 @@ def test_the_folder_is_the_one_that_numba_was_told_to_use(small, tmp_path):
 
 def test_no_folder_that_can_be_written(small):
     """Beside the package instead; nowhere: one warning that says what to do."""
-    beside = small.root / "dqconvert/kernels/__pycache__"
+    beside = small.root / "dqconvert/kernels/cpu/__pycache__"
     assert small.call(HOME="/dev/null")[1:] == (0, 1, "")
     assert small.call(HOME="/dev/null")[1:] == (1, 0, "")
     shutil.rmtree(beside)
@@ -193,7 +193,7 @@ def test_no_folder_that_can_be_written(small):
 
 def test_damaged_files_are_compiled_anew(small):
     small.call()
-    for path in small.home.rglob("*" + _cache_folder.SUFFIX):
+    for path in small.home.rglob("*" + cache_folder.SUFFIX):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data if "outer" in path.name else data[:100])
@@ -221,15 +221,15 @@ def test_old_folders_are_swept(tmp_path):
     other = tmp_path / "kernels._a-mine"
     other.mkdir()
 
-    gone = _cache_folder.sweep(tmp_path, kept=3, unused=1e12)
+    gone = cache_folder.sweep(tmp_path, kept=3, unused=1e12)
     assert gone == [many[3].name]
     left = {path.name for path in tmp_path.iterdir()}
     assert {*(path.name for path in many[:3]), used.name, other.name, f"kernels._a-{300:024x}"} <= left
     assert (elsewhere / "a.loop").exists()
     assert [path.name for path in foreign.iterdir()] == ["letter.txt"]  # what is not ours stays, and its folder
     assert [path.name for path in many[4].iterdir()] == ["b.loop"]
-    assert used.name in _cache_folder.sweep(tmp_path, kept=3, unused=1.0)
-    assert _cache_folder.sweep(tmp_path / "nowhere") == []
+    assert used.name in cache_folder.sweep(tmp_path, kept=3, unused=1.0)
+    assert cache_folder.sweep(tmp_path / "nowhere") == []
 
 
 def test_every_import_of_the_kernels_is_seen():
@@ -239,5 +239,5 @@ def test_every_import_of_the_kernels_is_seen():
         spec = importlib.util.find_spec(name)
         text = path.read_text()
         nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
-        meant = {module for node in nodes for module in _compiled._imported(node, spec.parent)}
-        assert set(_compiled._imports(spec, text)) == {module for module in meant if _compiled._is_ours(module)}, path
+        meant = {module for node in nodes for module in compiled._imported(node, spec.parent)}
+        assert set(compiled._imports(spec, text)) == {module for module in meant if compiled._is_ours(module)}, path

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels import _draw, dropout
-from dqconvert.kernels._draw import MANY, bernoulli
+from dqconvert.kernels import dropout
+from dqconvert.kernels.cpu import draw
+from dqconvert.kernels.cpu.draw import MANY, bernoulli
 from dqconvert.quant import fused
 
 
@@ -139,39 +140,39 @@ def test_draws_go_on_from_one_call_to_the_next(drawn):
 @pytest.fixture
 def unknown(monkeypatch):
     """Clears what was found out about torch's draws, before and behind."""
-    _draw._is_known.cache_clear()
+    draw._is_known.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    _draw._is_known.cache_clear()
+    draw._is_known.cache_clear()
 
 
 def other_draws(state, count, p):
     return np.zeros(count, np.uint8)
 
 
-def other_state(state, count, p, ours=_draw._from_state):
+def other_state(state, count, p, ours=draw._from_state):
     drawn = ours(state, count, p)
-    state[_draw._NEXT] += 1
+    state[draw._NEXT] += 1
     return drawn
 
 
 @pytest.mark.parametrize("different", [other_draws, other_state])
 def test_where_torch_draws_differently_it_draws_itself(unknown, different):
-    unknown.setattr(_draw, "_from_state", different)
-    assert not _draw._is_known()
+    unknown.setattr(draw, "_from_state", different)
+    assert not draw._is_known()
     assert_torchs(2 * MANY, 0.3, at(1))
 
 
 def test_where_the_state_is_another_torch_draws_itself(unknown):
     """A generator whose state is shorter than that of a Mersenne Twister."""
-    unknown.setattr(_draw, "_BLOCK", 10_000)
-    assert not _draw._is_known()
+    unknown.setattr(draw, "_BLOCK", 10_000)
+    assert not draw._is_known()
     assert_torchs(2 * MANY, 0.3, at(1))
 
 
 def test_what_torch_does_is_tried_out_once_and_leaves_the_generator_alone(unknown):
     before = torch.get_rng_state()
-    known = _draw._is_known()
+    known = draw._is_known()
     assert torch.equal(torch.get_rng_state(), before)
-    unknown.setattr(_draw, "_from_state", other_draws)
-    assert _draw._is_known() == known
+    unknown.setattr(draw, "_from_state", other_draws)
+    assert draw._is_known() == known

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels._multiply import VECTOR, groups_of, multiply, pack
+from dqconvert.kernels.cpu.llvm.multiply import VECTOR, groups_of, multiply, pack
 
 RANDOM = np.random.default_rng(0)
 

@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels import EdgeOrder, edge_order, propagate
-from dqconvert.kernels import _propagate_loops as loops
+from dqconvert.kernels.cpu import propagate_loops as loops
 from dqconvert.kernels.propagate import (
     Passing,
     plain_messages,

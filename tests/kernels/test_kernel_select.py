@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels import _select, minmax_pair, percentile_pair
-from dqconvert.kernels._select import _FEW, Ends, Messages, Rows, percentiles, ranks
+from dqconvert.kernels import minmax_pair, percentile_pair
+from dqconvert.kernels.cpu import select
+from dqconvert.kernels.cpu.select import _FEW, Ends, Messages, Rows, percentiles, ranks
 from dqconvert.kernels.minmax import _minmax_pair
 from dqconvert.kernels.percentile import _percentile_pair
 
@@ -279,7 +280,7 @@ def test_strides_of_the_mask_do_not_matter():
 
 
 def test_the_threshold_is_where_these_tests_think():
-    assert _select._FEW == 4 * _select._SAMPLE
+    assert select._FEW == 4 * select._SAMPLE
     assert min(SIZES) < _FEW < max(SIZES)
 
 

@@ -10,9 +10,9 @@ import torch
 
 from dqconvert.errors import InputIndexError, InputShapeError, InputTypeError
 from dqconvert.kernels import edge_order
-from dqconvert.kernels._arrays import array, strided
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
+from dqconvert.kernels.cpu.arrays import array, strided
 from dqconvert.kernels.dropout import dropout_grad
 from dqconvert.kernels.integer.colors import have_colors_operator
 from dqconvert.kernels.integer.receivers import gcn_codes_operator

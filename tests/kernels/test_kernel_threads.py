@@ -15,9 +15,9 @@ from chain_cases import INT4, NEVER, as_ranges
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqconvert.kernels import _threads as threads_module
 from dqconvert.kernels import edge_order, propagate, quantize_chain, quantize_linear
-from dqconvert.kernels._threads import GRAIN, balanced, parts, run
+from dqconvert.kernels.cpu import threads as threads_module
+from dqconvert.kernels.cpu.threads import GRAIN, balanced, parts, run
 
 
 @contextlib.contextmanager

@@ -12,22 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._prefetch import prefetch
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import balanced, run
-from dqconvert.kernels.integer.codes import as_numbers, plain_quantize, quantize_values
-from dqconvert.kernels.integer.finish import CODES
-
-AHEAD = 32
-"""How many edges ahead what they look up is asked for."""
-
-ROOM = 1 << 11
-"""Weights that are rounded together, of as many nodes as have them."""
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.integer.attention import attention_nodes, softmax_nodes
+from dqconvert.kernels.cpu.integer.finish import CODES
+from dqconvert.kernels.cpu.threads import balanced, run
+from dqconvert.kernels.integer.codes import as_numbers, plain_quantize
 
 _COST = 4
 """What a weight takes, in values that the threads count in."""
@@ -98,80 +90,6 @@ def _attention_on_cpu(
     )
     run(lambda _, start, stop: attention_nodes(*args, start, stop), balanced(order, _COST * source.size(1)))
     return found
-
-
-@loop
-def softmax_nodes(codes, grown, ptr, edges, grid, found, start, stop):  # type: ignore[no-untyped-def]
-    """Nodes `start` to `stop`."""
-    heads, last = codes.shape[1], edges.size - 1
-    ranks, shares = np.empty(ROOM, np.uint8), np.empty(ROOM, np.float32)
-    peaks, totals = np.empty(heads, np.uint8), np.empty(heads, np.float32)
-    begun = ptr[start]
-    for node in range(start, stop):
-        first, count = ptr[node], ptr[node + 1] - ptr[node]
-        if (first + count - begun) * heads > shares.size:
-            round_shares(shares, (first - begun) * heads, grid, found, begun * heads)
-            begun = first
-            if count * heads > shares.size:
-                ranks, shares = np.empty(2 * count * heads, np.uint8), np.empty(2 * count * heads, np.float32)
-        peaks[:] = 0
-        for k in range(count):
-            prefetch(codes, edges[min(first + k + AHEAD, last)] * heads)
-            from_, to = pointer(codes, edges[first + k] * heads), pointer(ranks, k * heads)
-            for h in range(heads):
-                to[h] = from_[h]
-                peaks[h] = max(peaks[h], from_[h])
-        share(ranks, count, heads, peaks, grown, totals, pointer(shares, (first - begun) * heads))
-    round_shares(shares, (ptr[stop] - begun) * heads, grid, found, begun * heads)
-
-
-@loop
-def attention_nodes(source, target, table, grown, ptr, senders, grid, found, start, stop):  # type: ignore[no-untyped-def]
-    """Nodes `start` to `stop`."""
-    heads, last = source.shape[1], senders.size - 1
-    ranks, shares = np.empty(ROOM, np.uint8), np.empty(ROOM, np.float32)
-    peaks, totals = np.empty(heads, np.uint8), np.empty(heads, np.float32)
-    begun = ptr[start]
-    for node in range(start, stop):
-        first, count = ptr[node], ptr[node + 1] - ptr[node]
-        if (first + count - begun) * heads > shares.size:
-            round_shares(shares, (first - begun) * heads, grid, found, begun * heads)
-            begun = first
-            if count * heads > shares.size:
-                ranks, shares = np.empty(2 * count * heads, np.uint8), np.empty(2 * count * heads, np.float32)
-        mine, entries = pointer(target, node * heads), pointer(table, 0)
-        peaks[:] = 0
-        for k in range(count):
-            prefetch(source, np.intp(senders[min(first + k + AHEAD, last)]) * heads)
-            from_, to = pointer(source, np.intp(senders[first + k]) * heads), pointer(ranks, k * heads)
-            for h in range(heads):
-                rank = entries[np.intp(mine[h]) * CODES + np.intp(from_[h])]
-                to[h] = rank
-                peaks[h] = max(peaks[h], rank)
-        share(ranks, count, heads, peaks, grown, totals, pointer(shares, (first - begun) * heads))
-    round_shares(shares, (ptr[stop] - begun) * heads, grid, found, begun * heads)
-
-
-@loop
-def round_shares(shares, count, grid, found, at):  # type: ignore[no-untyped-def]
-    """The first `count` shares, to `found` from `at` on. It is given arrays: a pointer would not keep its own."""
-    quantize_values(pointer(shares, 0), count, grid, pointer(found, at))
-
-
-@loop
-def share(ranks, count, heads, peaks, grown, totals, shares):  # type: ignore[no-untyped-def]
-    """The softmax of the `count` edges of a node, `[count, heads]`, by the codes of their logits and the highest."""
-    from_, by_peak = pointer(ranks, 0), pointer(grown, 0)
-    totals[:] = 0
-    # In float32 and in this order, as the definition: halves should come out as halves, or not, in both.
-    for k in range(count):
-        for h in range(heads):
-            value = by_peak[np.intp(peaks[h]) * CODES + np.intp(from_[k * heads + h])]
-            shares[k * heads + h] = value
-            totals[h] += value
-    for k in range(count):
-        for h in range(heads):
-            shares[k * heads + h] /= totals[h]
 
 
 def _fake_softmax(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, grid: Tensor) -> Tensor:

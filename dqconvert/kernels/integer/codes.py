@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError, InputTypeError, InputValueError
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._layout import along, wide_dtype
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import parts, run
-from dqconvert.kernels.integer._bytes import quantize_span
-from dqconvert.kernels.integer.finish import pack, pack_row, values_on_grid
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.integer.codes import dequantize_part, quantize_packed, quantize_part
+from dqconvert.kernels.cpu.threads import parts, run
+from dqconvert.kernels.integer.finish import pack
 
 
 def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
@@ -83,36 +81,6 @@ def check_numbers(x: Tensor, name: str) -> Tensor:
 def as_numbers(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
     """A grid as the loops take it: scale, zero, highest code, lowest code of training."""
     return tuple(kind(part) for part in grid.tolist())
-
-
-@loop
-def code_of_value(value, grid):  # type: ignore[no-untyped-def]
-    """The code of a value, in floating point."""
-    scale, zero, top, low = grid
-    code = min(max(np.rint(value / scale + (zero + low)) - low, zero * 0), top)
-    return code if value == value else zero
-
-
-@loop
-def quantize_part(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
-    return quantize_values(pointer(x, start), stop - start, grid, pointer(codes, start))
-
-
-@loop
-def quantize_packed(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
-    columns = x.shape[1]
-    line, missing = np.empty(columns, np.uint8), False
-    for row in range(start, stop):
-        missing |= quantize_values(pointer(x, row * columns), columns, grid, pointer(line, 0))
-        pack_row(pointer(line, 0), columns, pointer(codes, row * codes.shape[1]))
-    return missing
-
-
-@loop
-def quantize_values(values, count, grid, codes):  # type: ignore[no-untyped-def]
-    """Whether one of the values is NaN."""
-    scale, zero, top, low = grid
-    return quantize_span(values, count, scale, zero + low, low, top + low, codes)
 
 
 def _fake_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
@@ -189,11 +157,6 @@ def _dequantize_on_cpu(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
     args = array(codes).reshape(-1), array(values.view(-1)), scale, zero
     run(lambda _, start, stop: dequantize_part(*args, start, stop), parts(codes.numel(), codes.numel()))
     return values
-
-
-@loop
-def dequantize_part(codes, values, scale, zero, start, stop):  # type: ignore[no-untyped-def]
-    values_on_grid(pointer(codes, start), stop - start, zero, scale, pointer(values, start))
 
 
 dequantize_operator = Operator(

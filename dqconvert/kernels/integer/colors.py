@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import parts, run
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.llvm.pointer import pointer
+from dqconvert.kernels.cpu.threads import parts, run
 
 _PAIRS = 64
 """Pairs of nodes by which is judged how often features repeat."""

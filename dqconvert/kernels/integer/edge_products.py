@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels._prefetch import AHEAD, LINE, prefetch
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import parts, run
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.integer.edge_products import multiply_rows
+from dqconvert.kernels.cpu.threads import parts, run
 
 MOST = 1 << 15
 """Columns of a head whose sum fits into int32, whatever the codes: 2^15 * 255^2 < 2^31."""
@@ -48,33 +46,6 @@ def _on_cpu(
     if not all(there):
         raise IndexError(f"an edge ends at a node that is not there: there are {a.size(0)} and {b.size(0)} nodes")
     return found
-
-
-@loop
-def multiply_rows(a, a_rows, b, b_rows, a_zero, b_zero, factor, found, start, stop):  # type: ignore[no-untyped-def]
-    """Edges `start` to `stop`; False if one ends nowhere."""
-    width, heads, last = a.shape[1], found.shape[1], a_rows.size - 1
-    columns = width // heads
-    for e in range(start, stop):
-        i, j = a_rows[e], b_rows[e]
-        if i < 0 or i >= a.shape[0] or j < 0 or j >= b.shape[0]:
-            return False
-        later = min(e + AHEAD, last)
-        for at in range(0, width, LINE):
-            prefetch(a, a_rows[later] * width + at)
-            prefetch(b, b_rows[later] * width + at)
-        for h in range(heads):
-            one, other = pointer(a, i * width + h * columns), pointer(b, j * width + h * columns)
-            found[e, h] = np.float32(multiplied(one, a_zero, other, b_zero, columns)) * factor
-    return True
-
-
-@loop
-def multiplied(a, a_zero, b, b_zero, count):  # type: ignore[no-untyped-def]
-    total = np.int32(0)
-    for k in range(count):
-        total += np.int32(np.int16(a[k]) - a_zero) * np.int32(np.int16(b[k]) - b_zero)
-    return total
 
 
 def _fake(

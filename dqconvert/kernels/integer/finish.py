@@ -13,18 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
-from dqconvert.kernels._pointer import pointer
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.integer.finish import CODES as CODES
+from dqconvert.kernels.cpu.integer.finish import GRID
+from dqconvert.kernels.cpu.llvm.finish_span import AS_THEY_ARE, ON_PLANE, ON_RAMP
 from dqconvert.kernels.derived import Derived
-from dqconvert.kernels.integer._finish_span import AS_THEY_ARE, ON_PLANE, ON_RAMP, finish_span
-from dqconvert.kernels.integer._on_grid import GRID, grid_of
-from dqconvert.kernels.integer._plane import PLANE, on_plane
-from dqconvert.kernels.integer._ramp import ramp_of
-
-CODES = 256
-"""Entries of a table for each code, also of grids that have fewer."""
+from dqconvert.kernels.integer.on_grid import grid_of
+from dqconvert.kernels.integer.plane import PLANE, on_plane
+from dqconvert.kernels.integer.ramp import ramp_of
 
 _PLANES = (PLANE,), (PLANE + GRID,)
 """Shapes of what stands for a table of pairs: of codes, and of values that lie on a grid."""
@@ -40,7 +37,7 @@ class Finish(NamedTuple):
         bias: float32 `[columns]`, in the values' unit.
         table: uint8 (codes) or float32 (values): `[256]`, by the code; `[columns, 256]`, by column and code; or, with
             `other`, `[256, 256]`, by the code and the other, or float32 `[5]`, a plane that stands for one of codes,
-            see :mod:`dqconvert.kernels.integer._plane`, or `[7]`, for one of values: a plane, zero and scale. None: the
+            see :mod:`dqconvert.kernels.integer.plane`, or `[7]`, for one of values: a plane, zero and scale. None: the
             codes as they are.
         other: uint8 `[rows, columns]`, codes of another value.
         packed: Whether codes are written two to a byte, the even column in the low half; a last one stands alone.
@@ -118,11 +115,11 @@ class Steps(NamedTuple):
     Attributes:
         factor, bias: float32 `[columns]`.
         grid: float32 `[4]`: scale, zero, highest and lowest code, all of them as training counts.
-        kind: What becomes of the codes before any table, see :mod:`dqconvert.kernels.integer._finish_span`.
-        ramp: float32 `[4, columns]`, what stands for a table (:mod:`dqconvert.kernels.integer._ramp`); or empty.
-        plane: float32 `[5]`, what stands for one of pairs (:mod:`dqconvert.kernels.integer._plane`); or empty.
+        kind: What becomes of the codes before any table, see :mod:`dqconvert.kernels.cpu.llvm.finish_span`.
+        ramp: float32 `[4, columns]`, what stands for a table (:mod:`dqconvert.kernels.integer.ramp`); or empty.
+        plane: float32 `[5]`, what stands for one of pairs (:mod:`dqconvert.kernels.integer.plane`); or empty.
         table, other: Flat; empty, if there is none. No table where there is a ramp or a plane; of values, what stands
-            for it, if something does (:mod:`dqconvert.kernels.integer._on_grid`).
+            for it, if something does (:mod:`dqconvert.kernels.integer.on_grid`).
         by_column: Whether there is a table for each column.
         packed: As there.
     """
@@ -213,115 +210,3 @@ def check(finish: Finish, rows: int, columns: int) -> None:
 
 def _table_shapes(columns: int, pairs: bool) -> tuple[tuple[int, ...], ...]:
     return ((CODES, CODES),) if pairs else ((CODES,), (columns, CODES))
-
-
-@loop
-def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignore[no-untyped-def]
-    """One row: `sums[at : at + columns]` to row `row` of `out`.
-
-    `share`: float32, what the row is multiplied by behind the factor. `codes`: uint8 `[columns]`, to work with.
-    """
-    finish_pointed(
-        pointer(sums, at),
-        columns,
-        share,
-        pointer(steps.factor, 0),
-        pointer(steps.bias, 0),
-        pointer(steps.grid, 0),
-        steps.kind,
-        pointer(steps.ramp, 0),
-        pointer(steps.plane, 0),
-        pointer(steps.table, 0),
-        steps.table.size,
-        steps.by_column,
-        pointer(steps.other, row * columns if steps.other.size > 0 else 0),
-        steps.other.size,
-        steps.packed,
-        pointer(codes, 0),
-        pointer(out, row * out.shape[1]),
-    )
-
-
-@loop
-def finish_pointed(  # type: ignore[no-untyped-def]
-    line,
-    columns,
-    share,
-    factor,
-    bias,
-    grid,
-    kind,
-    ramp,
-    plane,
-    table,
-    entries,
-    by_column,
-    other,
-    others,
-    packed,
-    codes,
-    to,
-):
-    """:func:`finish_row`, by pointers and how many entries are behind them."""
-    if entries == 0 and not packed:
-        straight(line, columns, factor, share, bias, grid, kind, ramp, plane, other, to)
-        return
-    finish_span(line, columns, factor, share, bias, grid, kind, ramp, plane, other, codes)
-    if not packed:
-        look_up_row(codes, columns, table, entries, by_column, other, others, to)
-        return
-    if entries > 0:
-        look_up_row(codes, columns, table, entries, by_column, other, others, codes)
-    pack_row(codes, columns, to)
-
-
-@loop
-def straight(line, columns, factor, share, bias, grid, kind, ramp, plane, other, to):  # type: ignore[no-untyped-def]
-    finish_span(line, columns, factor, share, bias, grid, kind, ramp, plane, other, to)
-
-
-@loop
-def pack_row(codes, columns, to):  # type: ignore[no-untyped-def]
-    """Codes below 16, two to a byte."""
-    half = columns // 2
-    for c in range(half):
-        to[c] = codes[2 * c] | (codes[2 * c + 1] << 4)
-    if columns % 2 == 1:
-        to[half] = codes[columns - 1]
-
-
-@loop
-def look_up_row(codes, columns, table, entries, by_column, other, others, to):  # type: ignore[no-untyped-def]
-    """What the table makes of the codes of a row."""
-    if entries == GRID:
-        values_on_grid(codes, columns, table[0], table[1], to)
-    elif others > 0:
-        look_up_both(codes, columns, table, other, to)
-    elif by_column:
-        look_up_columns(codes, columns, table, to)
-    else:
-        look_up_values(codes, columns, table, to)
-
-
-@loop
-def values_on_grid(codes, count, zero, scale, to):  # type: ignore[no-untyped-def]
-    for c in range(count):
-        to[c] = (np.float32(codes[c]) - zero) * scale
-
-
-@loop
-def look_up_values(codes, count, table, to):  # type: ignore[no-untyped-def]
-    for c in range(count):
-        to[c] = table[np.intp(codes[c])]
-
-
-@loop
-def look_up_columns(codes, count, table, to):  # type: ignore[no-untyped-def]
-    for c in range(count):
-        to[c] = table[c * CODES + np.intp(codes[c])]
-
-
-@loop
-def look_up_both(codes, count, table, other, to):  # type: ignore[no-untyped-def]
-    for c in range(count):
-        to[c] = table[np.intp(codes[c]) * CODES + np.intp(other[c])]

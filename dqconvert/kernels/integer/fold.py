@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import ORDINARY
-from dqconvert.kernels._threads import balanced, run
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.colors import have_colors, repeats, row_colors
 from dqconvert.kernels.integer.refine import refine_colors

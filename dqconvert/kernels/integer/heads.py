@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import parts, run
-from dqconvert.kernels.integer.finish import Finish, check, dtype_of, finish_row, plain_finish, room, steps
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.integer.heads import add_rows
+from dqconvert.kernels.cpu.threads import parts, run
+from dqconvert.kernels.integer.finish import Finish, check, dtype_of, plain_finish, room, steps
 
 MOST = 1 << 23
 """Heads whose sum fits into int32, whatever the codes: 2^23 * 255 < 2^31."""
@@ -59,25 +57,6 @@ def _on_cpu(
     args = array(x), int(x_grid[1]), columns, steps(finish, columns), array(out)
     run(lambda _, start, stop: add_rows(*args, start, stop), parts(rows, rows * width))
     return out
-
-
-@loop
-def add_rows(x, zero, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop`."""
-    sums, codes, one = np.empty(columns, np.int32), np.empty(columns, np.uint8), np.float32(1)
-    heads = x.shape[1] // columns
-    nothing = np.int32(heads * zero)
-    for row in range(start, stop):
-        sums[:] = -nothing
-        for h in range(heads):
-            add_head(pointer(x, row * x.shape[1] + h * columns), columns, sums)
-        finish_row(sums, 0, columns, row, one, steps, codes, out)
-
-
-@loop
-def add_head(codes, columns, sums):  # type: ignore[no-untyped-def]
-    for c in range(columns):
-        sums[c] += np.int32(codes[c])
 
 
 def _fake(x: Tensor, x_grid: Tensor, columns: int, *finish: object) -> Tensor:

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
-from dqconvert.kernels._arrays import array
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import balanced, run
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.integer.finish import CODES
+from dqconvert.kernels.cpu.integer.lines import lines
+from dqconvert.kernels.cpu.integer.propagate import messages_of_codes, propagate_rows
+from dqconvert.kernels.cpu.llvm.edge_strips import LEAST
+from dqconvert.kernels.cpu.llvm.messages import BIAS, LOOKED_UP, MAX, MIN, SUM
+from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.derived import Derived
-from dqconvert.kernels.integer._edge_strips import LEAST
-from dqconvert.kernels.integer._lines import lines
-from dqconvert.kernels.integer._messages import BIAS, LOOKED_UP, MAX, MIN, SUM
-from dqconvert.kernels.integer._propagate_loops import messages_of_codes, propagate_rows
-from dqconvert.kernels.integer.finish import CODES, Finish, check, dtype_of, plain_finish, room, steps, unpack
+from dqconvert.kernels.integer.finish import Finish, check, dtype_of, plain_finish, room, steps, unpack
 
 REDUCTIONS = {"sum": SUM, "mean": SUM, "max": MAX, "min": MIN}
 

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputIndexError, InputShapeError
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import GRAIN, balanced, run
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.integer.receivers import begin_rows, code_weights, count_edges, place_edges
+from dqconvert.kernels.cpu.threads import GRAIN, balanced, run
 from dqconvert.kernels.edge_order import plain_edge_order
-from dqconvert.kernels.integer.codes import as_numbers, code_of_value, plain_quantize
+from dqconvert.kernels.integer.codes import as_numbers, plain_quantize
 from dqconvert.kernels.order import vouch
 
 _INT32 = 1 << 31
@@ -82,47 +81,6 @@ def _on_cpu(
         args[0][starts[1:] - 1] = np.arange(num_target, dtype=args[0].dtype)
     vouch(ptr, senders, num_source)
     return ptr, senders, places
-
-
-@loop
-def count_edges(sender, receiver, loops, num_source, counts, start, stop):  # type: ignore[no-untyped-def]
-    """Counts the edges to each receiver; False if one begins or ends at a node that is not there."""
-    num_target, count = counts.size, pointer(counts, 0)
-    for e in range(start, stop):
-        s, r = sender[e], receiver[e]
-        if s < 0 or s >= num_source or r < 0 or r >= num_target:
-            return False
-        if not loops or s != r:
-            count[r] += 1
-    return True
-
-
-@loop
-def begin_rows(counts, loops, ptr):  # type: ignore[no-untyped-def]
-    """Fills `ptr`; of each part's counts makes where its first edge to each receiver goes."""
-    parts, nodes = counts.shape
-    place = 0
-    for i in range(nodes):
-        ptr[i] = place
-        for part in range(parts):
-            count = counts[part, i]
-            counts[part, i] = place
-            place += count
-        place += loops
-    ptr[nodes] = place
-
-
-@loop
-def place_edges(sender, receiver, loops, places, senders, edges, start, stop):  # type: ignore[no-untyped-def]
-    place, to = pointer(places, 0), pointer(senders, 0)
-    for e in range(start, stop):
-        s, r = sender[e], receiver[e]
-        if not loops or s != r:
-            at = place[r]
-            place[r] = at + 1
-            to[at] = s
-            if edges.size > 0:
-                edges[at] = e
 
 
 def _fake(
@@ -222,16 +180,6 @@ def _codes_on_cpu(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> 
     args = starts, array(senders), array(roots), as_numbers(grid, np.float32), array(codes.view(-1))
     run(lambda _, start, stop: code_weights(*args, start, stop), balanced(starts, 1))
     return codes
-
-
-@loop
-def code_weights(ptr, senders, roots, grid, codes, start, stop):  # type: ignore[no-untyped-def]
-    root = pointer(roots, 0)
-    for r in range(start, stop):
-        first, own = ptr[r], roots[r]
-        sender, code = pointer(senders, first), pointer(codes, first)
-        for e in range(ptr[r + 1] - first):
-            code[e] = np.uint8(np.int32(code_of_value(root[sender[e]] * own, grid)))
 
 
 def _fake_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:

@@ -10,22 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import parts, run
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.integer.finish import CODES, GRID
+from dqconvert.kernels.cpu.integer.sums import sum_in_one, sum_rows
+from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.derived import Derived
-from dqconvert.kernels.integer._on_grid import GRID, grid_of
-from dqconvert.kernels.integer._sum_span import sum_span
-from dqconvert.kernels.integer.codes import as_numbers, plain_quantize, quantize_values
-from dqconvert.kernels.integer.finish import CODES
+from dqconvert.kernels.integer.codes import as_numbers, plain_quantize
+from dqconvert.kernels.integer.on_grid import grid_of
 from dqconvert.kernels.integer.tables import plain_look_up
-
-BLOCK = 1 << 12
-"""Values that are summed up together: they stay in the first cache."""
 
 _NO_CODES, _NO_VALUES = np.empty(0, np.uint8), np.empty(0, np.float32)
 
@@ -70,64 +65,6 @@ def _make_weights(weight: Tensor) -> NDArray[Any]:
 
 
 _weights = Derived(_make_weights)
-
-
-@loop
-def sum_in_one(places, numbers, columns, grid, codes, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop` of whole terms, values or codes on a grid, in one pass."""
-    at, count = start * columns, (stop - start) * columns
-    scale, zero, top, low = grid
-    ends = low, top + low
-    sum_span(
-        pointer(places, 0), pointer(numbers, 0), places.size, at, count, scale, zero + low, *ends, pointer(codes, at)
-    )
-
-
-@loop
-def sum_rows(terms, columns, grid, codes, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop`, a block at a time."""
-    height = max(BLOCK // max(columns, 1), 1)
-    line = np.empty(height * columns, np.float32)
-    for first in range(start, stop, height):
-        rows, at = min(height, stop - first), first * columns
-        count = rows * columns
-        line[:count] = 0
-        for k in range(len(terms)):
-            given, values, weight = terms[k]
-            if given.size == 0:
-                if values.size > columns:
-                    add_values(pointer(values, at), count, weight[0], pointer(line, 0))
-                else:
-                    for r in range(rows):
-                        add_values(pointer(values, 0), columns, weight[0], pointer(line, r * columns))
-            elif weight.size == GRID:
-                add_on_grid(pointer(given, at), count, weight[0], weight[1], pointer(line, 0))
-            elif weight.size == CODES:
-                add_looked_up(pointer(given, at), count, pointer(weight, 0), 0, pointer(line, 0))
-            else:
-                for r in range(rows):
-                    begin = pointer(given, at + r * columns)
-                    add_looked_up(begin, columns, pointer(weight, 0), CODES, pointer(line, r * columns))
-        quantize_values(pointer(line, 0), count, grid, pointer(codes, at))
-
-
-@loop
-def add_values(values, count, factor, line):  # type: ignore[no-untyped-def]
-    for k in range(count):
-        line[k] += values[k] * factor
-
-
-@loop
-def add_on_grid(codes, count, zero, scale, line):  # type: ignore[no-untyped-def]
-    for k in range(count):
-        line[k] += (np.float32(codes[k]) - zero) * scale
-
-
-@loop
-def add_looked_up(codes, count, table, apart, line):  # type: ignore[no-untyped-def]
-    """`apart`: entries from the table of one column to that of the next."""
-    for k in range(count):
-        line[k] += table[k * apart + np.intp(codes[k])]
 
 
 quantize_sum_operator = Operator(

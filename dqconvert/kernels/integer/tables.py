@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels._compiled import loop
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
-from dqconvert.kernels._pointer import pointer
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels._threads import parts, run
-from dqconvert.kernels.integer._bytes import ramp_span
-from dqconvert.kernels.integer._ramp import ramp_of
-from dqconvert.kernels.integer.finish import CODES, look_up_both, look_up_columns, look_up_values, pack, pack_row
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.integer.finish import CODES
+from dqconvert.kernels.cpu.integer.tables import climb_rows, look_up_pairs_part, look_up_part, pack_looked_up
+from dqconvert.kernels.cpu.threads import parts, run
+from dqconvert.kernels.integer.finish import pack
+from dqconvert.kernels.integer.ramp import ramp_of
 
 _WIDE = 32
 """Columns from which ramps are faster than tables."""
@@ -46,40 +45,6 @@ def _look_up_on_cpu(codes: Tensor, table: Tensor, packed: bool = False) -> Tenso
     else:
         run(lambda _, start, stop: look_up_part(given, entries, to, columns, start, stop), cuts)
     return found
-
-
-@loop
-def climb_rows(codes, ramp, found, start, stop):  # type: ignore[no-untyped-def]
-    columns = ramp.shape[1]
-    for row in range(start, stop):
-        at = row * columns
-        ramp_span(pointer(codes, at), columns, pointer(ramp, 0), columns, pointer(found, at))
-
-
-@loop
-def look_up_part(codes, table, found, columns, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop` of `columns` columns, each with a table of its own."""
-    if columns == 1:
-        look_up_values(pointer(codes, start), stop - start, pointer(table, 0), pointer(found, start))
-        return
-    for row in range(start, stop):
-        at = row * columns
-        look_up_columns(pointer(codes, at), columns, pointer(table, 0), pointer(found, at))
-
-
-@loop
-def pack_looked_up(codes, table, ramp, found, columns, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop`, packed; by the ramp, if it is not empty."""
-    line, size = np.empty(columns, np.uint8), (columns + 1) // 2
-    for row in range(start, stop):
-        given, to = pointer(codes, row * columns), pointer(line, 0)
-        if ramp.size > 0:
-            ramp_span(given, columns, pointer(ramp, 0), columns, to)
-        elif table.size > CODES:
-            look_up_columns(given, columns, pointer(table, 0), to)
-        else:
-            look_up_values(given, columns, pointer(table, 0), to)
-        pack_row(to, columns, pointer(found, row * size))
 
 
 def _fake_look_up(codes: Tensor, table: Tensor, packed: bool = False) -> Tensor:
@@ -147,11 +112,6 @@ def _look_up_pairs_on_cpu(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
     args = [array(t).reshape(-1) for t in (a, b, table, found)]
     run(lambda _, start, stop: look_up_pairs_part(*args, start, stop), parts(a.numel(), a.numel()))
     return found
-
-
-@loop
-def look_up_pairs_part(a, b, table, found, start, stop):  # type: ignore[no-untyped-def]
-    look_up_both(pointer(a, start), stop - start, pointer(table, 0), pointer(b, start), pointer(found, start))
 
 
 look_up_pairs_operator = Operator(

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from dqconvert.kernels._arrays import array
-from dqconvert.kernels.integer._on_grid import codes_of
-from dqconvert.kernels.integer._plane import plane_of
+from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import CODES, Finish
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
+from dqconvert.kernels.integer.on_grid import codes_of
+from dqconvert.kernels.integer.plane import plane_of
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.tables import look_up_pairs, plain_look_up
 from dqconvert.lower.builder import Builder

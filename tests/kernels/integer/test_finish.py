@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels._compiled import loop
+from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.integer.finish import finish_row
 from dqconvert.kernels.integer.codes import quantize
-from dqconvert.kernels.integer.finish import Finish, check, finish_row, pack, plain_finish, room, steps, unpack
+from dqconvert.kernels.integer.finish import Finish, check, pack, plain_finish, room, steps, unpack
 
 INT8, INT4 = torch.tensor([0.05, 119.0, 255.0, -128.0]), torch.tensor([0.7, 6.0, 15.0, -8.0])
 VALUES = ("values", "values on a grid", "values of pairs", "values of pairs on a grid", "values by column")

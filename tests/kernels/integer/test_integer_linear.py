@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels._compiled import loop
-from dqconvert.kernels._pointer import pointer
-from dqconvert.kernels.integer import _linear_loops as module
-from dqconvert.kernels.integer import _strips as strips
-from dqconvert.kernels.integer._strips import GROUP, HEIGHT, multiply
+from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.integer import linear as module
+from dqconvert.kernels.cpu.llvm import integer_multiply as strips
+from dqconvert.kernels.cpu.llvm.integer_multiply import GROUP, HEIGHT, multiply
+from dqconvert.kernels.cpu.llvm.pointer import pointer
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, pack, plain_finish, steps
 from dqconvert.kernels.integer.linear import (

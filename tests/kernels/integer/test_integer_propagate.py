@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dqconvert.kernels.cpu.integer.lines import lines
+from dqconvert.kernels.cpu.integer.propagate import messages_of_codes, plan_strips
+from dqconvert.kernels.cpu.llvm.messages import LOOKED_UP
 from dqconvert.kernels.integer import propagate as module
-from dqconvert.kernels.integer._lines import lines
-from dqconvert.kernels.integer._messages import LOOKED_UP
-from dqconvert.kernels.integer._propagate_loops import messages_of_codes, plan_strips
 from dqconvert.kernels.integer.finish import Finish, pack, plain_finish, unpack
 from dqconvert.kernels.integer.propagate import (
     REDUCTIONS,

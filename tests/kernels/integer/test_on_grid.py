@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqconvert.kernels.integer._on_grid import codes_of, grid_of, values_of
+from dqconvert.kernels.integer.on_grid import codes_of, grid_of, values_of
 
 CODES = np.arange(256, dtype=np.float32)
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels.integer._plane import on_plane, plane_of
+from dqconvert.kernels.integer.plane import on_plane, plane_of
 
 A, B = torch.arange(256, dtype=torch.uint8)[:, None], torch.arange(256, dtype=torch.uint8)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels.integer._ramp import as_table, fit, on_ramp, ramp_of
+from dqconvert.kernels.integer.ramp import as_table, fit, on_ramp, ramp_of
 
 CODES = torch.arange(256)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dqconvert.kernels.integer._ramp import ramp_of
 from dqconvert.kernels.integer.finish import unpack
+from dqconvert.kernels.integer.ramp import ramp_of
 from dqconvert.kernels.integer.tables import look_up, look_up_pairs, plain_look_up, plain_look_up_pairs
 
 OPS = torch.ops.dqconvert

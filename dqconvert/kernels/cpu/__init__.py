@@ -1,0 +1,1 @@
+"""The operations on the CPU: compiled loops over tiles of rows, and the code that runs them on the thread pool."""

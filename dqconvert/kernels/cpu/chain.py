@@ -1,0 +1,363 @@
+"""The chain of :mod:`dqconvert.kernels.chain` on the CPU: what decides how often the rows are gone through.
+
+Once is enough where every range stays as it was: each grid rounds with the range so far and notes the values outside
+of it. Only if these say that a range has grown, the rows are gone through again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dqconvert.kernels._grid import Grid, Steps
+from dqconvert.kernels._memory import empty
+from dqconvert.kernels.cpu import tile as tile
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.llvm.span import CLIP, GRID, NOTE
+from dqconvert.kernels.cpu.select import Ends, Found, Rows, Values, ends_of, percentiles
+from dqconvert.kernels.cpu.threads import parts, run
+
+
+def has_loops(dtype: torch.dtype) -> bool:
+    """Whether the loops know a type."""
+    return dtype in (torch.float32, torch.float64)
+
+
+def serves(x: Tensor, bias: Tensor | None, other: Tensor | None, alpha: Tensor | None) -> bool:
+    """Whether the loops can do it: everything in one type that they know, and shaped alike."""
+    fits = (bias is None or (x.dim() == 2 and bias.shape == x.shape[1:])) and (other is None or other.shape == x.shape)
+    return x.dim() > 0 and fits and loops_add(x.dtype, bias, other, alpha)
+
+
+def loops_add(dtype: torch.dtype, *added: Tensor | None) -> bool:
+    """Whether the loops know the type of what is added, bias, other and factor, and the factor is one number."""
+    alpha = added[2]
+    return (
+        has_loops(dtype) and all(t is None or t.dtype == dtype for t in added) and (alpha is None or alpha.numel() == 1)
+    )
+
+
+def serves_sums(shape: tuple[int, int], dtype: torch.dtype, *added: Tensor | None) -> bool:
+    """The same for rows that are not there yet."""
+    bias, other, _ = added
+    fits = (bias is None or bias.shape == shape[1:]) and (other is None or other.shape == shape)
+    return fits and loops_add(dtype, *added)
+
+
+def matrix(t: Tensor) -> NDArray[Any]:
+    """A tensor as a contiguous numpy matrix of its rows."""
+    return array(t).reshape(t.size(0), t.numel() // max(t.size(0), 1))
+
+
+def flags(mask: Tensor | None) -> NDArray[Any]:
+    """A mask as a vector; empty if there is none."""
+    return np.empty(0, np.bool_) if mask is None else array(mask)
+
+
+class Source(Protocol):
+    """Where the rows on the way into a chain come from."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+
+    @property
+    def parts(self) -> int:
+        """In how many parts the rows are gone through."""
+
+    def go(self, y: NDArray[Any], chain: tile.Chain, caught: Sequence[tile.Caught]) -> None:
+        """Sends all rows through the chain into `y`; what it notes goes into `caught`, one for each part."""
+
+    def holds(self) -> bool:
+        """Whether the rows were what they should be; if not, they are the next time."""
+
+    def rows(self) -> NDArray[Any]:
+        """All rows, in memory."""
+
+
+class Memory:
+    """Rows that lie in memory."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.shape, self.dtype = tuple(x.shape), x.dtype
+        self._x = matrix(x)
+        self._cuts = parts(len(self._x), self._x.size)
+
+    @property
+    def parts(self) -> int:
+        return len(self._cuts)
+
+    def go(self, y: NDArray[Any], chain: tile.Chain, caught: Sequence[tile.Caught]) -> None:
+        run(lambda part, start, stop: tile.chain_rows(self._x, y, chain, caught[part], start, stop), self._cuts)
+
+    def holds(self) -> bool:
+        return True
+
+    def rows(self) -> NDArray[Any]:
+        return self._x
+
+
+def in_memory(source: Source) -> Memory:
+    """The rows of a source, made."""
+    return Memory(torch.from_numpy(source.rows()).view(source.shape))
+
+
+@dataclass
+class Added:
+    """What a chain adds to its rows, and which of them its grids leave alone."""
+
+    bias: Tensor | None
+    other: Tensor | None
+    alpha: Tensor | None
+    protected: Tensor | None
+
+    def __post_init__(self) -> None:
+        self.skip = flags(self.protected)
+
+
+def quantize(
+    source: Source, added: Added, ranges: Tensor, ints: Sequence[int], floats: Sequence[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`dqconvert.kernels.chain.plain_quantize_chain`."""
+    steps = Steps.unpacked(ints, floats)
+    ends = iter(ranges.tolist())
+    grids = [None if scheme is None else Grid(scheme, next(ends), next(ends)) for scheme in steps.schemes]
+    y = empty(source.shape, source.dtype)
+    passes = empty(source.shape if steps.masked else (0,), torch.uint8)
+    target, bits = matrix(y), matrix(passes) if steps.masked else None
+    present = [grid for grid in grids if grid is not None]
+    if not all(grid.settled for grid in present) or not _at_once(source, added, grids, steps.relu, target, bits):
+        _grid_by_grid(source, added, grids, steps.relu, target, bits)
+    return y, torch.tensor([end for grid in present for end in (grid.lo, grid.hi)], dtype=torch.float32), passes
+
+
+def _at_once(
+    source: Source,
+    added: Added,
+    grids: Sequence[Grid | None],
+    relu: bool,
+    target: NDArray[Any],
+    bits: NDArray[Any] | None,
+) -> bool:
+    """Goes through the rows with the ranges as they are, and again while one grows; False if that cannot be said."""
+    kept = len(target) - int(np.count_nonzero(added.skip))
+    total = kept * target.shape[1]
+    observing = {place: grid for place, grid in enumerate(grids) if grid is not None and grid.scheme.observe}
+    room = max((1024 + int(8 * total * grid.scheme.p) for grid in observing.values()), default=0)
+    size = room + target.shape[1] + 512 if observing else 0  # for each part, as outliers come in few rows
+    while True:
+        caught = [
+            tile.Caught(np.empty((3, 2, size), target.dtype), np.zeros((3, 4), np.int64)) for _ in range(source.parts)
+        ]
+        source.go(target, _chain(added, grids, relu, target, bits, observing), caught)
+        if source.holds():
+            if any(part.counts[place][3] for part in caught for place in observing):
+                return False  # more values lie outside than there was room for
+            if not _grown(caught, grids, relu, observing, total):
+                return True
+        # Where one range grows, others often do: to make the rows takes longer than to go through them.
+        if not isinstance(source, Memory):
+            source = in_memory(source)
+
+
+def _grown(
+    caught: Sequence[tile.Caught],
+    grids: Sequence[Grid | None],
+    relu: bool,
+    observing: dict[int, Grid],
+    total: int,
+) -> bool:
+    """Whether a percentile lies outside of a range. The first such range is updated: it saw what it should have."""
+    for place, grid in observing.items():
+        ends = _ends(caught, place, total, grid.scheme.p)
+        if ends.total > 0 and (ends.lo is not None or ends.hi is not None):
+            before = grid.lo, grid.hi
+            grid.merge(ends.lo, ends.hi)
+            if (grid.lo, grid.hi) == before:
+                continue  # ranges are float32, and a float64 value may lie outside by less than that shows
+            if place == 1 and ends.total == total:
+                _pass_on(grid, ends, relu, grids[2], caught[0].values.dtype.type)
+            return True
+    return False
+
+
+def _pass_on(grid: Grid, ends: Ends, relu: bool, following: Grid | None, dtype: Any) -> None:
+    """Spares the next grid its turn: a percentile passes through the grid and the ReLU, which are monotone."""
+    if following is None or not following.scheme.observe or following.scheme.p != grid.scheme.p:
+        return
+    lo, hi = (
+        None if end is None else max(grid.apply(end, dtype), 0.0) if relu else grid.apply(end, dtype)
+        for end in ends[:2]
+    )
+    following.merge(lo, hi)
+
+
+def _ends(caught: Sequence[tile.Caught], place: int, total: int, p: float) -> Ends:
+    counts = [part.counts[place] for part in caught]
+    under, over = (
+        np.concatenate([part.values[place, side, : count[side]] for part, count in zip(caught, counts, strict=True)])
+        for side in (0, 1)
+    )
+    return ends_of(Found(under, over, None, None, int(sum(count[2] for count in counts))), total, p)
+
+
+def _grid_by_grid(
+    source: Source,
+    added: Added,
+    grids: Sequence[Grid | None],
+    relu: bool,
+    target: NDArray[Any],
+    bits: NDArray[Any] | None,
+) -> None:
+    """Updates the ranges one after the other, each by what the grids before it make of the rows."""
+    one, two, three = grids
+    rows, skip = source.rows(), added.skip if len(added.skip) else None
+    memory = Memory(torch.from_numpy(rows))
+
+    def until(relu: bool, *some: Grid | None) -> NDArray[Any]:
+        """The rows behind the first grids."""
+        value = array(empty(rows.shape, source.dtype))
+        chain = _chain(added, [*some, *(None,) * (3 - len(some))], relu, value, None, {})
+        memory.go(value, chain, [nothing_caught(rows)] * memory.parts)
+        return value
+
+    observe(one, Rows(rows, skip))
+    behind = (grid for grid in (two, three) if grid is not None)
+    if any(grid.scheme.observe for grid in behind):
+        same = one is None and added.bias is None and added.other is None
+        summed = rows if same else until(False, one)
+        if not _observe_both(two, three, relu, summed, skip):
+            observe(two, Rows(summed, skip))
+            if three is not None and three.scheme.observe:
+                observe(three, Rows(until(relu, one, two), skip))
+    chain = _chain(added, grids, relu, target, bits, {})
+    memory.go(target, chain, [nothing_caught(rows)] * memory.parts)
+
+
+def rows_of(source: Source) -> NDArray[Any]:
+    """All rows of a source, in memory, gone through without a chain."""
+    y = matrix(empty(source.shape, source.dtype))
+    source.go(y, no_chain(y), [nothing_caught(y)] * source.parts)
+    return y
+
+
+def nothing_caught(y: NDArray[Any]) -> tile.Caught:
+    """What notes nothing, as nothing is asked."""
+    return tile.Caught(np.empty((3, 2, 0), y.dtype), np.zeros((3, 4), np.int64))
+
+
+def no_chain(y: NDArray[Any]) -> tile.Chain:
+    """A chain that leaves rows as they are."""
+    return _chain(Added(None, None, None, None), (None, None, None), False, y, None, {})
+
+
+def _chain(
+    added: Added,
+    grids: Sequence[Grid | None],
+    relu: bool,
+    target: NDArray[Any],
+    bits: NDArray[Any] | None,
+    observing: dict[int, Grid],
+) -> tile.Chain:
+    dtype = target.dtype.type
+    parameters, bounds, kinds = np.zeros((3, 4), dtype), np.zeros((3, 2), dtype), np.zeros(3, np.uint8)
+    for place, grid in enumerate(grids):
+        if grid is not None:
+            parameters[place] = grid.parameters(dtype)
+            kinds[place] = GRID + CLIP * grid.scheme.clip + NOTE * (place in observing)
+            bounds[place] = grid.lo, grid.hi
+    nothing = np.empty((0, 0), dtype)
+    return tile.Chain(
+        bias=nothing.reshape(-1) if added.bias is None else array(added.bias),
+        other=nothing if added.other is None else matrix(added.other),
+        alpha=dtype(1 if added.alpha is None else float(added.alpha)),
+        skip=added.skip,
+        relu=relu,
+        grids=parameters,
+        kinds=kinds,
+        bounds=bounds,
+        bits=np.empty((0, 0), np.uint8) if bits is None else bits,
+    )
+
+
+def observe(grid: Grid | None, values: Values) -> None:
+    """Updates a grid's range."""
+    if grid is not None and grid.scheme.observe:
+        bounds = (grid.lo, grid.hi) if grid.scheme.momentum < 0 else None
+        ends = percentiles(values, grid.scheme.p, bounds)
+        grid.merge(ends.lo, ends.hi)
+
+
+def _observe_both(
+    first: Grid | None, second: Grid | None, relu: bool, values: NDArray[Any], skip: NDArray[Any] | None
+) -> bool:
+    """Updates both ranges in one pass, as percentiles pass through monotone maps; False if that cannot be done.
+
+    The second range sees the rounded values: its percentile is the rounded percentile of the first.
+    """
+    if first is None or second is None:
+        return False
+    one, two = first.scheme, second.scheme
+    if not (one.observe and two.observe) or one.p != two.p or (one.momentum < 0) != (two.momentum < 0):
+        return False
+    dtype = values.dtype.type
+
+    def onward(value: float) -> float:
+        rounded = first.apply(value, dtype)
+        return max(rounded, 0.0) if relu else rounded
+
+    bounds = None
+    if one.momentum < 0 and not first.empty and not second.empty:
+        # Two steps inside of the second range: whatever stays within, rounded, stays within that range.
+        step = 2 * float(first.parameters(dtype)[0])
+        reaches_low = not relu or second.lo > 0
+        bounds = (max(first.lo, second.lo + step) if reaches_low else first.lo, min(first.hi, second.hi - step))
+    before = (first.lo, first.hi)
+    rows = Rows(values, skip)
+    ends = percentiles(rows, one.p, bounds)
+    if ends.total < rows.total:
+        return False  # what is infinite is not observed at first, but behind the first grid it is finite
+    first.merge(ends.lo, ends.hi)
+    if bounds is not None:
+        unsure_low = ends.lo is None and onward(bounds[0]) < second.lo
+        unsure_high = ends.hi is None and onward(bounds[1]) > second.hi
+        if unsure_low or unsure_high:
+            first.lo, first.hi = before
+            ends = percentiles(rows, one.p, None)
+            first.merge(ends.lo, ends.hi)
+    if ends.total > 0:
+        lo = None if ends.lo is None else onward(ends.lo)
+        hi = None if ends.hi is None else onward(ends.hi)
+        second.merge(lo, hi)
+    return True
+
+
+def back(
+    grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`."""
+    columns = grad.size(-1)
+    at_sum, at_x, at_other = (empty(grad.shape if wanted[i] else (0,), grad.dtype) for i in (0, 1, 3))
+    cuts = parts(grad.numel() // columns, grad.numel())
+    sums = torch.zeros((len(cuts), columns if wanted[2] else 0), dtype=grad.dtype)
+    flat = [array(t).reshape(-1, columns) for t in (grad, passes, at_sum, at_x, at_other)]
+    factor = np.dtype(flat[0].dtype).type(1 if alpha is None else float(alpha))
+    partner = flat[0][:0] if other is None or not wanted[4] else matrix(other).reshape(-1, columns)
+
+    def task(part: int, start: int, stop: int) -> float:
+        total: float = tile.pass_rows(*flat, array(sums[part]), factor, partner, start, stop)
+        return total
+
+    dots = run(task, cuts)
+    at_alpha = torch.tensor([sum(dots)] if wanted[4] else [], dtype=grad.dtype)
+    return at_sum, at_x, sums.sum(0), at_other, at_alpha

@@ -1,0 +1,1 @@
+"""Loops over codes: the operations of the integer module on the CPU."""

@@ -1,0 +1,45 @@
+"""Loops between values and codes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.integer.finish import pack_row, values_on_grid
+from dqconvert.kernels.cpu.llvm.bytes import quantize_span
+from dqconvert.kernels.cpu.llvm.pointer import pointer
+
+
+@loop
+def code_of_value(value, grid):  # type: ignore[no-untyped-def]
+    """The code of a value, in floating point."""
+    scale, zero, top, low = grid
+    code = min(max(np.rint(value / scale + (zero + low)) - low, zero * 0), top)
+    return code if value == value else zero
+
+
+@loop
+def quantize_part(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
+    return quantize_values(pointer(x, start), stop - start, grid, pointer(codes, start))
+
+
+@loop
+def quantize_packed(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
+    columns = x.shape[1]
+    line, missing = np.empty(columns, np.uint8), False
+    for row in range(start, stop):
+        missing |= quantize_values(pointer(x, row * columns), columns, grid, pointer(line, 0))
+        pack_row(pointer(line, 0), columns, pointer(codes, row * codes.shape[1]))
+    return missing
+
+
+@loop
+def quantize_values(values, count, grid, codes):  # type: ignore[no-untyped-def]
+    """Whether one of the values is NaN."""
+    scale, zero, top, low = grid
+    return quantize_span(values, count, scale, zero + low, low, top + low, codes)
+
+
+@loop
+def dequantize_part(codes, values, scale, zero, start, stop):  # type: ignore[no-untyped-def]
+    values_on_grid(pointer(codes, start), stop - start, zero, scale, pointer(values, start))

@@ -1,0 +1,28 @@
+"""Loops of :mod:`dqconvert.kernels.integer.heads`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.integer.finish import finish_row
+from dqconvert.kernels.cpu.llvm.pointer import pointer
+
+
+@loop
+def add_rows(x, zero, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`."""
+    sums, codes, one = np.empty(columns, np.int32), np.empty(columns, np.uint8), np.float32(1)
+    heads = x.shape[1] // columns
+    nothing = np.int32(heads * zero)
+    for row in range(start, stop):
+        sums[:] = -nothing
+        for h in range(heads):
+            add_head(pointer(x, row * x.shape[1] + h * columns), columns, sums)
+        finish_row(sums, 0, columns, row, one, steps, codes, out)
+
+
+@loop
+def add_head(codes, columns, sums):  # type: ignore[no-untyped-def]
+    for c in range(columns):
+        sums[c] += np.int32(codes[c])

@@ -1,0 +1,172 @@
+"""Loops over rows for :mod:`dqconvert.kernels.integer.linear`: from a few rows to their sums, and to codes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.integer.codes import code_of_value, quantize_values
+from dqconvert.kernels.cpu.integer.finish import finish_pointed, finish_row
+from dqconvert.kernels.cpu.llvm.integer_multiply import GROUP, multiply
+from dqconvert.kernels.cpu.llvm.listed import list_values, multiply_listed
+from dqconvert.kernels.cpu.llvm.pointer import pointer
+
+ROWS = 48
+"""Rows that are worked on together: a multiple of the strips' height."""
+
+SPAN = 1 << 10
+"""Pairs of the depth that are read together: rows one piece after the other, into the second cache."""
+
+BLOCK = 1 << 7
+"""Pairs of the depth that are multiplied together: a group of the weight's columns stays in the first cache."""
+
+NARROW = 1 << 5
+"""Columns up to which the rows of a few are one long row: less than two vectors cost as much as two."""
+
+WIDE = 1 << 5
+"""Values of a row from which it is worth to look for zeros among them."""
+
+EXACT = 1 << 14
+"""Pairs of the depth whose sums fit into int32, whatever the codes: 2^15 * 255^2 < 2^31. A multiple of `SPAN`."""
+
+
+@loop
+def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`; `pairs`: of the whole depth. Whether there is NaN among the values."""
+    c_row = (columns + GROUP - 1) // GROUP * GROUP
+    a_row, b_group = 2 * min(pairs, SPAN), pairs * 2 * GROUP
+    tile, sums = np.zeros(ROWS * a_row, np.int16), np.zeros(ROWS * c_row, np.int32)
+    totals = np.zeros(ROWS * c_row if pairs > EXACT else 0, np.int64)
+    listing = (
+        x.itemsize > 1 and x.shape[1] >= WIDE and code_of_value(np.float32(0), grid) == grid[1]
+    )  # zeros are left out of products
+    room = ROWS * a_row if listing else 0
+    places, factors, counts = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(ROWS, np.int64)
+    codes, one, missing = np.empty(columns, np.uint8), np.float32(1), False
+    joined = columns <= NARROW and totals.size == 0 and not (steps.packed or steps.by_column) and stop - start >= ROWS
+    many = join_rows(steps, ROWS if joined else 0)
+    for first in range(start, stop, ROWS):
+        rows = min(ROWS, stop - first)
+        totals[:] = 0
+        for begin in range(0, pairs, SPAN):
+            last = min(begin + SPAN, pairs)
+            sparse, found = False, False
+            if listing:
+                sparse, found = list_tile(x, grid, first, rows, 2 * begin, 2 * last, places, factors, a_row, counts)
+            if sparse:
+                at, fresh = begin * 2 * GROUP, begin % EXACT == 0
+                multiply_listed(places, factors, counts, a_row, weight, at, b_group, rows, sums, columns, fresh)
+            else:
+                found = read_tile(x, packed_input, grid, first, rows, 2 * begin, 2 * last, tile, a_row)
+                for pair in range(begin, last, BLOCK):
+                    count, fresh = min(BLOCK, last - pair), pair % EXACT == 0
+                    at, a_at = pair * 2 * GROUP, 2 * (pair - begin)
+                    multiply(tile, a_at, a_row, rows, weight, at, b_group, sums, columns, count, fresh)
+            missing |= found
+            if totals.size > 0 and (last == pairs or last % EXACT == 0):
+                for i in range(rows * c_row):
+                    totals[i] += sums[i]
+        if joined and rows == ROWS:
+            finish_joined(sums, c_row, columns, first, many, steps, out)
+            continue
+        for r in range(rows):
+            if totals.size > 0:
+                finish_row(totals, r * c_row, columns, first + r, one, steps, codes, out)
+            else:
+                finish_row(sums, r * c_row, columns, first + r, one, steps, codes, out)
+    return missing
+
+
+@loop
+def join_rows(steps, rows):  # type: ignore[no-untyped-def]
+    """Factors, biases and ramps of so many rows, one behind the other; and room for their sums and their codes."""
+    columns = steps.factor.size
+    count = rows * columns
+    factor, bias = np.empty(count, np.float32), np.empty(count, np.float32)
+    ramp = np.empty((4, count if steps.ramp.size > 0 else 0), np.float32)
+    for at in range(count):
+        column = at % columns
+        factor[at], bias[at] = steps.factor[column], steps.bias[column]
+        for part in range(4 if steps.ramp.size > 0 else 0):
+            ramp[part, at] = steps.ramp[part, column]
+    return factor, bias, ramp, np.empty(count, np.int32), np.empty(count, np.uint8)
+
+
+@loop
+def finish_joined(sums, c_row, columns, first, many, steps, out):  # type: ignore[no-untyped-def]
+    """The sums of the rows from `first` on, as one row, by what :func:`join_rows` made of as many."""
+    factor, bias, ramp, line, codes = many
+    for r in range(line.size // columns):
+        from_, to = pointer(sums, r * c_row), pointer(line, r * columns)
+        for c in range(columns):
+            to[c] = from_[c]
+    finish_pointed(
+        pointer(line, 0),
+        line.size,
+        np.float32(1),
+        pointer(factor, 0),
+        pointer(bias, 0),
+        pointer(steps.grid, 0),
+        steps.kind,
+        pointer(ramp, 0),
+        pointer(steps.plane, 0),
+        pointer(steps.table, 0),
+        steps.table.size,
+        False,
+        pointer(steps.other, first * columns if steps.other.size > 0 else 0),
+        steps.other.size,
+        False,
+        pointer(codes, 0),
+        pointer(out, first * columns),
+    )
+
+
+@loop
+def list_tile(x, grid, first, rows, start, stop, places, factors, apart, counts):  # type: ignore[no-untyped-def]
+    """Lists what is not zero in columns `start` to `stop` of a few rows. Whether it is little; whether there is NaN."""
+    width, missing = x.shape[1], False
+    count = min(stop, width) - start
+    for r in range(rows):
+        counts[r], found = list_values(x, (first + r) * width + start, count, grid, places, factors, r * apart)
+        if counts[r] < 0:
+            return False, False
+        missing |= found
+    return True, missing
+
+
+@loop
+def read_tile(x, packed_input, grid, first, rows, start, stop, tile, a_row):  # type: ignore[no-untyped-def]
+    """Columns `start` to `stop` of a few rows of `x`, centred; what is not there is zero. Whether there is NaN."""
+    width, missing = x.shape[1], False
+    count = min(stop, 2 * width if packed_input else width) - start
+    whole = count == width  # rows that lie one behind the other
+    line = np.empty((rows * count if whole else count) if x.itemsize > 1 else 0, np.uint8)
+    if x.itemsize > 1 and whole:
+        missing = quantize_values(pointer(x, first * width), rows * count, grid, pointer(line, 0))
+    for r in range(rows):
+        row, to = (first + r) * width, pointer(tile, r * a_row)
+        if x.itemsize > 1:
+            if not whole:
+                missing |= quantize_values(pointer(x, row + start), count, grid, pointer(line, 0))
+            centre_codes(pointer(line, r * count if whole else 0), count, np.int16(grid[1]), to)
+        elif packed_input:
+            centre_packed(pointer(x, row + start // 2), count // 2, np.int16(grid[1]), to)
+        else:
+            centre_codes(pointer(x, row + start), count, np.int16(grid[1]), to)
+        if count < stop - start:
+            to[count] = 0
+    return missing
+
+
+@loop
+def centre_codes(codes, count, zero, to):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        to[k] = np.int16(codes[k]) - zero
+
+
+@loop
+def centre_packed(codes, count, zero, to):  # type: ignore[no-untyped-def]
+    for k in range(count):
+        both = np.int16(codes[k])
+        to[2 * k] = (both & 15) - zero
+        to[2 * k + 1] = (both >> 4) - zero

@@ -1,0 +1,334 @@
+"""The loops of :mod:`dqconvert.kernels.propagate`, over the edges of each node."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.llvm.pointer import pointer
+from dqconvert.kernels.cpu.llvm.prefetch import AHEAD, LINE, prefetch
+from dqconvert.kernels.cpu.llvm.row_strips import add_rows, room_for
+from dqconvert.kernels.cpu.llvm.span import pass_span
+from dqconvert.kernels.cpu.llvm.stream import is_far, room_before, stream
+from dqconvert.kernels.cpu.select_loops import collect, collect_messages
+from dqconvert.kernels.cpu.tile import (
+    add_scaled,
+    add_values,
+    back_values,
+    chain_tile,
+    clear,
+    copy_values,
+    divide_values,
+    dot,
+    numbers_of,
+    round_values,
+    scratch,
+    stop_clipped,
+    tile_rows,
+)
+
+
+@loop
+def find_extremes(x, least, most, start, stop):  # type: ignore[no-untyped-def]
+    heads = least.shape[1]
+    channels = x.shape[1] // heads
+    for r in range(start, stop):
+        for h in range(heads):
+            row = x[r, h * channels : (h + 1) * channels]
+            odd = 0
+            for c in range(channels):
+                odd += row[c] != row[c]
+            least[r, h] = np.nan if odd > 0 or channels == 0 else smallest(row)
+            most[r, h] = np.nan if odd > 0 or channels == 0 else largest(row)
+
+
+# Without NaN, which was looked for before, the order of comparisons may be left to the compiler.
+@loop(fastmath={"nnan", "nsz", "reassoc"})
+def smallest(row):  # type: ignore[no-untyped-def]
+    found = row[0]
+    for c in range(row.size):
+        found = min(found, row[c])
+    return found
+
+
+@loop(fastmath={"nnan", "nsz", "reassoc"})
+def largest(row):  # type: ignore[no-untyped-def]
+    found = row[0]
+    for c in range(row.size):
+        found = max(found, row[c])
+    return found
+
+
+@loop
+def round_nodes(x, skip, often, grid, catch, lo, hi, caught, y, start, stop):  # type: ignore[no-untyped-def]
+    """Rounds the rows of the nodes that are not skipped.
+
+    `y`: of `x`'s type, for their values; or uint8, for their codes above the smallest. If `catch`, notes what lies
+    outside of `lo` and `hi`, and how often it is sent: `caught` is `(under, over, how often, how often)`. Returns how
+    many were noted on either side, how many are not finite, whether the room ran out, and whether NaN stands in the
+    way of codes.
+    """
+    columns = x.shape[1]
+    step = tile_rows(columns)
+    codes = np.empty(step * columns, x.dtype)
+    from_, to = x.reshape(-1), y.reshape(-1)
+    below, above, below_often, above_often = caught
+    n, m, odd, full, nan = 0, 0, 0, False, False
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        a, b = first * columns, last * columns
+        if catch and not full:
+            found = collect(x, skip, often, first, last, lo, hi, below[n:], above[m:], below_often[n:], above_often[m:])
+            n, m, odd, full = n + found[0], m + found[1], odd + found[2], found[3]
+        round_values(pointer(from_, a), grid, pointer(codes, 0), b - a)
+        if y.itemsize == 1:
+            nan |= put_codes(codes, grid, to, skip, columns, first, last)
+        else:
+            back_values(pointer(codes, 0), grid, pointer(to, a), b - a)
+            if skip.size > 0:
+                for r in range(first, last):
+                    if skip[r]:
+                        copy_values(pointer(x, r * columns), pointer(y, r * columns), columns)
+    return n, m, odd, full, nan
+
+
+@loop
+def put_codes(codes, grid, y, skip, columns, first, last):  # type: ignore[no-untyped-def]
+    """Stores codes above the smallest, of all rows; whether one of a row that is not skipped is NaN."""
+    low, high = grid[2], grid[3]
+    count, one = (last - first) * columns, codes.dtype.type(1)
+    bytes_of(pointer(codes, 0), low, high, pointer(y, first * columns), count)
+    if not any_nan(pointer(codes, 0), one, count):
+        return False
+    for r in range(last - first):
+        if not (skip.size > 0 and skip[first + r]) and any_nan(pointer(codes, r * columns), one, columns):
+            return True
+    return False
+
+
+@loop
+def bytes_of(codes, low, high, y, count):  # type: ignore[no-untyped-def]
+    for c in range(count):
+        q = codes[c]
+        q = low if q < low else q
+        q = high if q > high else q
+        y[c] = np.uint8(np.int32(q - low))
+
+
+@loop(fastmath={"reassoc", "nsz"})
+def any_nan(x, one, count):  # type: ignore[no-untyped-def]
+    zero = one - one
+    found = zero
+    for c in range(count):
+        found += one if x[c] != x[c] else zero
+    return found != zero
+
+
+@loop
+def pass_shares(grad, passes, bit, ptr, mean, y, start, stop):  # type: ignore[no-untyped-def]
+    """Each row where the bits let it through, if there are bits; divided by its number of edges, if that is meant."""
+    columns = y.shape[1]
+    step = tile_rows(columns)
+    flat_grad, flat_passes, flat = grad.reshape(-1), passes.reshape(-1), y.reshape(-1)
+    far = is_far(y)
+    room = np.empty(step * columns if far else 0, y.dtype)
+    for first in range(start, stop, step):
+        at, count = first * columns, (min(first + step, stop) - first) * columns
+        to = pointer(room, 0) if far else pointer(flat, at)
+        if passes.size > 0:
+            pass_span(pointer(flat_grad, at), pointer(flat_passes, at), bit, to, count)
+        else:
+            copy_values(pointer(flat_grad, at), to, count)
+        for r in range(first, min(first + step, stop)):
+            if mean and ptr[r + 1] - ptr[r] > 1:
+                row = pointer(room, (r - first) * columns) if far else pointer(flat, r * columns)
+                divide_values(row, y.dtype.type(ptr[r + 1] - ptr[r]), columns)
+        if far:
+            stream(room, 0, flat, at, count)
+
+
+@loop
+def fetch_row(x, row):  # type: ignore[no-untyped-def]
+    """Asks for a row that will be needed soon."""
+    columns = x.shape[1]
+    for c in range(0, columns, LINE // x.itemsize):
+        prefetch(x, row * columns + c)
+
+
+@loop
+def sum_rows(sent, senders, ptr, mean, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
+    """Adds up the rows that are sent to each node, and sends the sums through the chain."""
+    columns = y.shape[1]
+    step = tile_rows(columns)
+    spare, room = scratch(y, step), room_before(y, step)
+    made = room if is_far(y) else y
+    end = ptr[stop] - AHEAD
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        base = first if is_far(y) else 0
+        for t in range(first, last):
+            row = pointer(made, (t - base) * columns)
+            clear(row, columns)
+            for place in range(ptr[t], ptr[t + 1]):
+                if place < end:
+                    fetch_row(sent, senders[place + AHEAD])
+                add_values(pointer(sent, senders[place] * columns), row, columns)
+            if mean and ptr[t + 1] - ptr[t] > 1:
+                divide_values(row, made.dtype.type(ptr[t + 1] - ptr[t]), columns)
+        chain_tile(y, first, last, chain, caught, spare, room)
+
+
+@loop
+def sum_codes(codes, x, skip, grid, senders, ptr, mean, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
+    """Like `sum_rows`, where the rows that are not skipped are sent as codes above the smallest.
+
+    `codes`: uint8, flat, see :func:`dqconvert.kernels.cpu.llvm.row_strips.add_rows`.
+    """
+    columns = y.shape[1]
+    step = tile_rows(columns)
+    spare, room = scratch(y, step), room_before(y, step)
+    made = room if is_far(y) else y
+    sums = np.empty(room_for(columns, y.itemsize), y.dtype)
+    offset, scale = grid[2] - grid[1], grid[0]
+    end = ptr[stop]
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        base = first if is_far(y) else 0
+        for t in range(first, last):
+            sums[:] = 0
+            place, until = ptr[t], ptr[t + 1]
+            while place < until:
+                begin = place
+                while place < until and not (skip.size > 0 and skip[senders[place]]):
+                    place += 1
+                add_rows(codes, columns, senders, begin, place, end, offset, scale, sums)
+                while place < until and skip.size > 0 and skip[senders[place]]:
+                    add_values(pointer(x, senders[place] * columns), pointer(sums, 0), columns)
+                    place += 1
+            row = pointer(made, (t - base) * columns)
+            copy_values(pointer(sums, 0), row, columns)
+            if mean and until - ptr[t] > 1:
+                divide_values(row, y.dtype.type(until - ptr[t]), columns)
+        chain_tile(y, first, last, chain, caught, spare, room)
+
+
+@loop
+def sum_products(  # type: ignore[no-untyped-def]
+    x, weight, senders, ptr, edges, skip, grid, least, most, catch, lo, hi, noted, mean, y, chain, caught, start, stop
+):
+    """Adds up the quantized products that are sent to each node, and sends the sums through the chain.
+
+    If `catch`, notes the products outside of `lo` and `hi` in `noted`, `(under, over)`. Returns how many there are on
+    either side, how many are not finite, and whether the room ran out.
+    """
+    columns, heads = y.shape[1], weight.shape[1]
+    channels = columns // heads
+    step = tile_rows(columns)
+    spare, room = scratch(y, step), room_before(y, step)
+    made = room if is_far(y) else y
+    numbers = numbers_of(grid)
+    end = ptr[stop] - AHEAD
+    below, above = noted
+    n, m, odd, full = 0, 0, 0, False
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        base = first if is_far(y) else 0
+        for t in range(first, last):
+            at = (t - base) * columns
+            clear(pointer(made, at), columns)
+            for place in range(ptr[t], ptr[t + 1]):
+                if place < end:
+                    fetch_row(x, senders[place + AHEAD])
+                    prefetch(weight, edges[place + AHEAD] * heads)
+                s, e = senders[place], edges[place]
+                exact = skip.size > 0 and skip[s]
+                for h in range(heads):
+                    from_, to = pointer(x, s * columns + h * channels), pointer(made, at + h * channels)
+                    if exact:
+                        add_scaled(from_, weight[e, h], to, channels)
+                    else:
+                        add_rounded(from_, weight[e, h], numbers, to, channels)
+            if mean and ptr[t + 1] - ptr[t] > 1:
+                divide_values(pointer(made, at), made.dtype.type(ptr[t + 1] - ptr[t]), columns)
+        if catch and not full:  # the rows that were sent are still in the cache
+            found = collect_messages(
+                x, weight, edges, senders, skip, least, most, ptr[first], ptr[last], lo, hi, below[n:], above[m:]
+            )
+            n, m, odd, full = n + found[0], m + found[1], odd + found[2], found[3]
+        chain_tile(y, first, last, chain, caught, spare, room)
+    return n, m, odd, full
+
+
+@loop
+def sum_back(grad, x, receivers, ptr, skip, grid, clip, plus, to_x, start, stop):  # type: ignore[no-untyped-def]
+    """What comes back to each node that sent its row: nothing where the row was clipped; and `plus` (or empty)."""
+    columns = x.shape[1]
+    numbers = numbers_of(grid)
+    end, far = ptr[stop] - AHEAD, is_far(to_x)
+    room = room_before(to_x, 1)
+    for s in range(start, stop):
+        row = pointer(room, 0) if far else pointer(to_x, s * columns)
+        clear(row, columns)
+        for place in range(ptr[s], ptr[s + 1]):
+            if place < end:
+                fetch_row(grad, receivers[place + AHEAD])
+            add_values(pointer(grad, receivers[place] * columns), row, columns)
+        if clip and not (skip.size > 0 and skip[s]):
+            stop_clipped(pointer(x, s * columns), numbers, row, columns)
+        if plus.size > 0:
+            add_values(pointer(plus, s * columns), row, columns)
+        if far:
+            stream(room, 0, to_x, s * columns, columns)
+
+
+@loop
+def products_back(  # type: ignore[no-untyped-def]
+    grad, x, weight, receivers, ptr, edges, skip, grid, clip, least, most, to_x, to_weight, start, stop
+):
+    """What comes back to each node that sent its row, and to the weights of its edges."""
+    columns, heads = x.shape[1], weight.shape[1]
+    channels = columns // heads
+    scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
+    # Within these no value is clipped, so no row is whose extreme products are.
+    inside_low, inside_high = (low + 1 - zero_point) * scale, (high - 1 - zero_point) * scale
+    end, far = ptr[stop] - AHEAD, is_far(to_x)
+    room = room_before(to_x, 1)
+    for s in range(start, stop):
+        to, at = (room, 0) if far else (to_x, s * columns)
+        row = to.reshape(-1)[at : at + columns]
+        row[:] = 0
+        exact = not clip or (skip.size > 0 and skip[s])
+        for place in range(ptr[s], ptr[s + 1]):
+            if place < end:
+                fetch_row(grad, receivers[place + AHEAD])
+                prefetch(weight, edges[place + AHEAD] * heads)
+            t, e = receivers[place], edges[place]
+            for h in range(heads):
+                w = weight[e, h]
+                a, b = h * channels, (h + 1) * channels
+                one, two = w * least[s, h], w * most[s, h]
+                if exact or (min(one, two) > inside_low and max(one, two) < inside_high):
+                    add_scaled(pointer(grad, t * columns + a), w, pointer(to, at + a), channels)
+                    if to_weight.size > 0:
+                        to_weight[e, h] = dot(grad[t, a:b], x[s, a:b])
+                else:
+                    total = x.dtype.type(0)
+                    for c in range(a, b):
+                        q = np.rint(w * x[s, c] / scale + zero_point)
+                        if not (q <= low or q >= high):
+                            row[c] += w * grad[t, c]
+                            total += grad[t, c] * x[s, c]
+                    if to_weight.size > 0:
+                        to_weight[e, h] = total
+        if far:
+            stream(room, 0, to_x, s * columns, columns)
+
+
+@loop
+def add_rounded(x, w, numbers, out, count):  # type: ignore[no-untyped-def]
+    scale, zero_point, low, high = numbers
+    for c in range(count):
+        q = np.rint(w * x[c] / scale + zero_point)
+        q = low if q < low else q
+        q = high if q > high else q
+        out[c] += (q - zero_point) * scale
