@@ -17,6 +17,7 @@ from dqconvert.errors import LoweringError
 from dqconvert.lower.check import check_ready
 from dqconvert.lower.evaluation import evaluation_of, refused, remove_unused
 from dqconvert.lower.left_out import not_done, settings
+from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.merge import merge
 from dqconvert.lower.module import IntegerModule
 from dqconvert.lower.passes.colors import fold
@@ -26,10 +27,11 @@ from dqconvert.lower.passes.orders import join_orders, look_once, one_dtype, ord
 from dqconvert.lower.passes.packing import pack_codes
 from dqconvert.lower.passes.remember import remember, share, share_sizes
 from dqconvert.lower.passes.sums import sums
+from dqconvert.lower.program import drop_constants
 from dqconvert.lower.report import IntegerReport
 from dqconvert.lower.runtime import check_edges, group_order, in_edge_order, look_up_last, reshaped_like
 from dqconvert.lower.skeleton import skeleton_of
-from dqconvert.lower.walk import Lowering
+from dqconvert.lower.walk import walk
 from dqconvert.prepared import PreparedModule
 from dqconvert.trace.method import Method, words_of
 
@@ -42,7 +44,7 @@ def lower(module: PreparedModule) -> IntegerModule:
     """
     first, *others = _evaluated(module)
     lowering = _lower_graph(first, module)
-    root, graph = lowering.out.root, lowering.out.graph
+    root, graph = lowering.program.root, lowering.program.graph
     prepared = [method.eval_graph or method.graph for method in (first, *others)]
     report = replace(
         IntegerReport.of(module.report.model, graph, lowering.floats),
@@ -60,9 +62,9 @@ def lower(module: PreparedModule) -> IntegerModule:
                 raise LoweringError(f"{method.name}: {error}") from error
             left_out[method.name] = str(error)
             continue
-        merge(root, lowering.out.root, lowering.out.graph)
-        report = report.and_of(IntegerReport.of(module.report.model, lowering.out.graph, lowering.floats))
-        more.append(Method(name=method.name, graph=lowering.out.graph, how=method.how))
+        merge(root, lowering.program.root, lowering.program.graph)
+        report = report.and_of(IntegerReport.of(module.report.model, lowering.program.graph, lowering.floats))
+        more.append(Method(name=method.name, graph=lowering.program.graph, how=method.how))
     integer: IntegerModule = IntegerModule.build(
         root,
         graph,
@@ -98,16 +100,15 @@ def _lower_graph(method: Method, module: PreparedModule) -> Lowering:
     """The integer graph of one method, finished."""
     graph = evaluation_of(method.eval_graph or method.graph, module)
     check_ready(graph, module)
-    lowering = Lowering(graph, module)
-    lowering.run()
-    written = lowering.out.graph
+    lowering = walk(graph, module)
+    written = lowering.program.graph
     remove_unused(written)
     share_sizes(written)
-    sums(lowering.out)
-    compose(lowering.out)
+    sums(lowering.program)
+    compose(lowering.program)
     refuse_nan(written)
-    pack_codes(lowering.out)
-    planes(lowering.out)
+    pack_codes(lowering.program)
+    planes(lowering.program)
     share_sizes(written)
     one_dtype(written)
     share(written)
@@ -116,8 +117,8 @@ def _lower_graph(method: Method, module: PreparedModule) -> Lowering:
     remove_unused(written)
     look_once(written)
     fold(written)
-    remember(lowering.out)
-    lowering.out.drop_unread()
+    remember(lowering.program)
+    drop_constants(lowering.program)
     return lowering
 
 

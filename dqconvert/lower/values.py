@@ -1,4 +1,4 @@
-"""What lowering knows of a value of the prepared graph: where its codes are, or that it has none."""
+"""What lowering knows of a value of the prepared graph: where its codes are, its table, or that it is in float."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.quant import FakeQuantize
 
 
 class Grid(NamedTuple):
-    """What codes stand for: `(code - zero) * scale`.
+    """What codes stand for: ``(code - zero) * scale``.
 
     Attributes:
         scale: A float32 number.
-        zero: The code of 0.
+        zero: The zero point: the code of 0.
         top: The highest code.
-        low: What the quantizer in training calls code 0.
+        low: ``quant_min`` of the quantizer in training, which is code 0 here.
     """
 
     scale: float
@@ -30,7 +31,7 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, quantizer: FakeQuantize) -> Grid:
-        """Of a quantizer that has one grid for the whole tensor.
+        """Returns the grid of a per-tensor quantizer.
 
         Example:
             >>> from dqconvert.qconfig import QSpec
@@ -44,11 +45,11 @@ class Grid(NamedTuple):
         return cls(float(quantizer.scale), zero, quantizer.quant_max - low, low)
 
     def numbers(self, device: torch.device | None = None) -> Tensor:
-        """float32 `[4]`, as the kernels take it."""
+        """Returns the grid as the kernels take it: float32 ``[4]``."""
         return torch.tensor([self.scale, self.zero, self.top, self.low], dtype=torch.float32, device=device)
 
     def values(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
-        """`[256]`, the value of every code, as the quantizer in training rounds to it."""
+        """Returns the value of every code, ``[256]``, as the quantizer in training rounds to it."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         steps = torch.arange(CODES, dtype=wide, device=device) - self.zero
         return (steps * torch.tensor(self.scale, dtype=wide, device=device)).to(dtype)
@@ -56,10 +57,10 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True)
 class Plain:
-    """What the integer graph holds as it is: a float tensor, an index, a size.
+    """A value that the integer graph holds as the float graph does: a float tensor, an index, a size.
 
     Attributes:
-        node: Its node there.
+        node: Its node in the integer graph.
     """
 
     node: Node
@@ -70,7 +71,7 @@ class Codes:
     """A value that is held as codes.
 
     Attributes:
-        node: Of the codes, uint8, of the value's shape.
+        node: The codes, uint8, of the value's shape.
         grid: What they stand for.
     """
 
@@ -79,8 +80,8 @@ class Codes:
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
-    """A value that follows, entry by entry, from codes: it need not be there until somebody asks for it.
+class Tabulated:
+    """A value that follows, entry by entry, from codes; it is looked up only where it is needed.
 
     Attributes:
         bases: The codes of one value or two, of the value's shape.
@@ -93,12 +94,12 @@ class Looked:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """A value that follows from parameters alone.
+class Constant:
+    """A tensor that follows from parameters alone.
 
     Attributes:
-        value: It.
-        quantizer: What rounded it, if one did.
+        value: The tensor.
+        quantizer: The quantizer that rounded it, if one did.
     """
 
     value: Tensor
@@ -106,35 +107,52 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """A number, a flag, a type: anything that is no tensor and is known."""
+class Literal:
+    """A known value that is no tensor: a number, a flag, a dtype."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Values behind one another.
+    """A concatenation of values that are held in different ways.
 
     Attributes:
-        parts: These values.
-        dim: Along which dimension.
+        parts: The values.
+        dim: The dimension along which they are concatenated.
     """
 
     parts: tuple[Value, ...]
     dim: int
 
 
-Value = Plain | Codes | Looked | Known | Fixed | Joined
+Value = Plain | Codes | Tabulated | Constant | Literal | Joined
 
 
 def tabular(value: Value) -> bool:
-    """Whether a value follows from codes entry by entry."""
-    return isinstance(value, Codes | Looked)
+    """True if a value follows from codes entry by entry."""
+    return isinstance(value, Codes | Tabulated)
 
 
-def as_looked(value: Codes | Looked, ndim: int, dtype: torch.dtype) -> Looked:
-    """Codes as what follows from them."""
-    if isinstance(value, Looked):
+def rows_of(value: Value) -> Node | None:
+    """Returns codes that have as many rows as the value; None if it is not made of codes."""
+    return value.node if isinstance(value, Codes) else value.bases[0] if isinstance(value, Tabulated) else None
+
+
+def as_tabulated(value: Codes | Tabulated, ndim: int, dtype: torch.dtype) -> Tabulated:
+    """Returns codes of a value of ``ndim`` dimensions as the table of what they stand for."""
+    if isinstance(value, Tabulated):
         return value
-    return Looked((value.node,), value.grid.values(dtype).view(CODES, *[1] * (ndim - 1)))
+    return Tabulated((value.node,), value.grid.values(dtype).view(CODES, *[1] * (ndim - 1)))
+
+
+def rounded(value: Tabulated, grid: Grid) -> Tabulated:
+    """Returns the table of the codes to which a grid rounds a value."""
+    return Tabulated(value.bases, quantize(value.table.contiguous(), grid.numbers(value.table.device)))
+
+
+def is_identity(table: Tensor) -> bool:
+    """True if a table of codes leaves every code as it is."""
+    flat = table.reshape(CODES, -1)
+    same = torch.arange(CODES, dtype=torch.uint8, device=flat.device)[:, None]
+    return torch.equal(flat, same.expand_as(flat))

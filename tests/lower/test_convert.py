@@ -37,7 +37,7 @@ from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.lower.evaluation import evaluation_graph
 from dqconvert.lower.values import Codes
-from dqconvert.lower.walk import Lowering
+from dqconvert.lower.walk import walk
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.ops import op_name
 
@@ -200,8 +200,7 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
     """
     module = trained(name, config)
     graph = evaluation_graph(module)
-    lowering = Lowering(graph, module)
-    lowering.run()
+    lowering = walk(graph, module)
     args = inputs(name, 90, 700)
     prepared = Recorded(module, graph)
     with torch.no_grad():
@@ -212,7 +211,7 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
         if isinstance(lowering.module(node), FakeQuantize) and isinstance(value, Codes):
             source = node.args[0]
             wanted[value.node] = (prepared.seen[node] / value.grid.scale + value.grid.zero).round()
-            if op_name(source) in ("linear", "matmul", "scatter") or source in lowering.propagations.by_aggregate:
+            if op_name(source) in ("linear", "matmul", "scatter") or source in lowering.propagations:
                 ties[value.node] = ((prepared.seen[source] / value.grid.scale) % 1 - 0.5).abs() < 2e-5
     checked = []
 
@@ -227,7 +226,7 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
             return found
 
     with torch.no_grad():
-        Corrected(lowering.out.root, graph=lowering.out.graph).run(*padded(graph, args))
+        Corrected(lowering.program.root, graph=lowering.program.graph).run(*padded(graph, args))
     assert len(checked) >= 3
     assert max(step for _, step, _ in checked) <= 1, checked
     assert max(share for _, _, share in checked) <= 1e-3, checked

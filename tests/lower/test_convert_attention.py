@@ -16,7 +16,7 @@ import dqconvert
 from dqconvert.lower.evaluation import evaluation_graph
 from dqconvert.lower.runtime import in_edge_order
 from dqconvert.lower.values import Codes
-from dqconvert.lower.walk import Lowering
+from dqconvert.lower.walk import walk
 from dqconvert.quant import FakeQuantize
 
 WIDTH, EDGE = 16, 3
@@ -152,8 +152,7 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
     """Where a sum in float lies half way between two codes, its last bit decides: either may come out."""
     module = trained(name, config)
     graph = evaluation_graph(module)
-    lowering = Lowering(graph, module)
-    lowering.run()
+    lowering = walk(graph, module)
     args = CASES[name][1](70, 600)
     prepared = recorded(module, graph, args)
     wanted, ties = {}, {}
@@ -164,7 +163,7 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
             wanted[value.node] = steps.round().to(torch.uint8)
             source = prepared[node.args[0]] / value.grid.scale
             ties[value.node] = (source % 1 - 0.5).abs() < 2e-5
-    found = recorded(lowering.out.root, lowering.out.graph, args, wanted)
+    found = recorded(lowering.program.root, lowering.program.graph, args, wanted)
     assert len(wanted) >= 3
     for node, want in wanted.items():
         off = (found[node].int() - want.int()).abs()

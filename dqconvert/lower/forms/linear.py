@@ -2,72 +2,61 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from dqconvert.kernels.integer.codes import plain_quantize
-from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.linear import integer_linear, pack_weight
+from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.runtime import reshaped_like
-from dqconvert.lower.values import Codes, Fixed, Grid, Known, Value
+from dqconvert.lower.values import Codes, Constant, Grid, Literal, Value
 from dqconvert.quant import FakeQuantize
-from dqconvert.trace.note import Note, note_of
+from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import argument, op_name
-
-if TYPE_CHECKING:
-    from dqconvert.lower.walk import Lowering
 
 
 def lower_linear(lowering: Lowering, node: Node) -> Value | None:
-    """``linear(x, weight, bias)`` or ``x @ weight`` of codes and a weight on a grid, rounded right behind."""
+    """Lowers ``linear(x, weight, bias)`` or ``x @ weight`` of codes and a rounded weight, rounded right behind."""
     name = op_name(node)
     if name not in ("linear", "matmul") or len(node.args) < 2:
         return None
-    operands = *node.args[:2], argument(node, "bias")
-    x, weight, bias = [lowering.values[a] if isinstance(a, Node) else Fixed(a) for a in operands]
-    grid = lowering.grid_behind(node)
-    source, note = node.args[0], note_of(node)
-    if grid is None or not isinstance(x, Codes) or not isinstance(weight, Known) or weight.quantizer is None:
+    x, weight, bias = map(lowering.value, (*node.args[:2], argument(node, "bias")))
+    grid, note = lowering.grid_behind(node), note_of(node)
+    if grid is None or not isinstance(x, Codes) or not isinstance(weight, Constant) or weight.quantizer is None:
         return None
-    if not isinstance(source, Node) or weight.value.dim() != 2 or not isinstance(bias, Known | Fixed):
+    if weight.value.dim() != 2 or not isinstance(bias, Constant | Literal):
         return None
-    transposed = name == "matmul"
-    centred, scale = _centred(weight.value, weight.quantizer, transposed)
-    if centred is None:
+    channel = 0 if name == "linear" else 1  # the dimension of the weight that is that of the results' columns
+    if weight.quantizer.channel_dim not in (None, channel):
         return None
-    out, columns, label = lowering.out, centred.size(0), note.module or "linear"
-    finish = Finish(
-        factor=out.constant(scale * x.grid.scale, f"{label}.factor"),  # type: ignore[arg-type]
-        grid=out.constant(grid.numbers(scale.device), f"{label}.grid"),  # type: ignore[arg-type]
-        bias=out.constant(bias.value.float(), f"{label}.bias") if isinstance(bias, Known) else None,  # type: ignore[arg-type]
-    )
-    packed = out.constant(pack_weight(centred), f"{label}.weight")
-    codes, flat = x.node, note.ndim != 2
-    if flat:
-        codes = out.graph.call_method("reshape", (codes, -1, centred.size(1)))
-    x_grid = out.constant(x.grid.numbers(scale.device), f"{label}.input_grid")
-    found = out.call(integer_linear, (codes, x_grid, packed, columns, finish), Note() if flat else note)
-    found.kwargs = {"depth": centred.size(1)}
-    if flat:
-        found = out.call(reshaped_like, (found, x.node, columns), note)
-    return Codes(found, grid)
+    centred = centred_codes(weight.value, weight.quantizer)
+    centred = (centred.t() if channel == 1 else centred).contiguous()
+    columns, depth = centred.shape
+    program, label = lowering.program, note.module or "linear"
+    factor = weight.quantizer.scale.float().reshape(-1) * x.grid.scale
+    finish = program.finish(factor, grid, label, bias.value if isinstance(bias, Constant) else None)
+    packed = program.constant(pack_weight(centred), f"{label}.weight")
+    x_grid = program.grid(x.grid, f"{label}.input_grid", factor.device)
+    if note.ndim == 2:
+        return Codes(program.call(integer_linear, (x.node, x_grid, packed, columns, finish), note, depth=depth), grid)
+    rows = program.method("reshape", (x.node, -1, depth))
+    found = program.call(integer_linear, (rows, x_grid, packed, columns, finish), depth=depth)
+    return Codes(program.call(reshaped_like, (found, x.node, columns), note), grid)
 
 
-def _centred(value: Tensor, quantizer: FakeQuantize, transposed: bool) -> tuple[Tensor | None, Tensor]:
-    """A weight's codes less their zero, int16 ``[columns, depth]``, and the value of a step, by column or of all."""
+def centred_codes(weight: Tensor, quantizer: FakeQuantize) -> Tensor:
+    """Returns a weight's codes less their zero point, int16 of the weight's shape.
+
+    Args:
+        weight: Of any shape.
+        quantizer: The quantizer that rounds it.
+    """
     dim, low = quantizer.channel_dim, quantizer.quant_min
-    scale, zero = quantizer.scale.float(), quantizer.zero_point.float() - low
     if dim is None:
-        grid = Grid.of(quantizer).numbers(value.device)
-    elif dim == (1 if transposed else 0):
-        ends = torch.tensor([[quantizer.quant_max - low], [low]], device=value.device).expand(2, len(scale))
-        grid = torch.cat([scale[None], zero[None], ends.float()])
-    else:
-        return None, scale
-    codes = plain_quantize(value, grid, dim, False).to(torch.int16)
-    wide = zero if dim is None else zero.view(*[-1 if d == dim else 1 for d in range(2)])
-    centred = codes - wide.to(torch.int16)
-    return (centred.t() if transposed else centred).contiguous(), scale.reshape(-1)
+        grid = Grid.of(quantizer)
+        return plain_quantize(weight, grid.numbers(weight.device), None, False).to(torch.int16) - grid.zero
+    scale, zero = quantizer.scale.float(), quantizer.zero_point.float() - low
+    ends = torch.tensor([[quantizer.quant_max - low], [low]], device=weight.device).expand(2, len(scale))
+    codes = plain_quantize(weight, torch.cat([scale[None], zero[None], ends.float()]), dim, False).to(torch.int16)
+    return codes - zero.to(torch.int16).view(*(-1 if d == dim else 1 for d in range(weight.dim())))

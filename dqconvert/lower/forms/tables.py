@@ -1,4 +1,4 @@
-"""Functions of one entry at a time: on codes they are tables, made by running them on every code there is."""
+"""Functions of one entry at a time: on codes they are look-up tables, made by running them on every code."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 import torch_geometric.nn
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.fx.node import map_arg
 
-from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import CODES
-from dqconvert.lower.values import Codes, Fixed, Grid, Known, Looked, Value, as_looked
+from dqconvert.lower.lowering import Lowering
+from dqconvert.lower.values import Codes, Constant, Literal, Tabulated, Value, as_tabulated, tabular
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.doors import copy_apart
 from dqconvert.trace.note import note_of
@@ -27,7 +28,7 @@ FUNCTIONS = frozenset(
         "threshold",
     )
 )
-"""By :func:`dqconvert.trace.ops.op_name`."""
+"""Pointwise functions, by :func:`dqconvert.trace.ops.op_name`."""
 
 MODULES: tuple[type[nn.Module], ...] = (
     nn.CELU,
@@ -58,63 +59,67 @@ MODULES: tuple[type[nn.Module], ...] = (
 _NORMS = (nn.BatchNorm1d, torch_geometric.nn.BatchNorm)
 
 
-def pointwise(node: Node, module: nn.Module | None) -> bool:
-    """Whether each entry of what a node returns depends on the same entry of what it is given, and on parameters.
+def lower_pointwise(lowering: Lowering, node: Node) -> Value | None:
+    """Makes a table of a pointwise function of codes, by running it on every code there is.
 
-    Args:
-        node: Of the prepared graph.
-        module: What it calls, if it calls a module.
+    Returns:
+        None if a node is no such function, or if a table would take codes of three values, or pairs of codes by column.
     """
+    module = lowering.module(node)
+    if not _pointwise(node, module) or not any(tabular(lowering.values[n]) for n in node.all_input_nodes):
+        return None
+    note, values = note_of(node), lowering.values
+    known: dict[Node, Any] = {}
+    tables: dict[Node, Tabulated] = {}
+    for source in node.all_input_nodes:
+        value = values[source]
+        if isinstance(value, Codes | Tabulated):
+            if note_of(source).sizes != note.sizes or not note.is_float:
+                return None
+            tables[source] = as_tabulated(value, note.ndim, note_of(source).dtype or note.dtype or torch.float32)
+        elif isinstance(value, Literal) or (isinstance(value, Constant) and _of_rows(value.value, note.ndim)):
+            known[source] = value.value
+        else:
+            return None
+    bases = tuple(dict.fromkeys(base for table in tables.values() for base in table.bases))
+    if not 1 <= len(bases) <= 2:
+        return None
+    given = known | {source: _rows(table, bases) for source, table in tables.items()}
+    if module is not None:
+        given = {source: _spread(rows, note.sizes) for source, rows in given.items()}
+    found = _run(node, given, module)
+    if not isinstance(found, Tensor) or found.dim() != note.ndim or (len(bases) == 2 and found[0].numel() > 1):
+        return None
+    return Tabulated(bases, found.reshape(*[CODES] * len(bases), *found.shape[1:]))
+
+
+def evaluate(node: Node, values: Mapping[Node, Value]) -> Any:
+    """Returns what a function or method returns whose arguments are all known."""
+    return _run(node, {source: values[source].value for source in node.all_input_nodes}, None)  # type: ignore[union-attr]
+
+
+def _pointwise(node: Node, module: nn.Module | None) -> bool:
+    """True if each entry of a node's result depends on the same entry of its arguments, and on parameters, alone."""
     if node.op == "call_module":
         return type(module) in MODULES or _fixed_norm(module)
     return op_name(node) in FUNCTIONS and note_of(node).is_float
 
 
 def _fixed_norm(module: nn.Module | None) -> bool:
-    """Whether a batch norm takes mean and variance from training, rather than from the batch."""
+    """True if a batch norm takes mean and variance from training, rather than from the batch."""
     if type(module) not in _NORMS:
         return False
     norm = module.module if isinstance(module, torch_geometric.nn.BatchNorm) else module
     return norm.running_mean is not None  # type: ignore[union-attr]
 
 
-def tabulate(node: Node, values: Mapping[Node, Value], module: nn.Module | None) -> Looked | None:
-    """The table of a pointwise node; ``None`` where it would take one of three values, or one by pair and column.
-
-    Args:
-        node: Of the prepared graph, see :func:`pointwise`.
-        values: What it is given.
-        module: What it calls, if it calls a module.
-    """
-    note = note_of(node)
-    inputs = {source: values[source] for source in node.all_input_nodes}
-    dtype = note.dtype or torch.float32
-    looked: dict[Node, Looked] = {}
-    for source, value in inputs.items():
-        if isinstance(value, Codes | Looked):
-            if note_of(source).sizes != note.sizes or not note.is_float:
-                return None
-            looked[source] = as_looked(value, note.ndim, note_of(source).dtype or dtype)
-        elif isinstance(value, Known):
-            if value.value.dim() > note.ndim or (value.value.dim() == note.ndim and value.value.size(0) != 1):
-                return None
-        elif not isinstance(value, Fixed):
-            return None
-    bases = tuple(dict.fromkeys(base for value in looked.values() for base in value.bases))
-    if not 1 <= len(bases) <= 2:
-        return None
-    given: dict[Node, Any] = {source: _rows(value, bases) for source, value in looked.items()}
-    given |= {source: value.value for source, value in inputs.items() if isinstance(value, Known | Fixed)}
-    if module is not None:
-        given = {source: _spread(rows, note.sizes) for source, rows in given.items()}
-    found = _run(node, given, module)
-    if not isinstance(found, Tensor) or found.dim() != note.ndim or (len(bases) == 2 and found[0].numel() > 1):
-        return None
-    return Looked(bases, found.reshape(*[CODES] * len(bases), *found.shape[1:]))
+def _of_rows(constant: Tensor, ndim: int) -> bool:
+    """True if a constant is the same for all rows of a value of ``ndim`` dimensions."""
+    return constant.dim() < ndim or (constant.dim() == ndim and constant.size(0) == 1)
 
 
-def _rows(value: Looked, bases: tuple[Node, ...]) -> Tensor:
-    """A table as the rows of a tensor: one for each code, or for each pair of codes."""
+def _rows(value: Tabulated, bases: tuple[Node, ...]) -> Tensor:
+    """Returns a table as the rows of a tensor: one for each code, or for each pair of codes of ``bases``."""
     rest = value.table.shape[len(value.bases) :]
     if value.bases == bases:
         table = value.table
@@ -126,15 +131,15 @@ def _rows(value: Looked, bases: tuple[Node, ...]) -> Tensor:
 
 
 def _spread(rows: Any, sizes: tuple[tuple[int, ...], ...]) -> Any:
-    """A table with all columns, where their number does not depend on the graph."""
+    """Returns a table with all columns, where their number does not depend on the graph."""
     if not isinstance(rows, Tensor) or len({size[1:] for size in sizes}) > 1:
         return rows
     return rows.expand(rows.size(0), *sizes[0][1:])
 
 
 def _run(node: Node, given: Mapping[Node, Any], module: nn.Module | None) -> Any:
-    """What a node returns for these arguments, none of which it changes."""
-    args, kwargs = torch.fx.node.map_arg(
+    """Returns what a node returns for these arguments, none of which it changes."""
+    args, kwargs = map_arg(
         (node.args, node.kwargs),
         lambda source: given[source].clone() if isinstance(given[source], Tensor) else given[source],
     )
@@ -144,21 +149,3 @@ def _run(node: Node, given: Mapping[Node, Any], module: nn.Module | None) -> Any
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)
-
-
-def fold(node: Node, values: Mapping[Node, Value]) -> Any:
-    """What a function or method returns whose arguments are all known."""
-    return _run(node, {source: values[source].value for source in node.all_input_nodes}, None)  # type: ignore[union-attr]
-
-
-def rounded(value: Looked, grid: Grid) -> Looked:
-    """The table of codes of a value's table."""
-    table = quantize(value.table.contiguous(), grid.numbers(value.table.device))
-    return Looked(value.bases, table)
-
-
-def unchanged(table: Tensor, top: int) -> bool:
-    """Whether a table of codes leaves every code as it is."""
-    flat = table.reshape(CODES, -1)[: top + 1]
-    same = torch.arange(top + 1, dtype=torch.uint8, device=flat.device)[:, None]
-    return torch.equal(flat, same.expand_as(flat))

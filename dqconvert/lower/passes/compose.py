@@ -15,10 +15,10 @@ from dqconvert.kernels.integer.on_grid import codes_of
 from dqconvert.kernels.integer.plane import plane_of
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.tables import look_up_pairs, plain_look_up
-from dqconvert.lower.builder import Builder
 from dqconvert.lower.evaluation import remove_unused
 from dqconvert.lower.movers import reshapes
 from dqconvert.lower.places import hold_instead, hold_nothing
+from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.trace.note import note_of
 
@@ -26,7 +26,7 @@ _FINISHES = {integer_linear: 4, integer_propagate: 5, add_heads: 3}
 """Operations on integers, and which of their arguments is the :class:`Finish`; before it stand the columns."""
 
 
-def compose(out: Builder) -> None:
+def compose(out: Program) -> None:
     """Puts tables into the operations whose results they alone use; rows that are only multiplied are quantized there.
 
     Args:
@@ -42,7 +42,7 @@ def compose(out: Builder) -> None:
     remove_unused(out.graph)
 
 
-def _into_what_is_before(out: Builder, node: Node) -> None:
+def _into_what_is_before(out: Program, node: Node) -> None:
     base, table = node.args
     assert isinstance(base, Node)
     path = [base]
@@ -89,7 +89,7 @@ def _chained(first: Tensor, second: Tensor) -> Tensor:
     return plain_look_up(first.expand(second.size(0), CODES).t(), second).t().contiguous()
 
 
-def _pairs(out: Builder, node: Node) -> None:
+def _pairs(out: Program, node: Node) -> None:
     """A table of pairs ends the later of the two operations that made the codes."""
     first, second, table = node.args
     assert isinstance(first, Node)
@@ -107,7 +107,7 @@ def _pairs(out: Builder, node: Node) -> None:
     node.graph.erase_node(node)
 
 
-def planes(out: Builder) -> None:
+def planes(out: Program) -> None:
     """Tables of pairs that rise or fall evenly become the few numbers that say how.
 
     Args:
@@ -161,7 +161,7 @@ def with_finish(node: Node, finish: Finish) -> None:
     node.args = (*node.args[:at], finish, *node.args[at + 1 :])
 
 
-def tensor_of(out: Builder, constant: object) -> Tensor:
+def tensor_of(out: Program, constant: object) -> Tensor:
     """What a node reads that stands for a constant."""
     assert isinstance(constant, Node)
     return out.root.get_buffer(str(constant.target))

@@ -8,15 +8,15 @@ from torch.fx import Node
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
-from dqconvert.lower.builder import Builder
 from dqconvert.lower.passes.compose import finish_of, tensor_of, with_finish
+from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.trace.note import note_of
 
 _TAKERS = (integer_linear, integer_propagate)
 
 
-def pack_codes(out: Builder) -> None:
+def pack_codes(out: Program) -> None:
     """Packs what goes, in place, from one operation on integers to others and nowhere else.
 
     Args:
@@ -33,7 +33,7 @@ def pack_codes(out: Builder) -> None:
                     user.kwargs = {**user.kwargs, "packed_input": True}
 
 
-def _below_sixteen(out: Builder, node: Node) -> bool:
+def _below_sixteen(out: Program, node: Node) -> bool:
     """Whether a node makes codes, all of them below 16."""
     if node.target is quantize:
         return note_of(node).ndim == 2 and _top(out, node.args[1]) < 16
@@ -51,7 +51,7 @@ def _below_sixteen(out: Builder, node: Node) -> bool:
     return table.dtype == torch.uint8 and int(reached.max()) < 16
 
 
-def _top(out: Builder, grid: object) -> int:
+def _top(out: Program, grid: object) -> int:
     return int(tensor_of(out, grid)[2])
 
 

@@ -18,9 +18,9 @@ from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.kernels.integer.tables import look_up, look_up_pairs
-from dqconvert.lower.builder import Builder
 from dqconvert.lower.forms.tables import FUNCTIONS
 from dqconvert.lower.movers import keeps_rows
+from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import check_edges, group_order, look_up_last
 from dqconvert.quant.memo import Memo
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
@@ -89,7 +89,7 @@ class Remember(Memo):
 # -- finding it in a graph -----------------------------------------------------------------------------------------
 
 
-def remember(out: Builder) -> None:
+def remember(out: Program) -> None:
     """Moves what depends on the graph alone into modules that remember it.
 
     Args:

@@ -9,9 +9,9 @@ from torch.fx import Node
 
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.sums import quantize_sum
-from dqconvert.lower.builder import Builder
 from dqconvert.lower.evaluation import remove_unused
 from dqconvert.lower.places import hold_instead
+from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.trace.note import note_of
 from dqconvert.trace.ops import op_name
@@ -22,7 +22,7 @@ class _Term(NamedTuple):
     weight: Node
 
 
-def sums(out: Builder) -> None:
+def sums(out: Program) -> None:
     """Puts sums of matrices, and what their terms are looked up in or multiplied by, into the rounding behind them.
 
     Args:
@@ -61,7 +61,7 @@ def _is_matrix(node: Node, sizes: tuple[tuple[int, ...], ...]) -> bool:
     return note_of(node).dtype == torch.float32 and note_of(node).sizes == sizes
 
 
-def _terms(out: Builder, total: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> list[_Term]:
+def _terms(out: Program, total: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> list[_Term]:
     """What is added up, in order; the first two may change places."""
     first, second = total.args
     assert isinstance(first, Node)
@@ -75,7 +75,7 @@ def _terms(out: Builder, total: Node, sizes: tuple[tuple[int, ...], ...], one: t
     return [*before, _term(out, second, sizes, one)]
 
 
-def _term(out: Builder, node: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> _Term:
+def _term(out: Program, node: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> _Term:
     if len(node.users) == 1:
         if node.target is look_up_last and isinstance(node.args[0], Node) and isinstance(node.args[1], Node):
             return _Term(node.args[0], node.args[1])
@@ -92,7 +92,7 @@ def _is_number(factor: object) -> bool:
     return isinstance(factor, int | float)
 
 
-def _factor(out: Builder, factor: object) -> Node:
+def _factor(out: Program, factor: object) -> Node:
     """A number as float32 `[1]`, as which it multiplies float32."""
     if isinstance(factor, Node):
         number = out.root.get_buffer(str(factor.target))

@@ -1,0 +1,149 @@
+"""The state of a lowering that the forms share: what is known of each value, and the program being written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from dqconvert.fuse.context import Context, only_user
+from dqconvert.fuse.messages import Propagation, matched
+from dqconvert.kernels.integer.codes import quantize
+from dqconvert.lower.evaluation import differentiated
+from dqconvert.lower.program import Program
+from dqconvert.lower.report import Float
+from dqconvert.lower.values import (
+    Codes,
+    Grid,
+    Joined,
+    Literal,
+    Plain,
+    Tabulated,
+    Value,
+    as_tabulated,
+    is_identity,
+    rounded,
+    rows_of,
+)
+from dqconvert.quant import FakeQuantize
+from dqconvert.trace.note import Note, note_of
+
+
+class Lowering:
+    """What the forms read and write while one graph is lowered.
+
+    Args:
+        graph: From :func:`dqconvert.lower.evaluation.evaluation_graph`.
+        root: The prepared module.
+
+    Attributes:
+        context: The graph and its modules.
+        program: What is being written.
+        values: What is known of each node so far.
+        floats: What stays in float and why, by node of the integer graph.
+        differentiated: Nodes through which the forward itself takes a gradient.
+        propagations: Message passing that the integer operator can do, by the node that aggregates.
+    """
+
+    def __init__(self, graph: Graph, root: nn.Module) -> None:
+        self.context = Context.of(graph, root)
+        self.program = Program()
+        self.values: dict[Node, Value] = {}
+        self.floats: dict[Node, Float] = {}
+        self.differentiated = differentiated(graph)
+        quantizers = [node for node in graph.nodes if self.context.is_quantizer(node)]
+        found = [matched(self.context, node, shared=True) for node in quantizers]
+        self.propagations: dict[Node, Propagation] = {match.aggregate: match for match in found if match is not None}
+
+    # -- of the prepared graph ---------------------------------------------------------------------------------------
+
+    def module(self, node: Node) -> nn.Module | None:
+        """Returns the module that a node calls, if calling it does nothing else (runs no hooks)."""
+        return self.context.plain_module(node)
+
+    def quantizer(self, node: Node) -> FakeQuantize | None:
+        """Returns the quantizer that a node calls, if it is enabled."""
+        module = self.module(node)
+        return module if isinstance(module, FakeQuantize) and module.fake_quant_enabled else None
+
+    def grid(self, node: Node) -> Grid | None:
+        """Returns the grid to which a node rounds the whole tensor; None if it is no such quantizer."""
+        quantizer = self.quantizer(node)
+        return None if quantizer is None or quantizer.channel_dim is not None else Grid.of(quantizer)
+
+    def grid_behind(self, node: Node) -> Grid | None:
+        """Returns the grid to which a node's value is rounded right behind; None if anything else uses the value."""
+        user = only_user(node)
+        return None if user is None or user.args[:1] != (node,) else self.grid(user)
+
+    # -- of the integer graph ----------------------------------------------------------------------------------------
+
+    def value(self, argument: Any) -> Value:
+        """Returns what is known of an argument of a node."""
+        return self.values[argument] if isinstance(argument, Node) else Literal(argument)
+
+    def plain(self, argument: Any) -> Any:
+        """Returns an argument as the float graph has it: a node that holds it, or the Python value."""
+        if not isinstance(argument, Node):
+            return argument
+        return self.program.plain(self.values[argument], note_of(argument))
+
+    def plain_arguments(self, node: Node) -> tuple[Any, Any]:
+        """Returns a node's positional and keyword arguments, likewise."""
+        return map_arg((node.args, node.kwargs), self.plain)
+
+    def num_rows(self, node: Node) -> Node:
+        """Returns a node that counts the rows of a value; values that follow from codes are not computed for it."""
+        return self.program.method("size", (rows_of(self.values[node]) or self.plain(node), 0))
+
+    def rounded(self, value: Value, grid: Grid, note: Note, name: str) -> Value:
+        """Returns a value requantized to a grid.
+
+        Args:
+            value: The value.
+            grid: To round to.
+            note: Of the value.
+            name: Prefix of the constants' names.
+        """
+        program = self.program
+        if isinstance(value, Codes) and value.grid == grid:
+            return value
+        if isinstance(value, Joined):
+            parts = [self.rounded(part, grid, note, name) for part in value.parts]
+            nodes = [part.node if isinstance(part, Codes | Plain) else program.plain(part, note) for part in parts]
+            return Codes(program.call(torch.cat, (nodes, value.dim), note), grid)
+        if isinstance(value, Codes):
+            value = as_tabulated(value, max(note.ndim, 1), torch.float32)
+        if isinstance(value, Tabulated):
+            codes = rounded(value, grid)
+            if len(codes.bases) == 1 and is_identity(codes.table):
+                return Codes(codes.bases[0], grid)
+            return Codes(program.look_up(codes, name, note), grid)
+        numbers = program.grid(grid, f"{name}.grid")
+        return Codes(program.call(quantize, (program.plain(value, note), numbers), note), grid)
+
+    def coded(self, value: Value, note: Note, name: str) -> Codes | None:
+        """Returns a value as codes of the grid that it was made from, if that changes no value, as behind a ReLU.
+
+        Args:
+            value: The value.
+            note: Of the value.
+            name: Prefix of the constants' names.
+
+        Returns:
+            None if the value takes values that are not on that grid, or follows from no codes.
+        """
+        if isinstance(value, Codes) or not isinstance(value, Tabulated) or len(value.bases) > 1:
+            return value if isinstance(value, Codes) else None
+        # One node may stand for codes on several grids: where a grid rounds another one's values to the same codes.
+        grids = [v.grid for v in self.values.values() if isinstance(v, Codes) and v.node is value.bases[0]]
+        for grid in dict.fromkeys(grids):
+            table, reached = value.table, slice(grid.top + 1)
+            values = grid.values(table.dtype, table.device)[rounded(value, grid).table.long()]
+            if torch.equal(values[reached], table[reached]):
+                found = self.rounded(value, grid, note, name)
+                return found if isinstance(found, Codes) else None
+        return None
