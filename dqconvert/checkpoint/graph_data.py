@@ -27,8 +27,8 @@ from dqconvert.trace.globals import read_global
 from dqconvert.trace.names import module_of
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.ops import qualified_name
-from dqconvert.trace.runtime import store
-from dqconvert.trace.unchanged import ITSELF
+from dqconvert.trace.runtime import store, unchanged
+from dqconvert.trace.unchanged import ITSELF, reads_from, reads_of
 
 Data = dict[str, Any]
 
@@ -62,7 +62,8 @@ class _Encoder:
         self.lenient = lenient
 
     def node(self, node: Node) -> Data:
-        args = [self.value(arg, node) for arg in node.args]
+        given = node.args if node.target is not unchanged else tuple(map(tuple, reads_of(node).entries))
+        args = [self.value(arg, node) for arg in given]
         kwargs = {key: self.value(value, node) for key, value in node.kwargs.items()}
         data = {"op": node.op, "name": node.name, "target": self.target(node), "args": args, "kwargs": kwargs}
         return {**data, "note": _encode_note(note_of(node))}
@@ -198,6 +199,8 @@ class _Decoder:
         if name in self.nodes:
             raise CheckpointError(f"the graph in the file has two nodes called {name!r}.")
         self.check_call(op, target, name, args, kwargs)
+        if target is unchanged:
+            args = (reads_from(args),)
         node = self.graph.create_node(op, target, args, kwargs, name=_identifier(name))
         self.nodes[name] = annotate(node, _decode_note(data["note"]))
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dqconvert.prepared.module import PreparedModule
-from dqconvert.trace.copies import clones, deepcopy
+from dqconvert.trace.copies import deepcopy
 from dqconvert.trace.doors import Part, put_back
 from dqconvert.trace.inputs import map_tensors
 from dqconvert.trace.module import body_names
@@ -29,7 +29,6 @@ def float_view(prepared: PreparedModule) -> nn.Module:
             user = module._user_class if isinstance(module, PreparedModule | Part) else type(module)
             shell = memo[id(module)] = user.__new__(user)
             shells.append((module, shell))
-    clones(prepared, memo)
     for module, shell in shells:
         state = dict(vars(module))
         state["_modules"] = {n: m for n, m in module._modules.items() if m is None or id(m) in memo}

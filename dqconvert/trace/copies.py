@@ -1,33 +1,46 @@
-"""Copies of the user's model: one to work on, and ones to run once."""
+"""Deep copies of the user's model: one to work on, and ones to run once."""
 
 from __future__ import annotations
 
 import copy
+import copyreg
+import operator
 import random
+import types
+from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._pytree import tree_leaves
+from torch_geometric.inspector import Inspector
+from torch_geometric.nn import Sequential
+from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import DQConvertError, TraceError
-from dqconvert.trace.leaves import message_passing_layers
+from dqconvert.trace.names import module_of
+from dqconvert.trace.nested import tensors_in
 
 Model = TypeVar("Model", bound=nn.Module)
 Value = TypeVar("Value")
 
+_ATOMS = frozenset(
+    (
+        *(type(None), bool, int, float, complex, str, bytes, range, type, type(...), property),
+        *(types.FunctionType, types.BuiltinFunctionType, types.CodeType),
+    )
+)
+"""Types whose values are their own copies."""
+
 
 def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQConvertError] = TraceError) -> nn.Module:
-    """A deep copy without gradients, and without what layers with ``cached=True`` computed for an earlier graph.
+    """Returns a deep copy without gradients, and without what layers with ``cached=True`` computed for another graph.
 
     Args:
         model: Any module; stays as it is.
-        caller: What works on the copy, as the message calls it.
-        error: What to raise.
+        caller: The function that works on the copy, as the message calls it.
+        error: The error to raise.
 
     Raises:
         DQConvertError: ``error``, if the model cannot be copied.
@@ -40,7 +53,7 @@ def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQC
         (True, False)
     """
     try:
-        root = deep_copy(model)
+        root = deepcopy(model)
     except Exception as reason:  # whatever the attributes of a user's model raise
         raise error(
             f"{type(model).__name__} cannot be deep-copied ({reason}): {caller} works on a copy. Clear tensors with "
@@ -52,30 +65,132 @@ def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQC
     return root
 
 
-def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy to run once. What layers know of their own signatures, half of the work, is shared."""
-    shared = (layer.inspector for layer in message_passing_layers(model) if hasattr(layer, "inspector"))
-    return deepcopy(model, clones(model, {id(inspector): inspector for inspector in shared}))
-
-
-def deep_copy(module: Model) -> Model:
-    """A deep copy, of what torch cannot deep-copy, too: see :func:`clones`."""
-    return deepcopy(module, clones(module, {}))
+# -- deep copies -------------------------------------------------------------------------------------------------
 
 
 def deepcopy(value: Value, memo: dict[Any, Any] | None = None) -> Value:
-    """Returns ``copy.deepcopy(value, memo)``, with code of its own for each copy of a PyG ``Sequential``.
+    """Returns what ``copy.deepcopy(value, memo)`` returns, several times faster, and copies what that cannot.
 
-    Every copy of a ``Sequential`` generates its forward anew, under a name with a random number from :mod:`random`, and
-    takes the code that already has that name. Copies made under a fixed seed, or before the generator's state is put
-    back, would so get or give away another model's forward. Here the number comes from the system.
+    Most of what a module holds are empty tables and constants, for which :mod:`copy` asks many questions each. Copied
+    in addition are compressed sparse matrices, and tensors with a gradient history that a forward left among the
+    attributes or in containers there (a loss, attention coefficients, a weight that a hook computes): without it.
+
+    Each copy of a PyG ``Sequential`` generates its forward anew, under a name with a random number from :mod:`random`,
+    and takes the code that already has that name. Copies made under a fixed seed, or before the generator's state is
+    put back, would so get or give away another model's forward. Here the number comes from the system.
+
+    Args:
+        value: Any value: a module, or a dict of a module's attributes.
+        memo: Copies by the ``id`` of what they are copies of, as for :func:`copy.deepcopy`; ``None``: none yet.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Module()
+        >>> model.register_buffer("adj", torch.eye(2).to_sparse_csr())
+        >>> model.loss = [torch.ones(1, requires_grad=True) * 2]
+        >>> copied = deepcopy(model)
+        >>> copied.adj.layout, copied.loss
+        (torch.sparse_csr, [tensor([2.])])
     """
-    with _unrepeated_names():
+    memo = {} if memo is None else memo
+    _keep(value, memo)
+    copied: Value = _copied(value, memo)
+    return copied
+
+
+def _keep(value: Any, memo: dict[Any, Any]) -> None:
+    """Keeps alive, as long as a memo, what its ids are of; as :mod:`copy` does it."""
+    memo.setdefault(id(memo), []).append(value)
+
+
+def _copied(value: Any, memo: dict[Any, Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    made: Any
+    if kind is dict or kind is OrderedDict:
+        made = memo[id(value)] = kind()
+        if kind is OrderedDict and value.__dict__:
+            made.__dict__.update(value.__dict__)  # what typing sets: OrderedDict[int, Callable]()
+        for key, item in value.items():
+            made[key if type(key) in _ATOMS else _copied(key, memo)] = _copied(item, memo)
+        return made
+    if kind is list:
+        made = memo[id(value)] = []
+        made += [_copied(item, memo) for item in value]
+        return made
+    if kind is tuple or (isinstance(value, tuple) and hasattr(kind, "_make") and not hasattr(value, "__dict__")):
+        parts = [_copied(item, memo) for item in value]
+        if all(map(operator.is_, parts, value)):
+            return value
+        made = tuple(parts) if kind is tuple else kind._make(parts)
+        return memo.setdefault(id(value), made)  # one that holds itself was copied on the way
+    if kind is set or kind is frozenset:
+        made = memo[id(value)] = kind(_copied(item, memo) for item in value)
+        return made
+    if isinstance(value, Tensor):
+        made = memo[id(value)] = value.detach().clone() if _has_no_copy(value) else value.__deepcopy__(memo)
+        return made
+    if kind is Inspector:  # what a layer knows of its own signatures: tables that are replaced, not changed
+        made = memo[id(value)] = Inspector(value._cls)
+        vars(made).update({name: copy.copy(item) for name, item in vars(value).items()})
+        return made
+    if isinstance(value, nn.Module) and _is_usual(value):
+        return _copied_module(value, memo)
+    if module_of(getattr(kind, "__deepcopy__", None)).startswith("dqconvert."):
+        made = memo[id(value)] = value.__deepcopy__(memo)
+        return made
+    modules = nn.Module.modules(value) if isinstance(value, nn.Module) else ()
+    for tensor in tensors_in([value, *(vars(module) for module in modules)]):
+        if _has_no_copy(tensor) and id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone()
+    with unrepeated_names():
         return copy.deepcopy(value, memo)
 
 
+def _has_no_copy(tensor: Tensor) -> bool:
+    """True if ``copy.deepcopy`` refuses a tensor: it has a gradient history, or is a compressed sparse matrix."""
+    return tensor.grad_fn is not None or tensor.layout not in (torch.strided, torch.sparse_coo)
+
+
+def _is_usual(module: nn.Module) -> bool:
+    """True if a module is copied as ``nn.Module`` is: made without arguments, and given a copy of its state."""
+    kind: Any = type(module)
+    return (
+        kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and kind.__getattr__ is nn.Module.__getattr__  # it may answer for `__deepcopy__`
+        and "__deepcopy__" not in module.__dict__
+        and kind not in copyreg.dispatch_table
+        and not any(hasattr(kind, name) for name in ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__"))
+    )
+
+
+def _copied_module(module: nn.Module, memo: dict[Any, Any]) -> nn.Module:
+    kind: Any = type(module)
+    made: nn.Module = kind.__new__(kind)
+    memo[id(module)] = made
+    state = module.__getstate__()
+    _keep(state, memo)
+    set_state(made, _copied(state, memo))
+    return made
+
+
+def set_state(module: nn.Module, state: Any) -> None:
+    """Gives a new module the state of another, as unpickling does, see :func:`deepcopy` for names."""
+    if type(module).__setstate__ is MessagePassing.__setstate__:  # generates code for the class, which has it by now
+        nn.Module.__setstate__(module, state)
+        return
+    with unrepeated_names() if isinstance(module, Sequential) else nullcontext():
+        module.__setstate__(state)
+
+
 @contextmanager
-def _unrepeated_names() -> Iterator[None]:
+def unrepeated_names() -> Iterator[None]:
+    """Inside, :mod:`random` starts from a number of the system's; afterwards it goes on as if nothing was drawn."""
     state = random.getstate()
     random.seed()
     try:
@@ -84,34 +199,7 @@ def _unrepeated_names() -> Iterator[None]:
         random.setstate(state)
 
 
-def clones(model: nn.Module, memo: dict[int, Any]) -> dict[int, Any]:
-    """The memo of a deep copy, with copies of what torch cannot deep-copy.
-
-    Compressed sparse matrices; weights that the hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm`` compute
-    before each forward; and what else a forward left among the attributes that has a gradient history: a loss, or
-    attention coefficients, to be looked at.
-
-    Example:
-        >>> import torch
-        >>> model = nn.Module()
-        >>> model.register_buffer("adj", torch.eye(2).to_sparse_csr())
-        >>> copy.deepcopy(model, clones(model, {})).adj.layout
-        torch.sparse_csr
-    """
-    attributes = [value for value in vars(model).values() if isinstance(value, nn.Module)]
-    for module in (part for tree in (model, *attributes) for part in nn.Module.modules(tree)):
-        for value in module._buffers.values():
-            if value is not None and value.layout not in (torch.strided, torch.sparse_coo) and id(value) not in memo:
-                memo[id(value)] = value.detach().clone()
-        kept = (value for value in vars(module).values() if isinstance(value, Tensor | list | tuple | dict))
-        for value in (leaf for one in kept for leaf in tree_leaves(one)):
-            if isinstance(value, Tensor) and value.grad_fn is not None and id(value) not in memo:
-                memo[id(value)] = value.detach().clone()
-        for hook in module._forward_pre_hooks.values():
-            computed = vars(module).get(hook.name) if isinstance(hook, WeightNorm | SpectralNorm) else None
-            if isinstance(computed, Tensor):
-                memo[id(computed)] = computed.detach().clone()
-    return memo
+# -- modes and caches ----------------------------------------------------------------------------------------------
 
 
 def set_mode(model: Model, training: bool) -> Model:

@@ -22,7 +22,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import ArgumentError, ModeError, ObserverError, TraceError
 from dqconvert.trace.check import Check
-from dqconvert.trace.copies import clones, deepcopy
+from dqconvert.trace.copies import deepcopy, set_state, unrepeated_names
 from dqconvert.trace.hooks import Hook, hooks_of, new_hook_number, warn_of_lost
 from dqconvert.trace.leaves import WEIGHTED_MODULES, is_leaf_module
 from dqconvert.trace.method import Method, binds, fits
@@ -320,14 +320,15 @@ class Part:
             alike: Any = object.__new__(user)  # GraphModules make the copy of the class that they find themselves in
             alike.__dict__ = self.__dict__
             memo.setdefault(id(memo), []).append(alike)  # lives as long as its id stands in the memo
-            copied = user.__deepcopy__(alike, memo)  # type: ignore[attr-defined]
+            with unrepeated_names():
+                copied = user.__deepcopy__(alike, memo)  # type: ignore[attr-defined]
             memo[id(self)] = copied
             return copied
         reduced: Any = super().__reduce_ex__(4)
         make, arguments, *rest = reduced
         copied = memo[id(self)] = make(user, *arguments[1:])
         state = deepcopy(rest[0], memo)
-        copied.__setstate__(state) if hasattr(copied, "__setstate__") else vars(copied).update(state)
+        set_state(copied, state)
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -421,7 +422,7 @@ def _function(part: nn.Module, user: type[nn.Module], name: str) -> Callable[...
 def copy_apart(module: nn.Module) -> nn.Module:
     """A deep copy of a module, or of a part of one, in which nothing is a door."""
     host = module._host if isinstance(module, Part) else None
-    copied = deepcopy(module, clones(module, {} if host is None else {_WHOLE: True}))
+    copied = deepcopy(module, {} if host is None else {_WHOLE: True})
     close_parts(copied)
     return copied
 

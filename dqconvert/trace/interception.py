@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -22,19 +22,22 @@ from torch_geometric.nn.conv import MessagePassing
 from dqconvert.trace import leaves
 from dqconvert.trace.adjacency import edge_product, edge_sizes, is_sparse
 from dqconvert.trace.calls import bind_call
-from dqconvert.trace.copies import duplicate, set_mode
+from dqconvert.trace.copies import deepcopy, set_mode
 from dqconvert.trace.hooks import GLOBAL_REMARK, call_hook, global_hooks, replace_hooks
 from dqconvert.trace.in_place import runs_alike
 from dqconvert.trace.inputs import Inputs, method_of
 from dqconvert.trace.literals import literal_changes
 from dqconvert.trace.note import Stage, describe
-from dqconvert.trace.patching import namespaces, patched, replacements
+from dqconvert.trace.patching import in_place_of, namespaces, patched, replacements
 from dqconvert.trace.recorder import Recorder
 from dqconvert.trace.runtime import check_sorted, either, stage_output
 from dqconvert.trace.unchanged import ITSELF, Read
 from dqconvert.trace.values import Untraceable, plain_arguments
 from dqconvert.trace.weighing import Values, is_unweighted, set_values, unweighted, values_of, weighed
 from dqconvert.trace.writer import Writer
+
+_OF_EVERY_MODULE = frozenset(name for name in dir(nn.Module) if name.startswith("__"))
+"""Attributes that tell nothing of one module: ``__class__``, ``__dict__``."""
 
 
 class NoProduct(Exception):  # noqa: N818  (a signal to the driver, not a user's error)
@@ -78,7 +81,7 @@ class Interception:
         return self._caches
 
     def _set_once(self, inputs: Inputs, method: str) -> set[Read]:
-        model = set_mode(duplicate(self.root), False)
+        model = set_mode(deepcopy(self.root), False)
         paths = {id(module): path for path, module in nn.Module.named_modules(model)}
         found: list[set[Read]] = [set(), set()]
         usual = nn.Module.__setattr__
@@ -121,9 +124,6 @@ class Interception:
             *((at, name, functions[id(getattr(at, name))]) for at, name, *_ in leaves.SEEN_THROUGH),
             *((at, name, functions[id(fn)]) for at, name, fn in leaves.RANDOM_FUNCTIONS),
             (nn.Module, "__call__", self._module_call(nn.Module.__call__)),
-            (nn.Module, "__getattribute__", self._read_attribute()),
-            (nn.Module, "__getattr__", self._read_registered(nn.Module.__getattr__)),
-            (nn.Module, "__setattr__", self._set_attribute(nn.Module.__setattr__)),
             (Aggregation, "__call__", self._module_call(Aggregation.__call__)),
             (EdgeIndex, "matmul", self._edge_product(EdgeIndex.matmul)),
             (Function, "apply", self._autograd_function(Function.__dict__["apply"])),
@@ -144,7 +144,7 @@ class Interception:
                 replace_hooks(layer, self._recorded_hook)
         if global_hooks():
             writer.remarks[GLOBAL_REMARK] = None
-        with Recorder(writer):
+        with self._attributes(writer), Recorder(writer):
             writer.recording = True
             try:
                 yield
@@ -186,42 +186,36 @@ class Interception:
 
         return call
 
-    def _read_attribute(self) -> Callable[[nn.Module, str], Any]:
-        usual = object.__getattribute__
+    def _attributes(self, writer: Writer) -> AbstractContextManager[None]:
+        """Inside, the writer is told which attributes of modules are read and set."""
+        told, thread, current = writer.attributes, self._thread, threading.get_ident
+        read, registered, set_one = object.__getattribute__, nn.Module.__getattr__, nn.Module.__setattr__
 
-        def read(module: nn.Module, name: str) -> Any:
-            value = usual(module, name)
-            return self.writer.attributes.attribute(module, name, value) if self._watched(name) else value
-
-        return read
-
-    def _read_registered(self, usual: Callable[..., Any]) -> Callable[[nn.Module, str], Any]:
-        def read(module: nn.Module, name: str) -> Any:
-            try:
-                value = usual(module, name)
-            except AttributeError:
-                if self._watched(name):
-                    self.writer.attributes.missing(module, name)
-                raise
-            if self._watched(name):
-                self.writer.attributes.registered(module, name, value)
+        def on_read(module: nn.Module, name: str) -> Any:  # called some ten thousand times
+            value = read(module, name)
+            if writer.recording and name not in _OF_EVERY_MODULE and current() == thread:
+                return told.attribute(module, name, value)
             return value
 
-        return read
+        def on_registered(module: nn.Module, name: str) -> Any:
+            watched = writer.recording and name not in _OF_EVERY_MODULE and current() == thread
+            try:
+                value = registered(module, name)
+            except AttributeError:
+                if watched:
+                    told.missing(module, name)
+                raise
+            if watched:
+                told.registered(module, name, value)
+            return value
 
-    def _set_attribute(self, usual: Callable[..., Any]) -> Callable[[nn.Module, str, Any], None]:
-        def set_one(module: nn.Module, name: str, value: Any) -> None:
-            if self._watched(name):
-                with_value = self.writer.attributes
-                with_value.set(module, name, value)
-            usual(module, name, value)
+        def on_set(module: nn.Module, name: str, value: Any) -> None:
+            if writer.recording and name not in _OF_EVERY_MODULE and current() == thread:
+                told.set(module, name, value)
+            set_one(module, name, value)
 
-        return set_one
-
-    def _watched(self, name: str) -> bool:
-        """Whether an attribute is read or set by what is being recorded."""
-        own = name[:2] != "__" or not hasattr(nn.Module, name)
-        return own and self.recording and threading.get_ident() == self._thread
+        names = ("__getattribute__", on_read), ("__getattr__", on_registered), ("__setattr__", on_set)
+        return patched((nn.Module, name, function) for name, function in names)
 
     def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         module_call = nn.Module.__call__
@@ -484,10 +478,5 @@ def seen_through(model: nn.Module) -> Iterator[None]:
     """Inside, the model calls directly what it calls through one of :data:`leaves.SEEN_THROUGH`, as its graph does."""
     functions = {id(getattr(place, name)): fn for place, name, fn, _ in leaves.SEEN_THROUGH}
     spaces = [*namespaces(model), *(vars(place) for place, *_ in leaves.SEEN_THROUGH)]
-    with patched(
-        (names, name, functions[id(value)])
-        for names in spaces
-        for name, value in list(names.items())
-        if id(value) in functions
-    ):
+    with patched(change for names in spaces for change in in_place_of(names, functions)):
         yield

@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule
 from dqconvert.errors import ExportError
 from dqconvert.trace.check import Check
 from dqconvert.trace.computed import at_rest
-from dqconvert.trace.copies import clones, deepcopy
+from dqconvert.trace.copies import deepcopy
 from dqconvert.trace.guarded import guarded
 from dqconvert.trace.in_place import runs_alike
 from dqconvert.trace.packing import pack, unpack
@@ -167,7 +167,7 @@ class TracedModule(GraphModule):
         graph, eval_graph, state = self._parts()
         copied = self._kind._assemble(
             self._user_class,
-            deepcopy(state, clones(self, memo)),
+            deepcopy(state, memo),
             copy.deepcopy(graph),
             copy.deepcopy(eval_graph),
         )
@@ -178,7 +178,7 @@ class TracedModule(GraphModule):
         """A deep copy that shares the graph and its code: neither may be edited while it is in use."""
         graph, eval_graph, state = self._parts()
         copied = object.__new__(type(self))
-        copied.__dict__.update(deepcopy(state, clones(self, {})), _graph=graph, eval_graph=eval_graph)
+        copied.__dict__.update(deepcopy(state), _graph=graph, eval_graph=eval_graph)
         return copied
 
     def __copy__(self) -> Any:

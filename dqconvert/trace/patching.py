@@ -67,7 +67,7 @@ def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
             if is_code(value):
                 own.add(module_of(value))
     names = {name for name in own if is_foreign(name)}
-    names |= {name for name in sys.modules if name == "torch_geometric" or name.startswith("torch_geometric.")}
+    names |= {name for name in sys.modules if name[:16] in ("torch_geometric", "torch_geometric.")}
     found = [space for name in sorted(names) if (space := names_of(name))]
     # Code that PyG generates lives in modules that are in sys.modules under names of their own, or in none.
     generated = {
@@ -87,6 +87,13 @@ def is_foreign(module: str) -> bool:
         return False
     top = module.split(".")[0]
     return (top not in sys.stdlib_module_names and top not in ("torch", "dqconvert", "numpy")) or top == "__main__"
+
+
+def in_place_of(names: dict[str, Any], functions: dict[int, Callable[..., Any]]) -> list[tuple[Any, str, Any]]:
+    """Returns the changes that put functions in the place of others, of which ``functions`` has the ``id``."""
+    if functions.keys().isdisjoint(map(id, names.values())):  # as in most of some hundred modules
+        return []
+    return [(names, name, functions[id(value)]) for name, value in names.items() if id(value) in functions]
 
 
 @functools.cache
@@ -109,9 +116,7 @@ def replacements(
         functions: ``id`` of a function to the function to call instead, wherever it was imported to.
     """
     for names in spaces:
-        for name, value in list(names.items()):
-            if id(value) in functions:
-                yield names, name, functions[id(value)]
+        yield from in_place_of(names, functions)
         for name in _builtins_called(names.get("__file__")):
             if name not in names:
                 yield names, name, BUILTIN_NAMES[name]

@@ -13,7 +13,7 @@ from torch_geometric.data.data import BaseData
 from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.constants import literal
-from dqconvert.trace.copies import duplicate, set_mode
+from dqconvert.trace.copies import deepcopy, set_mode
 from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
 from dqconvert.trace.note import Note, annotate
@@ -47,7 +47,7 @@ def record(
     Raises:
         Untraceable: If a module does what a graph cannot hold.
     """
-    model = set_mode(duplicate(interception.root), training)
+    model = set_mode(deepcopy(interception.root), training)
     caches = functools.partial(interception.caches, inputs, method)
     writer = Writer(model, kept, values, interception.stateful, caches)
     verify.seed()

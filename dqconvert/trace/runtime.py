@@ -396,8 +396,11 @@ def keep_gradient(before: Tensor, now: Tensor) -> Tensor:
     return result
 
 
-def unchanged(*entries: Any) -> None:
-    """Holds what must stay for a graph to hold (:mod:`dqconvert.trace.unchanged`), and does nothing.
+def unchanged(*reads: Any) -> None:
+    """Does nothing: its argument is the list of what must stay for a graph to hold (:mod:`.unchanged`).
+
+    Args:
+        reads: In a graph, one ``Reads``; in a file, its entries.
 
     Example:
         >>> unchanged(("convs.0", (("attr", "residual"),), "value", True))

@@ -20,7 +20,7 @@ from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import with_visible_messages
 from dqconvert.trace.attributes import Stateful
 from dqconvert.trace.choices import choices_among, pin_choices
-from dqconvert.trace.copies import deep_copy, duplicate, set_mode, working_copy
+from dqconvert.trace.copies import deepcopy, set_mode, working_copy
 from dqconvert.trace.grow import drop_edges, enlarge, shrink
 from dqconvert.trace.inputs import Inputs, bind, method_of
 from dqconvert.trace.interception import Interception, NoProduct, seen_through
@@ -84,14 +84,14 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
     with preserved_random_state():
         root = working_copy(model)
         if example_inputs is None:
-            made, other = make_inputs(duplicate(root), method)
+            made, other = make_inputs(deepcopy(root), method)
             made = _taken_in(root, method, made)
             second = replace(other, modes=made.modes) if other.given else None
             return _trace_on(model, root, made, second, method, strict)
         inputs = example_inputs if isinstance(example_inputs, Inputs) else bind(root, method, example_inputs)
         # Lazy layers settle their shapes here, on our copy.
         inputs = _taken_in(root, method, inputs)
-        found = _trace_on_a_part(model, duplicate(root), inputs, method, strict)
+        found = _trace_on_a_part(model, deepcopy(root), inputs, method, strict)
         found = found or _trace_on(model, root, inputs, _second(root, inputs, method), method, strict)
         return replace(found, remarks=(*_taken(inputs, example_inputs), *found.remarks))
 
@@ -104,7 +104,7 @@ def _taken_in(root: nn.Module, method: str, inputs: Inputs) -> Inputs:
     """
     refused: dict[bool, TraceError] = {}
     for training in (False, True):
-        called = root if leaves.uninitialized(root) else duplicate(root)
+        called = root if leaves.uninitialized(root) else deepcopy(root)
         try:
             run_once(called, method, replace(inputs, modes=(training,)))
         except TraceError as error:
@@ -134,7 +134,7 @@ def _trace_on_a_part(model: nn.Module, root: nn.Module, inputs: Inputs, method: 
     if part is None or len(inputs.modes) == 1:
         return None
     try:
-        run_once(duplicate(root), method, part)
+        run_once(deepcopy(root), method, part)
         found = _trace_on(model, root, part, _second(root, part, method), method, strict)
     except TraceError:  # a fixed number of nodes, say: all of them may do
         return None
@@ -150,7 +150,7 @@ def _trace_on(
     """The trace of ``root``, a copy of ``model``, on these inputs."""
     fused = any(layer.fuse for layer in leaves.message_passing_layers(root))
     one_by_one = fused and has_sparse(inputs)
-    as_given = duplicate(root)
+    as_given = deepcopy(root)
     layers = unfuse(root, inputs, method) if one_by_one else Unfused()
     recorded = _record_all(root, inputs, second, method, strict, layers)
     if fused and recorded.sparse and not one_by_one:  # the model makes an adjacency of its own
@@ -165,11 +165,10 @@ def _trace_on(
     elif same_structure(train, evaluate) is None:
         merge_modes(train, evaluate)
         eval_graph = None
-    traced = TracedModule.build(deep_copy(root), train, eval_graph)
-    _drop_empty_guards(root, traced, inputs, method)
     for graph in (train, evaluate):
         remove_unused(graph)
-    traced.recompile()
+    traced = TracedModule.build(deepcopy(root), train, eval_graph)
+    _drop_empty_guards(root, traced, inputs, method)
     if len(inputs.modes) == 1:
         recorded.remarks.append(_in_one_mode(traced, inputs, method))
     both = [inputs] if recorded.second is None else [inputs, recorded.second]
@@ -219,7 +218,7 @@ def _second(root: nn.Module, inputs: Inputs, method: str) -> Inputs | None:
     """Inputs of other sizes that the model takes."""
     for second in enlarge(inputs):
         try:
-            run_once(duplicate(root), method, second)
+            run_once(deepcopy(root), method, second)
         except TraceError:  # this guess at what the rows are was wrong
             continue
         return second
@@ -401,6 +400,9 @@ def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, me
         node.args = args
         if agreed:
             node.graph.erase_node(node)
+    for graph in graphs:
+        remove_unused(graph)
+    traced.recompile()
 
 
 def _on_emptiness(node: Node) -> bool:

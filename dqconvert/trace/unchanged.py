@@ -1,6 +1,6 @@
-"""What of a model's modules must stay as it was when the graph was recorded, as a list.
+"""The list of what must stay in a model's modules as it was when the graph was recorded.
 
-The list goes with the graph, as the arguments of a node that does nothing: so it is copied, pickled and saved as the
+The list goes with the graph, as the argument of a node that does nothing: so it is copied, pickled and saved as the
 graph is. :mod:`.check` compares.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,17 @@ class Entry(NamedTuple):
     value: Any = None
 
 
+@dataclass(frozen=True)
+class Reads:
+    """What must stay for a graph to hold: one object, which torch.fx passes on and does not look into.
+
+    Attributes:
+        entries: One for each thing.
+    """
+
+    entries: tuple[Entry, ...]
+
+
 def words(key: Read) -> str:
     """A value that a forward reads, in words.
 
@@ -83,10 +95,15 @@ def words(key: Read) -> str:
 
 def note_reads(graph: Graph, reads: Iterable[tuple[Read, str]], root: nn.Module) -> None:
     """Adds to a graph what its recording read, with the values that ``root`` has."""
-    entries = [_entry(root, key, kind) for key, kind in dict.fromkeys(reads) if not _replaced(root, key, kind)]
+    modules = dict(nn.Module.named_modules(root, remove_duplicate=False))
+    entries = tuple(
+        _entry(modules[key[0]], key, kind)
+        for key, kind in dict.fromkeys(reads)
+        if kind != "method" or key[1][0][1] not in vars(modules[key[0]])  # replaced on the instance already
+    )
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
-        node = graph.create_node("call_function", unchanged, tuple(map(tuple, entries)))
+        node = graph.create_node("call_function", unchanged, (Reads(entries),))  # type: ignore[arg-type]
     annotate(node, Note())
 
 
@@ -94,19 +111,25 @@ def join_reads(graph: Graph, other: Graph) -> None:
     """Adds to what a graph holds for what another one, of the same calls, holds for."""
     for node in graph.nodes:
         if node.target is unchanged:
-            entries = dict.fromkeys((*entries_of(graph), *entries_of(other)))
-            node.args = tuple(map(tuple, entries))
+            node.args = (Reads(tuple(dict.fromkeys((*entries_of(graph), *entries_of(other))))),)
 
 
 def entries_of(graph: Graph) -> list[Entry]:
-    """What must stay for a graph to hold."""
-    lists = [args for node in graph.nodes if node.target is unchanged for args in node.args]
-    return [Entry(*map(_plain, args)) for args in lists]
+    """Returns what must stay for a graph to hold."""
+    nodes = graph.find_nodes(op="call_function", target=unchanged)
+    return [entry for node in nodes for entry in reads_of(node).entries]
 
 
-def _plain(value: Any) -> Any:
-    """An argument as it was before it was one of a node, which makes lists of its own kind."""
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+def reads_of(node: Node) -> Reads:
+    """Returns the list that a node of :func:`~.runtime.unchanged` holds."""
+    (reads,) = node.args
+    assert isinstance(reads, Reads)
+    return reads
+
+
+def reads_from(entries: Iterable[Any]) -> Reads:
+    """Returns the list that was written to a file as these tuples."""
+    return Reads(tuple(Entry(*entry) for entry in entries))
 
 
 def without_reads(graph: Graph) -> Graph:
@@ -117,24 +140,19 @@ def without_reads(graph: Graph) -> Graph:
     return graph
 
 
-def _replaced(root: nn.Module, key: Read, kind: str) -> bool:
-    """Whether a method was replaced on the instance already."""
-    return kind == "method" and key[1][0][1] in vars(root.get_submodule(key[0]))
-
-
-def _entry(root: nn.Module, key: Read, kind: str) -> Entry:
+def _entry(module: nn.Module, key: Read, kind: str) -> Entry:
     path, steps = key
     if kind == "class":
-        return Entry(path, steps, kind, type_name(root.get_submodule(path)))
+        return Entry(path, steps, kind, type_name(module))
     if kind == "value":
-        found = reached(root, path, steps)
-        if steps == (("attr", "inplace"),) and runs_alike(root.get_submodule(path)):
+        found = reached(module, "", steps)
+        if steps == (("attr", "inplace"),) and runs_alike(module):
             found = False  # in the copy, which writes nowhere
         return Entry(path, steps, kind, literal(found))
     if kind == "len":
-        return Entry(path, steps, kind, len(reached(root, path, steps)))
+        return Entry(path, steps, kind, len(reached(module, "", steps)))
     if kind == "keys":
-        return Entry(path, steps, kind, tuple(reached(root, path, steps)))
+        return Entry(path, steps, kind, tuple(reached(module, "", steps)))
     return Entry(path, steps, kind)
 
 

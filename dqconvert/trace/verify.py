@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from dqconvert.trace.adjacency import with_visible_messages
-from dqconvert.trace.copies import duplicate, set_mode
+from dqconvert.trace.copies import deepcopy, set_mode
 from dqconvert.trace.inputs import Inputs, method_of
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
@@ -108,7 +107,7 @@ def run(
 def outputs(model: nn.Module, method: str, inputs: Inputs) -> list[Tensor]:
     """What a copy of a model returns in evaluation mode, without gradients."""
     seed()
-    copied = set_mode(duplicate(model), False)
+    copied = set_mode(deepcopy(model), False)
     args, kwargs = inputs.copied().call()
     with torch.no_grad():
         results = pytree.tree_leaves(method_of(copied, method)(*args, **kwargs))
@@ -200,7 +199,7 @@ def _compare(
     as_given: bool,
     remarks: dict[str, None] | None,
 ) -> str | None:
-    expected_on, actual_on = duplicate(model), graph.for_one_run()
+    expected_on, actual_on = deepcopy(model), graph.for_one_run()
     # The graph takes connectivity in any form and turns it into the one that shows messages; the model gets that one.
     taken = inputs if as_given else inputs.map(with_visible_messages)
     written = any(node.target is store for node in graph.graph.nodes)
@@ -224,7 +223,7 @@ def _compare(
 
 def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, recorded: dict[str, Tensor]) -> str:
     """Names the first node whose value is not the one in ``recorded`` (from a recording of the same inputs)."""
-    module = set_mode(copy.deepcopy(graph), training)
+    module = set_mode(deepcopy(graph), training)
     wrong: list[str] = []
 
     class Watch(torch.fx.Interpreter):

@@ -1,0 +1,42 @@
+"""Walks over nested containers, as arguments and attributes are."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+
+def leaves_in(value: Any) -> Iterator[Any]:
+    """Yields what lists, tuples, dicts, deques and slices hold at any depth; of any other value, itself.
+
+    Args:
+        value: Any value. Of a dict the values count, not the keys.
+
+    Example:
+        >>> list(leaves_in({"a": [1, (2, None)], "b": slice(3, 4)}))
+        [1, 2, None, 3, 4, None]
+    """
+    if isinstance(value, tuple | list | deque):
+        for item in value:
+            yield from leaves_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from leaves_in(item)
+    elif isinstance(value, slice):
+        yield from leaves_in((value.start, value.stop, value.step))
+    else:
+        yield value
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yields the tensors among the leaves of a value; see :func:`leaves_in`.
+
+    Example:
+        >>> import torch
+        >>> [len(tensor) for tensor in tensors_in(({"x": torch.ones(3)}, [torch.ones(2), "sum"]))]
+        [3, 2]
+    """
+    return (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
