@@ -16,8 +16,8 @@ from torch.utils import _pytree
 from dqconvert.kernels.integer.fold import fold_nodes
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.lower.passes.remember import Remember
+from dqconvert.ops import qualified_name
 from dqconvert.trace.inputs import Inputs
-from dqconvert.trace.ops import qualified_name
 
 _MIB = 1 << 20
 

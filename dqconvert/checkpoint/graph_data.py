@@ -23,10 +23,10 @@ from dqconvert.checkpoint.writes import check_writes
 from dqconvert.errors import CheckpointError
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.propagate import MessageWeight
+from dqconvert.ops import qualified_name
 from dqconvert.trace.globals import read_global
 from dqconvert.trace.names import module_of
 from dqconvert.trace.note import Note, Stage, annotate, note_of
-from dqconvert.trace.ops import qualified_name
 from dqconvert.trace.runtime import store, unchanged
 from dqconvert.trace.unchanged import ITSELF, reads_from, reads_of
 

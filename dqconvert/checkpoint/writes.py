@@ -9,8 +9,8 @@ from torch_geometric.utils.sparse import to_edge_index
 
 from dqconvert.checkpoint.checked import CHECKED
 from dqconvert.errors import CheckpointError
+from dqconvert.ops import op_name, writes
 from dqconvert.trace.adjacency import plain_connectivity, targets_of
-from dqconvert.trace.ops import op_name, writes
 
 _INDICES = frozenset(("indices", "crow_indices", "col_indices", "ccol_indices", "row_indices"))
 _CONSTRUCTORS = tuple(checked for name, (_, checked) in CHECKED.items() if "sparse" in name)
@@ -26,7 +26,7 @@ _MAY_ALIAS = frozenset(
         *("values", "indices", "resolve_conj", "resolve_neg", "cuda", "by_mode"),
     )
 )
-"""By :func:`dqconvert.trace.ops.op_name`: what may return what it is given, or views of it."""
+"""By :func:`dqconvert.ops.op_name`: what may return what it is given, or views of it."""
 _COPIES = (ptr2index, scatter, softmax, degree)
 
 

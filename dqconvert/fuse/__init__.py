@@ -22,9 +22,9 @@ from dqconvert.fuse.messages import fuse_messages
 from dqconvert.fuse.one_for_one import put_stand_ins, remember
 from dqconvert.fuse.outputs import keep_apart
 from dqconvert.fuse.weights import fuse_weights
+from dqconvert.ops import op_name
 from dqconvert.quant import gather_protected
 from dqconvert.report import Fusion
-from dqconvert.trace.ops import op_name
 
 
 def fuse(graph: Graph, root: nn.Module, tag: str = "") -> tuple[Graph, tuple[Fusion, ...]]:

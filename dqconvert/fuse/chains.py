@@ -11,10 +11,10 @@ from torch import nn
 from torch.fx import Node
 
 from dqconvert.fuse.context import Context, only_user, protection_of, reads_form
+from dqconvert.ops import op_name
 from dqconvert.quant.fused import Chain, batch_norm, chain, linear, message_passing
 from dqconvert.rewrite.derive import Size
 from dqconvert.trace.note import annotate, note_of
-from dqconvert.trace.ops import op_name
 
 
 def fuse_chains(context: Context) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, Node
 
+from dqconvert.ops import writes
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Fusion
 from dqconvert.trace.leaves import has_hooks
-from dqconvert.trace.ops import writes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_remaining_self_loops, add_self_loops, remove_self_loops
 
 from dqconvert.fuse.context import Context
+from dqconvert.ops import op_name
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import op_name
 
 REMEMBERED = (gcn_norm, add_self_loops, remove_self_loops, add_remaining_self_loops)
 """Functions whose results depend, without edge weights, on the graph alone."""

@@ -13,13 +13,13 @@ from torch_geometric.nn.aggr import MaxAggregation, MeanAggregation, SumAggregat
 
 from dqconvert.fuse.context import Context, only_user, protection_of
 from dqconvert.fuse.memos import memo, origin, size_of
+from dqconvert.ops import op_name
 from dqconvert.quant import gather_protected
 from dqconvert.quant.fused import largest_message, message_passing
 from dqconvert.quant.memo import EdgeOrders
 from dqconvert.rewrite.derive import Size
 from dqconvert.rewrite.spaces import Gather, end_of_edges, gather
 from dqconvert.trace.note import annotate, note_of
-from dqconvert.trace.ops import op_name
 
 AGGREGATIONS: Mapping[type[nn.Module], str] = MappingProxyType(
     {SumAggregation: "sum", MeanAggregation: "mean", MaxAggregation: "max"}

@@ -13,10 +13,10 @@ from torch.fx import Node
 
 from dqconvert.fuse.context import Context
 from dqconvert.fuse.memos import REMEMBERED, memo, origin
+from dqconvert.ops import op_name
 from dqconvert.quant.fused import batch_norm, dropout, linear
 from dqconvert.quant.memo import Remembered
 from dqconvert.trace.note import annotate, note_of
-from dqconvert.trace.ops import op_name
 
 STAND_INS: Mapping[Any, Callable[..., Any]] = MappingProxyType(
     {

@@ -13,9 +13,9 @@ from dqconvert.kernels.integer.fold import take_rows
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.tables import look_up
+from dqconvert.ops import op_name
 from dqconvert.quant import fused
 from dqconvert.quant.memo import Memo, apart
-from dqconvert.trace.ops import op_name
 
 _NEW = frozenset(
     (

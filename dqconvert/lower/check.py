@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from dqconvert.errors import LoweringError
+from dqconvert.ops import op_name, writes
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.spaces import input_name
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import op_name, writes
 from dqconvert.trace.runtime import store
 
 

@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from dqconvert.lower.runtime import check_edges
+from dqconvert.ops import writes
 from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.rewrite.derive import dimensions
@@ -18,7 +19,6 @@ from dqconvert.rewrite.protect import ARGUMENT, given_probability, last_of
 from dqconvert.rewrite.spaces import gather, is_connectivity, is_input
 from dqconvert.trace import runtime
 from dqconvert.trace.note import annotate, note_of
-from dqconvert.trace.ops import writes
 from dqconvert.trace.unchanged import without_reads
 
 CHECKS = frozenset((runtime.guard, runtime.check_sorted, *runtime.ARGUMENT_CHECKS))

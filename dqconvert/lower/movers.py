@@ -6,9 +6,9 @@ import math
 
 from torch.fx import Node
 
+from dqconvert.ops import argument, op_name
 from dqconvert.rewrite.derive import dimensions
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import argument, op_name
 
 MOVERS = frozenset(
     (
@@ -17,7 +17,7 @@ MOVERS = frozenset(
         *("unsqueeze", "view"),
     )
 )
-"""By :func:`dqconvert.trace.ops.op_name`; their first argument is what they move."""
+"""By :func:`dqconvert.ops.op_name`; their first argument is what they move."""
 
 _WHOLE_ROWS = frozenset(("index_select", "getitem", "contiguous"))
 

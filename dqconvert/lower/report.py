@@ -11,9 +11,9 @@ from torch.fx import Graph, Node
 
 from dqconvert import notebook
 from dqconvert.lower.places import Place, places_of
+from dqconvert.ops import qualified_name
 from dqconvert.report import PreparedMethod
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import qualified_name
 from dqconvert.words import article, count
 
 

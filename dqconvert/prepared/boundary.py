@@ -28,10 +28,10 @@ from dqconvert.errors import (
     InputShapeError,
     InputTypeError,
 )
+from dqconvert.ops import op_name
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
 from dqconvert.trace.globals import place_name, read_global
 from dqconvert.trace.note import Note, note_of
-from dqconvert.trace.ops import op_name
 
 _MISSING = object()
 

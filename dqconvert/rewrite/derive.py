@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from dqconvert.ops import argument, op_name
 from dqconvert.trace.note import Note, note_of
-from dqconvert.trace.ops import argument, op_name
 
 Size = tuple[int, ...]
 """A dimension on the example input and on the second input."""

@@ -9,11 +9,11 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch_geometric.nn.conv import MessagePassing
 
+from dqconvert.ops import op_name
 from dqconvert.report import Entry
 from dqconvert.rewrite.roles import MOVES, Site
 from dqconvert.rewrite.spaces import is_input
 from dqconvert.trace.leaves import WEIGHTED_MODULES
-from dqconvert.trace.ops import op_name
 
 
 class Known:

@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import ConfigError
+from dqconvert.ops import op_name
 from dqconvert.qconfig import Protect
 from dqconvert.quant import Protection, gather_protected
 from dqconvert.rewrite.derive import (
@@ -36,7 +37,6 @@ from dqconvert.rewrite.spaces import (
 from dqconvert.trace.adjacency import targets_of
 from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import Note, annotate, note_of
-from dqconvert.trace.ops import op_name
 from dqconvert.trace.runtime import ARGUMENT_CHECKS
 
 ARGUMENT = "protect_prob"

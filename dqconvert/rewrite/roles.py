@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
+from dqconvert.ops import op_name, qualified_name
 from dqconvert.rewrite.open import call_with_weights
 from dqconvert.rewrite.signs import Signs
 from dqconvert.rewrite.spaces import Level, RowSpaces, gather, is_input
 from dqconvert.trace.note import Stage, note_of
-from dqconvert.trace.ops import op_name, qualified_name
 from dqconvert.trace.runtime import stage_output
 
 

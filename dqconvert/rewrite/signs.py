@@ -7,8 +7,8 @@ from torch.fx import Node
 from torch_geometric.nn import aggr
 from torch_geometric.utils import scatter
 
+from dqconvert.ops import op_name
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import op_name
 
 _NONNEGATIVE = {
     "relu",

@@ -16,10 +16,10 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.nn.utils.parametrize import is_parametrized
 
+from dqconvert.ops import op_name
 from dqconvert.rewrite.derive import Derivation, How, Size, derivations, dimensions, grows
 from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import Stage, note_of
-from dqconvert.trace.ops import op_name
 from dqconvert.trace.runtime import stage_output
 
 

@@ -11,8 +11,8 @@ from torch.fx import Graph, Node
 from dqconvert.checkpoint import container, integer
 from dqconvert.checkpoint.graph_data import decode_graph
 from dqconvert.lower import IntegerReport
+from dqconvert.ops import qualified_name
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import qualified_name
 
 
 def read_integer(path: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -19,11 +19,11 @@ from torch.fx import Node
 from torch_geometric.data.data import BaseData
 from torch_geometric.nn.conv import MessagePassing
 
+from dqconvert.ops import OPERATORS
 from dqconvert.trace.constants import literal
 from dqconvert.trace.containers import Seen, seen
 from dqconvert.trace.leaves import STAGE_METHODS
 from dqconvert.trace.note import Note, annotate, note_of
-from dqconvert.trace.ops import OPERATORS
 from dqconvert.trace.runtime import keep
 from dqconvert.trace.unchanged import ATOMS, COLLECTIONS, ITSELF, RESERVED, Read, words
 from dqconvert.trace.values import Traced, plain

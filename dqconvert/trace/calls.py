@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.jit._builtins import _find_builtin
 from torch.overrides import resolve_name
 
+from dqconvert.ops import ALIASES, OPERATORS, op_named
 from dqconvert.trace.constants import literal
-from dqconvert.trace.ops import OPERATORS
 from dqconvert.trace.values import plain
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -41,53 +41,6 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-
-_SAME_UNDER = {
-    "abs": "absolute",
-    "neg": "negative",
-    "mul": "multiply",
-    "sub": "subtract",
-    "div": "divide true_divide",
-    "clamp": "clip",
-    "cat": "concat concatenate",
-    "vstack": "row_stack",
-    "trunc": "fix",
-    "transpose": "swapaxes swapdims",
-    "movedim": "moveaxis",
-    "matmul": "linalg_matmul",
-    "gt": "greater",
-    "ge": "greater_equal",
-    "lt": "less",
-    "le": "less_equal",
-    "ne": "not_equal",
-    "sigmoid": "special_expit",
-    "digamma": "special_psi special_digamma",
-    "lgamma": "special_gammaln",
-    **{f"a{name}": f"arc{name}" for name in ("cos", "cosh", "sin", "sinh", "tan", "tanh", "tan2")},
-    **{
-        name: f"special_{name}"
-        for name in (
-            *("erf", "erfc", "erfinv", "exp2", "expm1", "i0", "log1p", "log_softmax", "logit", "logsumexp"),
-            *("round", "sinc", "softmax", "xlogy"),
-        )
-    },
-}
-_ALIASES = {alias: name for name, aliases in _SAME_UNDER.items() for alias in aliases.split()}
-"""Functions and methods that torch has under a second name, by that; the same operation, bit for bit."""
-
-_METHODS = frozenset(
-    (
-        *("reshape", "permute", "tile", "flip", "index_select", "flatten", "unflatten", "unsqueeze", "squeeze", "t"),
-        *("transpose", "select", "narrow", "chunk", "unbind", "gather", "movedim"),
-    )
-)
-"""Functions that are written as methods."""
-
-_SPREAD = frozenset(("reshape", "permute", "tile", "flip", "view", "expand", "repeat"))
-"""Methods that take one number after the other, or all of them in a tuple."""
-
-_BY_POSITION = {"linear": frozenset(("bias",))}
-"""Parameters that are passed by position although they have a default."""
 
 _NAMES = {"axis": "dim", "keepdims": "keepdim", "x2": "other"}
 """NumPy's names of parameters, which torch takes as well."""
@@ -124,11 +77,11 @@ def normal_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         return _embedding(args, kwargs)
     if target is torch.dropout and len(args) == 3:
         return Call("call_function", nn.functional.dropout, args[:1], {"p": args[1], "training": args[2]})
-    if not isinstance(target, str) and _builtin_name(target) in _METHODS:
-        target = _builtin_name(target)
+    if not isinstance(target, str) and op_named(name := _builtin_name(target)).as_method and not name.endswith("_"):
+        target = name
     if not isinstance(target, str):
         return Call("call_function", target, args, kwargs)
-    if target in _SPREAD and len(args) == 2 and isinstance(args[1], tuple | list):
+    if op_named(target).spreads and not target.endswith("_") and len(args) == 2 and isinstance(args[1], tuple | list):
         args = (args[0], *args[1])
     if target == "select" and args[1:2] == (0,) and len(args) == 3:
         return Call("call_function", operator.getitem, (args[0], args[2]), {})
@@ -195,7 +148,7 @@ def _target_of(func: Any, called: str) -> tuple[Any, Any]:
 
 def _alias(name: str) -> str:
     stem, in_place = (name[:-1], "_") if name.endswith("_") and not name.endswith("__") else (name, "")
-    return _ALIASES.get(stem, stem) + in_place
+    return ALIASES.get(stem, stem) + in_place
 
 
 def _of_aten(func: Any) -> tuple[Any, Any]:
@@ -334,7 +287,7 @@ def _bind_schema(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any], met
         return None
     positional: list[Any] = []
     named: dict[str, Any] = {}
-    always = _BY_POSITION.get(schema.name.removeprefix("aten::"), frozenset())
+    always = op_named(schema.name.removeprefix("aten::")).by_position
     for parameter in parameters:
         if parameter.name not in given:
             continue

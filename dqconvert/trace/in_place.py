@@ -9,30 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dqconvert.ops import OPS, InPlace, op_named, op_of_layer
+from dqconvert.trace import runtime
 from dqconvert.trace.calls import Call, normal_call, plain_index
-from dqconvert.trace.runtime import ON_COPIES, celu, elu, on_a_copy, selu, setitem
+from dqconvert.trace.runtime import ON_COPIES, on_a_copy, setitem
 
-RESHAPING = frozenset(
-    ("t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "as_strided_", "detach_")
-)
-"""Methods that make a tensor, in place, a view of what it was."""
-
-_FROM_RESULT = {"elu": elu, "celu": celu, "selu": selu}
-"""Functions whose gradient, where they ran in place, is computed from their result, and differs in the last bit."""
-
-_OTHERWISE = frozenset(
-    (
-        *("zero_", "fill_", "copy_", "eq_", "ne_", "lt_", "le_", "gt_", "ge_", "logical_not_", "logical_and_"),
-        *("logical_or_", "logical_xor_", "uniform_", "normal_", "bernoulli_", "exponential_", "random_"),
-        *("geometric_", "cauchy_", "log_normal_", "fill_diagonal_"),
-    )
-)
-"""Methods whose namesakes without an underscore are missing, or return something else."""
-
-_SAME_GRADIENT: tuple[type[nn.Module], ...] = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Threshold, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-)
+_FROM_RESULT = {op.name: getattr(runtime, op.name) for op in OPS if op.in_place is InPlace.FROM_RESULT}
+"""What runs, on a copy, the functions whose gradient is computed from the result where they run in place."""
 
 
 class Written(NamedTuple):
@@ -48,13 +31,23 @@ class Written(NamedTuple):
 
 
 def runs_alike(module: nn.Module) -> bool:
-    """Whether a module with ``inplace=True`` computes the same without, and the same gradients, to the last bit.
+    """Returns True if a module with ``inplace=True`` computes the same values and gradients without, to the last bit.
 
     Example:
         >>> runs_alike(nn.ReLU(inplace=True)), runs_alike(nn.ELU(inplace=True))
         (True, False)
     """
-    return type(module) in _SAME_GRADIENT
+    return (op := op_of_layer(module)).known and op.in_place is InPlace.NAMESAKE
+
+
+def becomes_a_view(name: str) -> bool:
+    """Returns True if a method makes a tensor, in place, a view of what it was.
+
+    Example:
+        >>> becomes_a_view("t_"), becomes_a_view("t"), becomes_a_view("relu_")
+        (True, False, False)
+    """
+    return name.endswith("_") and op_named(name).in_place is InPlace.VIEW
 
 
 def written(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written | None:
@@ -99,7 +92,8 @@ def written(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: 
     if stem in _FROM_RESULT:
         return Written(target, Call("call_function", _FROM_RESULT[stem], args, kwargs))
     method = _METHODS.get(name, name)
-    if method in _OTHERWISE or (method in ON_COPIES and not _keeps_dtype(target, (args, kwargs))):
+    always = op_named(method).in_place is InPlace.ON_COPY
+    if method in ON_COPIES and (always or not _keeps_dtype(target, (args, kwargs))):
         given = args if args else (target,)
         rest = kwargs if args else {key: value for key, value in kwargs.items() if value is not target}
         return Written(target, Call("call_function", on_a_copy, (method, *given), rest))

@@ -9,8 +9,8 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from dqconvert.errors import TraceError
+from dqconvert.ops import op_name
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import op_name
 from dqconvert.trace.runtime import guard
 from dqconvert.trace.values import Untraceable
 

@@ -19,18 +19,11 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from dqconvert.ops import Moves, op_name, op_of
 from dqconvert.trace.note import Note, annotate, note_of
-from dqconvert.trace.ops import op_name
 from dqconvert.trace.runtime import keep_gradient, private, setitem, store
 
 _Geometry: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]
-
-_RESHAPES = frozenset(
-    (
-        *("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "ravel"),
-        *("squeeze_", "unsqueeze_"),
-    )
-)
 
 
 @dataclass(eq=False)
@@ -266,7 +259,7 @@ class Memories:
             self._fail(f"writes through a view of another type, made with {name}()")
         if name == "getitem":
             return self._call(setitem, (whole, rest[0], part), note)
-        if name in _RESHAPES:
+        if op_of(node).moves is Moves.RESHAPE:
             return self._method("reshape_as", (part, whole), note)
         if name == "movedim" and not node.kwargs:
             return self._call(torch.movedim, (part, rest[1], rest[0]), note)

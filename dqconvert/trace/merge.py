@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 from torch.fx import Graph, Node
 
+from dqconvert.ops import op_of
+from dqconvert.trace.names import module_of
 from dqconvert.trace.note import Note, annotate, describe, note_of
 from dqconvert.trace.runtime import by_mode, unchanged
 from dqconvert.trace.unchanged import join_reads
-
-# Reading these has no effect, so nodes that nobody uses can go.
-_PURE_METHODS = {"size", "numel", "item"}
-_PURE_FUNCTIONS = {
-    getattr,
-    operator.getitem,
-    operator.add,
-    operator.sub,
-    operator.mul,
-    operator.floordiv,
-    min,
-    max,
-}
 
 
 def remove_unused(graph: Graph) -> None:
     """Erases nodes that only read sizes, attributes and parts, and that nobody uses."""
     for node in reversed(list(graph.nodes)):
-        pure = (
-            node.op == "get_attr"
-            or (node.op == "call_method" and node.target in _PURE_METHODS)
-            or (node.op == "call_function" and node.target in _PURE_FUNCTIONS)
-        )
-        if pure and not node.users:
+        if not node.users and _reads(node):
             graph.erase_node(node)
+
+
+def _reads(node: Node) -> bool:
+    """Returns True if a node reads a size, an attribute or a part, or computes with sizes: that has no effect."""
+    if node.op == "call_method":
+        return op_of(node).reads_number
+    of_numbers = node.op == "call_function" and module_of(node.target) in ("_operator", "builtins")
+    return node.op == "get_attr" or (of_numbers and op_of(node).scalar)
 
 
 def calls(graph: Graph) -> list[Node]:

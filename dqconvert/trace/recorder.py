@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from dqconvert.trace.adjacency import is_sparse
 from dqconvert.trace.calls import Call, normal_call
 from dqconvert.trace.constants import as_data, holds_numpy
-from dqconvert.trace.in_place import RESHAPING, written
+from dqconvert.trace.in_place import becomes_a_view, written
 from dqconvert.trace.memory import share_memory
 from dqconvert.trace.values import TracedInt, plain_arguments
 from dqconvert.trace.writer import Writer
@@ -75,7 +75,7 @@ class Recorder(TorchFunctionMode):
         with self.writer.paused():
             result = func(*plain_arguments(args), **plain_arguments(kwargs))
         changed = self.writer.changed(before)
-        if changed or name in RESHAPING:
+        if changed or becomes_a_view(name):
             return self._record_write(func, name, args, kwargs, result, changed)
         return self._record_torch(func, name, args, kwargs, result)
 
@@ -95,7 +95,7 @@ class Recorder(TorchFunctionMode):
 
     def _record_write(self, func: Any, name: str, args: Any, kwargs: Any, result: Any, changed: list[Tensor]) -> Any:
         """A call that changed its arguments: the graph gets one that returns what they are now."""
-        if name in RESHAPING:
+        if becomes_a_view(name):
             with self.writer.paused():
                 call = normal_call(getattr(Tensor, name[:-1]), args, kwargs)
             self.writer.take_view(args[0], self.writer.node(*call))

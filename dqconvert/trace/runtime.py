@@ -15,6 +15,7 @@ from torch.fx import Proxy
 from torch.nn import functional
 
 from dqconvert.errors import ArgumentError, GuardError, ModeError, TraceError
+from dqconvert.ops import OPS, InPlace
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -264,12 +265,7 @@ def setitem(target: Tensor, index: Any, value: Any) -> Tensor:
 
 
 ON_COPIES = frozenset(
-    (
-        *("zero_", "fill_", "copy_", "eq_", "ne_", "lt_", "le_", "gt_", "ge_", "logical_not_", "logical_and_"),
-        *("logical_or_", "logical_xor_", "add_", "sub_", "mul_", "div_", "pow_", "addcmul_", "addcdiv_", "lerp_"),
-        *("clamp_", "floor_divide_", "remainder_", "fmod_", "uniform_", "normal_", "bernoulli_", "exponential_"),
-        *("random_", "geometric_", "cauchy_", "log_normal_", "fill_diagonal_"),
-    )
+    f"{name}_" for op in OPS if op.in_place in (InPlace.ON_COPY, InPlace.CASTS) for name in (op.name, *op.aliases)
 )
 """In-place methods that :func:`on_a_copy` calls: those that round to the type of the tensor, or draw random numbers."""
 

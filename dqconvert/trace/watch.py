@@ -13,15 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dqconvert.errors import TraceError
-
-_PRODUCTS = frozenset(
-    (
-        *("linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "addmm", "addmv", "baddbmm"),
-        *("addbmm", "einsum", "tensordot", "inner", "conv1d", "conv2d", "conv3d", "embedding", "embedding_bag"),
-        *("segment_matmul", "grouped_matmul", "spmm", "chain_matmul", "multi_dot", "kron", "hspmm", "sspaddmm"),
-    )
-)
-_FACTORS = frozenset(("mul", "multiply", "__mul__", "__rmul__", "mul_", "__imul__"))
+from dqconvert.ops import Op, op_named
 
 
 class Watch(TorchFunctionMode):
@@ -52,9 +44,10 @@ class Watch(TorchFunctionMode):
         tensors = list(_tensors((args, kwargs)))
         weights = [tensor for tensor in tensors if self._is_weight(tensor)]
         name = getattr(func, "__name__", "")
-        if weights and (name in _PRODUCTS or name in _FACTORS):
+        op = op_named(name.replace("__r", "__"))
+        if weights and (op.product or op.name == "mul"):
             others = [tensor for tensor in tensors if not self._is_weight(tensor) and tensor.dim() > 0]
-            if (others or name in ("embedding", "embedding_bag")) and (parameter := self._named(weights, name)):
+            if (others or name in ("embedding", "embedding_bag")) and (parameter := self._named(weights, op)):
                 if not name.endswith("_"):
                     func(*args, **kwargs)  # arguments that do not fit are its own error, as in the float model
                 raise TraceError(f"{self._what}, and it calls {name}() on the weight {parameter!r} itself, in float.")
@@ -70,13 +63,13 @@ class Watch(TorchFunctionMode):
         known = self._of_weights.get(id(tensor))
         return known is not None and known() is tensor
 
-    def _named(self, weights: list[Tensor], name: str) -> str | None:
+    def _named(self, weights: list[Tensor], op: Op) -> str | None:
         """The parameter that a product is with; ``None``: none of the module's that count."""
         parameters = dict(self._module.named_parameters())
         kept = {id(value): path for path, value in parameters.items()}
         for weight in weights:
             path = kept.get(id(weight)) or ("(computed of weights)" if not isinstance(weight, nn.Parameter) else None)
-            if path is not None and weight.dim() > 0 and (name in _PRODUCTS or path in self._vectors):
+            if path is not None and weight.dim() > 0 and (op.product or path in self._vectors):
                 return path
         return None
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch_geometric.nn.conv import MessagePassing
 
+from dqconvert.ops import OPERATORS
 from dqconvert.trace.attributes import Attributes
 from dqconvert.trace.constants import literal
 from dqconvert.trace.containers import followed
 from dqconvert.trace.globals import Globals, place_name, read_global
 from dqconvert.trace.memory import Memories, share_memory
 from dqconvert.trace.note import Note, Stage, annotate, note_of
-from dqconvert.trace.ops import OPERATORS
 from dqconvert.trace.runtime import COMPARISONS, after, guard, left_in, private
 from dqconvert.trace.unchanged import Read
 from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain

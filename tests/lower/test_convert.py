@@ -39,7 +39,7 @@ from dqconvert.lower.evaluation import evaluation_graph
 from dqconvert.lower.values import Codes
 from dqconvert.lower.walk import walk
 from dqconvert.quant import FakeQuantize
-from dqconvert.trace.ops import op_name
+from dqconvert.ops import op_name
 
 NODES, EDGES, WIDTH = 60, 240, 16
 

@@ -14,10 +14,10 @@ from torch_geometric.utils import scatter, softmax
 
 import dqconvert
 import zoo
+from dqconvert.ops import op_name
 from dqconvert.rewrite.signs import Signs
 from dqconvert.trace import trace
 from dqconvert.trace.calls import normal_call
-from dqconvert.trace.ops import op_name
 
 A, B = torch.randn(3, 4), torch.randn(3, 4)
 W, V, C = torch.randn(5, 4), torch.randn(4), torch.randn(5)

@@ -9,8 +9,8 @@ import dqconvert
 import zoo
 from dqconvert import QConfig
 from dqconvert.errors import LoweringError
+from dqconvert.ops import writes
 from dqconvert.trace import trace
-from dqconvert.trace.ops import writes
 
 
 class Model(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch.fx import Graph
 from torch.nn import functional
 
-from dqconvert.trace.ops import writes
+from dqconvert.ops import writes
 
 CHANGE = [
     ("method", "add_", {}),

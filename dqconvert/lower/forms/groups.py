@@ -13,7 +13,7 @@ from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.runtime import group_order
 from dqconvert.lower.values import Codes, Plain, Value
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import op_name
+from dqconvert.ops import op_name
 
 _REDUCTIONS = {"sum": "sum", "add": "sum", "mean": "mean", "max": "max", "min": "min"}
 _POOLS = {"global_add_pool": "sum", "global_mean_pool": "mean", "global_max_pool": "max"}

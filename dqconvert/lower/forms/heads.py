@@ -16,7 +16,7 @@ from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.patterns import taken
 from dqconvert.lower.values import Codes, Constant, Grid, Plain, Value
 from dqconvert.trace.note import Note, note_of
-from dqconvert.trace.ops import argument, op_name
+from dqconvert.ops import argument, op_name
 
 
 def lower_products(lowering: Lowering, node: Node) -> Value | None:

@@ -13,7 +13,7 @@ from dqconvert.lower.runtime import reshaped_like
 from dqconvert.lower.values import Codes, Constant, Grid, Literal, Value
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import argument, op_name
+from dqconvert.ops import argument, op_name
 
 
 def lower_linear(lowering: Lowering, node: Node) -> Value | None:

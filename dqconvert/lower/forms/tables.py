@@ -17,7 +17,7 @@ from dqconvert.lower.values import Codes, Constant, Literal, Tabulated, Value, a
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.doors import copy_apart
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import op_name
+from dqconvert.ops import op_name
 
 FUNCTIONS = frozenset(
     (
@@ -28,7 +28,7 @@ FUNCTIONS = frozenset(
         "threshold",
     )
 )
-"""Pointwise functions, by :func:`dqconvert.trace.ops.op_name`."""
+"""Pointwise functions, by :func:`dqconvert.ops.op_name`."""
 
 MODULES: tuple[type[nn.Module], ...] = (
     nn.CELU,

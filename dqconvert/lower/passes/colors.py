@@ -24,9 +24,9 @@ from dqconvert.lower.evaluation import CHECKS
 from dqconvert.lower.forms.tables import FUNCTIONS
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.passes.remember import ROW_BY_ROW, in_order
+from dqconvert.ops import op_name
 from dqconvert.rewrite.spaces import is_input
 from dqconvert.trace.note import annotate, note_of
-from dqconvert.trace.ops import op_name
 
 _ROWS: dict[object, int] = {**dict.fromkeys((*ROW_BY_ROW, quantize_sum), 1), look_up_pairs: 2}
 """Functions of one row at a time; how many of their first arguments have rows."""

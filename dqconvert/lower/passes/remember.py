@@ -22,11 +22,11 @@ from dqconvert.lower.forms.tables import FUNCTIONS
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import check_edges, group_order, look_up_last
+from dqconvert.ops import op_name
 from dqconvert.quant.memo import Memo
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
 from dqconvert.trace import TracedModule
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import op_name
 
 _FUNCTIONS = frozenset(
     (
@@ -62,7 +62,7 @@ _NAMES = frozenset(
         *("sqrt", "squeeze", "stack", "sub", "t", "to_undirected", "unbind", "unsqueeze", "view", "zeros_like"),
     )
 )
-"""By :func:`dqconvert.trace.ops.op_name`: functions that return the same for the same."""
+"""By :func:`dqconvert.ops.op_name`: functions that return the same for the same."""
 
 ROW_BY_ROW = (
     *(quantize, check_numbers, look_up, look_up_last, look_up_pairs, integer_linear, add_heads, functional.embedding),

@@ -13,8 +13,8 @@ from dqconvert.lower.evaluation import remove_unused
 from dqconvert.lower.places import hold_instead
 from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import look_up_last
+from dqconvert.ops import op_name
 from dqconvert.trace.note import note_of
-from dqconvert.trace.ops import op_name
 
 
 class _Term(NamedTuple):

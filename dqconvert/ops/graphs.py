@@ -1,0 +1,45 @@
+"""PyG's operations: functions that stay whole in a graph, and aggregations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dqconvert.ops.record import PYG, Memory, Moves, Op, Sign
+
+
+def _pyg(name: str, **facts: Any) -> Op:
+    return Op(name, PYG, **facts)
+
+
+def _of_graph(name: str) -> Op:
+    """What, without edge weights, depends on the graph alone."""
+    return _pyg(name, of_graph=True, repeatable=True)
+
+
+def _pool(name: str, reduces: str) -> Op:
+    return _pyg(name, reduces=reduces, sign=Sign.KEEPS)
+
+
+def _aggregation(name: str, reduces: str) -> Op:
+    return _pyg(name, modules=(f"torch_geometric.nn.aggr.{name}",), reduces=reduces, sign=Sign.KEEPS)
+
+
+GRAPHS = (
+    *map(_of_graph, ("gcn_norm", "add_self_loops", "remove_self_loops", "add_remaining_self_loops")),
+    _pyg("scatter", sign=Sign.KEEPS, memory=Memory.OWN, repeatable=True),
+    _pyg("softmax", sign=Sign.NONNEGATIVE, squashes=True, memory=Memory.OWN),
+    _pyg("degree", memory=Memory.OWN, repeatable=True),
+    _pyg("ptr2index", memory=Memory.OWN),
+    _pyg("coalesce", repeatable=True),
+    _pyg("sort_edge_index", repeatable=True),
+    _pyg("to_undirected", repeatable=True),
+    _pyg("narrow", parameters=("input", "start", "length", "dim"), moves=Moves.CUT, sign=Sign.KEEPS),
+    _pyg("select", parameters=("input", "index", "dim"), moves=Moves.ITEM, sign=Sign.KEEPS),
+    _pool("global_add_pool", "sum"),
+    _pool("global_mean_pool", "mean"),
+    _pool("global_max_pool", "max"),
+    _aggregation("SumAggregation", "sum"),
+    _aggregation("MeanAggregation", "mean"),
+    _aggregation("MaxAggregation", "max"),
+    _aggregation("MinAggregation", "min"),
+)

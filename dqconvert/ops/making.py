@@ -1,0 +1,34 @@
+"""Operations that make tensors or read sizes, and those whose in-place variants draw or fill."""
+
+from __future__ import annotations
+
+from dqconvert.ops.record import InPlace, Memory, Op
+
+SIZES = (
+    Op("size", reads_size=True, reads_number=True, bookkeeping=True, scalar=True, repeatable=True),
+    Op("numel", reads_size=True, reads_number=True, bookkeeping=True, scalar=True),
+    Op("item", reads_number=True, bookkeeping=True, scalar=True),
+    Op("getattr", bookkeeping=True, scalar=True),
+    Op("set_grad_enabled", bookkeeping=True),
+)
+
+MAKERS = (
+    Op("full", repeatable=True),
+    Op("ones_like", repeatable=True),
+    Op("zeros_like", repeatable=True),
+)
+
+FILLS = tuple(
+    Op(name, in_place=InPlace.ON_COPY)
+    for name in (
+        *("zero", "fill", "copy", "fill_diagonal"),
+        *("uniform", "normal", "bernoulli", "exponential", "random", "geometric", "cauchy", "log_normal"),
+    )
+)
+
+SPARSE = (
+    Op("values", memory=Memory.SHARED),
+    Op("indices", memory=Memory.SHARED),
+)
+
+MAKING = SIZES + MAKERS + FILLS + SPARSE

@@ -1,0 +1,182 @@
+"""Operations on one entry at a time: arithmetic, nonlinearities, comparisons.
+
+To support a new one, add its line here; nothing else needs to know.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dqconvert.ops.record import InPlace, Memory, Op, Sign
+
+_NONNEGATIVE, _KEEPS, _ARITHMETIC = Sign.NONNEGATIVE, Sign.KEEPS, Sign.ARITHMETIC
+_CASTS, _ON_COPY, _FROM_RESULT = InPlace.CASTS, InPlace.ON_COPY, InPlace.FROM_RESULT
+
+
+def _entry(name: str, *modules: str, **facts: Any) -> Op:
+    """A function of one entry of each operand, which is a table on codes; `modules` are the layers of torch's."""
+    layers = tuple(f"torch.nn.{module}" for module in modules)
+    return Op(name, modules=layers, pointwise=True, **{"memory": Memory.OWN, **facts})
+
+
+def _activation(name: str, *modules: str, **facts: Any) -> Op:
+    return _entry(name, *modules, activation=True, **facts)
+
+
+def _compares(name: str, *aliases: str, method: str) -> Op:
+    return Op(name, aliases=aliases, operator=name, methods=(method,), in_place=_ON_COPY)
+
+
+def _special(name: str, *aliases: str) -> Op:
+    """A function that torch also has in `torch.special`."""
+    return Op(name, aliases=(f"special_{name}", *aliases))
+
+
+ARITHMETIC = (
+    _entry(
+        "add",
+        variants=("iadd",),
+        operator="add",
+        methods=("add",),
+        sign=_ARITHMETIC,
+        in_place=_CASTS,
+        repeatable=True,
+        scalar=True,
+    ),
+    _entry(
+        "sub",
+        aliases=("subtract",),
+        variants=("isub",),
+        operator="sub",
+        methods=("sub",),
+        swapped=("__rsub__",),
+        in_place=_CASTS,
+        repeatable=True,
+        scalar=True,
+    ),
+    _entry("rsub"),
+    _entry(
+        "mul",
+        aliases=("multiply",),
+        variants=("imul",),
+        operator="mul",
+        methods=("mul",),
+        sign=_ARITHMETIC,
+        in_place=_CASTS,
+        repeatable=True,
+        scalar=True,
+    ),
+    _entry(
+        "div",
+        aliases=("divide", "true_divide"),
+        variants=("truediv", "itruediv"),
+        operator="truediv",
+        methods=("div", "true_divide"),
+        swapped=("__rtruediv__", "__rdiv__"),
+        sign=_ARITHMETIC,
+        in_place=_CASTS,
+        repeatable=True,
+    ),
+    Op("floordiv", operator="floordiv", methods=("__floordiv__",), swapped=("__rfloordiv__",), scalar=True),
+    Op("floor_divide", in_place=_CASTS),
+    Op("mod", operator="mod", methods=("__mod__", "remainder"), swapped=("__rmod__",)),
+    Op("remainder", in_place=_CASTS),
+    Op("fmod", in_place=_CASTS),
+    _entry("pow", operator="pow", methods=("__pow__",), swapped=("__rpow__",), in_place=_CASTS, repeatable=True),
+    _entry("neg", aliases=("negative",), operator="neg", methods=("neg",)),
+    _entry("pos", variants=("positive",), operator="pos", memory=Memory.SHARED),
+    _entry("abs", aliases=("absolute",), operator="abs", sign=_NONNEGATIVE),
+    _entry("square", sign=_NONNEGATIVE),
+    _entry("sqrt", sign=_KEEPS, repeatable=True),
+    _entry("rsqrt", repeatable=True),
+    _entry("reciprocal"),
+    _entry("exp", sign=_NONNEGATIVE),
+    _entry("expm1", aliases=("special_expm1",)),
+    _entry("log"),
+    _entry("log1p", aliases=("special_log1p",)),
+    _entry("erf", aliases=("special_erf",)),
+    _entry("maximum", sign=_KEEPS),
+    _entry("minimum", sign=_KEEPS),
+    _entry("clamp", aliases=("clip",), activation=True, in_place=_CASTS, repeatable=True),
+    _entry("float", sign=_KEEPS, memory=Memory.SHARED, repeatable=True),
+    Op("addcmul", in_place=_CASTS),
+    Op("addcdiv", in_place=_CASTS),
+    Op("lerp", in_place=_CASTS),
+)
+
+ACTIVATIONS = (
+    _activation("relu", "ReLU", sign=_NONNEGATIVE),
+    _activation("relu6", "ReLU6", sign=_NONNEGATIVE),
+    _activation("leaky_relu", "LeakyReLU"),
+    _activation("prelu", "PReLU"),
+    _activation("elu", "ELU", in_place=_FROM_RESULT),
+    _activation("celu", "CELU", in_place=_FROM_RESULT),
+    _activation("selu", "SELU", in_place=_FROM_RESULT),
+    _activation("gelu", "GELU"),
+    _activation("silu", "SiLU"),
+    _activation("mish", "Mish"),
+    _activation("hardswish", "Hardswish"),
+    _activation("hardshrink", "Hardshrink"),
+    _activation("softshrink", "Softshrink"),
+    _activation("tanhshrink", "Tanhshrink"),
+    _activation("threshold", "Threshold"),
+    _activation("softplus", "Softplus", sign=_NONNEGATIVE),
+    _activation("logsigmoid", "LogSigmoid"),
+    _activation("sigmoid", "Sigmoid", aliases=("special_expit",), sign=_NONNEGATIVE, squashes=True),
+    _activation("hardsigmoid", "Hardsigmoid", sign=_NONNEGATIVE, squashes=True),
+    _activation("tanh", "Tanh", squashes=True),
+    _activation("hardtanh", "Hardtanh", squashes=True),
+    _activation("softsign", "Softsign"),
+)
+
+COMPARISONS = (
+    Op("eq", operator="eq", methods=("__eq__",), in_place=_ON_COPY),
+    _compares("ne", "not_equal", method="ne"),
+    _compares("lt", "less", method="lt"),
+    _compares("le", "less_equal", method="le"),
+    _compares("gt", "greater", method="gt"),
+    _compares("ge", "greater_equal", method="ge"),
+    Op("logical_not", in_place=_ON_COPY),
+    Op("logical_and", in_place=_ON_COPY),
+    Op("logical_or", in_place=_ON_COPY),
+    Op("logical_xor", in_place=_ON_COPY),
+    Op("and", operator="and_", methods=("__and__",)),
+    Op("or", operator="or_", methods=("__or__",)),
+    Op("xor", operator="xor", methods=("__xor__",)),
+    Op("lshift", operator="lshift"),
+    Op("rshift", operator="rshift"),
+    Op("invert", operator="invert", methods=("__invert__",)),
+)
+
+# Known under several names, and not lowered.
+SPELLED = (
+    Op("acos", aliases=("arccos",)),
+    Op("acosh", aliases=("arccosh",)),
+    Op("asin", aliases=("arcsin",)),
+    Op("asinh", aliases=("arcsinh",)),
+    Op("atan", aliases=("arctan",)),
+    Op("atanh", aliases=("arctanh",)),
+    Op("atan2", aliases=("arctan2",)),
+    Op("trunc", aliases=("fix",)),
+    _special("digamma", "special_psi"),
+    Op("lgamma", aliases=("special_gammaln",)),
+    _special("erfc"),
+    _special("erfinv"),
+    _special("exp2"),
+    _special("i0"),
+    _special("logit"),
+    _special("round"),
+    _special("sinc"),
+    _special("xlogy"),
+    # Casts, which return what they are given where it has the type.
+    Op("to", sign=_KEEPS, memory=Memory.SHARED),
+    Op("long", memory=Memory.SHARED, repeatable=True),
+    Op("int", memory=Memory.SHARED),
+    Op("double", memory=Memory.SHARED),
+    Op("type", memory=Memory.SHARED),
+    Op("type_as", memory=Memory.SHARED),
+    Op("cpu", memory=Memory.SHARED),
+    Op("cuda", memory=Memory.SHARED),
+)
+
+POINTWISE = ARITHMETIC + ACTIVATIONS + COMPARISONS + SPELLED

@@ -1,0 +1,89 @@
+"""Products with a weight or of two values, reductions, norms, and whatever else adds up several entries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dqconvert.ops.record import Memory, Op, Sign
+
+_WHOLE = ("input", "dim", "keepdim", "dtype")
+
+
+def _product(name: str, weighted: tuple[int, ...] = (), **facts: Any) -> Op:
+    """A product of matrices or vectors; `weighted` are the positions of its factors."""
+    return Op(name, product=True, weighted=weighted, **facts)
+
+
+def _reduction(name: str, **facts: Any) -> Op:
+    return Op(name, parameters=_WHOLE, **facts)
+
+
+def _entries_of_source(x: Any, dim: int, index: Any, source: Any, *_: Any, **__: Any) -> int:
+    return int(source.numel())
+
+
+def _recurrent(x: Any, input_weights: Any, hidden_weights: Any, *_: Any) -> int:
+    return int(x.size(0)) * int(x.size(1)) * int(input_weights.numel() + hidden_weights.numel())
+
+
+PRODUCTS = (
+    _product("linear", (0, 1), parameters=("input", "weight", "bias"), by_position=("bias",), memory=Memory.OWN),
+    _product(
+        "matmul",
+        (0, 1),
+        aliases=("linalg_matmul",),
+        variants=("mv", "mm", "bmm"),
+        operator="matmul",
+        methods=("matmul",),
+        swapped=("__rmatmul__",),
+        columns_last=True,
+        memory=Memory.OWN,
+    ),
+    _product("addmm", (1, 2), memory=Memory.OWN),
+    _product("baddbmm", (1, 2)),
+    _product("bilinear", (0, 1, 2)),
+    _product("conv1d", (0, 1)),
+    _product("conv2d", (0, 1)),
+    _product("conv3d", (0, 1)),
+    _product("embedding", (0, 1), parameters=("input", "weight", "padding_idx", "max_norm"), row_by_row=1),
+    _product("einsum"),  # its factors are all of its tensors; without a sum it may return a view
+    _product("spmm", columns_last=True),
+    *map(_product, ("addmv", "addbmm", "tensordot", "inner", "embedding_bag", "segment_matmul", "grouped_matmul")),
+    *map(_product, ("chain_matmul", "multi_dot", "kron", "hspmm", "sspaddmm")),
+)
+
+REDUCTIONS = (
+    _reduction("sum", sign=Sign.KEEPS),
+    _reduction("mean", sign=Sign.KEEPS),
+    _reduction("amax", sign=Sign.KEEPS),
+    _reduction("amin", sign=Sign.KEEPS),
+    _reduction("prod"),
+    _reduction("std"),
+    _reduction("var"),
+    Op("max", sign=Sign.KEEPS, bookkeeping=True, scalar=True),
+    Op("min", sign=Sign.KEEPS, bookkeeping=True, scalar=True),
+    Op("norm", sign=Sign.NONNEGATIVE),
+    Op("logsumexp", aliases=("special_logsumexp",)),
+    Op(
+        "softmax",
+        modules=("torch.nn.Softmax",),
+        aliases=("special_softmax",),
+        parameters=("input", "dim"),
+        sign=Sign.NONNEGATIVE,
+        squashes=True,
+        memory=Memory.OWN,
+    ),
+    Op("log_softmax", aliases=("special_log_softmax",)),
+)
+
+SCATTERS = (
+    Op("scatter", memory=Memory.OWN, repeatable=True),
+    Op("scatter_add", multiply_adds=_entries_of_source),
+    Op("index_add", multiply_adds=_entries_of_source),
+    Op("scatter_reduce", multiply_adds=_entries_of_source),
+    Op("index_reduce", multiply_adds=_entries_of_source),
+    Op("segment_reduce", multiply_adds=lambda data, *_, **__: data.numel()),
+    Op("mkldnn_rnn_layer", multiply_adds=_recurrent),
+)
+
+SUMS = PRODUCTS + REDUCTIONS + SCATTERS
