@@ -38,8 +38,8 @@ from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.lower.evaluation import evaluation_graph
 from dqconvert.lower.values import Codes
 from dqconvert.lower.walk import walk
-from dqconvert.quant import FakeQuantize
 from dqconvert.ops import op_name
+from dqconvert.quant import FakeQuantize
 
 NODES, EDGES, WIDTH = 60, 240, 16
 

@@ -8,8 +8,8 @@ from torch.nn import functional
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.values import Codes, Constant, Plain, Value
-from dqconvert.trace.note import note_of
 from dqconvert.ops import argument, op_name
+from dqconvert.trace.note import note_of
 
 
 def lower_embedding(lowering: Lowering, node: Node) -> Value | None:

@@ -12,8 +12,8 @@ from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.runtime import group_order
 from dqconvert.lower.values import Codes, Plain, Value
-from dqconvert.trace.note import note_of
 from dqconvert.ops import op_name
+from dqconvert.trace.note import note_of
 
 _REDUCTIONS = {"sum": "sum", "add": "sum", "mean": "mean", "max": "max", "min": "min"}
 _POOLS = {"global_add_pool": "sum", "global_mean_pool": "mean", "global_max_pool": "max"}

@@ -15,8 +15,8 @@ from dqconvert.lower.forms.linear import centred_codes
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.patterns import taken
 from dqconvert.lower.values import Codes, Constant, Grid, Plain, Value
-from dqconvert.trace.note import Note, note_of
 from dqconvert.ops import argument, op_name
+from dqconvert.trace.note import Note, note_of
 
 
 def lower_products(lowering: Lowering, node: Node) -> Value | None:

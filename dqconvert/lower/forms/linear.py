@@ -11,9 +11,9 @@ from dqconvert.kernels.integer.linear import integer_linear, pack_weight
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.runtime import reshaped_like
 from dqconvert.lower.values import Codes, Constant, Grid, Literal, Value
+from dqconvert.ops import argument, op_name
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import note_of
-from dqconvert.ops import argument, op_name
 
 
 def lower_linear(lowering: Lowering, node: Node) -> Value | None:

@@ -10,9 +10,9 @@ from torch.fx.node import map_arg
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.movers import moves, moves_rows
 from dqconvert.lower.values import Codes, Joined, Literal, Tabulated, Value, tabular
+from dqconvert.ops import argument, op_name
 from dqconvert.trace.names import module_of
 from dqconvert.trace.note import note_of
-from dqconvert.ops import argument, op_name
 from dqconvert.trace.runtime import keep_gradient, private
 
 _IDENTITIES = frozenset(("clone", "detach", "identity"))

@@ -14,10 +14,10 @@ from torch.fx.node import map_arg
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.values import Codes, Constant, Literal, Tabulated, Value, as_tabulated, tabular
+from dqconvert.ops import op_name
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.doors import copy_apart
 from dqconvert.trace.note import note_of
-from dqconvert.ops import op_name
 
 FUNCTIONS = frozenset(
     (
