@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from dqconvert.errors import ConfigError, TraceError
-from dqconvert.prepared import PreparedModule
-from dqconvert.prepared.assemble import DEFERRED, add_method, rewrite
-from dqconvert.qconfig import QConfig, RuleLedger
-from dqconvert.report import PreparedMethod
-from dqconvert.trace import trace
+from dqconvert.errors import ConfigError
 from dqconvert.trace.copies import working_copy
 from dqconvert.trace.inputs import Inputs, bind, from_bound, method_of, signature_of
 from dqconvert.trace.leaves import uninitialized
@@ -101,70 +96,8 @@ def _by_name(model: nn.Module, name: str, given: Inputs) -> Inputs | None:
         return None
 
 
-def prepare_methods(
-    model: nn.Module, methods: Methods, qconfig: QConfig, *, strict: bool = False, fuse: bool = True
-) -> PreparedModule:
-    """Traces and rewrites each method of a model into one prepared module.
-
-    Args:
-        model: The float model; it is not changed.
-        methods: From :func:`methods_of`.
-        qconfig: What to quantize, and how.
-        strict: Raise where a submodule cannot be traced.
-        fuse: Whether groups of nodes run as one operator each.
-
-    Raises:
-        ConfigError: If a rule of the config matches nothing.
-        TraceError: If the model cannot be traced, or has nothing to quantize.
-    """
-    model = _with_shapes(model, methods)
-    first, called = methods.first, methods.called
-    found = trace(model, methods.inputs[first], method=first, strict=strict)
-    ledger = RuleLedger(qconfig)
-    module = rewrite(found, qconfig, first, fuse, called=called, ledger=ledger)
-    keeping = {first: found.left} if first != "forward" else {}
-    deferred = []
-    for name, inputs in list(methods.inputs.items())[1:]:
-        try:
-            more = trace(model, inputs, method=name, strict=strict)
-        except TraceError:
-            if inputs is not None:
-                raise
-            deferred.append(PreparedMethod(name=name, arguments="", how=DEFERRED))
-            continue
-        graphs = (more.module.graph, more.module.eval_graph)
-        added = add_method(
-            module,
-            graphs,
-            name,
-            "named",
-            islands=more.islands,
-            products=more.products,
-            remarks=more.remarks,
-            ledger=ledger,
-        )
-        if added is not None:
-            keeping[name] = more.left
-    ledger.check()
-    own = {name: f"keeps something for later in {left[0]!r}" for name, left in keeping.items() if left}
-    module.own_code = own
-    remarks = module.report.remarks
-    if called != "forward" and type(model).forward is not nn.Module.forward:
-        remark = f"calling the module runs {called}, not the model's own forward: to keep that, pass a tuple of names"
-        remarks = (*remarks, remark)
-    module.report = replace(
-        module.report,
-        remarks=remarks,
-        methods=tuple(
-            replace(one, how=f"own code: {own[one.name]}") if one.name in own else one
-            for one in (*module.report.methods, *deferred)
-        ),
-    )
-    return module
-
-
-def _with_shapes(model: nn.Module, methods: Methods) -> nn.Module:
-    """The model, or a copy in which every method that has inputs settled the shapes of lazy layers."""
+def with_shapes(model: nn.Module, methods: Methods) -> nn.Module:
+    """Returns the model, or a copy in which every method that has inputs settled the shapes of lazy layers."""
     if len(methods.inputs) == 1 or not uninitialized(model):
         return model
     with preserved_random_state():

@@ -9,13 +9,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from dqconvert.errors import TraceError
 from dqconvert.expect import expect_float
-from dqconvert.methods import methods_of, prepare_methods
+from dqconvert.fuse import fuse_method
+from dqconvert.methods import Methods, methods_of, with_shapes
 from dqconvert.optimizers import watch_optimizers
-from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.again import prepare_again
-from dqconvert.qconfig import QConfig, as_qconfig
+from dqconvert.prepared.base import add_rewritten, defer_method, rewrite_more, run_own_code
+from dqconvert.prepared.module import PreparedModule, assemble
+from dqconvert.qconfig import QConfig, RuleLedger, as_qconfig
 from dqconvert.report import Report
+from dqconvert.rewrite.rewrite import no_quantizers, rewrite
+from dqconvert.trace import trace
 
 
 class Prepared(NamedTuple):
@@ -100,7 +105,40 @@ def prepare(
         if isinstance(model, PreparedModule):
             module = prepare_again(model, config, fuse=fuse)
         else:
-            methods = methods_of(model, method, example_inputs)
-            module = prepare_methods(model, methods, config, strict=strict, fuse=fuse)
+            module = _prepare(model, methods_of(model, method, example_inputs), config, strict=strict, fuse=fuse)
     watch_optimizers(model, module)
     return Prepared(module, module.report)
+
+
+def _prepare(model: nn.Module, methods: Methods, qconfig: QConfig, *, strict: bool, fuse: bool) -> PreparedModule:
+    """Traces, rewrites and fuses each method of a model, and makes one module of them."""
+    model = with_shapes(model, methods)
+    ledger = RuleLedger(qconfig)
+    first, *others = methods.inputs
+    found = trace(model, methods.inputs[first], method=first, strict=strict)
+    rewritten = rewrite(found.method(first), found.module, ledger, products=found.products)
+    if rewritten is None:
+        raise no_quantizers()
+    fused = fuse_method(rewritten.method, found.module, groups=fuse)
+    called, remarks = methods.called, found.remarks
+    if called != "forward" and type(model).forward is not nn.Module.forward:
+        kept = f"calling the module runs {called}, not the model's own forward: to keep that, pass a tuple of names"
+        remarks = (*remarks, kept)
+    module = assemble(found.module, rewritten, fused, qconfig, called=called, fuse=fuse, remarks=remarks)
+    keeping = {first: found.left} if first != "forward" else {}
+    for name in others:
+        try:
+            more = trace(model, methods.inputs[name], method=name, strict=strict)
+        except TraceError:
+            if methods.inputs[name] is not None:
+                raise
+            defer_method(module, name)
+            continue
+        rewritten = rewrite_more(module, more.method(name), ledger, more.products)
+        if rewritten is not None:
+            number = len(list(module.all_methods()))
+            add_rewritten(module, rewritten, fuse_method(rewritten.method, module, number, groups=fuse), more.remarks)
+            keeping[name] = more.left
+    ledger.check()
+    run_own_code(module, {name: f"keeps something for later in {left[0]!r}" for name, left in keeping.items() if left})
+    return module

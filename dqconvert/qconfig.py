@@ -474,7 +474,7 @@ class RuleLedger:
     """
 
     def __init__(self, qconfig: QConfig) -> None:
-        self._qconfig = qconfig
+        self.qconfig = qconfig
         self._used: set[int] = set()
         self._taken_by: dict[int, set[int]] = {index: set() for index in range(len(qconfig.rules))}
         self._modules: set[str] = set()
@@ -484,10 +484,10 @@ class RuleLedger:
         """What `QConfig.spec_for` says of a value, remembering which rules matched."""
         self._modules.add(module)
         self._ops.add(op)
-        spec, winner = self._qconfig.spec_for(module=module, role=role, op=op)
+        spec, winner = self.qconfig.spec_for(module=module, role=role, op=op)
         if winner is not None:
             self._used.add(winner)
-            for index, rule in enumerate(self._qconfig.rules[winner + 1 :], start=winner + 1):
+            for index, rule in enumerate(self.qconfig.rules[winner + 1 :], start=winner + 1):
                 if rule.matches(module, role, op):
                     self._taken_by[index].add(winner)
         return spec, winner
@@ -497,7 +497,7 @@ class RuleLedger:
 
         To be called when every value of the model has been resolved.
         """
-        rules = self._qconfig.rules
+        rules = self.qconfig.rules
         faults = []
         for index, rule in enumerate(rules):
             if index in self._used:
@@ -558,21 +558,21 @@ class Presets(Mapping[str, QConfig]):
     """
 
     def __init__(self, qconfigs: Mapping[str, QConfig]) -> None:
-        self._qconfigs = dict(qconfigs)
+        self.qconfigs = dict(qconfigs)
 
     def __getitem__(self, name: str) -> QConfig:
-        if isinstance(name, str) and name in self._qconfigs:
-            return self._qconfigs[name]
+        if isinstance(name, str) and name in self.qconfigs:
+            return self.qconfigs[name]
         if reason := _NOT_SERVED_YET.get(f"preset {name!r}"):
             raise UnknownPresetError(f"preset {name!r}: not served yet: {reason}")
         names = ", ".join(map(repr, self))
         raise UnknownPresetError(f"unknown preset {name!r}{did_you_mean(name, self)} (there are: {names})")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._qconfigs)
+        return iter(self.qconfigs)
 
     def __len__(self) -> int:
-        return len(self._qconfigs)
+        return len(self.qconfigs)
 
     def __repr__(self) -> str:
         return f"Presets({', '.join(self)})"

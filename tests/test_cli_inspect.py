@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import dqconvert
 import zoo
 from dqconvert.cli import app
-from dqconvert.show import tree, view_module
+from dqconvert.prepared.module import view_module
 from dqconvert.show.page import page_of
 
 KWARGS = {"in_channels": 16, "hidden_channels": 32, "num_layers": 5, "out_channels": 4}
@@ -80,21 +80,21 @@ def test_the_tree_shows_layers_stages_and_operations(gin):
 
 
 def test_ranges_appear_once_observed():
-    assert "[" not in tree(trained_gin(steps=0))
-    assert "[" in tree(trained_gin(steps=1))
+    assert "[" not in str(trained_gin(steps=0))
+    assert "[" in str(trained_gin(steps=1))
 
 
 @pytest.mark.parametrize("name", zoo.CASES)
 def test_every_model_has_a_tree_with_every_quantizer(name, prepared):
     module, report = prepared(name)
-    text = tree(module)
+    text = str(module)
     assert max(map(len, text.splitlines())) <= 80
     for role, count in report.totals["role"].items():
         assert len(re.findall(rf"\+ {role}(_\d+)? ", text)) == count, text
 
 
 def test_a_layer_that_is_called_twice_is_shown_twice(prepared):
-    text = tree(prepared("Tied")[0])
+    text = str(prepared("Tied")[0])
     assert "conv (GCNConv)" in text
     assert "conv (GCNConv, call 2)" in text
 
@@ -106,7 +106,7 @@ class Own(torch.nn.Module):
 
 def test_a_quantizer_of_the_users_own_is_shown():
     config = dqconvert.QConfig(weight=dqconvert.QSpec(), rules=[dqconvert.Rule(role="message", spec=Own)])
-    text = tree(dqconvert.prepare(GIN(6, 8, 1), config).module)
+    text = str(dqconvert.prepare(GIN(6, 8, 1), config).module)
     assert re.search(r"\+ message +edge +own", text)
 
 
@@ -189,9 +189,9 @@ def test_the_page_needs_nothing_else(gin, tmp_path):
 
 def test_names_do_not_become_markup(gin):
     view = view_module(trained_gin())
-    view.document["modules"]["x"] = "</script><script>alert(1)</script>"
+    view.modules["x"] = "</script><script>alert(1)</script>"
     object.__setattr__(view.report, "model", "<img src=x onerror=alert(1)>")
-    for node in view.graphs["train"]:
+    for node in view.nodes["train"]:
         object.__setattr__(node, "source", "</script><script>alert(2)</script>")
     text = page_of(view)
     assert "<img" not in text

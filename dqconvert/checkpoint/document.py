@@ -16,7 +16,7 @@ import dqconvert
 from dqconvert.checkpoint.graph_data import encode_graph
 from dqconvert.checkpoint.stored import encode_extra
 from dqconvert.errors import CheckpointError, ConfigError
-from dqconvert.prepared import PreparedModule
+from dqconvert.prepared.module import PreparedModule, class_names
 from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.quant.memo import Memo
 from dqconvert.rewrite.place import Quantizers
@@ -35,12 +35,44 @@ FLAGS = ("observer_enabled", "fake_quant_enabled")
 """Switches of a quantizer that a file keeps."""
 
 
-def describe(
+def facts_of(
     module: PreparedModule,
     *,
     factory: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
     lenient: bool = False,
+) -> dict[str, Any]:
+    """Returns what a file says of itself first, as JSON-ready data.
+
+    Args:
+        module: A prepared module.
+        factory: What built the float model, as information for people.
+        kwargs: Its arguments, likewise.
+        lenient: Describe a config that a file cannot hold by its text, for display only.
+
+    Raises:
+        CheckpointError: If a file cannot hold the module's config.
+    """
+    return {
+        "kind": KIND,
+        "model": module._user_class.__name__,
+        "method": module.method,
+        "factory": factory,
+        "kwargs": _plain_kwargs(kwargs),
+        "versions": {
+            "dqconvert": dqconvert.__version__,
+            "torch": str(torch.__version__),
+            "torch_geometric": str(torch_geometric.__version__),
+        },
+        "qconfig": _qconfig(module, lenient),
+    }
+
+
+def describe(
+    module: PreparedModule,
+    *,
+    factory: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything about a prepared module but its tensors, as JSON-ready data with stable keys.
 
@@ -48,39 +80,30 @@ def describe(
         module: A prepared module.
         factory: What built the float model, as information for people.
         kwargs: Its arguments, likewise.
-        lenient: Describe what a file cannot hold by its text, for display only.
 
     Raises:
         CheckpointError: If the module holds something that a file cannot, such as a quantizer of the user's own.
     """
     train, evaluate = module.source
     hooked = [str(node.args[0]) for graph in every_graph(module) for node in graph.nodes if node.target is call_hook]
-    if hooked and not lenient:
+    if hooked:
         raise CheckpointError(
             f"the forward runs hooks of yours ({hooked[0]}), which a file cannot hold: prepare the model without them, "
             f"or save module.state_dict() and prepare the model with its hooks again to load it."
         )
     own = _own_quantizers(module)
-    if own and not lenient:
+    if own:
         raise CheckpointError(
             f"{own[0]} is {kind_of(module.get_submodule(own[0]))}, a quantizer of your own, which only your "
             f"code can make again: save module.state_dict() instead, and prepare the model again to load it."
         )
+    facts = facts_of(module, factory=factory, kwargs=kwargs)
     return {
-        "kind": KIND,
-        "versions": {
-            "dqconvert": dqconvert.__version__,
-            "torch": str(torch.__version__),
-            "torch_geometric": str(torch_geometric.__version__),
-        },
-        "model": module._user_class.__name__,
-        "method": module.method,
+        **{key: facts[key] for key in ("kind", "versions", "model", "method")},
         "called_method": module.called_method,
         "own_code": dict(module.own_code),
         "fuse": module.fuse,
-        "factory": factory,
-        "kwargs": _plain_kwargs(kwargs),
-        "qconfig": _qconfig(module, lenient),
+        **{key: facts[key] for key in ("factory", "kwargs", "qconfig")},
         "report": asdict(module.report),
         "islands": [asdict(island) for island in module.islands],
         "quantizers": [_quantizer(path, quantizer) for path, quantizer in module.quantizers()],
@@ -89,23 +112,19 @@ def describe(
             for path, child in module.named_modules()
             if isinstance(child, Protection)
         ],
-        "modules": {
-            path: _class_name(child)
-            for path, child in module.named_modules(remove_duplicate=False)
-            if not isinstance(child, Quantizers | FakeQuantize | Protection | Memo)
-        },
-        "state": {} if lenient else _state(module),
+        "modules": class_names(module),
+        "state": _state(module),
         "graphs": {
-            "train": encode_graph(module.graph, lenient=lenient),
-            "eval": _optional(module.eval_graph, lenient),
-            "float_train": encode_graph(train, lenient=lenient),
-            "float_eval": _optional(evaluate, lenient),
+            "train": encode_graph(module.graph),
+            "eval": _optional(module.eval_graph),
+            "float_train": encode_graph(train),
+            "float_eval": _optional(evaluate),
         },
-        "methods": [_method(method, lenient) for method in module.more_methods],
+        "methods": [_method(method) for method in module.more_methods],
     }
 
 
-def _method(method: Method, lenient: bool) -> dict[str, Any]:
+def _method(method: Method) -> dict[str, Any]:
     """One more method: its name, how it came in, and its graphs."""
     assert method.source is not None
     train, evaluate = method.source
@@ -114,20 +133,16 @@ def _method(method: Method, lenient: bool) -> dict[str, Any]:
         "how": method.how,
         "islands": [asdict(island) for island in method.islands],
         "graphs": {
-            "train": encode_graph(method.graph, lenient=lenient),
-            "eval": _optional(method.eval_graph, lenient),
-            "float_train": encode_graph(train, lenient=lenient),
-            "float_eval": _optional(evaluate, lenient),
+            "train": encode_graph(method.graph),
+            "eval": _optional(method.eval_graph),
+            "float_train": encode_graph(train),
+            "float_eval": _optional(evaluate),
         },
     }
 
 
-def _optional(graph: Graph | None, lenient: bool) -> Any:
-    return None if graph is None else encode_graph(graph, lenient=lenient)
-
-
-def _class_name(module: nn.Module) -> str:
-    return getattr(module, "_user_class", type(module)).__name__
+def _optional(graph: Graph | None) -> Any:
+    return None if graph is None else encode_graph(graph)
 
 
 def _plain_kwargs(kwargs: Mapping[str, Any] | None) -> Any:

@@ -43,24 +43,20 @@ _TORCH_WORDS = (torch.dtype, torch.layout, torch.memory_format)
 # -- writing -----------------------------------------------------------------------------------------------------
 
 
-def encode_graph(graph: Graph, *, lenient: bool = False) -> list[Data]:
+def encode_graph(graph: Graph) -> list[Data]:
     """A graph as a list of dicts, one per node.
 
     Args:
         graph: A traced or rewritten graph.
-        lenient: Write down what a file cannot hold by its text, for display only, instead of refusing it.
 
     Raises:
         CheckpointError: If the graph calls a function, or holds a constant, that files have no word for.
     """
-    encode = _Encoder(lenient)
+    encode = _Encoder()
     return [encode.node(node) for node in graph.nodes]
 
 
 class _Encoder:
-    def __init__(self, lenient: bool) -> None:
-        self.lenient = lenient
-
     def node(self, node: Node) -> Data:
         given = node.args if node.target is not unchanged else tuple(map(tuple, reads_of(node).entries))
         args = [self.value(arg, node) for arg in given]
@@ -70,19 +66,21 @@ class _Encoder:
 
     def target(self, node: Node) -> str:
         if node.op == "call_method" and node.target not in allowed_methods():
-            return self._word(f"the method {node.target}() of a tensor", str(node.target), node)
+            raise self._unnamed(f"the method {node.target}() of a tensor", node)
         if node.op != "call_function":
             return str(node.target)
         if node.target is getattr and not _is_readable(node.args[1]):
-            return self._word(f"a read of the attribute {node.args[1]!r}", "builtins.getattr", node)
-        if node.target is read_global and not self.lenient:
+            raise self._unnamed(f"a read of the attribute {node.args[1]!r}", node)
+        if node.target is read_global:
             raise CheckpointError(
                 f"the forward reads the {note_of(node).source}, which no file can hold or name: pass it as an argument "
                 f"of the forward to save the module. Or save module.state_dict(), and prepare the model again to load "
                 f"it."
             )
         name = function_name(node.target)  # type: ignore[arg-type]
-        return self._word(f"the function {qualified_name(node)}", qualified_name(node), node) if name is None else name
+        if name is None:
+            raise self._unnamed(f"the function {qualified_name(node)}", node)
+        return name
 
     def value(self, value: Any, node: Node) -> Any:
         if isinstance(value, Node):
@@ -112,12 +110,10 @@ class _Encoder:
             return [self.value(item, node) for item in value]
         if isinstance(value, dict):
             return {"dict": [[self.value(key, node), self.value(item, node)] for key, item in value.items()]}
-        return self._word(f"a {type(value).__name__}", repr(value), node)
+        raise self._unnamed(f"a {type(value).__name__}", node)
 
-    def _word(self, what: str, text: str, node: Node) -> Any:
-        if self.lenient:
-            return text
-        raise CheckpointError(
+    def _unnamed(self, what: str, node: Node) -> CheckpointError:
+        return CheckpointError(
             f"{note_of(node).source or node.name}: the graph holds {what}, which a file cannot name. Save "
             f"module.state_dict() instead, and prepare the model again to load it."
         )

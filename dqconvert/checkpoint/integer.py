@@ -36,22 +36,21 @@ KIND = "integer"
 _LONG = ("report", "constants", "weights", "tables", "modules", "memos", "graph", "methods", "order")
 
 
-def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Everything about an integer module: JSON-ready data with stable keys, and tensors by name.
 
     Args:
         module: What :func:`dqconvert.convert` returned.
-        lenient: Describe what a file cannot hold by its text, for display only.
 
     Raises:
         CheckpointError: If it computes with functions or modules that only the model's own code can make again.
     """
     graphs = [graph for method in module.all_methods() for graph in method.graphs()]
-    for graph in () if lenient else graphs:
+    for graph in graphs:
         _check_results(graph)
     tensors, modules = _read(module)
     memos = {path: child for path, child in modules.items() if isinstance(child, Remember)}
-    leaves = {} if lenient else {path: child for path, child in modules.items() if path not in memos}
+    leaves = {path: child for path, child in modules.items() if path not in memos}
     constants = sorted(tensors)
     weights: dict[str, Any] = {}
     columns_of = {name: columns for graph in graphs for name, columns in weight_columns(graph).items()}
@@ -79,12 +78,12 @@ def describe(module: IntegerModule, *, lenient: bool = False) -> tuple[dict[str,
         "weights": weights,
         "tables": tables,
         "modules": {path: encode_module(child, path) for path, child in leaves.items()},
-        "memos": {path: encode_graph(_inner(child), lenient=lenient) for path, child in memos.items()},
-        "graph": encode_graph(module.graph, lenient=lenient),
+        "memos": {path: encode_graph(_inner(child)) for path, child in memos.items()},
+        "graph": encode_graph(module.graph),
         "method": module.method,
         "called_method": module.called_method,
         "methods": [
-            {"name": method.name, "how": method.how, "graph": encode_graph(method.graph, lenient=lenient)}
+            {"name": method.name, "how": method.how, "graph": encode_graph(method.graph)}
             for method in module.more_methods
         ],
         "left_out": module.lost(),

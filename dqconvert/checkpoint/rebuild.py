@@ -19,7 +19,7 @@ from dqconvert.errors import CheckpointError, GuardError, TraceError
 from dqconvert.prepared import PreparedModule
 from dqconvert.qconfig import Protect, QConfig, QSpec
 from dqconvert.quant import FakeQuantize, Protection
-from dqconvert.report import Entry, LeftFloat, PreparedMethod, Report
+from dqconvert.report import Entry, Fusion, LeftFloat, PreparedMethod, Report
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace import Island
 from dqconvert.trace.computed import at_rest, computed_names
@@ -228,7 +228,7 @@ def _build(root: nn.Module, document: Mapping[str, Any]) -> PreparedModule:
         train,
         evaluate,
         qconfig=QConfig.from_dict(document["qconfig"]),
-        report=_report(document["report"]),
+        _noted=report_of(document["report"]),
         source=source,
         method=str(document["method"]),
         called_method=str(document.get("called_method", document["method"])),
@@ -269,13 +269,18 @@ def _islands(data: Mapping[str, Any]) -> tuple[Island, ...]:
     return tuple(Island(**island) for island in data["islands"])
 
 
-def _report(data: Mapping[str, Any]) -> Report:
+def report_of(data: Mapping[str, Any]) -> Report:
+    """Returns the report that a description holds."""
     return Report(
         model=data["model"],
         entries=tuple(Entry(**entry) for entry in data["entries"]),
         left_float=tuple(LeftFloat(**left) for left in data["left_float"]),
         remarks=tuple(data["remarks"]),
         protection=tuple(data["protection"]),
+        fusions=tuple(
+            Fusion(op=fusion["op"], quantizers=tuple(fusion["quantizers"]), nodes=tuple(fusion["nodes"]))
+            for fusion in data.get("fusions", ())
+        ),
         methods=tuple(PreparedMethod(**method) for method in data.get("methods", ())),
     )
 

@@ -13,6 +13,8 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from dqconvert.checkpoint.container import is_prepared
+from dqconvert.checkpoint.integer import report_of
+from dqconvert.checkpoint.view import integer_graphs, read_integer, view_file, view_live
 from dqconvert.commands.convert import Source, float_model, usage
 from dqconvert.errors import CheckpointError, UsageError
 from dqconvert.files import check_target, write_file
@@ -20,10 +22,10 @@ from dqconvert.prepare import prepare
 from dqconvert.qconfig import as_qconfig
 from dqconvert.show.code import code_of
 from dqconvert.show.diff import diff_rows
-from dqconvert.show.integer import integer_code, integer_lines, integer_report, read_integer
+from dqconvert.show.integer import integer_code, integer_lines
 from dqconvert.show.page import page_of
 from dqconvert.show.tree import LEFT, tree_lines
-from dqconvert.show.view import View, view_file, view_module
+from dqconvert.show.view import View
 from dqconvert.words import article
 
 _WIDTH = 80
@@ -57,12 +59,12 @@ def inspect(
     if is_prepared(source.checkpoint) and (document := read_integer(source.checkpoint)) is not None:
         _inspect_integer(document, form, html=html, as_json=as_json)
         return
-    view = _view(source, qconfig)
+    facts, view = _view(source, qconfig)
     if html is not None:
         write_file(html, [page_of(view).encode()])
         typer.echo(f"{html}: open it in a browser")
     elif as_json:
-        typer.echo(json.dumps(view.to_dict(), indent=2))
+        typer.echo(json.dumps({**facts, **view.to_dict()}, indent=2))
     else:
         console = Console(highlight=False, soft_wrap=False)
         console = console if console.is_terminal else Console(highlight=False, width=_WIDTH, no_color=True)
@@ -75,12 +77,15 @@ def _inspect_integer(document: dict[str, Any], form: str, *, html: Path | None, 
     if as_json:
         typer.echo(json.dumps(document, indent=2))
     elif form == "graph":
-        typer.echo("\n".join([f"integer module of {article(document['model'])}", *integer_lines(document)]))
+        lines = integer_lines(integer_graphs(document))
+        typer.echo("\n".join([f"integer module of {article(document['model'])}", *lines]))
+    elif form == "code":
+        typer.echo(integer_code(integer_graphs(document)[""]))
     else:
-        typer.echo(integer_code(document) if form == "code" else str(integer_report(document)))
+        typer.echo(str(report_of(document["report"])))
 
 
-def _view(source: Source, qconfig: str) -> View:
+def _view(source: Source, qconfig: str) -> tuple[dict[str, Any], View]:
     if is_prepared(source.checkpoint):
         return view_file(source.checkpoint)
     if source.factory is None and not source.trust_pickle:
@@ -90,7 +95,7 @@ def _view(source: Source, qconfig: str) -> View:
         )
     model, _ = float_model(source)
     with usage():
-        return view_module(prepare(model, as_qconfig(qconfig)).module)
+        return view_live(prepare(model, as_qconfig(qconfig)).module)
 
 
 def _graph(view: View, console: Console) -> None:

@@ -11,9 +11,12 @@ them, from the bottom: :mod:`.context` (the graph that is being fused, and what 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import nn
 from torch.fx import Graph, Node
+from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.fuse.chains import fuse_chains, fuse_entries
 from dqconvert.fuse.context import Context
@@ -25,22 +28,36 @@ from dqconvert.fuse.weights import fuse_weights
 from dqconvert.ops import op_name
 from dqconvert.quant import gather_protected
 from dqconvert.report import Fusion
+from dqconvert.trace.computed import at_rest
+from dqconvert.trace.method import Method
 
 
-def fuse(graph: Graph, root: nn.Module, tag: str = "") -> tuple[Graph, tuple[Fusion, ...]]:
-    """The fused graph, and what was fused. ``graph`` stays as it is; ``root`` gets what remembers
-    the order of edges, among its quantizers.
+class Fused(NamedTuple):
+    """What runs for a graph.
+
+    Attributes:
+        graph: The graph that runs.
+        fusions: The groups of nodes of the prepared graph that are one operator in it.
+    """
+
+    graph: Graph
+    fusions: tuple[Fusion, ...]
+
+
+def fuse(graph: Graph, root: nn.Module, tag: str = "") -> Fused:
+    """Puts one operator in the place of each group of nodes, in a copy of a prepared graph.
 
     Args:
         graph: The prepared graph.
-        root: The module that it is of.
-        tag: Sets the names of what remembers apart from those of other methods' graphs.
+        root: The module that it is of. It gets, among its quantizers, the modules that remember what the graph computes
+            of the edges alone.
+        tag: Sets the names of those apart from those of other methods' graphs.
 
     Example:
         >>> from torch_geometric.nn import GIN
         >>> from dqconvert import prepare
         >>> module, _ = prepare(GIN(8, 16, num_layers=1), "int8-dq")
-        >>> [fusion.op for fusion in fuse(module.graph, module)[1]]
+        >>> [fusion.op for fusion in fuse(module.graph, module).fusions]
         ['message passing, chain', 'linear, chain', 'quantizer, linear, chain', 'weights']
     """
     context = Context.of(copy.deepcopy(graph), root, tag)
@@ -51,7 +68,38 @@ def fuse(graph: Graph, root: nn.Module, tag: str = "") -> tuple[Graph, tuple[Fus
     fuse_weights(context)
     remember(context)
     _drop_unused(context.graph)
-    return context.graph, tuple(context.fusions.values())
+    return Fused(context.graph, tuple(context.fusions.values()))
+
+
+def fuse_method(method: Method, root: nn.Module, number: int = 0, *, groups: bool = True) -> dict[Graph, Fused]:
+    """Makes the graphs that run of the prepared graphs of a method.
+
+    Args:
+        method: The prepared graphs; they stay as they are.
+        root: As for :func:`fuse`.
+        number: The place of the method among those of ``root``.
+        groups: ``False``: no groups are fused.
+
+    Returns:
+        By prepared graph, what runs for it.
+    """
+    tag, found = f"_of_{number}" if number else "", {}
+    whole = [island.module for island in method.islands]
+    with at_rest(root):  # what is looked at on the way is not trained
+        for graph in method.graphs():
+            fused = fuse(graph, root, tag) if groups else Fused(copy.deepcopy(graph), ())
+            modules = dict(root.named_modules())
+            guard_islands(fused.graph, whole)
+            keep_apart(fused.graph, modules)
+            refuse_explanations(fused.graph, _layers(modules, whole))
+            found[graph] = fused
+    return found
+
+
+def _layers(modules: Mapping[str, nn.Module], whole: Sequence[str]) -> list[str]:
+    """Returns the paths of the message-passing layers whose messages a graph computes itself."""
+    paths = [path for path, module in modules.items() if path and isinstance(module, MessagePassing)]
+    return [path for path in paths if not f"{path}.".startswith(tuple(f"{island}." for island in whole))]
 
 
 def _drop_unused(graph: Graph) -> None:
@@ -65,4 +113,4 @@ def _droppable(node: Node) -> bool:
     return node.target is gather_protected or op_name(node) in ("index_select", "view", "unsqueeze", "size", "getitem")
 
 
-__all__ = ["fuse", "guard_islands", "keep_apart", "refuse_explanations"]
+__all__ = ["Fused", "fuse", "fuse_method", "keep_apart"]

@@ -20,7 +20,7 @@ from dqconvert.lower.report import IntegerReport
 from dqconvert.lower.skeleton import Bare, drops_weights, open_bare
 from dqconvert.prepared.boundary import Boundary, bounded
 from dqconvert.quant.memo import share_memory
-from dqconvert.trace.doors import DoorModule, door_of, open_parts, part_class
+from dqconvert.trace.doors import Call, DoorModule, door_of, open_parts, part_class
 from dqconvert.trace.leaves import WEIGHTED_MODULES
 from dqconvert.words import article, count
 
@@ -122,15 +122,8 @@ class IntegerModule(DoorModule):
             user = getattr(skeleton, "_user_class", type(skeleton))
             skeleton.__class__ = part_class(user, self, "", skeleton)
 
-    def _no_graph(
-        self,
-        door: str,
-        part: nn.Module,
-        user: Callable[..., Any] | None,
-        args: Any,
-        kwargs: Any,
-        refusal: Exception | None = None,
-    ) -> Any:
+    def _no_graph(self, call: Call, refusal: Exception | None = None) -> Any:
+        door, part, user = call.door, call.part, call.user
         path, _, name = door.rpartition(".")
         skeleton = vars(self).get("skeleton")
         if door in self.left_out:
@@ -151,7 +144,7 @@ class IntegerModule(DoorModule):
                 f"prepared module before convert, or name it in prepare's method=."
             )
         with torch.no_grad():
-            return user(part, *args, **kwargs)
+            return user(part, *call.args, **call.kwargs)
 
     def __getattr__(self, name: str) -> Any:
         held = self.__dict__.get("_buffers", ())

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
-from dqconvert.prepared.assemble import add_method, rewrite
+from torch.fx import Graph
+
+from dqconvert.fuse import fuse_method
+from dqconvert.prepared.base import add_rewritten, rewrite_more
 from dqconvert.prepared.float_view import float_view
-from dqconvert.prepared.module import PreparedModule
+from dqconvert.prepared.module import PreparedModule, assemble
 from dqconvert.qconfig import QConfig, RuleLedger
+from dqconvert.rewrite.rewrite import no_quantizers, rewrite
 from dqconvert.trace import Trace, TracedModule
+from dqconvert.trace.method import Method
 
 
 def prepare_again(prepared: PreparedModule, qconfig: QConfig, *, fuse: bool) -> PreparedModule:
@@ -22,19 +28,32 @@ def prepare_again(prepared: PreparedModule, qconfig: QConfig, *, fuse: bool) -> 
     Raises:
         ConfigError: If a rule of the config matches nothing.
     """
-    graph, eval_graph = copy.deepcopy(prepared.source[0]), copy.deepcopy(prepared.source[1])
-    traced = TracedModule.build(float_view(prepared), graph, eval_graph)
-    trace = Trace(module=traced, islands=prepared.islands, remarks=prepared.report.remarks)
     ledger = RuleLedger(qconfig)
-    method, called = prepared.method, prepared.called_method
-    module = rewrite(trace, qconfig, method, fuse, called=called, ledger=ledger)
-    for more in copy.deepcopy(prepared.more_methods):
-        assert more.source is not None
-        add_method(module, more.source, more.name, more.how, islands=more.islands, ledger=ledger)
+    first, *others = prepared.all_methods()
+    root = TracedModule.build(float_view(prepared), *_source(first))
+    rewritten = rewrite(Trace(module=root, islands=prepared.islands).method(first.name), root, ledger)
+    if rewritten is None:
+        raise no_quantizers()
+    fused = fuse_method(rewritten.method, root, groups=fuse)
+    remarks = prepared.report.remarks
+    module = assemble(root, rewritten, fused, qconfig, called=prepared.called_method, fuse=fuse, remarks=remarks)
+    for one in others:
+        graph, eval_graph = _source(one)
+        more = rewrite_more(module, replace(one, graph=graph, eval_graph=eval_graph), ledger)
+        if more is not None:
+            number = len(list(module.all_methods()))
+            add_rewritten(module, more, fuse_method(more.method, module, number, groups=fuse))
     ledger.check()
     module.own_code = prepared.own_code
     _keep_ranges(prepared, module)
     return module
+
+
+def _source(method: Method) -> tuple[Graph, Graph | None]:
+    """Returns copies of the float graphs that a method was made of."""
+    assert method.source is not None
+    graph, eval_graph = method.source
+    return copy.deepcopy(graph), copy.deepcopy(eval_graph)
 
 
 def _keep_ranges(old: PreparedModule, new: PreparedModule) -> None:

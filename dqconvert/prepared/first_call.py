@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,15 +19,15 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import DQConvertError, GuardError, InputError, TraceError
-from dqconvert.prepared.assemble import add_method
+from dqconvert.fuse import fuse_method
+from dqconvert.prepared.base import PreparedBase, add_rewritten, rewrite_more
 from dqconvert.prepared.float_view import float_view
-from dqconvert.prepared.module import PreparedModule
 from dqconvert.report import PreparedMethod
 from dqconvert.trace import Trace, trace
 from dqconvert.trace.adjacency import is_sparse
+from dqconvert.trace.doors import Call
 from dqconvert.trace.inputs import Inputs, from_bound, signature_of
 from dqconvert.trace.leaves import uninitialized
-from dqconvert.trace.method import fits
 from dqconvert.trace.probe import probe
 from dqconvert.trace.watch import Watch, watched
 
@@ -35,59 +35,50 @@ _lock = threading.RLock()
 """One method is traced at a time, of all modules: tracing changes names that all code uses."""
 
 
-def first_call(
-    host: PreparedModule,
-    door: str,
-    part: nn.Module,
-    user: Callable[..., Any] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    refusal: Exception | None = None,
-) -> Any:
-    """What a method returns that has no graph for these arguments; it has one afterwards, if a graph can hold it.
+def first_call(host: PreparedBase, call: Call, refusal: Exception | None = None) -> Any:
+    """Answers a call that no graph is for; there is one afterwards, if a graph can hold what the method does.
 
     Args:
         host: The prepared module.
-        door: The method: ``"encode"``, or ``"encoder.forward"`` of a part.
-        part: The module that it is of.
-        user: It, in the user's class.
-        args: What it was called on.
-        kwargs: Likewise, by name.
-        refusal: Why its other graphs do not do.
+        call: The call of one of its methods, or of a method of one of its parts.
+        refusal: Why the method's other graphs refused the call.
+
+    Returns:
+        What the method returns.
 
     Raises:
         InputError: The refusal, if it is one, where the user's code fails on these arguments, too.
         TraceError: If it is called while code is compiled, or multiplies by a quantized layer's weight itself.
         ArgumentError: If it has other graphs, and none can be made for these arguments.
     """
+    door = call.door
     refused = "" if refusal is None else str(refusal)
-    if user is None:
+    if call.user is None:
         raise TraceError(f"{host.report.model} has no method {door!r}.")
     if door in host.own_code:
-        return _run_own_code(host, door, part, user, args, kwargs, host.own_code[door], refusal)
+        return _run_own_code(host, call, host.own_code[door], refusal)
     path = door.rpartition(".")[0]
     if path and any(f"{path}.".startswith(f"{whole}.") for whole in _whole(host)):
-        return user(part, *args, **kwargs)  # as the graphs call it: the report says that it stays in float, and why
+        return call.run_user()  # as the graphs call it: the report says that it stays in float, and why
     if torch.compiler.is_compiling():
         raise GuardError(f"{door} was not traced yet: call it once before it is compiled. {refused}")
     why: str | None = None
     with _lock:
-        running = next((one for one in host._running.get(door, ()) if fits(one.graph, args, kwargs)), None)
+        running = next((one for one in host._running.get(door, ()) if call.fits(one.graph)), None)
         if running is None:
-            why = _prepare(host, door, args, kwargs, refused)
-            running = next((one for one in host._running.get(door, ()) if fits(one.graph, args, kwargs)), None)
+            why = _prepare(host, call, refused)
+            running = next((one for one in host._running.get(door, ()) if call.fits(one.graph)), None)
     if running is None:
-        words = why or "could not be traced on these arguments"
-        result = _run_own_code(host, door, part, user, args, kwargs, words, refusal)
+        result = _run_own_code(host, call, why or "could not be traced on these arguments", refusal)
         # Not before, and of a door without a graph: odd arguments say nothing of the next ones.
         if why is not None and not host._running.get(door):
             with _lock:
                 _note_own_code(host, door, why)
         return result
-    return host.run(running, door, args, kwargs)
+    return host.run(running, call)
 
 
-def _whole(host: PreparedModule) -> Iterator[str]:
+def _whole(host: PreparedBase) -> Iterator[str]:
     """Paths of the user's modules that graphs call as a whole."""
     for method in host.all_methods():
         yield from (island.module for island in method.islands)
@@ -98,12 +89,13 @@ def _whole(host: PreparedModule) -> Iterator[str]:
 # -- tracing -------------------------------------------------------------------------------------------------------
 
 
-def _prepare(host: PreparedModule, door: str, args: Any, kwargs: Any, refused: str) -> str | None:
-    """Traces a method and gives the module its graph.
+def _prepare(host: PreparedBase, call: Call, refused: str) -> str | None:
+    """Traces the method of a call and gives the module its graph.
 
     Returns:
         Why a graph cannot hold it; ``None`` if it has one now, or if the method itself refuses these arguments.
     """
+    door, args, kwargs = call.door, call.args, call.kwargs
     odd = next((value for value in _leaves((args, kwargs)) if not isinstance(value, _TRACEABLE)), None)
     if odd is not None:
         return f"takes a {type(odd).__name__}, which is no input of a graph"
@@ -131,17 +123,15 @@ def _prepare(host: PreparedModule, door: str, args: Any, kwargs: Any, refused: s
     return _add(host, door, found, refused)
 
 
-def _add(host: PreparedModule, door: str, found: Trace, refused: str) -> str | None:
+def _add(host: PreparedBase, door: str, found: Trace, refused: str) -> str | None:
     parameters = set(dict(host.named_parameters()))
     quantizers = {id(quantizer) for _, quantizer in host.quantizers()}
-    how = "first call" if not refused else "first call in this form"
-    graph, eval_graph, _ = found.module._parts()
-    graphs = (graph, eval_graph)
-    if (
-        add_method(host, graphs, door, how, islands=found.islands, products=found.products, remarks=found.remarks)
-        is None
-    ):
+    method = found.method(door, "first call" if not refused else "first call in this form")
+    rewritten = rewrite_more(host, method, products=found.products)
+    if rewritten is None:
         return _NOTHING
+    number = len(list(host.all_methods()))
+    add_rewritten(host, rewritten, fuse_method(method, host, number, groups=host.fuse), found.remarks)
     added = [quantizer for _, quantizer in host.quantizers() if id(quantizer) not in quantizers]
     calibrating = any(quantizer.calibrating for _, quantizer in host.quantizers())
     for quantizer in added:
@@ -192,7 +182,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 _NOTHING = "has nothing to quantize"
 
 
-def _note_own_code(host: PreparedModule, door: str, why: str) -> None:
+def _note_own_code(host: PreparedBase, door: str, why: str) -> None:
     if door in host.own_code:
         return
     host.own_code = {**host.own_code, door: why}
@@ -200,21 +190,12 @@ def _note_own_code(host: PreparedModule, door: str, why: str) -> None:
         return
     how = f"own code: {why}"
     entry = PreparedMethod(name=door, arguments="", how=how)
-    host.report = replace(host.report, methods=(*host.report.methods, entry))
+    host._noted = replace(host._noted, methods=(*host._noted.methods, entry))
 
 
-def _run_own_code(
-    host: PreparedModule,
-    door: str,
-    part: nn.Module,
-    user: Callable[..., Any],
-    args: Any,
-    kwargs: Any,
-    why: str,
-    refusal: Exception | None,
-) -> Any:
+def _run_own_code(host: PreparedBase, call: Call, why: str, refusal: Exception | None) -> Any:
     if torch.compiler.is_compiling():
-        return user(part, *args, **kwargs)
+        return call.run_user()
     vectors = {
         str(node.args[0].target)
         for method in host.all_methods()
@@ -222,12 +203,9 @@ def _run_own_code(
         if node.op == "call_module" and isinstance(node.args[0], torch.fx.Node) and node.args[0].op == "get_attr"
     }
     try:
-        with watched(Watch(host, vectors, f"{door} {why}")):
-            return user(part, *args, **kwargs)
+        with watched(Watch(host, vectors, f"{call.door} {why}")):
+            return call.run_user()
     except Exception as error:
         if isinstance(refusal, InputError) and not isinstance(error, DQConvertError):
             raise refusal from error  # in the user's words
         raise
-
-
-__all__ = ["first_call"]

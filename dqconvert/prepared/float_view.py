@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dqconvert.prepared.module import PreparedModule
+from dqconvert.prepared.base import PreparedBase
 from dqconvert.trace.copies import deepcopy
 from dqconvert.trace.doors import Part, put_back
 from dqconvert.trace.inputs import map_tensors
 from dqconvert.trace.module import body_names
 
 
-def float_view(prepared: PreparedModule) -> nn.Module:
+def float_view(prepared: PreparedBase) -> nn.Module:
     """A copy of a prepared module as an instance of the user's class, without quantizers, on the present weights.
 
     Example:
@@ -26,7 +26,7 @@ def float_view(prepared: PreparedModule) -> nn.Module:
     shells: list[tuple[nn.Module, nn.Module]] = []
     for module in prepared.modules():
         if not prepared._inserted(module):
-            user = module._user_class if isinstance(module, PreparedModule | Part) else type(module)
+            user = module._user_class if isinstance(module, PreparedBase | Part) else type(module)
             shell = memo[id(module)] = user.__new__(user)
             shells.append((module, shell))
     for module, shell in shells:
@@ -45,7 +45,7 @@ def float_view(prepared: PreparedModule) -> nn.Module:
 
 
 _OWN = (
-    *("qconfig", "report", "source", "method", "called_method", "more_methods", "own_code", "islands", "fuse"),
+    *("qconfig", "_noted", "source", "method", "called_method", "more_methods", "own_code", "islands", "fuse"),
     *("user_fuse", "eval_graph", "_objects", "_hooks_seen", "_hook_number"),
 )
 """Attributes of a prepared module that the float model does not have."""

@@ -1,13 +1,15 @@
-"""Float graph in, prepared module out."""
+"""Float graphs in, graphs with quantizers and protection out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.fx import Graph, Node
 
-from dqconvert.qconfig import QConfig, RuleLedger
+from dqconvert.errors import TraceError
+from dqconvert.qconfig import RuleLedger
 from dqconvert.quant import Protection
 from dqconvert.report import Entry, LeftFloat
 from dqconvert.rewrite.known import Known
@@ -18,49 +20,94 @@ from dqconvert.rewrite.roles import Roles
 from dqconvert.rewrite.spaces import RowSpaces, parameter_paths
 from dqconvert.trace import Island
 from dqconvert.trace.leaves import WEIGHTED_MODULES
+from dqconvert.trace.method import Method
+from dqconvert.trace.module import write_nowhere
 from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.products import cut_products, use_products
 from dqconvert.trace.runtime import stage_output
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rewritten:
-    entries: list[Entry]
+    """A method whose graphs call quantizers.
+
+    Attributes:
+        method: The graphs, and the float graphs that they were made of.
+        entries: The quantizers that are new.
+        left_float: The values that stay in float.
+        protection: Paths of the modules that draw the protected nodes.
+    """
+
+    method: Method
+    entries: tuple[Entry, ...]
     left_float: tuple[LeftFloat, ...]
     protection: tuple[str, ...]
 
 
-def rewrite_graphs(
+def rewrite(
+    method: Method,
     root: nn.Module,
-    graphs: tuple[Graph, Graph | None],
-    islands: tuple[Island, ...],
-    qconfig: QConfig,
     ledger: RuleLedger,
+    *,
     known: Known | None = None,
     products: tuple[Island, ...] = (),
 ) -> Rewritten | None:
-    """Rewrites the graphs of one method in place, and gives ``root`` the modules that they call; ``None``: there is
-    nothing to quantize."""
-    whole = frozenset(island.module for island in islands)
-    graph, eval_graph = graphs
+    """Inserts quantizers and protection into the graphs of a method.
+
+    Args:
+        method: The float graphs; they are used up.
+        root: The module that they are of; it gets the quantizers.
+        ledger: Applies the rules of the config, and keeps account of them.
+        known: The quantizers that ``root`` has already; those on the same values are shared.
+        products: Layers whose messages the graphs cannot show.
+
+    Returns:
+        The rewritten method; ``None`` if there is nothing to quantize in it.
+
+    Example:
+        >>> from torch_geometric.nn import SAGEConv
+        >>> from dqconvert.qconfig import presets
+        >>> from dqconvert.trace import trace
+        >>> found = trace(SAGEConv(8, 4))
+        >>> rewritten = rewrite(found.method("forward"), found.module, RuleLedger(presets["int8-dq"]))
+        >>> [entry.path for entry in rewritten.entries][:2]
+        ['quant.message', 'quant.aggregate']
+    """
+    graph, eval_graph = method.graph, method.eval_graph
+    source = (copy.deepcopy(graph), copy.deepcopy(eval_graph))
+    write_nowhere(root, graph, eval_graph)
+    whole = frozenset(island.module for island in method.islands)
     train = Placer(root, ledger, known=known)
     prefix = container_name(root)
     protections = _protections(root, prefix)
-    if not _rewrite_graph(root, graph, qconfig, train, whole, protections):
+    if not _rewrite_graph(root, graph, train, whole, protections):
         return None
     placers = [train]
     if eval_graph is not None:
         placers.append(Placer(root, ledger, training=train))
-        _rewrite_graph(root, eval_graph, qconfig, placers[1], whole, protections)
+        _rewrite_graph(root, eval_graph, placers[1], whole, protections)
     for name, protection in protections.items():
         attach(root, f"{prefix}.{name}", protection)
     left = [left for placer in placers for left in placer.left_float]
-    left += [LeftFloat(what=i.module, reason=f"the module {i.reason}", source=i.source) for i in islands]
+    left += [LeftFloat(what=i.module, reason=f"the module {i.reason}", source=i.source) for i in method.islands]
     left += [
         LeftFloat(what=f"{p.module or 'the root module'}: message", reason=p.reason, source=p.source) for p in products
     ]
     left += _closed(root, graph)
-    return Rewritten(train.entries, tuple(dict.fromkeys(left)), tuple(f"{prefix}.{name}" for name in protections))
+    return Rewritten(
+        method=replace(method, source=source),
+        entries=tuple(train.entries),
+        left_float=tuple(dict.fromkeys(left)),
+        protection=tuple(f"{prefix}.{name}" for name in protections),
+    )
+
+
+def no_quantizers() -> TraceError:
+    """Returns the error about a model that :func:`rewrite` finds nothing in."""
+    return TraceError(
+        "the model has no weighted operation (a linear layer, a product with a parameter) and no message passing: "
+        "there is nothing to quantize."
+    )
 
 
 def _protections(root: nn.Module, prefix: str) -> dict[str, nn.Module]:
@@ -73,12 +120,15 @@ def _protections(root: nn.Module, prefix: str) -> dict[str, nn.Module]:
 def _rewrite_graph(
     root: nn.Module,
     graph: Graph,
-    qconfig: QConfig,
     placer: Placer,
     islands: frozenset[str],
     protections: dict[str, nn.Module],
 ) -> bool:
-    """Rewrites one graph in place, and returns whether there was anything to quantize."""
+    """Rewrites one graph in place.
+
+    Returns:
+        True if there was anything to quantize.
+    """
     open_leaves(graph, root)
     products = cut_products(graph)
     rows = RowSpaces(graph, parameter_paths(root))
@@ -87,8 +137,8 @@ def _rewrite_graph(
         return False
     _add_argument(graph)
     masks = None
-    if qconfig.protect is not None:
-        masks = Masks(graph, rows, qconfig.protect, protections, container_name(root))
+    if (protect := placer.ledger.qconfig.protect) is not None:
+        masks = Masks(graph, rows, protect, protections, container_name(root))
     placer.place(graph, sites, masks)
     # Where no quantizer came between a layer's inputs and its messages.
     use_products(

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
-from dqconvert.checkpoint.graph_data import decode_graph
+from torch.fx import Graph
+
 from dqconvert.show.view import View
 
 _WIDTH = 80
 
 
 def code_of(view: View) -> str:
-    """The Python code of the training forward, and of the evaluation forward where it differs in structure.
+    """Returns the Python code of the training forward, and of the evaluation forward where it differs in structure.
 
     The code is generated from the graph, to be read; nothing runs it.
-
-    Raises:
-        CheckpointError: If the graph in the file calls what is not allowed.
     """
-    train, evaluate = (view.document["graphs"][name] for name in ("train", "eval"))
-    parts = (
-        [_forward(train)] if evaluate is None else ["# training", _forward(train), "# evaluation", _forward(evaluate)]
-    )
-    return "\n\n".join(parts)
+    train = _forward(view.graphs["train"])
+    if "eval" not in view.graphs:
+        return train
+    return "\n\n".join(("# training", train, "# evaluation", _forward(view.graphs["eval"])))
 
 
-def _forward(nodes: list[dict[str, Any]]) -> str:
-    source = decode_graph(nodes).python_code("self").src.strip("\n")
+def _forward(graph: Graph) -> str:
+    source = graph.python_code("self").src.strip("\n")
     lines = [re.sub(r";( +\w+ =)+ None( +#.*)?$", "", line.rstrip()) for line in source.splitlines()]
     return "\n".join(part for line in lines if line for part in _folded(line))
 

@@ -27,8 +27,8 @@ class Row:
 
 def diff_rows(view: View) -> list[Row]:
     """The rows of the comparison, in the order of execution."""
-    old = [node for node in view.graphs["float_train"] if node.is_arithmetic]
-    new = [node for node in view.graphs["train"] if node.is_arithmetic]
+    old = [node for node in view.nodes["float_train"] if node.is_arithmetic]
+    new = [node for node in view.nodes["train"] if node.is_arithmetic]
     matcher = SequenceMatcher(a=list(map(_key, old)), b=list(map(_key, new)), autojunk=False)
     rows: list[Row] = []
     for kind, start, stop, first, last in matcher.get_opcodes():

@@ -59,7 +59,7 @@ def quantizer_words(quantizer: QuantizerView) -> str:
 class _Grouper:
     def __init__(self, view: View) -> None:
         self.view = view
-        self.nodes = view.graphs["train"]
+        self.nodes = view.nodes["train"]
         self.layers: dict[int, str] = {}
         self.stages: dict[int, str] = {}
         for node in self.nodes:
@@ -156,8 +156,8 @@ class _Grouper:
     def _words(self, node: NodeView) -> str:
         if node.kind == "quantizer":
             return quantizer_words(self.view.quantizers[node.target])
-        found = [data for data in self.view.document["protections"] if data["path"] == node.target]
-        return f"+ {node.target}" + "".join(f"  p {data['p_min']:g} to {data['p_max']:g}" for data in found)
+        low, high = self.view.protections[node.target]
+        return f"+ {node.target}  p {low:g} to {high:g}"
 
 
 def _within(path: str, layer: str) -> str:

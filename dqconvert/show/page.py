@@ -26,7 +26,7 @@ def page_of(view: View) -> str:
 
 
 def _picture(view: View) -> dict[str, Any]:
-    nodes = [node for node in view.graphs["train"] if node.kind not in ("check", "parameter")]
+    nodes = [node for node in view.nodes["train"] if node.kind not in ("check", "parameter")]
     edges = _edges(view, {node.name for node in nodes})
     used = {source for sources in edges.values() for source in sources}
     nodes = [node for node in nodes if node.kind != "input" or node.name in used]
@@ -59,7 +59,7 @@ def _box(view: View, node: NodeView) -> dict[str, Any]:
 def _edges(view: View, shown: set[str]) -> dict[str, list[str]]:
     """From which shown nodes each shown node takes its values, through nodes that are not shown."""
     sources: dict[str, list[str]] = {}
-    for node in view.graphs["train"]:
+    for node in view.nodes["train"]:
         found = [name for parent in node.inputs for name in ([parent] if parent in shown else sources.get(parent, []))]
         sources[node.name] = list(dict.fromkeys(found))
     return {name: found for name, found in sources.items() if name in shown}

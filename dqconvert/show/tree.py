@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from dqconvert.prepared import PreparedModule
 from dqconvert.show.groups import Block, Group, blocks_of
-from dqconvert.show.view import View, view_module
+from dqconvert.show.view import View
 from dqconvert.words import count
 
 _WIDTH = 80
@@ -30,23 +29,24 @@ class Line:
     right: str = ""
 
 
-def tree(module: PreparedModule) -> str:
-    """The tree of a prepared module as text, as ``print(module)`` shows it.
+def tree(view: View) -> str:
+    """Returns the tree as text, as ``print(module)`` shows it.
 
     Example:
         >>> from torch_geometric.nn import SAGEConv
         >>> from dqconvert import prepare
-        >>> print(tree(prepare(SAGEConv(8, 4)).module))
+        >>> from dqconvert.prepared.module import view_module
+        >>> print(tree(view_module(prepare(SAGEConv(8, 4)).module)))
         SAGEConv: 8 quantizers (8-bit), protection 0 to 0.1
         ...
     """
-    return "\n".join(f"{line.left:<{LEFT}}{line.right}".rstrip() for line in tree_lines(view_module(module)))
+    return "\n".join(f"{line.left:<{LEFT}}{line.right}".rstrip() for line in tree_lines(view))
 
 
 def tree_lines(view: View) -> list[Line]:
-    """The lines of the tree."""
+    """Returns the lines of the tree."""
     lines = [Line(_title(view))]
-    inputs = [node.target for node in view.graphs["train"] if node.kind == "input"]
+    inputs = [node.target for node in view.nodes["train"] if node.kind == "input"]
     blocks = [Block("", groups=[Group("inputs", operations=inputs)]), *blocks_of(view)]
     items: list[tuple[str, list[Line]]] = []
     for block in blocks:
@@ -61,8 +61,7 @@ def _title(view: View) -> str:
     bits = ", ".join(f"{n} x {b}-bit" if b != "own" else f"{n} own" for b, n in view.report.totals["bits"].items())
     if len(view.report.totals["bits"]) == 1:
         bits = bits.split(" x ")[-1]
-    protections = view.document["protections"]
-    drawn = f", protection {protections[0]['p_min']:g} to {protections[0]['p_max']:g}" if protections else ""
+    drawn = "".join(f", protection {low:g} to {high:g}" for low, high in list(view.protections.values())[:1])
     return f"{view.report.model}: {count(len(view.report.entries), 'quantizer')} ({bits}){drawn}"
 
 

@@ -1,20 +1,17 @@
-"""What there is to see of a prepared module: plain records, made from a live module or from a file alike."""
+"""Plain records of what there is to see of a prepared module, made from its graphs and its report."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.fx import Graph, Node
 
-from dqconvert.checkpoint import container
-from dqconvert.checkpoint.document import describe
-from dqconvert.checkpoint.graph_data import wellformed
-from dqconvert.checkpoint.schema import PreparedData, check_document
-from dqconvert.prepared import PreparedModule
-from dqconvert.report import Entry, Fusion, LeftFloat, PreparedMethod, Report
+from dqconvert.ops import qualified_name
+from dqconvert.report import Entry, Report
+from dqconvert.trace.note import note_of
 
 # Nodes that check, measure and fetch: the arithmetic reads better without them.
 _BOOKKEEPING = {
@@ -55,7 +52,7 @@ class QuantizerView:
 
     @property
     def bits(self) -> str:
-        """``8s`` for 8 bits signed, ``8u`` for unsigned, ``own`` for a user's quantizer."""
+        """The code's type: ``8s`` for 8 bits signed, ``8u`` for unsigned, ``own`` for a user's quantizer."""
         if self.entry.bits is None:
             return "own"
         return f"{self.entry.bits}{'s' if self.entry.signed else 'u'}"
@@ -69,7 +66,7 @@ class QuantizerView:
         return f"[{low}, {high}]" + (f" x{self.channels}" if self.channels > 1 else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data for JSON."""
+        """Returns it as plain data for JSON."""
         span = None if self.range is None else list(self.range)
         return {**asdict(self.entry), "range": span, "channels": self.channels}
 
@@ -108,80 +105,73 @@ class NodeView:
 
     @property
     def is_arithmetic(self) -> bool:
-        """Whether it belongs in a picture of what the model computes."""
+        """True if it belongs in a picture of what the model computes."""
         return self.kind in ("op", "module", "quantizer", "protection")
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A prepared module, or the file of one.
+    """A prepared module as a reader sees it.
 
     Attributes:
-        document: All that the file says, see :func:`dqconvert.checkpoint.document.describe`.
         report: What was inserted and what stayed float.
-        quantizers: By path.
+        quantizers: The quantizers by path.
         graphs: ``train``, ``float_train``, and where evaluation differs in structure, ``eval`` and ``float_eval``.
+        nodes: The nodes of each graph.
+        modules: The class of every module of the model, by path.
+        protections: By path of what draws the protected nodes, the smallest and the largest probability.
     """
 
-    document: Mapping[str, Any]
     report: Report
     quantizers: Mapping[str, QuantizerView]
-    graphs: Mapping[str, tuple[NodeView, ...]]
-
-    @property
-    def modules(self) -> Mapping[str, str]:
-        """The class of every module of the model, by path."""
-        return self.document["modules"]
+    graphs: Mapping[str, Graph]
+    nodes: Mapping[str, tuple[NodeView, ...]]
+    modules: Mapping[str, str]
+    protections: Mapping[str, tuple[float, float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data for JSON, with stable keys."""
-        kept = ("kind", "model", "method", "factory", "kwargs", "versions", "qconfig", "protections", "modules")
+        """Returns everything as plain data for JSON, with stable keys."""
         return {
-            **{key: self.document[key] for key in kept},
+            "protections": [{"path": path, "p_min": p[0], "p_max": p[1]} for path, p in self.protections.items()],
+            "modules": dict(self.modules),
             "report": self.report.to_dict(),
             "quantizers": [quantizer.to_dict() for quantizer in self.quantizers.values()],
-            "graphs": {name: [asdict(node) for node in nodes] for name, nodes in self.graphs.items()},
+            "graphs": {name: [asdict(node) for node in nodes] for name, nodes in self.nodes.items()},
         }
 
 
-def view_module(module: PreparedModule) -> View:
-    """What there is to see of a live module; nothing in it is refused."""
-    ranges = {path: (quantizer.min_val, quantizer.max_val) for path, quantizer in module.quantizers()}
-    return _view(describe(module, lenient=True), ranges)
+def view_of(
+    graphs: Mapping[str, Graph | None],
+    report: Report,
+    *,
+    modules: Mapping[str, str],
+    protections: Mapping[str, tuple[float, float]],
+    ranges: Mapping[str, tuple[Tensor, Tensor]],
+    name: Callable[[Node], str] = qualified_name,
+) -> View:
+    """Makes a view of graphs and the report on them.
 
-
-def view_file(path: str | os.PathLike[str]) -> View:
-    """What there is to see of a prepared file. Nothing that it names is imported or called.
-
-    Raises:
-        CheckpointError: If it is missing, damaged, something else, or of a newer version.
+    Args:
+        graphs: The graphs by name, see :class:`View`; ``None``: there is none of the name.
+        report: What was inserted.
+        modules: The class of every module of the model, by path.
+        protections: By path of what draws the protected nodes, the smallest and the largest probability.
+        ranges: The ends of the ranges of quantizers, by path.
+        name: Names the function that a node calls.
     """
-    tensors, document = container.read(path)
-    check_document(document, PreparedData, str(path))
-    with wellformed(f"{path}: the description of the module"):
-        paths = [entry["path"] for entry in document["quantizers"]]
-        return _view(document, {path: (tensors[f"{path}.min_val"], tensors[f"{path}.max_val"]) for path in paths})
-
-
-def _view(document: Mapping[str, Any], ranges: Mapping[str, tuple[Tensor, Tensor]]) -> View:
-    data = document["report"]
-    entries = tuple(Entry(**entry) for entry in data["entries"])
-    report = Report(
-        model=data["model"],
-        entries=entries,
-        left_float=tuple(LeftFloat(**left) for left in data["left_float"]),
-        remarks=tuple(data["remarks"]),
-        protection=tuple(data["protection"]),
-        fusions=tuple(
-            Fusion(op=fusion["op"], quantizers=tuple(fusion["quantizers"]), nodes=tuple(fusion["nodes"]))
-            for fusion in data["fusions"]
-        ),
-        methods=tuple(PreparedMethod(**method) for method in data.get("methods", ())),
+    quantizers = {entry.path: _quantizer(entry, ranges.get(entry.path)) for entry in report.entries}
+    found = {key: graph for key, graph in graphs.items() if graph is not None}
+    return View(
+        report=report,
+        quantizers=quantizers,
+        graphs=found,
+        nodes={
+            key: tuple(_node(node, quantizers, report.protection, name) for node in graph.nodes)
+            for key, graph in found.items()
+        },
+        modules=modules,
+        protections=protections,
     )
-    quantizers = {entry.path: _quantizer(entry, ranges.get(entry.path)) for entry in entries}
-    read = _Reader(quantizers, report.protection)
-    graphs = {name: tuple(map(read.node, nodes)) for name, nodes in document["graphs"].items() if nodes is not None}
-    return View(document=document, report=report, quantizers=quantizers, graphs=graphs)
 
 
 def _quantizer(entry: Entry, ends: tuple[Tensor, Tensor] | None) -> QuantizerView:
@@ -191,45 +181,28 @@ def _quantizer(entry: Entry, ends: tuple[Tensor, Tensor] | None) -> QuantizerVie
     return QuantizerView(entry=entry, range=(low, high), channels=max(1, ends[0].numel()))
 
 
-class _Reader:
-    """Reads the nodes of a graph as a file has them."""
-
-    def __init__(self, quantizers: Mapping[str, QuantizerView], protection: tuple[str, ...]) -> None:
-        self.quantizers = quantizers
-        self.protection = protection
-
-    def node(self, data: Mapping[str, Any]) -> NodeView:
-        note, target = data["note"], str(data["target"])
-        inserted = self.quantizers.get(target) if data["op"] == "call_module" else None
-        sizes = note.get("sizes") or [[]]
-        return NodeView(
-            name=str(data["name"]),
-            kind=self._kind(data["op"], target, inserted is not None),
-            label=target if data["op"] in ("call_module", "get_attr") else target.rpartition(".")[2],
-            target=target,
-            module=inserted.entry.module if inserted else str(note.get("module", "")),
-            call=int(note.get("call", 0)),
-            stage=str(note.get("stage", "none")),
-            propagation=int(note.get("propagation", -1)),
-            source=str(note.get("source", "")),
-            shape=tuple(map(int, sizes[0])),
-            dtype=str(note.get("dtype") or ""),
-            inputs=tuple(dict.fromkeys(_references([data["args"], list(data["kwargs"].values())]))),
-        )
-
-    def _kind(self, op: str, target: str, inserted: bool) -> str:
-        if op in ("call_function", "call_method"):
-            return "check" if target.rpartition(".")[2] in _BOOKKEEPING else "op"
-        if op == "call_module":
-            return "quantizer" if inserted else "protection" if target in self.protection else "module"
-        return {"placeholder": "input", "get_attr": "parameter", "output": "output"}[op]
-
-
-def _references(value: Any) -> list[str]:
-    """Names of the nodes in a node's arguments."""
-    if isinstance(value, list):
-        return [name for item in value for name in _references(item)]
-    if isinstance(value, dict):
-        [(word, content)] = value.items()
-        return [str(content)] if word == "node" else _references(content)
-    return []
+def _node(
+    node: Node, quantizers: Mapping[str, QuantizerView], protection: tuple[str, ...], name: Callable[[Node], str]
+) -> NodeView:
+    note, target = note_of(node), name(node) if node.op == "call_function" else str(node.target)
+    short = target if node.op in ("call_module", "get_attr") else target.rpartition(".")[2]
+    inserted = quantizers.get(target) if node.op == "call_module" else None
+    kinds = {"placeholder": "input", "get_attr": "parameter", "output": "output"}
+    if node.op == "call_module":
+        kind = "quantizer" if inserted else "protection" if target in protection else "module"
+    else:
+        kind = kinds.get(node.op) or ("check" if short in _BOOKKEEPING else "op")
+    return NodeView(
+        name=node.name,
+        kind=kind,
+        label=short,
+        target=target,
+        module=inserted.entry.module if inserted else note.module,
+        call=note.call,
+        stage=note.stage.value,
+        propagation=note.propagation,
+        source=note.source,
+        shape=tuple(note.sizes[0]) if note.sizes else (),
+        dtype="" if note.dtype is None else str(note.dtype).removeprefix("torch."),
+        inputs=tuple(source.name for source in node.all_input_nodes),
+    )

@@ -45,6 +45,33 @@ class Undo(Protocol):
         """Makes it so again."""
 
 
+class Call(NamedTuple):
+    """A call from outside.
+
+    Attributes:
+        door: Name of the door: ``"encode"``, ``"encoder.forward"``.
+        part: The module whose method was called.
+        user: The method in the user's class; ``None`` if that has none of the name.
+        args: The positional arguments.
+        kwargs: The keyword arguments.
+    """
+
+    door: str
+    part: nn.Module
+    user: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def fits(self, graph: Graph) -> bool:
+        """True if a graph is for these arguments."""
+        return fits(graph, self.args, self.kwargs)
+
+    def run_user(self) -> Any:
+        """Runs the user's code on the arguments."""
+        assert self.user is not None
+        return self.user(self.part, *self.args, **self.kwargs)
+
+
 class Running(NamedTuple):
     """A graph of a door, and the function that it generated."""
 
@@ -79,8 +106,10 @@ class DoorModule(TracedModule):
         return {**super()._namespace(user), "_running": {}}
 
     @classmethod
-    def _assemble(cls, user: type[nn.Module], state: dict[str, Any], graph: Graph, eval_graph: Graph | None) -> Any:
-        module = super()._assemble(user, _set_aside(state, user), graph, eval_graph)
+    def _assemble(
+        cls, user: type[nn.Module], state: dict[str, Any], graph: Graph, eval_graph: Graph | None, **own: Any
+    ) -> Any:
+        module = super()._assemble(user, _set_aside(state, user), graph, eval_graph, **own)
         for name in method_names(user):
             if name != "forward" and not hasattr(cls, name):
                 setattr(type(module), name, _door(_function(module, user, name), name, module))
@@ -89,13 +118,13 @@ class DoorModule(TracedModule):
 
     # -- the graphs --------------------------------------------------------------------------------------------------
 
-    def recompile(self) -> Any:
-        """Generates the code of every graph again, after one was edited."""
+    def _write_code(self) -> Any:
+        """Generates the code of every graph."""
         cls = type(self)
         running: dict[str, list[Running]] = {}
         for method in self.more_methods:
             running.setdefault(method.name, []).append(self._opened(method))
-        code = super().recompile()
+        code = super()._write_code()
         self.__dict__.update(_hooks_seen=hooks_of(self), _hook_number=new_hook_number())
         primary = Running(self._graph, cls.forward)
         cls._running = {**running, self.method: [primary, *running.get(self.method, ())]}
@@ -149,107 +178,88 @@ class DoorModule(TracedModule):
 
     # -- the doors ---------------------------------------------------------------------------------------------------
 
-    def _enter(self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
-        """Runs the graph of a door; where there is none for these arguments, what :meth:`_no_graph` says.
-
-        Args:
-            door: Its name.
-            part: The module whose method was called.
-            user: The method in the user's class.
-            args: What it was called on.
-            kwargs: Likewise, by name.
-        """
+    def _enter(self, call: Call) -> Any:
+        """Runs the graph of a door; where there is none for the arguments, calls :meth:`_no_graph`."""
         if watching[0]:
             with unwatched():
-                return self._entered(door, part, user, args, kwargs)
-        return self._entered(door, part, user, args, kwargs)
+                return self._entered(call)
+        return self._entered(call)
 
-    def _entered(self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
+    def _entered(self, call: Call) -> Any:
         if not torch.compiler.is_compiling() and self._hook_number != new_hook_number():
             self._look_for_hooks()
-        was = self._before(part)
+        was = self._before(call.part)
         if was is None:
-            return self._taken(door, part, user, args, kwargs, None)
+            return self._taken(call, None)
         try:
-            return self._taken(door, part, user, args, kwargs, was)
+            return self._taken(call, was)
         except BaseException:
             was.restore()
             raise
 
-    def _taken(
-        self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any, was: Undo | None
-    ) -> Any:
-        """What :meth:`_chosen` returns; the float model's own error where it refuses the mode."""
+    def _taken(self, call: Call, was: Undo | None) -> Any:
+        """Returns what :meth:`_chosen` returns; raises the float model's own error where that refuses the mode."""
         try:
-            return self._chosen(door, part, user, args, kwargs, was)
+            return self._chosen(call, was)
         except ModeError:
-            if user is not None:
-                user(part, *args, **kwargs)
+            if call.user is not None:
+                call.run_user()
             raise
 
-    def _chosen(
-        self, door: str, part: nn.Module, user: Callable[..., Any] | None, args: Any, kwargs: Any, was: Undo | None
-    ) -> Any:
-        """What the graph returns that is for these arguments; `was`: how the module was before any was tried."""
-        found = self._running.get(door)
-        if not found or door in self.own_code:
-            return self._no_graph(door, part, user, args, kwargs)
+    def _chosen(self, call: Call, was: Undo | None) -> Any:
+        """Runs the graph that is for the arguments.
+
+        Args:
+            call: The call.
+            was: The state of the module before any graph was tried.
+        """
+        found = self._running.get(call.door)
+        if not found or call.door in self.own_code:
+            return self._no_graph(call)
         try:
-            return self.run(found[0], door, args, kwargs)
+            return self.run(found[0], call)
         except Exception as error:
             # What a graph refuses, or trips over, may be what another one is for.
-            if fits(found[0].graph, args, kwargs) or not binds(found[0].graph, args, kwargs):
+            if call.fits(found[0].graph) or not binds(found[0].graph, call.args, call.kwargs):
                 raise
             refusal = error
         try:
             if was is not None:  # the next one is the first that anybody sees
                 was.restore()
-            chosen = next((running for running in found[1:] if fits(running.graph, args, kwargs)), None)
+            chosen = next((running for running in found[1:] if call.fits(running.graph)), None)
             if chosen is not None:
-                return self.run(chosen, door, args, kwargs)
+                return self.run(chosen, call)
             if len(found) >= MOST_FORMS:
                 raise ArgumentError(
-                    f"{door}: was called on arguments of more than {MOST_FORMS} forms (flags, words, absent tensors), "
-                    f"each with a graph of its own; {refusal}"
+                    f"{call.door}: was called on arguments of more than {MOST_FORMS} forms (flags, words, absent "
+                    f"tensors), each with a graph of its own; {refusal}"
                 )
-            return self._no_graph(door, part, user, args, kwargs, refusal)
+            return self._no_graph(call, refusal)
         finally:
             del refusal  # it holds this frame, and all tensors of the graph's
 
     def _before(self, part: nn.Module) -> Undo | None:
-        """How the module is, if a call of a part of it may change that: one that fails changes nothing."""
+        """Returns how to undo a call of a part that fails; ``None`` if the call changes nothing."""
         return None
 
-    def run(self, running: Running, door: str, args: Any, kwargs: Any) -> Any:
-        """What a graph returns; where a quantizer of it has no range yet, the error names the door, too."""
+    def run(self, running: Running, call: Call) -> Any:
+        """Runs a graph; where one of its quantizers has no range yet, the error names the door, too."""
         try:
-            return running.function(self, *args, **kwargs)
+            return running.function(self, *call.args, **call.kwargs)
         except ObserverError as error:
-            if door == self.called_method:
+            if call.door == self.called_method:
                 raise
             raise ObserverError(
-                f"{error} It belongs to {door}, which the training did not call: train through it, too, or "
-                f"calibrate with dqconvert.calibrate(module, data, method={door!r})."
+                f"{error} It belongs to {call.door}, which the training did not call: train through it, too, or "
+                f"calibrate with dqconvert.calibrate(module, data, method={call.door!r})."
             ) from error
 
-    def _no_graph(
-        self,
-        door: str,
-        part: nn.Module,
-        user: Callable[..., Any] | None,
-        args: Any,
-        kwargs: Any,
-        refusal: Exception | None = None,
-    ) -> Any:
-        """What a door returns that has no graph for these arguments.
+    def _no_graph(self, call: Call, refusal: Exception | None = None) -> Any:
+        """Answers a call that no graph is for.
 
         Args:
-            door: As for :meth:`_enter`, like what follows.
-            part: Likewise.
-            user: Likewise.
-            args: Likewise.
-            kwargs: Likewise.
-            refusal: Why its graphs do not do; ``None`` where there is none at all.
+            call: The call.
+            refusal: Why the door's graphs refused it; ``None`` where it has none.
         """
         raise NotImplementedError
 
@@ -287,7 +297,7 @@ def _door(shown: Any, door: str, host: DoorModule | None = None, *, user: Any = 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if args and args[0] is AS_IT_IS:
             return own(self, *args[1:], **kwargs)
-        return (self if host is None else host)._enter(door, self, own, args, kwargs)
+        return (self if host is None else host)._enter(Call(door, self, own, args, kwargs))
 
     return call
 
@@ -296,7 +306,7 @@ def door_of(door: str, host: DoorModule) -> Callable[..., Any]:
     """A method that runs the graphs of a door, of a class that has no such method."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return host._enter(door, self, None, args, kwargs)
+        return host._enter(Call(door, self, None, args, kwargs))
 
     call.__name__ = door.rpartition(".")[2]
     return call

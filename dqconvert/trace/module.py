@@ -66,19 +66,24 @@ class TracedModule(GraphModule):
         return cls._assemble(_user_class(type(root)), {**vars(root), **body, **state}, graph, eval_graph)
 
     @classmethod
-    def _assemble(cls, user: type[nn.Module], state: dict[str, Any], graph: Graph, eval_graph: Graph | None) -> Any:
+    def _assemble(
+        cls, user: type[nn.Module], state: dict[str, Any], graph: Graph, eval_graph: Graph | None, **own: Any
+    ) -> Any:
+        """Makes a module from what :meth:`_parts` returns; ``own``: more attributes of its class."""
         # The forward lives on the class, so every instance needs a class of its own, as in torch.fx. One that the
         # user's instance has (PyG's Sequential) would come before it.
         if callable(state.get("forward")):
             state = {**state, ASIDE: {**state.get(ASIDE, {}), "forward": state["forward"]}}
             del state["forward"]
-        names = {"_user_class": user, "_kind": cls, **cls._namespace(user)}
+        names = {"_user_class": user, "_kind": cls, **cls._namespace(user), **own}
         singleton = type(f"{cls.__name__}_{user.__name__}", (cls, user), names)
         module: Any = object.__new__(singleton)
         module.__dict__.update(state)
         module.__dict__["eval_graph"] = eval_graph
         write_nowhere(module, graph, eval_graph)
-        module.graph = graph
+        module.__dict__["_graph"] = graph
+        graph.owning_module = module
+        module._write_code()
         return module
 
     @classmethod
@@ -88,6 +93,9 @@ class TracedModule(GraphModule):
 
     def recompile(self) -> Any:
         """Generates the forward from the graphs again, after they were edited."""
+        return self._write_code()
+
+    def _write_code(self) -> Any:
         forward, code = self._generate(self._graph, self.eval_graph)
         type(self).forward = forward
         return code

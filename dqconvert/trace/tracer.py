@@ -27,6 +27,7 @@ from dqconvert.trace.interception import Interception, NoProduct, seen_through
 from dqconvert.trace.islands import Island, drop_children, no_graph, refuse_loops
 from dqconvert.trace.make_inputs import make_inputs
 from dqconvert.trace.merge import add_sizes, merge_modes, remove_unused, same_graph, same_structure
+from dqconvert.trace.method import Method
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.products import keep_products
@@ -55,6 +56,11 @@ class Trace:
     remarks: tuple[str, ...] = field(default=())
     products: tuple[Island, ...] = ()
     left: tuple[str, ...] = ()
+
+    def method(self, name: str, how: str = "named") -> Method:
+        """Returns the graphs under the name of what they are of; ``how``: how it came to be traced, in words."""
+        graph, eval_graph = self.module.graph, self.module.eval_graph
+        return Method(name=name, graph=graph, eval_graph=eval_graph, islands=self.islands, how=how)
 
 
 def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forward", strict: bool = False) -> Trace:

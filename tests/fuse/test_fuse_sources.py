@@ -16,7 +16,6 @@ import products
 import zoo
 from dqconvert.fuse import fuse
 from dqconvert.quant.fused import chain, linear, message_passing
-from dqconvert.show.tree import tree
 
 WIDTH = zoo.WIDTH
 
@@ -468,7 +467,7 @@ def test_the_report_and_the_tree_name_them():
     assert "linear, chain" in text
     assert "message passing, chain" in text
     assert [fusion["op"] for fusion in report.to_dict()["fusions"]] == named
-    assert f"{len(named)} groups fused into one operator each" in tree(module)
+    assert f"{len(named)} groups fused into one operator each" in str(module)
 
 
 def test_names_of_the_nodes_are_those_of_the_prepared_graph():
