@@ -17,7 +17,7 @@ def _of_graph(name: str) -> Op:
 
 
 def _pool(name: str, reduces: str) -> Op:
-    return _pyg(name, reduces=reduces, sign=Sign.KEEPS)
+    return _pyg(name, reduces=reduces, pools=True, sign=Sign.KEEPS)
 
 
 def _aggregation(name: str, reduces: str) -> Op:
@@ -34,7 +34,7 @@ GRAPHS = (
     _pyg("sort_edge_index", repeatable=True),
     _pyg("to_undirected", repeatable=True),
     _pyg("narrow", parameters=("input", "start", "length", "dim"), moves=Moves.CUT, sign=Sign.KEEPS),
-    _pyg("select", parameters=("input", "index", "dim"), moves=Moves.ITEM, sign=Sign.KEEPS),
+    _pyg("select", parameters=("input", "index", "dim"), moves=Moves.PICK, sign=Sign.KEEPS),
     _pool("global_add_pool", "sum"),
     _pool("global_mean_pool", "mean"),
     _pool("global_max_pool", "max"),

@@ -58,7 +58,7 @@ VIEWS = (
     _view(Moves.SPLIT, "split", parameters=("input", "split_size", "dim")),
     _view(Moves.SPLIT, "unbind", as_method=True, parameters=("input", "dim"), repeatable=True),
     _view(Moves.CUT, "narrow", as_method=True, parameters=("input", "dim", "start", "length")),
-    _view(Moves.ITEM, "select", as_method=True, parameters=("input", "dim", "index")),
+    _view(Moves.SELECT, "select", as_method=True, parameters=("input", "dim", "index")),
     _view(
         Moves.ITEM,
         "getitem",

@@ -25,6 +25,8 @@ class Moves(enum.StrEnum):
     """Slices along one dimension, by an index vector: ``index_select``."""
     ITEM = "item"
     """Whatever an index says: ``x[...]``."""
+    SELECT = "select"
+    """One slice along a dimension, which goes: ``select``."""
     CUT = "cut"
     """A contiguous range along one dimension: ``narrow``."""
     SPLIT = "split"
@@ -111,6 +113,7 @@ class Op:
         row_by_row: For how many of its first arguments each row of the result is computed from the same row of these.
         keeps_columns: Whether its result has the columns of its first argument, or that, packed.
         reduces: How it adds up rows: ``"sum"``, ``"mean"``, ``"max"``, ``"min"``; ``""``: it does not.
+        pools: Whether it is a global pooling: its second argument says which graph each node is of.
         reads_size: Whether it reads a size of its argument, and no values.
         reads_number: Whether it reads a number off its argument.
         bookkeeping: Whether it checks, marks or reads sizes: views of a model leave it out.
@@ -164,6 +167,7 @@ class Op:
     row_by_row: int = 0
     keeps_columns: bool = False
     reduces: str = ""
+    pools: bool = False
     reads_size: bool = False
     reads_number: bool = False
     bookkeeping: bool = False

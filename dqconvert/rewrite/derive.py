@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from dqconvert.ops import argument, op_name
+from dqconvert.ops import Moves, argument, op_of
 from dqconvert.trace.note import Note, note_of
 
 Size = tuple[int, ...]
@@ -77,7 +77,8 @@ def derivations(node: Node) -> dict[int, Derivation]:
         node: Any node of a traced graph.
     """
     sizes = dimensions(note_of(node))
-    find = _FINDERS.get(op_name(node))
+    moves = op_of(node).moves
+    find = _FINDERS.get(moves) if moves is not None else None
     found = find(node) if sizes and find is not None else {}
     return {
         dim: made
@@ -179,13 +180,11 @@ def _merged(before: Sequence[Size], after: Sequence[Size]) -> list[tuple[list[in
 
 
 _FINDERS = {
-    "index_select": _index_select,
-    "getitem": _getitem,
-    "narrow": _narrow,
-    "cat": _cat,
-    "view": _reshape,
-    "reshape": _reshape,
-    "flatten": _reshape,
+    Moves.PICK: _index_select,
+    Moves.ITEM: _getitem,
+    Moves.CUT: _narrow,
+    Moves.JOIN: _cat,
+    Moves.RESHAPE: _reshape,
 }
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch_geometric.nn.conv import MessagePassing
 
-from dqconvert.ops import op_name
+from dqconvert.ops import op_of
 from dqconvert.report import Entry
-from dqconvert.rewrite.roles import MOVES, Site
+from dqconvert.rewrite.roles import Site
 from dqconvert.rewrite.spaces import is_input
 from dqconvert.trace.leaves import WEIGHTED_MODULES
 
@@ -79,7 +79,7 @@ class Known:
 
 
 def _is_argument(node: Node) -> bool:
-    while not is_input(node) and op_name(node) in MOVES and node.args and isinstance(node.args[0], Node):
+    while not is_input(node) and op_of(node).keeps_grid and node.args and isinstance(node.args[0], Node):
         node = node.args[0]
     return is_input(node)
 

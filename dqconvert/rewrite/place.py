@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from dqconvert.errors import ConfigError
+from dqconvert.ops import op_named
 from dqconvert.qconfig import KIND_OF_ROLE, QSpec, RuleLedger
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Entry, LeftFloat
@@ -218,7 +219,7 @@ def _channels(site: Site) -> tuple[int, int]:
     if not size:
         return 0, 1
     if site.role == "weight":
-        transposed = site.op.rsplit(".", 1)[-1] in ("matmul", "mm", "bmm", "spmm")
+        transposed = op_named(site.op.rsplit(".", 1)[-1]).columns_last
         dim = len(size) - 1 if transposed else 0
     else:
         dim = len(size) - 1

@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import ConfigError
-from dqconvert.ops import op_name
+from dqconvert.ops import op_of
 from dqconvert.qconfig import Protect
 from dqconvert.quant import Protection, gather_protected
 from dqconvert.rewrite.derive import (
@@ -299,4 +299,4 @@ def _keys(node: Node) -> Iterator[Any]:
 
 
 def _pools_by(node: Node) -> bool:
-    return any(op_name(user).startswith("global_") and node in user.args[1:] for user in node.users)
+    return any(op_of(user).pools and node in user.args[1:] for user in node.users)

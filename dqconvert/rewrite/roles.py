@@ -1,4 +1,4 @@
-"""What each value is: the role that a quantizer would have on it, by tables of operations.
+"""What each value is: the role that a quantizer would have on it, by what the records of operations say.
 
 The words (weight, input, feature, edge_weight, message, aggregate, update) are Degree-Quant's (Tailor et al., ICLR
 2021, and its implementation). Nothing is inserted here; a :class:`Site` says where a quantizer belongs.
@@ -6,7 +6,7 @@ The words (weight, input, feature, edge_weight, message, aggregate, update) are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from dqconvert.ops import op_name, qualified_name
+from dqconvert.ops import Op, op_of, op_of_layer, qualified_name
 from dqconvert.rewrite.open import call_with_weights
 from dqconvert.rewrite.signs import Signs
 from dqconvert.rewrite.spaces import Level, RowSpaces, gather, is_input
@@ -51,72 +51,6 @@ class Site:
     source: str
 
 
-# Operations that move values without changing them. A quantized value stays on its grid through them.
-_SHAPES = {
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "squeeze",
-    "unsqueeze",
-    "transpose",
-    "permute",
-    "t",
-    "contiguous",
-    "expand",
-    "expand_as",
-    "clone",
-    "detach",
-    "alias",
-    "movedim",
-}
-MOVES = _SHAPES | {
-    "index_select",
-    "getitem",
-    "dropout",
-    "repeat",
-    "repeat_interleave",
-    "chunk",
-    "split",
-    "unbind",
-    "narrow",
-    "select",
-    "gather",
-    "flip",
-    "roll",
-}
-_JOINS = {"cat", "stack"}
-
-# Nonlinearities between an attention logit and its softmax.
-_LOGIT_MAPS = {
-    "leaky_relu",
-    "relu",
-    "tanh",
-    "elu",
-    "selu",
-    "gelu",
-    "silu",
-    "sigmoid",
-    "dropout",
-    "clamp",
-    "softplus",
-}
-_COEFFICIENTS = {"softmax", "sigmoid", "tanh", "hardtanh", "hardsigmoid"}
-
-# Where the activations and the parameters of weighted operations are: positions of the operands.
-_OPERANDS: dict[str, tuple[int, ...]] = {
-    "linear": (0, 1),
-    "matmul": (0, 1),
-    "addmm": (1, 2),
-    "baddbmm": (1, 2),
-    "bilinear": (0, 1, 2),
-    "conv1d": (0, 1),
-    "conv2d": (0, 1),
-    "conv3d": (0, 1),
-    "embedding": (0, 1),
-}
-
-
 class Roles:
     """Finds the sites of one graph.
 
@@ -145,11 +79,11 @@ class Roles:
                 self._stage(node)
             elif node.target is call_with_weights:
                 self._whole(node)
-            elif op_name(node) == "softmax":
+            elif op_of(node).name == "softmax":
                 self._softmax(node)
-            elif op_name(node) in _OPERANDS or op_name(node) == "einsum":
+            elif op_of(node).weighted or op_of(node).name == "einsum":
                 self._weighted(node)
-            elif op_name(node) == "mul":
+            elif op_of(node).name == "mul":
                 self._product(node)
             elif (gathered := gather(node)) is not None and self.rows.parameter_only(gathered.source):
                 self._add_weight(gathered.source, node)  # an embedding table that messages are taken from
@@ -178,7 +112,7 @@ class Roles:
             return
         # `(x * att).sum(-1)` is a product with a vector; `x * gain`, as norms have it, is not.
         users = list(node.users)
-        summed = len(users) == 1 and op_name(users[0]) == "sum"
+        summed = len(users) == 1 and op_of(users[0]).name == "sum"
         values = [operand for operand in operands if not self.rows.parameter_only(operand)]
         if values and summed and max(size[0] for size in _sizes(weights[0])) > 1:
             self._weighted_op(node, values, weights, users[0])
@@ -198,7 +132,7 @@ class Roles:
             self._add("message", node, op=node)
         elif stage is Stage.AGGREGATE:
             self._add("aggregate", node, op=node)
-        elif stage is Stage.LAYER and self._grid(value, _SHAPES) is None:
+        elif stage is Stage.LAYER and self._grid(value, _reshapes) is None:
             self._add("update", node, op=node)
 
     def _edge_factor(self, node: Node, left: Node, right: Node) -> None:
@@ -208,8 +142,8 @@ class Roles:
         factor = self._factor(left, right)
         if factor is None:
             return
-        base = self._through(factor, _SHAPES)
-        if self._grid(base, MOVES) is None and self.rows.level(base) is Level.EDGE:
+        base = self._through(factor, _reshapes)
+        if self._grid(base, keeps_grid) is None and self.rows.level(base) is Level.EDGE:
             self._add("edge_weight", base, user=node if base is factor else self._step_above(factor, base), op=node)
 
     def _factor(self, left: Node, right: Node) -> Node | None:
@@ -224,15 +158,15 @@ class Roles:
 
     def _is_coefficient(self, node: Node) -> bool:
         """Whether a value came out of a squashing function, moved or dropped out at most."""
-        return op_name(self._through(node, MOVES)) in _COEFFICIENTS
+        return op_of(self._through(node, keeps_grid)).squashes
 
     def _softmax(self, node: Node) -> None:
         """Attention logits are features, quantized before their nonlinearity."""
         value = node.args[0] if node.args else None
         if not isinstance(value, Node) or note_of(node).stage not in (Stage.MESSAGE, Stage.EDGE_UPDATE):
             return
-        logit = self._through(value, _LOGIT_MAPS | _SHAPES)
-        if self._grid(logit, MOVES) is None and not is_input(logit):
+        logit = self._through(value, _leads_from_logits)
+        if self._grid(logit, keeps_grid) is None and not is_input(logit):
             self._add("feature", logit, op=node)
 
     def _whole(self, node: Node) -> None:
@@ -257,12 +191,12 @@ class Roles:
     # -- adding sites ----------------------------------------------------------------------------------------------
 
     def _add_input(self, value: Node, user: Node) -> None:
-        if self._grid(value, MOVES | _JOINS) is None:
+        if self._grid(value, _keeps_grid_or_joins) is None:
             self._add("input", value, user=user, op=user)
 
     def _add_weight(self, weight: Node, user: Node) -> None:
         """On the parameter if it is only reshaped or picked from on its way, else on what is computed from it."""
-        base = self._through(weight, MOVES - {"dropout"})
+        base = self._through(weight, _moves)
         place = base if base.op == "get_attr" else weight
         if place not in self._on:
             owner = str(place.target).rpartition(".")[0] if place.op == "get_attr" else note_of(user).module
@@ -293,16 +227,16 @@ class Roles:
 
     def _operands(self, node: Node) -> Iterator[Any]:
         arguments = list(node.args) + list(node.kwargs.values())
-        if op_name(node) == "einsum":
+        if op_of(node).name == "einsum":
             yield from _nodes(arguments)
             return
-        for position in _OPERANDS[op_name(node)]:
+        for position in op_of(node).weighted:
             if position < len(arguments):
                 yield arguments[position]
 
-    def _through(self, node: Node, names: set[str]) -> Node:
-        """The value that ``node`` shows, seen through the operations in ``names``."""
-        while node not in self._on and self._passes(node, names):
+    def _through(self, node: Node, sees_through: Callable[[Op], bool]) -> Node:
+        """Returns the value that ``node`` shows, seen through operations that change it in no way that counts."""
+        while node not in self._on and self._passes(node, sees_through):
             step = node.args[0]
             assert isinstance(step, Node)
             node = step
@@ -316,24 +250,47 @@ class Roles:
             node = step
         return node
 
-    def _passes(self, node: Node, names: set[str]) -> bool:
+    def _passes(self, node: Node, sees_through: Callable[[Op], bool]) -> bool:
         if node.op == "call_module":
-            kind = self.root.get_submodule(str(node.target))
-            passes = isinstance(kind, nn.Identity) or (isinstance(kind, nn.Dropout) and "dropout" in names)
+            op = op_of_layer(self.root.get_submodule(str(node.target)), subclasses=True)
+            passes = op.identity or (op.drops and sees_through(op))
         else:
             marker = node.target is stage_output and note_of(node).stage is not Stage.MESSAGE
-            passes = marker or op_name(node) in names
+            passes = marker or sees_through(op_of(node))
         return passes and bool(node.args) and isinstance(node.args[0], Node) and not is_input(node)
 
-    def _grid(self, node: Node, names: set[str]) -> Site | None:
-        """The quantizer whose grid the value is already on; ``None`` if it is on none."""
-        node = self._through(node, names)
+    def _grid(self, node: Node, sees_through: Callable[[Op], bool]) -> Site | None:
+        """Returns the quantizer whose grid the value is already on; ``None`` if it is on none."""
+        node = self._through(node, sees_through)
         if node in self._on:
             return self._on[node]
-        if op_name(node) in _JOINS & names and node.args and isinstance(node.args[0], tuple | list):
-            grids = [self._grid(part, names) if isinstance(part, Node) else None for part in node.args[0]]
+        op = op_of(node)
+        if op.joins and sees_through(op) and node.args and isinstance(node.args[0], tuple | list):
+            grids = [self._grid(part, sees_through) if isinstance(part, Node) else None for part in node.args[0]]
             return grids[0] if grids and all(grid is grids[0] for grid in grids) else None
         return None
+
+
+def keeps_grid(op: Op) -> bool:
+    """Returns True if a quantized value stays on its grid through an operation."""
+    return op.keeps_grid
+
+
+def _keeps_grid_or_joins(op: Op) -> bool:
+    return op.keeps_grid or op.joins
+
+
+def _moves(op: Op) -> bool:
+    return op.keeps_grid and not op.drops
+
+
+def _reshapes(op: Op) -> bool:
+    return op.reshapes
+
+
+def _leads_from_logits(op: Op) -> bool:
+    """Returns True for what may stand between an attention logit and its softmax."""
+    return op.activation or op.reshapes or (op.drops and op.keeps_grid)
 
 
 def _sizes(node: Node) -> list[tuple[int, ...]]:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.nn.utils.parametrize import is_parametrized
 
-from dqconvert.ops import op_name
+from dqconvert.ops import Moves, argument, op_name, op_of
 from dqconvert.rewrite.derive import Derivation, How, Size, derivations, dimensions, grows
 from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import Stage, note_of
@@ -308,16 +308,16 @@ def is_connectivity(node: Node) -> bool:
 
 
 def _reads_size(node: Node) -> bool:
-    """Whether a node reads a number of the graph off a tensor, whatever the tensor holds."""
-    return op_name(node) in ("size", "numel") or (node.target is getattr and not note_of(node).is_tensor)
+    """Returns True if a node reads a number of the graph off a tensor, whatever the tensor holds."""
+    return op_of(node).reads_size or (node.target is getattr and not note_of(node).is_tensor)
 
 
 def gather(node: Node) -> Gather | None:
     """How a node gathers rows along the edges of a connectivity; ``None`` if it does not."""
-    name = op_name(node)
-    if name == "index_select" and len(node.args) >= 3:
-        source, dim, index = node.args[:3]
-    elif name == "getitem" and len(node.args) == 2 and isinstance(node.args[1], Node):
+    moves = op_of(node).moves
+    if moves is Moves.PICK:
+        source, dim, index = (argument(node, name) for name in ("input", "dim", "index"))
+    elif moves is Moves.ITEM and len(node.args) == 2 and isinstance(node.args[1], Node):
         source, dim, index = node.args[0], 0, node.args[1]
     else:
         return None
