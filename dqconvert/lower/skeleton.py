@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch_geometric.nn.conv import MessagePassing
@@ -13,9 +13,6 @@ from dqconvert.prepared.float_view import float_view
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.doors import DoorModule, Part, door_of
 from dqconvert.trace.leaves import WEIGHTED_MODULES
-
-if TYPE_CHECKING:
-    from dqconvert.lower.module import IntegerModule
 
 _DROPPED = "_dqconvert_dropped"
 
@@ -84,7 +81,7 @@ class Bare(nn.Module):
         )
 
 
-def open_bare(host: IntegerModule, doors: Iterable[str]) -> None:
+def open_bare(host: DoorModule, doors: Iterable[str]) -> None:
     """Gives an integer module the parts that doors are of."""
     methods: dict[str, list[str]] = {}
     for door in doors:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch_geometric.data.data import BaseData
 from torch_geometric.nn.conv import MessagePassing
 
@@ -27,9 +28,6 @@ from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.runtime import keep
 from dqconvert.trace.unchanged import ATOMS, COLLECTIONS, ITSELF, RESERVED, Read, words
 from dqconvert.trace.values import Traced, plain
-
-if TYPE_CHECKING:
-    from dqconvert.trace.writer import Writer
 
 # What torch and PyG keep in a module for themselves. Its mode is followed by other means.
 _GRAPH_MODULE = torch.fx.GraphModule(nn.Module(), torch.fx.Graph())
@@ -58,6 +56,22 @@ def words_of(key: Read) -> str:
     return f"{key[0]}.{key[1][0][1]}".lstrip(".")
 
 
+class Recording(Protocol):
+    """What :class:`Attributes` asks of the recording that it belongs to: see :class:`dqconvert.trace.writer.Writer`."""
+
+    graph: Graph
+    modules: dict[int, str]
+    recording: bool
+    remarks: dict[str, None]
+
+    def node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node: ...
+    def traced(self, value: Any, node: Node, from_values: bool = False) -> Any: ...
+    def representable(self, value: Any) -> bool: ...
+    def source(self) -> str: ...
+    def paused(self) -> AbstractContextManager[Any]: ...
+    def fail(self, reason: str) -> NoReturn: ...
+
+
 class Attributes:
     """The attributes that one recording reads and sets.
 
@@ -71,7 +85,7 @@ class Attributes:
         lost: What the forward sets or changes, and the graph does not.
     """
 
-    def __init__(self, writer: Writer, stateful: set[Read], caches: Callable[[], set[Read]]) -> None:
+    def __init__(self, writer: Recording, stateful: set[Read], caches: Callable[[], set[Read]]) -> None:
         self.writer = writer
         self.reads: dict[tuple[Read, str], None] = {}
         self.lost: list[str] = []

@@ -1,0 +1,129 @@
+"""The house: arrows between its rooms go only down, without circles, and docstrings are of one style."""
+
+import ast
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "dqconvert").rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+HOUSE = (
+    *("__main__", "cli", "commands", "demo", "bench", "user", "weights", "compare", "checkpoint", "calibrate"),
+    *("convert", "prepare", "methods", "optimizers", "expect", "lower", "prepared", "show", "fuse", "rewrite"),
+    *("report", "notebook", "quant", "kernels", "qconfig", "qconfig_io", "trace", "drawing", "files", "ops"),
+    *("words", "errors", ""),
+)
+"""The rooms, from the top: each imports from itself and from those behind it. The last is ``dqconvert/__init__.py``."""
+
+
+def imported(name):
+    """Yields what a module imports, wherever in it: in functions and for type checkers, too."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports by a relative path"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in FILES else node.module
+
+
+EDGES = {name: {other for other in imported(name) if other in FILES and other != name} for name in FILES}
+
+
+def room(name):
+    return f"{name}.".split(".")[1]
+
+
+def test_no_module_imports_itself_on_a_way_round():
+    left = dict(EDGES)
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not {name: sorted(others & left.keys()) for name, others in left.items()}
+
+
+def test_arrows_go_down():
+    unknown = {room(name) for name in FILES} - set(HOUSE)
+    assert not unknown, f"say in HOUSE where these stand: {unknown}"
+    place = {name: number for number, name in enumerate(HOUSE)}
+    up = [(one, other) for one in FILES for other in EDGES[one] if place[room(other)] < place[room(one)]]
+    assert not up
+
+
+KNOWS = {
+    "kernels": {"ops", "errors"},
+    "ops": {"errors", "words"},
+    "trace": {"ops", "errors", "words"},
+    "quant": {"kernels", "ops", "qconfig", "errors", "words"},
+    "show": {"report", "trace", "ops", "words"},
+}
+"""Rooms that know less than their place allows."""
+
+
+@pytest.mark.parametrize("name", KNOWS)
+def test_a_room_knows_only(name):
+    found = {room(other) for one in FILES if room(one) == name for other in EDGES[one]} - {name}
+    assert found <= KNOWS[name]
+
+
+def test_quantizers_know_no_graphs():
+    assert not [
+        name for name in FILES if room(name) == "quant" and any(f.startswith("torch.fx") for f in imported(name))
+    ]
+
+
+def test_printing_a_module_loads_neither_files_nor_lowering():
+    code = """
+import sys
+import dqconvert
+from torch_geometric.nn import GCNConv
+print(dqconvert.prepare(GCNConv(8, 4)).module)
+assert not [name for name in sys.modules if name.startswith(("dqconvert.checkpoint", "dqconvert.lower"))]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
+# -- docstrings --------------------------------------------------------------------------------------------------------
+
+OTHER_STYLES = re.compile(
+    r"^\s*(\*\*[A-Z]\w+\*\*|```|:(param|return|raises)\b|(Parameters|Returns)\n\s*---)", re.MULTILINE
+)
+UNSAID = re.compile(r"(What|Whether|Where|Which|How)\b")
+
+NOT_YET = frozenset(
+    (
+        *("bench", "calibrate", "checkpoint", "commands", "compare", "demo", "expect", "fuse", "kernels", "lower"),
+        *("ops", "prepared", "qconfig", "qconfig_io", "quant", "rewrite", "trace", "user", "weights", "words"),
+    )
+)
+"""Rooms with docstrings that are still of another style; a room leaves the list with its last one."""
+
+
+def docstrings(name):
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+            yield getattr(node, "name", "the module"), isinstance(node, ast.FunctionDef), text
+
+
+def odd(name):
+    """Yields the docstrings of a module that are not of Google's style, or whose first line says nothing done."""
+    for owner, is_function, text in docstrings(name):
+        if OTHER_STYLES.search(text) or (is_function and UNSAID.match(text)):
+            yield f"{name}, {owner}: {text.splitlines()[0]}"
+
+
+@pytest.mark.parametrize("name", sorted({room(name) for name in FILES}))
+def test_docstrings_are_of_one_style(name):
+    found = list(itertools.chain.from_iterable(odd(one) for one in FILES if room(one) == name))
+    assert not found or name in NOT_YET, "\n".join(found)
