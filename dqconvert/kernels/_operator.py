@@ -15,25 +15,26 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputTypeError
-from dqconvert.kernels._takes import Takes
-
-ORDINARY = (Tensor, torch.nn.Parameter)
+from dqconvert.kernels._takes import ORDINARY, Takes
 
 
 class Operator:
     """A function of tensors and numbers, known to torch by a name.
 
-    **Arguments**
-
-    - `name`: what torch calls it, behind `dqconvert::`.
-    - `definition`: what every implementation is held to; its annotations are the operator's schema. It returns
-      tensors of its own, never its arguments or parts of them.
-    - `fake`: the same, of shapes and types alone.
-    - `cpu = None`: the loops of the CPU, if it has any.
-    - `takes`: what those rely on; nothing else reaches them. Required with `cpu`.
-    - `serves = None`: whether the loops do it for these arguments; if not, the definition does. `None`: always.
-    - `setup`, `backward = None`: as :meth:`torch.library.CustomOpDef.register_autograd` takes them.
-    - `random = False`: whether it draws random numbers.
+    Args:
+        name: What torch calls it, behind ``dqconvert::``.
+        definition: What every implementation is held to; its annotations are the operator's schema. It returns tensors
+            of its own, never its arguments or parts of them.
+        fake: The same, of shapes and types alone.
+        cpu: The loops of the CPU, if it has any.
+        takes: What those rely on; nothing else reaches them. Required with ``cpu``.
+        serves: True if the loops do it for arguments of these types, shapes and flags; if not, the definition does.
+            ``None``: always.
+        check: Raises what users are told of arguments that do not fit, on every device; it looks at types, shapes,
+            sizes and flags.
+        setup: As :meth:`torch.library.CustomOpDef.register_autograd` takes it.
+        backward: Likewise.
+        random: True if it draws random numbers.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Operator:
         cpu: Callable[..., Any] | None = None,
         takes: Takes | None = None,
         serves: Callable[..., bool] | None = None,
+        check: Callable[..., None] | None = None,
         setup: Callable[..., None] | None = None,
         backward: Callable[..., Any] | None = None,
         random: bool = False,
@@ -54,17 +56,25 @@ class Operator:
         self.definition = definition
         self.registered = torch.library.custom_op(f"dqconvert::{name}", definition, mutates_args=(), tags=tags)
         self.registered.register_fake(fake)
-        self._direct = definition
+        self._direct, self._check = definition, check
+        self._loops: Callable[..., Any] | None = None
         if cpu is not None:
             if takes is None or list(takes.names) != list(inspect.signature(definition).parameters):
                 raise TypeError(f"operator {name!r} has loops: what they take must be said of each of its arguments")
             self._direct = _behind(takes, cpu, definition, serves)
             self.registered.register_kernel("cpu")(self._direct)
+            if backward is None:
+                self._loops, self._knows = cpu, takes.knows
         if backward is not None:
             self.registered.register_autograd(backward, setup_context=setup)
             self._direct = _function(name, self._direct, setup, backward).apply
 
     def __call__(self, *args: Any) -> Any:
+        # Most calls: arguments of a form that was checked before, which the loops serve.
+        if self._loops is not None and not _somebody_looks() and self._knows(args):
+            return self._loops(*args)
+        if self._check is not None:
+            self._check(*args)
         if nobody_looks(args):
             return self._direct(*args)
         _check_devices(self.registered._name, args)
@@ -119,9 +129,15 @@ def _check_devices(name: str, args: tuple[Any, ...]) -> None:
         raise InputTypeError(f"{name}: all tensors must lie on one device, got {', '.join(map(str, devices))}")
 
 
+def _somebody_looks() -> bool:
+    """Returns True while a compiler, a profiler or a dispatch mode wants to see operators."""
+    looks = torch.compiler.is_compiling() or torch._C._autograd._profiler_enabled()
+    return bool(looks or torch._C._len_torch_dispatch_stack())
+
+
 def nobody_looks(args: tuple[Any, ...]) -> bool:
-    """Whether this is eager execution on the CPU, of ordinary tensors; those in lists come with one that is not."""
-    if torch.compiler.is_compiling() or torch._C._autograd._profiler_enabled() or torch._C._len_torch_dispatch_stack():
+    """Returns True in eager execution on the CPU, of ordinary tensors; those in lists come with one that is not."""
+    if _somebody_looks():
         return False
     for t in args:  # noqa: SIM110  a generator would take three times as long
         if isinstance(t, Tensor) and not (type(t) in ORDINARY and t.is_cpu):

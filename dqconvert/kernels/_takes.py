@@ -27,6 +27,10 @@ _TYPES: dict[str, tuple[torch.dtype, ...]] = {
 }
 _ORDER, _LIST = "order", "list"
 _STRIDED, _LISTS = torch.strided, (list, tuple)
+_FLAGS = frozenset((int, bool, str, type(None)))
+
+ORDINARY = frozenset((Tensor, torch.nn.Parameter))
+"""Classes of tensors whose values the loops may read."""
 
 _MANY = 256
 """Forms of arguments that an operator knows at most: batches may all be of different sizes."""
@@ -56,12 +60,15 @@ class Takes:
             or ``None``. In a shape, a name stands for one size everywhere; ``nodes + 1`` and plain numbers are sizes,
             too, ``...`` for any more dimensions, and ``=x`` for the shape of ``x``. Shapes between which there is a
             choice are set apart by ``|``. ``"size"`` is a number of at least 0, a size of that name; ``"list number"``
-            a list of tensors of a type, of any shapes; ``"free"`` is not looked at.
+            a list of tensors of a type, of any shapes; ``"flag"`` a number, a string or ``None`` that only ``also``
+            looks at; ``"free"`` is not looked at.
             ``"order [nodes, edges, rows]"`` is a list of three tensors, as
             :class:`dqconvert.kernels.edge_order.EdgeOrder` has them.
         orders: Names of arguments that are an order together: where the edges of each node begin, and what the edges
             name; and the size of what they name.
-        also: Looks at what no line can say, given the sizes by name and the arguments.
+        also: Looks at what no line can say, given the sizes by name and the arguments: at types, shapes, sizes and
+            flags, once for each form.
+        always: Likewise, and every time.
 
     Example:
         >>> takes = Takes("product", x="real [rows, depth]", weight="x [columns, depth]")
@@ -79,12 +86,14 @@ class Takes:
         *,
         orders: Sequence[tuple[str, str, str]] = (),
         also: Check | None = None,
+        always: Check | None = None,
         **needs: str,
     ) -> None:
         self.operator = operator
         self._needs = tuple(_parse(name, need) for name, need in needs.items())
         self._places = {name: place for place, name in enumerate(needs)}
-        self._orders, self._also = tuple(orders), also
+        self._also, self._always = also, always
+        self._orders = tuple((self._places[ptr], self._places[named], rows) for ptr, named, rows in orders)
         self._looked_at = tuple(need.kind != "free" for need in self._needs)
         self._lists = tuple((self._places[need.name], need) for need in self._needs if need.kind == _ORDER)
         self._known: dict[tuple[Any, ...], dict[str, int]] = {}
@@ -95,7 +104,10 @@ class Takes:
         return tuple(self._places)
 
     def __call__(self, args: Sequence[Any]) -> dict[str, int]:
-        """The sizes by name.
+        """Checks the arguments.
+
+        Returns:
+            The sizes by name.
 
         Raises:
             InputTypeError: For another type, device or layout.
@@ -106,37 +118,56 @@ class Takes:
         sizes = None if form is None else self._known.get(form)
         if sizes is None:
             sizes = self._sizes(args)
+            if self._also is not None:
+                self._also(sizes, args)
             if form is not None:
                 if len(self._known) >= _MANY:
                     self._known.clear()
                 self._known[form] = sizes
-        # What depends on values, too: every time.
-        for ptr, named, rows in self._orders:
-            check_order(args[self._places[ptr]], args[self._places[named]], sizes[rows])
+        self._check_values(sizes, args)
+        return sizes
+
+    def knows(self, args: Sequence[Any]) -> bool:
+        """Returns True if arguments of this form passed before, and these do, too; False if it has yet to be checked.
+
+        Raises:
+            InputIndexError: For an order that is none, or that names rows that are not there.
+        """
+        form = self._form(args)
+        sizes = None if form is None else self._known.get(form)
+        if sizes is None:
+            return False
+        self._check_values(sizes, args)
+        return True
+
+    def _check_values(self, sizes: dict[str, int], args: Sequence[Any]) -> None:
+        """Checks what depends on values, too: every time."""
+        for ptr, named, size in self._orders:
+            check_order(args[ptr], args[named], sizes[size])
         for place, need in self._lists:
             if (order := args[place]) is not None:
                 _, edges, rows = _order_sizes(need)
                 check_order(order[0], order[1], sizes[edges])
                 check_order(order[0], order[2], sizes[rows])
-        if self._also is not None:
-            self._also(sizes, args)
-        return sizes
+        if self._always is not None:
+            self._always(sizes, args)
 
     def _form(self, args: Sequence[Any]) -> tuple[Any, ...] | None:
-        """Types and shapes, all that :meth:`_sizes` looks at: of small tensors it takes longer than to compute with
-        them. `None`: of something that is not the usual."""
+        """Returns types, shapes, sizes and flags, all that :meth:`_sizes` and ``also`` look at: of small tensors that
+        takes longer than to compute with them. ``None`` for tensors that are not ordinary."""
         form: list[Any] = []
         for given in itertools.compress(args, self._looked_at):
-            if isinstance(given, Tensor):
+            kind = type(given)
+            if kind in ORDINARY:
                 if not given.is_cpu or given.layout is not _STRIDED:
                     return None
                 form += given.dtype, given.shape
-            elif given is None or type(given) is int:
+            elif kind in _FLAGS:
                 form.append(given)
-            elif isinstance(given, _LISTS):
+            elif kind is list or isinstance(given, _LISTS):
                 form.append(_LIST)
                 for part in given:
-                    if not isinstance(part, Tensor) or not part.is_cpu or part.layout is not _STRIDED:
+                    if type(part) not in ORDINARY or not part.is_cpu or part.layout is not _STRIDED:
                         return None
                     form += part.dtype, part.shape
                 form.append(_LIST)
@@ -148,7 +179,7 @@ class Takes:
         sizes: dict[str, int] = {}
         for need, given in zip(self._needs, args, strict=False):
             kind = need.kind
-            if (given is None and need.optional) or kind == "free":
+            if (given is None and need.optional) or kind in ("free", "flag"):
                 continue
             if kind == "size":
                 self._size(need, given, sizes)
@@ -253,4 +284,4 @@ def _parsed(size: str) -> str | int | tuple[str, int]:
     return (name.strip(), int(more)) if plus else size
 
 
-__all__ = ["Takes"]
+__all__ = ["ORDINARY", "Takes"]

@@ -133,7 +133,7 @@ quantize_parts_operator = Operator(
         ranges="float32",
         ints="free",
         floats="free",
-        also=_check,
+        always=_check,
     ),
     setup=_setup,
     backward=_backward,

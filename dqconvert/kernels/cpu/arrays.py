@@ -22,13 +22,28 @@ _KINDS = {
 }
 
 
+_STRIDED = torch.strided
+
+
 class _Lent:
     """The memory of a tensor, as numpy asks for it; it keeps the tensor."""
 
     __slots__ = ("__array_interface__", "tensor")
+    __array_interface__: dict[str, Any]
+    tensor: Tensor
 
-    def __init__(self, tensor: Tensor, interface: dict[str, Any]) -> None:
-        self.tensor, self.__array_interface__ = tensor, interface
+
+def _lend(tensor: Tensor, kind: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> NDArray[Any]:
+    lent = _Lent()
+    lent.tensor = tensor
+    lent.__array_interface__ = {
+        "shape": shape,
+        "typestr": kind,
+        "data": (tensor.data_ptr(), False),
+        "strides": strides,
+        "version": 3,
+    }
+    return np.asarray(lent)
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
@@ -48,8 +63,12 @@ def array(tensor: Tensor) -> NDArray[Any]:
         >>> array(weight), weight.untyped_storage().resizable()
         (array([1., 1.], dtype=float32), True)
     """
-    if tensor.layout is torch.strided and not tensor.is_contiguous():
-        tensor = tensor.detach().contiguous()
+    if tensor.layout is _STRIDED:
+        if not tensor.is_contiguous():
+            return strided(tensor.detach().contiguous())
+        kind, shape = _KINDS.get(tensor.dtype), tuple(tensor.shape)
+        if kind is not None and tensor.is_cpu and 0 not in shape and not tensor.is_neg():  # most, and small ones, too
+            return _lend(tensor, kind, shape, None)
     return strided(tensor)
 
 
@@ -61,17 +80,15 @@ def strided(tensor: Tensor) -> NDArray[Any]:
         False
     """
     kind = _KINDS.get(tensor.dtype)
-    if kind is None or not tensor.is_cpu or tensor.layout is not torch.strided:
+    if kind is None or not tensor.is_cpu or tensor.layout is not _STRIDED:
         raise TypeError(f"no array lies in a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}")
     if tensor.is_neg():
         tensor = tensor.detach().resolve_neg()
     shape = tuple(tensor.shape)
     if 0 in shape:
         return np.empty(shape, kind)
-    interface: dict[str, Any] = {"shape": shape, "typestr": kind, "data": (tensor.data_ptr(), False), "version": 3}
-    if not tensor.is_contiguous():
-        interface["strides"] = tuple(step * tensor.itemsize for step in tensor.stride())
-    return np.asarray(_Lent(tensor, interface))
+    strides = None if tensor.is_contiguous() else tuple(step * tensor.itemsize for step in tensor.stride())
+    return _lend(tensor, kind, shape, strides)
 
 
 __all__ = ["array", "strided"]

@@ -109,6 +109,8 @@ def parts(rows: int, values: int) -> list[tuple[int, int]]:
 
     ```
     """
+    if values < 2 * GRAIN and not _forked:  # most calls on small inputs
+        return [(0, rows)]
     cuts = [int(rows * share) for share in _shares(rows, values)]
     return list(itertools.pairwise(cuts))
 
@@ -128,6 +130,8 @@ def _shares(rows: int, values: int) -> list[float]:
 
 def run(task: Callable[[int, int, int], Any], cuts: list[tuple[int, int]]) -> list[Any]:
     """Calls `task(part, start, stop)` for every part, on as many threads as torch has; the results in order."""
+    if len(cuts) == 1:
+        return [task(0, *cuts[0])]
     workers = min(torch.get_num_threads(), len(cuts))
     if workers == 1:
         return [task(part, *cut) for part, cut in enumerate(cuts)]

@@ -93,13 +93,22 @@ def _check_packed(_: object, args: Sequence[Any]) -> None:
         raise InputShapeError(f"only matrices are packed, got a tensor of shape {tuple(args[0].shape)}")
 
 
+def _check_values(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> None:
+    _check_grid(x, grid, dim)
+    if not x.is_floating_point():
+        raise not_floating(name or "x", x)
+    if packed and x.dim() != 2:
+        raise ValueError(f"only matrices are packed, got a tensor of shape {tuple(x.shape)}")
+
+
 quantize_operator = Operator(
     "quantize_codes",
     plain_quantize,
     fake=_fake_quantize,
     cpu=_quantize_on_cpu,
+    check=_check_values,
     serves=lambda x, grid, dim, *_: dim is None,  # else it is weights, once
-    takes=Takes("quantize_codes", x="any", grid="any [4]", dim="free", packed="free", name="free", also=_check_packed),
+    takes=Takes("quantize_codes", x="any", grid="any [4]", dim="flag", packed="flag", name="flag", also=_check_packed),
 )
 
 
@@ -130,11 +139,6 @@ def quantize(
 
     ```
     """
-    _check_grid(x, grid, dim)
-    if not x.is_floating_point():
-        raise not_floating(name or "x", x)
-    if packed and x.dim() != 2:
-        raise ValueError(f"only matrices are packed, got a tensor of shape {tuple(x.shape)}")
     result: Tensor = quantize_operator(x, grid, dim, packed, name)
     return result
 
@@ -164,8 +168,9 @@ dequantize_operator = Operator(
     plain_dequantize,
     fake=lambda codes, grid, dim: codes.new_empty(codes.shape, dtype=torch.float32),
     cpu=_dequantize_on_cpu,
+    check=lambda *args: _check_grid(*args),
     serves=lambda codes, grid, dim: dim is None,
-    takes=Takes("dequantize_codes", codes="uint8", grid="any [4]", dim="free"),
+    takes=Takes("dequantize_codes", codes="uint8", grid="any [4]", dim="flag"),
 )
 
 
@@ -184,6 +189,5 @@ def dequantize(codes: Tensor, grid: Tensor, dim: int | None = None) -> Tensor:
 
     ```
     """
-    _check_grid(codes, grid, dim)
     result: Tensor = dequantize_operator(codes, grid, dim)
     return result

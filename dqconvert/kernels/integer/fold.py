@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dqconvert.kernels._operator import ORDINARY
+from dqconvert.kernels._takes import ORDINARY
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.threads import balanced, run

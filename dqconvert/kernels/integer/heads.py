@@ -71,11 +71,18 @@ def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
     check(Finish(*finish), sizes["rows"], columns)
 
 
+def _check_types(x: Tensor, x_grid: Tensor, columns: int, *finish: object) -> None:
+    _check_width(x, columns)
+    if x.dtype != torch.uint8:
+        raise TypeError(f"x must be uint8 codes, got {x.dtype}")
+
+
 add_heads_operator = Operator(
     "add_heads",
     plain_add_heads,
     fake=_fake,
     cpu=_on_cpu,
+    check=_check_types,
     takes=Takes(
         "add_heads",
         x="uint8 [rows, width]",
@@ -86,7 +93,7 @@ add_heads_operator = Operator(
         bias="any?",
         table="any?",
         other="any?",
-        packed="free",
+        packed="flag",
         also=_check,
     ),
 )
@@ -119,8 +126,5 @@ def add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor
 
     ```
     """
-    _check_width(x, columns)
-    if x.dtype != torch.uint8:
-        raise TypeError(f"x must be uint8 codes, got {x.dtype}")
     result: Tensor = add_heads_operator(x, x_grid, columns, *finish)
     return result

@@ -85,6 +85,10 @@ def plain_integer_linear(
     return plain_finish(sums.to(torch.int64), Finish(factor, grid, bias, table, other, packed))
 
 
+_READ = (torch.uint8, torch.float32)
+"""Types of rows that the loops read; others are quantized before."""
+
+
 def _on_cpu(
     x: Tensor,
     x_grid: Tensor,
@@ -143,25 +147,36 @@ def misfit(x: Tensor, columns: int, packed_input: bool, weight: Tensor) -> Input
     )
 
 
+def _check_types(x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, *finish: object) -> None:
+    name = finish[-1]
+    if x.dim() != 2:
+        raise misfit(x, columns, packed_input, weight)
+    if isinstance(name, str) and not x.is_floating_point():
+        raise not_floating(name, x)
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise TypeError(f"expected uint8 codes or floating-point values, got {x.dtype}")
+
+
 integer_linear_operator = Operator(
     "integer_linear",
     plain_integer_linear,
     fake=_fake,
     cpu=_on_cpu,
+    check=_check_types,
     takes=Takes(
         "integer_linear",
         x="number [rows, width]",
         x_grid="float32 [4]",
         weight="int16 [groups, pairs, 16, 2]",
         columns="size",
-        packed_input="free",
+        packed_input="flag",
         factor="any",
         grid="any",
         bias="any?",
         table="any?",
         other="any?",
-        packed="free",
-        name="free",
+        packed="flag",
+        name="flag",
         also=_check,
     ),
 )
@@ -208,15 +223,9 @@ def integer_linear(
 
     ```
     """
-    if x.dim() != 2:
-        raise misfit(x, columns, packed_input, weight)
-    if depth is not None and x.size(1) != (-(-depth // 2) if packed_input else depth):
+    if depth is not None and x.dim() == 2 and x.size(1) != (-(-depth // 2) if packed_input else depth):
         raise InputShapeError(f"{name or 'x'} has {x.size(1)} columns, and the weight takes {depth}")
-    if name is not None and not x.is_floating_point():
-        raise not_floating(name, x)
-    if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise TypeError(f"expected uint8 codes or floating-point values, got {x.dtype}")
-    if x.is_floating_point() and x.dtype != torch.float32:
+    if x.dtype not in _READ and x.is_floating_point() and x.dim() == 2:
         x = quantize(x, x_grid, name=name)
     result: Tensor = integer_linear_operator(x, x_grid, weight, columns, packed_input, *finish, name)
     return result

@@ -218,11 +218,36 @@ def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
     check(Finish(*finish), sizes["nodes"], columns)
 
 
+def _check_types(
+    x: Tensor,
+    x_grid: Tensor,
+    ptr: Tensor,
+    senders: Tensor,
+    columns: int,
+    packed_input: bool,
+    reduce: str,
+    weight: Tensor | None,
+    multipliers: Tensor | None,
+    message_grid: Tensor | None,
+    *finish: object,
+) -> None:
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
+    _check_width(x, columns, packed_input)
+    if x.dtype != torch.uint8:
+        raise TypeError(f"x must be uint8 codes, got {x.dtype}")
+    if ptr.dtype != torch.int64 or senders.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"expected int64 ptr and int32 or int64 senders, got {ptr.dtype} and {senders.dtype}")
+    if weight is not None and multipliers is not None and message_grid is not None:
+        _check_weight(MessageWeight(weight, multipliers, message_grid), senders.numel(), columns)
+
+
 integer_propagate_operator = Operator(
     "integer_propagate",
     plain_integer_propagate,
     fake=_fake,
     cpu=_on_cpu,
+    check=_check_types,
     takes=Takes(
         "integer_propagate",
         x="uint8 [rows, width]",
@@ -230,8 +255,8 @@ integer_propagate_operator = Operator(
         ptr="int64 [nodes + 1]",
         senders="index [edges]",
         columns="size",
-        packed_input="free",
-        reduce="free",
+        packed_input="flag",
+        reduce="flag",
         weight="uint8? [edges, heads]",
         multipliers="float32? [256]",
         message_grid="float32? [4]",
@@ -240,7 +265,7 @@ integer_propagate_operator = Operator(
         bias="any?",
         table="any?",
         other="any?",
-        packed="free",
+        packed="flag",
         orders=(("ptr", "senders", "rows"),),
         also=_check,
     ),
@@ -293,15 +318,6 @@ def integer_propagate(
 
     ```
     """
-    if reduce not in REDUCTIONS:
-        raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
-    _check_width(x, columns, packed_input)
-    if x.dtype != torch.uint8:
-        raise TypeError(f"x must be uint8 codes, got {x.dtype}")
-    if ptr.dtype != torch.int64 or senders.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"expected int64 ptr and int32 or int64 senders, got {ptr.dtype} and {senders.dtype}")
-    if weight is not None:
-        _check_weight(weight, senders.numel(), columns)
     parts = (None, None, None) if weight is None else weight
     result: Tensor = integer_propagate_operator(x, x_grid, ptr, senders, columns, packed_input, reduce, *parts, *finish)
     return result

@@ -108,8 +108,8 @@ receiver_order_operator = Operator(
         receiver="index [edges]",
         num_source="size",
         num_target="size",
-        loops="free",
-        positions="free",
+        loops="flag",
+        positions="flag",
         also=_check,
     ),
 )

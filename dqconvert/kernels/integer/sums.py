@@ -72,6 +72,7 @@ quantize_sum_operator = Operator(
     plain_quantize_sum,
     fake=lambda terms, weights, grid: grid.new_empty(_shape(terms), dtype=torch.uint8),
     cpu=_on_cpu,
+    check=lambda *args: _check(*args),
     takes=Takes(
         "quantize_sum",
         terms="list number",
@@ -105,7 +106,6 @@ def quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Te
 
     ```
     """
-    _check(terms, weights, grid)
     result: Tensor = quantize_sum_operator(terms, weights, grid)
     return result
 

@@ -57,12 +57,13 @@ look_up_operator = Operator(
     plain_look_up,
     fake=_fake_look_up,
     cpu=_look_up_on_cpu,
+    check=lambda *args: _check(*args),
     serves=lambda codes, table, *_: table.dtype in (torch.uint8, torch.float32),
     takes=Takes(
         "look_up_codes",
         codes="uint8",
         table="number",
-        packed="free",
+        packed="flag",
         also=lambda _, args: _check(*args),
     ),
 )
@@ -88,13 +89,12 @@ def look_up(codes: Tensor, table: Tensor, *, packed: bool = False) -> Tensor:
 
     ```
     """
-    _check_codes(codes)
-    _check(codes, table, packed)
     result: Tensor = look_up_operator(codes, table, packed)
     return result
 
 
 def _check(codes: Tensor, table: Tensor, packed: bool = False) -> None:
+    _check_codes(codes)
     if table.shape != (CODES,) and (codes.dim() == 0 or table.shape != (codes.size(-1), CODES)):
         given = f"a table of shape {tuple(table.shape)}"
         raise InputShapeError(f"{given} does not fit codes of shape {tuple(codes.shape)}")
@@ -114,11 +114,19 @@ def _look_up_pairs_on_cpu(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
     return found
 
 
+def _check_pairs(a: Tensor, b: Tensor, table: Tensor) -> None:
+    _check_codes(a, b)
+    if a.shape != b.shape or table.shape != (CODES, CODES):
+        shapes = ", ".join(str(tuple(t.shape)) for t in (a, b, table))
+        raise ValueError(f"expected codes of one shape and a table of shape {(CODES, CODES)}, got {shapes}")
+
+
 look_up_pairs_operator = Operator(
     "look_up_pairs",
     plain_look_up_pairs,
     fake=lambda a, b, table: a.new_empty(a.shape, dtype=table.dtype),
     cpu=_look_up_pairs_on_cpu,
+    check=_check_pairs,
     serves=lambda a, b, table: table.dtype in (torch.uint8, torch.float32),
     takes=Takes("look_up_pairs", a="uint8", b="uint8 [=a]", table="number [256, 256]"),
 )
@@ -140,10 +148,6 @@ def look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
 
     ```
     """
-    _check_codes(a, b)
-    if a.shape != b.shape or table.shape != (CODES, CODES):
-        shapes = ", ".join(str(tuple(t.shape)) for t in (a, b, table))
-        raise ValueError(f"expected codes of one shape and a table of shape {(CODES, CODES)}, got {shapes}")
     result: Tensor = look_up_pairs_operator(a, b, table)
     return result
 
