@@ -61,8 +61,8 @@ def _dqconvert(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(min=0, help="Of the graph, the weights and the training.")] = 0,
-    epochs: Annotated[int, typer.Option(min=1, help="Of the float training and of each fine-tuning.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the graph, the weights and the training.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the float training and of each fine-tuning.")] = 50,
     out: Annotated[Path | None, typer.Option(help="Folder to keep the float checkpoint in.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON only.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the table of results only.")] = False,
@@ -97,16 +97,18 @@ def _complete_qconfig(incomplete: str) -> list[str]:
 # Options that several commands share.
 _Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="PKG.MOD:NAME", help="What builds the float model, a class or function."),
+    typer.Option("--model", metavar="PKG.MOD:NAME", help="A class or function that builds the float model."),
 ]
-_Kwargs = Annotated[str | None, typer.Option("--kwargs", metavar="JSON", help="Its arguments, as a JSON object.")]
+_Kwargs = Annotated[
+    str | None, typer.Option("--kwargs", metavar="JSON", help="The arguments of --model, as a JSON object.")
+]
 _QConfig = Annotated[
     str,
     typer.Option(
         "--qconfig", metavar="NAME|FILE", help="A preset, or a .toml or .json file.", autocompletion=_complete_qconfig
     ),
 ]
-_Key = Annotated[str | None, typer.Option("--key", help="Where in the checkpoint the weights are, with dots.")]
+_Key = Annotated[str | None, typer.Option("--key", help="Dotted path of the weights in the checkpoint.")]
 _TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Load pickled objects. This runs code that the file brings along.")
 ]
@@ -200,7 +202,7 @@ def inspect(
     ],
     graph: Annotated[bool, typer.Option("--graph", help="The rewritten graph as a tree (the default).")] = False,
     code: Annotated[bool, typer.Option("--code", help="The generated forward.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="What was inserted, and what stayed float.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="The quantizers, and what stayed in float and why.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Float graph and rewritten graph side by side.")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the graph as a web page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -279,5 +281,5 @@ app.add_typer(bench, name="bench")
 
 
 def main() -> None:
-    """The entry point of the console script ``dqconvert``."""
+    """Runs the console script ``dqconvert``."""
     app(prog_name="dqconvert")

@@ -36,7 +36,7 @@ Tick: TypeAlias = Callable[[], None]
 
 @dataclass(frozen=True, kw_only=True)
 class GraphSpec:
-    """What graph :func:`make_graph` generates.
+    """The size and the probabilities of the graph that :func:`make_graph` generates.
 
     Attributes:
         num_nodes: Number of nodes.
@@ -83,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What :func:`run` found; accuracies in percent of the test nodes, times in seconds."""
+    """Results of :func:`run`; accuracies in percent of the test nodes, times in seconds."""
 
     seed: int
     epochs: int
@@ -98,12 +98,12 @@ class Result:
     report: Report
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data for JSON, with stable keys; ``report`` is that of the first preset."""
+        """Returns everything as plain data for JSON, with stable keys; ``report`` is that of the first preset."""
         return {**asdict(self), "rows": [asdict(row) for row in self.rows], "report": self.report.to_dict()}
 
 
 def make_graph(seed: int = 0, spec: GraphSpec | None = None) -> Data:
-    """A random graph with hubs, whose labels show in its edges and, faintly, in its features.
+    """Generates a graph with hubs, whose labels show in its edges and, faintly, in its features.
 
     A degree-corrected stochastic block model (Karrer and Newman, 2011): the ends of an edge are drawn in
     proportion to the nodes' weights, which are Pareto distributed. Features are a text's word frequencies.
@@ -130,7 +130,7 @@ def make_graph(seed: int = 0, spec: GraphSpec | None = None) -> Data:
 
 
 def _edges(y: Tensor, spec: GraphSpec, rng: torch.Generator) -> Tensor:
-    """Undirected edges; no node is drawn more often than every 20th time, so that none is linked to all."""
+    """Draws undirected edges; no node is drawn more often than every 20th time, so that none is linked to all."""
     n = y.numel()
     weight = (1 - torch.rand(n, generator=rng)).pow(-1 / spec.exponent)
     weight = weight.clamp(max=0.05 * float(weight.sum()))
@@ -146,7 +146,7 @@ def _edges(y: Tensor, spec: GraphSpec, rng: torch.Generator) -> Tensor:
 
 
 def _texts(y: Tensor, spec: GraphSpec, rng: torch.Generator) -> Tensor:
-    """Word frequencies; word w belongs to the vocabulary of class ``w % num_classes``."""
+    """Draws word frequencies; word w belongs to the vocabulary of class ``w % num_classes``."""
     shape = (y.numel(), spec.words_per_node)
     any_word = torch.randint(spec.num_words, shape, generator=rng)
     own_word = torch.randint(spec.num_words // spec.num_classes, shape, generator=rng)
@@ -177,7 +177,7 @@ def run(
     timing_rounds: int = 5,
     progress: Progress | None = None,
 ) -> Result:
-    """The whole job; the accuracies are the same for the same arguments on the same machine.
+    """Runs the whole job; the accuracies are the same for the same arguments on the same machine.
 
     Every preset is fine-tuned alike: from the float checkpoint, for as many epochs as the float model was
     trained, by the same loop. Each model is the one of its best validation epoch.
@@ -186,7 +186,7 @@ def run(
         seed: Seed of the graph, the first weights, dropout and protection.
         epochs: Of the float training and of each fine-tuning.
         presets: Names of the presets to compare.
-        spec: What graph to generate; ``None``: the defaults.
+        spec: The graph to generate; ``None``: the defaults.
         out: Folder that keeps the checkpoint, created where it is missing; ``None``: a temporary one.
         timing_rounds: Rounds of float, prepared, prepared, float steps behind each time ratio.
         progress: Where to show progress; ``None``: nowhere.
@@ -251,7 +251,7 @@ def fit(model: nn.Module, data: Data, epochs: int, tick: Tick = lambda: None) ->
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data) -> None:
-    """One training step on the whole graph."""
+    """Takes one training step on the whole graph."""
     model.train()
     optimizer.zero_grad()
     out = model(data.x, data.edge_index)
@@ -261,13 +261,13 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data) -
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Data, mask: Tensor) -> float:
-    """Percent of the nodes in `mask` (bool ``[num_nodes]``) that `model` labels right in evaluation mode."""
+    """Returns the percentage of the nodes in `mask` (bool ``[num_nodes]``) that `model` labels right in evaluation."""
     predicted = model.eval()(data.x, data.edge_index).argmax(dim=-1)
     return 100 * float((predicted == data.y)[mask].double().mean())
 
 
 def step_time_ratio(prepared: nn.Module, model: nn.Module, data: Data, rounds: int) -> float:
-    """Median time of a prepared training step over that of a float one, on copies of the two modules.
+    """Returns the median time of a prepared training step over that of a float one, on copies of the modules.
 
     The steps alternate as float, prepared, prepared, float, so that a machine that slows down slows both.
     """
@@ -331,7 +331,7 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 @contextmanager
 def _checkpoint_path(out: Path | None) -> Iterator[Path]:
-    """Where the float checkpoint goes: into `out`, or into a folder that is removed in the end."""
+    """Yields the float checkpoint's path: in `out`, or in a folder that is removed in the end."""
     if out is None:
         with TemporaryDirectory(prefix="dqconvert-demo-") as folder:
             yield Path(folder) / "float.pt"
@@ -345,7 +345,7 @@ def _checkpoint_path(out: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def _bar(progress: Progress | None, name: str, epochs: int) -> Iterator[Tick]:
-    """A progress bar of its own for one training."""
+    """Shows a progress bar for one training."""
     if progress is None:
         yield lambda: None
     else:

@@ -91,7 +91,7 @@ WAYS = tuple(itertools.product((8, 4), ("tensor", "channel"), ("trained", "calib
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What one model in one way did.
+    """The agreement of one model, quantized in one way.
 
     Attributes:
         model: Its name.
@@ -119,7 +119,7 @@ class Agreement:
 
     @property
     def passed(self) -> bool:
-        """Whether enough agree: as many as of the prepared module with itself."""
+        """True if enough agree: as many as of the prepared module with itself."""
         return self.share >= min(ENOUGH, self.itself)
 
 
@@ -158,7 +158,7 @@ def config(bits: int, granularity: str, ranges: str) -> dict[str, Any]:
 
 
 def prepared(name: str, seed: int) -> nn.Module:
-    """The model, prepared once for all ways."""
+    """Returns the model, prepared once for all ways."""
     case = CASES[name]
     torch.manual_seed(seed)
     model = case.build()
@@ -220,7 +220,7 @@ def train(module: nn.Module, graphs: list[dict[str, Tensor]], epochs: int = 8) -
 
 
 def step_of(module: Any) -> float:
-    """The largest step of the grids that scores come from, without another rounding in between."""
+    """Returns the largest step of the grids that scores come from, without another rounding in between."""
     steps, modules = [], dict(module.named_modules())
     graph = module.eval_graph or module.graph
     pending: list[Node] = list(graph.output_node().all_input_nodes)
@@ -238,7 +238,7 @@ def step_of(module: Any) -> float:
 
 
 def rows(names: list[str], seeds: int) -> Iterator[tuple[str, int]]:
-    """Model and seed."""
+    """Yields model and seed of each run."""
     for name in CASES:
         if not names or any(fnmatch.fnmatch(name, pattern) for pattern in names):
             yield from ((name, seed) for seed in range(seeds))

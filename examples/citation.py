@@ -128,13 +128,13 @@ def fit(model: nn.Module, data: Data, epochs: int, lr: float) -> float:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Data, mask: Tensor) -> float:
-    """Percent of the nodes in `mask` that `model` labels right in evaluation mode."""
+    """Returns the percentage of the nodes in `mask` that `model` labels right in evaluation mode."""
     predicted = model.eval()(data.x, data.edge_index).argmax(dim=-1)
     return 100 * float((predicted == data.y)[mask].float().mean())
 
 
 def runs_of_seed(dataset: str, data: Data, seed: int, args: argparse.Namespace) -> list[Run]:
-    """The float model of this seed, and each preset's."""
+    """Trains the float model of this seed, and each preset's."""
     build, lr = MODELS[args.model]
     num_classes = int(data.y.max()) + 1
 
@@ -159,7 +159,7 @@ def runs_of_seed(dataset: str, data: Data, seed: int, args: argparse.Namespace) 
 
 
 def load(root: str, name: str) -> Data:
-    """Planetoid's graph with its standard split, from `<root>/Planetoid`; PyG downloads it if missing."""
+    """Loads Planetoid's graph with its standard split from `<root>/Planetoid`; PyG downloads it if missing."""
     folder = Path(root) / "Planetoid"
     try:
         return Planetoid(str(folder), name, transform=NormalizeFeatures())[0]
@@ -168,7 +168,7 @@ def load(root: str, name: str) -> Data:
 
 
 def summary(runs: list[Run]) -> list[dict[str, str | int | float]]:
-    """Mean and standard deviation over seeds for each dataset, model and preset, in the order of the runs.
+    """Returns mean and standard deviation over seeds by dataset, model and preset, in the order of the runs.
 
     `integer_gap` is the largest difference, in any seed, between a prepared model and its integer module.
     """

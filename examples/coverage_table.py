@@ -58,7 +58,7 @@ from dqconvert.bench.multiply_adds import multiply_adds
 
 @dataclass(frozen=True)
 class Size:
-    """How large the graphs of a run are. All numbers differ, within a size and between the two.
+    """The sizes of a run's graphs. All numbers differ, within a size and between the two.
 
     Attributes:
         nodes: Nodes; in the heterogeneous graph, papers.
@@ -114,7 +114,7 @@ def batch(size: Size) -> Tensor:
 
 
 def edges(nodes: int, number: int, seed: int = 3, graphs: int = 1) -> Tensor:
-    """Random edges within each graph, sorted by target; the first node is a hub, the last has no edge."""
+    """Draws edges within each graph, sorted by target; the first node is a hub, the last has no edge."""
     of_node = torch.arange(nodes) * graphs // nodes
     parts = []
     for graph in range(graphs):
@@ -128,7 +128,7 @@ def edges(nodes: int, number: int, seed: int = 3, graphs: int = 1) -> Tensor:
 
 
 def across(sources: int, targets: int, number: int, seed: int = 4) -> Tensor:
-    """Random edges from nodes of one kind to nodes of another, sorted by target."""
+    """Draws edges from nodes of one kind to nodes of another, sorted by target."""
     return torch.stack([choice(number, sources, seed), choice(number, targets, seed + 1).sort().values])
 
 
@@ -137,7 +137,7 @@ def edge_index(size: Size) -> Tensor:
 
 
 def sampled(size: Size) -> Tensor:
-    """The edges of a sampled neighbourhood: those of a hop end at the nodes that the hop before found."""
+    """Returns the edges of a sampled neighbourhood: those of a hop end at the nodes that the hop before found."""
     nodes, number = size.hops
     found, parts = [0], []
     for hop, count in enumerate(number):
@@ -161,7 +161,7 @@ def edge_index_dict(size: Size) -> dict[tuple[str, str, str], Tensor]:
 
 
 def adjacency(size: Size, to_sparse: Callable[..., Tensor]) -> Tensor:
-    """The adjacency matrix, transposed as PyG wants it."""
+    """Returns the adjacency matrix, transposed as PyG wants it."""
     return to_sparse(edge_index(size).unique(dim=1).flip(0), size=(size.nodes, size.nodes))
 
 
@@ -283,7 +283,7 @@ class Clustered(nn.Module):
 
 
 class ClusteredRows(nn.Module):
-    """The same without a coarser graph: one vector per cluster."""
+    """DMoN pooling without a coarser graph: one vector per cluster."""
 
     def __init__(self, pooling: Callable[..., Any]) -> None:
         super().__init__()
@@ -442,7 +442,7 @@ def infomax() -> nn.Module:
 
 
 def near(pos: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """The pairs of atoms of a molecule, and their distances: an interaction graph in plain torch."""
+    """Returns the pairs of atoms of a molecule and their distances: an interaction graph in plain torch."""
     same = (batch[:, None] == batch) & ~torch.eye(pos.size(0), dtype=torch.bool, device=pos.device)
     row, col = same.nonzero().t()
     return torch.stack([row, col]), (pos[row] - pos[col]).norm(dim=-1)
@@ -484,7 +484,7 @@ class Nested(nn.Module):
 
 
 def smooth(x: Tensor, edge_index: Tensor, steps: int) -> Tensor:
-    """A function outside of the model: averages over neighbours."""
+    """Averages over neighbours: a function outside of the model."""
     for _ in range(steps):
         x = 0.5 * x + 0.5 * scatter(x[edge_index[0]], edge_index[1], 0, x.size(0), reduce="mean")
     return x
@@ -680,7 +680,7 @@ class OnData(nn.Module):
 
 
 def sage_to_hetero() -> nn.Module:
-    """A homogeneous GraphSAGE made heterogeneous; a first call settles its lazy layers."""
+    """Returns a GraphSAGE made heterogeneous; a first call settles its lazy layers."""
     model = to_hetero(models.GraphSAGE((-1, -1), 16, 2, CLASSES), METADATA, aggr="sum")
     with torch.no_grad():
         model(x_dict(SMALL), edge_index_dict(SMALL))
@@ -712,17 +712,17 @@ class Case:
     float_inputs: str = ""
 
     def model(self) -> nn.Module:
-        """A new float model, the same every time."""
+        """Returns a new float model, the same every time."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return self.build()
 
     def arguments(self, size: Size) -> dict[str, Any] | tuple[Any, ...]:
-        """The method's arguments on graphs of a size."""
+        """Returns the method's arguments on graphs of a size."""
         return _arguments(self.inputs, size)
 
     def float_arguments(self, size: Size) -> dict[str, Any] | tuple[Any, ...]:
-        """The same for the float model."""
+        """Returns the arguments of the float model."""
         return _arguments(self.float_inputs or self.inputs, size)
 
 
@@ -880,12 +880,12 @@ AGGREGATIONS: dict[str, Case] = {
 
 
 def readout(build: Callable[[], Any], width: int = WIDTH, stays_float: str = "") -> Case:
-    """A row for what turns nodes into one vector per graph."""
+    """Returns a row for what turns nodes into one vector per graph."""
     return Case(lambda: Readout(build(), width), BATCHED, stays_float=(stays_float,) if stays_float else ())
 
 
 def pooled(build: Callable[[], nn.Module], stays_float: str = "") -> Case:
-    """A row for a layer that turns a graph into a smaller one."""
+    """Returns a row for a layer that turns a graph into a smaller one."""
     return Case(lambda: Pooled(build()), BATCHED, stays_float=(stays_float,) if stays_float else ())
 
 
@@ -1040,7 +1040,7 @@ class Batchless(nn.Module):
 
 
 def adjacent(name: str, build: Callable[[], nn.Module], forms: str = "csr csc coo EdgeIndex") -> dict[str, Case]:
-    """One row per form of the connectivity. PyG multiplies by a CSC matrix, or refuses it, and shows no messages."""
+    """Returns a row per form of the connectivity. PyG multiplies by a CSC matrix or refuses it, and has no messages."""
     csr = {"csc": "x edge_index=csr"}
     return {
         f"{name}, {form}": Case(build, f"x edge_index={form}", float_inputs=csr.get(form, "")) for form in forms.split()
@@ -1105,15 +1105,15 @@ OTHERS_OUT_OF_REACH: dict[str, str] = {
 
 @dataclass
 class Row:
-    """What happened to one model. `None`: not tried, as something before it failed.
+    """The findings on one model. `None`: not tried, as something before it failed.
 
     Attributes:
         name: The row's name in its table.
         table: The table.
-        traced: Whether ``prepare`` took it.
-        identical: Whether its graph computes what the float model computes, on another size, in both modes.
-        trains: By preset, whether a training step gives all gradients, finite.
-        evaluates: Whether everything that it returns in evaluation is finite, under every preset.
+        traced: True if ``prepare`` took it.
+        identical: True if its graph computes what the float model computes, on another size, in both modes.
+        trains: By preset, true if a training step gives all gradients, finite.
+        evaluates: True if everything that it returns in evaluation is finite, under every preset.
         off: By preset, how far the integer module's outputs are from the prepared module's: the norm of the difference
             over theirs.
         integer_share: Of the multiply-adds of the integer module, those of integers; ``None`` where there are none.
@@ -1146,7 +1146,7 @@ class Row:
 
     @property
     def lowers(self) -> bool | None:
-        """Whether the integer modules compute what the prepared ones do."""
+        """True if the integer modules compute what the prepared ones do."""
         return all(self.off[preset] < TIES[preset] for preset in self.off) if self.off else None
 
 
@@ -1217,7 +1217,7 @@ def _lower(module: nn.Module, wanted: list[Tensor], case: Case, row: Row, preset
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model computes on a graph that it was not traced on: floating point tensors only.
+    """The results of a model on a graph that it was not traced on: floating point tensors only.
 
     Attributes:
         outputs: Its outputs in a training step.
@@ -1257,7 +1257,7 @@ def _call(model: nn.Module, method: str, arguments: Any) -> list[Tensor]:
 
 
 def _difference(found: Outcome, wanted: Outcome) -> str:
-    """In what two outcomes differ; ``""`` if they are equal bit for bit."""
+    """Returns in what two outcomes differ; ``""`` if they are equal bit for bit."""
     for attribute in vars(wanted):
         try:
             left, right = getattr(found, attribute), getattr(wanted, attribute)
@@ -1272,7 +1272,7 @@ def _finite(value: Tensor | None) -> bool:
 
 
 def _unfused(model: nn.Module) -> nn.Module:
-    """PyG's fused product over a sparse adjacency has no messages, and sums in another order: the last bits differ."""
+    """Turns PyG's fused products off, which have no messages and sum in another order: the last bits differ."""
     for module in model.modules():
         if isinstance(module, MessagePassing):
             module.fuse = False
@@ -1280,7 +1280,7 @@ def _unfused(model: nn.Module) -> nn.Module:
 
 
 def rows(patterns: list[str] | None = None) -> Iterator[tuple[str, str, Case]]:
-    """Table, name and case of every row whose name matches a pattern."""
+    """Yields table, name and case of every row whose name matches a pattern."""
     for table, cases in TABLES.items():
         for name, case in cases.items():
             if not patterns or any(fnmatch.fnmatch(name, p) or fnmatch.fnmatch(name, f"{p},*") for p in patterns):
@@ -1306,7 +1306,7 @@ HEADINGS = (
 
 
 def cells(row: Row) -> list[str]:
-    """A row as it is shown."""
+    """Returns a row as the cells of its table."""
 
     def mark(value: bool | None) -> str:
         return "" if value is None else "yes" if value else "NO"

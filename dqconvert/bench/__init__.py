@@ -1,4 +1,5 @@
-"""What ``dqconvert bench`` measures, one module per command: :mod:`.train`, :mod:`.prepare`, :mod:`.infer`.
+"""The benchmarks of ``dqconvert bench``, one module per command: :mod:`.train`, :mod:`.infer`, :mod:`.prepare`,
+:mod:`.sweep`.
 
 Below them, from the bottom: :mod:`.graphs` and :mod:`.models` (what is generated), :mod:`.workloads` (the table of
 workloads), :mod:`.case` (a workload or the user's model, ready to run), :mod:`.variants` (training steps: the float

@@ -1,4 +1,4 @@
-"""How fast this machine moves memory: what every forward is compared with."""
+"""The memory bandwidth of this machine, with which every forward is compared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def copy_bandwidth(mib: int = 256, repeats: int = 5) -> float:
-    """Bytes read and bytes written per second while a large tensor is copied, the best of a few times.
+    """Returns bytes read plus bytes written per second while a large tensor is copied, the best of a few times.
 
     On as many threads as torch uses.
 

@@ -1,4 +1,4 @@
-"""What is measured: a workload, or the user's own model. Described by plain values, so that other processes can too."""
+"""The subject of a measurement: a workload, or the user's own model, in plain values that another process can take."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _passed(inputs: Inputs) -> dict[str, Any]:
 
 
 def _small_part(sample: Sample) -> dict[str, Tensor]:
-    """The first edges and the nodes at their ends, in their order: tracing a model takes no more of a graph."""
+    """Returns the first edges and the nodes at their ends, in their order: tracing a model takes no more of a graph."""
     edges = sample.inputs["edge_index"][:, :_SMALL]
     nodes, renumbered = edges.unique(return_inverse=True)
     rows = {name: value[nodes] for name, value in sample.inputs.items() if name != "edge_index"}

@@ -102,5 +102,5 @@ def draw_infer(result: InferResult, path: str | os.PathLike[str]) -> None:
 
 
 def _part(phases_ms: dict[str, float] | None, phase: str) -> float:
-    """The share of a phase in a step."""
+    """Returns the share of a phase in a step."""
     return 1.0 if phases_ms is None else phases_ms[phase] / sum(phases_ms.values())

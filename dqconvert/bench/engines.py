@@ -33,9 +33,9 @@ class Engine:
     Attributes:
         name: What the results call it.
         preset: What the model was prepared with before it was converted; ``None``: the float model.
-        csr: Whether the connectivity is a sparse matrix instead of an ``edge_index``.
-        bfloat16: Whether parameters and features are bfloat16.
-        compiled: Whether the model went through ``torch.compile``.
+        csr: If true, the connectivity is a sparse matrix instead of an ``edge_index``.
+        bfloat16: If true, parameters and features are bfloat16.
+        compiled: If true, the model went through ``torch.compile``.
     """
 
     name: str
@@ -58,7 +58,7 @@ _COMPILED = (
 
 
 def engines_of(presets: Sequence[str], *, bfloat16: bool = True, compiled: bool = False) -> tuple[Engine, ...]:
-    """The float forms, the plain one first, then the presets.
+    """Returns the float forms, the plain one first, then the presets.
 
     Example:
         >>> [engine.name for engine in engines_of(["int8-dq"], bfloat16=False)]
@@ -72,11 +72,11 @@ class Forward:
     """A forward that can be repeated, on a graph that it knows and on new ones.
 
     Args:
-        call: What takes the inputs and computes.
-        module: What it calls, for its size.
+        call: Takes the inputs and computes.
+        module: The module that it calls, for its size.
         known: Inputs that stay the same, with what a user would keep of the graph.
         graphs: Two graphs in ``edge_index`` form, equal in size, that differ in every edge.
-        open_graph: Makes of a new graph what ``call`` takes.
+        open_graph: Turns a new graph into what ``call`` takes.
         forget: Drops what layers keep of a graph.
 
     Example:
@@ -104,7 +104,7 @@ class Forward:
         self._forget = forget
 
     def warm(self) -> Tensor:
-        """On the known graph."""
+        """Runs on the known graph."""
         return self._call(self.known)
 
     def renew(self) -> None:
@@ -113,7 +113,7 @@ class Forward:
         self.new = self._graphs[0].map(Tensor.clone)
 
     def cold(self) -> Tensor:
-        """On the new graph, from its ``edge_index`` on; :meth:`renew` comes before each."""
+        """Runs on the new graph, from its ``edge_index`` on; :meth:`renew` comes before each."""
         self._forget()
         found = self._call(self._open(self.new))
         self._forget()
@@ -121,12 +121,12 @@ class Forward:
 
 
 def forward_of(engine: Engine, subject: Subject, example: bool = False) -> Forward:
-    """The engine's forward; the subject's model stays as it is.
+    """Returns the engine's forward; the subject's model stays as it is.
 
     Args:
         engine: Which.
         subject: Of what.
-        example: Whether to run on the small part of the graph that models are traced on.
+        example: If true, run on the small part of the graph that models are traced on.
 
     Raises:
         DQConvertError: If the model cannot be prepared or converted.
@@ -170,7 +170,7 @@ def why_not(engine: Engine, subject: Subject) -> str | None:
 
 
 def file_bytes(module: nn.Module) -> int:
-    """The size of the model in a file: that of :func:`dqconvert.save`, of a float model all its tensors in safetensors.
+    """Returns the size of the model's file: :func:`dqconvert.save`'s, or a float model's tensors in safetensors.
 
     Example:
         >>> file_bytes(nn.Linear(128, 128))
@@ -185,7 +185,7 @@ def file_bytes(module: nn.Module) -> int:
 
 
 def mirrored(inputs: Inputs) -> Inputs:
-    """The same graph with its nodes in the reverse order: as much work, as sorted, and no edge is where it was.
+    """Returns the graph with its nodes in reverse order: as much work, as sorted, and no edge is where it was.
 
     Example:
         >>> from dqconvert.bench.case import Case, build
@@ -229,7 +229,7 @@ def _caller(module: Any) -> Callable[[Inputs], Tensor]:
 
 
 def _float_caller(module: Any) -> Callable[[Inputs], Tensor]:
-    """As :func:`_caller`, without gradients: an integer module sees to that itself."""
+    """Returns :func:`_caller` without gradients, to which an integer module sees itself."""
     return torch.inference_mode()(_caller(module))
 
 

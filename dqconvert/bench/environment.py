@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the code: recorded with every result."""
+"""Machine, versions and date of a measurement, recorded with every result."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Environment:
 
 
 def environment(threads: int) -> Environment:
-    """That of this process.
+    """Returns the environment of this process.
 
     Example:
         >>> environment(threads=2).torch == torch.__version__
@@ -69,7 +69,7 @@ def environment(threads: int) -> Environment:
 
 
 def spinning() -> str | None:
-    """A warning if waiting threads keep a core busy, which blurs every measurement; ``None``: they do not."""
+    """Returns a warning if waiting threads keep a core busy, which blurs every measurement; ``None`` if they do not."""
     value = os.environ.get(_WAIT_POLICY)
     if (value or "").lower() == "passive":
         return None

@@ -17,7 +17,7 @@ _DENSEST = 1 / 8
 
 
 def zipf_edges(num_nodes: int, num_edges: int, *, exponent: float = 0.8, seed: int = 0) -> Tensor:
-    """Directed edges whose two ends are drawn independently, node ``k`` in proportion to ``k ** -exponent``.
+    """Draws directed edges, both ends independently, node ``k`` in proportion to ``k ** -exponent``.
 
     In- and out-degrees are heavy-tailed and a node that has many of one has many of the other. The numbers of the nodes
     are shuffled, so that hubs lie anywhere.
@@ -52,7 +52,7 @@ def zipf_edges(num_nodes: int, num_edges: int, *, exponent: float = 0.8, seed: i
 
 
 def zipf_batch(sizes: Tensor, num_edges: int, *, exponent: float = 1.0, seed: int = 0) -> Tensor:
-    """Undirected edges within the graphs of a batch, with hubs in each: threads of a forum, citations.
+    """Draws undirected edges within the graphs of a batch, with hubs in each: threads of a forum, citations.
 
     One end of an edge is any node (each in turn, so that few have no edge), the other is drawn in the same graph as in
     :func:`zipf_edges`.
@@ -92,7 +92,7 @@ def zipf_batch(sizes: Tensor, num_edges: int, *, exponent: float = 1.0, seed: in
 
 
 def graph_sizes(num_graphs: int, num_nodes: int, *, smallest: int = 8, seed: int = 0) -> Tensor:
-    """Sizes of the graphs of a batch, log-normal as those of many collections, that add up to ``num_nodes``.
+    """Draws the sizes of a batch's graphs, log-normal as those of many collections, with the sum ``num_nodes``.
 
     Example:
         >>> sizes = graph_sizes(128, 68_000)
@@ -110,7 +110,7 @@ def graph_sizes(num_graphs: int, num_nodes: int, *, smallest: int = 8, seed: int
 
 
 def _zipf_cdf(sizes: Tensor, exponent: float, rng: torch.Generator) -> Tensor:
-    """Cumulative weights of all nodes, those of graph ``g`` between ``g`` and ``g + 1``; float64 ``[num_nodes]``."""
+    """Returns cumulative weights of all nodes, graph ``g``'s between ``g`` and ``g + 1``; float64 ``[num_nodes]``."""
     parts = []
     for graph, size in enumerate(sizes.tolist()):
         rank = torch.randperm(size, generator=rng) + 1
@@ -120,7 +120,7 @@ def _zipf_cdf(sizes: Tensor, exponent: float, rng: torch.Generator) -> Tensor:
 
 
 def _by_weight(cdf: Tensor, graph: Tensor, sizes: Tensor, rng: torch.Generator) -> Tensor:
-    """A node of each of the graphs asked for."""
+    """Draws a node of each of the given graphs."""
     found = torch.searchsorted(cdf, graph + torch.rand(graph.numel(), generator=rng, dtype=torch.float64))
     end = sizes.cumsum(0)
     # Rounding of the cumulative weights may lead past the last node of a graph.

@@ -20,20 +20,20 @@ from dqconvert.bench.timing import Tick, Times, interleave, threads, ticker
 from dqconvert.trace.inputs import Inputs
 
 _MOST_ROUNDS = 20
-"""Times the rounds asked for: what takes microseconds is not repeated for ever."""
+"""Most rounds, as a multiple of the rounds asked for: what takes microseconds is not repeated for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to measure.
+    """The settings of a measurement.
 
     Attributes:
         rounds: Timed forwards of each engine at least, on the known graph and on new ones.
         seconds: Where all rounds together take less, there are more of them, up to 20 times as many.
         threads: Of torch and of our kernels.
-        cold: Whether to measure new graphs, too.
-        memory: Whether to measure memory, in a process per engine.
-        phases: Whether to count the time of each operation of the integer modules.
+        cold: If true, measure new graphs, too.
+        memory: If true, measure memory, in a process per engine.
+        phases: If true, count the time of each operation of the integer modules.
         seed: Of weights and protection.
     """
 
@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How long an engine's forward takes, and how many times as long that of the float model does.
+    """Times of an engine's forward, and the float model's over them.
 
     Attributes:
         rounds: How often it was timed.
@@ -79,7 +79,7 @@ class Row:
         cold: On new graphs, from the ``edge_index`` on; ``None``: not measured.
         nodes_per_second: Warm, by the median.
         build_s: Seconds that it took to get from the float model to this.
-        file_bytes: What the model takes in a file.
+        file_bytes: Size of the model's file.
         peak_warm_mib: How far memory rises in a forward, see :mod:`dqconvert.bench.memory`; ``None``: not measured.
         peak_cold_mib: Likewise, on a new graph.
         phases: Operations of a forward on the known graph; ``None``: not counted.
@@ -98,14 +98,14 @@ class Row:
     phases_cold: tuple[Operation, ...] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; the engine's name, preset and form among the rest."""
+        """Returns plain data for JSON; the engine's name, preset and form among the rest."""
         plain = asdict(self)
         return {**plain.pop("engine"), **plain}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseResult:
-    """What was measured of one workload.
+    """The measurements of one workload.
 
     Attributes:
         subject: Its names and sizes, see :meth:`Subject.to_dict`.
@@ -142,7 +142,7 @@ class InferResult:
     seconds: float = field(compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with stable keys."""
+        """Returns plain data for JSON, with stable keys."""
         return {
             "environment": asdict(self.environment),
             "settings": asdict(self.settings),
@@ -257,7 +257,7 @@ def _times(
     tick: Tick,
     before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Times]:
-    """As many rounds as were asked for, or as take so long, counted by the first of them."""
+    """Times as many rounds as were asked for, or as fit into the time asked for, judged by the first."""
     first = interleave(steps, rounds=1, warmup=1, tick=tick, before=before)
     wanted = settings.seconds / sum(times.minimum for times in first.values())
     rounds = max(settings.rounds, min(round(wanted), _MOST_ROUNDS * settings.rounds))
@@ -281,7 +281,7 @@ def _speed(name: str, times: Mapping[str, Times]) -> Speed:
 
 
 def _phases(forward: Forward, bandwidth: float) -> tuple[Operation, ...]:
-    """On the known graph; comes before any new one, for a known one would then be recognized by its values alone."""
+    """Counts operations on the known graph; before any new one, after which it is recognized by its values alone."""
     module: Any = forward.module
     return operations(module, lambda: forward.known, bandwidth, known=True)
 

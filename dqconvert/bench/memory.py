@@ -47,7 +47,7 @@ class Peak:
 
 
 def why_not_measurable() -> str | None:
-    """Why this system does not say how much memory a step takes; ``None``: it does.
+    """Returns why memory cannot be measured on this system; ``None`` if it can.
 
     Example:
         >>> why_not_measurable() is None or "Linux" in why_not_measurable()
@@ -59,10 +59,10 @@ def why_not_measurable() -> str | None:
 
 
 def peak_of(step: Callable[[], object], repeats: int = 2) -> Peak:
-    """Peak memory of this process while it takes a step, over that before.
+    """Returns the peak memory of this process during a step, above that before.
 
     Args:
-        step: What to do.
+        step: The step to take.
         repeats: How many times. The second training step has the optimizer's state as well.
 
     Raises:
@@ -85,7 +85,7 @@ def peak_of(step: Callable[[], object], repeats: int = 2) -> Peak:
 
 
 def measure(case: Case, variant: Variant, threads: int) -> Peak:
-    """Peak memory of a variant's training step, in a fresh process.
+    """Returns the peak memory of a variant's training step, in a fresh process.
 
     Raises:
         CommandError: If that process fails; the message has its last line.
@@ -94,7 +94,7 @@ def measure(case: Case, variant: Variant, threads: int) -> Peak:
 
 
 def measure_forward(case: Case, engine: Engine, threads: int) -> tuple[Peak, Peak]:
-    """Peak memory of an engine's forward, in a fresh process: on the known graph, then on a new one.
+    """Returns the peak memory of an engine's forward in a fresh process: on the known graph, and on a new one.
 
     Before the one on the known graph lies what the first forward made of that graph; the one on a new graph has the
     known one's beside it.
@@ -147,13 +147,13 @@ def _forward_peaks(engine: Engine, case: Case) -> dict[str, Peak]:
 
 
 def _status(field: str) -> float:
-    """A field of the process's status, in MiB."""
+    """Returns a field of the process's status, in MiB."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024 / _MIB
 
 
 def _return_freed_memory() -> None:
-    """To the system: what glibc keeps would else be taken again unseen. Other C libraries keep little."""
+    """Returns freed memory to the system: glibc would keep it, and its reuse would not be seen."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

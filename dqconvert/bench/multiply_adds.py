@@ -1,4 +1,4 @@
-"""How much of a module's arithmetic runs on integers: its multiply-adds, counted while it runs."""
+"""The share of a module's multiply-adds that are of integers, counted while it runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _INTEGER: Mapping[str, _Count] = MappingProxyType(
         "quantize_sum": lambda terms, *_: sum(term.numel() for term in terms),
     }
 )
-"""Of our operators, by name."""
+"""Multiply-adds of our operators, by name."""
 
 
 def _source(x: Tensor, dim: int, index: Tensor, source: Tensor, *_: Any, **__: Any) -> int:
@@ -51,12 +51,12 @@ _FLOAT: Mapping[str, _Count] = MappingProxyType(
         "mkldnn_rnn_layer": _recurrent,
     }
 )
-"""Of torch's operators, by name, besides those whose products torch counts itself."""
+"""Multiply-adds of torch's operators, by name, besides those that torch counts itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiplyAdds:
-    """What :func:`multiply_adds` counted.
+    """Counts of :func:`multiply_adds`.
 
     Attributes:
         integer: On integers.
@@ -68,7 +68,7 @@ class MultiplyAdds:
 
     @property
     def share(self) -> float:
-        """Of all, those on integers; NaN where there are none."""
+        """Share of all that are on integers; NaN where there are none."""
         total = self.integer + self.floating
         return self.integer / total if total else math.nan
 

@@ -1,4 +1,4 @@
-"""Where the time of an integer module's forward goes, by operation, against the time that memory alone would take."""
+"""The time of an integer module's forward by operation, beside the time that memory traffic alone would take."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Operation:
     """One kind of operation in a forward.
 
     Attributes:
-        name: What is called; ``remembered`` is what is looked up of a known graph.
+        name: The function called; ``remembered`` for look-ups of a known graph.
         calls: How often.
         ms: All calls together.
         share: Of the sum over all operations.
-        moved_mib: What must at least move: each tensor that is taken read once, each that is made written once.
+        moved_mib: Memory traffic at least: each input read once, each output written once.
         floor_ms: How long that takes at the bandwidth of a copy.
-        gathered_mib: What is read row by row for every edge; much of it comes from the caches.
+        gathered_mib: Rows read for every edge; much of that comes from the caches.
     """
 
     name: str
@@ -54,7 +54,7 @@ def operations(
         module: An integer module.
         inputs: What to run on, asked for before each repetition.
         bandwidth: Bytes per second, from :func:`dqconvert.bench.bandwidth.copy_bandwidth`.
-        known: Whether the module knows the graph; else what depends on it is computed, and counted by operation.
+        known: True if the module knows the graph; else what depends on it is computed, and counted by operation.
         repeats: How many times to run.
 
     Returns:
@@ -80,7 +80,7 @@ def operations(
 
 
 class _Counts:
-    """What was counted of each node; bytes are the same in every repetition."""
+    """Counts for each node; bytes are the same in every repetition."""
 
     def __init__(self) -> None:
         self.seconds: dict[Node, float] = {}
@@ -140,14 +140,14 @@ def _name(node: Node, module: Any) -> str:
 
 
 def _moved(given: Any, result: Any) -> int:
-    """Bytes of what is taken and made; none where nothing is made but another view."""
+    """Returns the bytes of inputs and outputs; 0 where the output is but another view."""
     taken = _storages(given)
     made = {place: size for place, size in _storages(result).items() if place not in taken}
     return sum(taken.values()) + sum(made.values()) if made else 0
 
 
 def _storages(values: Any) -> dict[int, int]:
-    """Bytes that the tensors among values speak of, by where these begin."""
+    """Returns the bytes of the tensors among values, by address."""
     tensors: Iterable[Any] = _pytree.tree_leaves(values)
     return {t.untyped_storage().data_ptr(): t.nbytes for t in tensors if isinstance(t, Tensor)}
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: every operator of it, forward and backward, belongs to one phase."""
+"""The time of a training step by phase: every operator of it, forward and backward, belongs to one phase."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ _OBSERVING = ("quantize", "message passing", "linear", "rest")
 
 @cache
 def phase_of(name: str) -> str | None:
-    """The phase of an operator by its name alone; a backward function's is that of its operator.
+    """Returns the phase of an operator by its name alone; a backward function's is that of its operator.
 
     Example:
         >>> phase_of("autograd::engine::evaluate_function: GeneratedBackwardFor_dqconvert_fake_quantize_ste_default")
@@ -101,7 +101,7 @@ def phase_of(name: str) -> str | None:
 
 
 def phases(step: Callable[[], object], module: nn.Module, repeats: int = 3) -> dict[str, float]:
-    """Seconds that a step spends in each phase, means over a few steps.
+    """Returns the seconds that a step spends in each phase, means over a few steps.
 
     Times are of the processor's operators under the profiler, each without those it calls. What Python takes between
     them is ``rest``. Gathering the protection of edges from that of nodes counts as message passing: it is the same
@@ -151,7 +151,7 @@ _Taken: TypeAlias = Counter[tuple[str, bool]]
 
 
 def _steps(events: Iterable[Any]) -> dict[str, list[_Taken]]:
-    """Where the time of each step went, by the step's label."""
+    """Returns the time of each step by phase, by the step's label."""
     steps: dict[int, _Taken] = {}
     found: dict[str, list[_Taken]] = {_STEP: [], _KEPT: []}
     for event in events:
@@ -168,7 +168,7 @@ def _steps(events: Iterable[Any]) -> dict[str, list[_Taken]]:
 
 @contextmanager
 def _ranges_kept(module: nn.Module) -> Iterator[list[FakeQuantize]]:
-    """Lets quantizers observe nothing; gives those that else would. One that has no range yet must find one."""
+    """Disables the observers of quantizers that have a range, and yields those quantizers."""
     quantizers = [part for part in module.modules() if isinstance(part, FakeQuantize)]
     observing = [quantizer for quantizer in quantizers if quantizer.observer_enabled and quantizer.is_observed()]
     for quantizer in observing:
@@ -181,14 +181,14 @@ def _ranges_kept(module: nn.Module) -> Iterator[list[FakeQuantize]]:
 
 
 def _callers(event: Any) -> Iterator[Any]:
-    """The event and what it is called from, innermost first."""
+    """Yields the event and its callers, innermost first."""
     while event is not None:
         yield event
         event = event.cpu_parent
 
 
 def _phase_within(callers: list[Any]) -> tuple[str, bool]:
-    """The phase of the innermost operator of ours, whatever it calls; else of the outermost of torch's.
+    """Returns the phase of the innermost operator of ours, whatever it calls; else of the outermost of torch's.
 
     That is the one that the model called: a product with a sparse matrix ends in the ``addmm`` of linear layers.
 

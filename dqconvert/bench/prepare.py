@@ -21,7 +21,7 @@ LAYERS = (2, 4, 8, 16, 32, 64)
 WIDTHS = (32, 64, 128, 256, 512, 1024)
 _NODES, _EDGES = 200, 1_000
 _LAYERS, _WIDTH = 2, 32
-"""What stays the same while the other grows."""
+"""The depth, and the width, while the other grows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareResult:
-    """What :func:`run` found.
+    """Results of :func:`run`.
 
     Attributes:
         environment: Where it ran.
-        preset: What the models were prepared with.
+        preset: The models' preset.
         repeats: How many times each.
         by_layers: Growing number of layers.
         by_parameters: Growing width.
@@ -68,7 +68,7 @@ class PrepareResult:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with stable keys."""
+        """Returns plain data for JSON, with stable keys."""
         return asdict(self)
 
 

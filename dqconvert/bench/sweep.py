@@ -35,10 +35,10 @@ _DEGREE, _CLASSES = 5, 7
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to measure.
+    """The settings of a sweep.
 
     Attributes:
-        seconds: After which no other shape is begun.
+        seconds: Time after which no other shape is begun.
         largest: Values of the features, or of a hidden layer, at most.
         rounds: Timed steps of each.
         warmup: Steps of each before.
@@ -73,7 +73,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was measured of a shape: medians in milliseconds, and ratios of them.
+    """The measurements of a shape: medians in milliseconds, and ratios of them.
 
     Attributes:
         fused_ratio: A training step of the fused module, over one of the module that is not.
@@ -92,7 +92,7 @@ class Row:
     infer_ratio: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; the shape among the rest."""
+        """Returns plain data for JSON; the shape among the rest."""
         plain = asdict(self)
         return {**plain.pop("shape"), **plain}
 
@@ -107,11 +107,11 @@ class SweepResult:
     seconds: float = field(compare=False)
 
     def worst(self, ratio: str, number: int = 10) -> list[Row]:
-        """The rows whose ratio, ``"fused_ratio"`` or ``"infer_ratio"``, is the largest."""
+        """Returns the rows whose ratio, ``"fused_ratio"`` or ``"infer_ratio"``, is the largest."""
         return sorted(self.rows, key=lambda row: float(getattr(row, ratio)), reverse=True)[:number]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with stable keys."""
+        """Returns plain data for JSON, with stable keys."""
         return {
             "environment": asdict(self.environment),
             "settings": asdict(self.settings),
@@ -123,7 +123,7 @@ class SweepResult:
 
 
 def shapes(settings: Settings) -> list[Shape]:
-    """The shapes that are small enough, in an order that depends on the seed alone.
+    """Returns the shapes that are small enough, in an order that depends on the seed alone.
 
     Example:
         >>> first, second, *_ = shapes(Settings(largest=1 << 20))
@@ -166,7 +166,7 @@ def run(settings: Settings, progress: Progress | None = None) -> SweepResult:
 
 
 def measure(shape: Shape, settings: Settings) -> Row:
-    """One shape: three training steps in turns, then two forwards."""
+    """Measures a shape: three training steps in turns, then two forwards."""
     torch.manual_seed(settings.seed)
     x = torch.randn(shape.nodes, shape.width)
     if shape.density < 1:

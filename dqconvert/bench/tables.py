@@ -172,7 +172,7 @@ def _peaks(row: infer.Row) -> str:
 
 
 def _operations(title: str, known: Sequence[Operation], new: Sequence[Operation] | None) -> Table:
-    """A row per operation that takes a noticeable share; what a known graph spares comes last."""
+    """Returns a row per operation that takes a noticeable share; what a known graph spares comes last."""
     columns = ["calls", "ms", "share", "moved, MiB", "floor, ms", "gathered, MiB"]
     table = _table(*columns, *(["cold, ms", "cold floor"] if new is not None else []), title=title)
     shown = dict.fromkeys(operation.name for operation in (*known, *(new or ())) if operation.share >= _SMALL)
@@ -196,7 +196,7 @@ def _operations(title: str, known: Sequence[Operation], new: Sequence[Operation]
 
 
 def _growth(cases: Sequence[CaseResult]) -> Table | None:
-    """How time grows from one size of a workload to the next; ``None`` where no workload has several."""
+    """Returns the growth of time from one size of a workload to the next; ``None`` where no workload has several."""
     table = _table("edges", "features", "x edges", "x features", "x time", title="Growth")
     for before, case in pairwise(cases):
         if before.subject["name"] != case.subject["name"] or case.subject["edges"] is None:
@@ -230,7 +230,7 @@ def _sum(row: Row) -> float:
 
 
 def _digits(value: float) -> str:
-    """Three digits or more."""
+    """Formats a value with three digits or more."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 

@@ -13,11 +13,11 @@ import torch
 from rich.progress import Progress
 
 Tick: TypeAlias = Callable[[], None]
-"""Called when a part of the work is done."""
+"""Called after a part of the work."""
 
 
 def ticker(progress: Progress | None, name: str, total: int) -> Tick:
-    """What advances a new bar of that name; nothing where no progress is shown.
+    """Returns a function that advances a new progress bar; one that does nothing where no progress is shown.
 
     Example:
         >>> from rich.progress import Progress
@@ -35,7 +35,7 @@ def ticker(progress: Progress | None, name: str, total: int) -> Tick:
 
 @dataclass(frozen=True)
 class Times:
-    """What one step took, in seconds, each time.
+    """Times of one step, in seconds.
 
     Example:
         >>> Times((1.0, 4.0, 2.0)).median, Times((1.0, 4.0, 2.0)).minimum
@@ -64,12 +64,12 @@ def interleave(
     """Takes the steps in turns, A B C, C B A, A B C, ...
 
     Args:
-        steps: What to time, by name.
+        steps: The steps to time, by name.
         rounds: How many times each.
         warmup: How many times each before, not timed.
         tick: Called after each step.
         before: Called before each step with its name, not timed.
-        clock: What tells the time, in seconds.
+        clock: Returns the time in seconds.
 
     Example:
         >>> taken = []

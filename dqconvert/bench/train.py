@@ -20,15 +20,15 @@ from dqconvert.bench.variants import CSR, FLOAT, Variant, timed_step_of, why_not
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to measure.
+    """The settings of a measurement.
 
     Attributes:
         steps: Timed steps of each variant.
         warmup: Steps of each before. While ranges grow, a step goes through the rows more than once: the first one of
             a prepared model took up to five times as long as later ones, and it took up to seven until that was over.
         threads: Of torch and of our kernels.
-        memory: Whether to measure memory, in a process per variant.
-        phases: Whether to profile.
+        memory: If true, measure memory, in a process per variant.
+        phases: If true, profile.
         seed: Of weights, dropout and protection.
     """
 
@@ -45,7 +45,7 @@ class Row:
     """One variant's measurements; times in milliseconds, memory in MiB.
 
     Attributes:
-        variant: What was measured.
+        variant: The variant.
         median_ms: Of a step.
         min_ms: Likewise.
         ratio_to_edge_index: Of medians, to the float model's with an ``edge_index``.
@@ -69,14 +69,14 @@ class Row:
     phases_ms: dict[str, float] | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; the variant's name, preset and form among the rest."""
+        """Returns plain data for JSON; the variant's name, preset and form among the rest."""
         plain = asdict(self)
         return {**plain.pop("variant"), **plain}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseResult:
-    """What was measured of one workload or model.
+    """The measurements of one workload or model.
 
     Attributes:
         subject: Its names and sizes, see :meth:`Subject.to_dict`.
@@ -111,7 +111,7 @@ class TrainResult:
     seconds: float = field(compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with stable keys."""
+        """Returns plain data for JSON, with stable keys."""
         return {
             "environment": asdict(self.environment),
             "settings": asdict(self.settings),
@@ -187,7 +187,7 @@ def _measure(
 
 @dataclass(frozen=True)
 class _Timed:
-    """What was measured of a variant in this process."""
+    """The measurements of a variant in this process."""
 
     times: Times
     build_s: float

@@ -21,7 +21,7 @@ from dqconvert.trace.inputs import Inputs, bind, map_tensors
 from dqconvert.words import kind_of
 
 FORMS = ("fused", "unfused")
-"""How a preset may be prepared."""
+"""The ways to prepare a preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Variant:
     Attributes:
         name: What the results call it.
         preset: What to prepare the model with; ``None``: the float model.
-        fuse: Whether fused kernels may be used.
-        csr: Whether the connectivity is a sparse matrix instead of an ``edge_index``.
+        fuse: If true, fused kernels may be used.
+        csr: If true, the connectivity is a sparse matrix instead of an ``edge_index``.
     """
 
     name: str
@@ -46,7 +46,7 @@ CSR = Variant(name="float, CSR", csr=True)
 
 
 def variants_of(presets: Sequence[str], forms: Sequence[str] = ("fused",)) -> tuple[Variant, ...]:
-    """The presets in each of the forms.
+    """Returns the presets in each of the forms.
 
     Example:
         >>> [variant.name for variant in variants_of(["int8-dq"], ["fused", "unfused"])]
@@ -94,13 +94,13 @@ class Step:
         return out.float().pow(2).mean() if self.target is None else F.cross_entropy(out, self.target)
 
     def copy(self) -> Step:
-        """The same step on copies of the module and of its inputs: nothing is shared."""
+        """Returns the step on copies of the module and of its inputs: nothing is shared."""
         inputs = self.inputs.map(torch.Tensor.clone)
         return Step(copy.deepcopy(self.module), inputs, map_tensors(self.target, torch.Tensor.clone))
 
 
 def step_of(variant: Variant, subject: Subject) -> Step:
-    """The variant's training step; the subject's model stays as it is.
+    """Returns the variant's training step; the subject's model stays as it is.
 
     Raises:
         DQConvertError: If the model cannot be prepared, or does not take a CSR adjacency.
@@ -117,7 +117,7 @@ def step_of(variant: Variant, subject: Subject) -> Step:
 
 
 def timed_step_of(variant: Variant, subject: Subject) -> tuple[Step, float]:
-    """:func:`step_of`, and how many seconds it took."""
+    """Returns :func:`step_of`'s step, and how many seconds it took."""
     start = time.perf_counter()
     step = step_of(variant, subject)
     return step, time.perf_counter() - start
@@ -165,7 +165,7 @@ def _one_tensor(out: Any) -> Tensor:
 
 
 def with_csr(inputs: Inputs) -> Inputs:
-    """The same inputs with the ``edge_index`` as a transposed sparse matrix, as PyG wants it."""
+    """Returns the inputs with the ``edge_index`` as a transposed sparse matrix, as PyG wants it."""
     edge_index, x = inputs.arguments["edge_index"], inputs.arguments.get("x")
     num_nodes = x.size(0) if isinstance(x, Tensor) else int(edge_index.max()) + 1
     with warnings.catch_warnings():

@@ -45,7 +45,7 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What a workload trains on.
+    """Inputs and targets of a workload.
 
     Attributes:
         inputs: The arguments of the model's forward by name.
@@ -69,7 +69,7 @@ class Workload:
         model: Builds the float model for a size.
         generate: Makes a sample of a size.
         read: Reads the real data from a folder of PyG's datasets; ``None``: there is none.
-        grows: Whether edges and features may be chosen, for a study of growth.
+        grows: True if edges and features may be chosen, for a study of growth.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Workload:
     grows: bool = False
 
     def resized(self, scale: float = 1.0, edges: int | None = None, features: int | None = None) -> Size:
-        """The size, with the graph scaled; ``features`` is the hidden layer's width, too.
+        """Returns the size with the graph scaled; ``features`` is the hidden layer's width, too.
 
         Raises:
             CommandError: If edges or features are chosen for a workload that does not grow.
@@ -101,7 +101,7 @@ class Workload:
 
 
 def find(name: str) -> Workload:
-    """The workload of that name, in any case.
+    """Returns the workload of that name, in upper or lower case.
 
     Raises:
         CommandError: If there is none.
@@ -121,7 +121,7 @@ def _classes(size: Size, rows: int) -> Tensor:
 
 
 def _batch(size: Size) -> Sample:
-    """A batch of many graphs without node features, as REDDIT-BINARY's."""
+    """Generates a batch of many graphs without node features, as REDDIT-BINARY's."""
     sizes = graph_sizes(size.graphs, size.nodes)
     batch = torch.arange(size.graphs).repeat_interleave(sizes)
     x = torch.ones(size.nodes, size.features)
@@ -136,7 +136,7 @@ def _power_law(size: Size) -> Sample:
 
 
 def _citations(size: Size, words: int = 18) -> Sample:
-    """A citation graph: each node's features are the frequencies of a few of many words, rows summing to 1."""
+    """Generates a citation graph: features are frequencies of a few of many words, rows summing to 1."""
     rng = torch.Generator().manual_seed(2)
     word = torch.randint(size.features, (size.nodes, words), generator=rng)
     counts = torch.zeros(size.nodes, size.features).scatter_add_(1, word, torch.ones(word.shape))
@@ -146,7 +146,7 @@ def _citations(size: Size, words: int = 18) -> Sample:
 
 
 def _read_reddit(root: Path) -> Sample:
-    """The first 128 graphs of REDDIT-BINARY, which has no node features: constant ones."""
+    """Reads the first 128 graphs of REDDIT-BINARY, which has no node features: constant ones."""
     batch = Batch.from_data_list(list(TUDataset(str(root / "TUDataset"), "REDDIT-BINARY")[:128]))
     inputs = {"x": torch.ones(batch.num_nodes, 1), "edge_index": batch.edge_index, "batch": batch.batch}
     return Sample(inputs=inputs, target=batch.y, origin="REDDIT-BINARY")

@@ -1,1 +1,1 @@
-"""What the commands of the command line do, one file each; :mod:`dqconvert.cli` has their options and help."""
+"""The work of the command line's commands, one file each; :mod:`dqconvert.cli` has their options and help."""

@@ -1,4 +1,4 @@
-"""What the commands say of a model that was calibrated and not trained: how far it is from the float model."""
+"""How far a model that was calibrated and not trained is from the float model, for JSON and for people."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from dqconvert.compare import Comparison
 
 LOW_SHARE = 0.95
-"""Of equal predictions: a model that loses fewer loses at most a few points of accuracy."""
+"""Share of equal predictions below which a warning is due: above it, a model loses a few points at most."""
 
 LOW_RATIO = 15.0
-"""In dB, where there are no predictions: an error of about a fifth of the values."""
+"""Signal-to-noise ratio in dB below which a warning is due where there are no predictions: an error of a fifth."""
 
 
 def agreement_of(found: Comparison) -> dict[str, Any]:
-    """A comparison with the model without rounding, in a few numbers for JSON.
+    """Returns a comparison with the model without rounding, in a few numbers for JSON.
 
     Returns:
         ``predictions``: how many there were, if the outputs look like scores (rows of two or more numbers), else 0;
@@ -36,7 +36,7 @@ def agreement_of(found: Comparison) -> dict[str, Any]:
 
 
 def agreement_lines(found: dict[str, Any] | None) -> list[str]:
-    """The same for people."""
+    """Returns what :func:`agreement_of` found as lines for people; none for ``None``."""
     if found is None:
         return []
     ratio = f"{found['sqnr_db']:.1f} dB signal to noise" if found["sqnr_db"] is not None else "no finite noise"

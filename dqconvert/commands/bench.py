@@ -29,7 +29,7 @@ def _bench() -> None:
     """
 
 
-_Threads = Annotated[int, typer.Option(min=1, help="Of torch and of the kernels.")]
+_Threads = Annotated[int, typer.Option(min=1, help="Threads of torch and of the kernels.")]
 _Chart = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write a chart: .png, .svg or .pdf. Needs the extra 'plot'.")
 ]
@@ -40,23 +40,28 @@ _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")
 @bench.command()
 def train(
     workload: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="W1 to W5; may be repeated. All, unless --model is given.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="W1 to W5, repeatable. Default: all, unless --model is given."),
     ] = None,
-    preset: Annotated[list[str] | None, typer.Option(metavar="NAME", help="May be repeated; int8-dq.")] = None,
+    preset: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Preset, repeatable. Default: int8-dq.")
+    ] = None,
     variant: Annotated[
-        list[str] | None, typer.Option(metavar="FORM", help="fused or unfused kernels; may be repeated; fused.")
+        list[str] | None, typer.Option(metavar="FORM", help="fused or unfused kernels, repeatable. Default: fused.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each.")] = 9,
-    warmup: Annotated[int, typer.Option(min=1, help="Steps before: while ranges grow, a step takes longer.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps of each variant.")] = 9,
+    warmup: Annotated[
+        int, typer.Option(min=1, help="Untimed steps before: while ranges grow, a step takes longer.")
+    ] = 10,
     threads: _Threads = 2,
     scale: Annotated[
-        float, typer.Option(min=0.0001, max=100, help="Of the workload's graph, which is then generated.")
+        float, typer.Option(min=0.0001, max=100, help="Scales the workload's graph, which is then generated.")
     ] = 1.0,
     edges: Annotated[
-        list[int] | None, typer.Option(min=1, help="Of W2, W3 or W4 instead; may be repeated, to see growth.")
+        list[int] | None, typer.Option(min=1, help="Edges of W2, W3 or W4, repeatable, to see growth.")
     ] = None,
     features: Annotated[
-        list[int] | None, typer.Option(min=1, help="Likewise, of a node and of the hidden layer.")
+        list[int] | None, typer.Option(min=1, help="Features of a node and width of the hidden layer, likewise.")
     ] = None,
     root: Annotated[
         Path | None,
@@ -67,9 +72,11 @@ def train(
     model: Annotated[
         str | None, typer.Option(metavar="PKG.MOD:NAME", help="Your own model instead: a class or function.")
     ] = None,
-    kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="Its arguments, as a JSON object.")] = None,
+    kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="The arguments of --model, as a JSON object.")
+    ] = None,
     example: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Its inputs: a saved Data, tuple or dict.")
+        Path | None, typer.Option(metavar="FILE", help="The inputs of --model: a saved Data, tuple or dict.")
     ] = None,
     memory: Annotated[bool, typer.Option(help="Measure memory, in a process per variant.")] = True,
     phases: Annotated[bool, typer.Option(help="Profile where the time goes.")] = True,
@@ -119,14 +126,16 @@ def train(
 
 @bench.command()
 def infer(
-    workload: Annotated[list[str] | None, typer.Option(metavar="NAME", help="V1 to V6; may be repeated; all.")] = None,
-    preset: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="May be repeated; int8-dq and int4-dq.")
+    workload: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="V1 to V6, repeatable. Default: all.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed forwards of each; more where they are short.")] = 5,
+    preset: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Preset, repeatable. Default: int8-dq and int4-dq.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed forwards of each engine; more where they are short.")] = 5,
     threads: _Threads = 2,
     scale: Annotated[
-        float, typer.Option(min=0.0001, max=100, help="Of the workload's graph, which is then generated.")
+        float, typer.Option(min=0.0001, max=100, help="Scales the workload's graph, which is then generated.")
     ] = 1.0,
     root: Annotated[
         Path | None,
@@ -134,10 +143,10 @@ def infer(
             metavar="DIR", envvar="DQCONVERT_DATA", help="PyG's datasets, for V5 and V6; downloaded there if missing."
         ),
     ] = None,
-    cold: Annotated[bool, typer.Option(help="Measure graphs that were not seen before, too.")] = True,
-    bf16: Annotated[bool, typer.Option(help="Measure the float model in bfloat16, too.")] = True,
+    cold: Annotated[bool, typer.Option(help="Also measure graphs that were not seen before.")] = True,
+    bf16: Annotated[bool, typer.Option(help="Also measure the float model in bfloat16.")] = True,
     compiled: Annotated[
-        bool, typer.Option("--compiled", help="Measure it through torch.compile, too: compiling takes a minute.")
+        bool, typer.Option("--compiled", help="Also measure it through torch.compile, which takes a minute to compile.")
     ] = False,
     memory: Annotated[bool, typer.Option(help="Measure memory, in a process per engine.")] = True,
     phases: Annotated[bool, typer.Option(help="Count the time of each operation of the integer modules.")] = True,
@@ -174,10 +183,14 @@ def infer(
 
 @bench.command()
 def prepare(
-    layers: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated; 2 to 64.")] = None,
-    width: Annotated[list[int] | None, typer.Option(min=1, help="May be repeated; 32 to 1024.")] = None,
-    preset: Annotated[str, typer.Option(metavar="NAME", help="What to prepare with.")] = "int8-dq",
-    repeats: Annotated[int, typer.Option(min=1, help="How many times each.")] = 3,
+    layers: Annotated[
+        list[int] | None, typer.Option(min=1, help="Number of layers, repeatable. Default: 2 to 64.")
+    ] = None,
+    width: Annotated[
+        list[int] | None, typer.Option(min=1, help="Width of the layers, repeatable. Default: 32 to 1024.")
+    ] = None,
+    preset: Annotated[str, typer.Option(metavar="NAME", help="Preset to prepare with.")] = "int8-dq",
+    repeats: Annotated[int, typer.Option(min=1, help="Repetitions of each.")] = 3,
     threads: _Threads = 2,
     chart: _Chart = None,
     as_json: _Json = False,
@@ -210,9 +223,9 @@ def prepare(
 
 @bench.command()
 def sweep(
-    seconds: Annotated[float, typer.Option(min=0, help="After which no other shape is begun.")] = 600,
-    quick: Annotated[bool, typer.Option("--quick", help="Half a minute, of small shapes.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0, help="Time after which no other shape is begun.")] = 600,
+    quick: Annotated[bool, typer.Option("--quick", help="Half a minute of small shapes.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     threads: _Threads = 2,
     as_json: _Json = False,
     quiet: _Quiet = False,
@@ -247,7 +260,7 @@ def _workloads(
     scale: float,
     root: str | None,
 ) -> list[Case]:
-    """Every workload asked for, in every size asked for."""
+    """Returns a case for each workload and size that was asked for."""
     from dqconvert.bench.case import Case
     from dqconvert.bench.workloads import WORKLOADS
 
@@ -288,12 +301,12 @@ def _check_names(option: str, names: Sequence[str], allowed: Sequence[str]) -> N
 
 
 def _once(values: Any) -> list[Any]:
-    """Without repeats, in order."""
+    """Returns the values without repeats, in order."""
     return list(dict.fromkeys(values))
 
 
 def _begin(chart: Path | None) -> None:
-    """What is wrong shows before the work, not after it."""
+    """Checks the chart's path and warns of spinning threads, before the work rather than after it."""
     from dqconvert.bench.charts import check_chart
     from dqconvert.bench.environment import spinning
 

@@ -1,4 +1,4 @@
-"""``dqconvert compare``: a float checkpoint against the integer or prepared file that was made of it."""
+"""``dqconvert compare``: compares a float checkpoint with the integer or prepared file that was made of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def compare(source: Source, file: Path, data: Path, *, plot: Path | None = None,
         as_json: Print everything as JSON.
 
     Raises:
-        DQConvertError: Of one kind or another, if anything is wrong.
+        DQConvertError: If anything is wrong; its class says what.
     """
     if plot is not None:
         check_drawing(plot, "--plot")

@@ -37,14 +37,14 @@ from dqconvert.words import article, count, listed
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the float model comes from: the options that ``convert`` and ``inspect`` share.
+    """The source of a float model: the options that ``convert`` and ``inspect`` share.
 
     Attributes:
         checkpoint: The float checkpoint.
         factory: ``"pkg.mod:name"``; ``None`` for a pickled module.
         kwargs: The factory's arguments as JSON.
         key: Where in the checkpoint the weights are.
-        trust_pickle: Whether the checkpoint's own code may run.
+        trust_pickle: If true, the checkpoint's own code may run.
     """
 
     checkpoint: Path
@@ -55,7 +55,7 @@ class Source:
 
 
 def float_model(source: Source) -> tuple[nn.Module, str]:
-    """The float model with its checkpoint's weights, and in words, how they were found.
+    """Returns the float model with its checkpoint's weights, and a note on how these were found.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read or does not fit.
@@ -119,7 +119,7 @@ def convert(
         quiet: Print nothing.
 
     Raises:
-        DQConvertError: Of one kind or another, if anything is wrong.
+        DQConvertError: If anything is wrong; its class says what.
     """
     check_target(out, overwrite=force)
     with usage():
@@ -162,13 +162,13 @@ def convert(
 
 
 def prepared_model(source: Source) -> PreparedModule:
-    """The prepared module in a prepared file."""
+    """Returns the prepared module in a prepared file."""
     module: PreparedModule = load(source.checkpoint, unfilled(source))
     return module
 
 
 def unfilled(source: Source) -> nn.Module:
-    """The float model that a prepared file is rebuilt on, with any weights."""
+    """Returns the float model that a prepared file is rebuilt on, with any weights."""
     if source.factory is None:
         raise UsageError(
             f"{source.checkpoint}: is a prepared file: say what builds its float model, with --model pkg.mod:name and "
@@ -179,7 +179,7 @@ def unfilled(source: Source) -> nn.Module:
 
 @contextmanager
 def usage() -> Iterator[None]:
-    """Where a config is wrong, so is what was typed."""
+    """Turns a :class:`ConfigError` into a :class:`UsageError`: a config that was typed wrong exits with 2."""
     try:
         yield
     except ConfigError as error:
@@ -187,7 +187,7 @@ def usage() -> Iterator[None]:
 
 
 def _run_calibration(module: PreparedModule, data: SavedInputs, *, silent: bool) -> dict[str, Any]:
-    """Sets the ranges from data; how well the result does on it, without training."""
+    """Sets the ranges from data, and returns how the result compares with the float model on it."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=silent or not console.is_terminal) as progress:
         task = progress.add_task("calibrating", total=1.0)
@@ -261,7 +261,7 @@ def _show(summary: dict[str, Any]) -> None:
 
 
 def _echo_end(summary: dict[str, Any]) -> None:
-    """How well it does on the data, and what the file weighs."""
+    """Prints how far it is from the float model on the data, and the size of the file."""
     for line in agreement_lines(summary["agreement"]):
         typer.echo(line)
     typer.echo(f"{summary['out']}: {size_in_words(summary)}")

@@ -1,4 +1,4 @@
-"""``dqconvert inspect``: what is in a prepared or an integer file, in several forms."""
+"""``dqconvert inspect``: shows a prepared or an integer file in several formats."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def inspect(
         as_json: Print everything as JSON instead.
 
     Raises:
-        DQConvertError: Of one kind or another, if anything is wrong.
+        DQConvertError: If anything is wrong; its class says what.
     """
     if html is not None:
         check_target(html, overwrite=force)

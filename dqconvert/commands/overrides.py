@@ -1,4 +1,4 @@
-"""``--qconfig``, ``--set`` and ``--rule``: a config from the words of a command line."""
+"""``--qconfig``, ``--set`` and ``--rule``: builds a config from a command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dqconvert.words import did_you_mean
 
 
 def qconfig_from(name: str, sets: Sequence[str] = (), rules: Sequence[str] = ()) -> QConfig:
-    """The config that the options of ``dqconvert convert`` describe.
+    """Returns the config that the options of ``dqconvert convert`` describe.
 
     Args:
         name: A preset's name, or the path of a ``.toml`` or ``.json`` file.
@@ -46,7 +46,7 @@ def qconfig_from(name: str, sets: Sequence[str] = (), rules: Sequence[str] = ())
 
 
 def _option(index: int, rules: Sequence[str]) -> str:
-    """A rule of the config as it was given."""
+    """Returns a rule of the config as it was typed."""
     return f"--rule {rules[index]}: " if index < len(rules) else f"rules[{index}]"
 
 
@@ -63,7 +63,7 @@ def _set(table: dict[str, Any], option: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """Numbers, true, false and null as JSON; anything else is a word."""
+    """Parses numbers, true, false and null as JSON; anything else is a word."""
     try:
         return json.loads(text)
     except ValueError:

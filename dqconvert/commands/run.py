@@ -1,4 +1,4 @@
-"""``dqconvert run``: what an integer file computes of saved inputs."""
+"""``dqconvert run``: runs an integer file on saved inputs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(
         quiet: Print nothing.
 
     Raises:
-        DQConvertError: Of one kind or another, if anything is wrong.
+        DQConvertError: If anything is wrong; its class says what.
     """
     if out is not None:
         check_target(out, overwrite=force)
@@ -72,7 +72,7 @@ def run(
 
 
 def load_integer(file: Path) -> IntegerModule:
-    """The integer module in a file.
+    """Returns the integer module in a file.
 
     Raises:
         CheckpointError: If the file cannot be read.
@@ -92,7 +92,7 @@ def _call(module: nn.Module, call: BoundArguments) -> tuple[dict[str, Tensor], f
 
 
 def _tensors(result: Any, name: str = "") -> list[tuple[str, Tensor]]:
-    """Every tensor in what a forward returned, by where it is."""
+    """Returns every tensor in what a forward returned, with its path."""
     if isinstance(result, Tensor):
         return [(name, result.detach().contiguous())]
     parts = (

@@ -1,4 +1,4 @@
-"""What a file weighs, beside the float weights that it stands for."""
+"""The size of a file beside that of the float weights that it stands for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dqconvert.words import count
 
 
 def sizes_of(out: Path, module: PreparedModule) -> dict[str, int]:
-    """Sizes in bytes, for JSON.
+    """Returns sizes in bytes, for JSON.
 
     Args:
         out: A file that :func:`dqconvert.save` wrote.
@@ -32,7 +32,7 @@ def sizes_of(out: Path, module: PreparedModule) -> dict[str, int]:
 
 
 def size_in_words(sizes: dict[str, Any]) -> str:
-    """The same for people; where a file is larger than the weights, it says why."""
+    """Returns the sizes as a line for people, with the reason where a file is larger than the weights."""
     size, floats, description = sizes["bytes"], sizes["float_bytes"], sizes["description_bytes"]
     text = f"{count(size, 'byte')} written, {size / max(floats, 1):.2f} of the float weights' {floats:,}"
     if size > floats:

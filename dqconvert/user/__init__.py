@@ -1,1 +1,1 @@
-"""What the user brings from outside: the code that builds a model, and the files that hold its inputs."""
+"""The user's own code and files: factories that build a model, and saved inputs."""

@@ -50,7 +50,7 @@ def build_model(factory: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def parse_kwargs(text: str | None) -> dict[str, Any]:
-    """The arguments that ``--kwargs`` gives as a JSON object.
+    """Parses the JSON object of ``--kwargs``.
 
     Raises:
         UsageError: If it is not one.
@@ -92,7 +92,7 @@ def _find(factory: str) -> Callable[..., Any]:
 
 @contextmanager
 def _in_one_line(message: str, module_name: str = "") -> Iterator[None]:
-    """Says in one line what the user's code raised, and where; ``--debug`` shows the rest.
+    """Reports what the user's code raised in one line, with its place; ``--debug`` shows the rest.
 
     A module that does not exist (``module_name``, or a package of it) was typed wrong.
     """

@@ -25,7 +25,7 @@ from dqconvert.words import kind_of
 
 
 def _new_batch(kind: type, base: type) -> Any:
-    """What a saved batch is filled into: PyG makes a class for each class of data in it."""
+    """Returns the object that a saved batch is filled into: PyG makes a class for each class of data."""
     if kind is not Batch or base not in (Data, HeteroData):
         raise TypeError(f"a batch of {base}")
     return Batch(_base_cls=base)
@@ -39,20 +39,20 @@ class _BatchMaker:
 
 
 _PYG = (BaseStorage, EdgeStorage, GlobalStorage, NodeStorage, DataEdgeAttr, DataTensorAttr)
-"""What saved data objects are made of, besides the classes that PyG itself declares safe to load."""
+"""The classes of saved data objects, besides those that PyG itself declares safe to load."""
 
 _BATCHES = (
     *(Batch, Data, HeteroData, type(Batch(_base_cls=Data)), type(Batch(_base_cls=HeteroData)), _new_batch),
     (_BatchMaker, "torch_geometric.data.batch.DynamicInheritanceGetter"),
 )
-"""What batches of them are made of."""
+"""The classes of saved batches."""
 
 _ADVICE = "save a Data, a Batch, a list of them, or a tuple or dict of forward's arguments instead"
 _ENDINGS = (".pt", ".pth", ".safetensors")
 
 
 def read_inputs(path: str | os.PathLike[str]) -> Any:
-    """Inputs from a file: a ``Data``, a ``Batch``, a tuple or dict of tensors, or a list of such. No code in it is run.
+    """Reads inputs: a ``Data``, a ``Batch``, a tuple or dict of tensors, or a list of such. Runs no code of the file.
 
     Raises:
         CheckpointError: If the file is missing, damaged, or holds anything else.
@@ -74,7 +74,7 @@ def read_inputs(path: str | os.PathLike[str]) -> Any:
 
 
 def read_example(path: str | os.PathLike[str]) -> Any:
-    """Inputs from ``--example``, of which :func:`dqconvert.prepare` takes one call's worth.
+    """Reads inputs from ``--example``, of which :func:`dqconvert.prepare` takes one call's worth.
 
     Raises:
         CheckpointError: As :func:`read_inputs`.
@@ -133,7 +133,7 @@ class SavedInputs:
                 yield done, f"{label}.{number}" if several else label, result
 
     def calls(self, module: Any) -> Iterator[BoundArguments]:
-        """The calls of a module that the inputs stand for."""
+        """Returns the calls of a module that the inputs stand for."""
         return (call for _, _, call in self.each(module, lambda call: call))
 
     @contextmanager
@@ -155,12 +155,12 @@ class SavedInputs:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of the user's code says, without what torch.fx adds."""
+    """Returns the first line of an error of the user's code, without what torch.fx adds."""
     return (str(error).strip().splitlines() or [""])[0]
 
 
 def _checked(found: Any, option: str, path: str | os.PathLike[str]) -> Any:
-    """What a file holds, if it is inputs."""
+    """Returns what a file holds if it is inputs, and raises otherwise."""
     parts = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else [found]
     if not any(isinstance(part, BaseData | Tensor | dict | list | tuple) for part in parts):
         what = kind_of(found) + (" of nothing" if isinstance(found, list | tuple | dict) and not found else "")

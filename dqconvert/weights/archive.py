@@ -21,7 +21,7 @@ LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 ADVICE = "if you trust where it comes from, pass --trust-pickle; better, save model.state_dict() instead"
-"""What to do about a checkpoint that holds more than tensors."""
+"""The advice on a checkpoint that holds more than tensors."""
 
 
 def load_archive(
@@ -33,9 +33,9 @@ def load_archive(
 
     Args:
         path: The file.
-        trust: Whether to run the code that the file names. Otherwise it may hold tensors and plain containers only.
+        trust: If true, run the code that the file names. Otherwise it may hold tensors and plain containers only.
         classes: Further classes that it may hold without trust, or pairs of one and the name that it stands for.
-        advice: What the message says to do if it holds others.
+        advice: The message's advice if it holds others.
 
     Raises:
         CheckpointError: If it is missing, damaged, something else, or holds what it may not.
@@ -63,7 +63,7 @@ def load_archive(
 
 
 def read_start(path: str | os.PathLike[str], size: int = 16) -> bytes:
-    """The first bytes of a file.
+    """Returns the first bytes of a file.
 
     Raises:
         CheckpointError: If there is no such file, or it cannot be read.
@@ -85,7 +85,7 @@ def _damaged(path: str | os.PathLike[str], why: str) -> CheckpointError:
 
 
 def _refusal(path: str | os.PathLike[str], found: Survey, classes: Sequence[Any], advice: str) -> CheckpointError:
-    """Why torch did not load it: because of what it names, or because it is damaged."""
+    """Returns the error of a file that torch did not load: it names other classes, or it is damaged."""
     allowed = [*classes, *torch.serialization.get_safe_globals()]
     safe = {kind[1] if isinstance(kind, tuple) else f"{kind.__module__}.{kind.__qualname__}" for kind in allowed}
     others = sorted(name for name in found.names - safe if not _is_plain(name))
@@ -99,7 +99,7 @@ def _refusal(path: str | os.PathLike[str], found: Survey, classes: Sequence[Any]
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name in a pickle stands for tensors and containers rather than for code."""
+    """True if a name in a pickle stands for tensors and containers rather than for code."""
     code = ("torch.nn.modules.", "torch.fx.", "torch.jit.", "torch.optim.", "torch.distributed.", "torch.package.")
     return name in _CONTAINERS or (name.startswith("torch.") and not name.startswith(code))
 

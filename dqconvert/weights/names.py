@@ -12,20 +12,20 @@ from dqconvert.checkpoint.document import aliases_of
 State = Mapping[str, Tensor]
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What torch.compile, FSDP and activation checkpoints put between the names, wherever they wrap."""
+"""Names that torch.compile, FSDP and activation checkpoints insert wherever they wrap a module."""
 
 _PREFIXES = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before the names."""
+"""Prefixes of DistributedDataParallel and torch.compile."""
 
 _NORMS = (
     ("weight_g", "weight_v"),
     ("parametrizations.weight.original0", "parametrizations.weight.original1"),
 )
-"""What a weight norm keeps, the old one and the new one: the lengths, and the directions."""
+"""The parameters of weight norms, the old one's and the new one's: the lengths, and the directions."""
 
 
 def fitted(state: State, model: nn.Module, expected: Mapping[str, object]) -> tuple[str, State]:
-    """The reading of a checkpoint's names that fits the model, or else the one that fits best.
+    """Returns the reading of a checkpoint's names that fits the model, or else the one that fits best.
 
     Wrappers are taken off at every level, and one prefix that is common to all. Weight norms are read into the form
     that the model has, and computed where it has plain weights. A tensor that is stored under one of its names is there
@@ -59,7 +59,7 @@ def fitted(state: State, model: nn.Module, expected: Mapping[str, object]) -> tu
 
 
 def _renamed(state: State, rename: Callable[[str], str]) -> State:
-    """The tensors under other names, unless two would have one."""
+    """Renames the tensors, unless two would have one name."""
     renamed = {rename(name): value for name, value in state.items()}
     return renamed if len(renamed) == len(state) else state
 
@@ -86,7 +86,7 @@ def _without_prefix(state: State, expected: Mapping[str, object]) -> tuple[str, 
 
 
 def _prefixes(names: list[str]) -> Iterator[str]:
-    """Nothing, and what all names begin with, part by part; wrappers first."""
+    """Yields the empty prefix, and those that all names have in common, part by part; wrappers first."""
     yield ""
     prefix = ""
     while names and all(name.startswith(prefix) and "." in name[len(prefix) :] for name in names):
@@ -98,7 +98,7 @@ def _prefixes(names: list[str]) -> Iterator[str]:
 
 
 def _normed(state: State, expected: Mapping[str, object]) -> State:
-    """Weight norms in the form of the model: one of both, or the weight itself."""
+    """Returns weight norms in the model's form: one of both, or the weight itself."""
     found = dict(state)
     for (length, direction), (other_length, other_direction) in (_NORMS, _NORMS[::-1]):
         for name in list(found):
@@ -116,7 +116,7 @@ def _normed(state: State, expected: Mapping[str, object]) -> State:
 
 
 def _weight(lengths: Tensor, directions: Tensor) -> Tensor:
-    """The weight that a norm computes: its lengths have size 1 along all dimensions but the norm's own."""
+    """Computes the weight of a norm, whose lengths have size 1 along all dimensions but the norm's own."""
     if lengths.dim() == 0:
         return directions * (lengths / directions.norm())
     own = [dim for dim in range(lengths.dim()) if lengths.size(dim) > 1]

@@ -19,12 +19,12 @@ from dqconvert.weights.archive import load_archive, read_start
 from dqconvert.words import kind_of
 
 _KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "model_state")
-"""Where training checkpoints keep the weights; Lightning's is the first."""
+"""Keys of the weights in training checkpoints; Lightning's is the first."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a float checkpoint holds.
+    """The content of a float checkpoint.
 
     Attributes:
         state: Tensors by name, as in the file.
@@ -81,7 +81,7 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _read_shards(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of several files beside an index that says which tensor is where."""
+    """Reads the tensors of several files beside an index that says which tensor is where."""
     with open_file(path) as file:
         text = file.read()
     try:
@@ -125,7 +125,7 @@ def _select(content: Any, key: str | None, path: str | os.PathLike[str]) -> Weig
 
 
 def _states(content: Mapping[Any, Any], before: str = "", depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Every dict of weights in a training checkpoint, by its key; what optimizers keep is none."""
+    """Returns every dict of weights in a training checkpoint by its key, without the state of optimizers."""
     for name, value in content.items():
         if isinstance(name, str) and "optim" not in name and isinstance(value, Mapping) and depth > 0:
             if _is_state(value):
@@ -135,7 +135,7 @@ def _states(content: Mapping[Any, Any], before: str = "", depth: int = 3) -> Ite
 
 
 def _same(state: Mapping[str, Any], weights: Weights) -> bool:
-    """Whether a state would fit where these weights do, wrappers and counts aside."""
+    """True if a state would fit where these weights do, wrappers and counts aside."""
 
     def shapes(tensors: Mapping[str, Any]) -> set[tuple[str, ...]]:
         return {
@@ -169,7 +169,7 @@ def _weights(content: Any, found: str, path: str | os.PathLike[str]) -> Weights:
 
 
 def _is_state(content: Mapping[Any, Any]) -> bool:
-    """Whether a dict is a ``state_dict``: names, and tensors but for what a layer keeps beside."""
+    """True if a dict is a ``state_dict``: names, and tensors but for what a layer keeps beside."""
     named = [value for name, value in content.items() if isinstance(name, str) and not name.endswith("_extra_state")]
     tensors = [value for value in named if isinstance(value, Tensor)]
     plain = all(isinstance(value, Tensor | bool | int | float | str | None) for value in named)
@@ -177,7 +177,7 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
 
 
 def _tensors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The tensors, and what modules say of themselves; other numbers and words are left out."""
+    """Returns the tensors and the modules' extra state; other numbers and strings are left out."""
     found = {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}
     for name, value in found.items():
         if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
@@ -199,7 +199,7 @@ def _tensors(state: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str
 
 
 def _unwrap(module: nn.Module) -> nn.Module:
-    """The user's module under DistributedDataParallel, DataParallel and torch.compile."""
+    """Returns the user's module under DistributedDataParallel, DataParallel and torch.compile."""
     while True:
         inner = getattr(module, "_orig_mod", None)
         if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):

@@ -1,4 +1,4 @@
-"""What a pickle would do, found out without doing it.
+"""A pickle's classes and sizes, found without running it.
 
 ``torch.load(weights_only=True)`` runs no code, but it believes the sizes that a file claims. The survey reads the
 pickle's instructions with every class and function replaced by one that does nothing, and notes what the file names and
@@ -22,7 +22,7 @@ _ITEM_SIZES = {
 
 @dataclass
 class Survey:
-    """What a pickle names and claims.
+    """The names and the sizes in a pickle.
 
     Attributes:
         names: Every class and function that it names: ``"torch._utils._rebuild_tensor_v2"``.
