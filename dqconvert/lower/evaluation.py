@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from dqconvert.lower.runtime import check_edges
-from dqconvert.ops import writes
+from dqconvert.ops import op_of, writes
 from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.rewrite.derive import dimensions
@@ -20,9 +20,6 @@ from dqconvert.rewrite.spaces import gather, is_connectivity, is_input
 from dqconvert.trace import runtime
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.unchanged import without_reads
-
-CHECKS = frozenset((runtime.guard, runtime.check_sorted, *runtime.ARGUMENT_CHECKS))
-"""Functions that are called for what they refuse."""
 
 
 def evaluation_graph(module: PreparedModule) -> Graph:
@@ -87,7 +84,7 @@ def check_connectivity(graph: Graph) -> None:
             checked = annotate(graph.call_function(check_edges, (edge_index, rows)), note_of(edge_index))
         # The checks of arguments come before.
         edge_index.replace_all_uses_with(
-            checked, delete_user_cb=lambda user, checked=checked: user is not checked and user.target not in CHECKS
+            checked, delete_user_cb=lambda user, checked=checked: user is not checked and not op_of(user).checks
         )
 
 
@@ -121,7 +118,7 @@ def removable(node: Node) -> bool:
     """Whether nothing is lost with a node that nobody uses."""
     if node.op == "get_attr" or node.target is given_probability:
         return True
-    kept = node.target in CHECKS or node.target is torch._C._set_grad_enabled
+    kept = op_of(node).checks or node.target is torch._C._set_grad_enabled
     return node.op in ("call_function", "call_method") and not kept and not writes(node)
 
 

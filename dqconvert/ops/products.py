@@ -86,4 +86,6 @@ SCATTERS = (
     Op("mkldnn_rnn_layer", multiply_adds=_recurrent),
 )
 
-SUMS = PRODUCTS + REDUCTIONS + SCATTERS
+NORMS = (Op("batch_norm", modules=("torch.nn.BatchNorm1d", "torch_geometric.nn.BatchNorm")),)
+
+SUMS = PRODUCTS + REDUCTIONS + SCATTERS + NORMS

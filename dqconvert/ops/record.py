@@ -114,6 +114,7 @@ class Op:
         keeps_columns: Whether its result has the columns of its first argument, or that, packed.
         reduces: How it adds up rows: ``"sum"``, ``"mean"``, ``"max"``, ``"min"``; ``""``: it does not.
         pools: Whether it is a global pooling: its second argument says which graph each node is of.
+        casts: Whether it changes the type of each entry, and nothing else.
         reads_size: Whether it reads a size of its argument, and no values.
         reads_number: Whether it reads a number off its argument.
         bookkeeping: Whether it checks, marks or reads sizes: views of a model leave it out.
@@ -168,6 +169,7 @@ class Op:
     keeps_columns: bool = False
     reduces: str = ""
     pools: bool = False
+    casts: bool = False
     reads_size: bool = False
     reads_number: bool = False
     bookkeeping: bool = False

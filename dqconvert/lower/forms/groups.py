@@ -6,24 +6,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from torch.fx import Node
-from torch_geometric.nn import aggr
 
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.runtime import group_order
 from dqconvert.lower.values import Codes, Plain, Value
-from dqconvert.ops import op_name
+from dqconvert.ops import op_of, op_of_layer
 from dqconvert.trace.note import note_of
 
 _REDUCTIONS = {"sum": "sum", "add": "sum", "mean": "mean", "max": "max", "min": "min"}
-_POOLS = {"global_add_pool": "sum", "global_mean_pool": "mean", "global_max_pool": "max"}
-_AGGREGATIONS: dict[type, str] = {
-    aggr.SumAggregation: "sum",
-    aggr.MeanAggregation: "mean",
-    aggr.MaxAggregation: "max",
-    aggr.MinAggregation: "min",
-}
-"""Exactly these types: a subclass may do something else."""
 
 
 class _Reduction(NamedTuple):
@@ -66,17 +57,17 @@ def lower_groups(lowering: Lowering, node: Node) -> Value | None:
 
 def _reduction(node: Node, module: nn.Module | None) -> _Reduction | None:
     """Returns what a node reduces, if that is whole rows, to groups that a vector names."""
-    name = op_name(node)
-    if node.op == "call_function" and name == "scatter":
+    op, layer = op_of(node), op_of_layer(module)
+    if node.op == "call_function" and op.name == "scatter":
         given = _given(node, src=None, index=None, dim=0, dim_size=None, reduce="sum")
         how, source, size = _REDUCTIONS.get(str(given["reduce"])), given["src"], given["dim_size"]
-    elif node.op == "call_function" and name in _POOLS:
+    elif node.op == "call_function" and op.pools:
         given = _given(node, x=None, batch=None, size=None)
         given |= {"index": given["batch"], "dim": 0}
-        how, source, size = _POOLS[name], given["x"], given["size"]
-    elif type(module) in _AGGREGATIONS:
+        how, source, size = op.reduces, given["x"], given["size"]
+    elif layer.reduces:
         given = _given(node, x=None, index=None, ptr=None, dim_size=None, dim=-2)
-        how, source, size = _AGGREGATIONS[type(module)], given["x"], given["dim_size"]
+        how, source, size = layer.reduces, given["x"], given["dim_size"]
     else:
         return None
     index, of_rows = given["index"], given["dim"] in (0, -2) and given.get("ptr") is None

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.movers import moves, moves_rows
 from dqconvert.lower.values import Codes, Joined, Literal, Tabulated, Value, tabular
-from dqconvert.ops import argument, op_name
+from dqconvert.ops import Moves, argument, op_of, op_of_layer
 from dqconvert.trace.names import module_of
 from dqconvert.trace.note import note_of
 from dqconvert.trace.runtime import keep_gradient, private
-
-_IDENTITIES = frozenset(("clone", "detach", "identity"))
-_IDENTITY_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_DROPOUTS = frozenset(("dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_alpha_dropout"))
 
 
 def lower_identity(lowering: Lowering, node: Node) -> Value | None:
@@ -25,13 +20,14 @@ def lower_identity(lowering: Lowering, node: Node) -> Value | None:
     source = node.args[0] if node.args else None
     if not isinstance(source, Node):
         return None
-    name = op_name(node)
-    if name in _DROPOUTS:
+    op = op_of(node)
+    if op.drops:
         off = lowering.value(argument(node, "training", True))
         return lowering.values[source] if isinstance(off, Literal) and not off.value else None
     if node.target is keep_gradient:
         return lowering.values[node.all_input_nodes[-1]]  # behind the value whose gradient it keeps
-    same = isinstance(lowering.module(node), _IDENTITY_MODULES) or name in _IDENTITIES or _for_layers(lowering, node)
+    layer = op_of_layer(lowering.module(node), subclasses=True)
+    same = layer.drops or layer.identity or op.identity or op.moves is Moves.COPY or _for_layers(lowering, node)
     return lowering.values[source] if same else None
 
 
@@ -68,7 +64,7 @@ def lower_move(lowering: Lowering, node: Node) -> Value | None:
 
 def lower_join(lowering: Lowering, node: Node) -> Value | None:
     """Concatenates codes of one grid now, and other values where they are needed."""
-    if op_name(node) != "cat" or not isinstance(node.args[0], list | tuple):
+    if op_of(node).moves is not Moves.JOIN or not isinstance(node.args[0], list | tuple):
         return None
     dim = argument(node, "dim", 0)
     parts = tuple(lowering.values[part] for part in node.args[0] if isinstance(part, Node))

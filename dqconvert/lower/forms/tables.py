@@ -14,49 +14,10 @@ from torch.fx.node import map_arg
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.values import Codes, Constant, Literal, Tabulated, Value, as_tabulated, tabular
-from dqconvert.ops import op_name
+from dqconvert.ops import op_of, op_of_layer
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.doors import copy_apart
 from dqconvert.trace.note import note_of
-
-FUNCTIONS = frozenset(
-    (
-        *("abs", "add", "celu", "clamp", "clip", "div", "elu", "erf", "exp", "expm1", "float", "gelu", "hardshrink"),
-        *("hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "log", "log1p", "logsigmoid", "maximum", "minimum"),
-        *("mish", "mul", "neg", "pos", "pow", "prelu", "reciprocal", "relu", "relu6", "rsqrt", "rsub", "selu"),
-        *("sigmoid", "silu", "softplus", "softshrink", "softsign", "sqrt", "square", "sub", "tanh", "tanhshrink"),
-        "threshold",
-    )
-)
-"""Pointwise functions, by :func:`dqconvert.ops.op_name`."""
-
-MODULES: tuple[type[nn.Module], ...] = (
-    nn.CELU,
-    nn.ELU,
-    nn.GELU,
-    nn.Hardshrink,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.LogSigmoid,
-    nn.Mish,
-    nn.PReLU,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.SELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Softshrink,
-    nn.Softsign,
-    nn.Tanh,
-    nn.Tanhshrink,
-    nn.Threshold,
-)
-"""Exactly these types: a subclass may do something else."""
-
-_NORMS = (nn.BatchNorm1d, torch_geometric.nn.BatchNorm)
 
 
 def lower_pointwise(lowering: Lowering, node: Node) -> Value | None:
@@ -101,13 +62,13 @@ def evaluate(node: Node, values: Mapping[Node, Value]) -> Any:
 def _pointwise(node: Node, module: nn.Module | None) -> bool:
     """True if each entry of a node's result depends on the same entry of its arguments, and on parameters, alone."""
     if node.op == "call_module":
-        return type(module) in MODULES or _fixed_norm(module)
-    return op_name(node) in FUNCTIONS and note_of(node).is_float
+        return op_of_layer(module).pointwise or _fixed_norm(module)
+    return op_of(node).pointwise and note_of(node).is_float
 
 
 def _fixed_norm(module: nn.Module | None) -> bool:
     """True if a batch norm takes mean and variance from training, rather than from the batch."""
-    if type(module) not in _NORMS:
+    if op_of_layer(module).name != "batch_norm":
         return False
     norm = module.module if isinstance(module, torch_geometric.nn.BatchNorm) else module
     return norm.running_mean is not None  # type: ignore[union-attr]

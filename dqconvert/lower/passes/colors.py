@@ -18,20 +18,11 @@ from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.fold import Level, fold_nodes, place_rows, take_rows
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
-from dqconvert.kernels.integer.sums import quantize_sum
-from dqconvert.kernels.integer.tables import look_up_pairs
-from dqconvert.lower.evaluation import CHECKS
-from dqconvert.lower.forms.tables import FUNCTIONS
 from dqconvert.lower.movers import keeps_rows
-from dqconvert.lower.passes.remember import ROW_BY_ROW, in_order
-from dqconvert.ops import op_name
+from dqconvert.lower.passes.remember import in_order
+from dqconvert.ops import op_of
 from dqconvert.rewrite.spaces import is_input
 from dqconvert.trace.note import annotate, note_of
-
-_ROWS: dict[object, int] = {**dict.fromkeys((*ROW_BY_ROW, quantize_sum), 1), look_up_pairs: 2}
-"""Functions of one row at a time; how many of their first arguments have rows."""
-
-_ENTRY_BY_ENTRY = FUNCTIONS | {"long", "int"}
 
 
 def fold(graph: Graph) -> None:
@@ -120,9 +111,10 @@ class _Folding:
 
     def _rows(self, node: Node) -> list[Node] | None:
         """What a node computes each row from the same row of; None if it is folded in part, or mixes rows."""
-        count = _ROWS.get(node.target, 0)
+        op = op_of(node)
+        count = op.row_by_row
         if count == 0:
-            alone = len(node.all_input_nodes) == 1 and (op_name(node) in _ENTRY_BY_ENTRY or keeps_rows(node))
+            alone = len(node.all_input_nodes) == 1 and (op.pointwise or op.casts or keeps_rows(node))
             return node.all_input_nodes if alone else None
         given: list[object] = []
         for argument in node.args[:count]:
@@ -168,7 +160,7 @@ class _Folding:
 
 def _reads(user: Node) -> bool:
     """Whether a node reads values, not only how many there are."""
-    return user.target != "size" and user.target not in CHECKS and not reads_form(user)
+    return user.target != "size" and not op_of(user).checks and not reads_form(user)
 
 
 def _is_line(value: Node) -> bool:

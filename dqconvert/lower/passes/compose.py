@@ -9,21 +9,17 @@ from torch.fx import Node
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import CODES, Finish
-from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.on_grid import codes_of
 from dqconvert.kernels.integer.plane import plane_of
-from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.tables import look_up_pairs, plain_look_up
 from dqconvert.lower.evaluation import remove_unused
 from dqconvert.lower.movers import reshapes
 from dqconvert.lower.places import hold_instead, hold_nothing
 from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import look_up_last
+from dqconvert.ops import op_of
 from dqconvert.trace.note import note_of
-
-_FINISHES = {integer_linear: 4, integer_propagate: 5, add_heads: 3}
-"""Operations on integers, and which of their arguments is the :class:`Finish`; before it stand the columns."""
 
 
 def compose(out: Program) -> None:
@@ -55,7 +51,7 @@ def _into_what_is_before(out: Program, node: Node) -> None:
     if source.target is look_up_last and _follows(tensor_of(out, source.args[1]), second, reshaped=len(path) > 1):
         first = tensor_of(out, source.args[1])
         source.args = (source.args[0], out.constant(_chained(first, second), "table"))
-    elif source.target in _FINISHES and _ends(second) and (second.dim() == 1 or _columns(source) == len(second)):
+    elif op_of(source).finish is not None and _ends(second) and (second.dim() == 1 or _columns(source) == len(second)):
         finish = finish_of(source)
         if finish.table is not None:
             first = tensor_of(out, finish.table)
@@ -95,7 +91,7 @@ def _pairs(out: Program, node: Node) -> None:
     assert isinstance(first, Node)
     assert isinstance(second, Node)
     own, other = (first, second) if second < first else (second, first)
-    if own is other or not _only(own, node) or own.target not in _FINISHES or finish_of(own).table is not None:
+    if own is other or not _only(own, node) or op_of(own).finish is None or finish_of(own).table is not None:
         return
     if not _ends(tensor_of(out, table)):
         return
@@ -114,7 +110,7 @@ def planes(out: Program) -> None:
         out: A graph whose tables have moved into the operations before them.
     """
     for node in out.graph.nodes:
-        finish = finish_of(node) if node.target in _FINISHES else None
+        finish = finish_of(node) if op_of(node).finish is not None else None
         if finish is None or finish.other is None:
             continue
         # Of the other value nothing is known but that most are on a grid of as many codes.
@@ -140,15 +136,22 @@ def _only(node: Node, user: Node) -> bool:
     return list(node.users) == [user]
 
 
+def _finish_at(node: Node) -> int:
+    """Returns the position of the :class:`Finish` among the arguments; before it stand the columns."""
+    at = op_of(node).finish
+    assert at is not None
+    return at
+
+
 def finish_of(node: Node) -> Finish:
     """What an operation on integers ends with."""
-    finish = node.args[_FINISHES[node.target]]  # type: ignore[index]
+    finish = node.args[_finish_at(node)]
     assert isinstance(finish, Finish)
     return finish
 
 
 def _columns(node: Node) -> object:
-    return node.args[_FINISHES[node.target] - 1]  # type: ignore[index]
+    return node.args[_finish_at(node) - 1]
 
 
 def _end_with(node: Node, table: object, other: object) -> None:
@@ -157,7 +160,7 @@ def _end_with(node: Node, table: object, other: object) -> None:
 
 def with_finish(node: Node, finish: Finish) -> None:
     """Lets an operation on integers end with something else, in place."""
-    at = _FINISHES[node.target]  # type: ignore[index]
+    at = _finish_at(node)
     node.args = (*node.args[:at], finish, *node.args[at + 1 :])
 
 

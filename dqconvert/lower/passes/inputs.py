@@ -7,9 +7,8 @@ import operator
 from torch.fx import Graph, Node
 
 from dqconvert.fuse.context import reads_form
-from dqconvert.kernels.integer.codes import check_numbers, quantize
-from dqconvert.kernels.integer.linear import integer_linear
-from dqconvert.lower.evaluation import CHECKS
+from dqconvert.kernels.integer.codes import check_numbers
+from dqconvert.ops import op_of
 from dqconvert.rewrite.spaces import input_name, is_input
 from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import annotate, note_of
@@ -29,7 +28,7 @@ def refuse_nan(graph: Graph) -> None:
             continue
         name = input_name(node) if node.op == "placeholder" else note.source.removeprefix("argument ")
         readers = [
-            user for user in node.users if not reads_form(user) and user.op != "output" and user.target not in CHECKS
+            user for user in node.users if not reads_form(user) and user.op != "output" and not op_of(user).checks
         ]
         if not readers:
             continue
@@ -44,4 +43,4 @@ def refuse_nan(graph: Graph) -> None:
 
 
 def _quantizes(user: Node, node: Node) -> bool:
-    return user.target in (quantize, integer_linear) and user.args[0] is node
+    return op_of(user).refuses_nan and user.args[0] is node

@@ -6,14 +6,12 @@ import torch
 from torch.fx import Node
 
 from dqconvert.kernels.integer.codes import quantize
-from dqconvert.kernels.integer.linear import integer_linear
-from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
+from dqconvert.kernels.integer.propagate import MessageWeight
 from dqconvert.lower.passes.compose import finish_of, tensor_of, with_finish
 from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import look_up_last
+from dqconvert.ops import op_of
 from dqconvert.trace.note import note_of
-
-_TAKERS = (integer_linear, integer_propagate)
 
 
 def pack_codes(out: Program) -> None:
@@ -29,7 +27,7 @@ def pack_codes(out: Program) -> None:
             else:
                 with_finish(node, finish_of(node)._replace(packed=True))
             for user in list(node.users):
-                if user.target in _TAKERS:
+                if op_of(user).packs:
                     user.kwargs = {**user.kwargs, "packed_input": True}
 
 
@@ -40,7 +38,7 @@ def _below_sixteen(out: Program, node: Node) -> bool:
     if node.target is look_up_last:
         table = tensor_of(out, node.args[1])
         return note_of(node).ndim == 2 and table.dtype == torch.uint8 and int(table.max()) < 16
-    if node.target not in _TAKERS:
+    if not op_of(node).packs:
         return False
     finish = finish_of(node)
     top = _top(out, finish.grid)
@@ -59,7 +57,7 @@ def _takes_packed(user: Node, codes: Node) -> bool:
     """Whether a node takes packed codes, or asks how many rows of them there are."""
     if user.op == "call_method" and user.target == "size":
         return user.args[1:] == (0,)
-    if user.target not in _TAKERS or user.args[0] is not codes or finish_of(user).other is codes:
+    if not op_of(user).packs or user.args[0] is not codes or finish_of(user).other is codes:
         return False
     # With several heads the bytes of one must fill whole registers: with one they always do.
     weight = user.kwargs.get("weight")

@@ -8,66 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Graph, Node
-from torch.nn import functional
 
-from dqconvert.fuse.memos import REMEMBERED
-from dqconvert.kernels.integer.codes import check_numbers, quantize
-from dqconvert.kernels.integer.heads import add_heads
-from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import integer_propagate
-from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
-from dqconvert.kernels.integer.sums import quantize_sum
-from dqconvert.kernels.integer.tables import look_up, look_up_pairs
-from dqconvert.lower.forms.tables import FUNCTIONS
+from dqconvert.kernels.integer.receivers import receiver_order
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.program import Program
-from dqconvert.lower.runtime import check_edges, group_order, look_up_last
-from dqconvert.ops import op_name
+from dqconvert.ops import op_of
 from dqconvert.quant.memo import Memo
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
 from dqconvert.trace import TracedModule
 from dqconvert.trace.note import note_of
-
-_FUNCTIONS = frozenset(
-    (
-        *REMEMBERED,
-        check_edges,
-        check_numbers,
-        gcn_codes,
-        gcn_order,
-        group_order,
-        receiver_order,
-        quantize,
-        look_up,
-        look_up_last,
-    )
-)
-_NAMES = frozenset(
-    (
-        *(
-            "add",
-            "cat",
-            "clamp",
-            "coalesce",
-            "contiguous",
-            "degree",
-            "div",
-            "flatten",
-            "flip",
-            "float",
-            "full",
-            "getitem",
-        ),
-        *("index_select", "long", "mul", "ones_like", "pow", "reshape", "rsqrt", "scatter", "size", "sort_edge_index"),
-        *("sqrt", "squeeze", "stack", "sub", "t", "to_undirected", "unbind", "unsqueeze", "view", "zeros_like"),
-    )
-)
-"""By :func:`dqconvert.ops.op_name`: functions that return the same for the same."""
-
-ROW_BY_ROW = (
-    *(quantize, check_numbers, look_up, look_up_last, look_up_pairs, integer_linear, add_heads, functional.embedding),
-)
-"""Functions that make each row of the same row of their first argument."""
 
 
 class Remember(Memo):
@@ -105,7 +55,7 @@ def remember(out: Program) -> None:
 def share_sizes(graph: Graph) -> None:
     """Reads the number of rows where the rows come from: it is known before they are computed."""
     for node in list(graph.nodes):
-        if op_name(node) == "size" and len(node.args) == 2 and node.args[1] == 0 and isinstance(node.args[0], Node):
+        if op_of(node).name == "size" and len(node.args) == 2 and node.args[1] == 0 and isinstance(node.args[0], Node):
             source = _rows_from(node.args[0])
             order = source.args[2].args[0] if source.target is integer_propagate else None  # type: ignore[union-attr]
             if isinstance(order, Node) and order.target is receiver_order:
@@ -124,9 +74,10 @@ def _rows_from(node: Node) -> Node:
 
 def _same_rows(node: Node) -> Node | None:
     """What a value has its rows from, if it has the same number of them."""
-    if node.target in ROW_BY_ROW or keeps_rows(node):
+    op = op_of(node)
+    if (op.row_by_row and not op.pointwise) or keeps_rows(node):
         return node.all_input_nodes[0]
-    entry_by_entry = node.target is quantize_sum or (op_name(node) in FUNCTIONS and note_of(node).ndim > 0)
+    entry_by_entry = op.pointwise and note_of(node).ndim > 0
     alike = (n for n in node.all_input_nodes if n.op != "get_attr" and note_of(n).sizes == note_of(node).sizes)
     return next(alike, None) if entry_by_entry else None
 
@@ -157,7 +108,7 @@ def _repeatable(node: Node) -> bool:
     if node.op not in ("call_function", "call_method"):
         return False
     form = node.target is getattr and node.args[1] in ("dtype", "device")
-    return form or node.target in _FUNCTIONS or op_name(node) in _NAMES
+    return form or op_of(node).repeatable
 
 
 def _group(graph: Graph) -> list[Node]:
@@ -184,7 +135,7 @@ def _is_graph(node: Node) -> bool:
 
 def _is_number(node: Node) -> bool:
     smallest = node.target is min and all(map(_is_number, node.all_input_nodes))
-    return node.op == "get_attr" or op_name(node) == "size" or node.target is getattr or smallest
+    return node.op == "get_attr" or op_of(node).reads_size or node.target is getattr or smallest
 
 
 def _cut_out(graph: Graph, group: list[Node], path: str) -> nn.Module:

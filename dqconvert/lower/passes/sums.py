@@ -13,7 +13,7 @@ from dqconvert.lower.evaluation import remove_unused
 from dqconvert.lower.places import hold_instead
 from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import look_up_last
-from dqconvert.ops import op_name
+from dqconvert.ops import op_of
 from dqconvert.trace.note import note_of
 
 
@@ -46,7 +46,7 @@ def sums(out: Program) -> None:
 def _is_sum(node: Node) -> bool:
     """Whether a node adds up a float32 matrix and another one, or a row."""
     note = note_of(node)
-    if op_name(node) != "add" or len(node.args) != 2 or node.kwargs or note.dtype != torch.float32 or note.ndim != 2:
+    if op_of(node).name != "add" or len(node.args) != 2 or node.kwargs or note.dtype != torch.float32 or note.ndim != 2:
         return False
     fits = [isinstance(term, Node) and _fits(term, note.sizes) for term in node.args]
     return all(fits) and any(isinstance(term, Node) and _is_matrix(term, note.sizes) for term in node.args)
@@ -79,7 +79,7 @@ def _term(out: Program, node: Node, sizes: tuple[tuple[int, ...], ...], one: tor
     if len(node.users) == 1:
         if node.target is look_up_last and isinstance(node.args[0], Node) and isinstance(node.args[1], Node):
             return _Term(node.args[0], node.args[1])
-        if op_name(node) == "mul" and len(node.args) == 2:
+        if op_of(node).name == "mul" and len(node.args) == 2:
             for values, factor in (node.args, node.args[::-1]):
                 if isinstance(values, Node) and _is_matrix(values, sizes) and _is_number(factor):
                     return _Term(values, _factor(out, factor))
