@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Granularity: TypeAlias = Literal["tensor", "channel"]
-Range: TypeAlias = Literal["minmax", "ema", "percentile", "learned"]
+Range: TypeAlias = Literal["minmax", "ema", "percentile", "mse", "learned"]
 Grad: TypeAlias = Literal["ste", "clip"]
 Role: TypeAlias = Literal["weight", "input", "feature", "edge_weight", "message", "aggregate", "update"]
 Kind: TypeAlias = Literal["weight", "activation", "message", "aggregate"]
@@ -57,7 +57,7 @@ KIND_OF_ROLE: Mapping[str, Kind] = MappingProxyType(
 
 # What a config can name but nothing serves yet. When it arrives, remove its entry: nothing else refuses it.
 _NOT_SERVED_YET: Mapping[str, str] = {
-    "range='learned'": "it arrives with LSQ; allowed today: 'minmax', 'ema', 'percentile'",
+    "range='learned'": "it arrives with LSQ; allowed today: 'minmax', 'ema', 'percentile', 'mse'",
     "noise": "it arrives with quantization-noise training; allowed today: None",
     "preset 'int8-nqat'": "it arrives with quantization-noise training; try 'int8-qat'",
     "preset 'int4-nqat'": "it arrives with quantization-noise training; try 'int4-qat'",
@@ -92,7 +92,8 @@ class QSpec:
     - `range = "minmax"`: where the range comes from. `"minmax"`: running minimum and maximum. `"ema"`: an
         exponential moving average of each step's minimum and maximum. `"percentile"`: each step's low and
         high percentiles, kept as running minimum and maximum, or as a moving average where `momentum` is
-        given.
+        given. `"mse"`: the range whose grid is nearest to the non-zero values in squared error, searched in
+        calibration, or else in the first training step, and kept from then on.
     - `percentile = None`: the share of values left out at either end, between 0 and 0.5, with
         `range="percentile"` only. `None`: 0.001, and 0.01 at 4 bits or fewer.
     - `momentum = None`: the weight of the newest step in a moving average, above 0 and up to 1, with

@@ -57,11 +57,14 @@ class TestQSpec:
             ({"signed": "auto"}, "signed='auto': must be True, False, None or 'input'"),
             ({"symmetric": 0}, "symmetric=0: must be True or False"),
             ({"granularity": "row"}, "granularity='row': must be 'tensor' or 'channel'"),
-            ({"range": "max"}, "range='max': must be 'minmax', 'ema' or 'percentile'"),
-            ({"range": ["ema"]}, "range=['ema']: must be 'minmax', 'ema' or 'percentile'"),
+            ({"range": "max"}, "range='max': must be 'minmax', 'ema', 'percentile' or 'mse'"),
+            ({"range": ["ema"]}, "range=['ema']: must be 'minmax', 'ema', 'percentile' or 'mse'"),
             (
                 {"range": "learned"},
-                ("range='learned': not served yet: it arrives with LSQ; allowed today: 'minmax', 'ema', 'percentile'"),
+                (
+                    "range='learned': not served yet: it arrives with LSQ; allowed today: 'minmax', 'ema', "
+                    "'percentile', 'mse'"
+                ),
             ),
             ({"grad": None}, "grad=None: must be 'ste' or 'clip'"),
             (
@@ -511,7 +514,7 @@ class TestAsQConfig:
             ),
             (
                 {"rules": [{"op": "f", "spec": {"range": "min"}}]},
-                "rules[0].spec.range='min': must be 'minmax', 'ema' or 'percentile'",
+                "rules[0].spec.range='min': must be 'minmax', 'ema', 'percentile' or 'mse'",
             ),
             (
                 {"rules": [{"op": "f", "spec": {"bit": 2}}]},

@@ -148,6 +148,8 @@ class FakeQuantize(nn.Module):
 
     @property
     def _observing(self) -> bool:
+        if self.observer.settles and self._known_observed:
+            return self.observer_enabled and self.calibrating
         return self.observer_enabled and (self.training or self.calibrating)
 
     def scheme_for(self, x: Tensor) -> Scheme | None:
@@ -163,6 +165,8 @@ class FakeQuantize(nn.Module):
             return None  # on the CPU, the exact percentile costs these operators less than a sample would
         if not observing and not self._known_observed:
             return None  # the long way finds out, and complains
+        if observing and self.observer.settles:
+            return None  # such a range is found from the values themselves, once
         return self._fused if observing else self._fused._replace(observe=False)
 
     def take(self, scheme: Scheme, ends: Tensor) -> None:
@@ -179,6 +183,8 @@ class FakeQuantize(nn.Module):
         # In place: the buffers may be shared between processes, or captured by compiled code.
         self.min_val.copy_(lo)
         self.max_val.copy_(hi)
+        if self.observer.settles:
+            self.is_observed()
 
     def is_observed(self) -> bool:
         """Whether every channel's range holds something.

@@ -15,6 +15,7 @@ from torch import Tensor
 from dqconvert.errors import ConfigError
 from dqconvert.kernels import Scheme, minmax_pair, percentile_pair
 from dqconvert.qconfig import QSpec
+from dqconvert.quant.search import searched_range
 
 RangePair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -32,6 +33,8 @@ class Observer:
     """
 
     kind: ClassVar[str]
+    settles: ClassVar[bool] = False
+    """True where training keeps the first range that it finds; only calibration goes on to change it."""
 
     def __init__(self, spec: QSpec) -> None:
         self.spec = spec
@@ -128,6 +131,30 @@ class PercentileObserver(Observer):
         return f"percentile({self.spec.percentile_value})"
 
 
+class SearchedObserver(Observer):
+    """The range whose grid is nearest to the non-zero values; over several batches, one that contains all of theirs.
+
+    A search costs some milliseconds, and a range that moved with every step would move the grid under what is being
+    trained: training keeps the range of its first step, or of a calibration before it.
+    """
+
+    kind = "mse"
+    settles = True
+
+    def batch_range(self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> RangePair:
+        if keep is not None:
+            values = values.index_select(row_dim, keep.nonzero().view(-1))
+        rows = values.reshape(1, -1) if channel_dim is None else values.movedim(channel_dim, 0).flatten(1)
+        low, high = searched_range(rows, self.spec.bits, self.spec.symmetric)
+        return (low[0], high[0]) if channel_dim is None else (low, high)
+
+    def merge(self, old: RangePair, batch: RangePair) -> RangePair:
+        return running(old, batch)
+
+    def scheme(self, quant_min: int, quant_max: int) -> Scheme | None:
+        return self._scheme(quant_min, quant_max, p=0.0)
+
+
 def running(old: RangePair, batch: RangePair) -> RangePair:
     """The smallest range that contains both."""
     return torch.minimum(old[0], batch[0]), torch.maximum(old[1], batch[1])
@@ -145,7 +172,7 @@ def moving_average(old: RangePair, batch: RangePair, momentum: float) -> RangePa
 
 
 OBSERVERS: dict[str, type[Observer]] = {
-    observer.kind: observer for observer in (MinMaxObserver, EMAObserver, PercentileObserver)
+    observer.kind: observer for observer in (MinMaxObserver, EMAObserver, PercentileObserver, SearchedObserver)
 }
 
 

@@ -12,6 +12,7 @@ from dqconvert.errors import ConfigError
 from dqconvert.kernels import minmax_pair, percentile_pair
 from dqconvert.qconfig import QSpec
 from dqconvert.quant.observers import OBSERVERS, observer_for
+from dqconvert.quant.search import searched_range
 
 SPECS = [
     QSpec(range="minmax"),
@@ -19,6 +20,8 @@ SPECS = [
     QSpec(range="ema", momentum=0.3),
     QSpec(range="percentile", percentile=0.1),
     QSpec(range="percentile", percentile=0.1, momentum=0.3),
+    QSpec(range="mse"),
+    QSpec(range="mse", bits=3, symmetric=True),
 ]
 PER_CHANNEL = [None, 1]
 
@@ -31,6 +34,10 @@ def empty_range(channel_dim):
 def batch_pair(spec, values, channel_dim):
     if spec.range == "percentile":
         return percentile_pair(values, spec.percentile_value, channel_dim=channel_dim)
+    if spec.range == "mse":
+        rows = values.view(1, -1) if channel_dim is None else values.T.contiguous()
+        low, high = searched_range(rows, spec.bits, spec.symmetric)
+        return (low[0], high[0]) if channel_dim is None else (low, high)
     return minmax_pair(values, channel_dim=channel_dim)
 
 
@@ -101,6 +108,6 @@ def test_a_sampled_percentile_stays_near_the_exact_one():
 
 
 def test_every_kind_is_in_the_table_and_others_are_refused():
-    assert set(OBSERVERS) == {"minmax", "ema", "percentile"}
+    assert set(OBSERVERS) == {"minmax", "ema", "percentile", "mse"}
     with pytest.raises(ConfigError, match="range='magic': has no observer; allowed: 'minmax', 'ema', 'percent"):
         observer_for(SimpleNamespace(range="magic"))
