@@ -16,6 +16,7 @@ _HOME = {
     "prepare": "prepare",
     "Prepared": "prepare",
     "calibrate": "calibrate",
+    "finetune": "finetune",
     "convert": "convert",
     "compare": "compare",
     "Comparison": "compare",
