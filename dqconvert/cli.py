@@ -196,6 +196,93 @@ def convert(
 
 
 @app.command()
+def finetune(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The trained float model's checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The file to write.")],
+    data: Annotated[Path, typer.Option("--data", metavar="FILE|FOLDER", help="What to train on: saved inputs.")],
+    model: _Model = None,
+    kwargs: _Kwargs = None,
+    qconfig: _QConfig = "int8-dq",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as activation.bits=4."),
+    ] = None,
+    rules: Annotated[
+        list[str] | None,
+        typer.Option("--rule", metavar="MODULE[@ROLE]=SPEC", help="An exception, such as 'conv1.*=float'."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="How often to go through the data.")] = 150,
+    lr: Annotated[float, typer.Option(help="The learning rate at the start; it falls by a cosine.")] = 0.01,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="FIELD", help="Labels in the data, such as y.")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", metavar="FIELD", help="Rows whose labels count, such as train_mask.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option("--validation", metavar="FIELD", help="Rows that choose the epoch, such as val_mask.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Graphs per step, of a list of graphs.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of shuffling, dropout and protection.")] = 0,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="FILE", help="State after each epoch; goes on from it if it exists."),
+    ] = None,
+    example: Annotated[
+        Path | None, typer.Option("--example", metavar="FILE", help="Inputs to trace on: a saved Data, tuple or dict.")
+    ] = None,
+    integer: Annotated[bool, typer.Option("--integer", help="Write an integer file, for inference.")] = False,
+    key: _Key = None,
+    trust_pickle: _TrustPickle = False,
+    force: _Force = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Quantize a trained float checkpoint and train it to predict as it did: no labels needed, no code to write.
+
+    The model is prepared, calibrated on the data, and trained to give the
+    float model's predictions on it; with --labels, the labels too. The best
+    epoch is kept: by accuracy on the rows of --validation, else by agreement
+    with the float model. --data holds Data objects, or a tuple or dict of
+    forward's arguments; a list of graphs is gone through one by one, or in
+    shuffled batches of --batch-size.
+
+    Example: dqconvert finetune gcn.pt --data cora.pt -o gcn.int --integer
+    --model torch_geometric.nn:GCN --kwargs '{"in_channels": 16, ...}'
+    --qconfig int8-dq --labels y --mask train_mask --validation val_mask
+    """
+    from dqconvert.commands.convert import Source
+    from dqconvert.commands.finetune import Training
+    from dqconvert.commands.finetune import finetune as run
+
+    run(
+        Source(checkpoint=checkpoint, factory=model, kwargs=kwargs, key=key, trust_pickle=trust_pickle),
+        out,
+        data,
+        Training(
+            epochs=epochs,
+            lr=lr,
+            labels=labels,
+            mask=mask,
+            validation=validation,
+            batch_size=batch_size,
+            seed=seed,
+            resume=resume,
+        ),
+        qconfig=qconfig,
+        sets=sets or [],
+        rules=rules or [],
+        example=example,
+        integer=integer,
+        force=force,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+@app.command()
 def inspect(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A prepared or integer file, or a float checkpoint (with --model).")

@@ -119,7 +119,7 @@ def finetune(
     if isinstance(data, Iterator):
         data = list(data)  # gone through once per epoch
     teacher = working_copy(model, caller="finetune()", error=ConfigError).eval()
-    module, report = prepare(model, qconfig, _first(data) if example_inputs is None else example_inputs)
+    module, _ = prepare(model, qconfig, _first(data) if example_inputs is None else example_inputs)
     calibrate(module, data)
     lessons = Lessons(module, teacher, data, Fields(labels, mask, validation), loss, temperature, distil)
     optimizer = torch.optim.Adam(module.parameters(), lr=lr, weight_decay=weight_decay)
@@ -139,7 +139,7 @@ def finetune(
                 on_epoch(found)
             bar.update(task, completed=run.done)
     run.finish()
-    return Prepared(module, report)
+    return Prepared(module, module.report)
 
 
 def _check_numbers(*, epochs: int, lr: float, **others: float) -> None:
