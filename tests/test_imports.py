@@ -17,7 +17,20 @@ FILES = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 HOUSE = (
-    *("__main__", "cli", "commands", "demo", "bench", "user", "weights", "compare", "checkpoint", "calibrate"),
+    *(
+        "__main__",
+        "cli",
+        "commands",
+        "demo",
+        "bench",
+        "user",
+        "finetune",
+        "distil",
+        "weights",
+        "compare",
+        "checkpoint",
+        "calibrate",
+    ),
     *("convert", "prepare", "methods", "optimizers", "expect", "lower", "prepared", "show", "fuse", "rewrite"),
     *("report", "notebook", "quant", "kernels", "qconfig", "qconfig_io", "trace", "drawing", "files", "ops"),
     *("words", "errors", ""),
