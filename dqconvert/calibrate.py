@@ -84,7 +84,7 @@ def _observing(module: nn.Module) -> Iterator[None]:
 
 
 def callee_of(module: Any, method: str | None = None) -> Callee:
-    """What inputs of a prepared or an integer module are for; ``method``: if not the one that calling it runs.
+    """Returns the method that inputs of a prepared or integer module are for; ``method``: not the one calling it runs.
 
     Raises:
         ConfigError: If that has no graph.

@@ -47,7 +47,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
-    """What :func:`compare` found. ``print`` shows it as a table.
+    """The result of :func:`compare`. ``print`` shows it as a table.
 
     Attributes:
         layers: Worst first.
@@ -59,7 +59,7 @@ class Comparison:
             those of the prepared module in evaluation, which rounds as the integers do; else ``None``.
         unmatched: Quantizers whose values the float model does not have, or not in this shape.
         batches: How many calls were compared.
-        scores: Whether outputs look like scores of classes: rows of two or more numbers.
+        scores: True if outputs look like scores of classes: rows of two or more numbers.
     """
 
     layers: tuple[Layer, ...]
@@ -101,7 +101,7 @@ class Comparison:
         return notebook.lines(self.verdict()) + notebook.folded("value by value, the worst first", table)
 
     def verdict(self) -> list[str]:
-        """What it comes to, in words: a line for each model that predictions are compared with."""
+        """Returns the summary in words: a line for each model that predictions are compared with."""
         of = f"of {count(self.predictions, 'prediction')}"
         lines = [f"as the model without rounding predicts: {100 * self.agreement:.2f} % {of} (what rounding changes)"]
         if self.rounded_agreement is not None:

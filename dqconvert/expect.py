@@ -1,4 +1,4 @@
-"""What the public functions take. Any other object gets one sentence: what it is, what was expected, what to do."""
+"""Checks of the arguments of public functions. An error says what was given, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def expect_float(model: Any, door: str, *, error: type[DQConvertError] = ConfigE
     """The model, if it is one that can be traced.
 
     Args:
-        model: What the user gave.
+        model: The user's argument.
         door: The function that takes it, and which of its arguments: ``"prepare"``, ``"load, as model=,"``.
-        error: What to raise.
-        prepared: Whether a prepared module will do, too.
+        error: The class of the error.
+        prepared: True if a prepared module will do, too.
 
     Raises:
         DQConvertError: Of the kind ``error``, if it is anything else.
@@ -54,9 +54,9 @@ def expect_prepared(module: Any, door: str, *, error: type[DQConvertError] = Con
     """The module, if :func:`dqconvert.prepare` returned it.
 
     Args:
-        module: What the user gave.
+        module: The user's argument.
         door: The function that takes it.
-        error: What to raise.
+        error: The class of the error.
 
     Raises:
         DQConvertError: Of the kind ``error``, if it is anything else.
@@ -77,9 +77,9 @@ def expect_quantized(module: Any, door: str, *, error: type[DQConvertError] = Co
     """The module, if :func:`dqconvert.prepare` or :func:`dqconvert.convert` returned it.
 
     Args:
-        module: What the user gave.
+        module: The user's argument.
         door: The function that takes it.
-        error: What to raise.
+        error: The class of the error.
 
     Raises:
         DQConvertError: Of the kind ``error``, if it is anything else.
@@ -153,7 +153,7 @@ def _quantized(module: nn.Module) -> str | None:
 
 
 def _found(value: Any, expected: str) -> tuple[str, str]:
-    """What a value is, and what to do to get from it to what was expected; either in words."""
+    """Returns what a value is, and how to get from it to what was expected, in words."""
     if isinstance(value, nn.Module | torch.jit.ScriptFunction):
         return _found_module(value, expected)
     load = (

@@ -1,4 +1,4 @@
-"""How a model is to be quantized: `QSpec`, `Protect`, `Rule`, `QConfig`, and the presets made of them.
+"""The quantization of a model as plain data: `QSpec`, `Protect`, `Rule`, `QConfig`, and the presets made of them.
 
 A config is plain data that knows nothing of torch. A `QConfig` says for each *kind* of value (weight,
 activation, message, aggregate) which `QSpec` quantizes it; each kind is one or more *roles*, the places a
@@ -77,50 +77,47 @@ def _served(field: str, choices: tuple[str, ...]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class QSpec:
-    """How one value is quantized: its integer grid, where its range comes from, and its gradient.
+    """The quantization of one value: its integer grid, the source of its range, and its gradient.
 
-    **Fields**
+    Attributes:
+        bits: Width of the integer codes, 2 to 8. Default: 8.
+        signed: Whether codes reach below zero. ``True`` and ``False`` settle it; ``None`` (the default) decides from
+            the graph: unsigned wherever the value cannot be negative. ``"input"`` decides from the graph for the role
+            ``input`` only, and every other role is signed: what Degree-Quant's code does, which looks for a ReLU before
+            a layer but quantizes everything inside the layer signed.
+        symmetric: If true, the range is widened to lie evenly around zero, so that the zero point is fixed; otherwise
+            the grid is affine. Default: false.
+        granularity: ``"tensor"`` (the default): one range for the whole tensor; ``"channel"``: one per output channel.
+        range: Where the range comes from. ``"minmax"`` (the default): running minimum and maximum. ``"ema"``: an
+            exponential moving average of each step's minimum and maximum. ``"percentile"``: each step's low and high
+            percentiles, kept as running minimum and maximum, or as a moving average where ``momentum`` is given.
+            ``"mse"``: the range whose grid is nearest to the non-zero values in squared error, searched in calibration,
+            or else in the first training step, and kept from then on.
+        percentile: The share of values left out at either end, between 0 and 0.5, with ``range="percentile"`` only.
+            ``None``: 0.001, and 0.01 at 4 bits or fewer.
+        momentum: The weight of the newest step in a moving average, above 0 and up to 1, with ``range="ema"`` or
+            ``"percentile"`` only. ``None``: 0.01 for ``"ema"``, no averaging for ``"percentile"``.
+        sample: Estimates percentiles from this random share of the values, above 0 and up to 1, with
+            ``range="percentile"`` only. ``None``: from all. Per tensor, on the CPU, all are used either way: that
+            costs less there than to draw a sample.
+        grad: ``"ste"`` (the default): the gradient passes straight through rounding; ``"clip"``: it is zero where the
+            code reaches or passes either end of the grid.
 
-    - `bits = 8`: width of the integer codes, 2 to 8.
-    - `signed = None`: whether codes reach below zero. `True` and `False` settle it; `None` decides from the
-        graph: unsigned wherever the value cannot be negative. `"input"` decides from the graph for the role
-        `input` only, and every other role is signed: what Degree-Quant's code does, which looks for a ReLU
-        before a layer but quantizes everything inside the layer signed.
-    - `symmetric = False`: if set, the range is widened to lie evenly around zero, so that the zero point is
-        fixed; otherwise the grid is affine.
-    - `granularity = "tensor"`: one range for the whole tensor, or with `"channel"` one per output channel.
-    - `range = "minmax"`: where the range comes from. `"minmax"`: running minimum and maximum. `"ema"`: an
-        exponential moving average of each step's minimum and maximum. `"percentile"`: each step's low and
-        high percentiles, kept as running minimum and maximum, or as a moving average where `momentum` is
-        given. `"mse"`: the range whose grid is nearest to the non-zero values in squared error, searched in
-        calibration, or else in the first training step, and kept from then on.
-    - `percentile = None`: the share of values left out at either end, between 0 and 0.5, with
-        `range="percentile"` only. `None`: 0.001, and 0.01 at 4 bits or fewer.
-    - `momentum = None`: the weight of the newest step in a moving average, above 0 and up to 1, with
-        `range="ema"` or `"percentile"` only. `None`: 0.01 for `"ema"`, no averaging for `"percentile"`.
-    - `sample = None`: estimate percentiles from this random share of the values, above 0 and up to 1, with
-        `range="percentile"` only. `None`: use them all. Per tensor, on the CPU, all are used either way: that
-        costs less there than to draw a sample.
-    - `grad = "ste"`: the gradient passes straight through rounding; with `"clip"` it is zero where the code
-        reaches or passes either end of the grid.
-
-    Raises `ConfigError`, naming the field and what is allowed, if a field is out of bounds or would have no
-    effect.
+    Raises:
+        ConfigError: If a field is out of bounds or would have no effect; it names the field and what is allowed.
 
     The scheme of Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, for signed 4-bit values:
 
-    ```python
-    >>> spec = QSpec(bits=4, signed=True, range="percentile", grad="clip")
-    >>> spec.percentile_value
-    0.01
-    >>> spec.quant_range(signed=True)
-    (-8, 7)
-    >>> QSpec(bits=16)
-    Traceback (most recent call last):
-    ...
-    dqconvert.errors.ConfigError: bits=16: must be an integer from 2 to 8
-
-    ```
+    Example:
+        >>> spec = QSpec(bits=4, signed=True, range="percentile", grad="clip")
+        >>> spec.percentile_value
+        0.01
+        >>> spec.quant_range(signed=True)
+        (-8, 7)
+        >>> QSpec(bits=16)
+        Traceback (most recent call last):
+        ...
+        dqconvert.errors.ConfigError: bits=16: must be an integer from 2 to 8
     """
 
     bits: int = 8
@@ -176,22 +173,20 @@ class QSpec:
         return 0.01 if self.range == "ema" and self.momentum is None else self.momentum
 
     def signed_for(self, *, role: str, nonnegative: bool) -> bool:
-        """Whether the codes of a value of this role are signed, given that it can or cannot be negative.
+        """True if the codes of a value of this role are signed, given that it can or cannot be negative.
 
-        ```python
-        >>> QSpec(signed="input").signed_for(role="input", nonnegative=True)
-        False
-        >>> QSpec(signed="input").signed_for(role="message", nonnegative=True)
-        True
-
-        ```
+        Example:
+            >>> QSpec(signed="input").signed_for(role="input", nonnegative=True)
+            False
+            >>> QSpec(signed="input").signed_for(role="message", nonnegative=True)
+            True
         """
         if isinstance(self.signed, bool):
             return self.signed
         return not nonnegative or (self.signed == "input" and role != "input")
 
     def quant_range(self, signed: bool) -> tuple[int, int]:
-        """`(quant_min, quant_max)`, the smallest and largest code."""
+        """Returns `(quant_min, quant_max)`, the smallest and largest code."""
         quant_min = -(2 ** (self.bits - 1)) if signed else 0
         return quant_min, quant_min + 2**self.bits - 1
 
@@ -203,22 +198,20 @@ class Protect:
     A node's probability grows with its in-degree from `p_min` towards `p_max`, which the node with most
     in-edges has (Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021).
 
-    **Fields**
+    Attributes:
+        p_min: The probability at the lowest in-degrees, 0 to ``p_max``. Default: 0.0.
+        p_max: The probability at the highest in-degree, ``p_min`` to 1. Default: 0.1.
 
-    - `p_min = 0.0`: the probability at the lowest in-degrees, 0 to `p_max`.
-    - `p_max = 0.1`: the probability at the highest in-degree, `p_min` to 1.
+    Raises:
+        ConfigError: If not 0 <= ``p_min`` <= ``p_max`` <= 1.
 
-    Raises `ConfigError` if not 0 <= `p_min` <= `p_max` <= 1.
-
-    ```python
-    >>> Protect(p_max=0.2)
-    Protect(p_min=0.0, p_max=0.2)
-    >>> Protect(p_min=0.3)
-    Traceback (most recent call last):
-    ...
-    dqconvert.errors.ConfigError: p_max=0.1: must be a number from p_min=0.3 to 1
-
-    ```
+    Example:
+        >>> Protect(p_max=0.2)
+        Protect(p_min=0.0, p_max=0.2)
+        >>> Protect(p_min=0.3)
+        Traceback (most recent call last):
+        ...
+        dqconvert.errors.ConfigError: p_max=0.1: must be a number from p_min=0.3 to 1
     """
 
     p_min: float = 0.0
@@ -241,35 +234,30 @@ class Rule:
 
     A value matches if it matches every key that is given; at least one must be.
 
-    **Keys**
+    Attributes:
+        module: A regular expression that must match the whole path of the module the value is computed in
+            (``re.fullmatch``): ``r"convs\.0(\..*)?"`` is ``convs.0`` and all within it, ``""`` the root.
+        role: One of ``weight``, ``input``, ``feature``, ``edge_weight``, ``message``, ``aggregate``, ``update``.
+        kind: One of ``weight``, ``activation``, ``message``, ``aggregate``.
+        op: The qualified name of the op that computes the value, exactly.
+        spec: A :class:`QSpec`; ``None``, which leaves the value in float; or a factory, a callable without arguments
+            that returns an ``nn.Module``, called as ``m(x, protected)``, for the user's own quantizer. It is called
+            once per matched value.
 
-    - `module = None`: a regular expression that must match the whole path of the module the value is computed
-        in (`re.fullmatch`): `r"convs\.0(\..*)?"` is `convs.0` and all within it, `""` the root.
-    - `role = None`: one of `weight`, `input`, `feature`, `edge_weight`, `message`, `aggregate`, `update`.
-    - `kind = None`: one of `weight`, `activation`, `message`, `aggregate`.
-    - `op = None`: the qualified name of the op that computes the value, exactly.
+    Raises:
+        ConfigError: If a key is invalid, if none is given, or if ``role`` and ``kind`` exclude each other.
 
-    **Value**
-
-    - `spec`, required: a `QSpec`; `None`, which leaves the value in float; or a factory, a callable without
-        arguments that returns an `nn.Module`, called as `m(x, protected)`, for the user's own quantizer. It
-        is called once per matched value.
-
-    Raises `ConfigError` if a key is invalid, if none is given, or if `role` and `kind` exclude each other.
-
-    ```python
-    >>> rule = Rule(module=r"convs\.\d+", role="message", spec=QSpec(bits=4))
-    >>> rule.matches(module="convs.0", role="message", op="torch.mul")
-    True
-    >>> print(Rule(kind="weight", spec=None))
-    kind='weight'
-    >>> Rule(role="weights", spec=None)
-    Traceback (most recent call last):
-    ...
-    dqconvert.errors.ConfigError: role='weights': must be 'weight', 'input', 'feature', 'edge_weight',
-    'message', 'aggregate', 'update' or None
-
-    ```
+    Example:
+        >>> rule = Rule(module=r"convs\.\d+", role="message", spec=QSpec(bits=4))
+        >>> rule.matches(module="convs.0", role="message", op="torch.mul")
+        True
+        >>> print(Rule(kind="weight", spec=None))
+        kind='weight'
+        >>> Rule(role="weights", spec=None)
+        Traceback (most recent call last):
+        ...
+        dqconvert.errors.ConfigError: role='weights': must be 'weight', 'input', 'feature', 'edge_weight',
+        'message', 'aggregate', 'update' or None
     """
 
     module: str | None = None
@@ -305,7 +293,7 @@ class Rule:
         require("spec", self.spec, is_spec, "a QSpec, None (float) or a callable that returns an nn.Module")
 
     def matches(self, module: str, role: str, op: str) -> bool:
-        """Whether a value of this role, computed by the op `op` in the module at path `module`, matches."""
+        """True if a value of this role, computed by the op `op` in the module at path `module`, matches."""
         return (
             (self.module is None or re.fullmatch(self.module, module) is not None)
             and self.role in (None, role)
@@ -319,37 +307,35 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class QConfig:
-    """How a whole model is quantized. `QConfig()` leaves everything in float.
+    """The quantization of a whole model. `QConfig()` leaves everything in float.
 
-    **Fields**
+    Attributes:
+        weight: The :class:`QSpec` of parameters that enter a weighted op; ``None`` (the default) leaves them in float,
+            and likewise:
+        activation: Of the roles ``input``, ``feature``, ``edge_weight`` and ``update``.
+        message: Of what ``message()`` returns.
+        aggregate: Of what ``aggregate()`` returns.
+        protect: A :class:`Protect`, for Degree-Quant's protection in training; ``None`` (the default): every node is
+            quantized always.
+        noise: Reserved for quantization noise; not served yet.
+        rules: Exceptions, each a :class:`Rule`; the first that matches a value decides. Default: none.
 
-    - `weight = None`: the `QSpec` of parameters that enter a weighted op; `None` leaves them in float, and
-        likewise:
-    - `activation = None`: of the roles `input`, `feature`, `edge_weight` and `update`.
-    - `message = None`: of what `message()` returns.
-    - `aggregate = None`: of what `aggregate()` returns.
-    - `protect = None`: a `Protect`, for Degree-Quant's protection in training; `None`: every node is
-        quantized always.
-    - `noise = None`: reserved for quantization noise; not served yet.
-    - `rules = ()`: exceptions, each a `Rule`; the first that matches a value decides.
-
-    Raises `ConfigError` if a field is not of its type.
+    Raises:
+        ConfigError: If a field is not of its type.
 
     Configs compare by value, are hashable, and pickle if the factories in their rules do.
     `dataclasses.replace` makes variants. A preset as the base, and messages of the first layer in float:
 
-    ```python
-    >>> from dataclasses import replace
-    >>> qconfig = replace(presets["int8-dq"], rules=[Rule(module="conv1", role="message", spec=None)])
-    >>> qconfig.spec_for(module="conv1", role="message", op="torch.mul")
-    (None, 0)
-    >>> spec, rule_index = qconfig.spec_for(module="conv2", role="message", op="torch.mul")
-    >>> spec.bits, rule_index
-    (8, None)
-    >>> as_qconfig(qconfig.to_dict()) == qconfig
-    True
-
-    ```
+    Example:
+        >>> from dataclasses import replace
+        >>> qconfig = replace(presets["int8-dq"], rules=[Rule(module="conv1", role="message", spec=None)])
+        >>> qconfig.spec_for(module="conv1", role="message", op="torch.mul")
+        (None, 0)
+        >>> spec, rule_index = qconfig.spec_for(module="conv2", role="message", op="torch.mul")
+        >>> spec.bits, rule_index
+        (8, None)
+        >>> as_qconfig(qconfig.to_dict()) == qconfig
+        True
     """
 
     weight: QSpec | None = None
@@ -362,7 +348,7 @@ class QConfig:
 
     @property
     def _fields(self) -> tuple[str, ...]:
-        """What ``torch.ao.quantization`` asks of the config of a module, which it takes for one of its own."""
+        """Refuses ``torch.ao.quantization``, which takes a config of ours for one of its own and asks for this."""
         raise ConfigError(
             "torch.ao.quantization cannot quantize a prepared module, which is quantized already: train or calibrate "
             "it, and make integers of it with dqconvert.convert"
@@ -382,16 +368,17 @@ class QConfig:
         object.__setattr__(self, "rules", tuple(self.rules))
 
     def spec_for(self, *, module: str, role: str, op: str) -> tuple[Spec, int | None]:
-        """What quantizes a value, and the index of the rule that says so (`None`: the field of its kind)."""
+        """Returns what quantizes a value, and the index of the rule that says so (`None`: the field of its kind)."""
         for index, rule in enumerate(self.rules):
             if rule.matches(module, role, op):
                 return rule.spec, index
         return getattr(self, KIND_OF_ROLE[role]), None
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as plain dicts, lists, strings and numbers, complete: `from_dict` gives an equal config.
+        """Returns the config as plain dicts, lists, strings and numbers, complete: `from_dict` gives an equal config.
 
-        Raises `ConfigError` if a rule holds a factory, which only Python code can name.
+        Raises:
+            ConfigError: If a rule holds a factory, which only Python code can name.
         """
         table: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, part in table.items():
@@ -410,7 +397,7 @@ class QConfig:
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> QConfig:
-        """A config from nested dicts, whose fields override those of a preset.
+        """Makes a config of nested dicts, whose fields override those of a preset.
 
         `"preset"` names that preset (default `"int8-dq"`). A kind or `"protect"` is a dict of the fields to
         change, or an object; `None` (in files `"float"` for a kind or a rule's spec, `"none"` for `protect`)
@@ -418,18 +405,17 @@ class QConfig:
         `spec` changes the fields given of the spec of the kind that the rule names by `kind` or `role`, or of
         `activation` where it names neither.
 
-        Raises `ConfigError` with the dotted path of the field that is wrong.
+        Raises:
+            ConfigError: With the dotted path of the field that is wrong.
 
-        ```python
-        >>> qconfig = QConfig.from_dict({"preset": "int8-qat", "message": {"bits": 4}, "aggregate": "float"})
-        >>> qconfig.message
-        QSpec(bits=4, signed=True, symmetric=False, granularity='tensor', range='ema', ...)
-        >>> QConfig.from_dict({"activation": {"bit": 4}})
-        Traceback (most recent call last):
-        ...
-        dqconvert.errors.ConfigError: activation.bit: unknown field; did you mean 'bits'?
-
-        ```
+        Example:
+            >>> qconfig = QConfig.from_dict({"preset": "int8-qat", "message": {"bits": 4}, "aggregate": "float"})
+            >>> qconfig.message
+            QSpec(bits=4, signed=True, symmetric=False, granularity='tensor', range='ema', ...)
+            >>> QConfig.from_dict({"activation": {"bit": 4}})
+            Traceback (most recent call last):
+            ...
+            dqconvert.errors.ConfigError: activation.bit: unknown field; did you mean 'bits'?
         """
         require_known_keys(table, ["preset", *(field.name for field in fields(cls))], "")
         base = presets[table.get("preset", DEFAULT_PRESET)]
@@ -448,11 +434,11 @@ class QConfig:
         return replace(base, rules=rules)
 
     def to_toml(self) -> str:
-        """The config as the text of a `.toml` file that `as_qconfig` reads back; raises as `to_dict` does."""
+        """Returns the config as the text of a `.toml` file that `as_qconfig` reads back; raises as `to_dict` does."""
         return format_toml(spell_none(self.to_dict()))
 
     def to_json(self) -> str:
-        """The config as the text of a `.json` file that `as_qconfig` reads back; raises as `to_dict` does."""
+        """Returns the config as the text of a `.json` file that `as_qconfig` reads back; raises as `to_dict` does."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
@@ -461,17 +447,15 @@ class RuleLedger:
 
     A rule that silently matches nothing is the commonest mistake in a config, so it is an error.
 
-    ```python
-    >>> ledger = RuleLedger(QConfig(rules=[Rule(module="conv1", spec=QSpec(bits=4))]))
-    >>> ledger.resolve(module="convs.1", role="weight", op="linear")
-    (None, None)
-    >>> ledger.check()
-    Traceback (most recent call last):
-    ...
-    dqconvert.errors.ConfigError: rules[0] (module='conv1') matches no value: no module's whole path matches
-    'conv1'; the nearest is 'convs.1'
-
-    ```
+    Example:
+        >>> ledger = RuleLedger(QConfig(rules=[Rule(module="conv1", spec=QSpec(bits=4))]))
+        >>> ledger.resolve(module="convs.1", role="weight", op="linear")
+        (None, None)
+        >>> ledger.check()
+        Traceback (most recent call last):
+        ...
+        dqconvert.errors.ConfigError: rules[0] (module='conv1') matches no value: no module's whole path matches
+        'conv1'; the nearest is 'convs.1'
     """
 
     def __init__(self, qconfig: QConfig) -> None:
@@ -482,7 +466,7 @@ class RuleLedger:
         self._ops: set[str] = set()
 
     def resolve(self, *, module: str, role: str, op: str) -> tuple[Spec, int | None]:
-        """What `QConfig.spec_for` says of a value, remembering which rules matched."""
+        """Returns what `QConfig.spec_for` returns for a value, remembering which rules matched."""
         self._modules.add(module)
         self._ops.add(op)
         spec, winner = self.qconfig.spec_for(module=module, role=role, op=op)
@@ -494,9 +478,10 @@ class RuleLedger:
         return spec, winner
 
     def check(self) -> None:
-        """Raises `ConfigError` naming each rule of no use: it matched no value, or earlier rules took all.
+        """Checks that each rule was of use, when every value of the model has been resolved.
 
-        To be called when every value of the model has been resolved.
+        Raises:
+            ConfigError: It names each rule that matched no value, or only values that earlier rules took.
         """
         rules = self.qconfig.rules
         faults = []
@@ -542,20 +527,19 @@ class Presets(Mapping[str, QConfig]):
     - `int8-ptq`: for calibration without training: weights, which are known exactly, by their minimum and
         maximum; everything else by percentiles, as a few hubs would stretch the range for all; no protection.
 
-    Raises `ConfigError` for a name it does not have, suggesting the nearest.
+    Raises:
+        ConfigError: For a name it does not have; it suggests the nearest.
 
-    ```python
-    >>> list(presets)
-    ['int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-ptq']
-    >>> presets["int4-dq"].protect
-    Protect(p_min=0.0, p_max=0.1)
-    >>> presets["int8-gat"]
-    Traceback (most recent call last):
-    ...
-    dqconvert.qconfig.UnknownPresetError: unknown preset 'int8-gat'; did you mean 'int8-qat'? (there are:
-    'int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-ptq')
-
-    ```
+    Example:
+        >>> list(presets)
+        ['int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-ptq']
+        >>> presets["int4-dq"].protect
+        Protect(p_min=0.0, p_max=0.1)
+        >>> presets["int8-gat"]
+        Traceback (most recent call last):
+        ...
+        dqconvert.qconfig.UnknownPresetError: unknown preset 'int8-gat'; did you mean 'int8-qat'? (there are:
+        'int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-ptq')
     """
 
     def __init__(self, qconfigs: Mapping[str, QConfig]) -> None:
@@ -598,23 +582,20 @@ presets = Presets(
 
 
 def as_qconfig(value: QConfig | Mapping[str, Any] | str | os.PathLike[str] | None) -> QConfig:
-    """The `QConfig` that a user's `qconfig` argument stands for.
+    """Returns the `QConfig` that a user's `qconfig` argument stands for.
 
-    **Arguments**
+    Args:
+        value: ``None`` (``"int8-dq"``), a preset's name, a path to a ``.toml`` or ``.json`` file, a dict as
+            :meth:`QConfig.from_dict` takes it (files hold the same), or a :class:`QConfig`.
 
-    - `value`: `None` (`"int8-dq"`), a preset's name, a path to a `.toml` or `.json` file, a dict as
-        `QConfig.from_dict` takes it (files hold the same), or a `QConfig`.
+    Raises:
+        ConfigError: If it is none of these, or wrong within; the message begins with the file's path if one was read.
 
-    Raises `ConfigError` if it is none of these, or wrong within; the message begins with the file's path if
-    one was read.
-
-    ```python
-    >>> as_qconfig(None) == presets["int8-dq"]
-    True
-    >>> as_qconfig({"activation": {"bits": 4}}).activation.percentile_value
-    0.01
-
-    ```
+    Example:
+        >>> as_qconfig(None) == presets["int8-dq"]
+        True
+        >>> as_qconfig({"activation": {"bits": 4}}).activation.percentile_value
+        0.01
     """
     if value is None:
         return presets[DEFAULT_PRESET]

@@ -36,7 +36,7 @@ _SPELLED_NONE: Mapping[str, str] = {
 
 
 def as_number(value: object) -> float:
-    """The number itself; NaN, which fails every comparison, for what is no number."""
+    """Returns a number itself; NaN, which fails every comparison, for anything else."""
     return value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
@@ -61,7 +61,7 @@ def require_known_keys(table: Mapping[str, Any], known: list[str], prefix: str) 
 
 
 def nearest_or_all(given: str, seen: set[str]) -> str:
-    """The end of a message about a name that occurs nowhere: the nearest that does, or the first ten."""
+    """Returns the end of a message about a name that occurs nowhere: the nearest that does, or the first ten."""
     if nearest := difflib.get_close_matches(given, sorted(seen), n=1):
         return f"the nearest is {nearest[0]!r}"
     shown = ", ".join(map(repr, sorted(seen)[:10]))
@@ -69,12 +69,12 @@ def nearest_or_all(given: str, seen: set[str]) -> str:
 
 
 def none_if_spelled(key: str, value: Any) -> Any:
-    """The value, or `None` where it is the word for it."""
+    """Returns the value, or `None` where it is the word for it."""
     return None if isinstance(value, str) and value == _SPELLED_NONE.get(key) else value
 
 
 def spell_none(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table with every `None`, at any depth, as the word for it."""
+    """Returns the table with every `None`, at any depth, as the word for it."""
     spelled: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
@@ -87,7 +87,7 @@ def spell_none(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(base: _Part, value: Any, path: str) -> _Part | None:
-    """What a dict says at `path`: `base` with the fields given, a whole new object, or nothing."""
+    """Returns what a dict says at `path`: `base` with the fields given, a whole new object, or `None`."""
     key, name = path.rpartition(".")[2], type(base).__name__
     value = none_if_spelled(key, value)
     if value is None or isinstance(value, type(base)):
@@ -102,14 +102,15 @@ def override(base: _Part, value: Any, path: str) -> _Part | None:
 
 
 def is_config_path(name: str) -> bool:
-    """Whether a string looks like a file's path rather than a preset's name."""
+    """True if a string looks like a file's path rather than a preset's name."""
     return Path(name).suffix != "" or len(Path(name).parts) > 1
 
 
 def read_table(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The table that a `.toml` or `.json` file holds.
+    """Reads the table that a `.toml` or `.json` file holds.
 
-    Raises `ConfigError` naming the file, and for malformed text the line and column, if it cannot be read.
+    Raises:
+        ConfigError: If it cannot be read; it names the file, and for malformed text the line and column.
     """
     parse = _PARSERS.get(Path(path).suffix.lower())
     if parse is None:
@@ -131,20 +132,18 @@ def format_toml(table: Mapping[str, Any]) -> str:
 
     Deeper tables are written inline. TOML knows no null, so there must be no `None` in the table.
 
-    ```python
-    >>> rules = [{"op": "f", "spec": {"bits": 8}}]
-    >>> print(format_toml({"protect": "none", "weight": {"bits": 4}, "rules": rules}))
-    protect = "none"
-    <BLANKLINE>
-    [weight]
-    bits = 4
-    <BLANKLINE>
-    [[rules]]
-    op = "f"
-    spec = {bits = 8}
-    <BLANKLINE>
-
-    ```
+    Example:
+        >>> rules = [{"op": "f", "spec": {"bits": 8}}]
+        >>> print(format_toml({"protect": "none", "weight": {"bits": 4}, "rules": rules}))
+        protect = "none"
+        <BLANKLINE>
+        [weight]
+        bits = 4
+        <BLANKLINE>
+        [[rules]]
+        op = "f"
+        spec = {bits = 8}
+        <BLANKLINE>
     """
     tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     arrays = {key: value for key, value in table.items() if isinstance(value, list) and value}

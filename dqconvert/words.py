@@ -10,7 +10,7 @@ _SPELLED = ("one", "uni", "use", "uint", "eu")
 
 
 def article(noun: str) -> str:
-    """A noun with its article.
+    """Returns a noun with its article.
 
     Example:
         >>> article("int"), article("GCN"), article("MLP"), article("IntegerModule"), article("uint8 tensor")
@@ -23,7 +23,7 @@ def article(noun: str) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, by its type's name.
+    """Returns the name of a value's type, with its article.
 
     Example:
         >>> kind_of(3), kind_of("x"), kind_of(None)
@@ -33,7 +33,7 @@ def kind_of(value: object) -> str:
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
-    """So many of something.
+    """Returns a number with its noun, in singular or plural.
 
     Example:
         >>> count(1, "call"), count(2, "call"), count(0, "value"), count(79696, "byte"), count(2, "index", "indices")
@@ -43,7 +43,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
-    """Names in a row, the first few if there are many.
+    """Joins names, the first few if there are many.
 
     Example:
         >>> listed(["x", "edge_index"]), listed("abcdef", most=2), listed([])
@@ -56,7 +56,7 @@ def listed(names: Iterable[str], most: int = 8) -> str:
 
 
 def shortened(value: object, most: int = 80) -> str:
-    """What a value looks like, in one line of at most so many characters.
+    """Returns the ``repr`` of a value in one line, cut to so many characters.
 
     Example:
         >>> shortened("int8-dq"), shortened(list(range(99)), most=12)
@@ -67,7 +67,7 @@ def shortened(value: object, most: int = 80) -> str:
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"``, or nothing where no known word is near.
+    """Returns ``"; did you mean 'x'?"``, or ``""`` where no known word is near.
 
     Example:
         >>> did_you_mean("edge_idx", ["x", "edge_index"])
