@@ -23,18 +23,16 @@ class _Entry(NamedTuple):
     Attributes:
         tensors: Weak references to the tensors.
         versions: Their version counters.
-        what: The other arguments.
         made: The value.
     """
 
     tensors: tuple[Any, ...]
     versions: tuple[int, ...]
-    what: tuple[Any, ...]
     made: Any
 
 
 class Derived(Generic[Made]):
-    """A table of values derived from tensors: one for each first tensor, the latest.
+    """A table of values derived from tensors and other arguments.
 
     It holds no tensor: a value goes when the first of its tensors does. Of tensors made in inference mode, whose
     changes nobody counts, nothing is kept. Threads may share a table.
@@ -54,7 +52,7 @@ class Derived(Generic[Made]):
     def __init__(self, make: Callable[..., Made] | None = None, *, most: int = 1 << 14) -> None:
         self._most = most
         self._make = make
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[tuple[Any, ...], _Entry] = {}
         _tables.add(self)
 
     def __call__(self, tensors: tuple[Tensor | None, ...], *what: Any) -> Made:
@@ -62,7 +60,7 @@ class Derived(Generic[Made]):
 
         Args:
             tensors: What to derive the value from; the first is not ``None``.
-            what: Other arguments; they can be compared.
+            what: Other arguments; they are hashable.
         """
         found: Made | None = self.find(tensors, *what)
         if found is None:
@@ -73,8 +71,8 @@ class Derived(Generic[Made]):
 
     def find(self, tensors: tuple[Tensor | None, ...], *what: Any) -> Made | None:
         """Returns the value for these arguments, or ``None`` if there is none."""
-        entry = self._entries.get(id(tensors[0]))
-        if entry is None or entry.what != what or len(entry.tensors) != len(tensors):
+        entry = self._entries.get((*map(id, tensors), *what))
+        if entry is None or len(entry.tensors) != len(tensors):
             return None
         for known, version, tensor in zip(entry.tensors, entry.versions, tensors, strict=True):
             # The version of a tensor made in inference mode cannot be asked for, but such a tensor is never known.
@@ -84,10 +82,10 @@ class Derived(Generic[Made]):
         return made
 
     def keep(self, made: Made, tensors: tuple[Tensor | None, ...], *what: Any) -> None:
-        """Keeps a value, in place of an earlier one of the same first tensor."""
+        """Keeps a value, in place of an earlier one for the same."""
         if any(tensor is not None and tensor.is_inference() for tensor in tensors):
             return
-        key, entries = id(tensors[0]), self._entries
+        key, entries = (*map(id, tensors), *what), self._entries
 
         def forget(gone: object) -> None:
             if (entry := entries.get(key)) is not None and entry.tensors[0] is gone:
@@ -96,7 +94,7 @@ class Derived(Generic[Made]):
         first = weakref.ref(tensors[0], forget)
         others = [_nothing if tensor is None else weakref.ref(tensor) for tensor in tensors[1:]]
         versions = tuple(0 if tensor is None else tensor._version for tensor in tensors)
-        entries[key] = _Entry((first, *others), versions, what, made)
+        entries[key] = _Entry((first, *others), versions, made)
         while len(entries) > self._most:
             entries.pop(next(iter(entries)), None)
 

@@ -72,6 +72,17 @@ def array(tensor: Tensor) -> NDArray[Any]:
     return strided(tensor)
 
 
+def as_it_lies(tensor: Tensor) -> Tensor:
+    """Returns a tensor whose values lie in order in its memory, the tensor itself if they do.
+
+    Example:
+        >>> as_it_lies(torch.tensor([[1, 2], [3, 4]]).t()).is_contiguous()
+        True
+    """
+    tensor = tensor.detach().resolve_neg() if tensor.is_neg() else tensor
+    return tensor if tensor.is_contiguous() else tensor.detach().contiguous()
+
+
 def strided(tensor: Tensor) -> NDArray[Any]:
     """The same, entries as far apart as they lie in the tensor.
 
@@ -91,4 +102,4 @@ def strided(tensor: Tensor) -> NDArray[Any]:
     return _lend(tensor, kind, shape, strides)
 
 
-__all__ = ["array", "strided"]
+__all__ = ["array", "as_it_lies", "strided"]

@@ -153,6 +153,8 @@ def run(task: Callable[[int, int, int], Any], cuts: list[tuple[int, int]]) -> li
 def balanced(ptr: Any, columns: int) -> list[tuple[int, int]]:
     """Like :func:`parts`, for rows that take `ptr[row + 1] - ptr[row]` rows of `columns` values each (numpy, int64)."""
     rows, total = len(ptr) - 1, int(ptr[-1])
+    if (total + rows) * columns < 2 * GRAIN and not _forked:
+        return [(0, rows)]
     shares = _shares(rows, (total + rows) * columns)
     cuts = [0, *(min(int(ptr.searchsorted(int(total * share))), rows) for share in shares[1:-1]), rows]
     return list(itertools.pairwise(itertools.accumulate(cuts, max)))

@@ -17,6 +17,7 @@ from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.codes import dequantize_part, quantize_packed, quantize_part
 from dqconvert.kernels.cpu.threads import parts, run
+from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.finish import pack
 
 
@@ -34,11 +35,12 @@ def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name:
 
 
 def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
-    values = array(x.detach().to(wide_dtype(x.dtype)))
+    wide = wide_dtype(x.dtype)
+    values = array(x if x.dtype is wide else x.detach().to(wide))
     numbers = as_numbers(grid, values.dtype.type)
     if not packed:
         codes = empty(x.shape, torch.uint8)
-        flat = values.reshape(-1), array(codes.view(-1)), numbers
+        flat = values.reshape(-1), array(codes).reshape(-1), numbers
         missing = run(lambda _, start, stop: quantize_part(*flat, start, stop), parts(x.numel(), x.numel()))
     else:
         codes = empty((x.size(0), (x.size(1) + 1) // 2), torch.uint8)
@@ -79,8 +81,15 @@ def check_numbers(x: Tensor, name: str) -> Tensor:
 
 
 def as_numbers(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
-    """A grid as the loops take it: scale, zero, highest code, lowest code of training."""
+    """Returns a grid as the loops take it: scale, zero, highest code, lowest code of training."""
+    return _numbers((grid,), kind)
+
+
+def _make_numbers(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
     return tuple(kind(part) for part in grid.tolist())
+
+
+_numbers = Derived(_make_numbers)
 
 
 def _fake_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
@@ -158,7 +167,7 @@ def plain_dequantize(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
 def _dequantize_on_cpu(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
     values = empty(codes.shape, torch.float32)
     scale, zero, *_ = as_numbers(grid, np.float32)
-    args = array(codes).reshape(-1), array(values.view(-1)), scale, zero
+    args = array(codes).reshape(-1), array(values).reshape(-1), scale, zero
     run(lambda _, start, stop: dequantize_part(*args, start, stop), parts(codes.numel(), codes.numel()))
     return values
 

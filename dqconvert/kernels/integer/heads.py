@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.heads import add_rows
 from dqconvert.kernels.cpu.threads import parts, run
+from dqconvert.kernels.integer.codes import as_numbers
 from dqconvert.kernels.integer.finish import Finish, check, dtype_of, plain_finish, room, steps
 
 MOST = 1 << 23
@@ -54,7 +56,7 @@ def _on_cpu(
     finish = Finish(factor, grid, bias, table, other, packed)
     rows, width = x.shape
     out = room(rows, columns, finish)
-    args = array(x), int(x_grid[1]), columns, steps(finish, columns), array(out)
+    args = array(x), int(as_numbers(x_grid, np.float32)[1]), columns, steps(finish, columns), array(out)
     run(lambda _, start, stop: add_rows(*args, start, stop), parts(rows, rows * width))
     return out
 

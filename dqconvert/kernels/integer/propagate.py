@@ -25,6 +25,7 @@ from dqconvert.kernels.cpu.llvm.edge_strips import LEAST
 from dqconvert.kernels.cpu.llvm.messages import BIAS, LOOKED_UP, MAX, MIN, SUM
 from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.derived import Derived
+from dqconvert.kernels.integer.codes import as_numbers
 from dqconvert.kernels.integer.finish import Finish, check, dtype_of, plain_finish, room, steps, unpack
 
 REDUCTIONS = {"sum": SUM, "mean": SUM, "max": MAX, "min": MIN}
@@ -132,7 +133,7 @@ def _on_cpu(
     out = room(nodes, columns, finish)
     if out.numel() == 0:
         return out
-    zero, kind = int(x_grid.tolist()[1]), REDUCTIONS[reduce]
+    zero, kind = int(as_numbers(x_grid, np.float32)[1]), REDUCTIONS[reduce]
     if packed_input and not (LOOKED_UP and (weight is None or _pack_whole(columns, weight.size(1)))):
         x, packed_input = unpack(x, columns), False
     size = x.size(1)

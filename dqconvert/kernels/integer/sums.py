@@ -13,7 +13,7 @@ from dqconvert.errors import InputShapeError
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.arrays import array, as_it_lies
 from dqconvert.kernels.cpu.integer.finish import CODES, GRID
 from dqconvert.kernels.cpu.integer.sums import sum_in_one, sum_rows
 from dqconvert.kernels.cpu.threads import parts, run
@@ -41,14 +41,14 @@ def _shape(terms: list[Tensor]) -> torch.Size:
 def _on_cpu(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
     rows, columns = _shape(terms)
     codes = empty((rows, columns), torch.uint8)
-    given = [array(term).reshape(-1) for term in terms]
-    made = [_weights((weight,)) for weight in weights]
-    numbers, to, cuts = as_numbers(grid, np.float32), array(codes.view(-1)), parts(rows, len(terms) * codes.numel())
-    if all(term.size == codes.numel() and weight.size <= GRID for term, weight in zip(given, made, strict=True)):
-        places = np.array([term.ctypes.data for term in given], np.int64)
-        pairs = np.array([weight if weight.size == GRID else (np.nan, weight[0]) for weight in made], np.float32)
+    made, pairs = _weights(tuple(weights))
+    numbers, to, cuts = as_numbers(grid, np.float32), array(codes).reshape(-1), parts(rows, len(terms) * codes.numel())
+    if pairs is not None and all(term.shape == codes.shape for term in terms):
+        held = [as_it_lies(term) for term in terms]
+        places = np.array([term.data_ptr() for term in held], np.int64)
         run(lambda _, start, stop: sum_in_one(places, pairs, columns, numbers, to, start, stop), cuts)
     else:
+        given = [array(term).reshape(-1) for term in terms]
         flat = tuple(
             (term, _NO_VALUES, weight) if term.dtype == np.uint8 else (_NO_CODES, term, weight)
             for term, weight in zip(given, made, strict=True)
@@ -57,8 +57,17 @@ def _on_cpu(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
     return codes
 
 
-def _make_weights(weight: Tensor) -> NDArray[Any]:
-    """What belongs to a term, flat; of a table, zero and scale if they give all of its values."""
+def _make_weights(*weights: Tensor) -> tuple[tuple[NDArray[Any], ...], NDArray[Any] | None]:
+    """Returns what belongs to each term, flat: of a table, zero and scale if they give all of its values; and a zero
+    and a scale for each term, NaN for the zero of values, unless there are tables."""
+    made = tuple(map(_make_weight, weights))
+    if any(weight.size > GRID for weight in made):
+        return made, None
+    pairs = [weight if weight.size == GRID else (np.nan, weight[0]) for weight in made]
+    return made, np.array(pairs, np.float32)
+
+
+def _make_weight(weight: Tensor) -> NDArray[Any]:
     table = array(weight).reshape(-1).copy()
     grid = grid_of(table) if table.size == CODES else None
     return table if grid is None else grid
