@@ -25,9 +25,9 @@ def calls(layers):
 
 
 def test_a_two_layer_gcn_takes_at_most_so_many_calls():
-    """Measured: 328,000."""
+    """Measured: 298,000."""
     calls(2)  # imports
-    assert calls(2) <= 380_000
+    assert calls(2) <= 343_000
 
 
 def test_work_grows_linearly_with_layers():

@@ -244,22 +244,43 @@ def _builtin_name(function: Any) -> str:
     return name.removeprefix("aten::") if name.startswith("aten::") and not inspect.isfunction(function) else ""
 
 
+class _Parameter(NamedTuple):
+    """A parameter of a schema: reading one off torch's own takes longer than all that is asked of it."""
+
+    name: str
+    type: str
+    N: int | None
+    kwarg_only: bool
+    optional: bool
+
+
+class _Schema(NamedTuple):
+    name: str
+    parameters: tuple[_Parameter, ...]
+
+
 @functools.lru_cache(maxsize=4096)
-def _schemas(name: str) -> tuple[Any, ...]:
-    """What torch binds the arguments of an operator by, without the variants that write somewhere else."""
+def _schemas(name: str) -> tuple[_Schema, ...]:
+    """Returns the schemas of an operator, without the variants that write somewhere else."""
     if not name:
         return ()
     found = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
     return tuple(
-        schema
+        _Schema(
+            schema.name,
+            tuple(
+                _Parameter(one.name, str(one.type), getattr(one, "N", None), one.kwarg_only, one.has_default_value())
+                for one in schema.arguments
+            ),
+        )
         for schema in found
         if not schema.overload_name.startswith("prim_") and not any(argument.is_out for argument in schema.arguments)
     )
 
 
-def _bind_schema(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any], method: bool) -> Arguments | None:
+def _bind_schema(schema: _Schema, args: tuple[Any, ...], kwargs: dict[str, Any], method: bool) -> Arguments | None:
     """The arguments by the parameters of one schema; ``None`` if it is not the one."""
-    parameters = schema.arguments
+    parameters = schema.parameters
     if method and (not parameters or parameters[0].name != "self"):
         return None
     ordered = [parameter for parameter in parameters if not parameter.kwarg_only]
@@ -283,7 +304,7 @@ def _bind_schema(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any], met
         given[name] = value
     if rest or not all(_fits(names[name], value) for name, value in given.items()):
         return None
-    if any(p.name not in given and not p.has_default_value() for p in parameters):
+    if any(p.name not in given and not p.optional for p in parameters):
         return None
     positional: list[Any] = []
     named: dict[str, Any] = {}
@@ -292,7 +313,7 @@ def _bind_schema(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any], met
         if parameter.name not in given:
             continue
         value = _one(parameter, given[parameter.name])
-        by_name = parameter.kwarg_only or (parameter.has_default_value() and parameter.name not in always)
+        by_name = parameter.kwarg_only or (parameter.optional and parameter.name not in always)
         if by_name:
             named[parameter.name] = value
         else:
@@ -300,7 +321,7 @@ def _bind_schema(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any], met
     return tuple(positional), named
 
 
-def _one(parameter: Any, value: Any) -> Any:
+def _one(parameter: _Parameter, value: Any) -> Any:
     """A list of one dimension as that dimension."""
     single = parameter.N == 1 and _takes_ints(parameter) and isinstance(value, tuple | list) and len(value) == 1
     return value[0] if single else value
@@ -311,13 +332,13 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _takes_ints(parameter: Any) -> bool:
-    return "List[int]" in str(parameter.type) or "List[SymInt]" in str(parameter.type)
+def _takes_ints(parameter: _Parameter) -> bool:
+    return "List[int]" in parameter.type or "List[SymInt]" in parameter.type
 
 
-def _fits(parameter: Any, value: Any) -> bool:
+def _fits(parameter: _Parameter, value: Any) -> bool:
     """Whether a parameter takes a value, as far as that tells schemas apart."""
-    kind = str(parameter.type)
+    kind = parameter.type
     if kind.startswith("Optional["):
         if value is None:
             return True

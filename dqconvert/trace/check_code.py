@@ -63,7 +63,7 @@ class _Plain:
     """Writes the conditions that torch.compile guards, in terms of attributes."""
 
     def __init__(self, root: nn.Module) -> None:
-        self.root = root
+        self.found = dict(nn.Module.named_modules(root, remove_duplicate=False))
         self.lines: list[str] = []
         self.conditions: list[str] = []
         self.constants: dict[str, Any] = {"same": same, "numbers": NUMBERS}
@@ -71,7 +71,7 @@ class _Plain:
 
     def entry(self, entry: Entry) -> None:
         """Writes the condition of one entry."""
-        condition = self.condition(entry, self.root.get_submodule(entry.path), self.module(entry.path))
+        condition = self.condition(entry, self.found[entry.path], self.module(entry.path))
         if condition:
             self.conditions.append(condition)
 
@@ -146,7 +146,7 @@ class _Whole(_Plain):
         if path not in self.modules:
             above, _, name = path.rpartition(".")
             source = f"d{self.module(above)[1:]}['_modules'][{name!r}]" if path else "self"
-            module = self.root.get_submodule(path)
+            module = self.found[path]
             number = len(self.modules)
             self.modules[path] = f"m{number}"
             self.lines += [f"    m{number} = {source}", f"    d{number} = m{number}.__dict__"]

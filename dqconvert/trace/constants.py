@@ -11,6 +11,9 @@ MOST = 4096
 """Numbers in an array that a graph holds as a literal."""
 
 
+_PYTHONS = frozenset((bool, int, float, complex, str, type(None)))
+
+
 def literal(value: Any) -> Any:
     """A constant in the words of a graph: a number of whatever kind is an ``int``, ``float``, ``bool`` or ``complex``.
 
@@ -21,6 +24,8 @@ def literal(value: Any) -> Any:
         >>> literal(np.float64(4.0)), literal(np.int64(3)), literal(np.bool_(True)), literal("a")
         (4.0, 3, True, 'a')
     """
+    if type(value) in _PYTHONS:
+        return value
     if isinstance(value, np.generic):
         found = value.item()
         return found if isinstance(found, bool | int | float | complex | str) else value

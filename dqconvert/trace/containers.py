@@ -269,6 +269,8 @@ def followed(value: Any) -> Any:
         >>> followed(SeenList([1, 2]))
         [1, 2]
     """
+    if not isinstance(value, Seen):
+        return value
     if isinstance(value, SeenDict):
         return dict(value.items())
     if isinstance(value, SeenList):
@@ -286,6 +288,8 @@ def unseen(value: Any) -> Any:
         >>> unseen(SeenList([1, 2]))
         [1, 2]
     """
+    if not isinstance(value, Seen):
+        return value
     if isinstance(value, SeenDict):
         return {name: dict.__getitem__(value, name) for name in dict.__iter__(value)}
     if isinstance(value, SeenList):

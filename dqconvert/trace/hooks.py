@@ -52,8 +52,13 @@ def call_hook(module: nn.Module, table: str, key: int, changes: bool, *given: An
 def tables(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """The tables of a module's forward hooks that are not empty, PyG's for the parts of a layer among them."""
     for name, table in vars(module).items():
-        if name.endswith(("_forward_hooks", "_forward_pre_hooks")) and isinstance(table, dict) and table:
+        if isinstance(table, dict) and table and name.endswith(("_forward_hooks", "_forward_pre_hooks")):
             yield name, table
+
+
+def has_tables(module: nn.Module) -> bool:
+    """Returns True if a module has forward hooks, or its parts have."""
+    return next(tables(module), None) is not None
 
 
 def hooks_of(root: nn.Module) -> set[Hook]:
@@ -63,7 +68,8 @@ def hooks_of(root: nn.Module) -> set[Hook]:
         for path, module in nn.Module.named_modules(root)
         if path
         for name, table in vars(module).items()
-        if (name in _BACKWARD or name.endswith(("_forward_hooks", "_forward_pre_hooks"))) and isinstance(table, dict)
+        if isinstance(table, dict) and table
+        if name in _BACKWARD or name.endswith(("_forward_hooks", "_forward_pre_hooks"))
         for key, hook in table.items()
         if not _of_torch(hook)
     }

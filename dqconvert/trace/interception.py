@@ -23,7 +23,7 @@ from dqconvert.trace import leaves
 from dqconvert.trace.adjacency import edge_product, edge_sizes, is_sparse
 from dqconvert.trace.calls import bind_call
 from dqconvert.trace.copies import deepcopy, set_mode
-from dqconvert.trace.hooks import GLOBAL_REMARK, call_hook, global_hooks, replace_hooks
+from dqconvert.trace.hooks import GLOBAL_REMARK, call_hook, global_hooks, has_tables, replace_hooks
 from dqconvert.trace.in_place import runs_alike
 from dqconvert.trace.inputs import Inputs, method_of
 from dqconvert.trace.literals import literal_changes
@@ -140,7 +140,7 @@ class Interception:
         for path, layer in list(nn.Module.named_modules(writer.root)):
             if isinstance(layer, MessagePassing) and not any(f"{path}.".startswith(f"{kept}.") for kept in writer.kept):
                 self._bracket(layer, path)
-            if not self._whole(path, layer):
+            if has_tables(layer) and not self._whole(path, layer):
                 replace_hooks(layer, self._recorded_hook)
         if global_hooks():
             writer.remarks[GLOBAL_REMARK] = None

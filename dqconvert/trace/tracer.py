@@ -173,8 +173,11 @@ def _trace_on(
         eval_graph = None
     for graph in (train, evaluate):
         remove_unused(graph)
+    empty = drop_edges(inputs)
+    guards = {} if empty is None else _without_empty_guards([train] if eval_graph is None else [train, eval_graph])
     traced = TracedModule.build(deepcopy(root), train, eval_graph)
-    _drop_empty_guards(root, traced, inputs, method)
+    if empty is not None and guards:
+        _settle_empty_guards(root, traced, replace(empty, modes=inputs.modes), method, guards)
     if len(inputs.modes) == 1:
         recorded.remarks.append(_in_one_mode(traced, inputs, method))
     both = [inputs] if recorded.second is None else [inputs, recorded.second]
@@ -384,29 +387,32 @@ def _words(node: Node) -> str:
     return f"{name}(…{', '.join(numbers)})"
 
 
-def _drop_empty_guards(root: nn.Module, traced: TracedModule, inputs: Inputs, method: str) -> None:
-    """Layers shortcut on ``index.numel() == 0``. Where the graph agrees with the model on a graph without edges, the
-    shortcut changed nothing, and empty graphs need not be refused."""
-    empty = drop_edges(inputs)
-    if empty is None:
-        return
-    graphs = [graph for graph in (traced.graph, traced.eval_graph) if graph is not None]
+def _without_empty_guards(graphs: list[Graph]) -> dict[Node, Any]:
+    """Has the guards of graphs that ask whether there are edges say yes; returns them with their arguments."""
     guards = [node for graph in graphs for node in graph.nodes if node.target is guard and _on_emptiness(node)]
-    if not guards:
-        return
-    saved = [(node, node.args) for node in guards]
+    saved = {node: node.args for node in guards}
     for node in guards:
         node.args = (0, "==", 0, True, node.args[4])
-    traced.recompile()
+    return saved
+
+
+def _settle_empty_guards(
+    root: nn.Module, traced: TracedModule, empty: Inputs, method: str, guards: dict[Node, Any]
+) -> None:
+    """Drops the guards that :func:`_without_empty_guards` found, or puts them back.
+
+    Layers shortcut on ``index.numel() == 0``. Where the graph agrees with the model on a graph without edges, the
+    shortcut changed nothing, and empty graphs need not be refused.
+    """
     try:
-        agreed = all(verify.compare(root, method, traced, empty, mode) is None for mode in inputs.modes)
+        agreed = all(verify.compare(root, method, traced, empty, mode) is None for mode in empty.modes)
     except (RuntimeError, IndexError, ValueError, GuardError):  # the model itself refuses graphs without edges
         agreed = False
-    for node, args in saved:
+    for node, args in guards.items():
         node.args = args
         if agreed:
             node.graph.erase_node(node)
-    for graph in graphs:
+    for graph in traced.graphs():
         remove_unused(graph)
     traced.recompile()
 

@@ -26,7 +26,10 @@ SEED = 20210504
 
 def seed() -> None:
     """Seeds torch, and what PyG's own functions draw from besides (negative samples come from :mod:`random`)."""
-    torch.manual_seed(SEED)
+    if torch.cuda.is_initialized() or torch.xpu.is_initialized() or torch.backends.mps.is_available():
+        torch.manual_seed(SEED)
+    else:  # torch.manual_seed would have devices that nobody uses yet seeded when they are first used
+        torch.default_generator.manual_seed(SEED)
     random.seed(SEED)
     np.random.seed(SEED)
 
