@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dqconvert.kernels.cpu.llvm.integer_multiply import GROUP
-from dqconvert.kernels.integer.finish import CODES
-from dqconvert.kernels.integer.on_grid import GRID
+from dqconvert.kernels.cpu.llvm.multiply import GROUP
+from dqconvert.kernels.integer.finish import CODES, GRID
 from dqconvert.kernels.integer.plane import PLANE
 
 Sound = Callable[[Tensor], bool]

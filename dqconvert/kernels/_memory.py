@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels.cpu.llvm.prefetch import LINE
+from dqconvert.kernels.cpu.llvm.memory import LINE
 
 SMALL = 1 << 20
 """Bytes under which memory comes from torch."""

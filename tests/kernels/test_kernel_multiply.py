@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels.cpu.llvm.multiply import VECTOR, groups_of, multiply, pack
+from dqconvert.kernels.cpu.llvm.multiply import groups_of, multiply, pack
+from dqconvert.kernels.cpu.llvm.vectors import VECTOR
 
 RANDOM = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dqconvert.kernels import dropout, edge_order, propagate, quantize_batch_norm, quantize_chain, quantize_linear
-from dqconvert.kernels.cpu.llvm.stream import FAR, stream
+from dqconvert.kernels.cpu.llvm.memory import FAR, stream
 
 COLUMNS = 72
 ROWS = FAR // (4 * COLUMNS) + 500

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.stream import is_far, stream
+from dqconvert.kernels.cpu.llvm.memory import is_far, stream
 from dqconvert.kernels.cpu.tile import TILE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.prefetch import AHEAD
+from dqconvert.kernels.cpu.llvm.memory import AHEAD
 from dqconvert.kernels.cpu.propagate_loops import fetch_row
 from dqconvert.kernels.cpu.tile import back_values, copy_values, round_values, scale_values
 

@@ -16,7 +16,7 @@ from dqconvert.kernels._memory import empty
 from dqconvert.kernels.cpu import propagate_loops as loops
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.chain import flags, has_loops, matrix, observe, rows_of
-from dqconvert.kernels.cpu.llvm.multiply import VECTOR
+from dqconvert.kernels.cpu.llvm.vectors import VECTOR
 from dqconvert.kernels.cpu.select import Found, Messages, Rows, Values, ends_of, ranks
 from dqconvert.kernels.cpu.threads import balanced, parts, run
 from dqconvert.kernels.cpu.tile import Caught, Chain

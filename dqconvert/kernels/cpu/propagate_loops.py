@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.pointer import pointer
-from dqconvert.kernels.cpu.llvm.prefetch import AHEAD, LINE, prefetch
-from dqconvert.kernels.cpu.llvm.row_strips import add_rows, room_for
+from dqconvert.kernels.cpu.llvm.edges import add_coded_rows, room_for
+from dqconvert.kernels.cpu.llvm.memory import AHEAD, LINE, is_far, pointer, prefetch, room_before, stream
 from dqconvert.kernels.cpu.llvm.span import pass_span
-from dqconvert.kernels.cpu.llvm.stream import is_far, room_before, stream
 from dqconvert.kernels.cpu.select_loops import collect, collect_messages
 from dqconvert.kernels.cpu.tile import (
     add_scaled,
@@ -182,7 +180,7 @@ def sum_rows(sent, senders, ptr, mean, y, chain, caught, start, stop):  # type: 
 def sum_codes(codes, x, skip, grid, senders, ptr, mean, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
     """Like `sum_rows`, where the rows that are not skipped are sent as codes above the smallest.
 
-    `codes`: uint8, flat, see :func:`dqconvert.kernels.cpu.llvm.row_strips.add_rows`.
+    `codes`: uint8, flat, see :func:`dqconvert.kernels.cpu.llvm.edges.add_coded_rows`.
     """
     columns = y.shape[1]
     step = tile_rows(columns)
@@ -201,7 +199,7 @@ def sum_codes(codes, x, skip, grid, senders, ptr, mean, y, chain, caught, start,
                 begin = place
                 while place < until and not (skip.size > 0 and skip[senders[place]]):
                     place += 1
-                add_rows(codes, columns, senders, begin, place, end, offset, scale, sums)
+                add_coded_rows(codes, columns, senders, begin, place, end, offset, scale, sums)
                 while place < until and skip.size > 0 and skip[senders[place]]:
                     add_values(pointer(x, senders[place] * columns), pointer(sums, 0), columns)
                     place += 1

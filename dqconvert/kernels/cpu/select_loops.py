@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.prefetch import AHEAD, prefetch
+from dqconvert.kernels.cpu.llvm.memory import AHEAD, prefetch
 
 _LARGEST = np.finfo(np.float32).max
 _BLOCK = 64  # values that are tested together before one is looked at alone

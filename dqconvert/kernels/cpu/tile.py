@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.pointer import pointer
+from dqconvert.kernels.cpu.llvm.memory import is_far, pointer, room_before, stream
 from dqconvert.kernels.cpu.llvm.span import chain_span, pass_span
-from dqconvert.kernels.cpu.llvm.stream import is_far, room_before, stream
 
 TILE = 2048  # values: long enough for the vector units, short enough for the first cache
 
@@ -69,7 +68,7 @@ def scratch(y, step):  # type: ignore[no-untyped-def]
 def chain_tile(y, first, last, chain, caught, spare, room):  # type: ignore[no-untyped-def]
     """Rows `first` to `last` of `y`, in place, through grid 0, the sum, grid 1, the ReLU and grid 2.
 
-    `room`: where the rows are, if they are not in `y` yet, see :func:`dqconvert.kernels.cpu.llvm.stream.room_before`.
+    `room`: where the rows are, if they are not in `y` yet, see :func:`dqconvert.kernels.cpu.llvm.memory.room_before`.
     """
     if room.size > 0:
         chain_span_rows(room, 0, first, last, chain, caught, spare)

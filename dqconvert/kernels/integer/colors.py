@@ -10,7 +10,7 @@ from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.pointer import pointer
+from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.threads import parts, run
 
 _PAIRS = 64

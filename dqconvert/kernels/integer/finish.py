@@ -16,7 +16,7 @@ from torch import Tensor
 from dqconvert.kernels._memory import empty
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.finish import CODES as CODES
-from dqconvert.kernels.cpu.integer.finish import GRID
+from dqconvert.kernels.cpu.integer.finish import GRID as GRID
 from dqconvert.kernels.cpu.llvm.finish_span import AS_THEY_ARE, ON_PLANE, ON_RAMP
 from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.on_grid import grid_of

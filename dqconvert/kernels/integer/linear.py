@@ -19,7 +19,7 @@ from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.linear import linear_rows
-from dqconvert.kernels.cpu.llvm.integer_multiply import GROUP
+from dqconvert.kernels.cpu.llvm.multiply import GROUP
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.integer.codes import as_numbers, not_a_number, not_floating, plain_quantize, quantize
 from dqconvert.kernels.integer.finish import Finish, check, dtype_of, plain_finish, room, steps, unpack

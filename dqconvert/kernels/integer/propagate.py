@@ -21,8 +21,9 @@ from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.finish import CODES
 from dqconvert.kernels.cpu.integer.lines import lines
 from dqconvert.kernels.cpu.integer.propagate import messages_of_codes, propagate_rows
-from dqconvert.kernels.cpu.llvm.edge_strips import LEAST
-from dqconvert.kernels.cpu.llvm.messages import BIAS, LOOKED_UP, MAX, MIN, SUM
+from dqconvert.kernels.cpu.llvm.edges import LEAST
+from dqconvert.kernels.cpu.llvm.messages import BIAS, MAX, MIN, SUM
+from dqconvert.kernels.cpu.llvm.vectors import AVX2
 from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.codes import as_numbers
@@ -134,7 +135,7 @@ def _on_cpu(
     if out.numel() == 0:
         return out
     zero, kind = int(as_numbers(x_grid, np.float32)[1]), REDUCTIONS[reduce]
-    if packed_input and not (LOOKED_UP and (weight is None or _pack_whole(columns, weight.size(1)))):
+    if packed_input and not (AVX2 and (weight is None or _pack_whole(columns, weight.size(1)))):
         x, packed_input = unpack(x, columns), False
     size = x.size(1)
     if size < LEAST:

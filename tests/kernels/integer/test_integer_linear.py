@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer import linear as module
-from dqconvert.kernels.cpu.llvm import integer_multiply as strips
-from dqconvert.kernels.cpu.llvm.integer_multiply import GROUP, HEIGHT, multiply
-from dqconvert.kernels.cpu.llvm.pointer import pointer
+from dqconvert.kernels.cpu.llvm import multiply as strips
+from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.llvm.multiply import GROUP, HEIGHT, integer_strip, multiply_pairs
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, pack, plain_finish, steps
 from dqconvert.kernels.integer.linear import (
@@ -64,7 +64,7 @@ def check(x, weight, finish, *, x_grid=X_GRID, packed_input=False):
 
 @loop
 def product(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh):  # type: ignore[no-untyped-def]
-    multiply(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh)
+    multiply_pairs(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh)
 
 
 @settings(max_examples=100)
@@ -97,12 +97,11 @@ def test_factors_at_the_ends_of_their_range():
 
 def test_strips_of_other_processors_sum_the_same(monkeypatch):
     """Without the instruction that adds two products up."""
-    monkeypatch.setattr(strips, "_IN_ONE_STEP", False)
-    general = strips._strip(2)
+    monkeypatch.setattr(strips, "AVX2", False)
 
     @numba.njit
     def product_of(a, b, c):
-        general(pointer(a, 0), a.shape[1], pointer(b, 0), pointer(c, 0), c.shape[1], a.shape[1] // 2, True)
+        integer_strip(True, pointer(a, 0), a.shape[1], pointer(b, 0), pointer(c, 0), c.shape[1], a.shape[1] // 2, True)
 
     a, weight = torch.randint(-255, 256, (HEIGHT, 34), dtype=torch.int16), centred(GROUP, 34)
     c = torch.empty(HEIGHT, GROUP, dtype=torch.int32)

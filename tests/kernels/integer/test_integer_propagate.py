@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dqconvert.kernels.cpu.integer.lines import lines
 from dqconvert.kernels.cpu.integer.propagate import messages_of_codes, plan_strips
-from dqconvert.kernels.cpu.llvm.messages import LOOKED_UP
+from dqconvert.kernels.cpu.llvm.vectors import AVX2
 from dqconvert.kernels.integer import propagate as module
 from dqconvert.kernels.integer.finish import Finish, pack, plain_finish, unpack
 from dqconvert.kernels.integer.propagate import (
@@ -272,7 +272,7 @@ def test_lines_are_products(slope, falls, zero, middle, top):
     product = (np.arange(256) - zero) * np.float64(multipliers[0]) + middle
     want = np.rint(product.astype(np.float32)).clip(low, low + top) - low
     found = lines(multipliers, zero, middle, low, top)
-    if found is None and LOOKED_UP:
+    if found is None and AVX2:
         inside = (product > low - 1) & (product < low + top + 1)
         beside = np.abs(product - np.floor(product) - 0.5) < 2e-4
         assert (inside & beside).any()
@@ -285,7 +285,7 @@ def test_lines_are_products(slope, falls, zero, middle, top):
     assert np.array_equal(message.clip(max=255) - (255 - top), want)
 
 
-@pytest.mark.skipif(not LOOKED_UP, reason="bytes are looked up by vectors with AVX2 alone")
+@pytest.mark.skipif(not AVX2, reason="bytes are looked up by vectors with AVX2 alone")
 def test_which_multipliers_are_no_lines():
     assert lines(np.array([0.31831, 1.0, -2.71828, 0.0], np.float32), 113, -15, -128, 255).shape == (4, 80)
     assert lines(np.array([0.31831, 0.25], np.float32), 113, -15, -128, 255) is None  # halves go up, and down
@@ -362,7 +362,7 @@ def test_what_lies_behind_a_tensor_is_not_seen():
 
 
 def test_processors_that_do_not_look_up_bytes_find_the_same(monkeypatch):
-    monkeypatch.setattr(module, "LOOKED_UP", False)
+    monkeypatch.setattr(module, "AVX2", False)
     order = a_graph(20, 15, 300)
     for columns in (5, 64):
         for weight in (None, a_weight(300, 1)):

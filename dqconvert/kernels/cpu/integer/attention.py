@@ -7,8 +7,7 @@ import numpy as np
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import quantize_values
 from dqconvert.kernels.cpu.integer.finish import CODES
-from dqconvert.kernels.cpu.llvm.pointer import pointer
-from dqconvert.kernels.cpu.llvm.prefetch import prefetch
+from dqconvert.kernels.cpu.llvm.memory import pointer, prefetch
 
 AHEAD = 32
 """How many edges ahead what they look up is asked for."""

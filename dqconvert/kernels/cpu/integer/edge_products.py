@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.pointer import pointer
-from dqconvert.kernels.cpu.llvm.prefetch import AHEAD, LINE, prefetch
+from dqconvert.kernels.cpu.llvm.memory import AHEAD, LINE, pointer, prefetch
 
 
 @loop

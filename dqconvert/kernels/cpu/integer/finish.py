@@ -6,7 +6,7 @@ import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.llvm.finish_span import finish_span
-from dqconvert.kernels.cpu.llvm.pointer import pointer
+from dqconvert.kernels.cpu.llvm.memory import pointer
 
 CODES = 256
 """Entries of a table for each code, also of grids that have fewer."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.finish import finish_row
-from dqconvert.kernels.cpu.llvm.pointer import pointer
+from dqconvert.kernels.cpu.llvm.memory import pointer
 
 
 @loop

@@ -7,9 +7,9 @@ import numpy as np
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import code_of_value, quantize_values
 from dqconvert.kernels.cpu.integer.finish import finish_pointed, finish_row
-from dqconvert.kernels.cpu.llvm.integer_multiply import GROUP, multiply
 from dqconvert.kernels.cpu.llvm.listed import list_values, multiply_listed
-from dqconvert.kernels.cpu.llvm.pointer import pointer
+from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.llvm.multiply import GROUP, multiply_pairs
 
 ROWS = 48
 """Rows that are worked on together: a multiple of the strips' height."""
@@ -61,7 +61,7 @@ def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start
                 for pair in range(begin, last, BLOCK):
                     count, fresh = min(BLOCK, last - pair), pair % EXACT == 0
                     at, a_at = pair * 2 * GROUP, 2 * (pair - begin)
-                    multiply(tile, a_at, a_row, rows, weight, at, b_group, sums, columns, count, fresh)
+                    multiply_pairs(tile, a_at, a_row, rows, weight, at, b_group, sums, columns, count, fresh)
             missing |= found
             if totals.size > 0 and (last == pairs or last % EXACT == 0):
                 for i in range(rows * c_row):

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.messages import LOOKED_UP, Lines
+from dqconvert.kernels.cpu.llvm.messages import Lines
+from dqconvert.kernels.cpu.llvm.vectors import AVX2
 
 TRIES = np.array([0.0, 1e-5, -1e-5, 3e-5, -3e-5, 1e-4, -1e-4])
 """By how much a line is moved, to go past values half way between two messages where training does."""
@@ -45,7 +46,7 @@ def lines(multipliers: NDArray[Any], zero: int, middle: int, low: int, top: int)
 
     A message comes out by `255 - top - low` too large.
     """
-    if not LOOKED_UP or not 0 <= top <= 255:
+    if not AVX2 or not 0 <= top <= 255:
         return None
     return _cached(multipliers.tobytes(), zero, middle, low, top)
 

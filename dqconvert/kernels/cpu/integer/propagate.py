@@ -7,9 +7,9 @@ import numpy as np
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.finish import finish_row
 from dqconvert.kernels.cpu.integer.lines import message_of
-from dqconvert.kernels.cpu.llvm.edge_strips import LEAST, MADE, MOST, reduce_edges
+from dqconvert.kernels.cpu.llvm.edges import LEAST, MADE, MOST, reduce_edges
+from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.messages import SUM
-from dqconvert.kernels.cpu.llvm.pointer import pointer
 
 
 @loop
@@ -74,7 +74,7 @@ def propagate_rows(  # type: ignore[no-untyped-def]
 ):
     """Nodes `start` to `stop`.
 
-    `table`: see :mod:`dqconvert.kernels.cpu.llvm.edge_strips`. `per_byte`: columns in a byte of the rows. `numbers`:
+    `table`: see :mod:`dqconvert.kernels.cpu.llvm.edges`. `per_byte`: columns in a byte of the rows. `numbers`:
     zeros of the rows and of the messages, lowest and highest message, as the strips take them, and by how much each
     message comes out too large. `block`: how many edges a strip can sum up; `most`: how many int32 can. `size`: the
     bytes of a row that hold its columns.

@@ -6,7 +6,7 @@ import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import code_of_value
-from dqconvert.kernels.cpu.llvm.pointer import pointer
+from dqconvert.kernels.cpu.llvm.memory import pointer
 
 
 @loop

@@ -7,7 +7,7 @@ import numpy as np
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import quantize_values
 from dqconvert.kernels.cpu.integer.finish import CODES, GRID
-from dqconvert.kernels.cpu.llvm.pointer import pointer
+from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.sum_span import sum_span
 
 BLOCK = 1 << 12

@@ -9,9 +9,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from dqconvert.kernels.cpu.llvm.messages import LOOKED_UP
 from dqconvert.kernels.cpu.llvm.span import Writer
-from dqconvert.kernels.cpu.llvm.vectors import everywhere
+from dqconvert.kernels.cpu.llvm.vectors import AVX2, everywhere
 
 _BIT, _BYTE, _SHORT, _INT = (ir.IntType(bits) for bits in (1, 8, 16, 32))
 _LANES = 8
@@ -32,7 +31,7 @@ class Bytes:
         self.most = everywhere(self.builder, self.builder.trunc(top, _BYTE), 4 * _LANES)
 
     def of(self, value: Any) -> Any:
-        if LOOKED_UP and self.writer.size == 4 and self.writer.lanes == 4 * _LANES:
+        if AVX2 and self.writer.size == 4 and self.writer.lanes == 4 * _LANES:
             return self._packed(value)
         builder, writer = self.builder, self.writer
         value = builder.fsub(writer.rint(value), self.low)

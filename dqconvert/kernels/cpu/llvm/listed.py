@@ -14,9 +14,9 @@ from numba.extending import intrinsic
 
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import code_of_value
-from dqconvert.kernels.cpu.llvm.integer_multiply import FACTORS, GROUP, LANES, SUMS, add_products
-from dqconvert.kernels.cpu.llvm.pointer import pointer
-from dqconvert.kernels.cpu.llvm.vectors import everywhere, load
+from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.llvm.multiply import FACTORS, GROUP, LANES, SUMS, add_products
+from dqconvert.kernels.cpu.llvm.vectors import BIT, INT, LONG, carry, everywhere, load, store
 
 RUN = 32
 """Values that are looked at together."""
@@ -30,10 +30,8 @@ def _not_zero(typing_context: Any, values: Any) -> Any:
     """Of `RUN` float32 values, a bit for each, the first the lowest: whether any of its own bits is set."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.VectorType(ir.IntType(32), RUN)
-        found = builder.load(builder.bitcast(args[0], kind.as_pointer()))
-        found.align = 4
-        flags = builder.icmp_unsigned("!=", found, ir.Constant(kind, None))
+        kind = ir.VectorType(INT, RUN)
+        flags = builder.icmp_unsigned("!=", load(builder, args[0], kind, 4), ir.Constant(kind, None))
         return builder.bitcast(flags, ir.IntType(RUN))
 
     return types.uint32(values), write
@@ -44,7 +42,7 @@ def _lowest(typing_context: Any, mask: Any) -> Any:
     """The place of the lowest bit that is set; of none, a number beyond all places."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.zext(builder.cttz(args[0], ir.IntType(1)(0)), ir.IntType(64))
+        return builder.zext(builder.cttz(args[0], BIT(0)), LONG)
 
     return types.intp(types.uint32), write
 
@@ -54,7 +52,7 @@ def _bits(typing_context: Any, mask: Any) -> Any:
     """How many bits are set."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.zext(builder.ctpop(args[0]), ir.IntType(64))
+        return builder.zext(builder.ctpop(args[0]), LONG)
 
     return types.intp(types.uint32), write
 
@@ -94,52 +92,30 @@ def list_values(x, at, count, grid, places, factors, to):  # type: ignore[no-unt
 
 
 @intrinsic
-def _add_listed(  # type: ignore[no-untyped-def]
-    typing_context, places, factors, count, packed, sums, fresh
-):
+def _add_listed(typing_context, places, factors, count, packed, sums, fresh):  # type: ignore[no-untyped-def]
     """The sums of a group of columns: of `count` factors, each times the row of the weight that it is listed for."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         places, factors, count, packed, sums, fresh = args
-        index, integer = count.type, ir.IntType(32)
-        vectors = range(GROUP // LANES)
+        index, vectors = count.type, range(GROUP // LANES)
 
         def place(of: Any, kind: Any, number: int) -> Any:
-            return builder.gep(builder.bitcast(of, kind.as_pointer()), [integer(number)])
+            return builder.gep(builder.bitcast(of, kind.as_pointer()), [INT(number)])
 
-        before = [
-            builder.select(fresh, ir.Constant(SUMS, None), load(builder, place(sums, SUMS, n), SUMS, 4))
-            for n in vectors
-        ]
-        entry, body, done = builder.block, *(builder.append_basic_block(name) for name in ("listed", "done"))
-        builder.cbranch(builder.icmp_signed(">", count, index(0)), body, done)
+        def turn(k: Any, totals: list[Any]) -> list[Any]:
+            row = builder.zext(builder.load(builder.gep(places, [k])), index)
+            # Of the pair of rows that are multiplied at once, the other one is multiplied with zero.
+            shift = builder.shl(builder.trunc(builder.and_(row, index(1)), INT), INT(4))
+            factor = builder.and_(builder.load(builder.gep(factors, [k])), INT(0xFFFF))
+            both = builder.bitcast(everywhere(builder, builder.shl(factor, shift), LANES), FACTORS)
+            at = builder.gep(packed, [builder.mul(builder.lshr(row, index(1)), index(2 * GROUP))])
+            weights = [load(builder, place(at, FACTORS, n), FACTORS, 2) for n in vectors]
+            return [add_products(builder, both, w, total) for w, total in zip(weights, totals, strict=True)]
 
-        builder.position_at_end(body)
-        k = builder.phi(index)
-        states = [builder.phi(SUMS) for _ in vectors]
-        row = builder.zext(builder.load(builder.gep(places, [k])), index)
-        # Of the pair of rows that are multiplied at once, the other one is multiplied with zero.
-        shift = builder.shl(builder.trunc(builder.and_(row, index(1)), integer), integer(4))
-        factor = builder.and_(builder.load(builder.gep(factors, [k])), integer(0xFFFF))
-        both = builder.bitcast(everywhere(builder, builder.shl(factor, shift), LANES), FACTORS)
-        at = builder.gep(packed, [builder.mul(builder.lshr(row, index(1)), index(2 * GROUP))])
-        weights = [load(builder, place(at, FACTORS, n), FACTORS, 2) for n in vectors]
-        after = [builder.add(state, add_products(builder, both, w)) for state, w in zip(states, weights, strict=True)]
-        following = builder.add(k, index(1))
-        builder.cbranch(builder.icmp_signed("<", following, count), body, done)
-        k.add_incoming(index(0), entry)
-        k.add_incoming(following, body)
-        for state, first, new in zip(states, before, after, strict=True):
-            state.add_incoming(first, entry)
-            state.add_incoming(new, body)
-
-        builder.position_at_end(done)
-        totals = [builder.phi(SUMS) for _ in vectors]
-        for total, first, new in zip(totals, before, after, strict=True):
-            total.add_incoming(first, entry)
-            total.add_incoming(new, body)
-        for n, total in enumerate(totals):
-            builder.store(total, place(sums, SUMS, n)).align = 4
+        cells = [place(sums, SUMS, n) for n in vectors]
+        before = [builder.select(fresh, ir.Constant(SUMS, None), load(builder, cell, SUMS, 4)) for cell in cells]
+        for total, cell in zip(carry(builder, index(0), count, before, turn), cells, strict=True):
+            store(builder, total, cell, 4)
         return context.get_dummy_value()
 
     return types.void(places, factors, types.intp, packed, sums, types.boolean), write
@@ -147,7 +123,7 @@ def _add_listed(  # type: ignore[no-untyped-def]
 
 @loop
 def multiply_listed(places, factors, counts, apart, b, b_at, b_group, rows, c, columns, fresh):  # type: ignore[no-untyped-def]
-    """`c = a @ b`, or `c += a @ b` unless `fresh`, as :func:`.integer_multiply.multiply` does it.
+    """`c = a @ b`, or `c += a @ b` unless `fresh`, as :func:`.multiply.multiply_pairs` does it.
 
     `a`: the values of each row that are listed, `counts` of them, rows `apart` from each other.
     """

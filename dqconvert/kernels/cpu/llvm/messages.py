@@ -5,44 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
-from numba.core import cgutils
+from llvmlite import ir
 
-from dqconvert.kernels.cpu.llvm.vectors import everywhere, load
+from dqconvert.kernels.cpu.llvm.vectors import BYTE, FLOAT, INT, LONG, SHORT, constant, everywhere, function, load, pick
 
 SUM, MAX, MIN = range(3)
 
 BIAS = 0x4B400000
 """Of the bits of 1.5 * 2^23 + n, a float32, what is beyond n; adding that number to another rounds it."""
 
-LOOKED_UP = binding.get_host_cpu_features().get("avx2", False)
-"""Whether the processor looks up bytes by vectors, so that tables of bytes may be used at all."""
-
 _VECTOR = 32
-_BYTE, _SHORT, _INT, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
 _ROUNDED = float(np.int32(BIAS).view(np.float32))
 
 
 def _call(builder: Any, name: str, *args: Any) -> Any:
     """Calls an intrinsic function of LLVM's, of vectors."""
     kind = args[0].type
-    scalar = "f32" if kind.element == _FLOAT else f"i{kind.element.width}"
-    function = ir.FunctionType(kind, [kind] * len(args))
+    scalar = "f32" if kind.element == FLOAT else f"i{kind.element.width}"
     name = name if ".x86." in name else f"{name}.v{kind.count}{scalar}"
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), args)
-
-
-def all_lanes(value: int | float, kind: Any) -> Any:
-    return ir.Constant(kind, [value] * kind.count)
-
-
-def _join(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT, len(lanes)), lanes))
+    return builder.call(function(builder, name, kind, *[kind] * len(args)), args)
 
 
 def _interleave(builder: Any, a: Any, b: Any) -> Any:
     count = a.type.count
-    return _join(builder, a, b, [lane for k in range(count) for lane in (k, count + k)])
+    return pick(builder, a, b, [lane for k in range(count) for lane in (k, count + k)])
 
 
 class Codes:
@@ -56,9 +42,9 @@ class Codes:
 
     def __init__(self, size: int, reduce: int) -> None:
         self.size, self.lanes, self.reduce = size, min(size, _VECTOR), reduce
-        self.bytes = ir.VectorType(_BYTE, self.lanes)
+        self.bytes = ir.VectorType(BYTE, self.lanes)
         self.places = range(0, size, self.lanes)
-        state = self.bytes if reduce != SUM else ir.VectorType(_SHORT, self.lanes // 2)
+        state = self.bytes if reduce != SUM else ir.VectorType(SHORT, self.lanes // 2)
         self.states = [state] * (len(self.places) * self.per_byte * (1 + (reduce == SUM)))
         self.first = 255 if reduce == MIN else 0
 
@@ -70,24 +56,24 @@ class Codes:
         at = builder.mul(weight, weight.type(self.entry)) if self.entry else None
         parts = []
         for first in range(0, self.entry, 16):
-            part = load(builder, builder.gep(table, [builder.add(at, weight.type(first))]), ir.VectorType(_BYTE, 16), 1)
+            part = load(builder, builder.gep(table, [builder.add(at, weight.type(first))]), ir.VectorType(BYTE, 16), 1)
             # The processor looks up in each half of a vector by itself.
-            parts.append(part if self.lanes < _VECTOR else _join(builder, part, part, [*range(16)] * 2))
+            parts.append(part if self.lanes < _VECTOR else pick(builder, part, part, [*range(16)] * 2))
         return parts
 
     def add(self, builder: Any, row: Any, entry: Any, states: list[Any]) -> list[Any]:
         messages = []
         for place in self.places:
-            codes = load(builder, builder.gep(row, [ir.IntType(64)(place)]), self.bytes, 1)
+            codes = load(builder, builder.gep(row, [LONG(place)]), self.bytes, 1)
             messages += self.messages(builder, codes, entry)
         if self.reduce != SUM:
             name = "llvm.umax" if self.reduce == MAX else "llvm.umin"
             return [_call(builder, name, *pair) for pair in zip(states, messages, strict=True)]
-        shorts = ir.VectorType(_SHORT, self.lanes // 2)
+        shorts = ir.VectorType(SHORT, self.lanes // 2)
         halves = []
         for message in messages:
             both = builder.bitcast(message, shorts)
-            halves += [builder.and_(both, all_lanes(255, shorts)), builder.lshr(both, all_lanes(8, shorts))]
+            halves += [builder.and_(both, constant(255, shorts)), builder.lshr(both, constant(8, shorts))]
         return [builder.add(*pair) for pair in zip(states, halves, strict=True)]
 
     def messages(self, builder: Any, codes: Any, entry: Any) -> list[Any]:
@@ -98,19 +84,19 @@ class Codes:
         """In the order of the columns."""
         for _ in range((self.per_byte > 1) + (self.reduce == SUM)):
             states = [_interleave(builder, *states[k : k + 2]) for k in range(0, len(states), 2)]
-        return [builder.zext(state, ir.VectorType(_INT, state.type.count)) for state in states]
+        return [builder.zext(state, ir.VectorType(INT, state.type.count)) for state in states]
 
     def halves(self, builder: Any, codes: Any) -> tuple[Any, Any]:
         """The lower and the upper four bits of each byte."""
-        return builder.and_(codes, all_lanes(15, self.bytes)), builder.lshr(codes, all_lanes(4, self.bytes))
+        return builder.and_(codes, constant(15, self.bytes)), builder.lshr(codes, constant(4, self.bytes))
 
     def look_up(self, builder: Any, part: Any, places: Any) -> Any:
         """Of each lane the byte of a part that lies at its place, below 16."""
         if self.lanes == _VECTOR:
             return _call(builder, "llvm.x86.avx2.pshuf.b", part, places)
-        wide = _join(builder, places, places, [k % self.lanes for k in range(16)])
+        wide = pick(builder, places, places, [k % self.lanes for k in range(16)])
         wide = _call(builder, "llvm.x86.ssse3.pshuf.b.128", part, wide)
-        return _join(builder, wide, wide, [*range(self.lanes)])
+        return pick(builder, wide, wide, [*range(self.lanes)])
 
 
 class Halves(Codes):
@@ -142,7 +128,7 @@ class Products:
     """Messages of a row that are products, as bits of floats: the sums are by `BIAS` too large for every message."""
 
     def __init__(self, size: int, reduce: int) -> None:
-        self.ints, self.floats = ir.VectorType(_INT, 8), ir.VectorType(_FLOAT, 8)
+        self.ints, self.floats = ir.VectorType(INT, 8), ir.VectorType(FLOAT, 8)
         self.size, self.places, self.reduce = size, range(0, size, 8), reduce
         self.states = [self.ints] * len(self.places)
         self.first = {SUM: 0, MAX: -(1 << 31), MIN: (1 << 31) - 1}[reduce]
@@ -158,11 +144,11 @@ class Products:
     def add(self, builder: Any, row: Any, factor: Any, states: list[Any]) -> list[Any]:
         after = []
         for place, state in zip(self.places, states, strict=True):
-            codes = load(builder, builder.gep(row, [ir.IntType(64)(place)]), ir.VectorType(_BYTE, 8), 1)
+            codes = load(builder, builder.gep(row, [LONG(place)]), ir.VectorType(BYTE, 8), 1)
             centred = builder.sitofp(builder.sub(builder.zext(codes, self.ints), self.zero), self.floats)
             # Rounded where training rounds: beside a half, the even one depends on the sum with its zero point.
             steps = _call(builder, "llvm.fma", centred, factor, self.middle)
-            rounded = builder.fadd(steps, all_lanes(_ROUNDED, self.floats))
+            rounded = builder.fadd(steps, constant(_ROUNDED, self.floats))
             message = builder.bitcast(rounded, self.ints)
             message = _call(builder, "llvm.smin", _call(builder, "llvm.smax", message, self.low), self.high)
             if self.reduce == SUM:

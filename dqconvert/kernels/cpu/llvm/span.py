@@ -17,8 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from dqconvert.kernels.cpu.llvm.multiply import VECTOR
-from dqconvert.kernels.cpu.llvm.vectors import everywhere
+from dqconvert.kernels.cpu.llvm.vectors import VECTOR, everywhere
 
 GRID, CLIP, NOTE = 1, 2, 4
 """Bits of a place's `kind`: there is a grid; gradients of clipped values do not pass; values outside are noted."""
