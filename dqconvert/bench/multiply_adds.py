@@ -3,55 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-_Count: TypeAlias = Callable[..., int]
-
-
-def _linear(x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, *_: Any) -> int:
-    return int(x.size(0)) * int(x.size(1)) * (2 if packed_input else 1) * columns
-
-
-def _propagate(x: Tensor, x_grid: Tensor, ptr: Tensor, senders: Tensor, columns: int, *_: Any) -> int:
-    return senders.numel() * columns
-
-
-_INTEGER: Mapping[str, _Count] = MappingProxyType(
-    {
-        "integer_linear": _linear,
-        "integer_propagate": _propagate,
-        "add_heads": lambda x, *_: x.numel(),
-        "edge_products": lambda a, edges, *_: edges.numel() * int(a.size(1)),
-        "quantize_sum": lambda terms, *_: sum(term.numel() for term in terms),
-    }
-)
-"""Multiply-adds of our operators, by name."""
-
-
-def _source(x: Tensor, dim: int, index: Tensor, source: Tensor, *_: Any, **__: Any) -> int:
-    return source.numel()
-
-
-def _recurrent(x: Tensor, input_weights: Tensor, hidden_weights: Tensor, *_: Any) -> int:
-    return int(x.size(0)) * int(x.size(1)) * (input_weights.numel() + hidden_weights.numel())
-
-
-_FLOAT: Mapping[str, _Count] = MappingProxyType(
-    {
-        **dict.fromkeys(("scatter_add", "scatter_add_", "index_add", "index_add_"), _source),
-        **dict.fromkeys(("scatter_reduce", "scatter_reduce_", "index_reduce", "index_reduce_"), _source),
-        "segment_reduce": lambda data, *_, **__: data.numel(),
-        "mkldnn_rnn_layer": _recurrent,
-    }
-)
-"""Multiply-adds of torch's operators, by name, besides those that torch counts itself."""
+from dqconvert.ops import OURS, TORCH, op_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +62,12 @@ class _Counter(TorchDispatchMode):
         result = func(*args, **kwargs)
         packet = func.overloadpacket
         name = str(packet).rsplit(".", 1)[-1]
-        if func.namespace == "dqconvert":
-            self.integer += _INTEGER.get(name, _nothing)(*args)
-        elif name in _FLOAT:
-            self.floating += _FLOAT[name](*args, **kwargs)
+        ours = func.namespace == OURS
+        count = op_named(name, OURS if ours else TORCH).multiply_adds
+        if ours:
+            self.integer += count(*args) if count is not None else 0
+        elif count is not None:
+            self.floating += count(*args, **kwargs)
         elif packet in flop_registry:
             self.floating += flop_registry[packet](*args, **kwargs, out_val=result) // 2
         return result
-
-
-def _nothing(*_: Any) -> int:
-    return 0

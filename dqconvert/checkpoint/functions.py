@@ -7,63 +7,35 @@ from __future__ import annotations
 
 import builtins
 import functools
+import importlib
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator
-from inspect import getmembers, isfunction
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import get_overridable_functions, resolve_name
 
-from dqconvert import quant
 from dqconvert.checkpoint.checked import CHECKED
-from dqconvert.kernels.integer import INTEGER_FUNCTIONS
-from dqconvert.lower import INTEGER_RUNTIME
-from dqconvert.lower.runtime import in_edge_order, reshaped_like
-from dqconvert.rewrite import derive, protect
-from dqconvert.rewrite import open as opened
-from dqconvert.trace import adjacency, runtime, weighing
+from dqconvert.ops import OPS, Op
 from dqconvert.trace.leaves import leaf_functions
 from dqconvert.trace.values import MATH_NAMES
 
 Function = Callable[..., Any]
 
-INTEGER_ONLY: tuple[Function, ...] = (*INTEGER_FUNCTIONS, *INTEGER_RUNTIME)
+_OURS: Mapping[Function, Op] = MappingProxyType(
+    {getattr(importlib.import_module(op.where), op.name): op for op in OPS if op.where}
+)
+"""What the graphs of this package call besides torch and PyG, and the record of each."""
+
+INTEGER_ONLY: tuple[Function, ...] = tuple(function for function, op in _OURS.items() if op.integer)
 """What integer graphs call, and no other: their operands are looked at when a file is loaded."""
 
-_OURS: tuple[Function, ...] = (
-    *(value for _, value in getmembers(runtime, isfunction) if value.__module__ == runtime.__name__),
-    opened.call_with_weights,
-    protect.given_probability,
-    derive.cut_protected,
-    derive.join_protected,
-    derive.repeat_protected,
-    quant.gather_protected,
-    adjacency.plain_connectivity,
-    adjacency.edge_product,
-    adjacency.edge_sizes,
-    adjacency.targets_of,
-    weighing.unweighted,
-    *INTEGER_ONLY,
-)
-"""What the graphs of this package call besides torch and PyG. A new function of the rewriting goes here."""
-
-_NAMES_IN_FILES = {
-    in_edge_order: "dqconvert.lower.attention.in_edge_order",
-    reshaped_like: "dqconvert.lower.linear.reshaped_like",
-}
-"""Functions that have moved since files name them."""
-
 _BUILTINS = ("getattr", "min", "max", "round", "int", "float", "abs", "len")
-
-_OPERATORS = (
-    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift"),
-    *("neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge", "getitem"),
-)
 
 # Functions that make tensors, and so are not overridable by their arguments.
 _MAKERS = (
@@ -114,16 +86,17 @@ def _tables() -> Iterator[tuple[str, Function]]:
                 yield name, function
     for name in _MAKERS.split():
         yield f"torch.{name}", getattr(torch, name)
-    for name in _OPERATORS:
+    for name in (op.operator for op in OPS if op.operator):
         yield f"operator.{name}", getattr(operator, name)
     for name in _BUILTINS:
         yield f"builtins.{name}", getattr(builtins, name)
     for name in (*MATH_NAMES, "trunc", "floor", "ceil"):
         yield f"math.{name}", getattr(math, name)
     yield "torch._C._set_grad_enabled", torch._C._set_grad_enabled
-    named: tuple[Any, ...] = (*leaf_functions(), *_OURS)
-    for function in named:
-        yield _NAMES_IN_FILES.get(function, f"{function.__module__}.{function.__qualname__}"), function
+    for function in leaf_functions():
+        yield f"{function.__module__}.{function.__qualname__}", function
+    for function, op in _OURS.items():
+        yield op.name_in_files, function
 
 
 @functools.cache

@@ -19,9 +19,7 @@ from dqconvert.kernels.integer.propagate import REDUCTIONS, integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.kernels.integer.tables import look_up, look_up_pairs
-from dqconvert.lower import INTEGER_RUNTIME
-
-check_edges, group_order, in_edge_order, look_up_last, reshaped_like = INTEGER_RUNTIME
+from dqconvert.lower.runtime import check_edges, group_order, in_edge_order, look_up_last, reshaped_like
 
 
 @dataclass(frozen=True)

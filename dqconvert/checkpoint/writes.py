@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from torch.fx import Graph, Node
-from torch_geometric.index import ptr2index
-from torch_geometric.utils import degree, scatter, softmax
 from torch_geometric.utils.sparse import to_edge_index
 
 from dqconvert.checkpoint.checked import CHECKED
 from dqconvert.errors import CheckpointError
-from dqconvert.ops import op_name, writes
+from dqconvert.ops import PYG, Memory, op_of, package_of, writes
 from dqconvert.trace.adjacency import plain_connectivity, targets_of
 
 _INDICES = frozenset(("indices", "crow_indices", "col_indices", "ccol_indices", "row_indices"))
 _CONSTRUCTORS = tuple(checked for name, (_, checked) in CHECKED.items() if "sparse" in name)
 _READERS = (to_edge_index, plain_connectivity, targets_of)
-_MAY_ALIAS = frozenset(
-    (
-        *("view", "reshape", "flatten", "ravel", "squeeze", "unsqueeze", "transpose", "t", "permute", "expand"),
-        *("expand_as", "narrow", "select", "getitem", "split", "chunk", "unbind", "tensor_split", "split_with_sizes"),
-        *("hsplit", "vsplit", "dsplit", "unflatten", "movedim", "moveaxis", "swapaxes", "swapdims", "diagonal"),
-        *("unfold", "detach", "contiguous", "to", "long", "int", "float", "double", "type", "type_as", "view_as"),
-        *("reshape_as", "atleast_1d", "atleast_2d", "atleast_3d", "broadcast_to", "broadcast_tensors", "positive"),
-        *("conj", "real", "imag", "alias", "adjoint", "stage_output", "setitem", "dropout", "identity", "cpu"),
-        *("values", "indices", "resolve_conj", "resolve_neg", "cuda", "by_mode"),
-    )
-)
-"""By :func:`dqconvert.ops.op_name`: what may return what it is given, or views of it."""
-_COPIES = (ptr2index, scatter, softmax, degree)
 
 
 def check_writes(graph: Graph) -> None:
@@ -61,5 +46,6 @@ def _may_alias(node: Node, indices: set[Node], changes: bool) -> bool:
     """Whether what a node returns may lie in the memory of some of these, of which it is given one."""
     if node.op == "call_module":  # what returns its input returns the first one
         return bool(node.args) and node.args[0] in indices
-    of_pyg = getattr(node.target, "__module__", "").startswith("torch_geometric.")
-    return changes or op_name(node) in _MAY_ALIAS or (of_pyg and node.target not in _COPIES)
+    memory = op_of(node).memory
+    of_pyg = node.op == "call_function" and package_of(node.target) == PYG  # type: ignore[arg-type]
+    return changes or memory is Memory.SHARED or (of_pyg and memory is not Memory.OWN)

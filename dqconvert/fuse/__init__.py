@@ -25,7 +25,7 @@ from dqconvert.fuse.messages import fuse_messages
 from dqconvert.fuse.one_for_one import put_stand_ins, remember
 from dqconvert.fuse.outputs import keep_apart
 from dqconvert.fuse.weights import fuse_weights
-from dqconvert.ops import op_name
+from dqconvert.ops import op_of
 from dqconvert.quant import gather_protected
 from dqconvert.report import Fusion
 from dqconvert.trace.computed import at_rest
@@ -110,7 +110,8 @@ def _drop_unused(graph: Graph) -> None:
 
 
 def _droppable(node: Node) -> bool:
-    return node.target is gather_protected or op_name(node) in ("index_select", "view", "unsqueeze", "size", "getitem")
+    op = op_of(node)
+    return node.target is gather_protected or op.moves is not None or op.reads_size
 
 
 __all__ = ["Fused", "fuse", "fuse_method", "keep_apart"]

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
-from torch import nn
 from torch.fx import Node
 
 from dqconvert.fuse.context import Context, only_user, protection_of, reads_form
-from dqconvert.ops import op_name
+from dqconvert.ops import op_of
 from dqconvert.quant.fused import Chain, batch_norm, chain, linear, message_passing
 from dqconvert.rewrite.derive import Size
 from dqconvert.trace.note import annotate, note_of
@@ -100,7 +99,7 @@ def _chain_from(context: Context, start: Node) -> _Chain:
 
 def _added(add: Node, start: Node) -> _Added | None:
     """What is added to ``start``: a bias, or another tensor of the same shape, perhaps times a scalar."""
-    if op_name(add) != "add" or add.kwargs or len(add.args) != 2:
+    if op_of(add).name != "add" or add.kwargs or len(add.args) != 2:
         return None
     other = add.args[1] if add.args[0] is start else add.args[0]
     shape = note_of(start).sizes
@@ -117,7 +116,7 @@ def _added(add: Node, start: Node) -> _Added | None:
 
 def _scaled(product: Node, shape: tuple[Size, ...]) -> _Added | None:
     """The scalar and the tensor of a product with a tensor of one element."""
-    if op_name(product) != "mul" or len(product.args) != 2 or product.kwargs:
+    if op_of(product).name != "mul" or len(product.args) != 2 or product.kwargs:
         return None
     for scalar, tensor in (product.args, product.args[::-1]):
         if isinstance(scalar, Node) and isinstance(tensor, Node) and note_of(tensor).sizes == shape:
@@ -128,7 +127,7 @@ def _scaled(product: Node, shape: tuple[Size, ...]) -> _Added | None:
 
 
 def _is_relu(context: Context, node: Node) -> bool:
-    return type(context.plain_module(node)) is nn.ReLU or op_name(node) == "relu"
+    return op_of(node, context.plain_module(node)).name == "relu"
 
 
 def fuse_entries(context: Context) -> None:

@@ -11,16 +11,11 @@ from typing import Any
 
 from torch import nn
 from torch.fx import Node
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import add_remaining_self_loops, add_self_loops, remove_self_loops
 
 from dqconvert.fuse.context import Context
-from dqconvert.ops import op_name
+from dqconvert.ops import op_of
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace.note import note_of
-
-REMEMBERED = (gcn_norm, add_self_loops, remove_self_loops, add_remaining_self_loops)
-"""Functions whose results depend, without edge weights, on the graph alone."""
 
 
 def memo(context: Context, name: str, key: Any, make: Callable[[], nn.Module]) -> str:
@@ -51,7 +46,7 @@ def origin(value: Any) -> Any:
         return tuple(map(origin, value)) if isinstance(value, tuple | list) else value
     if value.target is getattr and value.args[1] == "dtype":
         return "dtype", note_of(value.args[0]).dtype if isinstance(value.args[0], Node) else None
-    if value.target is operator.getitem or value.target in REMEMBERED:
+    if value.target is operator.getitem or (value.op == "call_function" and op_of(value).of_graph):
         kwargs = tuple((name, origin(item)) for name, item in sorted(value.kwargs.items()))
         return value.target, tuple(map(origin, value.args)), kwargs
     return size_of(value)
@@ -59,7 +54,7 @@ def origin(value: Any) -> Any:
 
 def size_of(value: Any) -> Any:
     """What a size is read off, so that two nodes that read the same size count as one; other values as they are."""
-    if isinstance(value, Node) and op_name(value) == "size":
+    if isinstance(value, Node) and op_of(value).name == "size":
         source, dim = value.args
         if isinstance(source, Node) and isinstance(dim, int) and note_of(source).sizes:
             return tuple(shape[dim] for shape in note_of(source).sizes)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
-from torch import nn
 from torch.fx import Node
-from torch_geometric.nn.aggr import MaxAggregation, MeanAggregation, SumAggregation
 
 from dqconvert.fuse.context import Context, only_user, protection_of
 from dqconvert.fuse.memos import memo, origin, size_of
-from dqconvert.ops import op_name
+from dqconvert.ops import Moves, op_of, op_of_layer
 from dqconvert.quant import gather_protected
 from dqconvert.quant.fused import largest_message, message_passing
 from dqconvert.quant.memo import EdgeOrders
@@ -21,10 +17,8 @@ from dqconvert.rewrite.derive import Size
 from dqconvert.rewrite.spaces import Gather, end_of_edges, gather
 from dqconvert.trace.note import annotate, note_of
 
-AGGREGATIONS: Mapping[type[nn.Module], str] = MappingProxyType(
-    {SumAggregation: "sum", MeanAggregation: "mean", MaxAggregation: "max"}
-)
-"""Aggregations that there is an operator for."""
+_REDUCTIONS = ("sum", "mean", "max")
+"""What there is an operator for."""
 
 
 def fuse_messages(context: Context) -> None:
@@ -97,9 +91,9 @@ def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propag
     """
     aggregate, product = only_user(quantize), quantize.args[0]
     layer = None if aggregate is None else context.plain_module(aggregate)
-    how = None if layer is None else AGGREGATIONS.get(type(layer))
+    how = op_of_layer(layer).reduces
     message = _message(product, shared) if isinstance(product, Node) else None
-    if aggregate is None or how is None or message is None:
+    if aggregate is None or how not in _REDUCTIONS or message is None:
         return None
     taken = message.gather
     receiver = aggregate.kwargs.get("index", aggregate.args[1] if len(aggregate.args) > 1 else None)
@@ -128,7 +122,7 @@ def _message(message: Node, shared: bool) -> Message | None:
     """What a message is made of; ``None`` if not of ``x_j``, or ``x_j`` and a weight of its edge."""
     if (taken := gather(message)) is not None:
         return Message(taken, None, (message,))
-    if op_name(message) != "mul" or len(message.args) != 2:
+    if op_of(message).name != "mul" or len(message.args) != 2:
         return None
     for rows, factor in (message.args, message.args[::-1]):
         if not isinstance(rows, Node) or not isinstance(factor, Node) or (taken := gather(rows)) is None:
@@ -147,7 +141,7 @@ def _per_edge(factor: Node, sizes: tuple[Size, ...]) -> Node | None:
     spread = tuple((*size[:-1], 1) for size in sizes)
     if shape != spread:
         return None
-    if op_name(factor) in ("view", "unsqueeze", "reshape") and isinstance(factor.args[0], Node):
+    if op_of(factor).moves is Moves.RESHAPE and isinstance(factor.args[0], Node):
         inner = factor.args[0]
         if note_of(inner).sizes == tuple(size[:-1] for size in sizes):
             return inner

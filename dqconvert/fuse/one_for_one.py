@@ -7,24 +7,18 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import Node
 
 from dqconvert.fuse.context import Context
-from dqconvert.fuse.memos import REMEMBERED, memo, origin
-from dqconvert.ops import op_name
+from dqconvert.fuse.memos import memo, origin
+from dqconvert.ops import TORCH, op_of, op_of_layer
 from dqconvert.quant.fused import batch_norm, dropout, linear
 from dqconvert.quant.memo import Remembered
 from dqconvert.trace.note import annotate, note_of
 
-STAND_INS: Mapping[Any, Callable[..., Any]] = MappingProxyType(
-    {
-        torch.nn.functional.linear: linear,
-        torch.nn.functional.dropout: dropout,
-    }
-)
-"""Functions that have a counterpart with the same results."""
+_STAND_INS: Mapping[str, Callable[..., Any]] = MappingProxyType({"linear": linear, "dropout": dropout})
+"""Functions that have a counterpart with the same results, by their operation."""
 
 
 def put_stand_ins(context: Context) -> None:
@@ -32,11 +26,12 @@ def put_stand_ins(context: Context) -> None:
     for node in list(context.graph.nodes):
         if any(note_of(value).sparse for value in node.all_input_nodes):  # features as a sparse matrix: torch's affair
             continue
-        if node.op == "call_function" and node.target in STAND_INS:
-            node.target = STAND_INS[node.target]
-        elif type(context.plain_module(node)) is nn.Dropout:
+        op, layer = op_of(node), context.plain_module(node)
+        if node.op == "call_function" and op.package == TORCH and op.name in _STAND_INS:
+            node.target = _STAND_INS[op.name]
+        elif op_of_layer(layer).name == "dropout":
             _open_dropout(context, node)
-        elif type(context.plain_module(node)) is nn.BatchNorm1d and len(node.args) == 1 and not node.kwargs:
+        elif type(layer) is nn.BatchNorm1d and len(node.args) == 1 and not node.kwargs:
             with context.graph.inserting_before(node):
                 module = context.graph.get_attr(str(node.target))
                 new = context.graph.call_function(batch_norm, (node.args[0], module))
@@ -57,9 +52,9 @@ def _open_dropout(context: Context, node: Node) -> None:
 def remember(context: Context) -> None:
     """Lets functions of the graph alone remember what they returned, for the graph often stays the same."""
     paths = {
-        node: memo(context, f"remembered_{op_name(node)}", origin(node), partial(Remembered, node.target))
+        node: memo(context, f"remembered_{op_of(node).name}", origin(node), partial(Remembered, node.target))
         for node in context.graph.nodes
-        if node.op == "call_function" and node.target in REMEMBERED and _of_the_graph_alone(node)
+        if node.op == "call_function" and op_of(node).of_graph and _of_the_graph_alone(node)
     }
     # Not before all have their paths: where a value comes from is read off the functions.
     for node, path in paths.items():

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 
 from torch import nn
 from torch.fx import Graph, Node
 
-from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.fold import take_rows
-from dqconvert.kernels.integer.linear import integer_linear
-from dqconvert.kernels.integer.propagate import integer_propagate
-from dqconvert.kernels.integer.tables import look_up
-from dqconvert.ops import op_name
-from dqconvert.quant import fused
+from dqconvert.ops import Memory, memory_of
 from dqconvert.quant.memo import Memo, apart
-
-_NEW = frozenset(
-    (
-        *(fused.largest_message, fused.linear, fused.message_passing),
-        *(integer_linear, integer_propagate, look_up, quantize),
-    )
-)
-_NEW_NAMES = frozenset(("addmm", "einsum", "index_select", "linear", "matmul", "mm", "propagate", "scatter", "softmax"))
-"""Operations whose results lie in memory of their own; of others it is found out when they ran."""
 
 
 def keep_apart(graph: Graph, modules: Mapping[str, nn.Module], *, constants: bool = False) -> Graph:
@@ -43,7 +28,7 @@ def keep_apart(graph: Graph, modules: Mapping[str, nn.Module], *, constants: boo
         remembers = node.op == "call_module" and isinstance(modules.get(str(node.target)), Memo)
         if remembers or (constants and node.op == "get_attr"):
             kept[node] = {node: None}
-        elif node.target not in _NEW and (node.target is operator.getitem or op_name(node) not in _NEW_NAMES):
+        elif memory_of(node) is not Memory.OWN:
             # Rows that are taken are those of the first argument; the second only says which.
             inputs = node.args[:1] if node.target is take_rows else node.all_input_nodes
             found = {source: None for value in inputs for source in kept.get(value, ())}

@@ -29,7 +29,6 @@ from dqconvert.lower.passes.remember import remember, share, share_sizes
 from dqconvert.lower.passes.sums import sums
 from dqconvert.lower.program import drop_constants
 from dqconvert.lower.report import IntegerReport
-from dqconvert.lower.runtime import check_edges, group_order, in_edge_order, look_up_last, reshaped_like
 from dqconvert.lower.skeleton import skeleton_of
 from dqconvert.lower.walk import walk
 from dqconvert.prepared import PreparedModule
@@ -122,7 +121,4 @@ def _lower_graph(method: Method, module: PreparedModule) -> Lowering:
     return lowering
 
 
-INTEGER_RUNTIME = (check_edges, group_order, in_edge_order, look_up_last, reshaped_like)
-"""What integer graphs call besides the kernels, torch's functions and PyG's."""
-
-__all__ = ["INTEGER_RUNTIME", "IntegerModule", "IntegerReport", "lower"]
+__all__ = ["IntegerModule", "IntegerReport", "lower"]

@@ -28,7 +28,7 @@ from dqconvert.errors import (
     InputShapeError,
     InputTypeError,
 )
-from dqconvert.ops import op_name
+from dqconvert.ops import op_of
 from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
 from dqconvert.trace.globals import place_name, read_global
 from dqconvert.trace.note import Note, note_of
@@ -403,11 +403,11 @@ def _failed(error: BaseException, module: nn.Module) -> tuple[str, Mapping[str, 
 
 def _widths(node: Node, values: Mapping[str, Any]) -> tuple[str, int, int] | None:
     """Of a linear layer that failed for the width of its rows: what users call these, how wide they are, should be."""
-    if op_name(node) not in ("linear", "integer_linear") or len(node.args) < 2:
+    if op_of(node).name not in ("linear", "integer_linear") or len(node.args) < 2:
         return None
     x, weight = map_arg(node.args[:2], lambda n: values.get(n.name))
     depth = node.kwargs.get("depth")
-    if op_name(node) == "linear" and isinstance(weight, Tensor) and weight.dim() == 2:
+    if op_of(node).name == "linear" and isinstance(weight, Tensor) and weight.dim() == 2:
         depth = weight.size(1)
     if not isinstance(x, Tensor) or not isinstance(depth, int) or x.dim() == 0 or x.size(-1) == depth:
         return None
@@ -426,13 +426,10 @@ def _sparse(node: Node, values: Mapping[str, Any]) -> InputTypeError | None:
     return None
 
 
-_AS_WIDE = ("take_rows", "check_numbers", "quantize", "dropout", "contiguous", "check_rows")
-
-
 def _called(value: Any) -> str:
     """What a user calls rows: an argument's name, if they are its rows as they came; else ``""``."""
     while isinstance(value, Node) and not _is_part(value):
-        if not value.args or not (op_name(value) in _AS_WIDE or ".quant." in str(value.target)):
+        if not value.args or not (op_of(value).keeps_columns or ".quant." in str(value.target)):
             return ""
         value = value.args[0]
     return _input_path(value) if isinstance(value, Node) else ""

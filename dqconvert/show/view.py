@@ -9,31 +9,9 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from dqconvert.ops import qualified_name
+from dqconvert.ops import OURS, op_named, qualified_name
 from dqconvert.report import Entry, Report
 from dqconvert.trace.note import note_of
-
-# Nodes that check, measure and fetch: the arithmetic reads better without them.
-_BOOKKEEPING = {
-    *(
-        "size",
-        "numel",
-        "item",
-        "getattr",
-        "getitem",
-        "guard",
-        "pinned",
-        "present",
-        "same_keys",
-        "same_layout",
-        "still_absent",
-        "same_items",
-        "by_mode",
-        "min",
-        "max",
-    ),
-    *("given_probability", "gather_protected", "stage_output", "_set_grad_enabled"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +169,7 @@ def _node(
     if node.op == "call_module":
         kind = "quantizer" if inserted else "protection" if target in protection else "module"
     else:
-        kind = kinds.get(node.op) or ("check" if short in _BOOKKEEPING else "op")
+        kind = kinds.get(node.op) or ("check" if op_named(short, OURS).bookkeeping else "op")
     return NodeView(
         name=node.name,
         kind=kind,

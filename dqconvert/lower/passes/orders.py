@@ -10,10 +10,10 @@ import torch
 from torch.fx import Graph, Node
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
-from dqconvert.fuse.memos import REMEMBERED
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.lower.runtime import check_edges, in_edge_order
+from dqconvert.ops import op_of
 from dqconvert.trace.note import annotate, note_of
 
 _NORM = inspect.signature(gcn_norm)
@@ -29,7 +29,7 @@ def one_dtype(graph: Graph) -> None:
     """
     for node in list(graph.nodes):
         dtype = note_of(node.args[0]).dtype if node.target is getattr and isinstance(node.args[0], Node) else None
-        if dtype is not None and node.args[1] == "dtype" and all(user.target in REMEMBERED for user in node.users):
+        if dtype is not None and node.args[1] == "dtype" and all(op_of(user).of_graph for user in node.users):
             for user in list(node.users):
                 user.args = tuple(dtype if arg is node else arg for arg in user.args)
                 user.kwargs = {name: dtype if arg is node else arg for name, arg in user.kwargs.items()}
