@@ -11,7 +11,7 @@ from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE, GraphUNet
 
 import dqconvert
 from dqconvert import CheckpointError
-from dqconvert.checkpoint.functions import INTEGER_ONLY
+from dqconvert.checkpoint.functions import INTEGER_ONLY, function_name
 from dqconvert.checkpoint.operands import SIGNATURES
 from dqconvert.errors import InputIndexError
 from mutations import graphs_of, opened, references, resign
@@ -294,7 +294,7 @@ def test_prepared_files_call_no_operation_of_integer_files(function, files, tmp_
 
     def change(tensors, document):
         node = find(document, "gcn_norm")[1]
-        node["target"] = f"{function.__module__}.{function.__qualname__}"
+        node["target"] = function_name(function)
 
     check_refused(files, tmp_path, "GCN.dq", change, "only integer graphs")
 
