@@ -10,7 +10,7 @@ import pytest
 
 import dqconvert
 
-ROOT = Path(dqconvert.__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 _EXAMPLES = ("examples/GUIDE.md", "examples/BENCHMARKS.md", "examples/RESULTS.md")
 PAGES = [page for page in ("README.md", "dqconvert/README.md", *_EXAMPLES) if (ROOT / page).exists()]
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -60,6 +60,14 @@ def test_paths_that_a_page_names_exist(page: str) -> None:
 def test_dotted_names_that_a_page_names_exist(page: str) -> None:
     for name in re.findall(r"`(dqconvert(?:\.\w+)+)(?:\(.*?\))?`", prose(page)):
         assert found(name), name
+
+
+def test_names_that_the_map_names_are_defined() -> None:
+    files = [file for folder in ("dqconvert", "tests") for file in (ROOT / folder).rglob("*.py")]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    elsewhere = {"None", "GCN", "TORCHINDUCTOR_CACHE_DIR", "TorchFunctionMode"}
+    for name in set(re.findall(r"`(_?[A-Z]\w+)`", prose("dqconvert/README.md"))) - elsewhere:
+        assert re.search(rf"\b(class|def) {name}\b|^ *{name}\b.*=", code, flags=re.MULTILINE), name
 
 
 def found(name: str) -> bool:

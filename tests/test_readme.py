@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import dqconvert
 from dqconvert.cli import app
 
-ROOT = Path(dqconvert.__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "examples/GUIDE.md")
 BLOCK = re.compile(r"^```(?P<kind>python file=(?P<file>\S+)|console)\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (?P<command>.*)\n(?P<output>(?:(?!\$ ).*\n)*)", re.MULTILINE)
@@ -27,8 +26,6 @@ POINTS = 6.0
 def transcripts() -> Iterator[object]:
     """Yields, for each page's section with a transcript, the blocks to write or to run in order."""
     for page in PAGES:
-        if not (ROOT / page).exists():  # an installed package brings no pages
-            continue
         text = (ROOT / page).read_text(encoding="utf-8")
         for section in re.split(r"^(?=## )", text, flags=re.MULTILINE):
             blocks = list(BLOCK.finditer(section))
