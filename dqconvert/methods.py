@@ -13,7 +13,8 @@ from dqconvert.errors import ConfigError
 from dqconvert.trace.copies import working_copy
 from dqconvert.trace.inputs import Inputs, bind, from_bound, method_of, signature_of
 from dqconvert.trace.leaves import uninitialized
-from dqconvert.trace.tracer import preserved_random_state, run_once
+from dqconvert.trace.randomness import preserved_random_state
+from dqconvert.trace.tracer import run_once
 
 
 @dataclass(frozen=True)

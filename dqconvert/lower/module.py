@@ -20,8 +20,9 @@ from dqconvert.lower.report import IntegerReport
 from dqconvert.lower.skeleton import Bare, drops_weights, open_bare
 from dqconvert.prepared.boundary import Boundary, bounded
 from dqconvert.quant.memo import share_memory
-from dqconvert.trace.doors import Call, DoorModule, door_of, open_parts, part_class
+from dqconvert.trace.doors import DoorModule
 from dqconvert.trace.leaves import WEIGHTED_MODULES
+from dqconvert.trace.parts import Call, door_of, open_parts, part_class
 from dqconvert.words import article, count
 
 

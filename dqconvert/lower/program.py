@@ -17,9 +17,9 @@ from dqconvert.lower.runtime import look_up_last
 from dqconvert.lower.values import Codes, Constant, Grid, Joined, Literal, Tabulated, Value, as_tabulated
 from dqconvert.rewrite.place import Quantizers
 from dqconvert.trace.copies import set_mode
-from dqconvert.trace.doors import copy_apart
 from dqconvert.trace.names import module_of
 from dqconvert.trace.note import Note, annotate, note_of
+from dqconvert.trace.parts import copy_apart
 
 
 class Program:

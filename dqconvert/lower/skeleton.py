@@ -11,8 +11,9 @@ from torch_geometric.nn.conv import MessagePassing
 from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.float_view import float_view
 from dqconvert.trace.copies import set_mode
-from dqconvert.trace.doors import DoorModule, Part, door_of
+from dqconvert.trace.doors import DoorModule
 from dqconvert.trace.leaves import WEIGHTED_MODULES
+from dqconvert.trace.parts import Part, door_of
 
 _DROPPED = "_dqconvert_dropped"
 

@@ -25,9 +25,9 @@ from dqconvert.prepared.float_view import float_view
 from dqconvert.report import PreparedMethod
 from dqconvert.trace import Trace, trace
 from dqconvert.trace.adjacency import is_sparse
-from dqconvert.trace.doors import Call
 from dqconvert.trace.inputs import Inputs, from_bound, signature_of
 from dqconvert.trace.leaves import uninitialized
+from dqconvert.trace.parts import Call
 from dqconvert.trace.probe import probe
 from dqconvert.trace.watch import Watch, watched
 

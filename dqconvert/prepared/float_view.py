@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from dqconvert.prepared.base import PreparedBase
 from dqconvert.trace.copies import deepcopy
-from dqconvert.trace.doors import Part, put_back
 from dqconvert.trace.inputs import map_tensors
 from dqconvert.trace.module import body_names
+from dqconvert.trace.parts import Part, put_back
 
 
 def float_view(prepared: PreparedBase) -> nn.Module:

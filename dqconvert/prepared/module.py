@@ -21,7 +21,7 @@ from dqconvert.rewrite.rewrite import Rewritten
 from dqconvert.show.tree import tree
 from dqconvert.show.view import View, view_of
 from dqconvert.trace import TracedModule
-from dqconvert.trace.doors import Call
+from dqconvert.trace.parts import Call
 
 
 class PreparedModule(PreparedBase):

@@ -16,9 +16,9 @@ import torch_geometric.nn
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from dqconvert.trace.doors import AS_IT_IS, Part
 from dqconvert.trace.leaves import WEIGHTED_MODULES, has_hooks
 from dqconvert.trace.note import Note, annotate, note_of
+from dqconvert.trace.parts import AS_IT_IS, Part
 
 
 def call_with_weights(module: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:

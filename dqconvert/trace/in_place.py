@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional
 from dqconvert.ops import OPS, InPlace, op_named, op_of_layer
 from dqconvert.trace import runtime
 from dqconvert.trace.calls import Call, normal_call, plain_index
+from dqconvert.trace.nested import tensors_in
 from dqconvert.trace.runtime import ON_COPIES, on_a_copy, setitem
 
 _FROM_RESULT = {op.name: getattr(runtime, op.name) for op in OPS if op.in_place is InPlace.FROM_RESULT}
@@ -114,14 +115,4 @@ def _places(func: Any) -> tuple[Any, ...]:
 
 def _keeps_dtype(target: Tensor, arguments: Any) -> bool:
     """Whether arithmetic of these arguments has the tensor's own type without being rounded to it."""
-    return all(value.dtype == target.dtype for value in _tensors(arguments))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+    return all(value.dtype == target.dtype for value in tensors_in(arguments))

@@ -20,32 +20,24 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.trace import leaves
-from dqconvert.trace.adjacency import edge_product, edge_sizes, is_sparse
+from dqconvert.trace.adjacency import edge_product
+from dqconvert.trace.brackets import Brackets, mark
 from dqconvert.trace.calls import bind_call
 from dqconvert.trace.copies import deepcopy, set_mode
 from dqconvert.trace.hooks import GLOBAL_REMARK, call_hook, global_hooks, has_tables, replace_hooks
 from dqconvert.trace.in_place import runs_alike
 from dqconvert.trace.inputs import Inputs, method_of
 from dqconvert.trace.literals import literal_changes
-from dqconvert.trace.note import Stage, describe
+from dqconvert.trace.note import Stage
 from dqconvert.trace.patching import in_place_of, namespaces, patched, replacements
 from dqconvert.trace.recorder import Recorder
-from dqconvert.trace.runtime import check_sorted, either, stage_output
+from dqconvert.trace.runtime import check_sorted
 from dqconvert.trace.unchanged import ITSELF, Read
-from dqconvert.trace.values import Untraceable, plain_arguments
-from dqconvert.trace.weighing import Values, is_unweighted, set_values, unweighted, values_of, weighed
+from dqconvert.trace.values import plain_arguments
 from dqconvert.trace.writer import Writer
 
 _OF_EVERY_MODULE = frozenset(name for name in dir(nn.Module) if name.startswith("__"))
 """Attributes that tell nothing of one module: ``__class__``, ``__dict__``."""
-
-
-class NoProduct(Exception):  # noqa: N818  (a signal to the driver, not a user's error)
-    """A layer's product does what a graph cannot hold: its messages alone are recorded."""
-
-    def __init__(self, layer: str) -> None:
-        super().__init__(layer)
-        self.layer = layer
 
 
 class Interception:
@@ -137,9 +129,10 @@ class Interception:
     def into(self, writer: Writer) -> Iterator[None]:
         """Records what runs inside :meth:`active` and this. The writer's model, a copy, gets bracketed methods."""
         self._writer = writer
+        brackets = Brackets(writer, self.fused, self.products)
         for path, layer in list(nn.Module.named_modules(writer.root)):
             if isinstance(layer, MessagePassing) and not any(f"{path}.".startswith(f"{kept}.") for kept in writer.kept):
-                self._bracket(layer, path)
+                brackets.bracket(layer, path)
             if has_tables(layer) and not self._whole(path, layer):
                 replace_hooks(layer, self._recorded_hook)
         if global_hooks():
@@ -151,6 +144,7 @@ class Interception:
             finally:
                 writer.recording = False
                 self._writer = None
+                self.met_sparse = self.met_sparse or brackets.met_sparse
                 writer.attributes.release()
 
     def call_root(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -240,7 +234,7 @@ class Interception:
                 return self._call_whole(module, path, run, *bind_call(module.forward, args, kwargs))
         with self.writer.inside(path, module):
             result = run(*args, **kwargs)
-            return self._mark(result, Stage.LAYER) if isinstance(module, MessagePassing) else result
+            return mark(self.writer, result, Stage.LAYER) if isinstance(module, MessagePassing) else result
 
     def _call_whole(self, module: nn.Module, path: str, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """A module that stays one node."""
@@ -323,91 +317,6 @@ class Interception:
         if index is not None and self._writer is not None:  # also inside an aggregation that stays whole
             self.writer.node("call_function", check_sorted, (index,), {})
 
-    def _bracket(self, layer: MessagePassing, path: str) -> None:
-        """Makes the layer say which part of it is running. The methods are set on the instance, which is a copy."""
-        layer.fuse = path in self.products  # messages must be visible, also over a sparse adjacency
-        values = values_of(layer)
-        set_values(layer, Values.OWN)  # what the float model does in hooks is recorded as part of the message
-        if values is Values.MULTIPLY:
-            setattr_plain(layer, "message", self._weighed(layer.message, layer.node_dim))
-        for name in leaves.STAGE_METHODS:
-            setattr_plain(layer, name, self._stage_method(getattr(layer, name), Stage(name)))
-        for name in ("propagate", "edge_updater"):
-            fused = name == "propagate" and path in self.fused
-            setattr_plain(layer, name, self._over_edges(getattr(layer, name), values, fused))
-
-    def _stage_method(self, method: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
-        @functools.wraps(method)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if not self.recording or Stage.PRODUCT in self.writer.stage:
-                return method(*args, **kwargs)
-            self.writer.stage.append(stage)
-            try:
-                return self._mark(method(*args, **kwargs), stage)
-            finally:
-                self.writer.stage.pop()
-
-        return run
-
-    def _weighed(self, message: Callable[..., Any], node_dim: int) -> Callable[..., Any]:
-        """Messages multiplied by the values of the adjacency that they go over."""
-
-        @functools.wraps(message)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            result = message(*args, **kwargs)
-            return weighed(result, self.writer.edge_index[-1][0], node_dim) if self.recording else result
-
-        return run
-
-    def _over_edges(self, method: Callable[..., Any], values: Values, fused: bool) -> Callable[..., Any]:
-        layer: Any = getattr(method, "__self__", None)
-
-        @functools.wraps(method)
-        def run(edge_index: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self.recording:
-                return method(edge_index, *args, **kwargs)
-            if is_sparse(edge_index) or isinstance(edge_index, EdgeIndex):
-                self.met_sparse = True
-                with self.writer.paused():
-                    ones = values is Values.ONES and is_unweighted(edge_index)
-                if ones:
-                    self.writer.node("call_function", unweighted, (edge_index,), {})
-            self.writer.edge_index.append((edge_index, 0 if layer is None or layer.flow == "source_to_target" else 1))
-            self.writer.propagation.append(self.writer.propagations)
-            self.writer.propagations += 1
-            try:
-                multiplies = fused and self._multiplies(layer, edge_index)
-                product = self._product(layer, method, edge_index, args, kwargs) if multiplies else None
-                messages = method(edge_index, *args, **(kwargs | self._sizes(edge_index, kwargs)))
-                return self._either(messages, product) if multiplies else messages
-            finally:
-                self.writer.edge_index.pop()
-                self.writer.propagation.pop()
-
-        return run
-
-    def _multiplies(self, layer: Any, edge_index: Any) -> bool:
-        """Whether the layer computes a product over such a connectivity, if it may."""
-        given = self.writer.given(edge_index)
-        sorted_edges = isinstance(given, EdgeIndex) and layer.SUPPORTS_FUSED_EDGE_INDEX and given.is_sorted_by_col
-        return is_sparse(given) or bool(sorted_edges)
-
-    def _sizes(self, edge_index: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What an ``EdgeIndex`` tells a layer that has features on one side alone: ``(x, None)``."""
-        given = self.writer.given(edge_index)
-        one_sided = any(
-            isinstance(value, tuple | list) and any(side is None for side in value)
-            for name, value in kwargs.items()
-            if name != "size"
-        )
-        if not one_sided or not isinstance(given, EdgeIndex) or given.sparse_size() == (None, None):
-            return {}
-        with self.writer.paused():
-            sizes = given.sparse_size()
-        known = tuple(size is not None for size in sizes)
-        node = self.writer.node("call_function", edge_sizes, (given, known), {})
-        return {"size": self.writer.bind(sizes, node)}
-
     def _edge_product(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def call(
@@ -426,51 +335,6 @@ class Interception:
             return self.writer.bind(result, self.writer.node("call_function", edge_product, arguments, {}))
 
         return call
-
-    def _product(self, layer: Any, method: Callable[..., Any], edge_index: Tensor, args: Any, kwargs: Any) -> Any:
-        """What the layer computes where PyG has its way: one product."""
-        layer.fuse = True
-        self.writer.stage.append(Stage.PRODUCT)
-        try:
-            return method(self.writer.given(edge_index), *args, **kwargs)
-        except Untraceable:
-            raise NoProduct(self.writer.modules[id(layer)]) from None
-        finally:
-            self.writer.stage.pop()
-            layer.fuse = False
-
-    def _either(self, messages: Any, product: Any) -> Any:
-        if not isinstance(messages, Tensor) or not isinstance(product, Tensor):
-            return messages
-        node = self.writer.node("call_function", either, (messages, product), {})
-        with self.writer.paused():
-            alias = torch.ops.aten.alias.default(messages)
-        return self.writer.bind(alias, node)
-
-    def _mark(self, result: Any, stage: Stage) -> Any:
-        """A node of its own for what a stage returns, also where it returns its input."""
-        if isinstance(result, Tensor):
-            if not result.is_floating_point() or not self.writer.representable(result):
-                return result
-            edges: tuple[Any, ...] = ()
-            if stage in (Stage.MESSAGE, Stage.EDGE_UPDATE) and self.writer.edge_index:
-                edges = self.writer.edge_index[-1]
-            node = self.writer.node("call_function", stage_output, (result, stage.value, *edges), {})
-            with self.writer.paused():
-                alias = torch.ops.aten.alias.default(result)
-            return self.writer.bind(alias, describe(node, stage=stage))
-        if isinstance(result, tuple) and stage is Stage.LAYER:  # (out, attention weights): the layer's output is first
-            return type(result)((self._mark(result[0], stage), *result[1:])) if result else result
-        if isinstance(result, tuple | list):
-            return type(result)(self._mark(item, stage) for item in result)
-        if isinstance(result, dict) and stage is Stage.LAYER:
-            return {key: self._mark(item, stage) for key, item in result.items()}
-        return result
-
-
-def setattr_plain(module: nn.Module, name: str, value: Any) -> None:
-    """Sets an attribute on the instance alone, past ``nn.Module.__setattr__``."""
-    module.__dict__[name] = value
 
 
 @contextmanager

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from dqconvert.trace import verify
 from dqconvert.trace.inputs import Inputs
 from dqconvert.trace.interception import Interception
+from dqconvert.trace.randomness import preserved_random_state, seed
 from dqconvert.trace.record import record
-from dqconvert.trace.tracer import preserved_random_state
 from dqconvert.trace.values import Untraceable
 
 
@@ -38,7 +37,7 @@ def probe(root: nn.Module, inputs: Inputs, method: str, training: bool, kept: fr
     interception = Interception(root)
     later: list[str] = []
     with preserved_random_state():
-        verify.seed()
+        seed()
         try:
             with interception.active():
                 record(interception, inputs, method, training, kept, left=later)

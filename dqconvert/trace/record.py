@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch_geometric.data.data import BaseData
 
-from dqconvert.trace import leaves, verify
+from dqconvert.trace import leaves
 from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.constants import literal
 from dqconvert.trace.copies import deepcopy, set_mode
 from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
 from dqconvert.trace.note import Note, annotate
+from dqconvert.trace.randomness import seed
 from dqconvert.trace.runtime import pinned, present, same_items, same_keys, same_layout, still_absent
 from dqconvert.trace.unchanged import note_reads
 from dqconvert.trace.writer import Writer
@@ -50,7 +51,7 @@ def record(
     model = set_mode(deepcopy(interception.root), training)
     caches = functools.partial(interception.caches, inputs, method)
     writer = Writer(model, kept, values, interception.stateful, caches)
-    verify.seed()
+    seed()
     inputs = inputs.copied()
     arguments = {name: _bind_argument(writer, inputs, name) for name in inputs.signature.parameters}
     _pin(writer, inputs)

@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import inspect
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch.fx import Graph
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import with_visible_messages
-from dqconvert.trace.attributes import Stateful
-from dqconvert.trace.choices import choices_among, pin_choices
 from dqconvert.trace.copies import deepcopy, set_mode, working_copy
+from dqconvert.trace.empty_guards import settle_empty_guards, without_empty_guards
 from dqconvert.trace.grow import drop_edges, enlarge, shrink
 from dqconvert.trace.inputs import Inputs, bind, method_of
-from dqconvert.trace.interception import Interception, NoProduct, seen_through
-from dqconvert.trace.islands import Island, drop_children, no_graph, refuse_loops
+from dqconvert.trace.interception import Interception, seen_through
+from dqconvert.trace.islands import Island
 from dqconvert.trace.make_inputs import make_inputs
-from dqconvert.trace.merge import add_sizes, merge_modes, remove_unused, same_graph, same_structure
+from dqconvert.trace.merge import merge_modes, remove_unused, same_structure
 from dqconvert.trace.method import Method
 from dqconvert.trace.module import TracedModule
-from dqconvert.trace.note import Note, annotate, note_of
+from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.products import keep_products
+from dqconvert.trace.randomness import preserved_random_state
 from dqconvert.trace.record import record
-from dqconvert.trace.runtime import guard, only_in
+from dqconvert.trace.recordings import part_of, record_all
+from dqconvert.trace.runtime import only_in
 from dqconvert.trace.unfuse import Unfused, has_sparse, unfuse
-from dqconvert.trace.values import Untraceable
 from dqconvert.trace.weighing import Values, set_values
 from dqconvert.words import listed
 
@@ -97,7 +93,7 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
         inputs = example_inputs if isinstance(example_inputs, Inputs) else bind(root, method, example_inputs)
         # Lazy layers settle their shapes here, on our copy.
         inputs = _taken_in(root, method, inputs)
-        found = _trace_on_a_part(model, deepcopy(root), inputs, method, strict)
+        found = _trace_on_apart_of(model, deepcopy(root), inputs, method, strict)
         found = found or _trace_on(model, root, inputs, _second(root, inputs, method), method, strict)
         return replace(found, remarks=(*_taken(inputs, example_inputs), *found.remarks))
 
@@ -134,7 +130,7 @@ def _taken(inputs: Inputs, example: Any) -> list[str]:
     return [f"the example_inputs were taken as {', '.join(names)}: later calls pass {listed(sorted(optional))}, too"]
 
 
-def _trace_on_a_part(model: nn.Module, root: nn.Module, inputs: Inputs, method: str, strict: bool) -> Trace | None:
+def _trace_on_apart_of(model: nn.Module, root: nn.Module, inputs: Inputs, method: str, strict: bool) -> Trace | None:
     """The trace on a part of large inputs; ``None`` if they are not large, or the part does not stand for all."""
     part = shrink(inputs)
     if part is None or len(inputs.modes) == 1:
@@ -158,10 +154,10 @@ def _trace_on(
     one_by_one = fused and has_sparse(inputs)
     as_given = deepcopy(root)
     layers = unfuse(root, inputs, method) if one_by_one else Unfused()
-    recorded = _record_all(root, inputs, second, method, strict, layers)
+    recorded = record_all(root, inputs, second, method, strict, layers)
     if fused and recorded.sparse and not one_by_one:  # the model makes an adjacency of its own
         one_by_one, layers = True, unfuse(root, inputs, method)
-        recorded = _record_all(root, inputs, second, method, strict, layers)
+        recorded = record_all(root, inputs, second, method, strict, layers)
     if layers.both:
         recorded.remarks.append("messages over a sparse adjacency are computed one by one where they are quantized")
     train, evaluate, islands = recorded.train, recorded.evaluate, recorded.islands
@@ -174,10 +170,10 @@ def _trace_on(
     for graph in (train, evaluate):
         remove_unused(graph)
     empty = drop_edges(inputs)
-    guards = {} if empty is None else _without_empty_guards([train] if eval_graph is None else [train, eval_graph])
+    guards = {} if empty is None else without_empty_guards([train] if eval_graph is None else [train, eval_graph])
     traced = TracedModule.build(deepcopy(root), train, eval_graph)
     if empty is not None and guards:
-        _settle_empty_guards(root, traced, replace(empty, modes=inputs.modes), method, guards)
+        settle_empty_guards(root, traced, replace(empty, modes=inputs.modes), method, guards)
     if len(inputs.modes) == 1:
         recorded.remarks.append(_in_one_mode(traced, inputs, method))
     both = [inputs] if recorded.second is None else [inputs, recorded.second]
@@ -199,19 +195,6 @@ def _trace_on(
     inside = frozenset(islands)
     products = tuple(product for product in layers.products if product.module not in inside)
     return Trace(module=traced, islands=tuple(islands.values()), remarks=remarks, products=products, left=left)
-
-
-@contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Leaves every global random generator as it was."""
-    states = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
@@ -260,175 +243,9 @@ def _summary(inputs: Inputs) -> str:
     return ", ".join(f"{name}: {one(value)}" for name, value in inputs.arguments.items() if name in inputs.given)
 
 
-# -- recording ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Recorded:
-    """What the recordings of a model gave.
-
-    Attributes:
-        train: The graph of a training forward; its notes know both sizes if there was a second input.
-        evaluate: The graph of an evaluation forward; the same one where the model refuses one of the two.
-        islands: Modules kept whole.
-        second: The second input, if the graphs hold for it.
-        sparse: Whether messages were passed over a sparse adjacency.
-        remarks: What could not be checked.
-        left: Attributes that were set.
-    """
-
-    train: Graph
-    evaluate: Graph
-    islands: dict[str, Island]
-    second: Inputs | None
-    sparse: bool
-    remarks: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-
-
-def _record_all(
-    root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, strict: bool, layers: Unfused
-) -> _Recorded:
-    """Records both modes on both inputs; a module that cannot be recorded in one of the four stays whole in all."""
-    interception = Interception(root, layers.both, [product.module for product in layers.products])
-    for product in layers.products:
-        if strict:
-            raise no_graph(root, product)
-    islands: dict[str, Island] = {}
-    while True:
-        try:
-            with interception.active():
-                return _record_four(interception, inputs, second, method, islands)
-        except NoProduct as failure:
-            interception.fused = frozenset(interception.fused) - {failure.layer}
-        except Stateful as found:
-            interception.stateful.add(found.key)
-        except Untraceable as failure:
-            path = failure.module
-            while path in islands and path:
-                path = path.rpartition(".")[0]
-            island = Island(module=failure.module, reason=failure.reason, source=failure.source)
-            if strict or not path or f"{_part(method)}.".startswith(f"{path}."):  # the module that the method is of
-                raise no_graph(root, island) from None
-            drop_children(islands, path)
-            islands[path] = replace(island, module=path)
-
-
-def _record_four(
-    interception: Interception, inputs: Inputs, second: Inputs | None, method: str, islands: dict[str, Island]
-) -> _Recorded:
-    remarks: dict[str, None] = {}
-    left: list[str] = []
-    graphs = {
-        mode: record(interception, inputs, method, mode, frozenset(islands), remarks=remarks, left=left)
-        for mode in inputs.modes
-    }
-    train, evaluate = graphs[inputs.modes[0]], graphs[inputs.modes[-1]]
-    found = _Recorded(train, evaluate, islands, second, interception.met_sparse, list(remarks), left)
-    choices = choices_among(interception, inputs, method, frozenset(islands), evaluate)
-    if second is None:
-        for graph in graphs.values():
-            pin_choices(graph, choices)
-        found.remarks.append("no second input of other sizes could be derived: checked on the example inputs alone")
-        return found
-    for training, graph in graphs.items():
-        other = record(interception, second, method, training, frozenset(islands))
-        different = same_graph(graph, other)
-        if different is None:
-            add_sizes(graph, other)
-            refuse_loops(graph)
-        else:
-            _explain(different, found, _part(method))
-        pin_choices(graph, choices)
-    return found
-
-
-def _part(method: str) -> str:
-    """The path of the module that a method is of."""
-    return method.rpartition(".")[0]
-
-
-def _explain(different: tuple[Node, Node], found: _Recorded, part: str) -> None:
-    """What it means that the second input gave another graph: a size was branched on, or became a constant.
-
-    Args:
-        different: Where the graphs part.
-        found: What was recorded; takes a remark.
-        part: The path of the module that the recorded method is of.
-
-    Raises:
-        Untraceable: To keep the module whole that did it.
-    """
-    node, other = different
-    note = note_of(node)
-    if guard in (node.target, other.target):
-        if note.module != part:
-            raise Untraceable(note.module, "branches on a size", note.source)
-        found.second = None
-        found.remarks.append(
-            f"{note.source}: the forward branches on a size; the graph holds the branch of the example inputs and "
-            f"checks for it when it runs"
-        )
-        return
-    raise Untraceable(
-        note.module,
-        f"turns a size or a value into a Python number where the recording cannot follow: {_words(node)} is "
-        f"{_words(other)} on inputs of another size",
-        note.source,
-    )
-
-
-def _words(node: Node) -> str:
-    """A call in the words of the code that made it."""
-    if node.op in ("output", "placeholder"):
-        return f"the {node.op}"
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
-    numbers = [str(arg) for arg in [*node.args, *node.kwargs.values()] if isinstance(arg, int | float)]
-    return f"{name}(…{', '.join(numbers)})"
-
-
-def _without_empty_guards(graphs: list[Graph]) -> dict[Node, Any]:
-    """Has the guards of graphs that ask whether there are edges say yes; returns them with their arguments."""
-    guards = [node for graph in graphs for node in graph.nodes if node.target is guard and _on_emptiness(node)]
-    saved = {node: node.args for node in guards}
-    for node in guards:
-        node.args = (0, "==", 0, True, node.args[4])
-    return saved
-
-
-def _settle_empty_guards(
-    root: nn.Module, traced: TracedModule, empty: Inputs, method: str, guards: dict[Node, Any]
-) -> None:
-    """Drops the guards that :func:`_without_empty_guards` found, or puts them back.
-
-    Layers shortcut on ``index.numel() == 0``. Where the graph agrees with the model on a graph without edges, the
-    shortcut changed nothing, and empty graphs need not be refused.
-    """
-    try:
-        agreed = all(verify.compare(root, method, traced, empty, mode) is None for mode in empty.modes)
-    except (RuntimeError, IndexError, ValueError, GuardError):  # the model itself refuses graphs without edges
-        agreed = False
-    for node, args in guards.items():
-        node.args = args
-        if agreed:
-            node.graph.erase_node(node)
-    for graph in traced.graphs():
-        remove_unused(graph)
-    traced.recompile()
-
-
-def _on_emptiness(node: Node) -> bool:
-    left, symbol, right = node.args[:3]
-    return (
-        len(node.args) == 5
-        and isinstance(left, Node)
-        and f"{symbol} {right}" in ("== 0", "!= 0", "> 0", ">= 1", "< 1", "<= 0")
-    )
-
-
 def _in_one_mode(traced: TracedModule, inputs: Inputs, method: str) -> str:
     """Lets a graph refuse, in place, the mode in which the model refuses the inputs; returns a remark."""
-    path, graph = _part(method), traced.graph
+    path, graph = part_of(method), traced.graph
     inputs_end = [node for node in graph.nodes if node.op == "placeholder"]
     with graph.inserting_after(inputs_end[-1] if inputs_end else graph._root):
         flag = annotate(graph.create_node("get_attr", f"{path}.training" if path else "training"), Note(module=path))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
@@ -19,19 +17,8 @@ from dqconvert.trace.copies import deepcopy, set_mode
 from dqconvert.trace.inputs import Inputs, method_of
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import note_of
+from dqconvert.trace.randomness import seed
 from dqconvert.trace.runtime import store
-
-SEED = 20210504
-
-
-def seed() -> None:
-    """Seeds torch, and what PyG's own functions draw from besides (negative samples come from :mod:`random`)."""
-    if torch.cuda.is_initialized() or torch.xpu.is_initialized() or torch.backends.mps.is_available():
-        torch.manual_seed(SEED)
-    else:  # torch.manual_seed would have devices that nobody uses yet seeded when they are first used
-        torch.default_generator.manual_seed(SEED)
-    random.seed(SEED)
-    np.random.seed(SEED)
 
 
 class NoBackward(Exception):  # noqa: N818  (says what a run found before, it is no user's error)

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from dqconvert.errors import TraceError
 from dqconvert.ops import Op, op_named
+from dqconvert.trace.nested import tensors_in
 
 
 class Watch(TorchFunctionMode):
@@ -41,7 +42,7 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        tensors = list(_tensors((args, kwargs)))
+        tensors = list(tensors_in((args, kwargs)))
         weights = [tensor for tensor in tensors if self._is_weight(tensor)]
         name = getattr(func, "__name__", "")
         op = op_named(name.replace("__r", "__"))
@@ -53,7 +54,7 @@ class Watch(TorchFunctionMode):
                 raise TraceError(f"{self._what}, and it calls {name}() on the weight {parameter!r} itself, in float.")
         result = func(*args, **kwargs)
         if weights and len(weights) == len(tensors):
-            for tensor in _tensors(result):
+            for tensor in tensors_in(result):
                 self._of_weights[id(tensor)] = weakref.ref(tensor)
         return result
 
@@ -72,16 +73,6 @@ class Watch(TorchFunctionMode):
             if path is not None and weight.dim() > 0 and (op.product or path in self._vectors):
                 return path
         return None
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
 
 
 _local = threading.local()

@@ -24,6 +24,7 @@ from dqconvert.trace.constants import literal
 from dqconvert.trace.containers import followed
 from dqconvert.trace.globals import Globals, place_name, read_global
 from dqconvert.trace.memory import Memories, share_memory
+from dqconvert.trace.nested import leaves_in, tensors_in
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.runtime import COMPARISONS, after, guard, left_in, private
 from dqconvert.trace.unchanged import Read
@@ -300,7 +301,7 @@ class Writer:
         Sparse ones are left out: that one is told to be in order counts as a change.
         """
         with self.paused():
-            tensors = {id(value): value for value in _leaves(arguments) if isinstance(value, Tensor)}
+            tensors = {id(tensor): tensor for tensor in tensors_in(arguments)}
             return [
                 (one, one._version)
                 for one in tensors.values()
@@ -438,7 +439,7 @@ class Writer:
 
     def touches(self, args: Any, kwargs: Any) -> bool:
         """Whether a call has to do with the model at all."""
-        return any(isinstance(value, Tensor | Traced) for value in _leaves((args, kwargs)))
+        return any(isinstance(value, Tensor | Traced) for value in leaves_in((args, kwargs)))
 
     def representable(self, value: Any) -> bool:
         """Whether a value can be an argument in the graph."""
@@ -446,7 +447,7 @@ class Writer:
             item is None
             or isinstance(item, (Traced, torch.device, torch.dtype, *_CONSTANTS))
             or (isinstance(item, Tensor) and (id(item) in self._attributes or self.knows(item)))
-            for item in _leaves(value)
+            for item in leaves_in(value)
         )
 
 
@@ -487,16 +488,3 @@ _CONSTANTS = (
     torch.layout,
     torch.memory_format,
 )
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _leaves(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, slice):
-        yield from _leaves((value.start, value.stop, value.step))
-    else:
-        yield value

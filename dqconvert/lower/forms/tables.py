@@ -16,8 +16,8 @@ from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.values import Codes, Constant, Literal, Tabulated, Value, as_tabulated, tabular
 from dqconvert.ops import op_of, op_of_layer
 from dqconvert.trace.copies import set_mode
-from dqconvert.trace.doors import copy_apart
 from dqconvert.trace.note import note_of
+from dqconvert.trace.parts import copy_apart
 
 
 def lower_pointwise(lowering: Lowering, node: Node) -> Value | None:
