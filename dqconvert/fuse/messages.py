@@ -13,8 +13,8 @@ from dqconvert.ops import Moves, op_of, op_of_layer
 from dqconvert.quant import gather_protected
 from dqconvert.quant.fused import largest_message, message_passing
 from dqconvert.quant.memo import EdgeOrders
+from dqconvert.rewrite.connectivity import Gather, end_of_edges, gather
 from dqconvert.rewrite.derive import Size
-from dqconvert.rewrite.spaces import Gather, end_of_edges, gather
 from dqconvert.trace.note import annotate, note_of
 
 _REDUCTIONS = ("sum", "mean", "max")

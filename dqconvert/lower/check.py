@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 from dqconvert.errors import LoweringError
 from dqconvert.ops import op_name, writes
 from dqconvert.quant import FakeQuantize
-from dqconvert.rewrite.spaces import input_name
+from dqconvert.rewrite.connectivity import input_name
 from dqconvert.trace.note import note_of
 from dqconvert.trace.runtime import store
 

@@ -14,9 +14,9 @@ from dqconvert.lower.runtime import check_edges
 from dqconvert.ops import op_of, writes
 from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize, Protection
+from dqconvert.rewrite.connectivity import gather, is_connectivity, is_input
 from dqconvert.rewrite.derive import dimensions
 from dqconvert.rewrite.protect import ARGUMENT, given_probability, last_of
-from dqconvert.rewrite.spaces import gather, is_connectivity, is_input
 from dqconvert.trace import runtime
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.unchanged import without_reads

@@ -14,10 +14,10 @@ from dqconvert.ops import op_named
 from dqconvert.qconfig import KIND_OF_ROLE, QSpec, RuleLedger
 from dqconvert.quant import FakeQuantize
 from dqconvert.report import Entry, LeftFloat
+from dqconvert.rewrite.connectivity import ancestors
 from dqconvert.rewrite.known import Known
 from dqconvert.rewrite.protect import Masks, last_of
 from dqconvert.rewrite.roles import Site
-from dqconvert.rewrite.spaces import ancestors
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.words import kind_of
 

@@ -15,6 +15,7 @@ from dqconvert.errors import ConfigError
 from dqconvert.ops import op_of
 from dqconvert.qconfig import Protect
 from dqconvert.quant import Protection, gather_protected
+from dqconvert.rewrite.connectivity import ancestors, input_connectivities, input_name, is_connectivity, is_input
 from dqconvert.rewrite.derive import (
     Derivation,
     How,
@@ -24,16 +25,7 @@ from dqconvert.rewrite.derive import (
     join_protected,
     repeat_protected,
 )
-from dqconvert.rewrite.spaces import (
-    Level,
-    RowSpaces,
-    Sender,
-    ancestors,
-    input_connectivities,
-    input_name,
-    is_connectivity,
-    is_input,
-)
+from dqconvert.rewrite.spaces import Level, RowSpaces, Sender
 from dqconvert.trace.adjacency import targets_of
 from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import Note, annotate, note_of

@@ -15,9 +15,10 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from dqconvert.ops import Op, op_of, op_of_layer, qualified_name
+from dqconvert.rewrite.connectivity import gather, is_input
 from dqconvert.rewrite.open import call_with_weights
 from dqconvert.rewrite.signs import Signs
-from dqconvert.rewrite.spaces import Level, RowSpaces, gather, is_input
+from dqconvert.rewrite.spaces import Level, RowSpaces
 from dqconvert.trace.note import Stage, note_of
 from dqconvert.trace.runtime import stage_output
 

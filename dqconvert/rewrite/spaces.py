@@ -1,4 +1,4 @@
-"""What the rows of each value are: nodes, edges, graphs, or nothing that protection could mean.
+"""Row spaces: whether the rows of each value are nodes, edges or graphs, and which.
 
 A row space is recognised by its size on *two* inputs: a dimension of 13 on the example and 17 on the second input is
 the nodes if the tensor that messages are gathered from has 13 and 17 rows. The second input is made such that no two
@@ -8,23 +8,30 @@ spaces grow alike, so neither N == E nor a hidden width that equals N can be mis
 from __future__ import annotations
 
 import enum
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 from torch.fx import Graph, Node
 from torch.nn.utils.parametrize import is_parametrized
 
-from dqconvert.ops import Moves, argument, op_name, op_of
+from dqconvert.ops import op_name
+from dqconvert.rewrite.connectivity import (
+    ancestors,
+    edges_of,
+    gather,
+    gathers_over,
+    is_connectivity,
+    is_index,
+    is_input,
+    reads_size,
+)
 from dqconvert.rewrite.derive import Derivation, How, Size, derivations, dimensions, grows
-from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import Stage, note_of
 from dqconvert.trace.runtime import stage_output
 
 
 class Level(enum.StrEnum):
-    """What one row of a value belongs to."""
+    """The kind of thing that one row of a value belongs to."""
 
     NODE = "node"
     EDGE = "edge"
@@ -34,7 +41,7 @@ class Level(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Sender:
-    """Where the messages of a row space of edges come from.
+    """The nodes that send the messages of a row space of edges.
 
     Attributes:
         edge_index: The node that holds the connectivity.
@@ -51,32 +58,6 @@ class Sender:
     edges: Size
     index: Node | None
     source: Node | None
-
-
-@dataclass(frozen=True)
-class Gather:
-    """A node that takes rows of ``source`` along ``dim``, at one end of every edge of ``edge_index``.
-
-    Attributes:
-        row: The end: 0 for the first row of a dense ``edge_index`` (the columns of a sparse, transposed adjacency).
-        index: The vector that says which rows.
-    """
-
-    source: Node
-    dim: int
-    edge_index: Node
-    row: int
-    index: Node
-
-    @property
-    def space(self) -> Size:
-        """Size of the row space that rows are taken from."""
-        return dimensions(note_of(self.source))[self.dim]
-
-    @property
-    def edges(self) -> Size:
-        """Size of the row space of the edges."""
-        return dimensions(note_of(self.index))[0]
 
 
 class RowSpaces:
@@ -135,8 +116,8 @@ class RowSpaces:
     def _add_sender(self, marker: Node, edge_index: Node, row: int, received: dict[int, Size]) -> None:
         propagation = note_of(marker).propagation
         target = received.get(propagation)
-        gathers = [g for g in _gathers_over(edge_index) if g.row == row]
-        edges = gathers[0].edges if gathers else None if note_of(edge_index).sparse else _edges_of(edge_index)
+        gathers = [g for g in gathers_over(edge_index) if g.row == row]
+        edges = gathers[0].edges if gathers else None if note_of(edge_index).sparse else edges_of(edge_index)
         space = gathers[0].space if gathers else target
         if space is None or edges is None:
             return
@@ -180,7 +161,7 @@ class RowSpaces:
         self._find_origins([*((size, found) for size, found in made if size in self.derived), *kept])
 
     def _find_origins(self, made: list[tuple[Size, Derivation]]) -> None:
-        """How the rows came about that a value was computed from: several picks may be of one size by chance."""
+        """Notes for each node how the rows were made that it was computed from: several picks may be of one size."""
         own: dict[Node, dict[Size, Derivation]] = {}
         for size, found in made:
             if all(part in self.nodes for part in found.parts):
@@ -192,7 +173,7 @@ class RowSpaces:
             self._origins[node] = origins | own.get(node, {})
 
     def derivation(self, node: Node, space: Size) -> Derivation | None:
-        """How the rows of a node-level value were made from others; ``None`` if they were not."""
+        """Returns how the rows of a node-level value were made from others; ``None`` if they were not."""
         return self._origins.get(node, {}).get(space) or self.derived.get(space)
 
     def _is_nodes(self, node: Node, size: Size) -> bool:
@@ -201,7 +182,7 @@ class RowSpaces:
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def level(self, node: Node) -> Level:
-        """What one row of the node's value belongs to."""
+        """Returns the kind of thing that one row of the node's value belongs to."""
         if self.parameter_only(node):
             return Level.PARAMETER
         note = note_of(node)
@@ -214,18 +195,18 @@ class RowSpaces:
         return Level.EDGE if any(size in self.edges for size in sizes) else Level.GRAPH
 
     def row_dim(self, node: Node) -> int:
-        """The dimension that holds the rows; 0 where there are none."""
+        """Returns the dimension that holds the rows; 0 where there are none."""
         sizes = dimensions(note_of(node))
         if self.level(node) is Level.NODE:
             return next(dim for dim, size in enumerate(sizes) if self._is_nodes(node, size))
         return next((dim for dim, size in enumerate(sizes) if size in self.edges), 0)
 
     def space(self, node: Node) -> Size | None:
-        """The row space of a node-level value."""
+        """Returns the row space of a node-level value; ``None`` if it has none."""
         return next((size for size in dimensions(note_of(node)) if self._is_nodes(node, size)), None)
 
     def sender(self, node: Node) -> Sender | None:
-        """Which nodes send along the rows of an edge-level value; ``None`` if that is unknown."""
+        """Returns the nodes that send along the rows of an edge-level value; ``None`` if they are unknown."""
         propagation = note_of(node).propagation
         size = dimensions(note_of(node))[self.row_dim(node)]
         own = self._senders.get(propagation)
@@ -247,11 +228,11 @@ class RowSpaces:
         return senders[0] if senders else None
 
     def parameter_only(self, node: Node) -> bool:
-        """Whether the value is a parameter or computed from parameters alone."""
+        """True if the value is a parameter or computed from parameters alone."""
         return self._parameter_only[node]
 
     def from_features(self, node: Node) -> bool:
-        """Whether the value was computed from node features, rather than from the graph and edge features alone."""
+        """True if the value was computed from node features, not from the graph and edge features alone."""
         return self._from_features[node]
 
     def _is_parameter_only(self, node: Node) -> bool:
@@ -265,122 +246,14 @@ class RowSpaces:
     def _is_from_features(self, node: Node) -> bool:
         note = note_of(node)
         if is_input(node):
-            return note.is_tensor and not _is_index(node) and any(size in self.nodes for size in dimensions(note))
-        return not _reads_size(node) and any(self._from_features[n] for n in node.all_input_nodes)
-
-
-def is_input(node: Node) -> bool:
-    """Whether a node is a forward argument, or a part taken out of one, or reads a global."""
-    if node.op == "placeholder" or node.target is read_global:
-        return True
-    return node.op == "call_function" and note_of(node).source.startswith("argument ")
-
-
-def input_name(node: Node) -> str:
-    """The name of an input or of a part of it: ``"x"``, ``"batch"`` also for ``data.batch``; ``""`` for none."""
-    if node.op == "placeholder":
-        return str(node.target).lstrip("*")
-    if node.target is read_global:
-        _, name, path = node.args[:3]
-        return str(path[-1][1]) if path else str(name)  # type: ignore[index]
-    return str(node.args[1]) if len(node.args) > 1 else ""
+            return note.is_tensor and not is_index(node) and any(size in self.nodes for size in dimensions(note))
+        return not reads_size(node) and any(self._from_features[n] for n in node.all_input_nodes)
 
 
 def parameter_paths(module: nn.Module) -> frozenset[str]:
-    """Paths of all parameters, under every name they are registered with, and of parametrized ones (weight norm)."""
+    """Returns the paths of all parameters, under each of their names, and of parametrized ones (weight norm)."""
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for path, owner in module.named_modules():
         if is_parametrized(owner):
             names |= {f"{path}.{name}" if path else name for name in owner.parametrizations}
     return frozenset(names)
-
-
-def _is_index(node: Node) -> bool:
-    """Whether an input says which rows belong together, rather than describing them."""
-    return is_connectivity(node) or input_name(node) in ("batch", "ptr") or input_name(node).endswith("_batch")
-
-
-def is_connectivity(node: Node) -> bool:
-    """Whether a node holds a ``[2, E]`` integer tensor or a sparse adjacency."""
-    note = note_of(node)
-    pairs = note.is_tensor and not note.is_float and all(size[:1] == (2,) for size in note.sizes)
-    return note.ndim == 2 and (pairs or note.sparse)
-
-
-def _reads_size(node: Node) -> bool:
-    """Returns True if a node reads a number of the graph off a tensor, whatever the tensor holds."""
-    return op_of(node).reads_size or (node.target is getattr and not note_of(node).is_tensor)
-
-
-def gather(node: Node) -> Gather | None:
-    """How a node gathers rows along the edges of a connectivity; ``None`` if it does not."""
-    moves = op_of(node).moves
-    if moves is Moves.PICK:
-        source, dim, index = (argument(node, name) for name in ("input", "dim", "index"))
-    elif moves is Moves.ITEM and len(node.args) == 2 and isinstance(node.args[1], Node):
-        source, dim, index = node.args[0], 0, node.args[1]
-    else:
-        return None
-    if not isinstance(source, Node) or not isinstance(index, Node) or not isinstance(dim, int):
-        return None
-    end = end_of_edges(index)
-    ndim = note_of(source).ndim
-    if end is None or not dimensions(note_of(source)) or not -ndim <= dim < ndim:
-        return None
-    return Gather(source, dim % ndim, *end, index)
-
-
-def end_of_edges(index: Node) -> tuple[Node, int] | None:
-    """``(edge_index, row)`` if a vector holds one end of every edge.
-
-    Dense: ``edge_index[0]``, or unpacked from it. Sparse (transposed: rows receive): ``adj.col_indices()``,
-    ``ptr2index(adj.crow_indices())``, ``adj.indices()[0]``.
-    """
-    name, source = op_name(index), index.args[0] if index.args else None
-    if not isinstance(source, Node):
-        return None
-    if name == "getitem" and isinstance(index.args[1], int):
-        owner = source.args[0] if op_name(source) in ("unbind", "indices") else source
-        if isinstance(owner, Node) and is_connectivity(owner):
-            row = index.args[1] % 2
-            return owner, 1 - row if note_of(owner).sparse else row
-        return None
-    if name == "ptr2index" and op_name(source) == "crow_indices":
-        return (owner, 1) if isinstance(owner := source.args[0], Node) else None
-    return (source, 0) if name == "col_indices" else None
-
-
-def _edges_of(edge_index: Node) -> Size:
-    return dimensions(note_of(edge_index))[1]
-
-
-def _gathers_over(edge_index: Node) -> Iterator[Gather]:
-    """The gathers along the edges of a connectivity."""
-    reach = [edge_index]
-    for node in reach:
-        for user in node.users:
-            found = gather(user)
-            if found is not None and found.edge_index is edge_index:
-                yield found
-            elif user not in reach and op_name(user) in _TOWARDS_INDEX:
-                reach.append(user)
-
-
-_TOWARDS_INDEX = {"getitem", "unbind", "indices", "crow_indices", "col_indices", "ptr2index"}
-
-
-def ancestors(node: Node) -> Iterator[Node]:
-    """The node and everything it was computed from, nearest first; sizes read off a tensor do not count."""
-    seen, queue = {node}, deque([node])
-    while queue:
-        current = queue.popleft()
-        yield current
-        for parent in () if _reads_size(current) else current.all_input_nodes:
-            if parent not in seen:
-                seen.add(parent)
-                queue.append(parent)
-
-
-def input_connectivities(node: Node) -> list[Node]:
-    """The connectivities among the inputs that another one was derived from."""
-    return [n for n in ancestors(node) if is_input(n) and is_connectivity(n)]

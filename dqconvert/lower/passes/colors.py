@@ -21,7 +21,7 @@ from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_o
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.passes.remember import in_order
 from dqconvert.ops import op_of
-from dqconvert.rewrite.spaces import is_input
+from dqconvert.rewrite.connectivity import is_input
 from dqconvert.trace.note import annotate, note_of
 
 

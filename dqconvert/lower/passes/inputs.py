@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 from dqconvert.fuse.context import reads_form
 from dqconvert.kernels.integer.codes import check_numbers
 from dqconvert.ops import op_of
-from dqconvert.rewrite.spaces import input_name, is_input
+from dqconvert.rewrite.connectivity import input_name, is_input
 from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import annotate, note_of
 

@@ -15,7 +15,7 @@ from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.program import Program
 from dqconvert.ops import op_of
 from dqconvert.quant.memo import Memo
-from dqconvert.rewrite.spaces import input_name, is_connectivity, is_input
+from dqconvert.rewrite.connectivity import input_name, is_connectivity, is_input
 from dqconvert.trace import TracedModule
 from dqconvert.trace.note import note_of
 
