@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import enum
 import math
 import pickle
 import types
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -349,3 +351,48 @@ def test_settings_of_layers_are_guarded(layers, words, change):
     with pytest.raises(GuardError) as raised:
         module(X, EDGES)
     assert words in str(raised.value)
+
+
+class Mode(enum.Enum):
+    PLAIN = 1
+    NEGATED = 2
+
+
+class Plugin:
+    """A class that keeps a register of its subclasses, as plugins do."""
+
+    known: ClassVar[list[type]] = []
+
+    def __init_subclass__(cls, **options):
+        Plugin.known.append(cls)
+
+
+class Scaling(Plugin):
+    def __init__(self):
+        self.factor = 2.0
+        self.mode = Mode.PLAIN
+
+
+class Plugged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = GCNConv(8, 8)
+        self.scaling = Scaling()
+
+    def forward(self, x, edge_index):
+        h = self.conv(x, edge_index) * self.scaling.factor
+        return -h if self.scaling.mode is Mode.NEGATED else h
+
+
+def test_members_of_enums_are_guarded_and_registers_of_subclasses_left_alone():
+    module, _ = dqconvert.prepare(Plugged(), "int8-dq", (X, EDGES))
+    assert Plugin.known == [Scaling]
+    module(X, EDGES)
+    before = module.eval()(X, EDGES)
+    module.scaling.factor = 4.0
+    torch.testing.assert_close(module(X, EDGES), 2 * before)
+    module.scaling.mode = Mode.NEGATED
+    with pytest.raises(
+        GuardError, match=r"'scaling.mode' of the model was <Mode.PLAIN: 1> when .* is <Mode.NEGATED: 2>"
+    ):
+        module(X, EDGES)

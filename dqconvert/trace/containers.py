@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -215,6 +216,8 @@ def _seen_object(value: Any, key: _Key, watching: Watching) -> Any:
     """The object itself, of a subclass of its class that tells."""
     kind: Any = type(value)
     top = module_of(kind).split(".")[0]
+    if isinstance(value, enum.Enum):  # one object each, which nobody changes
+        return None
     if top in ("", "builtins", "torch", "torch_geometric", "numpy", "dqconvert", "collections", "enum"):
         return None
     usual = kind.__getattribute__
@@ -235,11 +238,24 @@ def _seen_object(value: Any, key: _Key, watching: Watching) -> Any:
 
     watched = {"__getattribute__": read, "__setattr__": write, "__slots__": (), "__module__": kind.__module__}
     watched |= {"__getattr__": made} if hasattr(kind, "__getattr__") else {}
-    with contextlib.suppress(TypeError):  # a class of C, or one that takes no subclass
-        meta: Any = type(kind)
-        object.__setattr__(value, "__class__", meta(kind.__name__, (kind,), watched))
+    with contextlib.suppress(Exception):  # a class of C, one that takes no subclass, whatever a user's metaclass raises
+        object.__setattr__(value, "__class__", _subclass(kind, watched))
         return value
     return _stand_in(value, kind, watched)
+
+
+class _Unannounced:
+    """Keeps a user's ``__init_subclass__``, which may register what it is told of, from being told."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls) -> None:
+        return None
+
+
+def _subclass(kind: Any, body: dict[str, Any]) -> Any:
+    meta: Any = type(kind)
+    return meta(kind.__name__, (_Unannounced, kind), body)
 
 
 def _stand_in(value: Any, kind: Any, watched: dict[str, Any]) -> Any:
@@ -248,7 +264,7 @@ def _stand_in(value: Any, kind: Any, watched: dict[str, Any]) -> Any:
     if not isinstance(own, dict):
         return None
     with contextlib.suppress(TypeError):
-        made = kind.__new__(type(kind.__name__, (kind,), {k: v for k, v in watched.items() if k != "__slots__"}))
+        made = kind.__new__(_subclass(kind, {k: v for k, v in watched.items() if k != "__slots__"}))
         made.__dict__.update(own)
         return made
     return None

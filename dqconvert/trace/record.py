@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch_geometric.data.data import BaseData
 
@@ -49,6 +49,7 @@ def record(
         Untraceable: If a module does what a graph cannot hold.
     """
     model = set_mode(deepcopy(interception.root), training)
+    modes = {module: module.training for module in nn.Module.modules(model)}
     caches = functools.partial(interception.caches, inputs, method)
     writer = Writer(model, kept, values, interception.stateful, caches)
     seed()
@@ -63,7 +64,8 @@ def record(
         _check_absent(writer.graph, writer.asked)
     note_reads(writer.graph, writer.attributes.reads, interception.root)
     if left is not None:
-        left += writer.attributes.lost
+        changed = (path for path, module in nn.Module.named_modules(model) if module.training != modes.get(module))
+        left += [*writer.attributes.lost, *(f"{path}.training".lstrip(".") for path in changed)]
     if remarks is not None:
         remarks.update(writer.remarks)
     return writer.graph

@@ -477,3 +477,21 @@ def test_an_attribute_of_data_that_comes_later():
     assert not torch.equal(module(plain), module(weighed))
     assert torch.equal(module(plain), module(Data(x=X, edge_index=EI, y=torch.ones(3))))
     assert len(module.more_methods) == 1
+
+
+class Embedding(Pairs):
+    @torch.no_grad()
+    def embed(self, x, edge_index):
+        self.eval()
+        return self.encode(x, edge_index)
+
+
+@pytest.mark.parametrize("method", ["encode", ("encode", "embed")])
+def test_a_method_that_changes_the_mode_does(method):
+    module, _ = dqconvert.prepare(Embedding(), "int4-dq", (X, EI), method=method)
+    for _ in range(2):
+        module.train().encode(X, EI)
+    embedded = module.embed(X, EI)
+    assert not any(part.training for part in module.modules())
+    assert torch.equal(embedded, module.encode(X, EI))
+    assert "training" in next(one.how for one in module.report.methods if one.name == "embed")
