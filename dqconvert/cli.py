@@ -51,7 +51,7 @@ def _dqconvert(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Turn an ordinary float PyTorch Geometric model into a trainable Degree-Quant model.
+    """Turn a float PyTorch Geometric model into a trainable Degree-Quant model, and that into an integer model.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage (a name, an option or its value).
 
@@ -225,7 +225,7 @@ def finetune(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Graphs per step, of a list of graphs.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of shuffling, dropout and protection.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of shuffling, dropout and protection.")] = 0,
     resume: Annotated[
         Path | None,
         typer.Option("--resume", metavar="FILE", help="State after each epoch; goes on from it if it exists."),
@@ -317,7 +317,12 @@ def inspect(
     run(source, qconfig=qconfig, form=[*chosen, "graph"][0], html=html, force=force, as_json=as_json)
 
 
-_Data = Annotated[Path, typer.Option("--data", metavar="FILE|FOLDER", help="Inputs: as --calibrate takes them.")]
+_Data = Annotated[
+    Path,
+    typer.Option(
+        "--data", metavar="FILE|FOLDER", help="Saved inputs: a .pt or .safetensors file, or a folder of such."
+    ),
+]
 
 
 @app.command()

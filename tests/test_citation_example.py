@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "citation.py"
+import citation
+
 HAS_CORA = (Path(os.environ.get("DQCONVERT_DATA", "")) / "Planetoid" / "Cora").is_dir()
-
-
-@pytest.fixture(scope="module")
-def example() -> dict[str, Any]:
-    return runpy.run_path(str(EXAMPLE))
 
 
 @pytest.mark.skipif(not HAS_CORA, reason="DQCONVERT_DATA does not name a folder with Planetoid/Cora")
 @pytest.mark.timeout(300)
-def test_cora_with_one_seed(example: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_cora_with_one_seed(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--dataset", "Cora", "--seeds", "1", "--float-epochs", "40", "--epochs", "5", "--json"]
-    example["main"](argv)
+    citation.main(argv)
     printed = json.loads(capsys.readouterr().out)
     assert [run["preset"] for run in printed["runs"]] == ["float", "int8-dq"]
     assert all(run["test"] > 70 for run in printed["runs"])
@@ -32,10 +26,10 @@ def test_cora_with_one_seed(example: dict[str, Any], capsys: pytest.CaptureFixtu
     assert [row["test_mean"] for row in printed["summary"]] == [run["test"] for run in printed["runs"]]
 
 
-def test_summary_is_the_mean_over_seeds(example: dict[str, Any]) -> None:
+def test_summary_is_the_mean_over_seeds() -> None:
     found = [("float", 0, 80.0), ("int8-dq", 0, 79.0), ("float", 1, 82.0), ("int8-dq", 1, 79.0)]
-    runs = [example["Run"]("Cora", "GCN", preset, seed, val=test - 1, test=test) for preset, seed, test in found]
-    rows = example["summary"](runs)
+    runs = [citation.Run("Cora", "GCN", preset, seed, val=test - 1, test=test) for preset, seed, test in found]
+    rows = citation.summary(runs)
     assert [(row["preset"], row["seeds"], row["val_mean"], row["test_mean"]) for row in rows] == [
         ("float", 2, 80.0, 81.0),
         ("int8-dq", 2, 78.0, 79.0),
@@ -43,31 +37,35 @@ def test_summary_is_the_mean_over_seeds(example: dict[str, Any]) -> None:
     assert [row["test_std"] for row in rows] == [pytest.approx(2**0.5), 0.0]
 
 
-def test_the_gap_to_integers_is_the_largest(example: dict[str, Any]) -> None:
+def test_the_gap_to_integers_is_the_largest() -> None:
     runs = [
-        example["Run"]("Cora", "GCN", "int8-dq", seed, val=79, test=test, integer=integer)
+        citation.Run("Cora", "GCN", "int8-dq", seed, val=79, test=test, integer=integer)
         for seed, (test, integer) in enumerate([(80.0, 80.1), (81.0, 80.7)])
     ]
-    (row,) = example["summary"](runs)
+    (row,) = citation.summary(runs)
     assert row["integer_mean"] == pytest.approx(80.4)
     assert row["integer_gap"] == pytest.approx(0.3)
-    assert "integer_gap" not in example["summary"]([example["Run"]("Cora", "GCN", "float", 0, val=79, test=80)])[0]
+    assert "integer_gap" not in citation.summary([citation.Run("Cora", "GCN", "float", 0, val=79, test=80)])[0]
 
 
-def test_without_data_it_says_what_to_pass(
-    example: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_data_it_says_what_to_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("DQCONVERT_DATA", raising=False)
     with pytest.raises(SystemExit) as stopped:
-        example["main"]([])
+        citation.main([])
     assert stopped.value.code == 2
     assert "--root DIR, or set DQCONVERT_DATA" in capsys.readouterr().err
 
 
-def test_failed_download_is_explained(example: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_preset_that_is_none_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        citation.main(["--root", "x", "--preset", "int8-gat"])
+    assert "did you mean 'int8-qat'" in capsys.readouterr().err
+
+
+def test_failed_download_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def no_network(*args: object, **kwargs: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setitem(example["load"].__globals__, "Planetoid", no_network)
+    monkeypatch.setattr(citation, "Planetoid", no_network)
     with pytest.raises(SystemExit, match="could not be downloaded or unpacked there: no network"):
-        example["main"](["--root", str(tmp_path), "--dataset", "Cora"])
+        citation.main(["--root", str(tmp_path), "--dataset", "Cora"])
