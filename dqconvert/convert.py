@@ -6,10 +6,11 @@ from typing import Any
 
 from dqconvert.errors import LoweringError
 from dqconvert.expect import expect_prepared
-from dqconvert.lower import IntegerModule, lower
+from dqconvert.lower import PASSES, IntegerModule, lower
+from dqconvert.lower.passes.colors import fold_colors
 
 
-def convert(module: Any) -> IntegerModule:
+def convert(module: Any, *, fold: bool = True) -> IntegerModule:
     """Turns a prepared module, trained or calibrated, into an integer module for inference.
 
     Values are held as codes of 8 bits or fewer wherever what takes them can take codes: linear layers multiply
@@ -19,6 +20,9 @@ def convert(module: Any) -> IntegerModule:
 
     Args:
         module: What :func:`dqconvert.prepare` returned, with ranges.
+        fold: Compute one row for all nodes that a layer cannot tell apart, as in graphs whose nodes have few different
+            features. Off, every layer computes the rows of all nodes; the outputs are the same, bit for bit. A saved
+            file keeps it.
 
     Returns:
         A module whose forward takes what the float model's takes and returns the same dtype. It needs no
@@ -38,4 +42,4 @@ def convert(module: Any) -> IntegerModule:
         True
     """
     expect_prepared(module, "convert", error=LoweringError)
-    return lower(module)
+    return lower(module, passes=PASSES if fold else [run for run in PASSES if run is not fold_colors])

@@ -33,7 +33,7 @@ from dqconvert.bench.tables import show_infer
 from dqconvert.bench.workloads import INFERENCE
 from dqconvert.cli import app
 from dqconvert.errors import CommandError
-from dqconvert.lower.passes.remember import Remember
+from dqconvert.lower.remember import Remember
 from test_cli import dqconvert_command
 
 TINY = {"V1": 0.005, "V2": 0.005, "V3": 0.005, "V4": 0.002, "V5": 0.02, "V6": 0.05}

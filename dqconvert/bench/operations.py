@@ -15,7 +15,7 @@ from torch.utils import _pytree
 
 from dqconvert.kernels.integer.fold import fold_nodes
 from dqconvert.kernels.integer.propagate import integer_propagate
-from dqconvert.lower.passes.remember import Remember
+from dqconvert.lower.remember import Remember
 from dqconvert.ops import qualified_name
 from dqconvert.trace.inputs import Inputs
 

@@ -24,8 +24,8 @@ from dqconvert.checkpoint.typed import check_graphs
 from dqconvert.checkpoint.weights import grow, shrink, weight_columns
 from dqconvert.errors import CheckpointError
 from dqconvert.lower import IntegerModule, IntegerReport
-from dqconvert.lower.passes.remember import Remember
 from dqconvert.lower.places import Place
+from dqconvert.lower.remember import Remember
 from dqconvert.lower.report import Float
 from dqconvert.report import PreparedMethod
 from dqconvert.trace import TracedModule

@@ -24,7 +24,7 @@ from dqconvert.checkpoint.operands import RESULTS, SIGNATURES, Literal, Makes, O
 from dqconvert.errors import CheckpointError
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.propagate import MessageWeight
-from dqconvert.lower.passes.remember import Remember
+from dqconvert.lower.remember import Remember
 
 _ABSENT = object()
 

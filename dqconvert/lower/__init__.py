@@ -1,52 +1,79 @@
-"""Prepared graph → integer graph, and the module that holds it.
+"""Lowering: prepared graph → integer graph, and the module that holds it.
 
-From the bottom: :mod:`.values` (what is known of a value), :mod:`.runtime` (functions that the integer graph calls),
-:mod:`.tables` and :mod:`.movers` (functions of single entries, and of their places), :mod:`.builder` (writes the
-graph), :mod:`.linear`, :mod:`.messages` and :mod:`.groups` (sums of integers), :mod:`.embedding`, :mod:`.lowering`
-(the walk over the graph), :mod:`.sums` (sums of several values), :mod:`.compose` (tables into the operations before
-them), :mod:`.inputs` (refuses NaN), :mod:`.packing` (codes below 16, two to a byte), :mod:`.orders` and
-:mod:`.remember` (what depends on the graph alone), :mod:`.merge` (several methods), :mod:`.skeleton` (parts, and code
-that is no graph), :mod:`.fold` (one row for all nodes that a layer cannot tell apart).
+Three steps for each graph of a prepared module:
+
+1. :mod:`.evaluation` copies the graph as evaluation sees it, and :mod:`.check` refuses what has no ranges.
+2. :mod:`.walk` writes the integer graph, a :class:`.program.Program`: each node by the first of the :mod:`.forms` that
+   applies. :mod:`.values` says what is known of a value, :mod:`.lowering` what forms may ask.
+3. The :mod:`.passes` rewrite it, in the order of :data:`PASSES`.
+
+:mod:`.merge` joins the graphs of several methods, :mod:`.module` is what :func:`dqconvert.convert` returns, and
+:mod:`.skeleton` its parts. :mod:`.runtime` holds the functions that integer graphs call besides the kernels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+from torch.fx import Node
 
 from dqconvert.errors import LoweringError
 from dqconvert.lower.check import check_ready
-from dqconvert.lower.evaluation import evaluation_of, refused, remove_unused
+from dqconvert.lower.evaluation import evaluation_of, refused
 from dqconvert.lower.left_out import not_done, settings
-from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.merge import merge
 from dqconvert.lower.module import IntegerModule
-from dqconvert.lower.passes.colors import fold
-from dqconvert.lower.passes.compose import compose, planes
-from dqconvert.lower.passes.inputs import refuse_nan
-from dqconvert.lower.passes.orders import join_orders, look_once, one_dtype, order_norms
+from dqconvert.lower.passes import Pass, run_passes
+from dqconvert.lower.passes.colors import fold_colors
+from dqconvert.lower.passes.epilogues import fuse_tables, tables_to_planes
+from dqconvert.lower.passes.nan import refuse_nan
+from dqconvert.lower.passes.orders import cancel_orders, drop_checks, order_norms, pin_norms
 from dqconvert.lower.passes.packing import pack_codes
-from dqconvert.lower.passes.remember import remember, share, share_sizes
-from dqconvert.lower.passes.sums import sums
-from dqconvert.lower.program import drop_constants
-from dqconvert.lower.report import IntegerReport
+from dqconvert.lower.passes.remember import remember_graph
+from dqconvert.lower.passes.sharing import share_calls, share_sizes
+from dqconvert.lower.passes.sums import fuse_sums
+from dqconvert.lower.program import Program
+from dqconvert.lower.report import Float, IntegerReport
 from dqconvert.lower.skeleton import skeleton_of
 from dqconvert.lower.walk import walk
 from dqconvert.prepared import PreparedModule
 from dqconvert.trace.method import Method, words_of
 
+PASSES: tuple[Pass, ...] = (
+    share_sizes,  # needs nothing; rows are counted where they come from, so that sums in between have no other reader
+    fuse_sums,  # needs look-ups that stand alone; gives one operation for a sum of several values and its rounding
+    fuse_tables,  # needs the sums fused, which look up their terms; gives look-ups as epilogues
+    refuse_nan,  # needs to know which operation quantizes an argument; gives that operation a check for NaN
+    pack_codes,  # needs the epilogues; gives codes below 16 two to a byte between operations that can take them
+    tables_to_planes,  # needs the packing, which reads the tables; gives a few numbers instead of 65,536
+    share_sizes,  # again, for the operations that the sums and epilogues have become
+    pin_norms,  # needs nothing; gives all layers norms of one dtype, so that they are equal calls
+    share_calls,  # needs equal arguments; gives one sort, one norm, one order for all layers
+    order_norms,  # needs norms and orders shared; gives the codes of a norm in the order of the sums
+    cancel_orders,  # needs nothing; gives attention without leaving the order of the receivers
+    drop_checks,  # needs the readers to be final; gives sorts without positions, checks made once
+    fold_colors,  # needs one order for all layers; gives one row for all nodes that a layer cannot tell apart
+    remember_graph,  # needs everything that depends on the graph alone to be final; gives modules that remember it
+)
+"""The passes behind the walk, in order. Any of them may be left out, and the outputs stay the same, bit for bit."""
 
-def lower(module: PreparedModule) -> IntegerModule:
-    """The integer module of a prepared module that has ranges, with all of its methods.
+
+def lower(module: PreparedModule, *, passes: Sequence[Pass] = PASSES) -> IntegerModule:
+    """Returns the integer module of a prepared module that has ranges, with all of its methods.
+
+    Args:
+        module: The prepared module.
+        passes: What to do with each integer graph once it is written: all of :data:`PASSES`, or some of them.
 
     Raises:
         LoweringError: If a quantizer has no range, or a weight is NaN.
     """
     first, *others = _evaluated(module)
-    lowering = _lower_graph(first, module)
-    root, graph = lowering.program.root, lowering.program.graph
+    own, floats = _lower_graph(first, module, passes)
     prepared = [method.eval_graph or method.graph for method in (first, *others)]
     report = replace(
-        IntegerReport.of(module.report.model, graph, lowering.floats),
+        IntegerReport.of(module.report.model, own.graph, floats),
         methods=module.report.methods,
         remarks=not_done(prepared),
         settings=settings(prepared, module),
@@ -55,18 +82,18 @@ def lower(module: PreparedModule) -> IntegerModule:
     left_out: dict[str, str] = {}
     for method in others:
         try:
-            lowering = _lower_graph(method, module)
+            program, floats = _lower_graph(method, module, passes)
         except LoweringError as error:
             if method.how == "named":
                 raise LoweringError(f"{method.name}: {error}") from error
             left_out[method.name] = str(error)
             continue
-        merge(root, lowering.program.root, lowering.program.graph)
-        report = report.and_of(IntegerReport.of(module.report.model, lowering.program.graph, lowering.floats))
-        more.append(Method(name=method.name, graph=lowering.program.graph, how=method.how))
+        merge(own.root, program.root, program.graph)
+        report = report.and_of(IntegerReport.of(module.report.model, program.graph, floats))
+        more.append(Method(name=method.name, graph=program.graph, how=method.how))
     integer: IntegerModule = IntegerModule.build(
-        root,
-        graph,
+        own.root,
+        own.graph,
         report=report,
         method=module.method,
         called_method=module.called_method,
@@ -79,7 +106,7 @@ def lower(module: PreparedModule) -> IntegerModule:
 
 
 def _evaluated(module: PreparedModule) -> list[Method]:
-    """The methods whose arguments the model takes in evaluation; first the one of them that ``graph`` is of.
+    """Returns the methods whose arguments the model takes in evaluation; first the one of them that ``graph`` is of.
 
     Raises:
         LoweringError: If the model takes arguments of no form there that the method was called on.
@@ -95,30 +122,14 @@ def _evaluated(module: PreparedModule) -> list[Method]:
     return [own, *(method for method in found if method is not own)]
 
 
-def _lower_graph(method: Method, module: PreparedModule) -> Lowering:
-    """The integer graph of one method, finished."""
+def _lower_graph(
+    method: Method, module: PreparedModule, passes: Sequence[Pass]
+) -> tuple[Program, Mapping[Node, Float]]:
+    """Returns the finished integer graph of one method, and what stays in float there."""
     graph = evaluation_of(method.eval_graph or method.graph, module)
     check_ready(graph, module)
     lowering = walk(graph, module)
-    written = lowering.program.graph
-    remove_unused(written)
-    share_sizes(written)
-    sums(lowering.program)
-    compose(lowering.program)
-    refuse_nan(written)
-    pack_codes(lowering.program)
-    planes(lowering.program)
-    share_sizes(written)
-    one_dtype(written)
-    share(written)
-    order_norms(written)
-    join_orders(written)
-    remove_unused(written)
-    look_once(written)
-    fold(written)
-    remember(lowering.program)
-    drop_constants(lowering.program)
-    return lowering
+    return run_passes(lowering.program, passes), lowering.floats
 
 
-__all__ = ["IntegerModule", "IntegerReport", "lower"]
+__all__ = ["PASSES", "IntegerModule", "IntegerReport", "lower"]

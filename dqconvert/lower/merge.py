@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from dqconvert.lower.passes.remember import Remember
+from dqconvert.lower.remember import Remember
 
 
 def merge(root: nn.Module, other: nn.Module, graph: Graph) -> None:

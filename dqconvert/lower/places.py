@@ -36,7 +36,11 @@ class Place:
     packed: bool = False
 
     def read(self, held: Tensor, columns: int) -> Tensor:
-        """The values, float64, of what the node holds; ``columns``: how many there are in a row.
+        """Returns the values, float64, of what the node holds.
+
+        Args:
+            held: What the node holds.
+            columns: How many values there are in a row.
 
         Example:
             >>> import torch
@@ -49,7 +53,7 @@ class Place:
 
 
 def rounded_value(node: Node, modules: Mapping[str, nn.Module]) -> Node:
-    """What computes the value that a quantizer, or several behind one another, round."""
+    """Returns the node whose value a quantizer, or several behind one another, round."""
     source = node.args[0]
     assert isinstance(source, Node)
     while source.op == "call_module" and isinstance(modules.get(str(source.target)), FakeQuantize):
@@ -59,22 +63,24 @@ def rounded_value(node: Node, modules: Mapping[str, nn.Module]) -> Node:
 
 
 def hold(node: Node, place: Place) -> None:
-    """Notes that a node of the integer graph holds a value."""
+    """Notes that a node of the integer graph holds a value of the prepared graph."""
     node.meta[_KEY] = (*node.meta.get(_KEY, ()), place)
 
 
-def hold_instead(node: Node, other: Node) -> None:
-    """Notes that a node now holds what another one held, and nothing else."""
-    node.meta[_KEY] = other.meta.get(_KEY, ())
+def put_in_place(new: Node, old: Node) -> None:
+    """Lets a node of the integer graph take the place of another one, which is erased; it holds what that held."""
+    new.meta[_KEY] = old.meta.get(_KEY, ())
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
 
 
 def hold_nothing(node: Node) -> None:
-    """Notes that a node holds none of these values any more."""
+    """Notes that a node holds none of the prepared graph's values any more."""
     node.meta.pop(_KEY, None)
 
 
 def places_of(graph: Graph) -> tuple[Place, ...]:
-    """Of a finished integer graph, in its order."""
+    """Returns the places of a finished integer graph, in its order."""
     return tuple(
         replace(place, node=node.name, packed=_packed(node))
         for node in graph.nodes

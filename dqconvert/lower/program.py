@@ -56,6 +56,20 @@ class Program:
             args, kwargs = node.args, {}
         return annotate(self.graph.create_node(node.op, node.target, args, kwargs, name=node.name), note_of(node))
 
+    def sort(self) -> None:
+        """Puts every node behind those that it needs, and else leaves them in their order."""
+        order: dict[Node, None] = {}
+        for node in sorted(self.graph.nodes, key=lambda n: (n.op != "placeholder", n.op == "output")):
+            pending = [node]  # a stack instead of recursion: graphs may be deep
+            while pending:
+                missing = [n for n in pending[-1].all_input_nodes if n not in order]
+                if missing:
+                    pending += missing
+                else:
+                    order[pending.pop()] = None
+        for node in order:
+            self.graph._root.prepend(node)
+
     # -- constants and modules ---------------------------------------------------------------------------------------
 
     def constant(self, tensor: Tensor, name: str) -> Any:
@@ -78,6 +92,12 @@ class Program:
             node = annotate(self.graph.get_attr(path), Note(sizes=(tuple(tensor.shape),), dtype=tensor.dtype))
         self._constants[id(tensor)] = (tensor, node)
         return node
+
+    def drop_constants(self) -> None:
+        """Drops the constants that the graph does not read any more."""
+        read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        for name in [name for name in self.root._buffers if name not in read]:
+            del self.root._buffers[name]
 
     def tensor(self, constant: object) -> Tensor:
         """Returns the tensor that a node made by :meth:`constant` reads."""
@@ -159,10 +179,3 @@ def collapsed(table: Tensor) -> Tensor:
     if torch.equal(flat, flat[:, :1].expand_as(flat)):
         return flat[:, 0].contiguous()
     return flat.t().contiguous()
-
-
-def drop_constants(program: Program) -> None:
-    """Drops the constants that the graph does not read any more."""
-    read = {str(node.target) for node in program.graph.nodes if node.op == "get_attr"}
-    for name in [name for name in program.root._buffers if name not in read]:
-        del program.root._buffers[name]

@@ -26,7 +26,6 @@ from torch_geometric.nn import (
 )
 
 import dqconvert
-import dqconvert.lower as lower
 from dqconvert.bench.case import Case, build
 from dqconvert.errors import InputIndexError, InputShapeError, InputTypeError
 from dqconvert.kernels.integer.fold import fold_nodes
@@ -166,10 +165,7 @@ def converted(name, config="int8-dq"):
     for seed in range(3):
         x = torch.randn(300, WIDTH) if seed else None
         module(**inputs(name, 300, seed, x))
-    plain = pytest.MonkeyPatch()
-    with plain.context() as patch:
-        patch.setattr(lower, "fold", lambda graph: None)
-        unfolded = dqconvert.convert(module)
+    unfolded = dqconvert.convert(module, fold=False)
     assert not folds(unfolded)
     return dqconvert.convert(module), unfolded
 
@@ -296,14 +292,16 @@ def test_errors_speak_of_what_was_given():
         converted("GCN")[0](**inputs("GCN", 100, x=wide))
 
 
-def test_a_file_holds_it(tmp_path):
+@pytest.mark.parametrize("fold", [True, False])
+def test_a_file_holds_whether_it_is_folded(fold, tmp_path):
     folded, unfolded = converted("pooled")
-    dqconvert.save(folded, tmp_path / "model.dq")
+    module = folded if fold else unfolded
+    dqconvert.save(module, tmp_path / "model.dq")
     loaded = dqconvert.load(tmp_path / "model.dq")
-    assert len(folds(loaded)) == 1
+    assert len(folds(loaded)) == len(folds(copy.deepcopy(module))) == int(fold)
     given = inputs("pooled", 500, 7)
     assert same(loaded(**given), unfolded(**given))
-    assert rows_of_messages(loaded, given) == rows_of_messages(folded, given)
+    assert rows_of_messages(loaded, given) == rows_of_messages(module, given)
 
 
 def test_comparing_looks_at_every_row():
@@ -315,10 +313,7 @@ def test_comparing_looks_at_every_row():
     integer = dqconvert.convert(module)
     assert folds(integer)
     found = dqconvert.compare(model, integer, [inputs("GIN", 500, 7)]).to_dict()
-    patch = pytest.MonkeyPatch()
-    with patch.context() as plain:
-        plain.setattr(lower, "fold", lambda graph: None)
-        unfolded = dqconvert.convert(module)
+    unfolded = dqconvert.convert(module, fold=False)
     wanted = dqconvert.compare(model, unfolded, [inputs("GIN", 500, 7)]).to_dict()
     assert found["layers"] == wanted["layers"]
     assert all(layer["values"] % 500 == 0 for layer in found["layers"])

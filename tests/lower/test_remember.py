@@ -11,7 +11,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import add_self_loops, degree
 
 import dqconvert
-from dqconvert.lower.passes.remember import Remember
+from dqconvert.lower.remember import Remember
 
 
 def converted(layer, x, edge_index):

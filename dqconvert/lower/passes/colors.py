@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from dqconvert.fuse.context import reads_form
 from dqconvert.kernels.integer.finish import Finish
@@ -19,28 +19,26 @@ from dqconvert.kernels.integer.fold import Level, fold_nodes, place_rows, take_r
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.lower.movers import keeps_rows
-from dqconvert.lower.passes.remember import in_order
+from dqconvert.lower.program import Program
 from dqconvert.ops import op_of
 from dqconvert.rewrite.connectivity import is_input
 from dqconvert.trace.note import annotate, note_of
 
 
-def fold(graph: Graph) -> None:
-    """Folds a graph whose messages all pass over the same edges, and know of these only what the graph says.
-
-    Args:
-        graph: A finished integer graph in which equal calls are one, before what it remembers becomes modules.
-    """
+def fold_colors(program: Program) -> Program:
+    """Folds a graph whose messages all pass over the same edges, and whose weights follow from the graph alone."""
+    graph = program.graph
     orders = [node for node in graph.nodes if node.target in (receiver_order, gcn_order)]
     if len(orders) != 1:
-        return
+        return program
     order = orders[0]
     parts = {user.args[1]: user for user in order.users if user.target is operator.getitem}
     over = [node for node in graph.nodes if node.target is integer_propagate and node.args[2] is parts.get(0)]
     weights = [weight for node in over if (weight := _weight(node)) is not None]
     x = _features(order)
     if x is not None and over and all(weight.target is gcn_codes for weight in weights):
-        _Folding(graph, x, parts[0], parts[1], bool(weights)).run()
+        _Folding(program, x, parts[0], parts[1], bool(weights)).run()
+    return program
 
 
 def _features(order: Node) -> Node | None:
@@ -61,15 +59,15 @@ def _weight(node: Node) -> Node | None:
 class _Folding:
     """Goes through a graph, and knows how many layers are before each value that has the rows that are left."""
 
-    def __init__(self, graph: Graph, x: Node, ptr: Node, senders: Node, weighted: bool) -> None:
-        self._graph, self._order = graph, (ptr, senders)
-        self._folded = graph.call_function(fold_nodes, (x, ptr, senders, 0, weighted))
+    def __init__(self, program: Program, x: Node, ptr: Node, senders: Node, weighted: bool) -> None:
+        self._graph, self._order = program.graph, (ptr, senders)
+        self._folded = self._graph.call_function(fold_nodes, (x, ptr, senders, 0, weighted))
         self._parts: dict[tuple[int, str], Node] = {}
         self._made: dict[tuple[object, Node, Node], Node] = {}
-        taken = graph.call_function(take_rows, (x, self._part(0, "own")))
+        taken = self._graph.call_function(take_rows, (x, self._part(0, "own")))
         annotate(taken, note_of(x))
         x.replace_all_uses_with(taken, delete_user_cb=lambda user: user not in (self._folded, taken) and _reads(user))
-        in_order(graph)
+        program.sort()
         self._levels = {taken: 0}
 
     def run(self) -> None:

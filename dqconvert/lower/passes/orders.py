@@ -1,4 +1,4 @@
-"""What depends on the graph alone, by the fastest way there is to compute it for a new one."""
+"""Orders of edges and norms: computed once for all layers, in the order in which messages are summed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
+from dqconvert.lower.patterns import part_of, same, taken
+from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import check_edges, in_edge_order
 from dqconvert.ops import op_of
 from dqconvert.trace.note import annotate, note_of
@@ -19,41 +21,36 @@ from dqconvert.trace.note import annotate, note_of
 _NORM = inspect.signature(gcn_norm)
 
 
-def one_dtype(graph: Graph) -> None:
-    """Norms are computed in the type that they had when the model was traced, not in that of the first layer's rows.
+def pin_norms(program: Program) -> Program:
+    """Computes norms in the dtype that they had when the model was traced, not in that of a layer's rows.
 
     They are rounded to codes anyway, and so all layers share one.
-
-    Args:
-        graph: An integer graph.
     """
-    for node in list(graph.nodes):
+    for node in list(program.graph.nodes):
         dtype = note_of(node.args[0]).dtype if node.target is getattr and isinstance(node.args[0], Node) else None
         if dtype is not None and node.args[1] == "dtype" and all(op_of(user).of_graph for user in node.users):
             for user in list(node.users):
                 user.args = tuple(dtype if arg is node else arg for arg in user.args)
                 user.kwargs = {name: dtype if arg is node else arg for name, arg in user.kwargs.items()}
+    return program
 
 
-def order_norms(graph: Graph) -> None:
-    """Sums of messages whose weights are a GCN's norm, and codes: the norm is computed edge by edge, in order.
-
-    Args:
-        graph: An integer graph.
-    """
-    for node in list(graph.nodes):
+def order_norms(program: Program) -> Program:
+    """Computes the codes of a GCN's norm edge by edge, in the order in which messages are summed."""
+    for node in list(program.graph.nodes):
         if node.target is receiver_order and (norm := _normed(node)) is not None:
-            _order_norm(graph, node, norm)
+            _order_norm(program.graph, node, norm)
+    return program
 
 
 def _normed(order: Node) -> Node | None:
-    """The norm whose edges, unweighted, a call puts in order."""
+    """Returns the norm whose edges, unweighted, a call puts in order; None if it is not all that the order is for."""
     sender, receiver, num_source, num_target = order.args
-    ends = _part(sender, 0)
-    norm = _part(ends, 0)
+    ends = part_of(sender, 0)
+    norm = part_of(ends, 0)
     if norm is None or norm.target is not gcn_norm or num_source is not num_target:
         return None
-    if _part(receiver, 1) is not ends and not _alike(_part(receiver, 1), ends):
+    if not same(part_of(receiver, 1), ends):
         return None
     given = _given(norm)
     plain = given["edge_weight"] is None and given["flow"] == "source_to_target" and given["dtype"] is torch.float32
@@ -64,39 +61,26 @@ def _normed(order: Node) -> Node | None:
 
 
 def _given(norm: Node) -> dict[str, Any]:
+    """Returns the arguments of a norm by name, defaults included."""
     bound = _NORM.bind(*norm.args, **norm.kwargs)
     bound.apply_defaults()
     return bound.arguments
 
 
-def _part(value: object, k: int) -> Node | None:
-    """What a node takes its part number ``k`` from, if it does."""
-    if isinstance(value, Node) and value.target is operator.getitem and value.args[1] == k:
-        source = value.args[0]
-        return source if isinstance(source, Node) else None
-    return None
-
-
-def _alike(one: Node | None, other: Node | None) -> bool:
-    """Whether two nodes are the same part of the same."""
-    return one is not None and other is not None and one.target is other.target and one.args == other.args
-
-
 def _positions(order: Node) -> list[Node]:
-    """Who asks where the edges were in the list."""
+    """Returns the nodes that read where the edges were in the list."""
     parts = [user for user in order.users if user.target is operator.getitem and user.args[1] == 2]
     return [user for part in parts for user in part.users]
 
 
 def _weighs(user: Node, norm: Node) -> bool:
-    """Whether a node puts codes of the weights in order, one column of them."""
-    if user.op != "call_method" or user.target != "index_select" or user.args[1] != 0:
+    """True if a node only puts the codes of a norm in order, one column of them."""
+    codes, _ = taken(user) or (None, None)
+    if codes is None or codes.target is not quantize or codes.kwargs.get("packed"):
         return False
-    codes = user.args[0]
-    quantized = isinstance(codes, Node) and codes.target is quantize and not codes.kwargs.get("packed")
-    if not quantized or _part(codes.args[0], 1) is not norm:  # type: ignore[union-attr]
-        return False
-    return all(column.op == "call_method" and column.target == "unsqueeze" for column in user.users)
+    return part_of(codes.args[0], 1) is norm and all(
+        column.op == "call_method" and column.target == "unsqueeze" for column in user.users
+    )
 
 
 def _order_norm(graph: Graph, order: Node, norm: Node) -> None:
@@ -120,32 +104,28 @@ def _order_norm(graph: Graph, order: Node, norm: Node) -> None:
             size.replace_input_with(ends, given["edge_index"])  # both are [2, edges]
 
 
-def join_orders(graph: Graph) -> None:
-    """Takes in the order of the receivers, in place, what was in that order before it was put in that of the list."""
-    for node in list(graph.nodes):
-        if node.op == "call_method" and node.target == "index_select" and node.args[1] == 0:
-            listed = node.args[0]
-            if isinstance(listed, Node) and listed.target is in_edge_order and listed.args[1] is node.args[2]:
-                node.replace_all_uses_with(listed.args[0])
-                graph.erase_node(node)
+def cancel_orders(program: Program) -> Program:
+    """Cancels a permutation followed by its inverse: from the order of the receivers to that of the list, and back."""
+    for node in list(program.graph.nodes):
+        listed, order = taken(node) or (None, None)
+        if listed is not None and listed.target is in_edge_order and listed.args[1] is order:
+            node.replace_all_uses_with(listed.args[0])
+            program.graph.erase_node(node)
+    return program
 
 
-def look_once(graph: Graph) -> None:
-    """What nobody wants is not computed: positions of edges, and whether there are nodes that a sort would miss, too.
-
-    Args:
-        graph: An integer graph without unused nodes.
-    """
-    for node in list(graph.nodes):
+def drop_checks(program: Program) -> Program:
+    """Drops results that nobody reads: positions of edges, and checks of edges that the sort makes, too."""
+    for node in list(program.graph.nodes):
         if node.target is receiver_order and not _positions(node):
             node.kwargs = {**node.kwargs, "positions": False}
-    for node in list(graph.nodes):
-        if node.target is check_edges and all(_checks(user, node) for user in node.users):
+        elif node.target is check_edges and all(_checks(user, node) for user in node.users):
             node.kwargs = {**node.kwargs, "ends": False}
+    return program
 
 
 def _checks(user: Node, edges: Node) -> bool:
-    """Whether a node looks itself whether the nodes are there, or does not care."""
+    """True if a node checks itself that both ends of each edge exist, or needs no check."""
     if user.target is gcn_order:
         return user.args[1] is edges.args[1]
     if user.op == "call_method":

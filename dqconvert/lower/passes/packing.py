@@ -7,21 +7,17 @@ from torch.fx import Node
 
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.propagate import MessageWeight
-from dqconvert.lower.passes.compose import finish_of, tensor_of, with_finish
+from dqconvert.lower.passes.epilogues import finish_of, with_finish
 from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.ops import op_of
 from dqconvert.trace.note import note_of
 
 
-def pack_codes(out: Program) -> None:
-    """Packs what goes, in place, from one operation on integers to others and nowhere else.
-
-    Args:
-        out: A graph whose tables have moved into the operations before them.
-    """
-    for node in list(out.graph.nodes):
-        if _below_sixteen(out, node) and node.users and all(_takes_packed(user, node) for user in node.users):
+def pack_codes(program: Program) -> Program:
+    """Packs codes that go from one operation on integers to others and nowhere else."""
+    for node in list(program.graph.nodes):
+        if _below_sixteen(program, node) and node.users and all(_takes_packed(user, node) for user in node.users):
             if node.target in (quantize, look_up_last):
                 node.kwargs = {**node.kwargs, "packed": True}
             else:
@@ -29,32 +25,33 @@ def pack_codes(out: Program) -> None:
             for user in list(node.users):
                 if op_of(user).packs:
                     user.kwargs = {**user.kwargs, "packed_input": True}
+    return program
 
 
-def _below_sixteen(out: Program, node: Node) -> bool:
-    """Whether a node makes codes, all of them below 16."""
+def _below_sixteen(program: Program, node: Node) -> bool:
+    """True if a node makes codes, all of them below 16."""
     if node.target is quantize:
-        return note_of(node).ndim == 2 and _top(out, node.args[1]) < 16
+        return note_of(node).ndim == 2 and _top(program, node.args[1]) < 16
     if node.target is look_up_last:
-        table = tensor_of(out, node.args[1])
+        table = program.tensor(node.args[1])
         return note_of(node).ndim == 2 and table.dtype == torch.uint8 and int(table.max()) < 16
     if not op_of(node).packs:
         return False
     finish = finish_of(node)
-    top = _top(out, finish.grid)
+    top = _top(program, finish.grid)
     if finish.table is None:
         return top < 16
-    table = tensor_of(out, finish.table)
+    table = program.tensor(finish.table)
     reached = table[: top + 1] if finish.other is not None else table[..., : top + 1]
     return table.dtype == torch.uint8 and int(reached.max()) < 16
 
 
-def _top(out: Program, grid: object) -> int:
-    return int(tensor_of(out, grid)[2])
+def _top(program: Program, grid: object) -> int:
+    return int(program.tensor(grid)[2])
 
 
 def _takes_packed(user: Node, codes: Node) -> bool:
-    """Whether a node takes packed codes, or asks how many rows of them there are."""
+    """True if a node takes packed codes, or counts their rows."""
     if user.op == "call_method" and user.target == "size":
         return user.args[1:] == (0,)
     if not op_of(user).packs or user.args[0] is not codes or finish_of(user).other is codes:

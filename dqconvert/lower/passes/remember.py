@@ -3,123 +3,42 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from dqconvert.kernels.integer.propagate import integer_propagate
-from dqconvert.kernels.integer.receivers import receiver_order
-from dqconvert.lower.movers import keeps_rows
+from dqconvert.lower.passes.sharing import repeatable
 from dqconvert.lower.program import Program
+from dqconvert.lower.remember import Remember
 from dqconvert.ops import op_of
-from dqconvert.quant.memo import Memo
 from dqconvert.rewrite.connectivity import input_name, is_connectivity, is_input
 from dqconvert.trace import TracedModule
 from dqconvert.trace.note import note_of
 
 
-class Remember(Memo):
-    """Computes something of the graph, and returns it again while it is given the same, value by value.
-
-    Args:
-        inner: What to compute; returns a tuple.
-    """
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *given: Any) -> Any:
-        """What ``inner`` returns."""
-        return self.inner(*given) if torch.compiler.is_compiling() else self.recall(self.inner, *given)
-
-
-# -- finding it in a graph -----------------------------------------------------------------------------------------
-
-
-def remember(out: Program) -> None:
-    """Moves what depends on the graph alone into modules that remember it.
-
-    Args:
-        out: A graph that is written and changes nothing in place, in which equal calls are one.
-    """
+def remember_graph(program: Program) -> Program:
+    """Moves what depends on the graph alone into modules that remember it."""
     number = 0
-    while group := _group(out.graph):
+    while group := _group(program.graph):
         path = f"graph_{number}"
-        out.root.add_module(path, Remember(_cut_out(out.graph, group, path)))
+        program.root.add_module(path, Remember(_cut_out(program, group, path)))
         number += 1
-
-
-def share_sizes(graph: Graph) -> None:
-    """Reads the number of rows where the rows come from: it is known before they are computed."""
-    for node in list(graph.nodes):
-        if op_of(node).name == "size" and len(node.args) == 2 and node.args[1] == 0 and isinstance(node.args[0], Node):
-            source = _rows_from(node.args[0])
-            order = source.args[2].args[0] if source.target is integer_propagate else None  # type: ignore[union-attr]
-            if isinstance(order, Node) and order.target is receiver_order:
-                node.replace_all_uses_with(order.args[3])
-                graph.erase_node(node)
-            else:
-                node.args = (source, 0)
-
-
-def _rows_from(node: Node) -> Node:
-    """An earlier value that has as many rows."""
-    while (source := _same_rows(node)) is not None:
-        node = source
-    return node
-
-
-def _same_rows(node: Node) -> Node | None:
-    """What a value has its rows from, if it has the same number of them."""
-    op = op_of(node)
-    if (op.row_by_row and not op.pointwise) or keeps_rows(node):
-        return node.all_input_nodes[0]
-    entry_by_entry = op.pointwise and note_of(node).ndim > 0
-    alike = (n for n in node.all_input_nodes if n.op != "get_attr" and note_of(n).sizes == note_of(node).sizes)
-    return next(alike, None) if entry_by_entry else None
-
-
-def share(graph: Graph) -> None:
-    """Calls that are the same become one."""
-    known: dict[Any, Node] = {}
-    for node in list(graph.nodes):
-        if not _repeatable(node):
-            continue
-        key = (node.op, node.target, _key(node.args), _key(node.kwargs))
-        if key in known:
-            node.replace_all_uses_with(known[key])
-            graph.erase_node(node)
-        else:
-            known[key] = node
-
-
-def _key(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return tuple(map(_key, value))
-    if isinstance(value, dict):
-        return tuple((name, _key(item)) for name, item in sorted(value.items()))
-    return (type(value), repr(value)) if isinstance(value, slice | float) else (type(value), value)
-
-
-def _repeatable(node: Node) -> bool:
-    if node.op not in ("call_function", "call_method"):
-        return False
-    form = node.target is getattr and node.args[1] in ("dtype", "device")
-    return form or op_of(node).repeatable
+    return program
 
 
 def _group(graph: Graph) -> list[Node]:
-    """Nodes that are computed from the graph and from numbers, none of which waits for another of them to be used."""
+    """Returns nodes that are computed from the graph and from numbers alone.
+
+    Their call becomes one node. So none of them may need what is computed, outside, from another one of them: such
+    nodes (``waits``) go into the next group.
+    """
     group: dict[Node, None] = {}
     waits: set[Node] = set()
     for node in graph.nodes:
         inputs = node.all_input_nodes
         of_graph = any(n in group or _is_graph(n) for n in inputs)
         ready = all(n in group or _is_graph(n) or (_is_number(n) and n not in waits) for n in inputs)
-        if of_graph and ready and _repeatable(node):
+        if of_graph and ready and repeatable(node):
             group[node] = None
         elif any(n in group or n in waits for n in inputs):
             waits.add(node)
@@ -127,20 +46,21 @@ def _group(graph: Graph) -> list[Node]:
 
 
 def _is_graph(node: Node) -> bool:
-    """Whether a node is an argument that says which nodes belong together, or how closely."""
+    """True if a node is an argument that says which nodes belong together, or how closely: edges, a batch."""
     note, name = note_of(node), input_name(node) if is_input(node) else ""
     named = name in ("batch", "ptr", "edge_weight") or name.endswith("_batch")
     return bool(name) and not note.sparse and note.is_tensor and (named or is_connectivity(node))
 
 
 def _is_number(node: Node) -> bool:
+    """True if a node is a constant, a size, or another number that is known without computing any row."""
     smallest = node.target is min and all(map(_is_number, node.all_input_nodes))
     return node.op == "get_attr" or op_of(node).reads_size or node.target is getattr or smallest
 
 
-def _cut_out(graph: Graph, group: list[Node], path: str) -> nn.Module:
-    """The group as a module; in ``graph`` its call takes their place."""
-    inside = set(group)
+def _cut_out(program: Program, group: list[Node], path: str) -> nn.Module:
+    """Returns a group of nodes as a module; in the program its call takes their place."""
+    graph, inside = program.graph, set(group)
     inputs = list(dict.fromkeys(n for node in group for n in node.all_input_nodes if n not in inside))
     outputs = [node for node in group if any(user not in inside for user in node.users)]
     inner = Graph()
@@ -156,25 +76,6 @@ def _cut_out(graph: Graph, group: list[Node], path: str) -> nn.Module:
             node.replace_all_uses_with(part, delete_user_cb=lambda user: user not in inside)
     for node in reversed(group):
         graph.erase_node(node)
-    in_order(graph)
+    program.sort()
     module: nn.Module = TracedModule.build(nn.Module(), inner)
     return module
-
-
-def in_order(graph: Graph) -> None:
-    """Puts every node behind those that it needs, and else leaves them in their order."""
-    order: dict[Node, None] = {}
-
-    def visit(node: Node) -> None:
-        pending = [node]
-        while pending:
-            missing = [n for n in pending[-1].all_input_nodes if n not in order]
-            if missing:
-                pending += missing
-            else:
-                order[pending.pop()] = None
-
-    for node in sorted(graph.nodes, key=lambda n: (n.op != "placeholder", n.op == "output")):
-        visit(node)
-    for node in order:
-        graph._root.prepend(node)

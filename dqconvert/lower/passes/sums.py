@@ -1,4 +1,4 @@
-"""Sums of several values that are rounded right behind: one operation, whatever the values are held as."""
+"""Sums of several values that are rounded right behind become one operation, whatever the values are held as."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from torch.fx import Node
 
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.sums import quantize_sum
-from dqconvert.lower.evaluation import remove_unused
-from dqconvert.lower.places import hold_instead
+from dqconvert.lower.places import put_in_place
 from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import look_up_last
 from dqconvert.ops import op_of
@@ -18,33 +17,34 @@ from dqconvert.trace.note import note_of
 
 
 class _Term(NamedTuple):
+    """A term of a sum.
+
+    Attributes:
+        value: Codes, or a float32 matrix or row.
+        weight: The constant of the codes' table, or of a factor, ``[1]``.
+    """
+
     value: Node
     weight: Node
 
 
-def sums(out: Program) -> None:
-    """Puts sums of matrices, and what their terms are looked up in or multiplied by, into the rounding behind them.
-
-    Args:
-        out: A graph that is written and changes nothing in place.
-    """
+def fuse_sums(program: Program) -> Program:
+    """Fuses sums of matrices, and the look-ups and factors of their terms, into the rounding behind them."""
     one = torch.ones(1, dtype=torch.float32)
-    for node in list(out.graph.nodes):
+    for node in list(program.graph.nodes):
         total = node.args[0] if node.target is quantize else None
         if not isinstance(total, Node) or not _is_sum(total) or len(total.users) > 1:
             continue
-        terms = _terms(out, total, note_of(total).sizes, one)
-        with out.graph.inserting_before(node):
+        terms = _terms(program, total, note_of(total).sizes, one)
+        with program.graph.inserting_before(node):
             values, weights = [term.value for term in terms], [term.weight for term in terms]
-            new = out.call(quantize_sum, (values, weights, node.args[1]), note_of(node))
-        hold_instead(new, node)
-        node.replace_all_uses_with(new)
-        out.graph.erase_node(node)
-    remove_unused(out.graph)
+            new = program.call(quantize_sum, (values, weights, node.args[1]), note_of(node))
+        put_in_place(new, node)
+    return program
 
 
 def _is_sum(node: Node) -> bool:
-    """Whether a node adds up a float32 matrix and another one, or a row."""
+    """True if a node adds up a float32 matrix and another one, or a row."""
     note = note_of(node)
     if op_of(node).name != "add" or len(node.args) != 2 or node.kwargs or note.dtype != torch.float32 or note.ndim != 2:
         return False
@@ -61,29 +61,29 @@ def _is_matrix(node: Node, sizes: tuple[tuple[int, ...], ...]) -> bool:
     return note_of(node).dtype == torch.float32 and note_of(node).sizes == sizes
 
 
-def _terms(out: Program, total: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> list[_Term]:
-    """What is added up, in order; the first two may change places."""
+def _terms(program: Program, total: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> list[_Term]:
+    """Returns what is added up, in order; the first two may change places, which changes no bit."""
     first, second = total.args
     assert isinstance(first, Node)
     assert isinstance(second, Node)
     if _is_sum(second) and len(second.users) == 1 and not (_is_sum(first) and len(first.users) == 1):
         first, second = second, first
     if _is_sum(first) and len(first.users) == 1:
-        before = _terms(out, first, sizes, one)
+        before = _terms(program, first, sizes, one)
     else:
-        before = [_term(out, first, sizes, one)]
-    return [*before, _term(out, second, sizes, one)]
+        before = [_term(program, first, sizes, one)]
+    return [*before, _term(program, second, sizes, one)]
 
 
-def _term(out: Program, node: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> _Term:
+def _term(program: Program, node: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> _Term:
     if len(node.users) == 1:
         if node.target is look_up_last and isinstance(node.args[0], Node) and isinstance(node.args[1], Node):
             return _Term(node.args[0], node.args[1])
         if op_of(node).name == "mul" and len(node.args) == 2:
             for values, factor in (node.args, node.args[::-1]):
                 if isinstance(values, Node) and _is_matrix(values, sizes) and _is_number(factor):
-                    return _Term(values, _factor(out, factor))
-    return _Term(node, out.constant(one, "one"))
+                    return _Term(values, _factor(program, factor))
+    return _Term(node, program.constant(one, "one"))
 
 
 def _is_number(factor: object) -> bool:
@@ -92,9 +92,8 @@ def _is_number(factor: object) -> bool:
     return isinstance(factor, int | float)
 
 
-def _factor(out: Program, factor: object) -> Node:
-    """A number as float32 `[1]`, as which it multiplies float32."""
+def _factor(program: Program, factor: object) -> Node:
+    """Returns a number as float32 ``[1]``, as which it multiplies float32."""
     if isinstance(factor, Node):
-        number = out.root.get_buffer(str(factor.target))
-        return out.constant(number.float().reshape(1), "factor")
-    return out.constant(torch.tensor([float(factor)], dtype=torch.float32), "factor")  # type: ignore[arg-type]
+        return program.constant(program.tensor(factor).float().reshape(1), "factor")
+    return program.constant(torch.tensor([float(factor)], dtype=torch.float32), "factor")  # type: ignore[arg-type]

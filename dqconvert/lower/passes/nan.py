@@ -1,25 +1,26 @@
-"""Arguments that hold NaN are refused: no code stands for it, and a prediction that ignores it would be a wrong one."""
+"""Arguments that hold NaN are refused: no code stands for it, and a prediction that ignores it would be wrong."""
 
 from __future__ import annotations
 
 import operator
 
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from dqconvert.fuse.context import reads_form
 from dqconvert.kernels.integer.codes import check_numbers
+from dqconvert.lower.program import Program
 from dqconvert.ops import op_of
 from dqconvert.rewrite.connectivity import input_name, is_input
 from dqconvert.trace.globals import read_global
 from dqconvert.trace.note import annotate, note_of
 
 
-def refuse_nan(graph: Graph) -> None:
-    """Lets what quantizes an argument look for NaN on the way; one that something else reads first is read before.
+def refuse_nan(program: Program) -> Program:
+    """Lets the operation that quantizes an argument look for NaN on the way.
 
-    Args:
-        graph: An integer graph whose tables have moved into the operations before them.
+    An argument that something else reads first is looked at before that.
     """
+    graph = program.graph
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in order:
         note = note_of(node)
@@ -40,6 +41,7 @@ def refuse_nan(graph: Graph) -> None:
             checked = annotate(graph.call_function(check_numbers, (node, name)), note)
         for user in readers:
             user.replace_input_with(node, checked)
+    return program
 
 
 def _quantizes(user: Node, node: Node) -> bool:
