@@ -20,6 +20,7 @@ from torch_geometric.nn import GCN
 from torch_geometric.utils import contains_self_loops, is_undirected
 from typer.testing import CliRunner
 
+from command_line import dqconvert_command
 from dqconvert.bench import memory, sweep
 from dqconvert.bench.case import Case, Subject, build
 from dqconvert.bench.environment import environment, spinning
@@ -36,7 +37,6 @@ from dqconvert.commands.bench import train
 from dqconvert.errors import CommandError
 from dqconvert.qconfig import QSpec
 from dqconvert.quant import FakeQuantize, fused
-from test_cli import dqconvert_command
 
 TINY = {"W1": 0.02, "W2": 0.002, "W3": 0.002, "W4": 0.002, "W5": 0.05}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 import dqconvert
+from command_line import dqconvert_command
 from dqconvert.cli import app
-
-
-def dqconvert_command(*args: str) -> subprocess.CompletedProcess[str]:
-    """Runs ``python -m dqconvert`` as a process of its own."""
-    root = Path(dqconvert.__file__).parent.parent
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "dqconvert", *args]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
 
 
 def test_help_imports_hardly_more_than_the_help_of_an_empty_command() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 from typer.testing import CliRunner
 
+from command_line import dqconvert_command
 from dqconvert.bench import memory
 from dqconvert.bench.case import Case, Subject, build
 from dqconvert.bench.engines import (
@@ -34,7 +35,6 @@ from dqconvert.bench.workloads import INFERENCE
 from dqconvert.cli import app
 from dqconvert.errors import CommandError
 from dqconvert.lower.remember import Remember
-from test_cli import dqconvert_command
 
 TINY = {"V1": 0.005, "V2": 0.005, "V3": 0.005, "V4": 0.002, "V5": 0.02, "V6": 0.05}
 INT8 = Engine(name="int8-dq", preset="int8-dq")
