@@ -183,3 +183,37 @@ def test_norms_of_weights(norm):
     for training in (True, False):
         module.train(training), model.train(training)
         assert torch.equal(module(X, EDGES), model(X, EDGES))
+
+
+@pytest.mark.parametrize(
+    ("path", "register"),
+    [
+        ("", lambda module: module.register_forward_hook(lambda module, args, out: out - 1)),
+        ("", lambda module: module.register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:]))),
+        (
+            "",
+            lambda module: module.register_forward_hook(
+                lambda module, args, kwargs, out: 3 * out, with_kwargs=True, always_call=True
+            ),
+        ),
+        (
+            "out",
+            lambda module: module.register_forward_pre_hook(
+                lambda module, args, kwargs: ((args[0] + 1,), kwargs), with_kwargs=True
+            ),
+        ),
+    ],
+    ids=["output of the model", "inputs of the model", "with keywords", "inputs of a layer"],
+)
+def test_an_integer_module_computes_with_the_hook_and_no_file_leaves_it_out(path, register, tmp_path):
+    model = net()
+    register(model.get_submodule(path))
+    module, _ = dqconvert.prepare(model, "int8-dq", (X, EDGES))
+    settle(module)
+    integer = dqconvert.convert(module)
+    torch.testing.assert_close(integer(X, EDGES), module(X, EDGES), rtol=0, atol=1e-5)
+    torch.testing.assert_close(copy.deepcopy(integer)(X, EDGES), integer(X, EDGES), rtol=0, atol=0)
+    where = f"module '{path}'" if path else "the module itself"
+    with pytest.raises(CheckpointError, match=f"{where} has a hook .*, which a file cannot hold"):
+        dqconvert.save(integer, tmp_path / "hooked")
+    assert not (tmp_path / "hooked").exists()

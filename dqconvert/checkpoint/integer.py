@@ -29,6 +29,7 @@ from dqconvert.lower.remember import Remember
 from dqconvert.lower.report import Float
 from dqconvert.report import PreparedMethod
 from dqconvert.trace import TracedModule
+from dqconvert.trace.hooks import of_torch, tables
 from dqconvert.trace.method import Method
 
 KIND = "integer"
@@ -48,6 +49,7 @@ def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
     graphs = [graph for method in module.all_methods() for graph in method.graphs()]
     for graph in graphs:
         _check_results(graph)
+    _check_hooks(module)
     tensors, modules = _read(module)
     memos = {path: child for path, child in modules.items() if isinstance(child, Remember)}
     leaves = {path: child for path, child in modules.items() if path not in memos}
@@ -58,11 +60,11 @@ def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
         shrunk = shrink(tensors[name], columns)
         if shrunk is not None:
             tensors[name], weights[name] = shrunk
-    tables: dict[str, Any] = {}
+    deflated: dict[str, Any] = {}
     for name in constants:
-        deflated = deflate(tensors[name]) if name not in weights else None
-        if deflated is not None:
-            tensors[name], tables[name] = deflated
+        smaller = deflate(tensors[name]) if name not in weights else None
+        if smaller is not None:
+            tensors[name], deflated[name] = smaller
     for path, child in leaves.items():
         tensors |= {f"{path}.{name}": value for name, value in (*child.named_parameters(), *child.named_buffers())}
     document = {
@@ -76,7 +78,7 @@ def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "report": module.report.to_dict(),
         "constants": constants,
         "weights": weights,
-        "tables": tables,
+        "tables": deflated,
         "modules": {path: encode_module(child, path) for path, child in leaves.items()},
         "memos": {path: encode_graph(_inner(child)) for path, child in memos.items()},
         "graph": encode_graph(module.graph),
@@ -90,6 +92,18 @@ def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "order": _order(module, {*constants, *modules}),
     }
     return document, tensors
+
+
+def _check_hooks(module: IntegerModule) -> None:
+    """Refuses hooks: they are code, which a file does not hold, and may change what is computed."""
+    for path, child in module.named_modules():
+        table = next((name for name, hooks in tables(child) if not all(map(of_torch, hooks.values()))), None)
+        if table is not None:
+            where = f"module {path!r}" if path else "the module itself"
+            raise CheckpointError(
+                f"{where} has a hook ({table}), which a file cannot hold: compute what it changes in the model's "
+                f"forward; if it only looks, remove it from the integer module before saving."
+            )
 
 
 def _order(module: nn.Module, paths: set[str]) -> list[str]:

@@ -38,6 +38,7 @@ from dqconvert.lower.report import Float, IntegerReport
 from dqconvert.lower.skeleton import skeleton_of
 from dqconvert.lower.walk import walk
 from dqconvert.prepared import PreparedModule
+from dqconvert.trace.hooks import share_hooks
 from dqconvert.trace.method import Method, words_of
 
 PASSES: tuple[Pass, ...] = (
@@ -102,6 +103,7 @@ def lower(module: PreparedModule, *, passes: Sequence[Pass] = PASSES) -> Integer
         left_out=left_out,
         skeleton=skeleton_of(module),
     )
+    share_hooks(module, integer)
     return integer.eval()
 
 

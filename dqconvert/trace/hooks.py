@@ -19,6 +19,10 @@ from torch.nn.modules import module as torch_module
 from dqconvert.errors import GuardError
 
 _GLOBAL = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
+_OWN = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
 
 Hook = tuple[str, str, int]
@@ -71,7 +75,7 @@ def hooks_of(root: nn.Module) -> set[Hook]:
         if isinstance(table, dict) and table
         if name in _BACKWARD or name.endswith(("_forward_hooks", "_forward_pre_hooks"))
         for key, hook in table.items()
-        if not _of_torch(hook)
+        if not of_torch(hook)
     }
 
 
@@ -79,14 +83,20 @@ def replace_hooks(module: nn.Module, wrapped: Callable[[str, int, Any], Any]) ->
     """Puts others in the place of a module's forward hooks, under their keys."""
     for name, table in list(tables(module)):
         changed = OrderedDict(
-            (key, hook if _of_torch(hook) else wrapped(name, key, hook)) for key, hook in table.items()
+            (key, hook if of_torch(hook) else wrapped(name, key, hook)) for key, hook in table.items()
         )
         module.__dict__[name] = changed
 
 
-def _of_torch(hook: Any) -> bool:
-    """Whether a hook is one that computes a weight from others: the recording sees what it does."""
+def of_torch(hook: Any) -> bool:
+    """Returns True if a hook is one that computes a weight from others: the recording sees what it does."""
     return type(hook).__module__.startswith("torch.nn.utils.")
+
+
+def share_hooks(module: nn.Module, other: nn.Module) -> None:
+    """Gives another module the forward hooks of a module itself, not of its parts."""
+    for name in _OWN:
+        getattr(other, name).update(getattr(module, name))
 
 
 def global_hooks() -> bool:
