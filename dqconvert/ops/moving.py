@@ -21,15 +21,14 @@ def _unseen(name: str) -> Op:
     return Op(name, memory=Memory.SHARED)
 
 
-def _drops(name: str, module: str, sign: Sign = Sign.KEEPS) -> Op:
+def _drops(name: str, module: str, **facts: Any) -> Op:
     return Op(
         name,
         modules=(f"torch.nn.{module}",),
         parameters=("input", "p", "training"),
         drops=True,
         keeps_columns=True,
-        sign=sign,
-        memory=Memory.SHARED,
+        **{"sign": Sign.KEEPS, **facts},
     )
 
 
@@ -104,7 +103,7 @@ JOINS = (
 )
 
 DROPOUTS = (
-    _drops("dropout", "Dropout"),
+    _drops("dropout", "Dropout", memory=Memory.SHARED),
     _drops("dropout1d", "Dropout1d"),
     _drops("dropout2d", "Dropout2d"),
     _drops("dropout3d", "Dropout3d"),

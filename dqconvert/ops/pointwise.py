@@ -121,7 +121,7 @@ ACTIVATIONS = (
     _activation("tanhshrink", "Tanhshrink"),
     _activation("threshold", "Threshold"),
     _activation("softplus", "Softplus", sign=_NONNEGATIVE),
-    _activation("logsigmoid", "LogSigmoid"),
+    _activation("logsigmoid", "LogSigmoid", variants=("log_sigmoid",)),
     _activation("sigmoid", "Sigmoid", aliases=("special_expit",), sign=_NONNEGATIVE, squashes=True),
     _activation("hardsigmoid", "Hardsigmoid", sign=_NONNEGATIVE, squashes=True),
     _activation("tanh", "Tanh", squashes=True),
