@@ -68,7 +68,11 @@ def op_named(name: str, package: str = TORCH) -> Op:
 
 def package_of(function: Callable[..., Any]) -> str:
     """The package that a function is of: PyG's, ours, or else torch's."""
-    package = str(getattr(function, "__module__", None)).partition(".")[0]
+    return _package(getattr(function, "__module__", None))
+
+
+def _package(module: object) -> str:
+    package = module.partition(".")[0] if isinstance(module, str) else ""
     return package if package in (PYG, OURS) else TORCH
 
 
@@ -80,7 +84,12 @@ def op_of_function(function: Callable[..., Any]) -> Op:
         >>> op_of_function(torch.nn.functional.relu) is op_of_function(torch.relu)
         True
     """
-    return op_named(str(getattr(function, "__name__", function)), package_of(function))
+    return _of(getattr(function, "__name__", None) or str(function), getattr(function, "__module__", None))
+
+
+@functools.lru_cache(maxsize=4096)
+def _of(name: str, module: object) -> Op:
+    return op_named(name, _package(module))
 
 
 @functools.cache
