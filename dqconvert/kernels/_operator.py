@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -24,7 +24,9 @@ class Operator:
     Args:
         name: What torch calls it, behind ``dqconvert::``.
         definition: What every implementation is held to; its annotations are the operator's schema. It returns tensors
-            of its own, never its arguments or parts of them.
+            of its own, never its arguments or parts of them. Where it takes a ``NamedTuple``, the registered operator
+            and what looks at its arguments (``takes``, ``serves``, ``check``, ``setup``, ``backward``) have one for
+            each field, named as ``takes`` says; ``None`` for each where there is none.
         fake: The same, of shapes and types alone.
         cpu: The loops of the CPU, if it has any.
         takes: What those rely on; nothing else reaches them. Required with ``cpu``.
@@ -53,15 +55,17 @@ class Operator:
     ) -> None:
         # Equal calls of what draws random numbers must neither be merged nor run again in a backward pass.
         tags = (torch.Tag.nondeterministic_seeded,) if random else ()
-        self.definition = definition
+        signature, groups = _flattened(definition, None if takes is None else takes.names)
+        self.definition, self._groups = definition, groups
+        definition, fake = (_grouped(function, groups, signature) for function in (definition, fake))
         self.registered = torch.library.custom_op(f"dqconvert::{name}", definition, mutates_args=(), tags=tags)
         self.registered.register_fake(fake)
         self._direct, self._check = definition, check
         self._loops: Callable[..., Any] | None = None
         if cpu is not None:
-            if takes is None or list(takes.names) != list(inspect.signature(definition).parameters):
+            if takes is None or list(takes.names) != list(signature.parameters):
                 raise TypeError(f"operator {name!r} has loops: what they take must be said of each of its arguments")
-            self._direct = _behind(takes, cpu, definition, serves)
+            self._direct = _behind(takes, _grouped(cpu, groups, signature), definition, serves)
             self.registered.register_kernel("cpu")(self._direct)
             if backward is None:
                 self._loops, self._knows = cpu, takes.knows
@@ -71,14 +75,78 @@ class Operator:
 
     def __call__(self, *args: Any) -> Any:
         # Most calls: arguments of a form that was checked before, which the loops serve.
+        given = args
+        if self._groups:
+            args = self._flat(args)
         if self._loops is not None and not _somebody_looks() and self._knows(args):
-            return self._loops(*args)
+            return self._loops(*given)
         if self._check is not None:
             self._check(*args)
         if nobody_looks(args):
             return self._direct(*args)
         _check_devices(self.registered._name, args)
         return self.registered(*args)
+
+    def _flat(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        flat = list(args)
+        for _, place, start, stop in self._groups:
+            flat[place : place + 1] = args[place] or (None,) * (stop - start)
+        return tuple(flat)
+
+
+class _Group(NamedTuple):
+    """An argument that is a NamedTuple.
+
+    Attributes:
+        kind: Its class.
+        place: Its place among the arguments.
+        start, stop: Those of its fields among the flat arguments.
+    """
+
+    kind: type
+    place: int
+    start: int
+    stop: int
+
+
+def _flattened(definition: Callable[..., Any], names: tuple[str, ...] | None) -> tuple[inspect.Signature, list[_Group]]:
+    """Returns a signature with an argument for each field of NamedTuples, and which arguments those are, from the last
+    one on."""
+    signature, hints = inspect.signature(definition), get_type_hints(definition)
+    parameters: list[inspect.Parameter] = []
+    groups: list[_Group] = []
+    for place, parameter in enumerate(signature.parameters.values()):
+        hint = hints[parameter.name]
+        kind = next((one for one in (hint, *get_args(hint)) if hasattr(one, "_fields")), None)
+        if kind is None:
+            parameters.append(parameter)
+            continue
+        fields = get_type_hints(kind)
+        groups.insert(0, _Group(kind, place, len(parameters), len(parameters) + len(fields)))
+        for name, field in fields.items():
+            annotation = field if kind is hint else field | None
+            parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation))
+    if not groups or names is None or len(names) != len(parameters):
+        return signature, groups
+    named = [parameter.replace(name=name) for parameter, name in zip(parameters, names, strict=True)]
+    return signature.replace(parameters=named), groups
+
+
+def _grouped(function: Callable[..., Any], groups: list[_Group], signature: inspect.Signature) -> Callable[..., Any]:
+    """Returns the function of the flat arguments, given one of NamedTuples."""
+    if not groups:
+        return function
+
+    @wraps(function)
+    def run(*flat: Any) -> Any:
+        args = list(flat)
+        for kind, _, start, stop in groups:
+            part = args[start:stop]
+            args[start:stop] = (None if part[0] is None else kind(*part),)
+        return function(*args)
+
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    return run
 
 
 def _behind(

@@ -109,6 +109,17 @@ def unpack(packed: Tensor, columns: int) -> Tensor:
     return both.reshape(packed.size(0), 2 * packed.size(1))[:, :columns].contiguous()
 
 
+TAKES: dict[str, Any] = {
+    "factor": "any",
+    "grid": "any",
+    "bias": "any?",
+    "table": "any?",
+    "other": "any?",
+    "packed": "flag",
+}
+"""What a gate looks at in the fields of a :class:`Finish`; :func:`check` looks at the rest."""
+
+
 class Steps(NamedTuple):
     """A :class:`Finish` as the loops take it.
 
@@ -181,6 +192,12 @@ def room(rows: int, columns: int, finish: Finish) -> Tensor:
     """Memory for the result `[rows, columns]`, or `[rows, (columns + 1) // 2]` if it is packed."""
     width = (columns + 1) // 2 if finish.packed else columns
     return empty((rows, width), dtype_of(finish.table))
+
+
+def fake_room(x: Tensor, rows: int, columns: int, finish: Finish) -> Tensor:
+    """Returns what :func:`room` does, on the device of `x`, and of no values where that has none."""
+    width = (columns + 1) // 2 if finish.packed else columns
+    return x.new_empty((rows, width), dtype=dtype_of(finish.table))
 
 
 def dtype_of(table: Tensor | None) -> torch.dtype:

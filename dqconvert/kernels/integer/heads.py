@@ -19,7 +19,7 @@ from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.heads import add_rows
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.integer.codes import as_numbers
-from dqconvert.kernels.integer.finish import Finish, check, dtype_of, plain_finish, room, steps
+from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, plain_finish, room, steps
 
 MOST = 1 << 23
 """Heads whose sum fits into int32, whatever the codes: 2^23 * 255 < 2^31."""
@@ -29,31 +29,20 @@ def plain_add_heads(
     x: Tensor,
     x_grid: Tensor,
     columns: int,
-    factor: Tensor,
-    grid: Tensor,
-    bias: Tensor | None,
-    table: Tensor | None,
-    other: Tensor | None,
-    packed: bool,
+    finish: Finish,
 ) -> Tensor:
     """The definition that every implementation is held to; the arguments are those of :func:`add_heads`."""
     centred = x.long() - x_grid[1].long()
     sums = centred.view(x.size(0), x.size(1) // columns, columns).sum(1)
-    return plain_finish(sums, Finish(factor, grid, bias, table, other, packed))
+    return plain_finish(sums, finish)
 
 
 def _on_cpu(
     x: Tensor,
     x_grid: Tensor,
     columns: int,
-    factor: Tensor,
-    grid: Tensor,
-    bias: Tensor | None,
-    table: Tensor | None,
-    other: Tensor | None,
-    packed: bool,
+    finish: Finish,
 ) -> Tensor:
-    finish = Finish(factor, grid, bias, table, other, packed)
     rows, width = x.shape
     out = room(rows, columns, finish)
     args = array(x), int(as_numbers(x_grid, np.float32)[1]), columns, steps(finish, columns), array(out)
@@ -61,10 +50,8 @@ def _on_cpu(
     return out
 
 
-def _fake(x: Tensor, x_grid: Tensor, columns: int, *finish: object) -> Tensor:
-    _, _, _, table, _, packed = finish
-    width = (columns + 1) // 2 if packed else columns
-    return x.new_empty((x.size(0), width), dtype=dtype_of(table if isinstance(table, Tensor) else None))
+def _fake(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
+    return fake_room(x, x.size(0), columns, finish)
 
 
 def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
@@ -90,12 +77,7 @@ add_heads_operator = Operator(
         x="uint8 [rows, width]",
         x_grid="float32 [4]",
         columns="size",
-        factor="any",
-        grid="any",
-        bias="any?",
-        table="any?",
-        other="any?",
-        packed="flag",
+        **TAKES,
         also=_check,
     ),
 )
@@ -128,5 +110,5 @@ def add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor
 
     ```
     """
-    result: Tensor = add_heads_operator(x, x_grid, columns, *finish)
+    result: Tensor = add_heads_operator(x, x_grid, columns, finish)
     return result

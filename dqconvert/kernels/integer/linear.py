@@ -22,7 +22,7 @@ from dqconvert.kernels.cpu.integer.linear import linear_rows
 from dqconvert.kernels.cpu.llvm.multiply import GROUP
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.integer.codes import as_numbers, not_a_number, not_floating, plain_quantize, quantize
-from dqconvert.kernels.integer.finish import Finish, check, dtype_of, plain_finish, room, steps, unpack
+from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, plain_finish, room, steps, unpack
 
 
 def pack_weight(centred: Tensor) -> Tensor:
@@ -63,17 +63,12 @@ def plain_integer_linear(
     weight: Tensor,
     columns: int,
     packed_input: bool,
-    factor: Tensor,
-    grid: Tensor,
-    bias: Tensor | None,
-    table: Tensor | None,
-    other: Tensor | None,
-    packed: bool,
+    finish: Finish,
     name: str | None = None,
 ) -> Tensor:
     """The definition that every implementation is held to.
 
-    **Arguments**: those of :func:`integer_linear`; behind `packed_input` those of a :class:`Finish`.
+    **Arguments**: those of :func:`integer_linear`.
     """
     if x.is_floating_point():
         x = plain_quantize(x, x_grid, None, False, name)
@@ -82,7 +77,7 @@ def plain_integer_linear(
     # float64 holds these sums exactly, and has products on every device.
     centred = x.to(torch.float64) - x_grid[1].to(torch.float64)
     sums = centred @ unpack_weight(weight, columns, x.size(1)).to(torch.float64).t()
-    return plain_finish(sums.to(torch.int64), Finish(factor, grid, bias, table, other, packed))
+    return plain_finish(sums.to(torch.int64), finish)
 
 
 _READ = (torch.uint8, torch.float32)
@@ -95,15 +90,9 @@ def _on_cpu(
     weight: Tensor,
     columns: int,
     packed_input: bool,
-    factor: Tensor,
-    grid: Tensor,
-    bias: Tensor | None,
-    table: Tensor | None,
-    other: Tensor | None,
-    packed: bool,
+    finish: Finish,
     name: str | None = None,
 ) -> Tensor:
-    finish = Finish(factor, grid, bias, table, other, packed)
     rows = x.size(0)
     out = room(rows, columns, finish)
     args = (
@@ -123,10 +112,10 @@ def _on_cpu(
     return out
 
 
-def _fake(x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, *finish: object) -> Tensor:
-    _, _, _, table, _, packed, *_ = finish
-    width = (columns + 1) // 2 if packed else columns
-    return x.new_empty((x.size(0), width), dtype=dtype_of(table if isinstance(table, Tensor) else None))
+def _fake(
+    x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, finish: Finish, *_: Any
+) -> Tensor:
+    return fake_room(x, x.size(0), columns, finish)
 
 
 def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
@@ -170,12 +159,7 @@ integer_linear_operator = Operator(
         weight="int16 [groups, pairs, 16, 2]",
         columns="size",
         packed_input="flag",
-        factor="any",
-        grid="any",
-        bias="any?",
-        table="any?",
-        other="any?",
-        packed="flag",
+        **TAKES,
         name="flag",
         also=_check,
     ),
@@ -227,5 +211,5 @@ def integer_linear(
         raise InputShapeError(f"{name or 'x'} has {x.size(1)} columns, and the weight takes {depth}")
     if x.dtype not in _READ and x.is_floating_point() and x.dim() == 2:
         x = quantize(x, x_grid, name=name)
-    result: Tensor = integer_linear_operator(x, x_grid, weight, columns, packed_input, *finish, name)
+    result: Tensor = integer_linear_operator(x, x_grid, weight, columns, packed_input, finish, name)
     return result

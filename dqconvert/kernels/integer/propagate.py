@@ -27,7 +27,7 @@ from dqconvert.kernels.cpu.llvm.vectors import AVX2
 from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.codes import as_numbers
-from dqconvert.kernels.integer.finish import Finish, check, dtype_of, plain_finish, room, steps, unpack
+from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, plain_finish, room, steps, unpack
 
 REDUCTIONS = {"sum": SUM, "mean": SUM, "max": MAX, "min": MIN}
 
@@ -75,28 +75,21 @@ def plain_integer_propagate(
     columns: int,
     packed_input: bool,
     reduce: str,
-    weight: Tensor | None,
-    multipliers: Tensor | None,
-    message_grid: Tensor | None,
-    factor: Tensor,
-    grid: Tensor,
-    bias: Tensor | None,
-    table: Tensor | None,
-    other: Tensor | None,
-    packed: bool,
+    weight: MessageWeight | None,
+    finish: Finish,
 ) -> Tensor:
     """The definition that every implementation is held to.
 
-    **Arguments**: those of :func:`integer_propagate`; at the end those of a :class:`Finish`.
+    **Arguments**: those of :func:`integer_propagate`.
     """
     codes = unpack(x, columns) if packed_input else x
     message = (codes.long() - x_grid[1].long())[senders.long()]
-    if weight is not None and multipliers is not None and message_grid is not None:
-        rows, heads = weight.shape
+    if weight is not None:
+        rows, heads = weight.codes.shape
         # In float64, where the product is exact and rounded once.
-        by_code = multipliers.clamp(-STEEPEST, STEEPEST).to(torch.float64)
-        product = message.view(rows, heads, columns // heads) * by_code[weight.long()].unsqueeze(2)
-        _, zero, top, low = message_grid.to(torch.float64)
+        by_code = weight.multipliers.clamp(-STEEPEST, STEEPEST).to(torch.float64)
+        product = message.view(rows, heads, columns // heads) * by_code[weight.codes.long()].unsqueeze(2)
+        _, zero, top, low = weight.grid.to(torch.float64)
         steps = (product + (zero + low)).to(torch.float32).round()
         message = (steps.clamp(low, low + top) - (zero + low)).long().view(rows, columns)
     degree = ptr.diff()
@@ -108,7 +101,7 @@ def plain_integer_propagate(
         places = receivers.unsqueeze(1).expand_as(message)
         sums.scatter_reduce_(0, places, message, f"a{reduce}", include_self=False)
     shares = 1 / degree.clamp(min=1).to(torch.float32) if reduce == "mean" else None
-    return plain_finish(sums, Finish(factor, grid, bias, table, other, packed), shares)
+    return plain_finish(sums, finish, shares)
 
 
 def _on_cpu(
@@ -119,33 +112,25 @@ def _on_cpu(
     columns: int,
     packed_input: bool,
     reduce: str,
-    weight: Tensor | None,
-    multipliers: Tensor | None,
-    message_grid: Tensor | None,
-    factor: Tensor,
-    grid: Tensor,
-    bias: Tensor | None,
-    table: Tensor | None,
-    other: Tensor | None,
-    packed: bool,
+    weight: MessageWeight | None,
+    finish: Finish,
 ) -> Tensor:
-    finish = Finish(factor, grid, bias, table, other, packed)
     nodes = ptr.numel() - 1
     out = room(nodes, columns, finish)
     if out.numel() == 0:
         return out
     zero, kind = int(as_numbers(x_grid, np.float32)[1]), REDUCTIONS[reduce]
-    if packed_input and not (AVX2 and (weight is None or _pack_whole(columns, weight.size(1)))):
+    if packed_input and not (AVX2 and (weight is None or _pack_whole(columns, weight.codes.size(1)))):
         x, packed_input = unpack(x, columns), False
     size = x.size(1)
     if size < LEAST:
         x = torch.nn.functional.pad(x, (0, LEAST - size))
 
-    if weight is None or multipliers is None or message_grid is None:
+    if weight is None:
         weights, by_code, numbers = _ONE_WEIGHT, _SAME if packed_input else _NO_TABLE, (0, 0, 0, 0, zero)
     else:
-        weights = array(weight)
-        by_code, numbers = _messages((multipliers, message_grid), zero, packed_input)
+        weights = array(weight.codes)
+        by_code, numbers = _messages((weight.multipliers, weight.grid), zero, packed_input)
     most = EXACT if kind == SUM else _ALL
     block = most if kind != SUM or by_code.dtype == np.float32 else min(_SHORT, most)
 
@@ -192,23 +177,8 @@ def _pack_whole(columns: int, heads: int) -> bool:
     return heads == 1 or columns // heads % (2 * LEAST) == 0
 
 
-def _fake(
-    x: Tensor,
-    x_grid: Tensor,
-    ptr: Tensor,
-    senders: Tensor,
-    columns: int,
-    packed_input: bool,
-    reduce: str,
-    weight: Tensor | None,
-    multipliers: Tensor | None,
-    message_grid: Tensor | None,
-    *finish: object,
-) -> Tensor:
-    _, _, _, table, _, packed = finish
-    width = (columns + 1) // 2 if packed else columns
-    dtype = dtype_of(table if isinstance(table, Tensor) else None)
-    return x.new_empty((ptr.numel() - 1, width), dtype=dtype)
+def _fake(x: Tensor, x_grid: Tensor, ptr: Tensor, senders: Tensor, columns: int, *rest: Any) -> Tensor:
+    return fake_room(x, ptr.numel() - 1, columns, rest[-1])
 
 
 def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
@@ -262,12 +232,7 @@ integer_propagate_operator = Operator(
         weight="uint8? [edges, heads]",
         multipliers="float32? [256]",
         message_grid="float32? [4]",
-        factor="any",
-        grid="any",
-        bias="any?",
-        table="any?",
-        other="any?",
-        packed="flag",
+        **TAKES,
         orders=(("ptr", "senders", "rows"),),
         also=_check,
     ),
@@ -320,8 +285,7 @@ def integer_propagate(
 
     ```
     """
-    parts = (None, None, None) if weight is None else weight
-    result: Tensor = integer_propagate_operator(x, x_grid, ptr, senders, columns, packed_input, reduce, *parts, *finish)
+    result: Tensor = integer_propagate_operator(x, x_grid, ptr, senders, columns, packed_input, reduce, weight, finish)
     return result
 
 

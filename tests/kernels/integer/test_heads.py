@@ -31,7 +31,7 @@ def a_finish(columns, end="none", rows=0):
 
 def checked(x, columns, finish):
     found = add_heads(x, GRID, columns, finish)
-    assert torch.equal(found, plain_add_heads(x, GRID, columns, *finish))
+    assert torch.equal(found, plain_add_heads(x, GRID, columns, finish))
     return found
 
 
@@ -41,7 +41,7 @@ def test_the_definition_is_the_mean_of_values():
     mean = values.view(50, 4, 7).mean(1) + bias
     finish = Finish(torch.tensor([0.3 / 4]), torch.tensor([0.05, 100.0, 255.0, -128.0]), bias)
     want = (mean / 0.05 + 100).round().clamp(0, 255)
-    assert (plain_add_heads(x, GRID, 7, *finish) - want).abs().max() <= 1e-3
+    assert (plain_add_heads(x, GRID, 7, finish) - want).abs().max() <= 1e-3
 
 
 @settings(max_examples=60)
@@ -79,6 +79,6 @@ def test_what_does_not_fit_is_an_error():
 
 def test_the_operator_keeps_its_contract():
     for end in ("none", "by code", "packed"):
-        args = codes(6, 10), GRID, 5, *a_finish(5, end)
-        torch.library.opcheck(torch.ops.dqconvert.add_heads.default, args)
-        assert torch.equal(add_heads_operator(*args), plain_add_heads(*args))
+        args = codes(6, 10), GRID, 5, a_finish(5, end)
+        torch.library.opcheck(torch.ops.dqconvert.add_heads.default, (*args[:3], *args[3]))
+        assert torch.equal(add_heads_operator(*args), add_heads_operator.definition(*args))

@@ -53,7 +53,7 @@ def a_finish(rows, columns, depth, *, by_column=False, bias=False, table=False, 
 def check(x, weight, finish, *, x_grid=X_GRID, packed_input=False):
     columns, packed = weight.size(0), pack_weight(weight)
     got = integer_linear(x, x_grid, packed, columns, finish, packed_input=packed_input)
-    want = plain_integer_linear(x, x_grid, packed, columns, packed_input, *finish)
+    want = plain_integer_linear(x, x_grid, packed, columns, packed_input, finish)
     assert got.dtype == want.dtype
     assert torch.equal(got, want)
     return got
@@ -259,9 +259,11 @@ def test_the_operator_is_registered_right(kind):
     x = {"codes": codes(5, 8), "packed": codes(5, 4), "values": torch.randn(5, 8)}[kind]
     for options in ({"bias": True, "packed": True}, {"other": True, "by_column": True}):
         finish = a_finish(5, 19, 8, **options)
-        args = (x, X_GRID, weight, 19, kind == "packed", *finish)
-        torch.library.opcheck(torch.ops.dqconvert.integer_linear.default, args)
-        assert torch.equal(integer_linear_operator(*args), integer_linear_operator.registered(*args))
+        args = (x, X_GRID, weight, 19, kind == "packed")
+        torch.library.opcheck(torch.ops.dqconvert.integer_linear.default, (*args, *finish))
+        assert torch.equal(
+            integer_linear_operator(*args, finish, None), integer_linear_operator.registered(*args, *finish)
+        )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (50, 7), (3000, 2100)])
@@ -278,7 +280,7 @@ def test_nan_is_an_error_where_values_have_a_name(shape):
             with pytest.raises(ValueError, match="x holds NaN"):
                 integer_linear(wrong.to(dtype), X_GRID, weight, 3, finish, name="x")
         with pytest.raises(ValueError, match="x holds NaN"):
-            plain_integer_linear(wrong, X_GRID, weight, 3, False, *finish, "x")
+            plain_integer_linear(wrong, X_GRID, weight, 3, False, finish, "x")
 
 
 def mostly_zero(rows, depth, share):
@@ -296,7 +298,7 @@ def test_rows_that_are_mostly_zero(rows, depth, columns, share, threads):
     for grid in (X_GRID, *map(torch.tensor, grids)):
         x = mostly_zero(rows, depth, share)
         got = integer_linear(x, grid, weight, columns, finish)
-        assert torch.equal(got, plain_integer_linear(x, grid, weight, columns, False, *finish))
+        assert torch.equal(got, plain_integer_linear(x, grid, weight, columns, False, finish))
 
 
 def test_rows_of_both_kinds():
@@ -307,7 +309,7 @@ def test_rows_of_both_kinds():
         x = mostly_zero(150, 700, 0.02)
         x[dense] = torch.randn(700)
         got = integer_linear(x, X_GRID, weight, 9, finish)
-        assert torch.equal(got, plain_integer_linear(x, X_GRID, weight, 9, False, *finish))
+        assert torch.equal(got, plain_integer_linear(x, X_GRID, weight, 9, False, finish))
 
 
 @pytest.mark.parametrize("place", [0, 31, 32, 1431, 1432])

@@ -85,8 +85,7 @@ def check(x, order, columns, finish, *, weight=None, reduce="sum", packed_input=
     got = integer_propagate(
         x, grid, ptr, senders, columns, finish, weight=weight, reduce=reduce, packed_input=packed_input
     )
-    parts = weight or (None, None, None)
-    want = plain_integer_propagate(x, grid, ptr, senders, columns, packed_input, reduce, *parts, *finish)
+    want = plain_integer_propagate(x, grid, ptr, senders, columns, packed_input, reduce, weight, finish)
     assert got.dtype == want.dtype
     assert torch.equal(got, want)
     if weight is not None and not packed_input and module.lines is lines:
@@ -428,6 +427,7 @@ def test_operators_keep_their_contract(heads, packed):
     parts = a_weight(10, heads) if heads else (None, None, None)
     for end in ("values", "other") if packed else ("codes", "packed"):
         finish = a_finish(5, 6, end=end, bias=True)
-        args = codes(6, 6, packed), INT4 if packed else INT8, *order, 6, packed, "mean", *parts, *finish
-        torch.library.opcheck(torch.ops.dqconvert.integer_propagate.default, args)
-        assert torch.equal(integer_propagate_operator(*args), plain_integer_propagate(*args))
+        args = codes(6, 6, packed), INT4 if packed else INT8, *order, 6, packed, "mean"
+        torch.library.opcheck(torch.ops.dqconvert.integer_propagate.default, (*args, *parts, *finish))
+        args = *args, a_weight(10, heads) if heads else None, finish
+        assert torch.equal(integer_propagate_operator(*args), integer_propagate_operator.definition(*args))
