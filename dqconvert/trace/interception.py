@@ -240,11 +240,11 @@ class Interception:
         """A module that stays one node."""
         self.writer.store_for(module)
         before = self.writer.versions((args, kwargs))
-        held = {id(tensor): tensor for tensor, *_ in self.writer.held(module)}
+        held = {id(tensor): tensor for tensor, *_ in self.writer.foreign.held(module)}
         with self.writer.paused():
             result = run(*plain_arguments(args), **plain_arguments(kwargs))
         node = self.writer.node("call_module", path, args, kwargs)
-        self.writer.left_behind(module, node, held)
+        self.writer.foreign.left_behind(module, node, held)
         changed = self.writer.changed(before)
         if not changed:
             return self.writer.bind(result, node)

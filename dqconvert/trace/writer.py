@@ -22,11 +22,11 @@ from dqconvert.ops import OPERATORS
 from dqconvert.trace.attributes import Attributes
 from dqconvert.trace.constants import literal
 from dqconvert.trace.containers import followed
-from dqconvert.trace.globals import Globals, place_name, read_global
+from dqconvert.trace.foreign import Foreign
 from dqconvert.trace.memory import Memories, share_memory
 from dqconvert.trace.nested import leaves_in, tensors_in
 from dqconvert.trace.note import Note, Stage, annotate, note_of
-from dqconvert.trace.runtime import COMPARISONS, after, guard, left_in, private
+from dqconvert.trace.runtime import COMPARISONS, after, guard, private
 from dqconvert.trace.unchanged import Read
 from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain
 from dqconvert.words import kind_of
@@ -49,6 +49,7 @@ class Writer:
         stage: The stages of message passing that are running, innermost last.
         edge_index: What the running propagate calls pass messages over, and the row that sends.
         attributes: What the forward reads off its modules and sets there.
+        foreign: The tensors that no recorded call made.
         modules: Paths of the registered modules by ``id``.
         origin: For a device or dtype that was read off a tensor, the node that reads it.
         remarks: What the user should know of the recording.
@@ -70,17 +71,6 @@ class Writer:
         self.recording = False
         self.modules = {id(module): path for path, module in nn.Module.named_modules(root)}
         self.memories = Memories(self.graph, lambda: self.note(None), self.fail)
-        self.modules = {id(module): path for path, module in root.named_modules()}
-        self._attributes: dict[int, str] = {}
-        for path, module in nn.Module.named_modules(root):
-            for name, value in [*module._parameters.items(), *module._buffers.items(), *vars(module).items()]:
-                if isinstance(value, Tensor):
-                    self._attributes.setdefault(id(value), f"{path}.{name}" if path else name)
-        self._get_attr: dict[str, Node] = {}
-        self._globals = Globals(root)
-        self._read: list[tuple[Tensor, str]] = []
-        self._left: dict[int, tuple[Tensor, Node, str, tuple[Any, ...]]] = {}
-        self._sizes: dict[tuple[Node, int], Node] = {}
         self._guards: set[tuple[Any, ...]] = set()
         self.where: list[tuple[str, int]] = [("", 0)]
         self.calls: dict[str, int] = {}
@@ -92,6 +82,7 @@ class Writer:
         self.remarks: dict[str, None] = {}
         self.asked: list[tuple[Node, str, Any]] = []
         self._given: dict[int, tuple[Tensor, Tensor]] = {}
+        self.foreign = Foreign(self)
         self.attributes = Attributes(self, set() if stateful is None else stateful, caches)
 
     def paused(self) -> _Paused:
@@ -205,9 +196,9 @@ class Writer:
         """Ends the graph."""
         returned = self.argument(value)
         with self.paused():
-            written = [words for tensor, words in self._read if self._globals.changed(tensor)]
+            written = self.foreign.written()
         if written:
-            self.fail(f"writes into the {written[0]}: pass it as an argument")
+            self.fail(f"writes into the {written}: pass it as an argument")
         self.memories.flush()
         annotate(self.graph.output(returned), Note())
         self.memories.finish()
@@ -223,10 +214,10 @@ class Writer:
             source=source or self.source(),
         )
         if isinstance(value, Tensor):
-            return self._with_value(note, value)
+            return self.with_value(note, value)
         return note
 
-    def _with_value(self, note: Note, value: Tensor) -> Note:
+    def with_value(self, note: Note, value: Tensor) -> Note:
         with self.paused():  # our own look at the tensor is not the model's
             return replace(note, sizes=(tuple(value.size()),), dtype=value.dtype, sparse=value.layout != torch.strided)
 
@@ -245,7 +236,7 @@ class Writer:
             origin: Whether the node reads an argument of the forward.
         """
         if isinstance(result, Tensor):
-            annotate(node, self._with_value(note_of(node), result))
+            annotate(node, self.with_value(note_of(node), result))
             with self.paused():
                 self.memories.bind(result, node, origin=origin)
             self._keep_value(node, result)
@@ -273,7 +264,7 @@ class Writer:
     def write(self, tensor: Tensor, node: Node) -> None:
         """Says that a tensor was changed in place, and has the value of a node now."""
         self._tensor_argument(tensor)  # of a buffer, that it is one
-        annotate(node, self._with_value(note_of(node), tensor))
+        annotate(node, self.with_value(note_of(node), tensor))
         with self.paused():
             self.memories.write(tensor, node)
         self._keep_value(node, tensor)
@@ -281,7 +272,7 @@ class Writer:
     def take_view(self, tensor: Tensor, node: Node) -> None:
         """Says that a tensor became, in place, a view of what it was, which is the value of a node."""
         self._tensor_argument(tensor)
-        annotate(node, self._with_value(note_of(node), tensor))
+        annotate(node, self.with_value(note_of(node), tensor))
         with self.paused():
             self.memories.take_view(tensor, node)
 
@@ -338,60 +329,12 @@ class Writer:
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether a recorded call made a tensor."""
-        return self.memories.find(tensor) is not None or self._adopt(tensor) is not None
+        return self.memories.find(tensor) is not None or self.foreign.node_of(tensor) is not None
 
     def node_of(self, tensor: Tensor) -> Node | None:
         """The node that has the value of a tensor now; ``None`` if no recorded call made it."""
         cell = self.memories.find(tensor)
-        return self._adopt(tensor) if cell is None else self.memories.current(cell)
-
-    def held(self, module: nn.Module) -> Iterator[tuple[Tensor, str, tuple[Any, ...]]]:
-        """The tensors in plain attributes of a module and its parts: with the part's path, and the steps there."""
-        for part in nn.Module.modules(module):
-            for name, value in vars(part).items():
-                items = value.items() if isinstance(value, dict) and not name.startswith("_") else ()
-                found = [((name,), value), *(((name, key), item) for key, item in items if isinstance(key, str))]
-                for steps, tensor in found:
-                    if isinstance(tensor, Tensor) and id(part) in self.modules:
-                        yield tensor, self.modules[id(part)], steps
-
-    def left_behind(self, module: nn.Module, call: Node, before: dict[int, Tensor]) -> None:
-        """Notes which tensors a call of a module, which stays whole, put into its attributes: others may read them."""
-        for tensor, path, steps in self.held(module):
-            if before.get(id(tensor)) is not tensor:
-                self._left[id(tensor)] = tensor, call, path, steps
-
-    def _adopt(self, tensor: Tensor) -> Node | None:
-        """A node that reads a tensor which a global name leads to, or an attribute of a module that was called as a
-        whole; ``None`` if none does."""
-        left = self._left.get(id(tensor))
-        if left is not None and left[0] is tensor and self.recording:
-            _, call, owner_path, steps = left
-            with self.graph.inserting_after(call):
-                owner = annotate(self.graph.create_node("get_attr", owner_path), Note(module=owner_path))
-            with self.graph.inserting_after(owner):
-                node = self.graph.create_node("call_function", left_in, (owner, steps, call))
-            annotate(node, self._with_value(Note(module=owner_path, source=self.source()), tensor))
-            with self.paused():
-                self.memories.bind(tensor, node)
-            return node
-        places = self._globals.places(tensor)
-        if not places or not self.recording or id(tensor) in self._attributes:
-            return None
-        module, name, path = places[0]
-        words = f"global {place_name(name, path)} of module {module!r}"
-        if type(tensor) is not Tensor or tensor.layout != torch.strided:
-            self.fail(f"reads the {words}, {kind_of(tensor)}: pass it as an argument")
-        inputs = [node for node in self.graph.nodes if node.op == "placeholder" or node.target is read_global]
-        with self.graph.inserting_after(inputs[-1] if inputs else self.graph._root):
-            node = self.graph.create_node("call_function", read_global, (module, name, path, *places[1:]))
-        annotate(node, self._with_value(Note(source=words), tensor))
-        with self.paused():
-            self.memories.bind(tensor, node, origin=True)
-            self._read.append((tensor, words))
-        remark = f"the forward reads the {words}: it follows what is there when it runs, and no file holds it"
-        self.remarks[remark] = None
-        return node
+        return self.foreign.node_of(tensor) if cell is None else self.memories.current(cell)
 
     def argument(self, value: Any) -> Any:
         """A recorded call's argument in the graph's terms."""
@@ -419,23 +362,7 @@ class Writer:
         self.fail(f"passes {kind_of(value)} to a recorded call")
 
     def _tensor_argument(self, tensor: Tensor) -> Node:
-        node = self.node_of(tensor)
-        if node is not None:
-            return node
-        path = self._attributes.get(id(tensor))
-        if path is None:
-            self.fail(
-                f"uses a tensor of shape {list(self.shape(tensor))} that no recorded call made "
-                f"(a global, or made by code that torch does not see): register it as a buffer"
-            )
-        if path not in self._get_attr:
-            node = self.graph.create_node("get_attr", path)
-            owner = path.rpartition(".")[0]
-            note = Note(module=owner, source=self.source())
-            self._get_attr[path] = annotate(node, self._with_value(note, tensor))
-            with self.paused():
-                self.memories.bind(tensor, node, origin=True, attribute=True)
-        return self._get_attr[path]
+        return self.node_of(tensor) or self.foreign.attribute(tensor)
 
     def touches(self, args: Any, kwargs: Any) -> bool:
         """Whether a call has to do with the model at all."""
@@ -446,7 +373,7 @@ class Writer:
         return all(
             item is None
             or isinstance(item, (Traced, torch.device, torch.dtype, *_CONSTANTS))
-            or (isinstance(item, Tensor) and (id(item) in self._attributes or self.knows(item)))
+            or (isinstance(item, Tensor) and (self.foreign.is_attribute(item) or self.knows(item)))
             for item in leaves_in(value)
         )
 
