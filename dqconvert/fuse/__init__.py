@@ -33,7 +33,7 @@ from dqconvert.trace.method import Method
 
 
 class Fused(NamedTuple):
-    """What runs for a graph.
+    """The graph that runs for a prepared graph.
 
     Attributes:
         graph: The graph that runs.

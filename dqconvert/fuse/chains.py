@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from dqconvert.fuse.context import Context, only_user, protection_of, reads_form
 from dqconvert.ops import op_of
-from dqconvert.quant.fused import Chain, batch_norm, chain, linear, message_passing
+from dqconvert.quant.fused import FusedChain, batch_norm, chain, linear, message_passing
 from dqconvert.rewrite.derive import Size
 from dqconvert.trace.note import annotate, note_of
 
@@ -35,7 +35,7 @@ def fuse_chains(context: Context) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Added:
-    """What a chain adds: ``bias``, or ``other``, or ``alpha * other``.
+    """The term that a chain adds: ``bias``, or ``other``, or ``alpha * other``.
 
     Attributes:
         bias: A vector, the same for all rows.
@@ -51,8 +51,8 @@ class _Added:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Chain:
-    """A group of nodes that becomes one operator, named as in :func:`dqconvert.quant.fused.chain`.
+class _ChainNodes:
+    """The nodes that become one operator, named as in :func:`dqconvert.quant.fused.chain`.
 
     Attributes:
         nodes: The group, in order.
@@ -74,11 +74,11 @@ class _Chain:
 # -- finding them ------------------------------------------------------------------------------------------------
 
 
-def _chain_from(context: Context, start: Node) -> _Chain:
-    """The longest chain that begins with the call of a quantizer, which may be all there is of it."""
+def _chain_from(context: Context, start: Node) -> _ChainNodes:
+    """Returns the longest chain that begins with the call of a quantizer, which may be all there is of it."""
 
     def follows(user: Node | None) -> TypeGuard[Node]:
-        """Whether a node is a quantizer with the same protection."""
+        """True if a node is a quantizer with the same protection."""
         return user is not None and context.is_quantizer(user) and protection_of(user) is protection_of(start)
 
     first, added, second, third, nodes = None, _Added(), start, None, [start]
@@ -89,16 +89,16 @@ def _chain_from(context: Context, start: Node) -> _Chain:
         nodes += [add, behind] if total.product is None else [total.product, add, behind]
     relu = only_user(second)
     if relu is None or not _is_relu(context, relu):
-        return _Chain(nodes=tuple(nodes), first=first, added=added, second=second, relu=False, third=None)
+        return _ChainNodes(nodes=tuple(nodes), first=first, added=added, second=second, relu=False, third=None)
     nodes.append(relu)
     if follows(last := only_user(relu)):
         third = last
         nodes.append(last)
-    return _Chain(nodes=tuple(nodes), first=first, added=added, second=second, relu=True, third=third)
+    return _ChainNodes(nodes=tuple(nodes), first=first, added=added, second=second, relu=True, third=third)
 
 
 def _added(add: Node, start: Node) -> _Added | None:
-    """What is added to ``start``: a bias, or another tensor of the same shape, perhaps times a scalar."""
+    """Returns the term that is added to ``start``: a bias, or a tensor of the same shape, perhaps times a scalar."""
     if op_of(add).name != "add" or add.kwargs or len(add.args) != 2:
         return None
     other = add.args[1] if add.args[0] is start else add.args[0]
@@ -115,7 +115,7 @@ def _added(add: Node, start: Node) -> _Added | None:
 
 
 def _scaled(product: Node, shape: tuple[Size, ...]) -> _Added | None:
-    """The scalar and the tensor of a product with a tensor of one element."""
+    """Returns the scalar and the tensor of a product with a tensor of one element."""
     if op_of(product).name != "mul" or len(product.args) != 2 or product.kwargs:
         return None
     for scalar, tensor in (product.args, product.args[::-1]):
@@ -131,7 +131,7 @@ def _is_relu(context: Context, node: Node) -> bool:
 
 
 def fuse_entries(context: Context) -> None:
-    """Lets a linear layer quantize its rows itself, where their quantizer is no part of a chain and serves it alone."""
+    """Fuses a quantizer into the linear layer behind it, where it is no part of a chain and serves that layer alone."""
     for node in list(context.graph.nodes):
         if node.op != "call_function" or node.target is not linear:
             continue
@@ -152,8 +152,8 @@ SOURCES: Mapping[Any, tuple[str, int]] = MappingProxyType(
 """What can send its rows straight into a chain: its name in the report, and its number of arguments before that."""
 
 
-def _source(context: Context, found: _Chain) -> Node | None:
-    """What makes the rows of a chain, if that can be part of it."""
+def _source(context: Context, found: _ChainNodes) -> Node | None:
+    """Returns the operation that makes the rows of a chain, if it can be part of the operator."""
     source = found.nodes[0].args[0]
     assert isinstance(source, Node)
     if source.op != "call_function" or source.target not in SOURCES or source.kwargs:
@@ -174,7 +174,7 @@ def _enter(context: Context, quantize: Node, node: Node, protected: Any) -> None
     context.replace((quantize, node), new, "quantizer, " + (before.op if before is not None else "linear"))
 
 
-def _write(context: Context, found: _Chain, source: Node | None) -> None:
+def _write(context: Context, found: _ChainNodes, source: Node | None) -> None:
     graph, start, end = context.graph, found.nodes[0], found.nodes[-1]
     form, added = start.args[0], found.added
 
@@ -184,7 +184,7 @@ def _write(context: Context, found: _Chain, source: Node | None) -> None:
     with graph.inserting_before(end):
         first, second, third = (module(quantize) for quantize in (found.first, found.second, found.third))
         # With nodes for its fields, which the graph's code fills in.
-        steps: Any = Chain(first, added.bias, added.other, added.alpha, second, found.relu, third)  # type: ignore[arg-type]
+        steps: Any = FusedChain(first, added.bias, added.other, added.alpha, second, found.relu, third)  # type: ignore[arg-type]
         if source is None:
             new = graph.call_function(chain, (form, steps, protection_of(start)))
         else:

@@ -17,7 +17,7 @@ from dqconvert.trace.leaves import has_hooks
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What the passes read and change, one after the other.
+    """A graph that is being fused: the passes read and change it, one after the other.
 
     Attributes:
         graph: A copy of the prepared graph, changed in place.
@@ -37,21 +37,21 @@ class Context:
 
     @classmethod
     def of(cls, graph: Graph, root: nn.Module, tag: str = "") -> Context:
-        """The state before the first pass."""
+        """Returns the state before the first pass."""
         return cls(graph=graph, root=root, modules=dict(root.named_modules(remove_duplicate=False)), tag=tag)
 
     def plain_module(self, node: Node) -> nn.Module | None:
-        """The module that a node calls, unless calling it also runs hooks: those see it called as it is."""
+        """Returns the module that a node calls, unless calling it also runs hooks: those see it called as it is."""
         module = self._called(node)
         return None if module is None or has_hooks(module) else module
 
     def is_quantizer(self, node: Node) -> bool:
-        """Whether a node calls a plain quantizer of rows, the one that the operators know."""
+        """True if a node calls a plain quantizer of rows, the kind that the operators know."""
         module = self.plain_module(node)
         return type(module) is FakeQuantize and module.channel_dim is None and module.row_dim == 0
 
     def undisturbed(self, nodes: Sequence[Node]) -> bool:
-        """Whether no node between the first and the last of a group, but those of the group, writes in place.
+        """True if no node between the first and the last of a group, but those of the group, writes in place.
 
         The group becomes one operator where its last node stands: what it reads must still be what it was.
         """
@@ -91,12 +91,12 @@ class Context:
 
 
 def protection_of(quantize: Node) -> Any:
-    """The mask of protected rows that the call of a quantizer is given; ``None``: there is none."""
+    """Returns the mask of protected rows that the call of a quantizer is given; ``None`` if there is none."""
     return quantize.args[1] if len(quantize.args) > 1 else None
 
 
 def only_user(node: Node) -> Node | None:
-    """What alone uses a value, and is not the graph's output: then the value need not be there.
+    """Returns the only user of a value, unless that is the graph's output: fused with it, the value need not exist.
 
     What reads the value's shape, type or device alone is no use of it.
     """
@@ -105,7 +105,7 @@ def only_user(node: Node) -> Node | None:
 
 
 def reads_form(node: Node) -> bool:
-    """Whether a node reads a tensor's shape, type or device alone."""
+    """True if a node reads a tensor's shape, dtype or device alone."""
     if node.target is getattr:
         return node.args[1] in ("dtype", "device", "shape", "ndim")
     return node.op == "call_method" and node.target in ("size", "dim")

@@ -14,7 +14,7 @@ from dqconvert.trace.note import annotate, note_of
 
 
 def guard_islands(graph: Graph, islands: Sequence[str]) -> None:
-    """Gives modules that were not traced tensors in memory of their own, and copies what they return.
+    """Copies the inputs and the outputs of modules that were not traced.
 
     What they do with that memory is unknown: reversible layers free that of their inputs, and later of their outputs.
 
@@ -44,7 +44,7 @@ def guard_islands(graph: Graph, islands: Sequence[str]) -> None:
 
 
 def refuse_explanations(graph: Graph, layers: Sequence[str]) -> None:
-    """Lets a graph refuse to run while an explainer has its masks on layers: their messages do not pass there.
+    """Adds a check that no explainer has its masks on layers: their messages do not pass through the masks.
 
     Args:
         graph: Changed in place.

@@ -19,7 +19,7 @@ from dqconvert.trace.note import note_of
 
 
 def memo(context: Context, name: str, key: Any, make: Callable[[], nn.Module]) -> str:
-    """The path of the module that remembers what ``key`` stands for.
+    """Returns the path of the module that remembers what ``key`` stands for.
 
     Args:
         context: Its ``root`` gets the module where it has none of that path yet, from an earlier fusing.
@@ -37,7 +37,7 @@ def memo(context: Context, name: str, key: Any, make: Callable[[], nn.Module]) -
 
 
 def origin(value: Any) -> Any:
-    """What a value comes from: equal for two nodes that probably hold the same. Of use for what checks that."""
+    """Returns a structural key: equal for nodes that probably hold the same; that is verified at run time."""
     if isinstance(value, slice):
         return "slice", origin(value.start), origin(value.stop), origin(value.step)
     if isinstance(value, dict):
@@ -53,7 +53,7 @@ def origin(value: Any) -> Any:
 
 
 def size_of(value: Any) -> Any:
-    """What a size is read off, so that two nodes that read the same size count as one; other values as they are."""
+    """Returns the dimension that a size is read off, so that two nodes that read the same one count as one."""
     if isinstance(value, Node) and op_of(value).name == "size":
         source, dim = value.args
         if isinstance(source, Node) and isinstance(dim, int) and note_of(source).sizes:

@@ -37,7 +37,7 @@ def fuse_messages(context: Context) -> None:
 
 @dataclass(frozen=True)
 class Message:
-    """How a message is made.
+    """The nodes that compute a message.
 
     Attributes:
         gather: Of the senders' rows.
@@ -52,7 +52,7 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Propagation:
-    """A group of nodes that becomes one operator.
+    """The nodes of one message passing, which become one operator.
 
     Attributes:
         message: What is sent.
@@ -74,7 +74,7 @@ class Propagation:
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """The group, in order."""
+        """The nodes, in order."""
         return *self.message.nodes, self.quantize, self.aggregate
 
 
@@ -82,7 +82,7 @@ class Propagation:
 
 
 def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propagation | None:
-    """The group around the call of a quantizer; ``None`` if it is none that the operator computes.
+    """Returns the group around the call of a quantizer; ``None`` if it is none that the operator computes.
 
     Args:
         context: The graph.
@@ -119,7 +119,7 @@ def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propag
 
 
 def _message(message: Node, shared: bool) -> Message | None:
-    """What a message is made of; ``None`` if not of ``x_j``, or ``x_j`` and a weight of its edge."""
+    """Returns the nodes of a message; ``None`` if it is not ``x_j``, or ``x_j`` times a weight of its edge."""
     if (taken := gather(message)) is not None:
         return Message(taken, None, (message,))
     if op_of(message).name != "mul" or len(message.args) != 2:
@@ -136,7 +136,7 @@ def _message(message: Node, shared: bool) -> Message | None:
 
 
 def _per_edge(factor: Node, sizes: tuple[Size, ...]) -> Node | None:
-    """The weights behind a factor that is spread over the channels of a message: ``[E]`` or ``[E, heads]``."""
+    """Returns the weights, ``[E]`` or ``[E, heads]``, behind a factor that is broadcast over a message's channels."""
     shape = note_of(factor).sizes
     spread = tuple((*size[:-1], 1) for size in sizes)
     if shape != spread:
@@ -149,7 +149,7 @@ def _per_edge(factor: Node, sizes: tuple[Size, ...]) -> Node | None:
 
 
 def _is_senders(mask: Any, taken: Gather) -> bool:
-    """Whether a mask of messages is that of their senders, gathered as the messages are."""
+    """True if a mask of messages is that of their senders, gathered as the messages are."""
     if not isinstance(mask, Node) or mask.target is not gather_protected:
         return False
     index = mask.args[1]
@@ -160,7 +160,7 @@ def _is_senders(mask: Any, taken: Gather) -> bool:
 
 
 def _written(context: Context, found: Propagation, orders: dict[Any, Node]) -> Node:
-    """The call of the operator, before the aggregation.
+    """Writes the call of the operator, before the aggregation.
 
     Args:
         context: Where to.
@@ -183,7 +183,7 @@ def _written(context: Context, found: Propagation, orders: dict[Any, Node]) -> N
 
 
 def _order(context: Context, orders: dict[Any, Node], index: Node, other: Node, size: Any) -> Node:
-    """The call that groups edges by ``index``."""
+    """Returns the call that groups edges by ``index``."""
     # Every layer takes the ends of edges out of edge_index for itself, or out of an edge_index of its own.
     edge_index, row = end_of_edges(index) or (index, 0)
     one = (edge_index, row, size_of(size))

@@ -40,7 +40,7 @@ def put_stand_ins(context: Context) -> None:
 
 
 def _open_dropout(context: Context, node: Node) -> None:
-    """Calls the function with the module's probability and mode, read anew each time: both may be changed later."""
+    """Replaces the module by the function, with its probability and mode read at each call: both may change later."""
     graph = context.graph
     with graph.inserting_before(node):
         p, training = (graph.get_attr(f"{node.target}.{name}") for name in ("p", "training"))
@@ -50,7 +50,7 @@ def _open_dropout(context: Context, node: Node) -> None:
 
 
 def remember(context: Context) -> None:
-    """Lets functions of the graph alone remember what they returned, for the graph often stays the same."""
+    """Caches the results of functions of the edges alone, for the graph often stays the same."""
     paths = {
         node: memo(context, f"remembered_{op_of(node).name}", origin(node), partial(Remembered, node.target))
         for node in context.graph.nodes

@@ -22,7 +22,7 @@ from dqconvert.prepared.boundary import Boundary, bounded
 from dqconvert.quant.memo import share_memory
 from dqconvert.trace.doors import DoorModule
 from dqconvert.trace.leaves import WEIGHTED_MODULES
-from dqconvert.trace.parts import Call, door_of, open_parts, part_class
+from dqconvert.trace.parts import DoorCall, door_of, open_parts, part_class
 from dqconvert.words import article, count
 
 
@@ -123,7 +123,7 @@ class IntegerModule(DoorModule):
             user = getattr(skeleton, "_user_class", type(skeleton))
             skeleton.__class__ = part_class(user, self, "", skeleton)
 
-    def _no_graph(self, call: Call, refusal: Exception | None = None) -> Any:
+    def _no_graph(self, call: DoorCall, refusal: Exception | None = None) -> Any:
         door, part, user = call.door, call.part, call.user
         path, _, name = door.rpartition(".")
         skeleton = vars(self).get("skeleton")

@@ -18,7 +18,7 @@ from dqconvert.trace.method import Method
 
 
 def prepare_again(prepared: PreparedModule, qconfig: QConfig, *, fuse: bool) -> PreparedModule:
-    """A prepared module with another config, on a copy of its present weights, with every method that it has.
+    """Prepares a module with another config, on a copy of its present weights, with every method that it has.
 
     Args:
         prepared: The module; it is not changed.

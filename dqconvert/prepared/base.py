@@ -30,7 +30,7 @@ DEFERRED = "named, traced at its first call"
 
 
 class PreparedBase(DoorModule):
-    """The graphs of a prepared module, and what runs for each.
+    """The graphs of a prepared module, and the graph that runs for each.
 
     Attributes:
         qconfig: The config it was prepared with.
@@ -103,7 +103,7 @@ class PreparedBase(DoorModule):
 
     @property
     def report(self) -> Report:
-        """What was inserted where, and what runs as one operator."""
+        """The report: the inserted quantizers, and the groups of nodes that run as one operator."""
         return replace(self._noted, fusions=self.fusions)
 
     @property
@@ -116,7 +116,7 @@ class PreparedBase(DoorModule):
 
     @property
     def fusions(self) -> tuple[Fusion, ...]:
-        """What runs as one operator; nothing where ``fuse`` is off."""
+        """The groups of nodes that run as one operator; none where ``fuse`` is off."""
         fused = (self._fused.get(method.graph) for method in self.all_methods())
         return tuple(fusion for one in fused if one is not None for fusion in one.fusions)
 

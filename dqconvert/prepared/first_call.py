@@ -27,7 +27,7 @@ from dqconvert.trace import Trace, trace
 from dqconvert.trace.adjacency import is_sparse
 from dqconvert.trace.inputs import Inputs, from_bound, signature_of
 from dqconvert.trace.leaves import uninitialized
-from dqconvert.trace.parts import Call
+from dqconvert.trace.parts import DoorCall
 from dqconvert.trace.probe import probe
 from dqconvert.trace.watch import Watch, watched
 
@@ -35,7 +35,7 @@ _lock = threading.RLock()
 """One method is traced at a time, of all modules: tracing changes names that all code uses."""
 
 
-def first_call(host: PreparedBase, call: Call, refusal: Exception | None = None) -> Any:
+def first_call(host: PreparedBase, call: DoorCall, refusal: Exception | None = None) -> Any:
     """Answers a call that no graph is for; there is one afterwards, if a graph can hold what the method does.
 
     Args:
@@ -79,7 +79,7 @@ def first_call(host: PreparedBase, call: Call, refusal: Exception | None = None)
 
 
 def _whole(host: PreparedBase) -> Iterator[str]:
-    """Paths of the user's modules that graphs call as a whole."""
+    """Yields the paths of the user's modules that graphs call as a whole."""
     for method in host.all_methods():
         yield from (island.module for island in method.islands)
         for graph in method.graphs():
@@ -89,7 +89,7 @@ def _whole(host: PreparedBase) -> Iterator[str]:
 # -- tracing -------------------------------------------------------------------------------------------------------
 
 
-def _prepare(host: PreparedBase, call: Call, refused: str) -> str | None:
+def _prepare(host: PreparedBase, call: DoorCall, refused: str) -> str | None:
     """Traces the method of a call and gives the module its graph.
 
     Returns:
@@ -148,7 +148,7 @@ def _add(host: PreparedBase, door: str, found: Trace, refused: str) -> str | Non
 
 
 def _inputs(view: nn.Module, door: str, args: Any, kwargs: Any) -> Inputs:
-    """The arguments as inputs of a trace: copies, without gradients, of the weights' precision."""
+    """Returns the arguments as inputs of a trace: copies, without gradients, of the weights' precision."""
     signature = signature_of(view, door)
     given = {name: value for name, value in kwargs.items() if name != "protect_prob" or name in signature.parameters}
     bound = signature.bind(*args, **given)
@@ -193,7 +193,7 @@ def _note_own_code(host: PreparedBase, door: str, why: str) -> None:
     host._noted = replace(host._noted, methods=(*host._noted.methods, entry))
 
 
-def _run_own_code(host: PreparedBase, call: Call, why: str, refusal: Exception | None) -> Any:
+def _run_own_code(host: PreparedBase, call: DoorCall, why: str, refusal: Exception | None) -> Any:
     if torch.compiler.is_compiling():
         return call.run_user()
     vectors = {

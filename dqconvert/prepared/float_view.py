@@ -14,7 +14,7 @@ from dqconvert.trace.parts import Part, put_back
 
 
 def float_view(prepared: PreparedBase) -> nn.Module:
-    """A copy of a prepared module as an instance of the user's class, without quantizers, on the present weights.
+    """Returns a copy of a prepared module as an instance of the user's class: no quantizers, the present weights.
 
     Example:
         >>> from torch_geometric.nn import GCN
@@ -52,7 +52,7 @@ _OWN = (
 
 
 def _without_history(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
-    """Has a tensor that some call left behind copied without its gradient, with which it cannot be."""
+    """Puts a copy into the memo of a deep copy for a tensor with a gradient function, which cannot be copied itself."""
     if not tensor.is_leaf:
         memo[id(tensor)] = tensor.detach().clone()
     return tensor

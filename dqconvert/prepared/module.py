@@ -21,7 +21,7 @@ from dqconvert.rewrite.rewrite import Rewritten
 from dqconvert.show.tree import tree
 from dqconvert.show.view import View, view_of
 from dqconvert.trace import TracedModule
-from dqconvert.trace.parts import Call
+from dqconvert.trace.parts import DoorCall
 
 
 class PreparedModule(PreparedBase):
@@ -43,7 +43,7 @@ class PreparedModule(PreparedBase):
         resets = {"reset_parameters": _reset_parameters} if hasattr(user, "reset_parameters") else {}
         return {**super()._namespace(user), **resets}
 
-    def _no_graph(self, call: Call, refusal: Exception | None = None) -> Any:
+    def _no_graph(self, call: DoorCall, refusal: Exception | None = None) -> Any:
         return first_call(self, call, refusal)
 
     def __repr__(self) -> str:

@@ -34,12 +34,12 @@ def _keepers(module: nn.Module) -> _Keepers:
 
 
 def forget_keepers(module: nn.Module) -> None:
-    """Has the modules looked for again, as when a model was changed."""
+    """Forgets the modules that change in a forward, as when a model was changed; they are looked for again."""
     _known.pop(module, None)
 
 
 class Before:
-    """How a model was before a call.
+    """The state of a model before a call, to go back to if it fails.
 
     Args:
         module: The model.
@@ -67,12 +67,12 @@ class Before:
 
     @classmethod
     def of(cls, module: nn.Module, part: nn.Module) -> Before | None:
-        """How it was, if a call of a part of it may change it."""
+        """Returns the state of a model, if a call of a part of it may change it; else ``None``."""
         changes = module.training or part.training or any(q.calibrating for q in _keepers(module).quantizers)
         return cls(module) if changes else None
 
     def restore(self) -> None:
-        """Makes it so again; what was added since has seen nothing."""
+        """Restores the state; quantizers that were added since are reset."""
         with torch.no_grad():
             for (module, name, held), value in zip(self._held, self._values, strict=True):
                 held.copy_(value)
@@ -87,7 +87,7 @@ class Before:
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
-    """Copies, of many small tensors of one type in one go."""
+    """Returns copies; many small tensors of one dtype are copied at once."""
     small = [t for t in tensors if t.dim() == 0 and t.dtype == torch.float32 and t.device == tensors[0].device]
     with torch.no_grad():
         together = iter(torch.stack(small).unbind() if small else ())
@@ -96,7 +96,7 @@ def _copies(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _devices(tensors: list[Tensor]) -> list[Any]:
-    """The GPUs that random numbers may be drawn on; none while a graph of one is captured, which must not read them."""
+    """Returns the GPUs that may draw random numbers; none while a CUDA graph is captured, which must not read them."""
     found = list({t.device for t in tensors if t.device.type == "cuda"})
     return [] if found and torch.cuda.is_current_stream_capturing() else found
 

@@ -20,45 +20,46 @@ class FakeQuantize(nn.Module):
 
     In training, each call first updates the range from the unprotected rows, then rounds these rows with the
     new range; protected rows pass in full precision. In evaluation the range is fixed, and every row is
-    rounded: `protected` is ignored. NaN and infinities are not observed; rounded, NaN stays NaN and
+    rounded: ``protected`` is ignored. NaN and infinities are not observed; rounded, NaN stays NaN and
     infinities become the ends of the grid.
 
-    **Arguments**
+    Args:
+        spec: How to quantize.
+        name: The quantizer's name in messages, such as ``"convs.0.quant.message"``.
+        signed: Whether codes reach below zero (``spec.signed``, decided).
+        channels: The number of channels; required with ``spec.granularity="channel"``, else ignored.
+        channel_dim: The dimension of the channels.
+        row_dim: The dimension that ``protected`` ranges over.
 
-    - `spec`: how to quantize.
-    - `name`: what messages call this quantizer, such as `"convs.0.quant.message"`.
-    - `signed`: whether codes reach below zero (`spec.signed`, decided).
-    - `channels = None`: how many channels there are; required with `spec.granularity="channel"`, else
-      ignored.
-    - `channel_dim = 0`: the dimension of the channels.
-    - `row_dim = 0`: the dimension that `protected` ranges over.
+    Attributes:
+        min_val: Buffer, the lower end of the range: float32 whatever type the module is cast to, ``[]`` or
+            ``[channels]``; inf until something was observed.
+        max_val: Likewise the upper end; -inf until something was observed.
+        scale: float32, of the grid of that range.
+        zero_point: int32, of the grid of that range.
+        quant_min: The smallest code.
+        quant_max: The largest code.
+        observer_enabled: Whether to update the range.
+        fake_quant_enabled: Whether to round; of an unrounded value the input itself is returned.
+        calibrating: Whether to observe in evaluation, too, all rows.
 
-    **Attributes**
+    Raises:
+        ConfigError: If ``channels`` is missing.
+        ObserverError: If it has to round before it observed anything.
 
-    - `min_val`, `max_val`: buffers, the range: float32 whatever type the module is cast to, `[]` or
-      `[channels]`; inf and -inf until something was observed.
-    - `scale` (float32), `zero_point` (int32): the grid of that range. `quant_min`, `quant_max`: its codes.
-    - `observer_enabled = True`, `fake_quant_enabled = True`: whether to update the range and whether to
-      round. Of an unrounded value the input itself is returned.
-    - `calibrating = False`: observe in evaluation, too, all rows.
+    Source:
+        Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021.
 
-    **Raises** `ConfigError` if `channels` is missing; `ObserverError` if it has to round before it observed
-    anything.
-
-    Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021.
-
-    ```python
-    >>> from dqconvert.qconfig import QSpec
-    >>> quantizer = FakeQuantize(QSpec(bits=4), name="conv.quant.message", signed=True)
-    >>> x, protected = torch.tensor([[-7.9, 0.3], [100.1, 7.3]]), torch.tensor([False, True])
-    >>> quantizer(x, protected).tolist()[1] == x[1].tolist()
-    True
-    >>> quantizer
-    FakeQuantize(conv.quant.message, bits=4, signed=True, affine, per tensor, minmax, range=[-7.9, 0.3])
-    >>> quantizer.eval()(x, protected).max() < 0.6
-    tensor(True)
-
-    ```
+    Example:
+        >>> from dqconvert.qconfig import QSpec
+        >>> quantizer = FakeQuantize(QSpec(bits=4), name="conv.quant.message", signed=True)
+        >>> x, protected = torch.tensor([[-7.9, 0.3], [100.1, 7.3]]), torch.tensor([False, True])
+        >>> quantizer(x, protected).tolist()[1] == x[1].tolist()
+        True
+        >>> quantizer
+        FakeQuantize(conv.quant.message, bits=4, signed=True, affine, per tensor, minmax, range=[-7.9, 0.3])
+        >>> quantizer.eval()(x, protected).max() < 0.6
+        tensor(True)
     """
 
     min_val: Tensor
@@ -109,7 +110,7 @@ class FakeQuantize(nn.Module):
         return qparams(self.min_val, self.max_val, self.quant_min, self.quant_max, self.spec.symmetric)
 
     def forward(self, x: Tensor, protected: Tensor | None = None) -> Tensor:
-        """Observes and rounds `x`, a floating tensor; `protected` is bool `[x.size(row_dim)]` or None."""
+        """Observes and rounds ``x``, a floating tensor; ``protected`` is bool ``[x.size(row_dim)]`` or ``None``."""
         if not self.training:
             protected = None
         scheme = self.scheme_for(x)
@@ -153,7 +154,7 @@ class FakeQuantize(nn.Module):
         return self.observer_enabled and (self.training or self.calibrating)
 
     def scheme_for(self, x: Tensor) -> Scheme | None:
-        """How the operators that observe and round in one go are to treat `x` in this call; None if they cannot."""
+        """Returns how the operators that observe and round at once are to treat ``x``; ``None`` if they cannot."""
         if x.layout is not torch.strided:
             raise InputTypeError(
                 f"quantizer {self.name!r} rounds each value, zeros too, and got a {x.layout} tensor: give .to_dense()"
@@ -170,7 +171,7 @@ class FakeQuantize(nn.Module):
         return self._fused if observing else self._fused._replace(observe=False)
 
     def take(self, scheme: Scheme, ends: Tensor) -> None:
-        """Takes the new range, float32 `[2]`, that such an operator returns."""
+        """Takes the new range, float32 ``[2]``, that such an operator returns."""
         if scheme.observe:
             lo, hi = ends.unbind()
             self.min_val.copy_(lo)
@@ -187,10 +188,10 @@ class FakeQuantize(nn.Module):
             self.is_observed()
 
     def is_observed(self) -> bool:
-        """Whether every channel's range holds something.
+        """True if every channel has observed a value.
 
-        Looks at the buffers, which waits for an accelerator, only until the answer was once yes. `eval()` and
-        `load_state_dict` look ahead, so that evaluating a trained or loaded quantizer waits for nothing.
+        Reads the buffers, which waits for an accelerator, only until the answer was once yes. ``eval()`` and
+        ``load_state_dict`` look ahead, so that evaluating a trained or loaded quantizer waits for nothing.
         """
         if not self._known_observed and not self.min_val.is_meta:
             self._known_observed = not bool(is_empty((self.min_val, self.max_val)).any())
@@ -241,25 +242,25 @@ class FakeQuantize(nn.Module):
 
 
 def enable_observer(module: nn.Module) -> None:
-    """Lets every quantizer in a module update its range in training; also as `module.apply(enable_observer)`."""
+    """Lets every quantizer in a module update its range in training; also as ``module.apply(enable_observer)``."""
     for quantizer in _quantizers(module, "enable_observer"):
         quantizer.observer_enabled = True
 
 
 def disable_observer(module: nn.Module) -> None:
-    """Freezes the range of every quantizer in a module; also as `module.apply(disable_observer)`."""
+    """Freezes the range of every quantizer in a module; also as ``module.apply(disable_observer)``."""
     for quantizer in _quantizers(module, "disable_observer"):
         quantizer.observer_enabled = False
 
 
 def enable_fake_quant(module: nn.Module) -> None:
-    """Lets every quantizer in a module round; also as `module.apply(enable_fake_quant)`."""
+    """Lets every quantizer in a module round; also as ``module.apply(enable_fake_quant)``."""
     for quantizer in _quantizers(module, "enable_fake_quant"):
         quantizer.fake_quant_enabled = True
 
 
 def disable_fake_quant(module: nn.Module) -> None:
-    """Makes every quantizer in a module only observe; also as `module.apply(disable_fake_quant)`."""
+    """Makes every quantizer in a module only observe; also as ``module.apply(disable_fake_quant)``."""
     for quantizer in _quantizers(module, "disable_fake_quant"):
         quantizer.fake_quant_enabled = False
 

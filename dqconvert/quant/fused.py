@@ -30,10 +30,10 @@ from dqconvert.quant.fake_quantize import FakeQuantize
 from dqconvert.quant.protection import gather_protected
 
 
-class Chain(NamedTuple):
-    """What happens to a value's rows: `third(relu(second(first(x) + bias)))`, or `+ alpha * other`.
+class FusedChain(NamedTuple):
+    """A chain of quantizers: ``third(relu(second(first(x) + bias)))``, or ``+ alpha * other`` instead of the bias.
 
-    Whatever is `None` (or False) is left out.
+    Whatever is ``None`` (or ``False``) is left out.
     """
 
     first: FakeQuantize | None = None
@@ -45,7 +45,7 @@ class Chain(NamedTuple):
     third: FakeQuantize | None = None
 
     def __call__(self, x: Tensor, protected: Tensor | None) -> Tensor:
-        """Step by step, as the graph that is not fused does."""
+        """Runs step by step, as the graph that is not fused does."""
         value = x if self.first is None else self.first(x, protected)
         if self.bias is not None:
             value = value + self.bias
@@ -59,7 +59,7 @@ class Chain(NamedTuple):
 class _Ready:
     """A chain whose quantizers all observe and round as usual, as the operators take it."""
 
-    def __init__(self, chain: Chain, schemes: Sequence[Scheme | None], protected: Tensor | None) -> None:
+    def __init__(self, chain: FusedChain, schemes: Sequence[Scheme | None], protected: Tensor | None) -> None:
         quantizers = (chain.first, chain.second, chain.third)
         self._present = [quantizer for quantizer in quantizers if quantizer is not None]
         self.schemes = (schemes[0], schemes[1], schemes[2])
@@ -80,7 +80,7 @@ class _Ready:
             quantizer.take(scheme, ends[2 * place : 2 * place + 2])
 
 
-def _ready(chain: Chain, x: Tensor, protected: Tensor | None) -> _Ready | None:
+def _ready(chain: FusedChain, x: Tensor, protected: Tensor | None) -> _Ready | None:
     quantizers = (chain.first, chain.second, chain.third)
     present = [quantizer for quantizer in quantizers if quantizer is not None]
     schemes = [None if quantizer is None else quantizer.scheme_for(x) for quantizer in quantizers]
@@ -91,10 +91,13 @@ def _ready(chain: Chain, x: Tensor, protected: Tensor | None) -> _Ready | None:
     return _Ready(chain, schemes, protected) if usual else None
 
 
-def chain(x: Tensor, steps: Chain, protected: Tensor | None) -> Tensor:
-    """The chain of `x`, see :func:`dqconvert.kernels.quantize_chain`.
+def chain(x: Tensor, steps: FusedChain, protected: Tensor | None) -> Tensor:
+    """Runs a chain on ``x``, see :func:`dqconvert.kernels.quantize_chain`.
 
-    `protected`: bool `[x.size(0)]`, for all quantizers.
+    Args:
+        x: Floating ``[rows, *features]``.
+        steps: The chain.
+        protected: bool ``[rows]``, for all quantizers; ``None``: none is protected.
     """
     ready = _ready(steps, x, protected)
     if ready is None:
@@ -108,12 +111,12 @@ def linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    steps: Chain | None = None,
+    steps: FusedChain | None = None,
     protected: Tensor | None = None,
     entry: FakeQuantize | None = None,
 ) -> Tensor:
-    """The chain, if there is one, of `torch.nn.functional.linear`; `entry` quantizes `x` first."""
-    steps = steps or Chain()
+    """Runs ``torch.nn.functional.linear``, and then the chain, if there is one; ``entry`` quantizes ``x`` first."""
+    steps = steps or FusedChain()
     alike = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
     ordinary = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and type(x) is Tensor and alike
     scheme = entry.scheme_for(x) if entry is not None and ordinary and x.dim() == 2 else None
@@ -136,7 +139,7 @@ def linear(
 
 
 def weights(values: Sequence[Tensor], quantizers: Sequence[FakeQuantize]) -> tuple[Tensor, ...]:
-    """Each of several small tensors through its quantizer."""
+    """Quantizes several small tensors, each with its own quantizer."""
     schemes = [quantizer.scheme_for(value) for value, quantizer in zip(values, quantizers, strict=True)]
     used = [scheme for scheme in schemes if scheme is not None]
     usual = len(used) == len(values) and all(type(value) in (Tensor, nn.Parameter) for value in values)
@@ -154,8 +157,10 @@ LOOPED = (torch.float32, torch.float64)
 """Types of weights that are quantized together."""
 
 
-def batch_norm(x: Tensor, norm: nn.BatchNorm1d, steps: Chain | None = None, protected: Tensor | None = None) -> Tensor:
-    """The chain, if there is one, of a batch norm's result; in training its running averages move as ever."""
+def batch_norm(
+    x: Tensor, norm: nn.BatchNorm1d, steps: FusedChain | None = None, protected: Tensor | None = None
+) -> Tensor:
+    """Runs a batch norm, and then the chain, if there is one; in training its running averages move as ever."""
     if steps is None:  # nothing is rounded: to the last bit
         normed: Tensor = norm(x)
         return normed
@@ -193,25 +198,30 @@ def message_passing(
     quantizer: FakeQuantize,
     senders_protected: Tensor | None,
     mean: bool,
-    steps: Chain | None = None,
+    steps: FusedChain | None = None,
     protected: Tensor | None = None,
 ) -> Tensor:
-    """Gathers `x` along the edges, multiplies by `weight`, quantizes, adds up (or averages) per receiver; a chain.
+    """Gathers ``x`` along the edges, multiplies by ``weight``, quantizes, adds up (or averages) per receiver; a chain.
 
-    **Arguments**
+    Args:
+        x: ``[num_senders, *features]``.
+        weight: ``[num_edges]`` or, for features ``[heads, channels]``, ``[num_edges, heads]``; ``None``: the message
+            is ``x_j``.
+        sender: int64 ``[num_edges]``.
+        receiver: int64 ``[num_edges]``.
+        num_nodes: The number of nodes that receive.
+        by_receiver: From :class:`dqconvert.quant.memo.EdgeOrders`; ``None`` on devices that do without.
+        by_sender: Likewise.
+        quantizer: The quantizer of the messages.
+        senders_protected: bool ``[num_senders]``, or ``None``.
+        mean: Whether to average.
+        steps: The chain of the aggregates.
+        protected: bool ``[num_nodes]``, for the quantizers of the chain.
 
-    - `x`: `[num_senders, *features]`.
-    - `weight`: `[num_edges]` or, for features `[heads, channels]`, `[num_edges, heads]`; `None`: the message is
-      `x_j`.
-    - `sender`, `receiver`: int64 `[num_edges]`; `num_nodes`: how many nodes receive.
-    - `by_receiver`, `by_sender`: from :class:`dqconvert.quant.memo.EdgeOrders`; `None` on devices that do without.
-    - `quantizer`: of the messages. `senders_protected`: bool `[num_senders]`, or None.
-    - `mean`: whether to average.
-    - `steps = None`: what happens to the aggregates. `protected = None`: bool `[num_nodes]`, for its quantizers.
-
-    **Returns** `[num_nodes, *features]`.
+    Returns:
+        ``[num_nodes, *features]``.
     """
-    steps = steps or Chain()
+    steps = steps or FusedChain()
     scheme = quantizer.scheme_for(x) if by_receiver is not None and by_sender is not None else None
     fits = weight is None or weight.dtype == x.dtype
     if scheme is None or by_receiver is None or by_sender is None or not fits:
@@ -256,7 +266,7 @@ def largest_message(
     quantizer: FakeQuantize,
     senders_protected: Tensor | None,
 ) -> Tensor:
-    """The same for the largest message that reaches each node, by feature; 0 where none does."""
+    """Returns by feature the largest message to each node, 0 where there is none; see :func:`message_passing`."""
     scheme = quantizer.scheme_for(x) if by_receiver is not None and by_sender is not None else None
     fits = weight is None or weight.dtype == x.dtype
     if scheme is None or by_receiver is None or by_sender is None or not fits:
@@ -277,7 +287,7 @@ def largest_message(
 
 
 def _by_head(weight: Tensor) -> Tensor:
-    """`[num_edges, heads]`, of weights that may have no dimension for heads, or one more for channels."""
+    """Returns ``[num_edges, heads]`` of weights that may have no dimension for heads, or one more for channels."""
     return weight.unsqueeze(1) if weight.dim() == 1 else weight.squeeze(2) if weight.dim() == 3 else weight
 
 
@@ -299,14 +309,14 @@ def _message_by_message(
 
 
 def own_memory(x: Any) -> Any:
-    """A copy of a tensor, or of those in a tuple or list, in memory of its own: for code that may free or resize it."""
+    """Returns copies of a tensor, or of those in a tuple or list: for code that may free or resize them."""
     if isinstance(x, tuple | list) and not hasattr(x, "_fields"):
         return type(x)(map(own_memory, x))
     return x.clone() if isinstance(x, Tensor) else x
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """`torch.nn.functional.dropout`, likewise; `inplace` may be ignored, as no one else sees `x`."""
+    """Runs ``torch.nn.functional.dropout``; ``inplace`` may be ignored, as no one else sees ``x``."""
     ordinary = x.device.type == "cpu" and x.is_floating_point() and x.is_contiguous()
     if not training or not ordinary or not 0 < p < 1:
         return nn.functional.dropout(x, p, training)
@@ -314,7 +324,7 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
 
 
 __all__ = [
-    "Chain",
+    "FusedChain",
     "batch_norm",
     "chain",
     "dropout",

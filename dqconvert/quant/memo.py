@@ -70,23 +70,20 @@ def share_memory(root: nn.Module) -> Memory:
 
 
 def apart(value: Any, *kept: Any) -> Any:
-    """A value for the world outside: what lies in memory of something that is kept is copied.
+    """Returns a value for code outside, in which what lies in memory of something that is kept is copied.
 
     What is remembered is never handed out: whoever gets it may write into it, through numpy unnoticed, and it would be
     wrong from then on.
 
-    **Arguments**
+    Args:
+        value: A tensor, or tensors in tuples, lists and dicts.
+        kept: Likewise, what is used again.
 
-    - `value`: a tensor, or tensors in tuples, lists and dicts.
-    - `kept`: likewise, what is used again.
-
-    ```python
-    >>> kept = torch.tensor([1, 2, 3])
-    >>> apart((kept[1:], kept + 1), kept)[0].numpy()[0] = 7
-    >>> kept
-    tensor([1, 2, 3])
-
-    ```
+    Example:
+        >>> kept = torch.tensor([1, 2, 3])
+        >>> apart((kept[1:], kept + 1), kept)[0].numpy()[0] = 7
+        >>> kept
+        tensor([1, 2, 3])
     """
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return value  # then nothing is remembered
@@ -105,7 +102,7 @@ def _copied(value: Any, places: frozenset[int]) -> Any:
 
 
 def _places(value: Any) -> Iterator[int]:
-    """Where the memory of tensors begins, whatever part of it they show."""
+    """Yields the addresses of the storages of tensors, whatever part of them they show."""
     if isinstance(value, tuple | list | dict):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _places(part)
@@ -126,16 +123,14 @@ _PARTS = {
 
 
 class Remembered(Memo):
-    """A function of the graph alone, such as GCN's normalization, and what it returned the last time.
+    """A function of the edges alone, such as GCN's normalization, whose results are kept.
 
-    ```python
-    >>> from torch_geometric.utils import remove_self_loops
-    >>> remembered = Remembered(remove_self_loops)
-    >>> edge_index = torch.tensor([[0, 1], [1, 1]])
-    >>> remembered(edge_index)[0] is remembered(edge_index.clone())[0]
-    True
-
-    ```
+    Example:
+        >>> from torch_geometric.utils import remove_self_loops
+        >>> remembered = Remembered(remove_self_loops)
+        >>> edge_index = torch.tensor([[0, 1], [1, 1]])
+        >>> remembered(edge_index)[0] is remembered(edge_index.clone())[0]
+        True
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -143,7 +138,7 @@ class Remembered(Memo):
         self.function = function
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the function returns for these arguments."""
+        """Returns what the function returns for these arguments."""
         given = [*args, *kwargs.values()]
         tensors = [value for value in given if isinstance(value, Tensor)]
         if torch.compiler.is_compiling():
@@ -163,7 +158,7 @@ class Remembered(Memo):
 
 
 def _with_own_size(result: Any) -> Any:
-    """What a function of edges returns, all of it by edge, with a number of edges that compiled code can carry on."""
+    """Returns the results of a function of edges with a number of edges that compiled code can carry on."""
     if not isinstance(result, tuple):
         return result
     sized = iter(own_size([value for value in result if isinstance(value, Tensor)]))
@@ -171,24 +166,33 @@ def _with_own_size(result: Any) -> Any:
 
 
 def plain_integers(value: Tensor) -> bool:
-    """Whether a tensor can be compared and kept: of the graph alone, and where that waits for nothing."""
+    """True if a tensor can be compared and kept: integers, on the CPU, where reading them waits for no device."""
     return type(value) is Tensor and value.device.type == "cpu" and not value.is_floating_point()
 
 
 class EdgeOrders(Memo):
-    """Groups edges by node, and remembers the last grouping: a graph often stays the same for a thousand steps.
+    """Groups edges by node, and keeps the groupings: a graph often stays the same for a thousand steps.
 
-    ```python
-    >>> orders = EdgeOrders()
-    >>> orders(torch.tensor([1, 0, 1]), torch.tensor([0, 0, 1]), 2).edges
-    tensor([1, 0, 2])
-
-    ```
+    Example:
+        >>> orders = EdgeOrders()
+        >>> orders(torch.tensor([1, 0, 1]), torch.tensor([0, 0, 1]), 2).edges
+        tensor([1, 0, 2])
     """
 
     def forward(self, index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder | None:
-        """The grouping of edges by `index` (int64 `[num_edges]`; `other`: the other ends); None on devices whose
-        kernels do without."""
+        """Groups edges by node.
+
+        Args:
+            index: int64 ``[num_edges]``, the nodes to group by.
+            other: int64 ``[num_edges]``, the other ends.
+            num_nodes: The number of nodes.
+
+        Returns:
+            The grouping; ``None`` on devices whose kernels do without.
+
+        Raises:
+            InputTypeError: If the ends are no integers.
+        """
         if index.is_floating_point() or other.is_floating_point():
             raise InputTypeError(f"edge_index must hold integers (torch.int64), got {index.dtype}")
         if index.device.type != "cpu":

@@ -1,7 +1,7 @@
 """How a quantizer's range follows the values it sees: one class per kind of range.
 
 An observer holds no state. It takes a range and a batch of values and returns the new range. A range is a
-pair of float32 tensors, `[]` or `[channels]`; `(inf, -inf)` is the range that never saw a value. NaN and
+pair of float32 tensors, ``[]`` or ``[channels]``; ``(inf, -inf)`` is the range that never saw a value. NaN and
 infinities are never observed: one overflow in half precision would otherwise spoil a range for good.
 """
 
@@ -21,15 +21,15 @@ RangePair: TypeAlias = tuple[Tensor, Tensor]
 
 
 def is_empty(pair: RangePair) -> Tensor:
-    """Where a range never saw a value: bool, shaped like the range."""
+    """Returns, for each channel of a range, whether it never saw a value: bool, shaped like the range."""
     return pair[0] > pair[1]
 
 
 class Observer:
-    """Base class: what the range of one batch is, and how it changes the range so far.
+    """Base class of observers: the range of one batch, and how it changes the range so far.
 
-    A new kind of range is a subclass that sets `kind`, defines `batch_range` and `merge`, and stands in
-    `OBSERVERS`.
+    A new kind of range is a subclass that sets ``kind``, defines ``batch_range`` and ``merge``, and stands in
+    ``OBSERVERS``.
     """
 
     kind: ClassVar[str]
@@ -40,30 +40,28 @@ class Observer:
         self.spec = spec
 
     def batch_range(self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> RangePair:
-        """The range of these values alone, of the rows that `keep` (bool `[values.size(row_dim)]`) keeps."""
+        """Returns the range of these values, of the rows that ``keep`` (bool ``[values.size(row_dim)]``) keeps."""
         raise NotImplementedError
 
     def merge(self, old: RangePair, batch: RangePair) -> RangePair:
-        """The range so far, changed by that of a batch; unchanged by an empty one."""
+        """Returns the range so far, changed by that of a batch; unchanged by an empty one."""
         raise NotImplementedError
 
     def update(
         self, old: RangePair, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
     ) -> RangePair:
-        """The range after observing `values`.
+        """Returns the range after observing ``values``.
 
-        ```python
-        >>> from dqconvert.qconfig import QSpec
-        >>> observer = observer_for(QSpec(range="minmax"))
-        >>> observer.update((torch.tensor(0.0), torch.tensor(1.0)), torch.tensor([-3.0, 0.5]), None, 0, None)
-        (tensor(-3.), tensor(1.))
-
-        ```
+        Example:
+            >>> from dqconvert.qconfig import QSpec
+            >>> observer = observer_for(QSpec(range="minmax"))
+            >>> observer.update((torch.tensor(0.0), torch.tensor(1.0)), torch.tensor([-3.0, 0.5]), None, 0, None)
+            (tensor(-3.), tensor(1.))
         """
         return self.merge(old, self.batch_range(values, keep, row_dim, channel_dim))
 
     def scheme(self, quant_min: int, quant_max: int) -> Scheme | None:
-        """The same for the operators that observe and round in one go; None for a range that they do not know."""
+        """Returns the same for operators that observe and round at once; ``None`` if they do not know the range."""
         return None
 
     def _scheme(self, quant_min: int, quant_max: int, p: float) -> Scheme:
@@ -156,12 +154,12 @@ class SearchedObserver(Observer):
 
 
 def running(old: RangePair, batch: RangePair) -> RangePair:
-    """The smallest range that contains both."""
+    """Returns the smallest range that contains both."""
     return torch.minimum(old[0], batch[0]), torch.maximum(old[1], batch[1])
 
 
 def moving_average(old: RangePair, batch: RangePair, momentum: float) -> RangePair:
-    """`old + momentum (batch - old)`; the first batch sets the range."""
+    """Returns ``old + momentum (batch - old)``; the first batch sets the range."""
     first, nothing_new = is_empty(old), is_empty(batch)
 
     def average(old_end: Tensor, batch_end: Tensor) -> Tensor:
@@ -177,7 +175,11 @@ OBSERVERS: dict[str, type[Observer]] = {
 
 
 def observer_for(spec: QSpec) -> Observer:
-    """The observer that `spec.range` names. Raises `ConfigError` if there is none."""
+    """Returns the observer that ``spec.range`` names.
+
+    Raises:
+        ConfigError: If there is none.
+    """
     if spec.range not in OBSERVERS:
         raise ConfigError(f"range={spec.range!r}: has no observer; allowed: {', '.join(map(repr, OBSERVERS))}")
     return OBSERVERS[spec.range](spec)

@@ -28,20 +28,18 @@ class Protection(Memo):
 
     Probabilities are computed again only where the graph has changed.
 
-    A node is protected with a probability between `protect.p_min` and `protect.p_max` that grows with its
-    in-degree, or with a given one. Draws follow `torch.manual_seed`. In evaluation nothing is protected and
+    A node is protected with a probability between ``protect.p_min`` and ``protect.p_max`` that grows with its
+    in-degree, or with a given one. Draws follow ``torch.manual_seed``. In evaluation nothing is protected and
     no random number is drawn.
 
-    ```python
-    >>> from dqconvert.qconfig import Protect
-    >>> protection = Protection(Protect(p_min=0.0, p_max=1.0))
-    >>> targets = torch.tensor([0, 0, 0, 1])
-    >>> protection([targets], num_nodes=2)[0]  # of the highest in-degree: always protected
-    tensor(True)
-    >>> protection.eval()([targets], num_nodes=2) is None
-    True
-
-    ```
+    Example:
+        >>> from dqconvert.qconfig import Protect
+        >>> protection = Protection(Protect(p_min=0.0, p_max=1.0))
+        >>> targets = torch.tensor([0, 0, 0, 1])
+        >>> protection([targets], num_nodes=2)[0]  # of the highest in-degree: always protected
+        tensor(True)
+        >>> protection.eval()([targets], num_nodes=2) is None
+        True
     """
 
     def __init__(self, protect: Protect) -> None:
@@ -56,23 +54,22 @@ class Protection(Memo):
         given: Tensor | None = None,
         device: torch.device | None = None,
     ) -> Tensor | None:
-        """One draw for all nodes.
+        """Draws for all nodes.
 
-        **Arguments**
+        Args:
+            targets: Per edge type that reaches these nodes, the target node of every edge, int64 ``[num_edges]``.
+            num_nodes: The number of nodes.
+            batch: int64 ``[num_nodes]``, the graph of each node, as in-degrees compare within a graph.
+            given: Floating ``[num_nodes]``, probabilities to use instead of those from in-degrees: 0 is never, 1
+                always.
+            device: Where to draw; ``None``: where ``targets``, ``batch`` or ``given`` are.
 
-        - `targets`: per edge type that reaches these nodes, the target node of every edge, int64
-          `[num_edges]`.
-        - `num_nodes`: how many nodes there are.
-        - `batch = None`: int64 `[num_nodes]`, the graph of each node, as in-degrees compare within a graph.
-        - `given = None`: floating `[num_nodes]`, probabilities to use instead of those from in-degrees: 0 is never, 1
-          always.
-        - `device = None`: where to draw; `None`: where `targets`, `batch` or `given` are. Of use where there
-          are none.
+        Returns:
+            bool ``[num_nodes]``, True where protected; ``None`` in evaluation.
 
-        **Returns** bool `[num_nodes]`, True where protected; in evaluation None.
-
-        **Raises** `ConfigError` if `given` does not have one floating-point probability per node, from 0 to 1 (which is
-        looked at once for each tensor, and on the CPU: elsewhere it would have to be waited for).
+        Raises:
+            ConfigError: If ``given`` does not have one floating-point probability per node, from 0 to 1 (checked once
+                for each tensor, and on the CPU alone: reading it elsewhere would wait for the device).
         """
         if given is not None:
             _check_given(given, num_nodes)
@@ -137,20 +134,18 @@ _check_probabilities = Derived(_look_at)
 
 
 def gather_protected(mask: Tensor | None, index: Tensor) -> Tensor | None:
-    """Which edges are protected, given which nodes are: an edge is, if the node that sends its message is.
+    """Returns the mask of protected edges: an edge is protected if the node that sends its message is.
 
-    **Arguments**
+    Args:
+        mask: bool ``[num_nodes]``, or ``None`` where nothing is protected.
+        index: int64 ``[num_edges]``, the sending node of each edge.
 
-    - `mask`: bool `[num_nodes]`, or None where nothing is protected.
-    - `index`: int64 `[num_edges]`, the sending node of each edge.
+    Returns:
+        bool ``[num_edges]``, or ``None``.
 
-    **Returns** bool `[num_edges]`, or None.
-
-    ```python
-    >>> gather_protected(torch.tensor([True, False]), torch.tensor([1, 0, 0]))
-    tensor([False,  True,  True])
-
-    ```
+    Example:
+        >>> gather_protected(torch.tensor([True, False]), torch.tensor([1, 0, 0]))
+        tensor([False,  True,  True])
     """
     return None if mask is None else mask.index_select(0, index)
 
@@ -158,27 +153,27 @@ def gather_protected(mask: Tensor | None, index: Tensor) -> Tensor | None:
 class DegreeProtection(BaseTransform):
     """A PyG transform that computes protection probabilities from the in-degrees of the whole graph.
 
-    It sets `protect_prob` (float32 `[num_nodes]`), which loaders cut along with the other node features: a
+    It sets ``protect_prob`` (float32 ``[num_nodes]``), which loaders cut along with the other node features: a
     model trained on sampled neighbourhoods, in which in-degrees are cut short, so protects by the true ones.
 
-    In-degrees are counted on `edge_index` or, where that is missing, on `adj_t`. In a `HeteroData` each node
-    type has its own `protect_prob`, from in-degrees summed over the edge types that reach it. In a batch
+    In-degrees are counted on ``edge_index`` or, where that is missing, on ``adj_t``. In a ``HeteroData`` each node
+    type has its own ``protect_prob``, from in-degrees summed over the edge types that reach it. In a batch
     in-degrees compare within each graph.
 
-    **Arguments**
+    Args:
+        p_min: The probability of the nodes of the lowest in-degree.
+        p_max: The probability of those of the highest: ``0 <= p_min <= p_max <= 1``.
 
-    - `p_min = 0.0`, `p_max = 0.1`: the bounds, `0 <= p_min <= p_max <= 1`.
+    Raises:
+        ConfigError: For other bounds.
 
-    **Raises** `ConfigError` for other bounds.
+    Source:
+        Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, section 3.
 
-    Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, section 3.
-
-    ```python
-    >>> data = Data(edge_index=torch.tensor([[0, 1, 3], [1, 2, 2]]), num_nodes=4)
-    >>> [round(p, 3) for p in DegreeProtection(p_max=0.2)(data).protect_prob.tolist()]
-    [0.1, 0.15, 0.2, 0.1]
-
-    ```
+    Example:
+        >>> data = Data(edge_index=torch.tensor([[0, 1, 3], [1, 2, 2]]), num_nodes=4)
+        >>> [round(p, 3) for p in DegreeProtection(p_max=0.2)(data).protect_prob.tolist()]
+        [0.1, 0.15, 0.2, 0.1]
     """
 
     def __init__(self, p_min: float = 0.0, p_max: float = 0.1) -> None:
@@ -212,7 +207,7 @@ class DegreeProtection(BaseTransform):
 
 
 def _targets(store: Any) -> Tensor | None:
-    """The target node of every edge in a store, or None if it has no edges."""
+    """Returns the target node of every edge in a store; ``None`` if it has no edges."""
     if "edge_index" in store:
         return store.edge_index[1]
     if "adj_t" not in store:

@@ -24,19 +24,19 @@ Size = tuple[int, ...]
 
 
 def dimensions(note: Note) -> list[Size]:
-    """Every dimension of a value, on both inputs."""
+    """Returns every dimension of a value, on both inputs; nothing where their numbers differ."""
     if not note.sizes or any(len(size) != len(note.sizes[0]) for size in note.sizes):
         return []
     return list(zip(*note.sizes, strict=True))
 
 
 def grows(size: Size) -> bool:
-    """Whether a dimension follows the graph; one that is known on one input alone may."""
+    """True if a dimension follows the graph; one that is known on one input alone may."""
     return len(set(size)) > 1 or len(size) == 1
 
 
 class How(enum.StrEnum):
-    """What makes rows from other rows."""
+    """The ways to make rows from other rows."""
 
     PICK = "pick"
     """An index vector says which."""
@@ -50,7 +50,7 @@ class How(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Derivation:
-    """How one dimension of a node's value was made from rows of other values.
+    """One dimension of a node's value that was made from rows of other values.
 
     Attributes:
         how: What was done.
@@ -69,7 +69,7 @@ class Derivation:
 
 
 def derivations(node: Node) -> dict[int, Derivation]:
-    """By dimension of a node's value: how its rows were made from others. Dimensions that stay as they were are absent.
+    """Returns, by dimension of a node's value that did not stay as it was, how its rows were made from others.
 
     An index may say that all rows stay, and in which order, for the inputs at hand: that counts as picking.
 
@@ -94,7 +94,7 @@ def _source(node: Node) -> tuple[Node, list[Size]] | None:
 
 
 def _by_index(node: Node, index: Any, dim: int) -> dict[int, Derivation]:
-    """Rows at the positions in a vector. (A boolean mask may pick from rows that were sorted before.)"""
+    """Returns that rows are picked by a vector of positions. (A boolean mask may pick from rows sorted before.)"""
     source = _source(node)
     if source is None or not isinstance(index, Node) or note_of(index).ndim != 1:
         return {}
@@ -162,7 +162,7 @@ def _reshape(node: Node) -> dict[int, Derivation]:
 
 
 def _merged(before: Sequence[Size], after: Sequence[Size]) -> list[tuple[list[int], int]]:
-    """The dimensions that a reshape merges into one, and into which."""
+    """Returns the dimensions that a reshape merges into one, and that one."""
     found: list[tuple[list[int], int]] = []
     position = 0
     for dim, size in enumerate(after):
@@ -192,7 +192,7 @@ _FINDERS = {
 
 
 def cut_protected(mask: Tensor | None, start: int | None, stop: int | None, step: int | None) -> Tensor | None:
-    """Which rows are protected after ``x[start:stop:step]``; ``None`` where nothing is.
+    """Returns the mask of protected rows after ``x[start:stop:step]``; ``None`` where nothing is protected.
 
     Example:
         >>> cut_protected(torch.tensor([True, False, True]), None, 2, None)
@@ -202,7 +202,7 @@ def cut_protected(mask: Tensor | None, start: int | None, stop: int | None, step
 
 
 def join_protected(masks: Sequence[Tensor | None]) -> Tensor | None:
-    """Which rows are protected after a concatenation; ``None`` where nothing is.
+    """Returns the mask of protected rows after a concatenation; ``None`` where nothing is protected.
 
     Example:
         >>> join_protected([torch.tensor([True]), torch.tensor([False, True])])
@@ -213,7 +213,7 @@ def join_protected(masks: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def repeat_protected(mask: Tensor | None, times: int, each: int) -> Tensor | None:
-    """Which rows are protected where each row comes ``each`` times, and all that ``times`` times.
+    """Returns the mask of protected rows where each row comes ``each`` times, and all that ``times`` times.
 
     Example:
         >>> repeat_protected(torch.tensor([True, False]), 2, 1)

@@ -17,7 +17,7 @@ from dqconvert.trace.leaves import WEIGHTED_MODULES
 
 
 class Known:
-    """The quantizers that graphs of a module have, and on what.
+    """The quantizers that graphs of a module have, and the values that they are on.
 
     A weight is known by its name, a value by the line of code that makes it; in a layer, which may be called from
     another line, else by the operation, in order.
@@ -44,7 +44,7 @@ class Known:
                         self._weights.setdefault(name, str(node.target))
 
     def match(self, sites: list[Site]) -> dict[int, str]:
-        """The paths of the quantizers that sites of a new graph share, by ``id`` of the site."""
+        """Returns the paths of the quantizers that sites of a new graph share, by ``id`` of the site."""
         found: dict[int, str] = {}
         free = defaultdict(list)
         for entry in self._entries:
@@ -67,8 +67,10 @@ class Known:
         return found
 
     def arrives_rounded(self, site: Site) -> bool:
-        """Whether a value is an argument that its layer, where the model calls it, takes from another one as rounded
-        there: rounding it once more would take a range that no training sets."""
+        """True if a value is an argument that reaches its layer rounded by another one, where the model calls it.
+
+        Rounding it once more would take a range that no training sets.
+        """
         if site.role != "input" or site.user is None or not _is_argument(site.value):
             return False
         known = any(_parameter(value) in self._weights for value in _behind_quantizers(site.user))
@@ -85,7 +87,7 @@ def _is_argument(node: Node) -> bool:
 
 
 def _behind_quantizers(node: Node) -> Iterator[Node]:
-    """The inputs of a node, and what quantizers were put on."""
+    """Yields the inputs of a node, and the values behind those that are quantizers."""
     for source in node.all_input_nodes:
         yield source
         if source.op == "call_module":

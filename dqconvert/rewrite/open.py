@@ -65,7 +65,7 @@ class _Leaf:
     reads: dict[str, Node]
 
     def parameter(self, name: str) -> Node | None:
-        """The node that reads one of the module's parameters; ``None`` if it has none of that name."""
+        """Returns the node that reads one of the module's parameters; ``None`` if it has none of that name."""
         owner, _, attribute = name.rpartition(".")
         value = getattr(self.module.get_submodule(owner), attribute, None)
         if not isinstance(value, Tensor):
@@ -78,7 +78,7 @@ class _Leaf:
         return self.reads[path]
 
     def argument(self, position: int) -> Any:
-        """An argument of the call, by position or by name."""
+        """Returns an argument of the call, given by position or by name."""
         if len(self.node.args) > position:
             return self.node.args[position]
         return self.node.kwargs[list(inspect.signature(self.module.forward).parameters)[position]]
@@ -107,7 +107,7 @@ def _open_embedding(leaf: _Leaf) -> Node:
 
 
 def _open_whole(leaf: _Leaf) -> Node:
-    """Weight matrices become arguments; biases and everything inside stay as they are."""
+    """Makes arguments of the weight matrices; biases and everything inside stay as they are."""
     path = str(leaf.node.target)
     whole = annotate(leaf.graph.create_node("get_attr", path), Note(module=path))
     names = [name for name, parameter in leaf.module.named_parameters() if parameter.dim() > 1]

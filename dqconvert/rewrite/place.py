@@ -89,7 +89,7 @@ class Placer:
                 self.entries.append(self._entry(site, spec, path))
 
     def _wanted(self, sites: list[Site]) -> Iterator[tuple[Site, Any]]:
-        """The sites that take a quantizer, and what the config says of it."""
+        """Yields the sites that take a quantizer, and its spec."""
         for site in sites:
             spec, rule = self.ledger.resolve(module=site.module, role=site.role, op=site.op)
             if spec is None:
@@ -100,7 +100,7 @@ class Placer:
                 yield site, spec
 
     def quantizers_before(self, nodes: Iterable[Node]) -> set[Node]:
-        """The quantizers that these values come through."""
+        """Returns the calls of quantizers that some values were computed through."""
         every = {before for node in nodes for before in ancestors(node)}
         return {node for node in every if node.op == "call_module" and node.target in self.placed}
 
@@ -197,7 +197,7 @@ class Placer:
 
 
 def container_name(module: nn.Module) -> str:
-    """The attribute that holds a module's quantizers: ``quant``, or where the user has one, ``quant_``."""
+    """Returns the attribute that holds a module's quantizers: ``quant``, or where the user has one, ``quant_``."""
     name = "quant"
     while hasattr(module, name) and not isinstance(getattr(module, name), Quantizers):
         name += "_"
@@ -214,7 +214,7 @@ def attach(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _channels(site: Site) -> tuple[int, int]:
-    """Per-channel means: a weight's output channels (first dimension), an activation's features (last dimension)."""
+    """Returns the dimension and the number of channels: a weight's outputs (first), an activation's features (last)."""
     size = note_of(site.value).sizes[0]
     if not size:
         return 0, 1

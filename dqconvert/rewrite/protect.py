@@ -38,7 +38,7 @@ ARGUMENT = "protect_prob"
 def given_probability(
     argument: Any, data: Any, key: str | None, spaces: int, types: tuple[str, ...] | None = None
 ) -> Tensor | None:
-    """The protection probabilities that the caller gave for one row space, if any.
+    """Returns the protection probabilities that the caller gave for one row space, if any.
 
     Args:
         argument: ``protect_prob`` as passed: ``None``, a tensor, or a dict by node type.
@@ -106,7 +106,7 @@ class Masks:
         self._spaces = sorted(rows.nodes - set(rows.derived))
 
     def of(self, value: Node) -> Node | None:
-        """The node that holds the protection of the rows of ``value``; ``None`` if nothing is known about them."""
+        """Returns the node that holds the mask of the rows of ``value``; ``None`` if nothing is known about them."""
         if self.rows.level(value) is Level.NODE:
             space = self.rows.space(value)
             return None if space is None else self._of_nodes(space, value)
@@ -127,7 +127,7 @@ class Masks:
         return self._edges[key]
 
     def _of_nodes(self, space: Size, value: Node) -> Node | None:
-        """The protection of the nodes that ``value`` has a row for."""
+        """Returns the mask of the nodes that ``value`` has a row for."""
         derived = self.rows.derivation(value, space)
         key = (space, None if derived is None else derived.node)
         if key not in self._nodes:
@@ -141,7 +141,7 @@ class Masks:
         return self._nodes[key]
 
     def _derive(self, derived: Derivation) -> Node | None:
-        """The protection of rows that were made from others: what was done to the rows is done to it."""
+        """Returns the mask of rows that were made from others: what was done to the rows is done to it."""
         found = [self._of_nodes(size, source) for size, source in zip(derived.parts, derived.sources, strict=True)]
         masks = [mask for mask in found if mask is not None]
         if len(masks) < len(found):
@@ -178,17 +178,17 @@ class Masks:
     # -- what a draw needs -----------------------------------------------------------------------------------------
 
     def _kinds(self) -> int:
-        """How many kinds of nodes the caller knows of."""
+        """Returns the number of kinds of nodes that the caller knows of."""
         holders = [self._first_value(space) for space in self._spaces]
         return sum(holder is not None and is_input(holder[0]) for holder in holders)
 
     def _types(self) -> tuple[str, ...]:
-        """The node types that the caller knows of."""
+        """Returns the node types that the caller knows of."""
         holders = [holder[0] for space in self._spaces if (holder := self._first_value(space)) is not None]
         return tuple(dict.fromkeys(kind for h in holders if is_input(h) and (kind := _type_of(h)) is not None))
 
     def _received(self, space: Size, holder: Node) -> list[tuple[Node, int]]:
-        """The connectivities that reach these nodes, and the row that holds the receivers.
+        """Returns the connectivities that reach these nodes, and the row of each that holds the receivers.
 
         Those given to the model, before any self-loops are added, and of several node types all that end at this one;
         for rows that the model makes (clusters), the first connectivity that it makes among them.
@@ -207,7 +207,7 @@ class Masks:
         return [(node, row) for node, row in found if not any((user, row) in found for user in node.users)]
 
     def _first_connectivity(self, edge_index: Node, holder: Node) -> Node:
-        """Where the connectivity among rows that the model makes first appears, before self-loops are added to it."""
+        """Returns the first node of a connectivity among rows that the model makes, before any self-loops."""
         before = set(ancestors(holder))  # the connectivities of the rows that these were made from
         made = [n for n in ancestors(edge_index) if is_connectivity(n) and n not in before and not is_input(n)]
         return min(made, default=edge_index)
@@ -228,12 +228,12 @@ class Masks:
 
     # -- writing nodes ---------------------------------------------------------------------------------------------
 
-    def _after(self, nodes: Iterable[Node | None]) -> _Place:
-        return _Place(self.graph, last_of(self.graph, [node for node in nodes if node is not None]))
+    def _after(self, nodes: Iterable[Node | None]) -> _Cursor:
+        return _Cursor(self.graph, last_of(self.graph, [node for node in nodes if node is not None]))
 
 
 def last_of(graph: Graph, nodes: list[Node]) -> Node:
-    """The last of some nodes; the last check of the inputs instead of anything before it.
+    """Returns the last of some nodes; the last check of the inputs instead of anything before it.
 
     Placeholders stay together, and nothing is computed from inputs that do not fit.
     """
@@ -242,14 +242,14 @@ def last_of(graph: Graph, nodes: list[Node]) -> Node:
     return max(itertools.chain(nodes, inputs, *checks))
 
 
-class _Place:
+class _Cursor:
     """A point in the graph that moves on behind each node created at it."""
 
     def __init__(self, graph: Graph, after: Node) -> None:
         self.graph = graph
         self.last = after
 
-    def __enter__(self) -> _Place:
+    def __enter__(self) -> _Cursor:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -262,22 +262,22 @@ class _Place:
 
 
 def _takes_data(node: Node) -> bool:
-    """Whether a forward argument may be a data object: parts are taken out of it."""
+    """True if a forward argument may be a data object: parts are taken out of it."""
     return any(is_input(user) for user in node.users)
 
 
 def _type_of(holder: Node) -> str | None:
-    """The node type of ``x_dict["paper"]`` and ``data["paper"].x``; ``None`` in a homogeneous graph."""
+    """Returns the node type of ``x_dict["paper"]`` and ``data["paper"].x``; ``None`` in a homogeneous graph."""
     return next((key for key in _keys(holder) if isinstance(key, str)), None)
 
 
 def _target_type_of(connectivity: Node) -> str | None:
-    """The node type at which the edges of ``edge_index_dict["author", "writes", "paper"]`` end."""
+    """Returns the node type at which the edges end of ``edge_index_dict["author", "writes", "paper"]`` end."""
     return next((key[-1] for key in _keys(connectivity) if isinstance(key, tuple)), None)
 
 
 def _keys(node: Node) -> Iterator[Any]:
-    """The dict keys that lead to a part of an input, the last one first."""
+    """Yields the dict keys that lead to a part of an input, the last one first."""
     while is_input(node) and node.op != "placeholder":
         if node.target is operator.getitem:
             yield node.args[1]

@@ -111,7 +111,7 @@ def no_quantizers() -> TraceError:
 
 
 def _protections(root: nn.Module, prefix: str) -> dict[str, nn.Module]:
-    """What draws protected nodes for the methods that were rewritten before, by name."""
+    """Returns the modules that draw protected nodes for methods that were rewritten before, by name."""
     container = getattr(root, prefix, None)
     found = dict(container.named_children()) if isinstance(container, Quantizers) else {}
     return {name: child for name, child in found.items() if isinstance(child, Protection)}
@@ -164,7 +164,7 @@ def _add_argument(graph: Graph) -> None:
 
 
 def erase_marks(graph: Graph) -> None:
-    """Takes the identity nodes out that marked the stages; what they marked is quantized by now."""
+    """Erases the identity nodes that marked the stages; what they marked is quantized by now."""
     for node in list(graph.nodes):
         if node.target is stage_output:
             value = node.args[0]
@@ -174,7 +174,7 @@ def erase_marks(graph: Graph) -> None:
 
 
 def _closed(root: nn.Module, graph: Graph) -> list[LeftFloat]:
-    """Weighted layers that are still called as a whole."""
+    """Returns the weighted layers that are still called as a whole."""
     found = []
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(root.get_submodule(str(node.target)), WEIGHTED_MODULES):

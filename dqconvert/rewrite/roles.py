@@ -72,7 +72,7 @@ class Roles:
         self._on: dict[Node, Site] = {}
 
     def find(self) -> list[Site]:
-        """All sites, in the order in which the graph computes their values."""
+        """Returns all sites, in the order in which the graph computes their values."""
         for node in self.graph.nodes:
             if node.op == "call_module" and node.target in self.islands:
                 self._island(node)
@@ -93,7 +93,7 @@ class Roles:
     # -- one method per kind of node -------------------------------------------------------------------------------
 
     def _weighted(self, node: Node) -> None:
-        """A matrix product: with a parameter it is a weighted op, in a message it may weight the edges."""
+        """Adds the sites of a matrix product: a weighted op with a parameter; in a message it may weight the edges."""
         operands = [operand for operand in self._operands(node) if isinstance(operand, Node)]
         weights = [operand for operand in operands if self.rows.parameter_only(operand)]
         values = [operand for operand in operands if not self.rows.parameter_only(operand)]
@@ -103,7 +103,7 @@ class Roles:
             self._edge_factor(node, values[0], values[1])
 
     def _product(self, node: Node) -> None:
-        """A multiplication: with an attention vector it is a weighted op, in a message it may weight the edges."""
+        """Adds the sites of a product: a weighted op with an attention vector; in a message it may weight edges."""
         operands = [operand for operand in node.args if isinstance(operand, Node) and note_of(operand).is_float]
         if len(operands) != 2:
             return
@@ -137,7 +137,7 @@ class Roles:
             self._add("update", node, op=node)
 
     def _edge_factor(self, node: Node, left: Node, right: Node) -> None:
-        """In a message, the norm or attention coefficient that multiplies the features."""
+        """Adds a site for the norm or attention coefficient that multiplies the features of a message."""
         if note_of(node).stage is not Stage.MESSAGE:
             return
         factor = self._factor(left, right)
@@ -148,7 +148,7 @@ class Roles:
             self._add("edge_weight", base, user=node if base is factor else self._step_above(factor, base), op=node)
 
     def _factor(self, left: Node, right: Node) -> Node | None:
-        """Which of two operands weights the other: the one from the graph alone, the squashed one, the smaller one."""
+        """Returns the operand that weights the other: the one of the graph alone, the squashed or the smaller one."""
         alone = [operand for operand in (left, right) if not self.rows.from_features(operand)]
         squashed = [operand for operand in (left, right) if self._is_coefficient(operand)]
         larger = max(_elements(left), _elements(right))
@@ -158,11 +158,11 @@ class Roles:
         return next((picked[0] for picked in (alone, squashed, smaller) if len(picked) == 1), None)
 
     def _is_coefficient(self, node: Node) -> bool:
-        """Whether a value came out of a squashing function, moved or dropped out at most."""
+        """True if a value came out of a squashing function, and was only moved or dropped out since."""
         return op_of(self._through(node, keeps_grid)).squashes
 
     def _softmax(self, node: Node) -> None:
-        """Attention logits are features, quantized before their nonlinearity."""
+        """Adds a site for attention logits: they are features, quantized before their nonlinearity."""
         value = node.args[0] if node.args else None
         if not isinstance(value, Node) or note_of(node).stage not in (Stage.MESSAGE, Stage.EDGE_UPDATE):
             return
@@ -171,7 +171,7 @@ class Roles:
             self._add("feature", logit, op=node)
 
     def _whole(self, node: Node) -> None:
-        """A recurrent or multi-head layer: its weights, inputs and outputs, and nothing inside."""
+        """Adds the sites of a recurrent or multi-head layer: its weights, inputs and outputs, and nothing inside."""
         weights = node.args[1]
         assert isinstance(weights, dict)
         for weight in weights.values():
@@ -196,7 +196,7 @@ class Roles:
             self._add("input", value, user=user, op=user)
 
     def _add_weight(self, weight: Node, user: Node) -> None:
-        """On the parameter if it is only reshaped or picked from on its way, else on what is computed from it."""
+        """Adds a site on a parameter that is only reshaped or picked from on its way, else on what it becomes."""
         base = self._through(weight, _moves)
         place = base if base.op == "get_attr" else weight
         if place not in self._on:
@@ -244,7 +244,7 @@ class Roles:
         return node
 
     def _step_above(self, node: Node, base: Node) -> Node:
-        """The first operation after ``base`` on the way to ``node``."""
+        """Returns the first operation after ``base`` on the way to ``node``."""
         while node.args[0] is not base:
             step = node.args[0]
             assert isinstance(step, Node)

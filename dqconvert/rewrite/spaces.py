@@ -129,7 +129,7 @@ class RowSpaces:
             self.targets.setdefault(target, []).append(sender)
 
     def _find_derived(self) -> None:
-        """Rows made from nodes are nodes, and where joined rows are nodes, so are the rows that were joined."""
+        """Adds row spaces of nodes: rows made from nodes are nodes, and so are rows that were joined to nodes."""
         given = {size for node in self.graph.nodes if is_input(node) for size in dimensions(note_of(node))}
         made: list[tuple[Size, Derivation]] = []
         kept: list[tuple[Size, Derivation]] = []

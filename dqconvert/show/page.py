@@ -66,12 +66,12 @@ def _edges(view: View, shown: set[str]) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Corner:
     x: int
     y: int
 
 
-def _layout(names: list[str], edges: dict[str, list[str]]) -> dict[str, _Place]:
+def _layout(names: list[str], edges: dict[str, list[str]]) -> dict[str, _Corner]:
     """Rows by the longest way from an input; within a row, each node as near below its sources as there is room."""
     rows: dict[str, int] = {}
     for name in names:
@@ -93,4 +93,4 @@ def _layout(names: list[str], edges: dict[str, list[str]]) -> dict[str, _Place]:
         columns[name] = next(column for column in range(wanted, wanted + len(names) + 1) if column not in used)
         used.add(columns[name])
     step_x, step_y = _BOX[0] + _GAP_X, _BOX[1] + _GAP_Y
-    return {name: _Place(_MARGIN + columns[name] * step_x, _MARGIN + rows[name] * step_y) for name in names}
+    return {name: _Corner(_MARGIN + columns[name] * step_x, _MARGIN + rows[name] * step_y) for name in names}

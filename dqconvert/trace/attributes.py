@@ -56,7 +56,7 @@ def words_of(key: Read) -> str:
     return f"{key[0]}.{key[1][0][1]}".lstrip(".")
 
 
-class Recording(Protocol):
+class NodeWriter(Protocol):
     """What :class:`Attributes` asks of the recording that it belongs to: see :class:`dqconvert.trace.writer.Writer`."""
 
     graph: Graph
@@ -85,7 +85,7 @@ class Attributes:
         lost: What the forward sets or changes, and the graph does not.
     """
 
-    def __init__(self, writer: Recording, stateful: set[Read], caches: Callable[[], set[Read]]) -> None:
+    def __init__(self, writer: NodeWriter, stateful: set[Read], caches: Callable[[], set[Read]]) -> None:
         self.writer = writer
         self.reads: dict[tuple[Read, str], None] = {}
         self.lost: list[str] = []

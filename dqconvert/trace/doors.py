@@ -21,7 +21,7 @@ from dqconvert.trace.check import Check
 from dqconvert.trace.hooks import Hook, hooks_of, new_hook_number, warn_of_lost
 from dqconvert.trace.method import Method, binds
 from dqconvert.trace.module import TracedModule, write_nowhere
-from dqconvert.trace.parts import WHOLE, Call, door_method, function_of, method_names, open_parts, set_aside
+from dqconvert.trace.parts import WHOLE, DoorCall, door_method, function_of, method_names, open_parts, set_aside
 from dqconvert.trace.unchanged import checks
 from dqconvert.trace.watch import unwatched, watching
 
@@ -138,14 +138,14 @@ class DoorModule(TracedModule):
 
     # -- the doors ---------------------------------------------------------------------------------------------------
 
-    def _enter(self, call: Call) -> Any:
+    def _enter(self, call: DoorCall) -> Any:
         """Runs the graph of a door; where there is none for the arguments, calls :meth:`_no_graph`."""
         if watching[0]:
             with unwatched():
                 return self._entered(call)
         return self._entered(call)
 
-    def _entered(self, call: Call) -> Any:
+    def _entered(self, call: DoorCall) -> Any:
         if not torch.compiler.is_compiling() and self._hook_number != new_hook_number():
             self._look_for_hooks()
         was = self._before(call.part)
@@ -157,7 +157,7 @@ class DoorModule(TracedModule):
             was.restore()
             raise
 
-    def _taken(self, call: Call, was: Undo | None) -> Any:
+    def _taken(self, call: DoorCall, was: Undo | None) -> Any:
         """Returns what :meth:`_chosen` returns; raises the float model's own error where that refuses the mode."""
         try:
             return self._chosen(call, was)
@@ -166,7 +166,7 @@ class DoorModule(TracedModule):
                 call.run_user()
             raise
 
-    def _chosen(self, call: Call, was: Undo | None) -> Any:
+    def _chosen(self, call: DoorCall, was: Undo | None) -> Any:
         """Runs the graph that is for the arguments.
 
         Args:
@@ -202,7 +202,7 @@ class DoorModule(TracedModule):
         """Returns how to undo a call of a part that fails; ``None`` if the call changes nothing."""
         return None
 
-    def run(self, running: Running, call: Call) -> Any:
+    def run(self, running: Running, call: DoorCall) -> Any:
         """Runs a graph; where one of its quantizers has no range yet, the error names the door, too."""
         try:
             return running.function(self, *call.args, **call.kwargs)
@@ -214,7 +214,7 @@ class DoorModule(TracedModule):
                 f"calibrate with dqconvert.calibrate(module, data, method={call.door!r})."
             ) from error
 
-    def _no_graph(self, call: Call, refusal: Exception | None = None) -> Any:
+    def _no_graph(self, call: DoorCall, refusal: Exception | None = None) -> Any:
         """Answers a call that no graph is for.
 
         Args:

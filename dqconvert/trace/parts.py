@@ -29,7 +29,7 @@ WHOLE: Any = "parts are copied with the whole"
 """The key in the memo of a deep copy that says so."""
 
 
-class Call(NamedTuple):
+class DoorCall(NamedTuple):
     """A call from outside.
 
     Attributes:
@@ -59,7 +59,7 @@ class Call(NamedTuple):
 class Host(Protocol):
     """The module that a part belongs to, which has its graphs: a :class:`~dqconvert.trace.doors.DoorModule`."""
 
-    def _enter(self, call: Call) -> Any: ...
+    def _enter(self, call: DoorCall) -> Any: ...
 
     def get_submodule(self, target: str) -> nn.Module: ...
 
@@ -82,7 +82,7 @@ def door_method(shown: Any, door: str, host: Host | None = None, *, user: Any = 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if args and args[0] is AS_IT_IS:
             return own(self, *args[1:], **kwargs)
-        return (self if host is None else host)._enter(Call(door, self, own, args, kwargs))
+        return (self if host is None else host)._enter(DoorCall(door, self, own, args, kwargs))
 
     return call
 
@@ -91,7 +91,7 @@ def door_of(door: str, host: Host) -> Callable[..., Any]:
     """A method that runs the graphs of a door, of a class that has no such method."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return host._enter(Call(door, self, None, args, kwargs))
+        return host._enter(DoorCall(door, self, None, args, kwargs))
 
     call.__name__ = door.rpartition(".")[2]
     return call

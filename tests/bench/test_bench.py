@@ -298,7 +298,7 @@ class TestPhases:
 
             def forward(self) -> Tensor:
                 self.steps += 1  # its range grows each time
-                x, chain = self.steps * rows(20_000, 64), fused.Chain(second=self.quantizer)
+                x, chain = self.steps * rows(20_000, 64), fused.FusedChain(second=self.quantizer)
                 if source == "linear":
                     return fused.linear(x, self.weight, None, chain)
                 if source == "batch norm":

@@ -69,7 +69,7 @@ def ops(module):
 def calls(module, target):
     """How many calls of an operator have a chain, and how many have none."""
     found = [node for node in fuse(module.graph, module)[0].nodes if node.target is target]
-    chained = sum(any(type(arg).__name__ == "Chain" for arg in node.args) for node in found)
+    chained = sum(any(type(arg).__name__ == "FusedChain" for arg in node.args) for node in found)
     return chained, len(found) - chained
 
 

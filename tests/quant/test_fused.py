@@ -17,7 +17,7 @@ from dqconvert.errors import ObserverError
 from dqconvert.kernels import edge_order
 from dqconvert.qconfig import QSpec
 from dqconvert.quant import FakeQuantize, disable_fake_quant, disable_observer
-from dqconvert.quant.fused import Chain, chain, dropout, linear, message_passing
+from dqconvert.quant.fused import FusedChain, chain, dropout, linear, message_passing
 from dqconvert.quant.memo import EdgeOrders, Remembered
 
 SPECS = {
@@ -81,7 +81,7 @@ def assert_chain_is_its_parts(
         given = [copied(t) for t in (x, *more)]
         parts = [None if t is None else t.clone().requires_grad_() for t in extra]
         if number == 0:
-            y = fast(*given, Chain(first, *parts, second, relu, third), protected)
+            y = fast(*given, FusedChain(first, *parts, second, relu, third), protected)
         else:
             y = step_by_step(source(*given), first, *parts, second, relu, third, protected)
         if y.requires_grad:
@@ -134,7 +134,7 @@ def test_a_quantizer_that_is_not_as_the_others(which, change):
 def test_a_chain_that_never_observed_is_an_error_in_evaluation():
     quantizers = [quantizer().eval() for _ in range(3)]
     with pytest.raises(ObserverError, match="never observed a value"):
-        chain(torch.randn(40, 8), Chain(quantizers[0], second=quantizers[1], relu=True, third=quantizers[2]), None)
+        chain(torch.randn(40, 8), FusedChain(quantizers[0], second=quantizers[1], relu=True, third=quantizers[2]), None)
 
 
 @pytest.mark.parametrize("low", ["x", "added", "both"])
@@ -268,7 +268,7 @@ def test_a_linear_layer_and_its_chain_follow_autocast():
 def test_a_linear_layer_that_never_observed_is_an_error_in_evaluation():
     one = quantizer().eval()
     with pytest.raises(ObserverError, match="never observed a value"):
-        linear(rows(4, 5), *layer(), Chain(second=one), None)
+        linear(rows(4, 5), *layer(), FusedChain(second=one), None)
 
 
 @pytest.mark.parametrize("kind", ["int8-dq", "int4"])
@@ -278,7 +278,7 @@ def test_codes_differ_from_those_of_torchs_product_by_rounding_ties_only(kind, w
     x, weight, bias = torch.randn(20_000, width), torch.randn(width, width), torch.randn(width)
     fast, plain = quantizer(kind), quantizer(kind)
     for factor in (1, 1.5):
-        got = linear(factor * x, weight, bias, Chain(second=fast))
+        got = linear(factor * x, weight, bias, FusedChain(second=fast))
         want = plain(F.linear(factor * x, weight, bias))
         torch.testing.assert_close(fast.max_val, plain.max_val, rtol=1e-6, atol=0)
         torch.testing.assert_close(fast.min_val, plain.min_val, rtol=1e-6, atol=0)
@@ -409,7 +409,7 @@ def test_message_passing_before_a_quantizer_that_is_not_as_the_others(change):
 
     fused(
         torch.randn(20, 8),
-        Chain(quantizers[0], torch.randn(8), None, None, *quantizers[1:2], True, quantizers[2]),
+        FusedChain(quantizers[0], torch.randn(8), None, None, *quantizers[1:2], True, quantizers[2]),
         None,
     )
     changed = {"messages off": fast, "messages eval": fast}.get(change, quantizers[1])

@@ -11,6 +11,7 @@ from torch import nn
 from dqconvert import prepare
 from dqconvert.kernels import quantize_batch_norm
 from dqconvert.quant import fused
+from dqconvert.quant.fused import FusedChain
 
 
 @pytest.fixture
@@ -36,12 +37,12 @@ def test_running_averages_move_as_the_modules_own(options, calls):
     twin = copy.deepcopy(norm)
     for step in range(3):
         x = torch.randn(4000, 16) * (1 + step) + step
-        torch.testing.assert_close(fused.batch_norm(x, norm, fused.Chain()), twin(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fused.batch_norm(x, norm, FusedChain()), twin(x), rtol=1e-4, atol=1e-4)
     assert len(calls) == 3
     for name, value in twin.state_dict().items():
         torch.testing.assert_close(norm.state_dict()[name], value, rtol=1e-5, atol=1e-5)
     x = torch.randn(4000, 16)
-    torch.testing.assert_close(fused.batch_norm(x, norm.eval(), fused.Chain()), twin.eval()(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fused.batch_norm(x, norm.eval(), FusedChain()), twin.eval()(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["evaluation", "small", "other type", "three dimensions"])
@@ -50,13 +51,13 @@ def test_what_the_operator_does_not_do_the_module_does(case, calls):
     if case == "evaluation":
         norm.eval()
     x = {"small": x[:10], "other type": x.bfloat16(), "three dimensions": torch.randn(500, 16, 8)}.get(case, x)
-    assert torch.equal(fused.batch_norm(x, norm, fused.Chain()), copy.deepcopy(norm)(x))
+    assert torch.equal(fused.batch_norm(x, norm, FusedChain()), copy.deepcopy(norm)(x))
     assert not calls
 
 
 def test_one_row_is_an_error_in_training():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        fused.batch_norm(torch.randn(1, 4), nn.BatchNorm1d(4), fused.Chain())
+        fused.batch_norm(torch.randn(1, 4), nn.BatchNorm1d(4), FusedChain())
 
 
 class Normed(nn.Module):
