@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -51,7 +52,8 @@ class IntegerModule(DoorModule):
 
     def _runs(self, graph: Graph) -> Graph:
         share_memory(self)
-        return keep_apart(copy.deepcopy(graph), dict(self.named_modules()), constants=True)
+        runs = keep_apart(copy.deepcopy(graph), dict(self.named_modules()), constants=True)
+        return _read_together(runs, self._buffers)
 
     def _bounded(self, forward: Callable[..., Any], graph: Graph, runs: Graph) -> Callable[..., Any]:
         return bounded(forward, Boundary(graph, runs, squeezes=True))
@@ -176,6 +178,29 @@ class IntegerModule(DoorModule):
             if door not in self._running
         }
         return {**own, **self.left_out}
+
+
+def _read_together(graph: Graph, constants: Mapping[str, Any]) -> Graph:
+    """Reads a module's own constants from the table that holds them: through attributes it takes ten times as long.
+
+    Args:
+        graph: It is written.
+        constants: That table.
+
+    Returns:
+        The graph.
+    """
+    reads = [node for node in graph.nodes if node.op == "get_attr" and node.target in constants]
+    if reads:
+        with graph.inserting_before(reads[0]):
+            table = graph.create_node("get_attr", "_buffers")
+        for node in reads:
+            with graph.inserting_before(node):
+                entry = graph.create_node("call_function", operator.getitem, (table, node.target), name=node.name)
+            entry.meta.update(node.meta)
+            node.replace_all_uses_with(entry)
+            graph.erase_node(node)
+    return graph
 
 
 def _without_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -34,8 +34,12 @@ def plain_quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor)
 
 
 def _shape(terms: list[Tensor]) -> torch.Size:
-    """The shape of the sum."""
-    return max((term.shape for term in terms), key=len)
+    """Returns the shape of the sum."""
+    shape = terms[0].shape
+    for term in terms[1:]:  # not max(key=len), which torch.compile does not follow
+        if term.dim() > len(shape):
+            shape = term.shape
+    return shape
 
 
 def _on_cpu(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:

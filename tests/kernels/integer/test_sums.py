@@ -71,3 +71,11 @@ def test_what_does_not_fit_is_an_error():
 def test_the_operator_is_registered_right():
     terms, weights = map(list, zip(*(a_term(kind, 3, 4) for kind in KINDS), strict=True))
     torch.library.opcheck(torch.ops.dqconvert.quantize_sum.default, (terms, weights, GRID))
+
+
+def test_it_compiles_as_one_graph():
+    torch._dynamo.reset()
+    terms = [torch.randint(256, (4, 6), dtype=torch.uint8), torch.randn(4, 6)]
+    weights = [torch.arange(256) * 0.5, torch.tensor([2.0])]
+    run = torch.compile(quantize_sum, fullgraph=True, backend="eager")
+    assert torch.equal(run(terms, weights, GRID), quantize_sum(terms, weights, GRID))
