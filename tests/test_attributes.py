@@ -285,6 +285,25 @@ def test_integer_modules_hold_what_was_read_and_refuse_to_set_it(quantized, tmp_
         either.note = "fine"
 
 
+def test_parts_of_integer_modules_refuse_it_too(quantized, tmp_path):
+    module = copy.deepcopy(quantized)
+    module.blocks[0](X, EDGES)  # so that files have it, too
+    integer = dqconvert.convert(module)
+    dqconvert.save(integer, tmp_path / "model.int")
+    before = integer(X, EDGES)
+    copies = copy.deepcopy(integer), pickle.loads(pickle.dumps(integer)), dqconvert.load(tmp_path / "model.int")
+    for either in (integer, *copies):
+        block = either.blocks[0]
+        with pytest.raises(GuardError, match=r"'blocks\.0\.alpha' was read by the float model's forward"):
+            block.alpha = 0.9
+        block.note = "fine"
+        assert torch.equal(either(X, EDGES), before)
+    with pytest.raises(GuardError, match=r"'blocks\.0\.alpha' was read"):
+        integer.skeleton.blocks[0].alpha = 0.9
+    with pytest.raises(GuardError, match="'scale' was read"):
+        integer.skeleton.scale = 0.9
+
+
 # -- layers of PyG and torch -------------------------------------------------------------------------------------------
 
 

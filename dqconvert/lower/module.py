@@ -18,7 +18,7 @@ from dqconvert.errors import ArgumentError, GuardError, InputError, LoweringErro
 from dqconvert.fuse import keep_apart
 from dqconvert.kernels.memory import Memory
 from dqconvert.lower.report import IntegerReport
-from dqconvert.lower.skeleton import Bare, drops_weights, open_bare
+from dqconvert.lower.skeleton import Bare, drops_weights, guard_parts, open_bare
 from dqconvert.prepared.boundary import Boundary, bounded
 from dqconvert.quant.memo import share_memory
 from dqconvert.trace.doors import DoorModule
@@ -100,14 +100,25 @@ class IntegerModule(DoorModule):
         """Sets an attribute of the module's own, and refuses what the float model's forward read.
 
         Raises:
-            GuardError: If the forward read an attribute of that name: the integers hold what it was.
+            GuardError: If the forward read an attribute of that name, or one of a part of that name.
         """
-        if any(name == setting.partition(".")[0] for setting in self.__dict__["report"].settings):
+        self.refuse_setting(name)
+        super().__setattr__(name, value)
+
+    def refuse_setting(self, path: str) -> None:
+        """Refuses to set what the float model's forward read: the integers hold what it was.
+
+        Args:
+            path: Of an attribute of the module or of a part, ``"convs.0.negative_slope"``.
+
+        Raises:
+            GuardError: If the forward read it, or an attribute of it.
+        """
+        if any(setting == path or setting.startswith(f"{path}.") for setting in self.__dict__["report"].settings):
             raise GuardError(
-                f"{name!r} was read by the float model's forward, and the integer module holds what it was: set it on "
+                f"{path!r} was read by the float model's forward, and the integer module holds what it was: set it on "
                 f"the prepared module and convert that again."
             )
-        super().__setattr__(name, value)
 
     def train(self, mode: bool = True) -> IntegerModule:
         """Stays in evaluation mode, whatever is asked for."""
@@ -124,6 +135,8 @@ class IntegerModule(DoorModule):
             open_parts(skeleton, self, lambda module: False)
             user = getattr(skeleton, "_user_class", type(skeleton))
             skeleton.__class__ = part_class(user, self, "", skeleton)
+        trees = [self] if skeleton is None else [self, skeleton]
+        guard_parts(self, trees, self.report.settings, self.refuse_setting)
 
     def _no_graph(self, call: DoorCall, refusal: Exception | None = None) -> Any:
         door, part, user = call.door, call.part, call.user

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,7 @@ from dqconvert.prepared.float_view import float_view
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.doors import DoorModule
 from dqconvert.trace.leaves import WEIGHTED_MODULES
-from dqconvert.trace.parts import Part, door_of
+from dqconvert.trace.parts import Part, door_of, part_class
 
 _DROPPED = "_dqconvert_dropped"
 
@@ -101,3 +102,37 @@ def open_bare(host: DoorModule, doors: Iterable[str]) -> None:
 def _bare_class(host: DoorModule, path: str, names: list[str]) -> type[nn.Module]:
     body: dict[str, Any] = {name: door_of(f"{path}.{name}", host) for name in dict.fromkeys(("forward", *names))}
     return type("Part", (Part, Bare), {**body, "_user_class": Bare, "_host": host, "_path": path})
+
+
+def guard_parts(
+    host: DoorModule, trees: Iterable[nn.Module], settings: Iterable[str], refuse: Callable[[str], None]
+) -> None:
+    """Lets parts refuse, as the integer module itself does, to set what the float model's forward read.
+
+    Args:
+        host: The integer module.
+        trees: It and its skeleton. Modules of the integer module that compute in float read their attributes
+            themselves, and stay as they are.
+        settings: What the forward read, by path.
+        refuse: Raises an error if what has a path is one of them.
+    """
+    owners = {""}
+    for setting in settings:
+        owners.update(accumulate(setting.split(".")[:-1], "{}.{}".format))
+    for tree in trees:
+        parts = dict(tree.named_modules(remove_duplicate=False))
+        for path in owners & parts.keys():
+            part = parts[path]
+            if tree is not host and not isinstance(part, Part):
+                part.__class__ = part_class(type(part), host, path, part)
+            if isinstance(part, Part):
+                cls: Any = type(part)  # of this part alone
+                cls.__setattr__ = _refusing(f"{path}." if path else "", refuse)
+
+
+def _refusing(prefix: str, refuse: Callable[[str], None]) -> Callable[[Any, str, Any], None]:
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        refuse(prefix + name)
+        super(Part, self).__setattr__(name, value)
+
+    return set_attribute
