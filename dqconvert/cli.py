@@ -139,6 +139,9 @@ def convert(
         Path | None, typer.Option("--calibrate", metavar="FILE|FOLDER", help="Inputs to set the ranges from.")
     ] = None,
     integer: Annotated[bool, typer.Option("--integer", help="Write an integer file, for inference.")] = False,
+    no_fold: Annotated[
+        bool, typer.Option("--no-fold", help="Compute the rows of all nodes, also of those that are alike.")
+    ] = False,
     key: _Key = None,
     trust_pickle: _TrustPickle = False,
     force: _Force = False,
@@ -189,6 +192,7 @@ def convert(
         example=example,
         calibrate=calibrate,
         integer=integer,
+        fold=not no_fold,
         force=force,
         as_json=as_json,
         quiet=quiet,

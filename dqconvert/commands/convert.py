@@ -95,6 +95,7 @@ def convert(
     example: Path | None = None,
     calibrate: Path | None = None,
     integer: bool = False,
+    fold: bool = True,
     force: bool = False,
     as_json: bool = False,
     quiet: bool = False,
@@ -114,6 +115,7 @@ def convert(
         example: A file of inputs to trace on; ``None``: made up.
         calibrate: Data to set the ranges from; ``None``: training sets them.
         integer: Save an integer module.
+        fold: Let it compute one row for nodes that a layer cannot tell apart, see :func:`dqconvert.convert`.
         force: Replace a file that exists.
         as_json: Print a summary as JSON.
         quiet: Print nothing.
@@ -124,6 +126,8 @@ def convert(
     check_target(out, overwrite=force)
     with usage():
         config = qconfig_from(qconfig, sets, rules)
+    if not fold and not integer:
+        raise UsageError("--no-fold is about integer files: pass --integer, too.")
     given = is_prepared(source.checkpoint)
     if given and holds_integer(source.checkpoint):
         raise CommandError(f"{source.checkpoint}: is an integer file already: run it with `dqconvert run`.")
@@ -147,7 +151,7 @@ def convert(
         agreement = _run_calibration(module, data, silent=quiet or as_json)
     check_target(out, overwrite=force)
     if integer:
-        converted = to_integer(module)
+        converted = to_integer(module, fold=fold)
         save(converted, out)
         summary = _integer_summary(source, out, module, found, converted)
         summary |= {"agreement": agreement}

@@ -80,6 +80,14 @@ def test_a_checkpoint_becomes_an_integer_file():
     assert torch.equal(make()(*graph(30, 2)), expected(*graph(30, 2)))
 
 
+def test_folding_can_be_left_out():
+    folded, whole = make(), make("--no-fold", out="whole.int")
+    assert folded.report.ops["fold_nodes"] == 1
+    assert "fold_nodes" not in whole.report.ops
+    assert torch.equal(folded(*graph(30, 2)), whole(*graph(30, 2)))
+    assert "--integer" in refused("convert", "gin.pt", *FACTORY, "-o", "gin.dq", "--no-fold", code=2)
+
+
 def test_a_trained_prepared_file_becomes_an_integer_file():
     module = dqconvert.prepare(GIN(**KWARGS), "int4-dq").module.train()
     module(*graph())
