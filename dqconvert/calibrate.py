@@ -12,18 +12,20 @@ from torch import nn
 
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_prepared
+from dqconvert.prepared.base import note_agreement
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.protect import ARGUMENT
 from dqconvert.trace.given import Callee, callee_of_graph, calls_of
 from dqconvert.trace.inputs import method_of
-from dqconvert.words import shortened
+from dqconvert.words import count, shortened
 
 
 def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, method: str | None = None) -> None:
     """Runs data through a prepared module in evaluation mode, so that its quantizers see their ranges.
 
     Nothing is protected, nothing is trained, and values pass unrounded while ranges are observed. Modes and flags are
-    as before at the end, also when a batch raises.
+    as before at the end, also when a batch raises. ``module.report`` says from then on that ranges were calibrated, and
+    not how near the result is to float: :func:`dqconvert.compare` measures that.
 
     Args:
         module: A prepared module.
@@ -47,7 +49,7 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
         >>> module.eval()(x, edge_index).shape
         torch.Size([5, 4])
     """
-    expect_prepared(module, "calibrate")
+    prepared = expect_prepared(module, "calibrate")
     if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 1):
         raise ConfigError(
             f"calibrate takes as batches a whole number from 1 on, or None for all, got {shortened(batches)}."
@@ -60,6 +62,11 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
             used += 1
     if not used:
         raise ConfigError("calibrate: there was no data to calibrate with; pass at least one batch.")
+    batches_seen = count(used, "batch", "batches")
+    note_agreement(
+        prepared,
+        f"not known; ranges were calibrated on {batches_seen}. dqconvert.compare(model, module, data) measures it",
+    )
 
 
 @contextmanager

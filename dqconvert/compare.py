@@ -21,6 +21,7 @@ from dqconvert.lower import IntegerModule
 from dqconvert.lower.replay import FloatRun, QuantizedRun
 from dqconvert.prepare import prepare
 from dqconvert.prepared import PreparedModule
+from dqconvert.prepared.base import note_agreement
 from dqconvert.rewrite.protect import ARGUMENT
 from dqconvert.trace.given import calls_of
 from dqconvert.trace.inputs import map_tensors
@@ -168,14 +169,14 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
         reference = reference or _reference(float_model, call, quantized)
         with torch.no_grad():
             values, expected = reference.values(given)
-            found = quantized.against(values, given)
-        for one, other in _pairs(expected, found):
+            actual = quantized.against(values, given)
+        for one, other in _pairs(expected, actual):
             sums.add(_OUTPUT, one, other)
             predictions.add(one, other)
         if prepared is not None:
             with torch.no_grad():
                 alike = prepared(*call.args, **call.kwargs)
-            for one, other in _pairs(alike, found):
+            for one, other in _pairs(alike, actual):
                 rounded.add(one, other)
         batches += 1
     if not batches:
@@ -183,7 +184,7 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
     layers = sums.layers()
     output = layers.pop(_OUTPUT)
     worst = sorted(layers.values(), key=lambda layer: (not math.isnan(layer.sqnr_db), layer.sqnr_db))
-    return Comparison(
+    found = Comparison(
         layers=tuple(worst),
         output=output,
         agreement=predictions.equal / max(predictions.count, 1),
@@ -193,6 +194,11 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
         batches=batches,
         scores=predictions.classes,
     )
+    if isinstance(checked, PreparedModule):
+        same = f"{100 * found.agreement:.2f} % of {count(found.predictions, 'prediction')} as without rounding"
+        on = count(batches, "batch", "batches")
+        note_agreement(checked, f"when compared on {on}, outputs at {output.sqnr_db:.1f} dB signal to noise, {same}")
+    return found
 
 
 _OUTPUT = "output"

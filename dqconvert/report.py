@@ -121,6 +121,8 @@ class Report:
     """What runs as one operator."""
     methods: tuple[PreparedMethod, ...] = ()
     """What computes with quantizers: the methods named, and those that were called since."""
+    agreement: str = ""
+    """How near the module was to the model without rounding when that was last looked at; empty: it never was."""
 
     @property
     def totals(self) -> dict[str, dict[str, int]]:
@@ -148,7 +150,11 @@ class Report:
             floats = [(left.what, left.reason, left.source) for left in self.left_float]
             parts.append(notebook.table("stays in float", ["what", "why", "where"], floats))
         title = f"{self.model}: {count(len(self.entries), 'quantizer')}"
-        return notebook.folded(title, "".join(parts)) + notebook.lines(f"note: {remark}" for remark in self.remarks)
+        return notebook.folded(title, "".join(parts)) + notebook.lines(self._lines())
+
+    def _lines(self) -> list[str]:
+        agreement = [f"agreement with float: {self.agreement}"] if self.agreement else []
+        return [*(f"note: {remark}" for remark in self.remarks), *agreement]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._inserted()
@@ -158,8 +164,7 @@ class Report:
             yield self._fused()
         if len(self.methods) > 1 or any(method.name != "forward" for method in self.methods):
             yield self._methods()
-        for remark in self.remarks:
-            yield f"note: {remark}"
+        yield from self._lines()
 
     def _inserted(self) -> Table:
         """One row per quantizer; the scheme has a column only where quantizers differ in it."""

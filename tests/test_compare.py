@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -176,3 +177,17 @@ def test_integers_and_their_prepared_module_predict_the_same():
     assert found.rounded_agreement == 1
     assert str(found).splitlines()[-1].startswith("as the prepared module predicts in evaluation: 100.00 % of 240")
     assert dqconvert.compare(module, module, a_graph(5)).rounded_agreement is None
+
+
+def test_the_report_says_what_is_known_of_the_agreement_with_float():
+    model, (x, edge_index) = GCN(6, 8, num_layers=2, out_channels=3), (torch.randn(30, 6), torch.randint(30, (2, 90)))
+    module, report = dqconvert.prepare(model, "int8-ptq", (x, edge_index))
+    assert "agreement" not in str(report)
+    dqconvert.calibrate(module, [(x, edge_index)] * 2)
+    assert "agreement with float: not known; ranges were calibrated on 2 batches." in str(module.report)
+    found = dqconvert.compare(model, module, (x, edge_index))
+    expected = (
+        f"outputs at {found.output.sqnr_db:.1f} dB signal to noise, {100 * found.agreement:.2f} % of 30 predictions"
+    )
+    assert expected in " ".join(str(module.report).split())
+    assert module.report.agreement == copy.deepcopy(module).report.agreement

@@ -104,7 +104,7 @@ def describe(
         "own_code": dict(module.own_code),
         "fuse": module.fuse,
         **{key: facts[key] for key in ("factory", "kwargs", "qconfig")},
-        "report": asdict(module.report),
+        "report": {key: value for key, value in asdict(module.report).items() if key != "agreement"},
         "islands": [asdict(island) for island in module.islands],
         "quantizers": [_quantizer(path, quantizer) for path, quantizer in module.quantizers()],
         "protections": [

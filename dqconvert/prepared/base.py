@@ -53,6 +53,7 @@ class PreparedBase(DoorModule):
     islands: tuple[Island, ...]
     fuse: bool = True
     user_fuse: Any = None
+    _agreement: str = ""
     _fused: Mapping[Graph, Fused] = {}
     _form: ClassVar[str] = "prepared"
 
@@ -104,7 +105,7 @@ class PreparedBase(DoorModule):
     @property
     def report(self) -> Report:
         """The report: the inserted quantizers, and the groups of nodes that run as one operator."""
-        return replace(self._noted, fusions=self.fusions)
+        return replace(self._noted, fusions=self.fusions, agreement=self._agreement)
 
     @property
     def graph_memory(self) -> Memory:
@@ -167,6 +168,11 @@ def add_rewritten(
     type(module)._fused = {**module._fused, **fused}
     module._noted = extended(module._noted, rewritten, remarks)
     module.add_method(rewritten.method)
+
+
+def note_agreement(module: PreparedBase, words: str) -> None:
+    """Has the report say how near the module is to the model without rounding, as far as that is known."""
+    module._agreement = words
 
 
 def defer_method(module: PreparedBase, name: str) -> None:

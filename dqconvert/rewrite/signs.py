@@ -12,6 +12,9 @@ from dqconvert.trace.note import note_of
 class Signs:
     """Knows, for the graphs of one module, which values cannot be negative.
 
+    A number that the graph reads off a module (``relu(h) * self.alpha``) may be set to anything later, so whatever its
+    sign is now, its product may become negative; a literal (``relu(h) * 0.5``) stays.
+
     Example:
         >>> from dqconvert.trace import trace
         >>> module = trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Dropout())).module
