@@ -18,7 +18,7 @@ from dqconvert.errors import ArgumentError, GuardError, InputError, LoweringErro
 from dqconvert.fuse import keep_apart
 from dqconvert.kernels.memory import Memory
 from dqconvert.lower.report import IntegerReport
-from dqconvert.lower.skeleton import Bare, drops_weights, guard_parts, open_bare
+from dqconvert.lower.skeleton import Bare, drops_weights, guard_parts, lacks_weights, open_bare
 from dqconvert.prepared.boundary import Boundary, bounded
 from dqconvert.quant.memo import share_memory
 from dqconvert.trace.doors import DoorModule
@@ -154,13 +154,19 @@ class IntegerModule(DoorModule):
         if part is self or isinstance(part, Bare):
             part = skeleton.get_submodule(path) if skeleton is not None else part
             user = getattr(getattr(part, "_user_class", None), name, None) if skeleton is not None else None
+        never = LoweringError(
+            f"the integer module has no {door}: the prepared module was never called that way. Call it once on the "
+            f"prepared module before convert, or name it in prepare's method=."
+        )
         if user is None or isinstance(part, WEIGHTED_MODULES) or drops_weights(part):
-            raise LoweringError(
-                f"the integer module has no {door}: the prepared module was never called that way. Call it once on the "
-                f"prepared module before convert, or name it in prepare's method=."
-            )
-        with torch.no_grad():
-            return user(part, *call.args, **call.kwargs)
+            raise never
+        try:
+            with torch.no_grad():
+                return user(part, *call.args, **call.kwargs)
+        except AttributeError as error:
+            if lacks_weights(error.obj):
+                raise never from error
+            raise
 
     def __getattr__(self, name: str) -> Any:
         held = self.__dict__.get("_buffers", ())

@@ -50,6 +50,11 @@ def drops_weights(part: nn.Module) -> bool:
     return isinstance(part, MessagePassing) or _DROPPED in vars(part)
 
 
+def lacks_weights(found: Any) -> bool:
+    """Returns True if an object is a part of a skeleton without the weights of its own."""
+    return isinstance(found, nn.Module) and _DROPPED in vars(found)
+
+
 class Bare(nn.Module):
     """A part of an integer module, which the user's class is not known of: it has the methods that have graphs, and
     parts of its own, by name or number."""

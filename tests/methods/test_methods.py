@@ -156,6 +156,8 @@ def test_a_file_keeps_the_methods(pairs, tmp_path):
 
 def test_integer_modules_have_the_methods_and_parts(pairs, tmp_path):
     _, module = pairs
+    module.encoder(X, EI)
+    module.decode_all(module.encode(X, EI))
     integer = dqconvert.convert(module)
     z = integer.encode(X, EI)
     assert (z - module.encode(X, EI)).abs().max() < 1e-5
@@ -277,6 +279,9 @@ def test_a_recommender():
     assert module.recommendation_loss(torch.randn(4), torch.randn(4), torch.arange(6)).isfinite()
     integer = dqconvert.convert(module)
     assert (integer.get_embedding(EI) - embedding).abs().max() < 0.05
+    fresh = dqconvert.convert(trained(LightGCN(NODES, 8, 2), inputs=(EI, EI[:, :30])))
+    with pytest.raises(LoweringError, match="has no get_embedding: the prepared module was never called that way"):
+        fresh.get_embedding(EI)
 
 
 def test_an_embedding_without_gradient():
