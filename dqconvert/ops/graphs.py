@@ -13,7 +13,7 @@ def _pyg(name: str, **facts: Any) -> Op:
 
 def _of_graph(name: str) -> Op:
     """What, without edge weights, depends on the graph alone."""
-    return _pyg(name, of_graph=True, repeatable=True)
+    return _pyg(name, of_graph=True, remembered=True)
 
 
 def _pool(name: str, reduces: str) -> Op:
@@ -26,13 +26,13 @@ def _aggregation(name: str, reduces: str) -> Op:
 
 GRAPHS = (
     *map(_of_graph, ("gcn_norm", "add_self_loops", "remove_self_loops", "add_remaining_self_loops")),
-    _pyg("scatter", sign=Sign.KEEPS, memory=Memory.OWN, repeatable=True),
+    _pyg("scatter", sign=Sign.KEEPS, memory=Memory.OWN, remembered=True),
     _pyg("softmax", sign=Sign.NONNEGATIVE, squashes=True, memory=Memory.OWN),
-    _pyg("degree", memory=Memory.OWN, repeatable=True),
+    _pyg("degree", memory=Memory.OWN, remembered=True),
     _pyg("ptr2index", memory=Memory.OWN),
-    _pyg("coalesce", repeatable=True),
-    _pyg("sort_edge_index", repeatable=True),
-    _pyg("to_undirected", repeatable=True),
+    _pyg("coalesce", remembered=True),
+    _pyg("sort_edge_index", remembered=True),
+    _pyg("to_undirected", remembered=True),
     _pyg("narrow", parameters=("input", "start", "length", "dim"), moves=Moves.CUT, sign=Sign.KEEPS),
     _pyg("select", parameters=("input", "index", "dim"), moves=Moves.PICK, sign=Sign.KEEPS),
     _pool("global_add_pool", "sum"),

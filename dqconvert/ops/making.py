@@ -5,7 +5,7 @@ from __future__ import annotations
 from dqconvert.ops.record import InPlace, Memory, Op
 
 SIZES = (
-    Op("size", reads_size=True, reads_number=True, bookkeeping=True, scalar=True, repeatable=True),
+    Op("size", reads_size=True, reads_number=True, bookkeeping=True, scalar=True, remembered=True),
     Op("numel", reads_size=True, reads_number=True, bookkeeping=True, scalar=True),
     Op("item", reads_number=True, bookkeeping=True, scalar=True),
     Op("getattr", bookkeeping=True, scalar=True),
@@ -13,9 +13,9 @@ SIZES = (
 )
 
 MAKERS = (
-    Op("full", repeatable=True),
-    Op("ones_like", repeatable=True),
-    Op("zeros_like", repeatable=True),
+    Op("full", remembered=True),
+    Op("ones_like", remembered=True),
+    Op("zeros_like", remembered=True),
 )
 
 FILLS = tuple(

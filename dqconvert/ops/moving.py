@@ -33,29 +33,25 @@ def _drops(name: str, module: str, **facts: Any) -> Op:
 
 
 VIEWS = (
-    _view(Moves.RESHAPE, "view", spreads=True, repeatable=True),
-    _view(Moves.RESHAPE, "reshape", as_method=True, spreads=True, repeatable=True),
-    _view(Moves.RESHAPE, "flatten", as_method=True, parameters=("input", "start_dim", "end_dim"), repeatable=True),
+    _view(Moves.RESHAPE, "view", spreads=True),
+    _view(Moves.RESHAPE, "reshape", as_method=True, spreads=True),
+    _view(Moves.RESHAPE, "flatten", as_method=True, parameters=("input", "start_dim", "end_dim")),
     _view(Moves.RESHAPE, "unflatten", as_method=True),
-    _view(
-        Moves.RESHAPE, "squeeze", in_place=InPlace.VIEW, as_method=True, parameters=("input", "dim"), repeatable=True
-    ),
-    _view(
-        Moves.RESHAPE, "unsqueeze", in_place=InPlace.VIEW, as_method=True, parameters=("input", "dim"), repeatable=True
-    ),
-    _view(Moves.RESHAPE, "contiguous", keeps_columns=True, repeatable=True),
+    _view(Moves.RESHAPE, "squeeze", in_place=InPlace.VIEW, as_method=True, parameters=("input", "dim")),
+    _view(Moves.RESHAPE, "unsqueeze", in_place=InPlace.VIEW, as_method=True, parameters=("input", "dim")),
+    _view(Moves.RESHAPE, "contiguous", keeps_columns=True),
     _view(Moves.RESHAPE, "view_as"),
     _view(Moves.RESHAPE, "reshape_as"),
     _view(Moves.RESHAPE, "ravel"),
     _view(Moves.PERMUTE, "transpose", in_place=InPlace.VIEW, aliases=("swapaxes", "swapdims"), as_method=True),
     _view(Moves.PERMUTE, "permute", as_method=True, spreads=True),
     _view(Moves.PERMUTE, "movedim", aliases=("moveaxis",), as_method=True),
-    _view(Moves.PERMUTE, "t", in_place=InPlace.VIEW, as_method=True, repeatable=True),
+    _view(Moves.PERMUTE, "t", in_place=InPlace.VIEW, as_method=True),
     _view(Moves.EXPAND, "expand", spreads=True),
     _view(Moves.EXPAND, "expand_as"),
     _view(Moves.SPLIT, "chunk", as_method=True, parameters=("input", "split_size", "dim")),
     _view(Moves.SPLIT, "split", parameters=("input", "split_size", "dim")),
-    _view(Moves.SPLIT, "unbind", as_method=True, parameters=("input", "dim"), repeatable=True),
+    _view(Moves.SPLIT, "unbind", as_method=True, parameters=("input", "dim")),
     _view(Moves.CUT, "narrow", as_method=True, parameters=("input", "dim", "start", "length")),
     _view(Moves.SELECT, "select", as_method=True, parameters=("input", "dim", "index")),
     _view(
@@ -63,7 +59,6 @@ VIEWS = (
         "getitem",
         operator="getitem",
         methods=("__getitem__",),
-        repeatable=True,
         bookkeeping=True,
         scalar=True,
     ),
@@ -86,19 +81,18 @@ PICKS = (
         as_method=True,
         parameters=("input", "dim", "index"),
         memory=Memory.OWN,
-        repeatable=True,
     ),
     _moves(Moves.GATHER, "gather", as_method=True, parameters=("input", "dim", "index")),
     _moves(Moves.REPEAT, "repeat", spreads=True),
     _moves(Moves.REPEAT, "repeat_interleave"),
-    _moves(Moves.REORDER, "flip", as_method=True, spreads=True, repeatable=True),
+    _moves(Moves.REORDER, "flip", as_method=True, spreads=True),
     _moves(Moves.REORDER, "roll"),
     Op("tile", as_method=True, spreads=True),
 )
 
 JOINS = (
-    _moves(Moves.JOIN, "cat", aliases=("concat", "concatenate"), parameters=("tensors", "dim"), repeatable=True),
-    _moves(Moves.STACK, "stack", parameters=("tensors", "dim"), repeatable=True),
+    _moves(Moves.JOIN, "cat", aliases=("concat", "concatenate"), parameters=("tensors", "dim")),
+    _moves(Moves.STACK, "stack", parameters=("tensors", "dim")),
     Op("vstack", aliases=("row_stack",)),
 )
 

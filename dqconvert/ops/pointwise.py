@@ -24,12 +24,12 @@ def _activation(name: str, *modules: str, **facts: Any) -> Op:
 
 
 def _compares(name: str, *aliases: str, method: str) -> Op:
-    return Op(name, aliases=aliases, operator=name, methods=(method,), in_place=_ON_COPY)
+    return _entry(name, aliases=aliases, operator=name, methods=(method,), in_place=_ON_COPY)
 
 
 def _special(name: str, *aliases: str) -> Op:
     """A function that torch also has in `torch.special`."""
-    return Op(name, aliases=(f"special_{name}", *aliases))
+    return _entry(name, aliases=(f"special_{name}", *aliases))
 
 
 ARITHMETIC = (
@@ -40,7 +40,6 @@ ARITHMETIC = (
         methods=("add",),
         sign=_ARITHMETIC,
         in_place=_CASTS,
-        repeatable=True,
         scalar=True,
     ),
     _entry(
@@ -51,7 +50,6 @@ ARITHMETIC = (
         methods=("sub",),
         swapped=("__rsub__",),
         in_place=_CASTS,
-        repeatable=True,
         scalar=True,
     ),
     _entry("rsub"),
@@ -63,7 +61,6 @@ ARITHMETIC = (
         methods=("mul",),
         sign=_ARITHMETIC,
         in_place=_CASTS,
-        repeatable=True,
         scalar=True,
     ),
     _entry(
@@ -75,20 +72,19 @@ ARITHMETIC = (
         swapped=("__rtruediv__", "__rdiv__"),
         sign=_ARITHMETIC,
         in_place=_CASTS,
-        repeatable=True,
     ),
-    Op("floordiv", operator="floordiv", methods=("__floordiv__",), swapped=("__rfloordiv__",), scalar=True),
-    Op("floor_divide", in_place=_CASTS),
-    Op("mod", operator="mod", methods=("__mod__", "remainder"), swapped=("__rmod__",)),
-    Op("remainder", in_place=_CASTS),
-    Op("fmod", in_place=_CASTS),
-    _entry("pow", operator="pow", methods=("__pow__",), swapped=("__rpow__",), in_place=_CASTS, repeatable=True),
+    _entry("floordiv", operator="floordiv", methods=("__floordiv__",), swapped=("__rfloordiv__",), scalar=True),
+    _entry("floor_divide", in_place=_CASTS),
+    _entry("mod", operator="mod", methods=("__mod__", "remainder"), swapped=("__rmod__",)),
+    _entry("remainder", in_place=_CASTS),
+    _entry("fmod", in_place=_CASTS),
+    _entry("pow", operator="pow", methods=("__pow__",), swapped=("__rpow__",), in_place=_CASTS),
     _entry("neg", aliases=("negative",), operator="neg", methods=("neg",)),
     _entry("pos", variants=("positive",), operator="pos", memory=Memory.SHARED),
     _entry("abs", aliases=("absolute",), operator="abs", sign=_NONNEGATIVE),
     _entry("square", sign=_NONNEGATIVE),
-    _entry("sqrt", sign=_KEEPS, repeatable=True),
-    _entry("rsqrt", repeatable=True),
+    _entry("sqrt", sign=_KEEPS),
+    _entry("rsqrt"),
     _entry("reciprocal"),
     _entry("exp", sign=_NONNEGATIVE),
     _entry("expm1", aliases=("special_expm1",)),
@@ -97,11 +93,11 @@ ARITHMETIC = (
     _entry("erf", aliases=("special_erf",)),
     _entry("maximum", sign=_KEEPS),
     _entry("minimum", sign=_KEEPS),
-    _entry("clamp", aliases=("clip",), activation=True, in_place=_CASTS, repeatable=True),
-    _entry("float", casts=True, sign=_KEEPS, memory=Memory.SHARED, repeatable=True),
-    Op("addcmul", in_place=_CASTS),
-    Op("addcdiv", in_place=_CASTS),
-    Op("lerp", in_place=_CASTS),
+    _entry("clamp", aliases=("clip",), activation=True, in_place=_CASTS),
+    _entry("float", casts=True, sign=_KEEPS, memory=Memory.SHARED),
+    _entry("addcmul", in_place=_CASTS),
+    _entry("addcdiv", in_place=_CASTS),
+    _entry("lerp", in_place=_CASTS),
 )
 
 ACTIVATIONS = (
@@ -130,36 +126,35 @@ ACTIVATIONS = (
 )
 
 COMPARISONS = (
-    Op("eq", operator="eq", methods=("__eq__",), in_place=_ON_COPY),
+    _entry("eq", operator="eq", methods=("__eq__",), in_place=_ON_COPY),
     _compares("ne", "not_equal", method="ne"),
     _compares("lt", "less", method="lt"),
     _compares("le", "less_equal", method="le"),
     _compares("gt", "greater", method="gt"),
     _compares("ge", "greater_equal", method="ge"),
-    Op("logical_not", in_place=_ON_COPY),
-    Op("logical_and", in_place=_ON_COPY),
-    Op("logical_or", in_place=_ON_COPY),
-    Op("logical_xor", in_place=_ON_COPY),
-    Op("and", operator="and_", methods=("__and__",)),
-    Op("or", operator="or_", methods=("__or__",)),
-    Op("xor", operator="xor", methods=("__xor__",)),
-    Op("lshift", operator="lshift"),
-    Op("rshift", operator="rshift"),
-    Op("invert", operator="invert", methods=("__invert__",)),
+    _entry("logical_not", in_place=_ON_COPY),
+    _entry("logical_and", in_place=_ON_COPY),
+    _entry("logical_or", in_place=_ON_COPY),
+    _entry("logical_xor", in_place=_ON_COPY),
+    _entry("and", operator="and_", methods=("__and__",)),
+    _entry("or", operator="or_", methods=("__or__",)),
+    _entry("xor", operator="xor", methods=("__xor__",)),
+    _entry("lshift", operator="lshift"),
+    _entry("rshift", operator="rshift"),
+    _entry("invert", operator="invert", methods=("__invert__",)),
 )
 
-# Known under several names, and not lowered.
-SPELLED = (
-    Op("acos", aliases=("arccos",)),
-    Op("acosh", aliases=("arccosh",)),
-    Op("asin", aliases=("arcsin",)),
-    Op("asinh", aliases=("arcsinh",)),
-    Op("atan", aliases=("arctan",)),
-    Op("atanh", aliases=("arctanh",)),
-    Op("atan2", aliases=("arctan2",)),
-    Op("trunc", aliases=("fix",)),
+FUNCTIONS = (
+    _entry("acos", aliases=("arccos",)),
+    _entry("acosh", aliases=("arccosh",)),
+    _entry("asin", aliases=("arcsin",)),
+    _entry("asinh", aliases=("arcsinh",)),
+    _entry("atan", aliases=("arctan",)),
+    _entry("atanh", aliases=("arctanh",)),
+    _entry("atan2", aliases=("arctan2",)),
+    _entry("trunc", aliases=("fix",)),
     _special("digamma", "special_psi"),
-    Op("lgamma", aliases=("special_gammaln",)),
+    _entry("lgamma", aliases=("special_gammaln",)),
     _special("erfc"),
     _special("erfinv"),
     _special("exp2"),
@@ -168,9 +163,12 @@ SPELLED = (
     _special("round"),
     _special("sinc"),
     _special("xlogy"),
-    # Casts, which return what they are given where it has the type.
+)
+
+# They return what they are given where it has the type.
+CASTS = (
     Op("to", sign=_KEEPS, memory=Memory.SHARED),
-    Op("long", casts=True, memory=Memory.SHARED, repeatable=True),
+    Op("long", casts=True, memory=Memory.SHARED, remembered=True),
     Op("int", casts=True, memory=Memory.SHARED),
     Op("double", casts=True, memory=Memory.SHARED),
     Op("type", memory=Memory.SHARED),
@@ -179,4 +177,4 @@ SPELLED = (
     Op("cuda", memory=Memory.SHARED),
 )
 
-POINTWISE = ARITHMETIC + ACTIVATIONS + COMPARISONS + SPELLED
+POINTWISE = ARITHMETIC + ACTIVATIONS + COMPARISONS + FUNCTIONS + CASTS

@@ -77,7 +77,7 @@ REDUCTIONS = (
 )
 
 SCATTERS = (
-    Op("scatter", memory=Memory.OWN, repeatable=True),
+    Op("scatter", memory=Memory.OWN, remembered=True),
     Op("scatter_add", multiply_adds=_entries_of_source),
     Op("index_add", multiply_adds=_entries_of_source),
     Op("scatter_reduce", multiply_adds=_entries_of_source),

@@ -132,7 +132,8 @@ class Op:
         in_place: How its in-place variant is written.
         writes: Whether it changes an argument, under this very name.
 
-        repeatable: Whether it returns the same for the same, and is worth remembering.
+        remembered: Whether it returns the same for the same, and is worth remembering; what is pointwise, or moves
+            entries, need not say so.
         of_graph: Whether, without edge weights, its result depends on the graph alone.
 
         integer: Whether only integer modules call it.
@@ -187,7 +188,7 @@ class Op:
     in_place: InPlace = InPlace.NAMESAKE
     writes: bool = False
     # What may be remembered.
-    repeatable: bool = False
+    remembered: bool = False
     of_graph: bool = False
     # On codes.
     integer: bool = False
@@ -209,6 +210,12 @@ class Op:
     def name_in_files(self) -> str:
         """Of one of ours: what files call it."""
         return self.file or f"{self.where}.{self.name}"
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether equal calls may become one, and a result may be remembered: copies are made to be apart."""
+        plain = (self.pointwise and not self.integer) or self.moves not in (None, Moves.COPY)
+        return self.remembered or plain
 
     @property
     def joins(self) -> bool:
