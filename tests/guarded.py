@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dqconvert import kernels
-from dqconvert.kernels._memory import _NUMPY
+from dqconvert.kernels._buffers import _NUMPY
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

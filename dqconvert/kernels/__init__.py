@@ -4,8 +4,8 @@ Nothing here knows of modules or graphs. No function waits for an accelerator: w
 there.
 """
 
+from dqconvert.kernels._buffers import release_memory
 from dqconvert.kernels._grid import Scheme
-from dqconvert.kernels._memory import release_memory
 from dqconvert.kernels.batch_norm import quantize_batch_norm
 from dqconvert.kernels.chain import quantize_chain
 from dqconvert.kernels.degree import in_degree, protection_probability

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid, Scheme, Steps
 from dqconvert.kernels._layout import check_rows
-from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.chain import chain_gradients, ends_of, fake_results, masked, plain_quantize_chain

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid, Scheme
 from dqconvert.kernels._layout import check_rows
-from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu import max_loops as loops

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dqconvert.kernels import _memory, dropout, edge_order, propagate, quantize_chain, quantize_linear
-from dqconvert.kernels._memory import SMALL, Buffers
+from dqconvert.kernels import _buffers, dropout, edge_order, propagate, quantize_chain, quantize_linear
+from dqconvert.kernels._buffers import SMALL, Buffers
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels.edge_order import plain_edge_order
 
@@ -283,8 +283,8 @@ def test_hardly_more_is_held_than_was_ever_lent():
 def test_steps_that_ask_for_other_sizes_in_turn_make_no_buffer_twice(monkeypatch):
     """As forward and backward pass do: one needs what the other does not."""
     buffers, made = Buffers(), []
-    aligned = _memory._aligned
-    monkeypatch.setattr(_memory, "_aligned", lambda size: made.append(size) or aligned(size))
+    aligned = _buffers._aligned
+    monkeypatch.setattr(_buffers, "_aligned", lambda size: made.append(size) or aligned(size))
     for step in range(5):
         if step == 1:
             assert made
@@ -299,8 +299,8 @@ def test_steps_that_ask_for_other_sizes_in_turn_make_no_buffer_twice(monkeypatch
 def test_what_was_used_in_training_makes_room_for_what_is_used_now(monkeypatch):
     """Else all that a converted model asks for would be made anew in every forward."""
     buffers, made = Buffers(), []
-    aligned = _memory._aligned
-    monkeypatch.setattr(_memory, "_aligned", lambda size: made.append(size) or aligned(size))
+    aligned = _buffers._aligned
+    monkeypatch.setattr(_buffers, "_aligned", lambda size: made.append(size) or aligned(size))
     training = [buffers.empty((9, SMALL), torch.float32) for _ in range(4)]
     most = 4 * len(buffers._lent) * 9 * SMALL
     del training

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid, Steps
-from dqconvert.kernels._memory import empty
 from dqconvert.kernels.cpu import tile as tile
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.llvm.span import CLIP, GRID, NOTE

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels._memory import empty
+from dqconvert.kernels._buffers import empty
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.threads import run
 

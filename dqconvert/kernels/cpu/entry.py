@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
+from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid
-from dqconvert.kernels._memory import empty
 from dqconvert.kernels.cpu import product_loops as loops
 from dqconvert.kernels.cpu.arrays import array, strided
 from dqconvert.kernels.cpu.chain import flags

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
+from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid
-from dqconvert.kernels._memory import empty
 from dqconvert.kernels.cpu import propagate_loops as loops
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.chain import flags, has_loops, matrix, observe, rows_of

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError, InputTypeError, InputValueError
+from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._layout import along, wide_dtype
-from dqconvert.kernels._memory import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
-from dqconvert.kernels._memory import empty
+from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array

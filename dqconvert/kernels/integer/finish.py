@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.kernels._memory import empty
+from dqconvert.kernels._buffers import empty
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.finish import CODES as CODES
 from dqconvert.kernels.cpu.integer.finish import GRID as GRID

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels.cpu.llvm.memory import LINE
+from dqconvert.kernels.derived import clear_derived
 
 SMALL = 1 << 20
 """Bytes under which memory comes from torch."""
@@ -150,13 +151,13 @@ empty = _buffers.empty
 
 
 def release_memory() -> None:
-    """Gives memory that the CPU kernels keep for their next results back to the system.
+    """Gives memory that the CPU kernels keep back to the system: buffers for results, and values derived from tensors.
 
-    After training, say, in a process that goes on with other work.
+    After training, say, in a process that goes on with other work. What modules keep of their graphs is theirs:
+    ``module.graph_memory.clear()``.
 
-    ```python
-    >>> release_memory()
-
-    ```
+    Example:
+        >>> release_memory()
     """
     _buffers.release()
+    clear_derived()
