@@ -56,7 +56,7 @@ def guard_results() -> None:
     import pkgutil
     import sys
 
-    old = kernels._memory.empty
+    old = kernels._buffers.empty
     for module in pkgutil.walk_packages(kernels.__path__, "dqconvert.kernels."):
         __import__(module.name)
         if getattr(sys.modules[module.name], "empty", None) == old:
