@@ -45,8 +45,7 @@ def show_train(result: TrainResult, console: Console) -> None:
             "Phases: under the profiler, which slows a step of many small operators; observe: what a step saves where "
             "every range stays as it is."
         )
-    console.print(" ".join(notes), highlight=False)
-    console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
+    _print_notes(console, result, *notes)
 
 
 def show_infer(result: infer.InferResult, console: Console) -> None:
@@ -74,19 +73,15 @@ def show_infer(result: infer.InferResult, console: Console) -> None:
             "Operations: the shortest time of each call; moved: every tensor read or written once; floor: what that "
             f"takes at {result.bandwidth / (1 << 30):.1f} GiB/s, as in a copy; gathered: rows read for the edges."
         )
-    console.print(" ".join(notes), highlight=False)
-    console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
+    _print_notes(console, result, *notes)
 
 
 def show_prepare(result: PrepareResult, console: Console) -> None:
     """Prints a table per series."""
     console.print(_points("prepare against layers", "layers", result.by_layers))
     console.print(_points("prepare against parameters", "parameters", result.by_parameters))
-    console.print(
-        f"GCNs, {result.preset}; medians of {result.repeats}. Growth is over the line before: of time, and of size.",
-        highlight=False,
-    )
-    console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
+    growth = "Growth is over the line before: of time, and of size."
+    _print_notes(console, result, f"GCNs, {result.preset}; medians of {result.repeats}. {growth}")
 
 
 def show_sweep(result: SweepResult, console: Console) -> None:
@@ -101,10 +96,13 @@ def show_sweep(result: SweepResult, console: Console) -> None:
         inference.add_row(str(row.shape), *times, f"{row.infer_ratio:.2f}")
     console.print(training)
     console.print(inference)
-    console.print(
-        f"{len(result.rows)} shapes, {result.settings.rounds} steps of each in turns; ratios are of medians.",
-        highlight=False,
-    )
+    turns = f"{result.settings.rounds} steps of each in turns; ratios are of medians."
+    _print_notes(console, result, f"{len(result.rows)} shapes, {turns}")
+
+
+def _print_notes(console: Console, result: Any, *notes: str) -> None:
+    """Prints what the figures mean, and what they were measured with."""
+    console.print(" ".join(notes), highlight=False)
     console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
 
 
