@@ -19,7 +19,7 @@ import dqconvert
 import products
 import zoo
 from dqconvert.errors import ObserverError
-from dqconvert.kernels import _memory
+from dqconvert.kernels import _buffers
 from dqconvert.quant import memo
 from dqconvert.quant.memo import EdgeOrders
 
@@ -476,7 +476,7 @@ def test_fifty_steps_stay_within_the_spread_of_edge_orders():
 
 
 def test_memory_stays_bounded_with_batches_of_changing_sizes():
-    buffers = _memory.empty.__self__
+    buffers = _buffers.empty.__self__
     model = GIN(64, 64, 2, 8)
     x, edge_index = torch.randn(6000, 64), torch.randint(6000, (2, 9000))
     module = dqconvert.prepare(model, "int8-dq", (x[:50], edge_index[:, :20] % 50)).module
