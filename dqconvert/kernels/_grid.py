@@ -63,12 +63,12 @@ class Steps(NamedTuple):
 
     @property
     def grids(self) -> int:
-        """How many grids there are."""
+        """Returns how many grids there are."""
         return sum(scheme is not None for scheme in self.schemes)
 
     @property
     def clips(self) -> bool:
-        """Whether there are gradients that do not pass."""
+        """True if there are gradients that do not pass."""
         return self.relu or any(scheme is not None and scheme.clip for scheme in self.schemes)
 
     def packed(self) -> tuple[list[int], list[float]]:
@@ -121,12 +121,12 @@ class Grid:
 
     @property
     def empty(self) -> bool:
-        """Whether the range never saw a value."""
+        """True if the range never saw a value."""
         return self.lo > self.hi
 
     @property
     def settled(self) -> bool:
-        """Whether values that lie within the range so far leave it as it is."""
+        """True if values that lie within the range so far leave it as it is."""
         return not self.scheme.observe or (self.scheme.momentum < 0 and not self.empty)
 
     def merge(self, lo: float | None, hi: float | None) -> None:

@@ -9,7 +9,7 @@ from dqconvert.errors import InputShapeError, InputTypeError
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type to compute in: float64 stays, every narrower floating type is computed in float32."""
+    """Returns the type to compute in: float64 stays, every narrower floating type is computed in float32."""
     if not dtype.is_floating_point:
         raise InputTypeError(f"expected a floating-point tensor, got {dtype}")
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -53,14 +53,14 @@ def by_channel(values: Tensor, channel_dim: int | None) -> Tensor:
 
 
 def kept_values(values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> Tensor:
-    """The kept rows as a matrix with one row per range. Its size depends on the data: for the CPU only."""
+    """Returns the kept rows as a matrix with one row per range. Its size depends on the data: for the CPU only."""
     if keep is not None:
         values = values.index_select(row_dim, keep.nonzero().squeeze(1))
     return by_channel(values, channel_dim)
 
 
 def with_validity(values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> tuple[Tensor, Tensor]:
-    """All values as a matrix with one row per range, and which of them count: the kept, finite ones."""
+    """Returns all values as a matrix with one row per range, and which of them count: the kept, finite ones."""
     valid = values.float().isfinite()  # as the float32 that ranges are
     if keep is not None:
         valid = valid & along(keep, values, row_dim)
@@ -68,5 +68,5 @@ def with_validity(values: Tensor, keep: Tensor | None, row_dim: int, channel_dim
 
 
 def range_shape(values: Tensor, channel_dim: int | None) -> tuple[int, ...]:
-    """The shape of a range end: `()` for the whole tensor, or `(channels,)`."""
+    """Returns the shape of a range end: `()` for the whole tensor, or `(channels,)`."""
     return () if channel_dim is None else (values.size(channel_dim),)

@@ -152,7 +152,7 @@ def _grouped(function: Callable[..., Any], groups: list[_Group], signature: insp
 def _behind(
     takes: Takes, loops: Callable[..., Any], definition: Callable[..., Any], serves: Callable[..., bool] | None
 ) -> Callable[..., Any]:
-    """The loops, behind their gate."""
+    """Returns the loops, behind their gate."""
 
     @wraps(definition)
     def run(*args: Any) -> Any:
@@ -167,7 +167,7 @@ def _behind(
 def _function(
     name: str, forward: Callable[..., Any], setup: Callable[..., None] | None, backward: Callable[..., Any]
 ) -> Any:
-    """The operator as a function with a gradient that is not registered."""
+    """Returns the operator as a function with a gradient that is not registered."""
 
     def run(ctx: Any, *args: Any) -> Any:
         output = forward(*args)

@@ -227,7 +227,7 @@ class Takes:
                 raise self._misshapen(one, part, sizes)
 
     def _fits(self, shape: tuple[Any, ...], given: Tensor, sizes: dict[str, int], args: Sequence[Any]) -> bool:
-        """Whether a tensor has a shape; sizes that were not known before are known then."""
+        """True if a tensor has a shape; sizes that were not known before are known then."""
         found = given.shape
         if shape and shape[-1] == "...":
             if len(found) < len(shape) - 1:
@@ -262,7 +262,7 @@ class Takes:
 
 
 def _order_sizes(need: _Need) -> tuple[str, ...]:
-    """What the sizes of an order are called: of nodes, edges, and rows that edges name."""
+    """Returns the names of an order's sizes: of nodes, edges, and rows that edges name."""
     return tuple(str(size) for size in (need.shapes or ((),))[0])
 
 

@@ -60,12 +60,13 @@ def plain_quantize_batch_norm(
     ints: Sequence[int],
     floats: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The definition that every implementation is held to: the chain of the normalized rows.
+    """Defines what every implementation is held to: the chain of the normalized rows.
 
-    **Arguments**: those of :func:`quantize_batch_norm`; the last three as in
+    The arguments are those of :func:`quantize_batch_norm`; the last three as in
     :func:`dqconvert.kernels.chain.plain_quantize_chain`.
 
-    **Returns** what that does; and the mean and the variance (of the batch, not corrected) of each column.
+    Returns:
+        What that does; and the mean and the variance (of the batch, not corrected) of each column.
     """
     var, mean = torch.var_mean(x, 0, correction=0)
     y = plain_batch_norm(x, weight, shift, mean, var, eps)
@@ -132,7 +133,7 @@ def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 def plain_batch_norm_grad(
     grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition of the gradients of `x`, `weight` and `shift`, given that of the normalized rows."""
+    """Defines the gradients of `x`, `weight` and `shift`, given that of the normalized rows."""
     invstd = (var + eps).rsqrt()
     distance = x - mean
     to_shift, spread = grad.sum(0), (grad * distance).sum(0)
@@ -144,7 +145,7 @@ def plain_batch_norm_grad(
 def _grad(
     grad: Tensor, passes: Tensor, bit: int, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same given the gradient of a chain's result, and by which bit of `passes` it reaches the normalized rows."""
+    """Returns the same, given a chain's gradient and the bit of `passes` by which it reaches the normalized rows."""
     reaching = grad if all_pass(passes) else torch.where((passes & bit) > 0, grad, 0)
     return plain_batch_norm_grad(reaching, x, weight, mean, var, eps)
 
@@ -270,28 +271,27 @@ def quantize_batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Normalizes the columns of a batch and passes its rows through a chain.
 
-    **Arguments**
+    Args:
+        x: Floating `[rows, columns]`, at least one row.
+        weight, shift: `[columns]`, what the normalized columns are multiplied with and what is added; or None.
+        eps: Added to the variance.
+        schemes, ranges, bias, other, alpha, protected, relu: As in :func:`dqconvert.kernels.quantize_chain`.
 
-    - `x`: floating `[rows, columns]`, at least one row.
-    - `weight`, `shift`: `[columns]`, what the normalized columns are multiplied with and what is added; or None.
-    - `eps`: added to the variance.
-    - the others: as in :func:`dqconvert.kernels.quantize_chain`.
+    Returns:
+        The result `[rows, columns]`; the new ends of the ranges, float32 `[len(ranges)]`; the mean and the variance of
+        each column, `[columns]`, the latter that of the batch, not corrected. Gradients reach `x`, `weight`, `shift`,
+        `bias`, `other` and `alpha`, from the first result alone.
 
-    **Returns** the result `[rows, columns]`; the new ends of the ranges, float32 `[len(ranges)]`; the mean and the
-    variance of each column, `[columns]`, the latter that of the batch, not corrected. Gradients reach `x`, `weight`,
-    `shift`, `bias`, `other` and `alpha`, from the first result alone.
-
-    **Raises** `TypeError` or `ValueError` for a mask that does not fit.
+    Raises:
+        TypeError, ValueError: For a mask that does not fit.
 
     Source: Ioffe and Szegedy, *Batch Normalization*, ICML 2015, algorithm 1.
 
-    ```python
-    >>> x = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
-    >>> y, _, mean, var = quantize_batch_norm(x, None, None, 0.0, (None, None, None), ())
-    >>> y.tolist(), mean.tolist(), var.tolist()
-    ([[-1.0, -1.0], [1.0, 1.0]], [2.0, 2.0], [1.0, 4.0])
-
-    ```
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+        >>> y, _, mean, var = quantize_batch_norm(x, None, None, 0.0, (None, None, None), ())
+        >>> y.tolist(), mean.tolist(), var.tolist()
+        ([[-1.0, -1.0], [1.0, 1.0]], [2.0, 2.0], [1.0, 4.0])
     """
     if protected is not None:
         check_rows(protected, x, 0, name="protected")

@@ -33,7 +33,7 @@ SUM, X = 1, 2
 def plain_observe(
     values: Tensor, lo: Tensor, hi: Tensor, scheme: Scheme, protected: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The definition of how a per-tensor range follows the values it sees: the new range."""
+    """Defines how a per-tensor range follows the values it sees: the new range."""
     if not scheme.observe:
         return lo.clone(), hi.clone()
     keep = None if protected is None else ~protected
@@ -61,13 +61,14 @@ def plain_quantize_chain(
     ints: Sequence[int],
     floats: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition that every implementation is held to.
+    """Defines what every implementation is held to.
 
-    **Arguments**: those of :func:`quantize_chain`; `ranges` is float32 `[2 * grids]`, the two ends of every grid's
+    The arguments are those of :func:`quantize_chain`; `ranges` is float32 `[2 * grids]`, the two ends of every grid's
     range, `ints` and `floats` the steps (:meth:`Steps.packed`).
 
-    **Returns** the result; the new ends of the ranges, float32 `[2 * grids]`; and, uint8, shaped like `x`, which
-    gradients pass: bit 0, to the sum; bit 1, to `x` (`[0]` if the steps are not masked).
+    Returns:
+        The result; the new ends of the ranges, float32 `[2 * grids]`; and, uint8, shaped like `x`, which gradients
+        pass: bit 0, to the sum; bit 1, to `x` (`[0]` if the steps are not masked).
     """
     steps = Steps.unpacked(ints, floats)
     new = list(ranges.unbind())
@@ -113,7 +114,7 @@ def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 def fake_results(
     x: Tensor, shape: Sequence[int], ranges: Tensor, ints: Sequence[int], floats: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What operators that end in a chain return, by shape and type."""
+    """Returns the fake results of operators that end in a chain."""
     passes = x.new_empty(shape if Steps.unpacked(ints, floats).masked else (0,), dtype=torch.uint8)
     return x.new_empty(shape), torch.empty_like(ranges), passes
 
@@ -126,13 +127,13 @@ def _on_cpu(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 def plain_quantize_chain_grad(
     grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, apart: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The definition of the gradients of the sum, of `x`, of the bias, of `other` and of `alpha`.
+    """Defines the gradients of the sum, of `x`, of the bias, of `other` and of `alpha`.
 
-    **Arguments**
-
-    - `grad`: of the result. `passes`: from :func:`plain_quantize_chain`; `[0]`: everything passes.
-    - `other`, `alpha`: as given to the chain; `None`: none was, or its gradient is not wanted.
-    - `apart`: whether `x` and the sum differ in what passes.
+    Args:
+        grad: Of the result.
+        passes: From :func:`plain_quantize_chain`; `[0]`: everything passes.
+        other, alpha: As given to the chain; `None`: none was, or its gradient is not wanted.
+        apart: True if `x` and the sum differ in what passes.
     """
     every = all_pass(passes)
     at_sum = grad if every else _passing(grad, passes, SUM)
@@ -144,12 +145,12 @@ def plain_quantize_chain_grad(
 
 
 def all_pass(passes: Tensor) -> bool:
-    """Whether all gradients pass, for there are no bits. Compiled code knows that, whatever the number of rows is."""
+    """True if all gradients pass, for there are no bits. Compiled code knows that, whatever the number of rows is."""
     return bool(guard_or_false(passes.numel() == 0))
 
 
 def _passing(grad: Tensor, passes: Tensor, bit: int) -> Tensor:
-    """The gradient where the bits let it through. Not a product: what is infinite or NaN is zero elsewhere, too."""
+    """Returns the gradient where the bits let it through, else zero, also for what is infinite or NaN: no product."""
     return torch.where((passes & bit) > 0, grad, 0).contiguous()
 
 
@@ -210,7 +211,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
 def chain_gradients(
     grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, apart: bool, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of `x`, of the bias, of `other` and of `alpha`, where they are needed."""
+    """Returns the gradients of `x`, of the bias, of `other` and of `alpha`, where they are needed."""
     for_x, for_bias, for_other, for_alpha = needed
     if all_pass(passes) or torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
         to_sum, to_x, to_bias, to_other, to_alpha = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
@@ -264,33 +265,32 @@ def quantize_chain(
 ) -> tuple[Tensor, Tensor]:
     """Passes rows through a chain of sums, grids and a ReLU.
 
-    **Arguments**
+    Args:
+        x: Floating, at least one dimension; rows are its first one.
+        schemes: Three entries, one for each place of a grid; `None`: no grid there.
+        ranges: The low and the high end of the range of each grid that there is, float32 `[]`, in that order.
+        bias: `[x.size(-1)]`, added behind grid 0.
+        other: Shaped like `x`, added there, times `alpha` (one element) if that is given.
+        protected: bool `[x.size(0)]`; grids neither observe nor round the rows that are True.
+        relu: True if negative values become zero before grid 2.
 
-    - `x`: floating, at least one dimension; rows are its first one.
-    - `schemes`: three entries, one for each place of a grid; `None`: no grid there.
-    - `ranges`: the low and the high end of the range of each grid that there is, float32 `[]`, in that order.
-    - `bias = None`: `[x.size(-1)]`, added behind grid 0. `other = None`: shaped like `x`, added there, times `alpha`
-      (one element) if that is given.
-    - `protected = None`: bool `[x.size(0)]`; grids neither observe nor round the rows that are True.
-    - `relu = False`: whether negative values become zero before grid 2.
+    Returns:
+        The result, shaped like `x` and contiguous, and the new ends of the ranges, float32 `[len(ranges)]`. A range is
+        updated before its grid rounds. Gradients reach `x`, `bias`, `other` and `alpha`; those of clipped values are
+        zero in grids whose scheme says `clip`.
 
-    **Returns** the result, shaped like `x` and contiguous, and the new ends of the ranges, float32
-    `[len(ranges)]`. A range is updated before its grid rounds. Gradients reach `x`, `bias`, `other` and `alpha`;
-    those of clipped values are zero in grids whose scheme says `clip`.
-
-    **Raises** `TypeError` or `ValueError` for values that are not floating, or a mask that does not fit.
+    Raises:
+        TypeError, ValueError: For values that are not floating, or a mask that does not fit.
 
     Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, and its official implementation.
 
-    ```python
-    >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
-    >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
-    >>> x = torch.tensor([[-3.0, 4.4], [0.6, 12.0]])
-    >>> y, ends = quantize_chain(x, (None, scheme, None), never, relu=True)
-    >>> y.tolist(), ends.tolist()
-    ([[0.0, 4.0], [1.0, 12.0]], [-3.0, 12.0])
-
-    ```
+    Example:
+        >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
+        >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
+        >>> x = torch.tensor([[-3.0, 4.4], [0.6, 12.0]])
+        >>> y, ends = quantize_chain(x, (None, scheme, None), never, relu=True)
+        >>> y.tolist(), ends.tolist()
+        ([[0.0, 4.0], [1.0, 12.0]], [-3.0, 12.0])
     """
     wide_dtype(x.dtype)
     if protected is not None:
@@ -301,11 +301,11 @@ def quantize_chain(
 
 
 def masked(schemes: tuple[Scheme | None, Scheme | None, Scheme | None], relu: bool) -> tuple[list[int], list[float]]:
-    """The steps, packed; masked if there will be gradients some of which do not pass."""
+    """Returns the steps, packed; masked if there will be gradients some of which do not pass."""
     steps = Steps(schemes, relu)
     return steps._replace(masked=steps.clips and torch.is_grad_enabled()).packed()
 
 
 def ends_of(ranges: Sequence[Tensor]) -> Tensor:
-    """The ends of the ranges in one tensor, float32 `[2 * grids]`."""
+    """Returns the ends of the ranges in one tensor, float32 `[2 * grids]`."""
     return torch.stack(list(ranges)) if ranges else torch.empty(0, dtype=torch.float32)

@@ -14,22 +14,19 @@ _CELLS = 1 << 20  # pairs of graph and degree that are counted whatever the numb
 
 
 def in_degree(index: Sequence[Tensor], num_nodes: int, device: torch.device | None = None) -> Tensor:
-    """How many edges reach each node, summed over edge types.
+    """Returns how many edges reach each node, summed over edge types.
 
-    **Arguments**
+    Args:
+        index: Per edge type the target node of every edge, int64 `[num_edges]`; may be empty.
+        num_nodes: How many nodes there are.
+        device: Where the result lies; `None`: where the first index does, or on the CPU if there is none.
 
-    - `index`: per edge type the target node of every edge, int64 `[num_edges]`; may be empty.
-    - `num_nodes`: how many nodes there are.
-    - `device = None`: where the result lies; `None`: where the first index does, or on the CPU if there is
-      none.
+    Returns:
+        int64 `[num_nodes]`.
 
-    **Returns** int64 `[num_nodes]`.
-
-    ```python
-    >>> in_degree([torch.tensor([0, 2, 2]), torch.tensor([2])], num_nodes=4).tolist()
-    [1, 0, 3, 0]
-
-    ```
+    Example:
+        >>> in_degree([torch.tensor([0, 2, 2]), torch.tensor([2])], num_nodes=4).tolist()
+        [1, 0, 3, 0]
     """
     if device is None and index:
         device = index[0].device
@@ -48,34 +45,31 @@ def protection_probability(
     batch: Tensor | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """The probability with which each node is protected: `p_min + (p_max - p_min) F(d)`.
+    """Returns the probability with which each node is protected: `p_min + (p_max - p_min) F(d)`.
 
     `F(d)` is the share of nodes of the same graph that have in-degree `d` or less. Where no edge reaches any
     node, there are no aggregation errors to protect from, and every probability is `p_min`.
 
-    **Arguments**
+    Args:
+        index: Per edge type the target node of every edge, int64 `[num_edges]`; in-degrees are summed.
+        num_nodes: How many nodes there are; may be 0.
+        p_min, p_max: The bounds, `0 <= p_min <= p_max <= 1`.
+        batch: int64 `[num_nodes]`, the graph that each node belongs to, in any order; `None`: there is one graph.
+        device: Where the result lies; `None`: where the first index, else `batch` does, else on the CPU.
 
-    - `index`: per edge type the target node of every edge, int64 `[num_edges]`; in-degrees are summed.
-    - `num_nodes`: how many nodes there are; may be 0.
-    - `p_min`, `p_max`: the bounds, `0 <= p_min <= p_max <= 1`.
-    - `batch = None`: int64 `[num_nodes]`, the graph that each node belongs to, in any order; `None`: there is
-      one graph.
-    - `device = None`: where the result lies; `None`: where the first index, else `batch` does, else on the
-      CPU.
+    Returns:
+        float32 `[num_nodes]`.
 
-    **Returns** float32 `[num_nodes]`.
-
-    **Raises** `ValueError` if `batch` does not fit.
+    Raises:
+        ValueError: If `batch` does not fit.
 
     Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, section 3, and its official
     implementation.
 
-    ```python
-    >>> probability = protection_probability([torch.tensor([1, 2, 2])], num_nodes=4, p_min=0.0, p_max=0.1)
-    >>> [round(p, 3) for p in probability.tolist()]
-    [0.05, 0.075, 0.1, 0.05]
-
-    ```
+    Example:
+        >>> probability = protection_probability([torch.tensor([1, 2, 2])], num_nodes=4, p_min=0.0, p_max=0.1)
+        >>> [round(p, 3) for p in probability.tolist()]
+        [0.05, 0.075, 0.1, 0.05]
     """
     if batch is not None and batch.shape != (num_nodes,):
         raise InputShapeError(
@@ -105,7 +99,7 @@ def _counted(degree: Tensor, graph: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sorted(degree: Tensor, graph: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by sorting: nothing is read back from the device."""
+    """Returns the same by sorting: nothing is read back from the device."""
     # One sort serves all graphs: keys order nodes by graph, then by degree. No degree reaches `width`.
     width = degree.max() + 1
     first_key = graph * width

@@ -18,13 +18,13 @@ from dqconvert.kernels.cpu.threads import parts, run
 
 
 def plain_dropout(x: Tensor, p: float) -> tuple[Tensor, Tensor]:
-    """The definition that every implementation is held to: the result, and which values were kept (uint8)."""
+    """Defines what every implementation is held to: the result, and which values were kept (uint8)."""
     kept = torch.empty_like(x, memory_format=torch.contiguous_format).bernoulli_(1 - p)
     return x * (kept / (1 - p)), kept.to(torch.uint8)
 
 
 def plain_dropout_grad(grad: Tensor, kept: Tensor, p: float) -> Tensor:
-    """The gradient of the result, where it was kept."""
+    """Returns the gradient of `x`: that of the result where it was kept."""
     return grad * (kept.to(grad.dtype) / (1 - p))
 
 
@@ -90,18 +90,15 @@ dropout_operator = Operator(
 def dropout(x: Tensor, p: float) -> Tensor:
     """`torch.nn.functional.dropout(x, p, training=True)`: the same values, random numbers and gradients.
 
-    **Arguments**
+    Args:
+        x: Floating, of any shape, contiguous (torch draws for others in another order).
+        p: The share of values that become zero, `0 <= p < 1`.
 
-    - `x`: floating, of any shape, contiguous (torch draws for others in another order).
-    - `p`: the share of values that become zero, `0 <= p < 1`.
-
-    ```python
-    >>> _ = torch.manual_seed(0); one = dropout(torch.ones(8), 0.5)
-    >>> _ = torch.manual_seed(0); two = torch.nn.functional.dropout(torch.ones(8), 0.5)
-    >>> torch.equal(one, two)
-    True
-
-    ```
+    Example:
+        >>> _ = torch.manual_seed(0); one = dropout(torch.ones(8), 0.5)
+        >>> _ = torch.manual_seed(0); two = torch.nn.functional.dropout(torch.ones(8), 0.5)
+        >>> torch.equal(one, two)
+        True
     """
     result: Tensor = dropout_operator(x, p)[0]
     return result

@@ -19,7 +19,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def qparams(min_val: Tensor, max_val: Tensor, quant_min: int, quant_max: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """The grid that covers a range: `(scale, zero_point)`.
+    """Returns the grid that covers a range: `(scale, zero_point)`.
 
     The range is widened to contain zero, so that zero is on the grid. With `n = quant_max - quant_min`:
 
@@ -30,20 +30,18 @@ def qparams(min_val: Tensor, max_val: Tensor, quant_min: int, quant_max: int, sy
     - an empty range (`min == max` once widened, or never observed: `min = inf`, `max = -inf`): scale 1, zero
       point 0.
 
-    **Arguments**
+    Args:
+        min_val, max_val: Floating tensors of one shape, `[]` per tensor or `[channels]`.
+        quant_min, quant_max: The smallest and the largest code.
+        symmetric: True if the grid lies evenly around zero.
 
-    - `min_val`, `max_val`: floating tensors of one shape, `[]` per tensor or `[channels]`.
-    - `quant_min`, `quant_max`: the smallest and the largest code.
-    - `symmetric`: whether the grid lies evenly around zero.
+    Returns:
+        `scale` (float32) and `zero_point` (int32), shaped like the range and on its device.
 
-    **Returns** `scale` (float32) and `zero_point` (int32), shaped like the range and on its device.
-
-    ```python
-    >>> scale, zero_point = qparams(torch.tensor(-1.0), torch.tensor(2.0), -8, 7, symmetric=False)
-    >>> round(scale.item(), 4), zero_point.item()
-    (0.2, -3)
-
-    ```
+    Example:
+        >>> scale, zero_point = qparams(torch.tensor(-1.0), torch.tensor(2.0), -8, 7, symmetric=False)
+        >>> round(scale.item(), 4), zero_point.item()
+        (0.2, -3)
     """
     # In double precision, as the official code (whose ranges are Python floats): in float32 a zero point that
     # lies half way between two codes, as it does for every range [-a, a], would round one way or the other by
@@ -72,7 +70,7 @@ def plain_fake_quantize(
     row_dim: int,
     channel_dim: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """The definition that every implementation is held to: the fake-quantized values, and which were clipped.
+    """Defines what every implementation is held to: the fake-quantized values, and which were clipped.
 
     It divides by the scale: to multiply by the reciprocal would move values that lie half way between two
     codes. Clipped are the values whose rounded code is at an end of the grid or beyond, and which are not
@@ -166,36 +164,34 @@ def fake_quantize(
 
     Halves round to even. NaN stays NaN; infinities become the ends of the grid.
 
-    **Arguments**
+    Args:
+        x: Floating tensor of any shape. float64 is computed in float64, all else in float32.
+        scale, zero_point: Floating and int, `[]`, or `[x.size(channel_dim)]` with `channel_dim`.
+        quant_min, quant_max: The smallest and the largest code.
+        protected: bool `[x.size(row_dim)]`; rows that are True pass unchanged, with an identity gradient.
+        row_dim: The dimension that `protected` ranges over.
+        channel_dim: The dimension along which grids differ, if they do.
+        grad: `"ste"`: the gradient passes straight through. `"clip"`: it is zero where the rounded code,
+            before clamping, is `<= quant_min` or `>= quant_max`.
 
-    - `x`: floating tensor of any shape. float64 is computed in float64, all else in float32.
-    - `scale` (floating), `zero_point` (int): `[]`, or `[x.size(channel_dim)]` with `channel_dim`.
-    - `quant_min`, `quant_max`: the smallest and the largest code.
-    - `protected = None`: bool `[x.size(row_dim)]`; rows that are True pass unchanged, with an identity
-      gradient.
-    - `row_dim = 0`: the dimension that `protected` ranges over.
-    - `channel_dim = None`: the dimension along which grids differ, if they do.
-    - `grad = "ste"`: the gradient passes straight through. `"clip"`: it is zero where the rounded code,
-      before clamping, is `<= quant_min` or `>= quant_max`.
+    Returns:
+        A contiguous tensor of `x`'s shape and dtype. Gradients reach `x` only.
 
-    **Returns** a contiguous tensor of `x`'s shape and dtype. Gradients reach `x` only.
-
-    **Raises** `TypeError` for a tensor that is not floating or a mask that is not bool; `ValueError` for a
-    mask that does not fit or an unknown `grad`.
+    Raises:
+        TypeError: For a tensor that is not floating or a mask that is not bool.
+        ValueError: For a mask that does not fit or an unknown `grad`.
 
     Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021.
 
-    ```python
-    >>> x = torch.tensor([[0.5, 1.5], [0.5, 9.0]], requires_grad=True)
-    >>> protected = torch.tensor([True, False])
-    >>> y = fake_quantize(x, torch.tensor(1.0), torch.tensor(0), -8, 7, protected, grad="clip")
-    >>> y.tolist()
-    [[0.5, 1.5], [0.0, 7.0]]
-    >>> y.sum().backward()
-    >>> x.grad.tolist()
-    [[1.0, 1.0], [1.0, 0.0]]
-
-    ```
+    Example:
+        >>> x = torch.tensor([[0.5, 1.5], [0.5, 9.0]], requires_grad=True)
+        >>> protected = torch.tensor([True, False])
+        >>> y = fake_quantize(x, torch.tensor(1.0), torch.tensor(0), -8, 7, protected, grad="clip")
+        >>> y.tolist()
+        [[0.5, 1.5], [0.0, 7.0]]
+        >>> y.sum().backward()
+        >>> x.grad.tolist()
+        [[1.0, 1.0], [1.0, 0.0]]
     """
     if grad not in ("ste", "clip"):
         raise ValueError(f"grad={grad!r}: must be 'ste' or 'clip'")

@@ -57,9 +57,9 @@ def plain_quantize_linear(
     ints: Sequence[int],
     floats: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition that every implementation is held to: the chain of the linear layer's result.
+    """Defines what every implementation is held to: the chain of the linear layer's result.
 
-    **Arguments**: those of :func:`quantize_linear`; the last three, and what is returned, as in
+    The arguments are those of :func:`quantize_linear`; the last three, and what is returned, as in
     :func:`dqconvert.kernels.chain.plain_quantize_chain`, with the entry's scheme and range before the others.
     """
     entry, steps = split(ints, floats)
@@ -130,7 +130,7 @@ def _on_cpu(x: Tensor, weight: Tensor, offset: Tensor | None, *rest: Any) -> tup
 def _by_library(
     x: Tensor, weight: Tensor, offset: Tensor | None, grid: Grid | None, protected: Tensor | None
 ) -> Tensor:
-    """The product as torch makes it; if there is a grid, rows of `x` are rounded first, and its range follows them."""
+    """Returns torch's product; if there is a grid, it observes rows of `x`, and they are rounded first."""
     if grid is not None:
         skip = flags(protected)
         _chain.observe(grid, Rows(_chain.matrix(x), skip if len(skip) else None))
@@ -234,26 +234,25 @@ def quantize_linear(
 ) -> tuple[Tensor, Tensor]:
     """Passes the rows of a linear layer's result through a chain, see :func:`dqconvert.kernels.quantize_chain`.
 
-    **Arguments**
+    Args:
+        x: Floating `[..., in]`.
+        weight: `[out, in]`.
+        offset: `[out]`, the layer's own bias, or None.
+        entry: The grid that `x` is rounded to first, but its protected rows; its range comes first in `ranges`, and in
+            what is returned.
+        schemes, ranges, bias, other, alpha, protected, relu: As there, for the result `[..., out]`.
 
-    - `x`: floating `[..., in]`; `weight`: `[out, in]`; `offset`: `[out]`, the layer's own bias, or None.
-    - `entry = None`: the grid that `x` is rounded to first, but its protected rows; its range comes first in `ranges`,
-      and in what is returned.
-    - the others: as there, for the result `[..., out]`.
+    Returns and raises what :func:`dqconvert.kernels.quantize_chain` does. Gradients reach `x`, `weight` and `offset`,
+    too.
 
-    **Returns** and **raises** what :func:`dqconvert.kernels.quantize_chain` does. Gradients reach `x`, `weight` and
-    `offset`, too.
-
-    ```python
-    >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
-    >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
-    >>> x, weight = torch.tensor([[1.0, 2.0], [-1.0, 0.0], [0.5, 0.2]]), torch.tensor([[3.0, 4.5]])
-    >>> quantize_linear(x, weight, None, (None, scheme, None), never)
-    (tensor([[12.],
-            [-3.],
-            [ 2.]]), tensor([-3., 12.]))
-
-    ```
+    Example:
+        >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
+        >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
+        >>> x, weight = torch.tensor([[1.0, 2.0], [-1.0, 0.0], [0.5, 0.2]]), torch.tensor([[3.0, 4.5]])
+        >>> quantize_linear(x, weight, None, (None, scheme, None), never)
+        (tensor([[12.],
+                [-3.],
+                [ 2.]]), tensor([-3., 12.]))
     """
     if protected is not None:
         check_rows(protected, x, 0, name="protected")
@@ -265,17 +264,17 @@ def quantize_linear(
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: the same values and gradients, in memory that is used again.
 
-    **Arguments**
+    Args:
+        x: Floating `[..., in]`.
+        weight: `[out, in]`.
+        bias: `[out]`, all of one type.
 
-    - `x`: floating `[..., in]`; `weight`: `[out, in]`; `bias = None`: `[out]`, all of one type.
+    Returns:
+        `[..., out]`.
 
-    **Returns** `[..., out]`.
-
-    ```python
-    >>> x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
-    >>> linear(x, weight)
-    tensor([[11.]])
-
-    ```
+    Example:
+        >>> x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
+        >>> linear(x, weight)
+        tensor([[11.]])
     """
     return quantize_linear(x, weight, bias, (None, None, None), ())[0]

@@ -24,14 +24,14 @@ from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
 
 
 def split(ints: Sequence[int], floats: Sequence[float]) -> tuple[Scheme | None, tuple[Sequence[int], Sequence[float]]]:
-    """The scheme of the entry, if there is one, and the numbers of the chain."""
+    """Returns the scheme of the entry, if there is one, and the numbers of the chain."""
     if not ints[0]:
         return None, (ints[1:], floats)
     return Scheme.unpacked(ints[1:6], floats[:2]), (ints[6:], floats[2:])
 
 
 def joined(entry: Scheme | None, ints: Sequence[int], floats: Sequence[float]) -> tuple[list[int], list[float]]:
-    """The numbers that :func:`split` takes apart."""
+    """Returns the numbers that :func:`split` takes apart."""
     more = ([], []) if entry is None else entry.packed()
     return [int(entry is not None), *more[0], *ints], [*more[1], *floats]
 
@@ -39,7 +39,7 @@ def joined(entry: Scheme | None, ints: Sequence[int], floats: Sequence[float]) -
 def entered(
     x: Tensor, protected: Tensor | None, range_: Tensor | None, ints: Sequence[int], floats: Sequence[float]
 ) -> Tensor:
-    """The rows that the product was made of: `x`, rounded with the range that its entry had by then, if it has one."""
+    """Returns the rows that the product was made of: `x`, rounded with the range that its entry had by then."""
     entry, _ = split(ints, floats)
     if entry is None or range_ is None:
         return x
@@ -55,7 +55,7 @@ def let_in(
     ints: Sequence[int],
     floats: Sequence[float],
 ) -> Tensor:
-    """The gradient of `x`, given that of the rows behind the entry: zero where it clipped, if its scheme says so."""
+    """Returns the gradient of `x`, by that of the rows behind the entry: zero where it clipped, if its scheme clips."""
     entry, _ = split(ints, floats)
     if entry is None or range_ is None or x is None or not entry.clip:
         return grad
@@ -65,17 +65,17 @@ def let_in(
 
 
 def ours(weight: Tensor, ints: Sequence[int], floats: Sequence[float]) -> bool:
-    """Whether the product is made here: where nothing is rounded, it is torch's to the last bit."""
+    """True if the product is made here: where nothing is rounded, it is torch's to the last bit."""
     return Steps.unpacked(ints, floats).grids > 0 and not is_large(weight)
 
 
 def is_large(weight: Tensor) -> bool:
-    """Whether a weight leaves the second cache while the rows pass: then the library's products are faster."""
+    """True if a weight leaves the second cache while the rows pass: then the library's products are faster."""
     return weight.numel() * weight.itemsize > MOST
 
 
 def serves(x: Tensor, weight: Tensor, offset: Tensor | None, *added: Tensor | None) -> bool:
-    """Whether the loops can do it: matrices in one type that they know."""
+    """True if the loops can do it: matrices in one type that they know."""
     if x.dim() != 2 or weight.dim() != 2 or any(t is not None and t.dtype != x.dtype for t in (weight, offset)):
         return False
     bias, other, _ = added
@@ -98,11 +98,11 @@ def plain_quantize_linear_grad(
     apart: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The definition of the gradients of `x`, `weight`, `offset`, the bias, `other` and `alpha`.
+    """Defines the gradients of `x`, `weight`, `offset`, the bias, `other` and `alpha`.
 
-    **Arguments**: as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; `protected`, `range_`, `ints` and
-    `floats` are those of the entry, see :func:`entered`. `wanted`: which of the six; each of the first three is as
-    much work as the layer itself.
+    Arguments are as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; `protected`, `range_`, `ints` and
+    `floats` are those of the entry, see :func:`entered`. `wanted`: which of the six; each of the first three is as much
+    work as the layer itself.
     """
     _, at_product, *rest = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
     rows, to_x, to_weight = matrix_of(at_product), None, None
@@ -140,7 +140,7 @@ def _grad(
 def _those(
     wanted: Sequence[bool], found: Sequence[Tensor | None], like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients that are wanted, and `[0]` for the others."""
+    """Returns the gradients that are wanted, and `[0]` for the others."""
     given = [g if w and g is not None else like.new_empty(0) for g, w in zip(found, wanted, strict=True)]
     return given[0], given[1], given[2], given[3], given[4], given[5]
 
@@ -209,7 +209,7 @@ def _by_library(
     apart: bool,
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The six gradients where the weight is too large for the loops: the products are torch's."""
+    """Returns the six gradients where the weight is too large for the loops: the products are torch's."""
     needed = (any(wanted[:3]), *wanted[3:])
     back, to_bias, to_other, to_alpha = chain_gradients(grad, passes, other, alpha, apart, needed)
     to_x = to_weight = to_offset = None

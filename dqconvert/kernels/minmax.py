@@ -11,7 +11,7 @@ from dqconvert.kernels._layout import check_keep, kept_values, range_shape, wide
 def plain_minmax_pair(
     values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
 ) -> tuple[Tensor, Tensor]:
-    """The definition that every implementation is held to."""
+    """Defines what every implementation is held to."""
     matrix, valid = with_validity(values.to(wide_dtype(values.dtype)), keep, row_dim, channel_dim)
     # One more column, so that there is a smallest value even where there is no value.
     inf = matrix.new_full((matrix.size(0), 1), torch.inf)
@@ -43,27 +43,25 @@ _minmax_pair.register_fake(plain_minmax_pair)
 def minmax_pair(
     values: Tensor, *, keep: Tensor | None = None, row_dim: int = 0, channel_dim: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest of the finite values.
+    """Returns the smallest and the largest of the finite values.
 
-    **Arguments**
+    Args:
+        values: Floating tensor of any shape; NaN and infinities are left out.
+        keep: bool `[values.size(row_dim)]`; only rows that are True count. `None`: all do.
+        row_dim: The dimension that `keep` ranges over.
+        channel_dim: One pair per index along this dimension instead of one for the whole tensor.
 
-    - `values`: floating tensor of any shape; NaN and infinities are left out.
-    - `keep = None`: bool `[values.size(row_dim)]`; only rows that are True count. `None`: all do.
-    - `row_dim = 0`: the dimension that `keep` ranges over.
-    - `channel_dim = None`: one pair per index along this dimension instead of one for the whole tensor.
+    Returns:
+        `(lo, hi)`, float32, `[]` or `[channels]`; `(inf, -inf)` where no value counts. Not differentiable.
 
-    **Returns** `(lo, hi)`, float32, `[]` or `[channels]`; `(inf, -inf)` where no value counts. Not
-    differentiable.
+    Raises:
+        TypeError, ValueError: For values that are not floating or a `keep` that does not fit.
 
-    **Raises** `TypeError` or `ValueError` for values that are not floating or a `keep` that does not fit.
-
-    ```python
-    >>> minmax_pair(torch.tensor([[1.0, 2.0], [-5.0, 0.5]]), keep=torch.tensor([True, False]))
-    (tensor(1.), tensor(2.))
-    >>> minmax_pair(torch.tensor([[1.0, 2.0], [-5.0, 0.5]]), channel_dim=1)
-    (tensor([-5.0000,  0.5000]), tensor([1., 2.]))
-
-    ```
+    Example:
+        >>> minmax_pair(torch.tensor([[1.0, 2.0], [-5.0, 0.5]]), keep=torch.tensor([True, False]))
+        (tensor(1.), tensor(2.))
+        >>> minmax_pair(torch.tensor([[1.0, 2.0], [-5.0, 0.5]]), channel_dim=1)
+        (tensor([-5.0000,  0.5000]), tensor([1., 2.]))
     """
     wide_dtype(values.dtype)
     check_keep(keep, values, row_dim, channel_dim)

@@ -32,11 +32,9 @@ def own_size(edges: Sequence[Tensor]) -> list[Tensor]:
     Where self-loops are removed and added the number of edges is a sum, such as `u1 + s77`; inductor cannot take
     tensors of such a size over into the backward pass.
 
-    ```python
-    >>> own_size([torch.tensor([[0, 1], [1, 1]])])
-    [tensor([[0, 1],
-            [1, 1]])]
-
-    ```
+    Example:
+        >>> own_size([torch.tensor([[0, 1], [1, 1]])])
+        [tensor([[0, 1],
+                [1, 1]])]
     """
     return _own_size(list(edges))

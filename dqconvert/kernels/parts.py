@@ -27,14 +27,15 @@ from dqconvert.kernels.cpu.select import Rows, ranks
 def plain_quantize_parts(
     x: Tensor, sizes: Sequence[int], ranges: Tensor, ints: Sequence[int], floats: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition that every implementation is held to: part by part what a chain of one grid does.
+    """Defines what every implementation is held to: part by part what a chain of one grid does.
 
-    **Arguments**: those of :func:`quantize_parts`; `ranges` is float32 `[2 * parts]`; `ints` and `floats` are the
+    The arguments are those of :func:`quantize_parts`; `ranges` is float32 `[2 * parts]`; `ints` and `floats` are the
     schemes one after the other (:meth:`Scheme.packed`), `ints` with one number before them: whether to say which
     gradients pass.
 
-    **Returns** the result; the new ends of the ranges, float32 `[2 * parts]`; and, uint8, shaped like `x`, whether the
-    gradient passes (`[0]` if nobody asks).
+    Returns:
+        The result; the new ends of the ranges, float32 `[2 * parts]`; and, uint8, shaped like `x`, whether the gradient
+        passes (`[0]` if nobody asks).
     """
     masked, schemes = _unpacked(ints, floats)
     found = [
@@ -76,7 +77,7 @@ def _on_cpu(
 
 
 def plain_quantize_parts_grad(grad: Tensor, passes: Tensor) -> Tensor:
-    """The definition of the gradient of `x`: that of the result, where it passes. Infinite or NaN, it is zero
+    """Defines the gradient of `x`: that of the result, where it passes. Infinite or NaN, it is zero
     elsewhere, too."""
     return torch.where(passes > 0, grad, 0)
 
@@ -145,28 +146,27 @@ def quantize_parts(
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Observes and rounds several tensors, each by a scheme and a range of its own.
 
-    **Arguments**
+    Args:
+        values: Floating tensors of one type, of any shapes; at least one.
+        schemes: One for each.
+        ranges: The low and the high end of each, float32 `[]`.
 
-    - `values`: floating tensors of one type, of any shapes; at least one.
-    - `schemes`: one for each. `ranges`: the low and the high end of each, float32 `[]`.
-
-    **Returns** the results, shaped like `values`, and the new ends of the ranges, float32 `[2 * len(values)]`. A range
-    is updated before its tensor is rounded. Gradients reach `values`; those of clipped values are zero where the scheme
-    says `clip`.
+    Returns:
+        The results, shaped like `values`, and the new ends of the ranges, float32 `[2 * len(values)]`. A range is
+        updated before its tensor is rounded. Gradients reach `values`; those of clipped values are zero where the
+        scheme says `clip`.
 
     Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, and its official implementation.
 
-    ```python
-    >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
-    >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
-    >>> weights = torch.tensor([-8.0, 7.4]), torch.tensor([[0.4, 3.0]])
-    >>> (one, two), ends = quantize_parts(weights, [scheme] * 2, never * 2)
-    >>> [round(value, 1) for value in one.tolist()], [round(value, 1) for value in two.flatten().tolist()]
-    ([-8.2, 7.2], [0.4, 3.0])
-    >>> ends.tolist() == [-8.0, 7.400000095367432, 0.4000000059604645, 3.0]
-    True
-
-    ```
+    Example:
+        >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
+        >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
+        >>> weights = torch.tensor([-8.0, 7.4]), torch.tensor([[0.4, 3.0]])
+        >>> (one, two), ends = quantize_parts(weights, [scheme] * 2, never * 2)
+        >>> [round(value, 1) for value in one.tolist()], [round(value, 1) for value in two.flatten().tolist()]
+        ([-8.2, 7.2], [0.4, 3.0])
+        >>> ends.tolist() == [-8.0, 7.400000095367432, 0.4000000059604645, 3.0]
+        True
     """
     sizes = [value.numel() for value in values]
     packed = [scheme.packed() for scheme in schemes]

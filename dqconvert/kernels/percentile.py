@@ -18,7 +18,7 @@ SAMPLE_CUTOFF = 1000
 def plain_percentile_pair(
     values: Tensor, p: float, keep: Tensor | None, row_dim: int, channel_dim: int | None, sample: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The definition that every implementation is held to: sort, and take the values at two positions.
+    """Defines what every implementation is held to: sort, and take the values at two positions.
 
     How many values count is known on the device only, so what does not count is sorted to the end.
     """
@@ -37,7 +37,7 @@ def plain_percentile_pair(
 
 
 def _sampled(matrix: Tensor, sample: float | None) -> Tensor | None:
-    """The columns of `matrix` to look at, drawn with replacement; None for all."""
+    """Returns the columns of `matrix` to look at, drawn with replacement; None for all."""
     n = matrix.size(1)
     if sample is None or sample >= 1 or n < SAMPLE_CUTOFF:
         return None
@@ -97,35 +97,33 @@ def percentile_pair(
     channel_dim: int | None = None,
     sample: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A low and a high percentile of the finite values, exact, or estimated from a random sample of them.
+    """Returns a low and a high percentile of the finite values, exact, or estimated from a random sample of them.
 
     Of the `n` values that count, the pair is the k-th smallest for `k = max(1, int(n p))` and for
     `k = min(n, max(1, int(n (1 - p))))`.
 
-    **Arguments**
+    Args:
+        values: Floating tensor of any shape; NaN and infinities are left out.
+        p: The share of values to leave out at either end, 0 to 0.5.
+        keep: bool `[values.size(row_dim)]`; only rows that are True count. `None`: all do.
+        row_dim: The dimension that `keep` ranges over.
+        channel_dim: One pair per index along this dimension instead of one for the whole tensor.
+        sample: Estimate from this share of the values (of each channel), drawn with torch's random numbers, at least
+            1,000 of them; fewer than 1,000 values are all used. On accelerators, where a count of the kept rows would
+            have to be waited for, the 1,000 are counted and drawn before `keep` applies.
 
-    - `values`: floating tensor of any shape; NaN and infinities are left out.
-    - `p`: the share of values to leave out at either end, 0 to 0.5.
-    - `keep = None`: bool `[values.size(row_dim)]`; only rows that are True count. `None`: all do.
-    - `row_dim = 0`: the dimension that `keep` ranges over.
-    - `channel_dim = None`: one pair per index along this dimension instead of one for the whole tensor.
-    - `sample = None`: estimate from this share of the values (of each channel), drawn with torch's random
-      numbers, at least 1,000 of them; fewer than 1,000 values are all used. On accelerators, where a count of
-      the kept rows would have to be waited for, the 1,000 are counted and drawn before `keep` applies.
+    Returns:
+        `(lo, hi)`, float32, `[]` or `[channels]`; `(inf, -inf)` where no value counts. Not differentiable.
 
-    **Returns** `(lo, hi)`, float32, `[]` or `[channels]`; `(inf, -inf)` where no value counts. Not
-    differentiable.
-
-    **Raises** `ValueError` for a `p` or `sample` out of bounds; `TypeError` or `ValueError` for values that
-    are not floating or a `keep` that does not fit.
+    Raises:
+        ValueError: For a `p` or `sample` out of bounds.
+        TypeError, ValueError: For values that are not floating or a `keep` that does not fit.
 
     Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, and its official implementation.
 
-    ```python
-    >>> percentile_pair(torch.arange(100.0), 0.05)
-    (tensor(4.), tensor(94.))
-
-    ```
+    Example:
+        >>> percentile_pair(torch.arange(100.0), 0.05)
+        (tensor(4.), tensor(94.))
     """
     if not 0 <= p <= 0.5:
         raise ValueError(f"p={p!r}: must be between 0 and 0.5")

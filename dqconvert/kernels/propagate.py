@@ -55,7 +55,7 @@ class Passing(NamedTuple):
 
     @staticmethod
     def steps(ints: Sequence[int], floats: Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
-        """The numbers of the chain, still packed."""
+        """Returns the numbers of the chain, still packed."""
         return ints[6:], floats[2:]
 
 
@@ -76,14 +76,15 @@ def plain_propagate(
     ints: Sequence[int],
     floats: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The definition that every implementation is held to; it does without the orders.
+    """Defines what every implementation is held to; it does without the orders.
 
-    **Arguments**: those of :func:`propagate`; `ranges` is float32 `[2 + 2 * grids]`, that of the messages first,
+    The arguments are those of :func:`propagate`; `ranges` is float32 `[2 + 2 * grids]`, that of the messages first,
     `ints` and `floats` hold how messages are passed and the steps of the chain.
 
-    **Returns** the result, the new ranges and which gradients pass, as
-    :func:`dqconvert.kernels.chain.plain_quantize_chain` does; and what the gradient wants to know of `x` again: here
-    nothing, `[0, 0, 0]`. See :func:`plain_messages` for what is aggregated.
+    Returns:
+        The result, the new ranges and which gradients pass, as :func:`dqconvert.kernels.chain.plain_quantize_chain`
+        does; and what the gradient wants to know of `x` again: here nothing, `[0, 0, 0]`. See :func:`plain_messages`
+        for what is aggregated.
     """
     passing = Passing.unpacked(ints, floats)
     message, new, _ = plain_messages(x, weight, sender, senders_protected, ranges[:2], passing.scheme)
@@ -154,7 +155,7 @@ def plain_propagate_grad(
     floats: Sequence[float],
     for_weight: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The definition of the gradients of `x` and of the weights, given that of the sums; differentiable itself."""
+    """Defines the gradients of `x` and of the weights, given that of the sums; differentiable itself."""
     scheme, mean = Passing.unpacked(ints, floats)
     with torch.no_grad():
         _, _, clipped = plain_messages(x, weight, sender, protected, range_, scheme._replace(observe=False))
@@ -188,11 +189,12 @@ def _grad(
     for_weight: bool,
     plus: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `x` (and `plus`, if there is one) and, if `for_weight`, of the weights (else `[0, 0]`).
+    """Returns the gradients of `x` (and `plus`, if there is one) and, if `for_weight`, of the weights (else `[0, 0]`).
 
-    **Arguments**: `grad`: of the result of the chain, if `passes` and `apart` say what of it reaches the sums, see
-    :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; of the sums themselves, if `passes` is `[0]`. `range_`:
-    as it was rounded with.
+    Args:
+        grad: Of the result of the chain, if `passes` and `apart` say what of it reaches the sums, see
+            :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; of the sums themselves, if `passes` is `[0]`.
+        range_: As it was rounded with.
     """
     at_sum = plain_quantize_chain_grad(grad, passes, None, None, apart)[1]
     to_x, to_weight = plain_propagate_grad(
@@ -348,39 +350,37 @@ def propagate(
 ) -> tuple[Tensor, Tensor]:
     """Sums, or averages, the quantized messages that reach each node, and passes the sums through a chain.
 
-    **Arguments**
+    Args:
+        x: Floating `[num_senders, heads * channels]`, a row for each node that sends.
+        weight: `[num_edges, heads]` in `x`'s type, what each edge multiplies its message by; `None`: nothing.
+        sender, receiver: int64 `[num_edges]`.
+        by_receiver, by_sender: The edges in the order of either, for all nodes that receive and that send.
+        scheme, ends: The grid of the messages and its range so far, float32 `[]` each.
+        senders_protected: bool `[num_senders]`; messages of nodes that are True are neither observed nor rounded.
+        mean: True to divide by the number of messages (1 where there is none).
+        schemes, ranges, bias, other, alpha, protected, relu: The chain that the aggregates go through, as in
+            :func:`dqconvert.kernels.quantize_chain`; by default none.
 
-    - `x`: floating `[num_senders, heads * channels]`, a row for each node that sends.
-    - `weight`: `[num_edges, heads]` in `x`'s type, what each edge multiplies its message by; `None`: nothing.
-    - `sender`, `receiver`: int64 `[num_edges]`.
-    - `by_receiver`, `by_sender`: the edges in the order of either, for all nodes that receive and that send.
-    - `scheme`, `ends`: the grid of the messages and its range so far, float32 `[]` each.
-    - `senders_protected = None`: bool `[num_senders]`; messages of nodes that are True are neither observed nor
-      rounded.
-    - `mean = False`: whether to divide by the number of messages (1 where there is none).
-    - the others: the chain that the aggregates go through, as in :func:`dqconvert.kernels.quantize_chain`; by default
-      none.
+    Returns:
+        The result `[num_receivers, heads * channels]` and the new ranges, float32 `[2 + len(ranges)]`, that of the
+        messages first. Gradients reach `x`, `weight`, `bias`, `other` and `alpha`. Each node's messages are added in
+        the order of the edges.
 
-    **Returns** the result `[num_receivers, heads * channels]` and the new ranges, float32 `[2 + len(ranges)]`, that of
-    the messages first. Gradients reach `x`, `weight`, `bias`, `other` and `alpha`. Each node's messages are added in
-    the order of the edges.
-
-    **Raises** `TypeError` or `ValueError` for a mask that does not fit.
+    Raises:
+        TypeError, ValueError: For a mask that does not fit.
 
     Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, figure 1 (message passing).
 
-    ```python
-    >>> from dqconvert.kernels import edge_order
-    >>> sender, receiver = torch.tensor([[0, 1, 1], [1, 0, 1]])
-    >>> orders = edge_order(receiver, sender, 2), edge_order(sender, receiver, 2)
-    >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
-    >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
-    >>> x = torch.tensor([[15.0, 1.6], [0.4, 3.0]])
-    >>> propagate(x, None, sender, receiver, *orders, scheme, never)
-    (tensor([[ 0.,  3.],
-            [15.,  5.]]), tensor([ 0.4000, 15.0000]))
-
-    ```
+    Example:
+        >>> from dqconvert.kernels import edge_order
+        >>> sender, receiver = torch.tensor([[0, 1, 1], [1, 0, 1]])
+        >>> orders = edge_order(receiver, sender, 2), edge_order(sender, receiver, 2)
+        >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
+        >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
+        >>> x = torch.tensor([[15.0, 1.6], [0.4, 3.0]])
+        >>> propagate(x, None, sender, receiver, *orders, scheme, never)
+        (tensor([[ 0.,  3.],
+                [15.,  5.]]), tensor([ 0.4000, 15.0000]))
     """
     if senders_protected is not None:
         check_rows(senders_protected, x, 0, name="senders_protected")

@@ -38,11 +38,12 @@ def plain_propagate_max(
     ints: Sequence[int],
     floats: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition that every implementation is held to; it does without the orders.
+    """Defines what every implementation is held to; it does without the orders.
 
-    **Arguments**: those of :func:`propagate_max`; `range_` is float32 `[2]`, `ints` and `floats` the scheme.
+    The arguments are those of :func:`propagate_max`; `range_` is float32 `[2]`, `ints` and `floats` the scheme.
 
-    **Returns** the largest messages; the new range; and how many messages are as large, in `x`'s type.
+    Returns:
+        The largest messages; the new range; and how many messages are as large, in `x`'s type.
     """
     message, new, _ = plain_messages(x, weight, sender, protected, range_, Scheme.unpacked(ints, floats))
     index = receiver.unsqueeze(1).expand_as(message)
@@ -86,7 +87,7 @@ def plain_propagate_max_grad(
     floats: Sequence[float],
     for_weight: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The definition of the gradients of `x` and of the weights.
+    """Defines the gradients of `x` and of the weights.
 
     The largest messages share the gradient evenly, as :func:`torch.scatter_reduce` does it, which counts the zero that
     it starts from where the result is zero. Differentiable itself.
@@ -122,7 +123,7 @@ def _grad(
     floats: Sequence[float],
     for_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `x` and, if `for_weight`, of the weights (else `[0, 0]`); `range_` as it was rounded with."""
+    """Returns the gradients of `x` and, if `for_weight`, of the weights (else `[0, 0]`), by the range of that time."""
     passing = (protected, range_, ints, floats, for_weight)
     to_x, to_weight = plain_propagate_max_grad(grad, y, ties, x, weight, sender, receiver, *passing)
     return to_x, grad.new_empty((0, 0)) if to_weight is None else to_weight
@@ -235,28 +236,28 @@ def propagate_max(
     ends: tuple[Tensor, Tensor],
     senders_protected: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The largest, by column, of the quantized messages that reach each node; 0 where none does.
+    """Returns the largest, by column, of the quantized messages that reach each node; 0 where none does.
 
-    **Arguments**: those of :func:`dqconvert.kernels.propagate`.
+    The arguments are those of :func:`dqconvert.kernels.propagate`.
 
-    **Returns** the aggregates `[num_receivers, heads * channels]` and the new range, float32 `[2]`. Gradients reach
-    `x` and `weight`; messages that are equally large share them. NaN is the largest of all.
+    Returns:
+        The aggregates `[num_receivers, heads * channels]` and the new range, float32 `[2]`. Gradients reach `x` and
+        `weight`; messages that are equally large share them. NaN is the largest of all.
 
-    **Raises** `TypeError` or `ValueError` for a mask that does not fit.
+    Raises:
+        TypeError, ValueError: For a mask that does not fit.
 
     Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, figure 1 (message passing).
 
-    ```python
-    >>> from dqconvert.kernels import edge_order
-    >>> sender, receiver = torch.tensor([[0, 1, 1], [1, 0, 1]])
-    >>> orders = edge_order(receiver, sender, 2), edge_order(sender, receiver, 2)
-    >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
-    >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
-    >>> propagate_max(torch.tensor([[15.0, 1.6], [0.4, 3.0]]), None, sender, receiver, *orders, scheme, never)[0]
-    tensor([[ 0.,  3.],
-            [15.,  3.]])
-
-    ```
+    Example:
+        >>> from dqconvert.kernels import edge_order
+        >>> sender, receiver = torch.tensor([[0, 1, 1], [1, 0, 1]])
+        >>> orders = edge_order(receiver, sender, 2), edge_order(sender, receiver, 2)
+        >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
+        >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
+        >>> propagate_max(torch.tensor([[15.0, 1.6], [0.4, 3.0]]), None, sender, receiver, *orders, scheme, never)[0]
+        tensor([[ 0.,  3.],
+                [15.,  3.]])
     """
     if senders_protected is not None:
         check_rows(senders_protected, x, 0, name="senders_protected")

@@ -47,7 +47,7 @@ def _lend(tensor: Tensor, kind: str, shape: tuple[int, ...], strides: tuple[int,
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
-    """The values of a tensor as a contiguous array, in the same memory if they lie in order there.
+    """Returns the values of a tensor as a contiguous array, in the same memory if they lie in order there.
 
     Not by :meth:`torch.Tensor.numpy`, which fixes the size of the memory for good, even that of a parameter: whoever
     shards a model (FSDP2, say) frees it between two uses.
@@ -84,7 +84,7 @@ def as_it_lies(tensor: Tensor) -> Tensor:
 
 
 def strided(tensor: Tensor) -> NDArray[Any]:
-    """The same, entries as far apart as they lie in the tensor.
+    """Returns the same, entries as far apart as they lie in the tensor.
 
     Example:
         >>> strided(torch.tensor([[1, 2], [3, 4]]).t()).flags.c_contiguous

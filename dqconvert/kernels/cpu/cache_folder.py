@@ -36,7 +36,7 @@ _used: set[str] = set()
 
 
 def places() -> list[Path]:
-    """The folders that may hold ours, best first."""
+    """Returns the folders that may hold ours, best first."""
     beside = Path(__file__).parent / "__pycache__" / "loops"
     user = Path(AppDirs(appname="dqconvert", appauthor=False).user_cache_dir) / "loops"
     return [Path(config.CACHE_DIR, "dqconvert-loops"), beside] if config.CACHE_DIR else [user, beside]
@@ -44,7 +44,7 @@ def places() -> list[Path]:
 
 @functools.cache
 def place() -> Path | None:
-    """The folder that ours are made in; None, after one warning, where none can be written."""
+    """Returns the folder that ours are made in; None, after one warning, where none can be written."""
     reasons = []
     for path in places():
         try:
@@ -67,7 +67,7 @@ def _warn(reason: str) -> None:
 
 
 def read(folder: str, file: str) -> Iterator[bytes]:
-    """What files of that name hold, undamaged, in any of the places."""
+    """Yields the contents of files of that name, undamaged, in any of the places."""
     for path in places():
         try:
             data = (path / folder / file).read_bytes()

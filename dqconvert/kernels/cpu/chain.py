@@ -25,18 +25,18 @@ from dqconvert.kernels.cpu.threads import parts, run
 
 
 def has_loops(dtype: torch.dtype) -> bool:
-    """Whether the loops know a type."""
+    """True if the loops know a type."""
     return dtype in (torch.float32, torch.float64)
 
 
 def serves(x: Tensor, bias: Tensor | None, other: Tensor | None, alpha: Tensor | None) -> bool:
-    """Whether the loops can do it: everything in one type that they know, and shaped alike."""
+    """True if the loops can do it: everything in one type that they know, and shaped alike."""
     fits = (bias is None or (x.dim() == 2 and bias.shape == x.shape[1:])) and (other is None or other.shape == x.shape)
     return x.dim() > 0 and fits and loops_add(x.dtype, bias, other, alpha)
 
 
 def loops_add(dtype: torch.dtype, *added: Tensor | None) -> bool:
-    """Whether the loops know the type of what is added, bias, other and factor, and the factor is one number."""
+    """True if the loops know the type of what is added, bias, other and factor, and the factor is one number."""
     alpha = added[2]
     return (
         has_loops(dtype) and all(t is None or t.dtype == dtype for t in added) and (alpha is None or alpha.numel() == 1)
@@ -44,19 +44,19 @@ def loops_add(dtype: torch.dtype, *added: Tensor | None) -> bool:
 
 
 def serves_sums(shape: tuple[int, int], dtype: torch.dtype, *added: Tensor | None) -> bool:
-    """The same for rows that are not there yet."""
+    """Returns the same for rows that are not there yet."""
     bias, other, _ = added
     fits = (bias is None or bias.shape == shape[1:]) and (other is None or other.shape == shape)
     return fits and loops_add(dtype, *added)
 
 
 def matrix(t: Tensor) -> NDArray[Any]:
-    """A tensor as a contiguous numpy matrix of its rows."""
+    """Returns a tensor as a contiguous numpy matrix of its rows."""
     return array(t).reshape(t.size(0), t.numel() // max(t.size(0), 1))
 
 
 def flags(mask: Tensor | None) -> NDArray[Any]:
-    """A mask as a vector; empty if there is none."""
+    """Returns a mask as a vector; empty if there is none."""
     return np.empty(0, np.bool_) if mask is None else array(mask)
 
 
@@ -79,10 +79,10 @@ class Source(Protocol):
         """Sends all rows through the chain into `y`; what it notes goes into `caught`, one for each part."""
 
     def holds(self) -> bool:
-        """Whether the rows were what they should be; if not, they are the next time."""
+        """True if the rows were what they should be; if not, they are the next time."""
 
     def rows(self) -> NDArray[Any]:
-        """All rows, in memory."""
+        """Returns all rows, in memory."""
 
 
 class Memory:
@@ -108,7 +108,7 @@ class Memory:
 
 
 def in_memory(source: Source) -> Memory:
-    """The rows of a source, made."""
+    """Returns the rows of a source, made."""
     return Memory(torch.from_numpy(source.rows()).view(source.shape))
 
 
@@ -177,7 +177,7 @@ def _grown(
     observing: dict[int, Grid],
     total: int,
 ) -> bool:
-    """Whether a percentile lies outside of a range. The first such range is updated: it saw what it should have."""
+    """True if a percentile lies outside of a range. The first such range is updated: it saw what it should have."""
     for place, grid in observing.items():
         ends = _ends(caught, place, total, grid.scheme.p)
         if ends.total > 0 and (ends.lo is not None or ends.hi is not None):
@@ -225,7 +225,7 @@ def _grid_by_grid(
     memory = Memory(torch.from_numpy(rows))
 
     def until(relu: bool, *some: Grid | None) -> NDArray[Any]:
-        """The rows behind the first grids."""
+        """Returns the rows behind the first grids."""
         value = array(empty(rows.shape, source.dtype))
         chain = _chain(added, [*some, *(None,) * (3 - len(some))], relu, value, None, {})
         memory.go(value, chain, [nothing_caught(rows)] * memory.parts)
@@ -245,19 +245,19 @@ def _grid_by_grid(
 
 
 def rows_of(source: Source) -> NDArray[Any]:
-    """All rows of a source, in memory, gone through without a chain."""
+    """Returns all rows of a source, in memory, gone through without a chain."""
     y = matrix(empty(source.shape, source.dtype))
     source.go(y, no_chain(y), [nothing_caught(y)] * source.parts)
     return y
 
 
 def nothing_caught(y: NDArray[Any]) -> tile.Caught:
-    """What notes nothing, as nothing is asked."""
+    """Returns a place for notes that has no room, as nothing is asked."""
     return tile.Caught(np.empty((3, 2, 0), y.dtype), np.zeros((3, 4), np.int64))
 
 
 def no_chain(y: NDArray[Any]) -> tile.Chain:
-    """A chain that leaves rows as they are."""
+    """Returns a chain that leaves rows as they are."""
     return _chain(Added(None, None, None, None), (None, None, None), False, y, None, {})
 
 

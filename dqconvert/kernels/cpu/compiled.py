@@ -75,7 +75,7 @@ class LoopCache(_Cache):
 
     @property
     def folder(self) -> str:
-        """The name of the folder."""
+        """Returns the name of the folder."""
         settings = [repr(getattr(config, name, None)) for name in _SETTINGS]
         known = repr((self._sources, _machine(), settings))
         return self._folder + hashlib.sha256(known.encode()).hexdigest()[:24]
@@ -86,7 +86,7 @@ class LoopCache(_Cache):
         return None if place is None else str(place / self.folder)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled loop, or None where there is none to be had."""
+        """Returns the compiled loop, or None where there is none to be had."""
         if not self._enabled:
             return None
         target_context.refresh()  # as numba's own does
@@ -121,7 +121,7 @@ class LoopCache(_Cache):
 
 @functools.cache
 def _machine() -> tuple[Any, ...]:
-    """The versions of what compiles, and the processor."""
+    """Returns the versions of what compiles, and the processor."""
     return (
         (
             numba.__version__,
@@ -139,7 +139,7 @@ _read: dict[str, tuple[ModuleSpec | None, str, frozenset[str]]] = {}
 
 
 def _sources(module: str) -> list[tuple[str, str]]:
-    """The names and hashes of a module and of all modules of this package that it imports, and so on."""
+    """Returns the names and hashes of a module and of all modules of this package that it imports, and so on."""
     found: dict[str, str] = {}
     waiting = [module]
     while waiting:
@@ -151,7 +151,7 @@ def _sources(module: str) -> list[tuple[str, str]]:
 
 
 def _module(name: str) -> tuple[ModuleSpec | None, str, frozenset[str]]:
-    """What is known of a module: read once for each time that it is imported (a reload gives it a new spec).
+    """Returns specification, hash and imports of a module: read once for each import (a reload gives it a new spec).
 
     What was changed since then isn't what this process computes with.
     """
@@ -167,7 +167,7 @@ def _module(name: str) -> tuple[ModuleSpec | None, str, frozenset[str]]:
 
 
 def _source(spec: ModuleSpec | None) -> bytes:
-    """The text of a module, also of one in an archive."""
+    """Returns the text of a module, also of one in an archive."""
     assert spec is not None
     assert spec.origin is not None
     get_data = getattr(spec.loader, "get_data", None)
@@ -175,7 +175,7 @@ def _source(spec: ModuleSpec | None) -> bytes:
 
 
 def _imports(spec: ModuleSpec | None, text: str) -> Iterator[str]:
-    """The modules of this package that a module imports."""
+    """Returns the modules of this package that a module imports."""
     assert spec is not None
     for node in _statements(text):
         yield from (name for name in _imported(node, spec.parent) if _is_ours(name))
@@ -194,7 +194,7 @@ def _statements(text: str) -> list[ast.AST]:
 
 
 def _imported(node: ast.AST, parent: str | None) -> list[str]:
-    """The modules that a statement imports, those of other packages among them."""
+    """Returns the modules that a statement imports, those of other packages among them."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):

@@ -39,7 +39,7 @@ def bernoulli(count: int, p: float) -> NDArray[np.uint8]:
 
 @cache
 def _is_known() -> bool:
-    """Whether torch draws as we do: the same values, and the same state behind them."""
+    """True if torch draws as we do: the same values, and the same state behind them."""
     generator = torch.Generator().manual_seed(2021)
     for count, p in ((1, 0.5), (2000, 0.3), (30000, 0.5)):  # from an odd place, over the ends of blocks
         state = generator.get_state()
@@ -132,7 +132,7 @@ def mixed(one, two, far):  # type: ignore[no-untyped-def]
 
 @loop
 def turn(block):  # type: ignore[no-untyped-def]
-    """The next 624 numbers (Matsumoto and Nishimura, *Mersenne Twister*, 1998)."""
+    """Turns the block: the next 624 numbers (Matsumoto and Nishimura, *Mersenne Twister*, 1998)."""
     for i in range(_BLOCK - 397):
         block[i] = mixed(block[i], block[i + 1], block[i + 397])
     for i in range(_BLOCK - 397, _BLOCK - 1):

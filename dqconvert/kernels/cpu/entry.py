@@ -21,11 +21,10 @@ CHUNK = 1 << 20
 class Gate:
     """The rows of `x` as a product wants them.
 
-    **Arguments**
-
-    - `x`: `[rows, depth]`.
-    - `grid`: that they are rounded to; None: they pass as they are.
-    - `protected`: which rows are not rounded, or None.
+    Args:
+        x: `[rows, depth]`.
+        grid: The grid that they are rounded to; None: they pass as they are.
+        protected: Which rows are not rounded, or None.
     """
 
     def __init__(self, x: Tensor, grid: Grid | None, protected: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from dqconvert.kernels.cpu.tile import back_values, copy_values, round_values, s
 
 @loop
 def make_message(x, s, weight, e, exact, grid, codes, message):  # type: ignore[no-untyped-def]
-    """The quantized message of an edge, and its codes before they are clamped."""
+    """Computes the quantized message of an edge, and its codes before they are clamped."""
     heads = max(1, weight.shape[1])
     channels = message.size // heads
     if weight.size > 0:
@@ -28,7 +28,7 @@ def make_message(x, s, weight, e, exact, grid, codes, message):  # type: ignore[
 
 @loop
 def max_rows(x, weight, senders, ptr, edges, skip, grid, y, ties, start, stop):  # type: ignore[no-untyped-def]
-    """The largest message that reaches each node, by column, and how many are as large; 0 where there is none."""
+    """Computes the largest message to each node, by column, and how many are as large; 0 where there is none."""
     columns = x.shape[1]
     codes, message = np.empty(columns, x.dtype), np.empty(columns, x.dtype)
     end = ptr[stop] - AHEAD
@@ -56,7 +56,7 @@ def keep_largest(message, row, count):  # type: ignore[no-untyped-def]
 
 @loop
 def shares(grad, y, ties, share, start, stop):  # type: ignore[no-untyped-def]
-    """What each of the largest messages gets of the gradient: as torch shares it out, a zero counts itself, too."""
+    """Shares the gradient out among the largest messages, as torch does: a zero counts itself, too."""
     zero, one = y.dtype.type(0), y.dtype.type(1)
     for t in range(start, stop):
         for c in range(y.shape[1]):
@@ -67,7 +67,7 @@ def shares(grad, y, ties, share, start, stop):  # type: ignore[no-untyped-def]
 def max_back(  # type: ignore[no-untyped-def]
     share, y, x, weight, receivers, ptr, edges, skip, grid, clip, to_x, to_weight, start, stop
 ):
-    """What comes back to each node that sent its row, and to the weights of its edges."""
+    """Computes the gradients of the rows that were sent, and of the weights of their edges."""
     columns, heads = x.shape[1], max(1, weight.shape[1])
     channels = columns // heads
     codes, message = np.empty(columns, x.dtype), np.empty(columns, x.dtype)

@@ -57,7 +57,7 @@ def add_products(grad, x, mean, sums, columns):  # type: ignore[no-untyped-def]
 
 @loop
 def chain_normed(x, scale, shift, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
-    """The chain, of rows that are scaled and shifted by column."""
+    """Sends rows, scaled and shifted by column, through the chain."""
     columns = x.shape[1]
     step = tile_rows(columns)
     spare, room = scratch(y, step), room_before(y, step)
@@ -101,7 +101,7 @@ def sums_back(grad, passes, bit, x, mean, to_shift, to_spread, start, stop):  # 
 
 @loop
 def reach(grad, passes, at, bit, row):  # type: ignore[no-untyped-def]
-    """A row of the gradient, from value `at` on, that passes."""
+    """Copies a row of the gradient, from value `at` on, where it passes."""
     if passes.size > 0:
         pass_span(pointer(grad, at), pointer(passes, at), bit, pointer(row, 0), row.size)
     else:

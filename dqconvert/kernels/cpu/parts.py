@@ -14,7 +14,7 @@ _LARGEST = float(np.finfo(np.float32).max)  # ranges are float32
 
 @loop
 def count_beyond(x, cuts, ranges, counts):  # type: ignore[no-untyped-def]
-    """How many values of each part lie below its range, how many above, and how many are not finite."""
+    """Computes how many values of each part lie below its range, how many above, and how many are not finite."""
     for part in range(cuts.size - 1):
         lo, hi = ranges[part, 0], ranges[part, 1]
         below = above = odd = 0
@@ -29,7 +29,7 @@ def count_beyond(x, cuts, ranges, counts):  # type: ignore[no-untyped-def]
 
 @loop
 def round_parts(x, cuts, grids, clip, y, passes):  # type: ignore[no-untyped-def]
-    """Each part to its grid, and which gradients pass."""
+    """Rounds each part to its grid; notes which gradients pass."""
     for part in range(cuts.size - 1):
         a, b = cuts[part], cuts[part + 1]
         grid = grids[part]

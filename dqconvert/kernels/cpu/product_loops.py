@@ -26,13 +26,13 @@ FORWARD, BACK = 1 << 14, 12 << 10
 
 @loop
 def product_rows(columns, most):  # type: ignore[no-untyped-def]
-    """How many rows make a tile of `most` values at most: a multiple of the strips of every height."""
+    """Returns how many rows make a tile of `most` values at most: a multiple of the strips of every height."""
     return max(12, min(96, most // max(1, columns) // 12 * 12))
 
 
 @loop
 def product_tile(x, y, packed, spare):  # type: ignore[no-untyped-def]
-    """The product of the first rows of `x`, as many as `y` has, and what is packed."""
+    """Multiplies the first rows of `x`, as many as `y` has, with what is packed."""
     depth, (rows, columns) = x.shape[1], y.shape
     groups = groups_of(columns, x.itemsize)
     wide = groups * (VECTOR // x.itemsize)
@@ -46,7 +46,7 @@ def product_tile(x, y, packed, spare):  # type: ignore[no-untyped-def]
 
 @loop
 def padded(columns, itemsize):  # type: ignore[no-untyped-def]
-    """The columns of whole vectors that hold so many."""
+    """Returns the columns of whole vectors that hold so many."""
     return groups_of(columns, itemsize) * (VECTOR // itemsize)
 
 
@@ -78,7 +78,7 @@ def stop_rows(x, entry, skip, grad, start, stop):  # type: ignore[no-untyped-def
 
 @loop
 def chain_products(x, entry, skip, packed, offset, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
-    """The chain, of the rows of the product of `x` and what is packed, plus `offset` (empty: nothing).
+    """Sends the rows of the product of `x` and what is packed, plus `offset` (or empty), through the chain.
 
     `entry`: the grid that rows of `x` are rounded to first, but those in `skip`; empty: none.
     """
@@ -123,7 +123,7 @@ def products_back(  # type: ignore[no-untyped-def]
     start,
     stop,
 ):
-    """The gradients of everything, of rows `start` to `stop`; what is not wanted is empty.
+    """Computes the gradients of everything, of rows `start` to `stop`; what is not wanted is empty.
 
     `entry`: the grid that rows of `x` were rounded to, but those in `skip`; empty: none. `clip`: whether it lets no
     gradient of clipped values through. `packed`: the weight, `[columns, depth]`. `apart`: whether the gradient of the

@@ -26,7 +26,7 @@ _EVERY, _EDGES = 16, 1 << 9
 
 
 def serves(x: Tensor, weight: Tensor | None) -> bool:
-    """Whether the loops can do it."""
+    """True if the loops can do it."""
     return has_loops(x.dtype) and (weight is None or weight.dtype == x.dtype)
 
 
@@ -42,7 +42,8 @@ class Sums:
 
     While the range of the messages stays as it was, the edges are gone through once.
 
-    **Attributes**: `grid`: that of the messages; its range is final once `holds()` was asked.
+    Attributes:
+        grid: That of the messages; its range is final once `holds()` was asked.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class SumsOfRows(Sums):
         return bool(found)
 
     def _place(self) -> NDArray[Any]:
-        """Where the rows lie that are sent; codes with room behind them, as whole vectors are read."""
+        """Returns memory for the rows that are sent; for codes with room behind them, as whole vectors are read."""
         if not self._coded:
             return array(empty(self._x.shape, self.dtype))
         self._codes = array(empty((self._x.size + VECTOR,), torch.uint8))
@@ -160,8 +161,9 @@ class SumsOfRows(Sums):
 class SumsOfProducts(Sums):
     """Where a message is such a row times a weight of the edge, per head.
 
-    **Attributes**: `extremes`: `[2, nodes, heads]`, the smallest and the largest value of each row and head; NaN where
-    there is one. `grew`: whether the range of the messages was seen to grow before any sum.
+    Attributes:
+        extremes: `[2, nodes, heads]`, the smallest and the largest value of each row and head; NaN where there is one.
+        grew: True if the range of the messages was seen to grow before any sum.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, by_receiver: Sequence[Tensor], *rest: Any) -> None:
@@ -175,7 +177,7 @@ class SumsOfProducts(Sums):
             self._observe()
 
     def _grows(self) -> bool:
-        """Whether some of the edges say that the range will not hold: then to sum first would be in vain."""
+        """True if some of the edges say that the range will not hold: then to sum first would be in vain."""
         if len(self._senders) < _EDGES * _EVERY:
             return False
         some, p = self._messages(_EVERY), self.grid.scheme.p
@@ -235,7 +237,7 @@ def message_values(
     by_sender: Sequence[Tensor],
     protected: Tensor | None,
 ) -> Values:
-    """All messages, to take percentiles of."""
+    """Returns all messages, to take percentiles of."""
     skip = None if protected is None else flags(protected)
     if weight is None:
         return Rows(matrix(x), skip, np.diff(array(by_sender[0])))
@@ -259,7 +261,7 @@ def propagate_grad(
     for_weight: bool,
     plus: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `x`, and `plus`, and of the weights, given that of the sums, where `passes` has the bit."""
+    """Returns the gradients of `x`, plus `plus`, and of the weights, by that of the sums where `passes` has the bit."""
     skip = flags(protected)
     grads, rows = matrix(grad), matrix(x)
     if mean or passes.numel() > 0:

@@ -124,7 +124,7 @@ def any_nan(x, one, count):  # type: ignore[no-untyped-def]
 
 @loop
 def pass_shares(grad, passes, bit, ptr, mean, y, start, stop):  # type: ignore[no-untyped-def]
-    """Each row where the bits let it through, if there are bits; divided by its number of edges, if that is meant."""
+    """Copies each row where the bits, if there are any, let it through; divided by its number of edges for a mean."""
     columns = y.shape[1]
     step = tile_rows(columns)
     flat_grad, flat_passes, flat = grad.reshape(-1), passes.reshape(-1), y.reshape(-1)
@@ -259,7 +259,7 @@ def sum_products(  # type: ignore[no-untyped-def]
 
 @loop
 def sum_back(grad, x, receivers, ptr, skip, grid, clip, plus, to_x, start, stop):  # type: ignore[no-untyped-def]
-    """What comes back to each node that sent its row: nothing where the row was clipped; and `plus` (or empty)."""
+    """Computes the gradients of the rows that were sent: zero where the row was clipped; and adds `plus` (or empty)."""
     columns = x.shape[1]
     numbers = numbers_of(grid)
     end, far = ptr[stop] - AHEAD, is_far(to_x)
@@ -283,7 +283,7 @@ def sum_back(grad, x, receivers, ptr, skip, grid, clip, plus, to_x, start, stop)
 def products_back(  # type: ignore[no-untyped-def]
     grad, x, weight, receivers, ptr, edges, skip, grid, clip, least, most, to_x, to_weight, start, stop
 ):
-    """What comes back to each node that sent its row, and to the weights of its edges."""
+    """Computes the gradients of the rows that were sent, and of the weights of their edges."""
     columns, heads = x.shape[1], weight.shape[1]
     channels = columns // heads
     scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]

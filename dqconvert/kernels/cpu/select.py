@@ -51,29 +51,28 @@ class Values(Protocol):
 
     @property
     def total(self) -> int:
-        """How many there are, those that are not finite included."""
+        """Returns how many there are, those that are not finite included."""
 
     def sample(self, count: int) -> NDArray[Any]:
-        """Up to `count` of them, spread evenly."""
+        """Returns up to `count` of them, spread evenly."""
 
     def beyond(self, lo: float, hi: float, room: int) -> Found | None:
         """Those under `lo` and over `hi`; `None` if about `room` does not hold the ones of either kind."""
 
     def count_at(self, lo: float, hi: float) -> tuple[int, int]:
-        """How many finite ones are at most `lo`, and how many at least `hi`."""
+        """Returns how many finite ones are at most `lo`, and how many at least `hi`."""
 
     def all(self) -> NDArray[Any]:
-        """All of them, as a vector."""
+        """Returns all of them, as a vector."""
 
 
 class Rows:
     """The values of the rows of a matrix.
 
-    **Arguments**
-
-    - `x`: contiguous `[rows, columns]`, float32 or float64.
-    - `skip`: bool `[rows]`, which rows do not count; `None`: all do.
-    - `weight = None`: int64 `[rows]`, how often a row counts; `None`: once.
+    Args:
+        x: Contiguous `[rows, columns]`, float32 or float64.
+        skip: bool `[rows]`, which rows do not count; `None`: all do.
+        weight: int64 `[rows]`, how often a row counts; `None`: once.
     """
 
     def __init__(self, x: NDArray[Any], skip: NDArray[Any] | None, weight: NDArray[Any] | None = None) -> None:
@@ -138,13 +137,12 @@ class Rows:
 class Messages:
     """The products of rows and the weights of the edges that they are sent along.
 
-    **Arguments**
-
-    - `x`: contiguous `[nodes, heads * channels]`.
-    - `weight`: contiguous `[edges, heads]`.
-    - `edges`, `sender`: int64 `[edges]`, the edges in some order, and the node that sends along each.
-    - `skip`: bool `[nodes]`, whose messages do not count; `None`: all do.
-    - `least`, `most`: `[nodes, heads]`, the smallest and the largest value of each row and head.
+    Args:
+        x: Contiguous `[nodes, heads * channels]`.
+        weight: Contiguous `[edges, heads]`.
+        edges, sender: int64 `[edges]`, the edges in some order, and the node that sends along each.
+        skip: bool `[nodes]`, whose messages do not count; `None`: all do.
+        least, most: `[nodes, heads]`, the smallest and the largest value of each row and head.
     """
 
     def __init__(
@@ -208,14 +206,13 @@ class Messages:
 
 
 def percentiles(values: Values, p: float, bounds: tuple[float, float] | None = None) -> Ends:
-    """The two percentiles of the finite values: `k`-th smallest and `k`-th largest, see :func:`ranks`.
+    """Returns the two percentiles of the finite values: `k`-th smallest and `k`-th largest, see :func:`ranks`.
 
-    **Arguments**
-
-    - `values`: what to look at.
-    - `p`: the share of values to leave out at either end, 0 to 0.5.
-    - `bounds = None`: a range; of interest is only whether, and how far, a percentile lies outside of it. `None`:
-      both percentiles are wanted whatever they are.
+    Args:
+        values: What to look at.
+        p: The share of values to leave out at either end, 0 to 0.5.
+        bounds: A range; of interest is only whether, and how far, a percentile lies outside of it. `None`: both
+            percentiles are wanted whatever they are.
     """
     if values.total <= _FEW:
         return _of_all(values, p)
@@ -251,7 +248,7 @@ def ranks(count: int, p: float) -> tuple[int, int]:
 
 
 def ends_of(found: Found, total: int, p: float) -> Ends:
-    """The percentiles of `total` values, by those beyond two bounds; `None`: not beyond."""
+    """Returns the percentiles of `total` values, by those beyond two bounds; `None`: not beyond."""
     count = total - found.odd
     if count == 0:
         return Ends(math.inf, -math.inf, 0)
@@ -262,7 +259,7 @@ def ends_of(found: Found, total: int, p: float) -> Ends:
 
 
 def _kth(values: NDArray[Any], weight: NDArray[Any] | None, k: int) -> float | None:
-    """The k-th smallest value; `None` if there are fewer."""
+    """Returns the k-th smallest value; `None` if there are fewer."""
     if weight is None:
         return float(np.partition(values, k - 1)[k - 1]) if len(values) >= k else None
     order = np.argsort(values)

@@ -14,7 +14,7 @@ _BLOCK = 64  # values that are tested together before one is looked at alone
 # Counted in floating point, in any order: only so are the comparisons turned into vector instructions.
 @loop(fastmath={"reassoc", "nsz"})
 def inside(x, lo, hi):  # type: ignore[no-untyped-def]
-    """Whether all values of a vector lie from `lo` to `hi`; NaN does not."""
+    """True if all values of a vector lie from `lo` to `hi`; NaN does not."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
     outside = zero
     for c in range(x.size):
@@ -67,7 +67,7 @@ def collect(x, skip, weight, start, stop, lo, hi, below, above, below_weight, ab
 
 @loop
 def count_at(x, skip, weight, start, stop, lo, hi):  # type: ignore[no-untyped-def]
-    """How many finite values are at most `lo`, and how many at least `hi`."""
+    """Returns how many finite values are at most `lo`, and how many at least `hi`."""
     at_most, at_least = 0, 0
     for r in range(start, stop):
         if skip.size > 0 and skip[r]:

@@ -98,16 +98,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def parts(rows: int, values: int) -> list[tuple[int, int]]:
-    """How to cut `rows` rows of together `values` values into parts `(start, stop)`, at least one.
+    """Cuts `rows` rows of together `values` values into parts `(start, stop)`, at least one.
 
     A few for each thread, as threads are not equally fast; one, where a second thread is not worth it. What is added
     up part by part is the same whichever thread does it.
 
-    ```python
-    >>> parts(10, 100)
-    [(0, 10)]
-
-    ```
+    Example:
+        >>> parts(10, 100)
+        [(0, 10)]
     """
     if values < 2 * GRAIN and not _forked:  # most calls on small inputs
         return [(0, rows)]
@@ -116,7 +114,7 @@ def parts(rows: int, values: int) -> list[tuple[int, int]]:
 
 
 def _shares(rows: int, values: int) -> list[float]:
-    """Where parts end, as shares of the whole, from 0 to 1."""
+    """Returns the ends of parts, as shares of the whole, from 0 to 1."""
     if _forked:
         _warn_forked()
     threads, worth = torch.get_num_threads(), values // GRAIN

@@ -19,7 +19,7 @@ TILE = 2048  # values: long enough for the vector units, short enough for the fi
 
 @loop
 def tile_rows(columns):  # type: ignore[no-untyped-def]
-    """How many rows make a tile."""
+    """Returns how many rows make a tile."""
     return max(1, TILE // max(1, columns))
 
 
@@ -60,7 +60,7 @@ class Caught(NamedTuple):
 
 @loop
 def scratch(y, step):  # type: ignore[no-untyped-def]
-    """What a tile needs: the bias of every row of it."""
+    """Returns memory for a tile's biases, one row of them for each of its rows."""
     return np.empty(step * y.shape[1], y.dtype)
 
 
@@ -117,7 +117,7 @@ def chain_span_rows(y, place, first, last, chain, caught, spare):  # type: ignor
 
 @loop
 def chain_rows(x, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
-    """The chain, of rows that lie in memory."""
+    """Sends rows that lie in memory through the chain."""
     columns = x.shape[1]
     step = tile_rows(columns)
     spare, room = scratch(y, step), room_before(y, step)
@@ -185,7 +185,7 @@ def clear(y, count):  # type: ignore[no-untyped-def]
 
 @loop
 def numbers_of(grid):  # type: ignore[no-untyped-def]
-    """A grid as it is given to what is called for every row: scale, zero point, lowest and highest code."""
+    """Returns a grid as it is given to what is called for every row: scale, zero point, lowest and highest code."""
     return grid[0], grid[1], grid[2], grid[3]
 
 

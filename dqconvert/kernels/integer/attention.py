@@ -26,14 +26,14 @@ _COST = 4
 
 
 def plain_softmax_codes(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, grid: Tensor) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`softmax_codes`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`softmax_codes`."""
     return _quantized_softmax(logits[codes[edges].long()], ptr, grid)
 
 
 def plain_attention_codes(
     source: Tensor, target: Tensor, table: Tensor, logits: Tensor, ptr: Tensor, senders: Tensor, grid: Tensor
 ) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`attention_codes`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`attention_codes`."""
     codes = table[target[_receivers(ptr)].long(), source[senders.long()].long()]
     return _quantized_softmax(logits[codes.long()], ptr, grid)
 
@@ -137,30 +137,31 @@ attention_codes_operator = Operator(
 
 
 def softmax_codes(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, grid: Tensor) -> Tensor:
-    """The codes of a softmax over the edges to each node, of each head.
+    """Returns the codes of a softmax over the edges to each node, of each head.
 
     Of float32 values, as :func:`torch_geometric.utils.softmax` computes them.
 
-    **Arguments**
+    Args:
+        codes: uint8 `[num_edges, heads]`, in the order of the list of edges.
+        logits: float32 `[256]`, by the code; finite, and nowhere less than before.
+        ptr, edges: int64 `[num_nodes + 1]` and `[num_edges]`, the edges by their receivers, see
+            :func:`dqconvert.kernels.edge_order.edge_order`.
+        grid: float32 `[4]`, of the result, see :func:`dqconvert.kernels.integer.codes.quantize`.
 
-    - `codes`: uint8 `[num_edges, heads]`, in the order of the list of edges.
-    - `logits`: float32 `[256]`, by the code; finite, and nowhere less than before.
-    - `ptr`, `edges`: int64 `[num_nodes + 1]` and `[num_edges]`, the edges by their receivers, see
-      :func:`dqconvert.kernels.edge_order.edge_order`.
-    - `grid`: float32 `[4]`, of the result, see :func:`dqconvert.kernels.integer.codes.quantize`.
+    Returns:
+        uint8 `[num_edges, heads]`, in the order of the receivers: weights for
+        :func:`dqconvert.kernels.integer.propagate.integer_propagate`.
 
-    **Returns** uint8 `[num_edges, heads]`, in the order of the receivers: weights for
-    :func:`dqconvert.kernels.integer.propagate.integer_propagate`.
+    Raises:
+        ValueError: If shapes do not fit.
+        TypeError: For types that do not.
 
-    **Raises** `ValueError` if shapes do not fit; `TypeError` for types that do not.
-
-    ```python
-    >>> codes = torch.tensor([[0], [1], [1]], dtype=torch.uint8)
-    >>> ptr, edges = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 2])
-    >>> softmax_codes(codes, torch.arange(256.0), ptr, edges, torch.tensor([0.01, 0.0, 255.0, 0.0])).flatten().tolist()
-    [100, 50, 50]
-
-    ```
+    Example:
+        >>> codes = torch.tensor([[0], [1], [1]], dtype=torch.uint8)
+        >>> ptr, edges = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 2])
+        >>> grid = torch.tensor([0.01, 0.0, 255.0, 0.0])
+        >>> softmax_codes(codes, torch.arange(256.0), ptr, edges, grid).flatten().tolist()
+        [100, 50, 50]
     """
     if codes.dim() != 2 or codes.size(0) != edges.numel():
         raise ValueError(f"{edges.numel()} edges take codes {('num_edges', 'heads')}, got {tuple(codes.shape)}")
@@ -174,30 +175,31 @@ def softmax_codes(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, gri
 def attention_codes(
     source: Tensor, target: Tensor, table: Tensor, logits: Tensor, ptr: Tensor, senders: Tensor, grid: Tensor
 ) -> Tensor:
-    """The codes of attention as graph attention networks have it: a logit for each pair of codes, and their softmax.
+    """Returns the codes of attention as in graph attention networks: logits by pairs of codes, and their softmax.
 
-    **Arguments**
+    Args:
+        source: uint8 `[num_senders, heads]`, codes.
+        target: uint8 `[num_nodes, heads]`, codes.
+        table: uint8 `[256, 256]`, by a target's code and a source's: the code of their logit.
+        logits: float32 `[256]`, by that code; finite, and nowhere less than before.
+        ptr, senders: See :func:`dqconvert.kernels.integer.propagate.integer_propagate`.
+        grid: float32 `[4]`, of the result.
 
-    - `source`: uint8 `[num_senders, heads]`, `target`: uint8 `[num_nodes, heads]`, codes.
-    - `table`: uint8 `[256, 256]`, by a target's code and a source's: the code of their logit.
-    - `logits`: float32 `[256]`, by that code; finite, and nowhere less than before.
-    - `ptr`, `senders`: see :func:`dqconvert.kernels.integer.propagate.integer_propagate`.
-    - `grid`: float32 `[4]`, of the result.
+    Returns:
+        uint8 `[num_edges, heads]`, in the order of the receivers; see :func:`softmax_codes`.
 
-    **Returns** uint8 `[num_edges, heads]`, in the order of the receivers; see :func:`softmax_codes`.
+    Raises:
+        ValueError: If shapes do not fit.
+        TypeError: For types that do not.
 
-    **Raises** `ValueError` if shapes do not fit; `TypeError` for types that do not.
-
-    ```python
-    >>> source, target = torch.tensor([[0], [3]], dtype=torch.uint8), torch.tensor([[1]], dtype=torch.uint8)
-    >>> table = torch.zeros(256, 256, dtype=torch.uint8)
-    >>> table[1, 3] = 1
-    >>> graph = torch.tensor([0, 2]), torch.tensor([0, 1])
-    >>> grid = torch.tensor([0.01, 0.0, 255.0, 0.0])
-    >>> attention_codes(source, target, table, torch.arange(256.0), *graph, grid).flatten().tolist()
-    [27, 73]
-
-    ```
+    Example:
+        >>> source, target = torch.tensor([[0], [3]], dtype=torch.uint8), torch.tensor([[1]], dtype=torch.uint8)
+        >>> table = torch.zeros(256, 256, dtype=torch.uint8)
+        >>> table[1, 3] = 1
+        >>> graph = torch.tensor([0, 2]), torch.tensor([0, 1])
+        >>> grid = torch.tensor([0.01, 0.0, 255.0, 0.0])
+        >>> attention_codes(source, target, table, torch.arange(256.0), *graph, grid).flatten().tolist()
+        [27, 73]
     """
     if source.dim() != 2 or target.shape != (ptr.numel() - 1, source.size(1)) or table.shape != (CODES, CODES):
         shapes = ", ".join(str(tuple(t.shape)) for t in (source, target, table))

@@ -22,7 +22,7 @@ from dqconvert.kernels.integer.finish import pack
 
 
 def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`quantize`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`quantize`."""
     wide = x.to(wide_dtype(x.dtype))
     if name is not None:
         check_numbers(wide, name)
@@ -52,28 +52,29 @@ def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool, nam
 
 
 def not_a_number(name: str) -> InputValueError:
-    """The error about values called `name`, one of which is NaN."""
+    """Returns the error about values called `name`, one of which is NaN."""
     return InputValueError(f"{name} holds NaN, for which there is no code: replace or leave out what is not known")
 
 
 def not_floating(name: str, x: Tensor) -> InputTypeError:
-    """The error about a tensor called `name`, of integers where values should be."""
+    """Returns the error about a tensor called `name`, of integers where values should be."""
     return InputTypeError(f"{name} must hold floating-point values, got {x.dtype}: give {name}.float()")
 
 
 def check_numbers(x: Tensor, name: str) -> Tensor:
-    """The values, if none of them is NaN.
+    """Returns the values, if none of them is NaN.
 
-    **Arguments**: `x`: any tensor. `name`: what to call it.
+    Args:
+        x: Any tensor.
+        name: What to call it.
 
-    **Raises** `ValueError` if not.
+    Raises:
+        ValueError: If not.
 
-    ```python
-    >>> check_numbers(torch.tensor([float("nan")]), "x")
-    Traceback (most recent call last):
-    dqconvert.errors.InputValueError: x holds NaN, for which there is no code: replace or leave out what is not known
-
-    ```
+    Example:
+        >>> check_numbers(torch.tensor([float("nan")]), "x")
+        Traceback (most recent call last):
+        dqconvert.errors.InputValueError: x holds NaN, for which there is no code: ...
     """
     if bool(x.isnan().any()):
         raise not_a_number(name)
@@ -124,29 +125,28 @@ quantize_operator = Operator(
 def quantize(
     x: Tensor, grid: Tensor, dim: int | None = None, *, packed: bool = False, name: str | None = None
 ) -> Tensor:
-    """The codes of values: `clamp(round(x / scale + (zero + low)) - low, 0, top)`.
+    """Returns the codes of values: `clamp(round(x / scale + (zero + low)) - low, 0, top)`.
 
     Halves round to even. Infinities become the ends of the grid; NaN, for which there is no code, becomes that of zero.
 
-    **Arguments**
+    Args:
+        x: Floating tensor of any shape. float64 is computed in float64, all else in float32.
+        grid: float32 `[4]`: scale, zero, the highest code, and what the training kernels call code 0: they round `x /
+            scale + (zero + low)`, and where that is a half, the even one depends on it. `[4, channels]` with `dim`.
+        dim: The dimension along which grids differ, if they do.
+        packed: Codes below 16 of a matrix, two to a byte.
+        name: What to call the values in an error, if NaN among them is one.
 
-    - `x`: floating tensor of any shape. float64 is computed in float64, all else in float32.
-    - `grid`: float32 `[4]`: scale, zero, the highest code, and what the training kernels call code 0: they round
-      `x / scale + (zero + low)`, and where that is a half, the even one depends on it. `[4, channels]` with `dim`.
-    - `dim = None`: the dimension along which grids differ, if they do.
-    - `packed = False`: codes below 16 of a matrix, two to a byte.
-    - `name = None`: what to call the values in an error, if NaN among them is one.
+    Returns:
+        uint8 of `x`'s shape, contiguous; packed, `[rows, (columns + 1) // 2]`.
 
-    **Returns** uint8 of `x`'s shape, contiguous; packed, `[rows, (columns + 1) // 2]`.
+    Raises:
+        ValueError: If the grid does not fit, for what is packed and no matrix, and for NaN if there is a name.
+        TypeError: For integers.
 
-    **Raises** `ValueError` if the grid does not fit, for what is packed and no matrix, and for NaN if there is a name;
-    `TypeError` for integers.
-
-    ```python
-    >>> quantize(torch.tensor([-1.0, 0.0, 0.26, 9.0]), torch.tensor([0.5, 3.0, 15.0, 0.0])).tolist()
-    [1, 3, 4, 15]
-
-    ```
+    Example:
+        >>> quantize(torch.tensor([-1.0, 0.0, 0.26, 9.0]), torch.tensor([0.5, 3.0, 15.0, 0.0])).tolist()
+        [1, 3, 4, 15]
     """
     result: Tensor = quantize_operator(x, grid, dim, packed, name)
     return result
@@ -159,7 +159,7 @@ def _check_grid(x: Tensor, grid: Tensor, dim: int | None) -> None:
 
 
 def plain_dequantize(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`dequantize`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`dequantize`."""
     scale, zero = (part if dim is None else along(part, codes, dim) for part in grid[:2])
     return ((codes.to(torch.float32) - zero) * scale).contiguous()
 
@@ -184,19 +184,21 @@ dequantize_operator = Operator(
 
 
 def dequantize(codes: Tensor, grid: Tensor, dim: int | None = None) -> Tensor:
-    """The values of codes: `(code - zero) * scale`.
+    """Returns the values of codes: `(code - zero) * scale`.
 
-    **Arguments**: `codes`: uint8 of any shape. `grid`, `dim`: as for :func:`quantize`.
+    Args:
+        codes: uint8 of any shape.
+        grid, dim: As for :func:`quantize`.
 
-    **Returns** float32 of the same shape, contiguous.
+    Returns:
+        float32 of the same shape, contiguous.
 
-    **Raises** `ValueError` if the grid does not fit.
+    Raises:
+        ValueError: If the grid does not fit.
 
-    ```python
-    >>> dequantize(torch.tensor([1, 3, 15], dtype=torch.uint8), torch.tensor([0.5, 3.0, 15.0, 0.0])).tolist()
-    [-1.0, 0.0, 6.0]
-
-    ```
+    Example:
+        >>> dequantize(torch.tensor([1, 3, 15], dtype=torch.uint8), torch.tensor([0.5, 3.0, 15.0, 0.0])).tolist()
+        [-1.0, 0.0, 6.0]
     """
     result: Tensor = dequantize_operator(codes, grid, dim)
     return result

@@ -29,7 +29,7 @@ MOST = 1 << 15
 def plain_edge_products(
     a: Tensor, a_rows: Tensor, a_zero: int, b: Tensor, b_rows: Tensor, b_zero: int, heads: int, factor: float
 ) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`edge_products`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`edge_products`."""
     products = (a[a_rows].long() - a_zero) * (b[b_rows].long() - b_zero)
     return products.view(a_rows.numel(), heads, a.size(1) // heads).sum(2).to(torch.float32) * factor
 
@@ -83,28 +83,28 @@ edge_products_operator = Operator(
 def edge_products(
     a: Tensor, a_rows: Tensor, a_zero: int, b: Tensor, b_rows: Tensor, b_zero: int, heads: int, factor: float
 ) -> Tensor:
-    """The product of two rows for each edge, head by head: of a node's query, say, and a neighbour's key.
+    """Returns the product of two rows for each edge, head by head: of a node's query, say, and a neighbour's key.
 
-    **Arguments**
+    Args:
+        a, b: uint8 codes `[nodes, heads * columns]`, of as many nodes as each has.
+        a_rows, b_rows: int64 `[num_edges]`, the row of each for every edge.
+        a_zero, b_zero: The codes of 0.
+        heads: How many sums a row has.
+        factor: The value of one step of the sums: the product of both scales.
 
-    - `a`, `b`: uint8 codes `[nodes, heads * columns]`, of as many nodes as each has.
-    - `a_rows`, `b_rows`: int64 `[num_edges]`, the row of each for every edge.
-    - `a_zero`, `b_zero`: the codes of 0.
-    - `heads`: how many sums a row has.
-    - `factor`: the value of one step of the sums: the product of both scales.
+    Returns:
+        float32 `[num_edges, heads]`.
 
-    **Returns** float32 `[num_edges, heads]`.
+    Raises:
+        ValueError: If shapes do not fit.
+        TypeError: For types that do not.
+        IndexError: For a row that is not there (on the CPU).
 
-    **Raises** `ValueError` if shapes do not fit; `TypeError` for types that do not; `IndexError` for a row that is not
-    there (on the CPU).
-
-    ```python
-    >>> a, b = torch.tensor([[1, 2, 3, 4]], dtype=torch.uint8), torch.tensor([[5, 5, 6, 6]], dtype=torch.uint8)
-    >>> edge = torch.tensor([0])
-    >>> edge_products(a, edge, 0, b, edge, 5, heads=2, factor=0.5)
-    tensor([[0.0000, 3.5000]])
-
-    ```
+    Example:
+        >>> a, b = torch.tensor([[1, 2, 3, 4]], dtype=torch.uint8), torch.tensor([[5, 5, 6, 6]], dtype=torch.uint8)
+        >>> edge = torch.tensor([0])
+        >>> edge_products(a, edge, 0, b, edge, 5, heads=2, factor=0.5)
+        tensor([[0.0000, 3.5000]])
     """
     fits = a.dim() == b.dim() == 2 and a.size(1) == b.size(1) and heads > 0 and a.size(1) % heads == 0
     if not fits or a.size(1) // heads > MOST or a_rows.dim() != 1 or a_rows.shape != b_rows.shape:

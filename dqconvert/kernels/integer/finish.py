@@ -52,10 +52,11 @@ class Finish(NamedTuple):
 
 
 def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> Tensor:
-    """The definition that the loops are held to.
+    """Returns the definition that the loops are held to.
 
-    **Arguments**: `sums`: int32 or int64 `[rows, columns]`. `shares`: float32 `[rows]`, what each row is multiplied by
-    first.
+    Args:
+        sums: int32 or int64 `[rows, columns]`.
+        shares: float32 `[rows]`, what each row is multiplied by first.
     """
     values = sums.to(torch.float32) * finish.factor
     if shares is not None:
@@ -84,11 +85,9 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
 def pack(codes: Tensor) -> Tensor:
     """Codes `[rows, columns]` below 16, two to a byte: uint8 `[rows, (columns + 1) // 2]`.
 
-    ```python
-    >>> pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8))
-    tensor([[33,  3]], dtype=torch.uint8)
-
-    ```
+    Example:
+        >>> pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8))
+        tensor([[33,  3]], dtype=torch.uint8)
     """
     low, high = codes[:, ::2], codes[:, 1::2]
     packed = low.clone()
@@ -97,13 +96,11 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, columns: int) -> Tensor:
-    """What :func:`pack` was given.
+    """Reverses :func:`pack`.
 
-    ```python
-    >>> unpack(torch.tensor([[33, 3]], dtype=torch.uint8), columns=3)
-    tensor([[1, 2, 3]], dtype=torch.uint8)
-
-    ```
+    Example:
+        >>> unpack(torch.tensor([[33, 3]], dtype=torch.uint8), columns=3)
+        tensor([[1, 2, 3]], dtype=torch.uint8)
     """
     both = torch.stack([packed & 15, packed >> 4], dim=2)
     return both.reshape(packed.size(0), 2 * packed.size(1))[:, :columns].contiguous()
@@ -189,7 +186,7 @@ def _by_column(t: Tensor, columns: int) -> NDArray[Any]:
 
 
 def room(rows: int, columns: int, finish: Finish) -> Tensor:
-    """Memory for the result `[rows, columns]`, or `[rows, (columns + 1) // 2]` if it is packed."""
+    """Returns memory for the result `[rows, columns]`, or `[rows, (columns + 1) // 2]` if it is packed."""
     width = (columns + 1) // 2 if finish.packed else columns
     return empty((rows, width), dtype_of(finish.table))
 

@@ -31,7 +31,7 @@ def plain_add_heads(
     columns: int,
     finish: Finish,
 ) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`add_heads`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`add_heads`."""
     centred = x.long() - x_grid[1].long()
     sums = centred.view(x.size(0), x.size(1) // columns, columns).sum(1)
     return plain_finish(sums, finish)
@@ -89,26 +89,26 @@ def _check_width(x: Tensor, columns: int) -> None:
 
 
 def add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
-    """The sum, or by its factor the mean, of the heads of each row, that ends as `finish` says.
+    """Returns the sum, or by its factor the mean, of the heads of each row, that ends as `finish` says.
 
-    **Arguments**
+    Args:
+        x: uint8 codes `[rows, heads * columns]`.
+        x_grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training.
+        columns: Of a head, and of the result.
+        finish: What makes codes of the sums; its factor is the scale of `x`, for a mean divided by the heads.
 
-    - `x`: uint8 codes `[rows, heads * columns]`.
-    - `x_grid`: float32 `[4]`: scale, zero, the highest code, and the lowest of training.
-    - `columns`: of a head, and of the result.
-    - `finish`: what makes codes of the sums; its factor is the scale of `x`, for a mean divided by the heads.
+    Returns:
+        `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
 
-    **Returns** `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
+    Raises:
+        ValueError: If shapes do not fit.
+        TypeError: For another type than uint8.
 
-    **Raises** `ValueError` if shapes do not fit; `TypeError` for another type than uint8.
-
-    ```python
-    >>> x = torch.tensor([[3, 5, 1, 9]], dtype=torch.uint8)
-    >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 0.0, 255.0, 0.0]))
-    >>> add_heads(x, torch.tensor([1.0, 1.0, 15.0, 0.0]), 2, finish)
-    tensor([[1, 6]], dtype=torch.uint8)
-
-    ```
+    Example:
+        >>> x = torch.tensor([[3, 5, 1, 9]], dtype=torch.uint8)
+        >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 0.0, 255.0, 0.0]))
+        >>> add_heads(x, torch.tensor([1.0, 1.0, 15.0, 0.0]), 2, finish)
+        tensor([[1, 6]], dtype=torch.uint8)
     """
     result: Tensor = add_heads_operator(x, x_grid, columns, finish)
     return result

@@ -26,18 +26,18 @@ from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, pl
 
 
 def pack_weight(centred: Tensor) -> Tensor:
-    """A weight in the order in which the loops read it.
+    """Returns a weight in the order in which the loops read it.
 
-    **Arguments**: `centred`: int16 `[columns, depth]`, codes less their zero, between -255 and 255.
+    Args:
+        centred: int16 `[columns, depth]`, codes less their zero, between -255 and 255.
 
-    **Returns** int16 `[groups, pairs, 16, 2]`: groups of 16 columns, pairs of the depth, filled up with zeros.
+    Returns:
+        int16 `[groups, pairs, 16, 2]`: groups of 16 columns, pairs of the depth, filled up with zeros.
 
-    ```python
-    >>> packed = pack_weight(torch.tensor([[1, 2, 3]], dtype=torch.int16))
-    >>> packed.shape, packed[0, :, 0].tolist()
-    (torch.Size([1, 2, 16, 2]), [[1, 2], [3, 0]])
-
-    ```
+    Example:
+        >>> packed = pack_weight(torch.tensor([[1, 2, 3]], dtype=torch.int16))
+        >>> packed.shape, packed[0, :, 0].tolist()
+        (torch.Size([1, 2, 16, 2]), [[1, 2], [3, 0]])
     """
     columns, depth = centred.shape
     wide = torch.nn.functional.pad(centred, (0, depth % 2, 0, -columns % GROUP))
@@ -45,13 +45,11 @@ def pack_weight(centred: Tensor) -> Tensor:
 
 
 def unpack_weight(packed: Tensor, columns: int, depth: int) -> Tensor:
-    """What :func:`pack_weight` was given.
+    """Reverses :func:`pack_weight`.
 
-    ```python
-    >>> unpack_weight(pack_weight(torch.tensor([[1, 2, 3]], dtype=torch.int16)), columns=1, depth=3)
-    tensor([[1, 2, 3]], dtype=torch.int16)
-
-    ```
+    Example:
+        >>> unpack_weight(pack_weight(torch.tensor([[1, 2, 3]], dtype=torch.int16)), columns=1, depth=3)
+        tensor([[1, 2, 3]], dtype=torch.int16)
     """
     groups, pairs = packed.shape[:2]
     return packed.transpose(1, 2).reshape(groups * GROUP, 2 * pairs)[:columns, :depth].contiguous()
@@ -66,9 +64,9 @@ def plain_integer_linear(
     finish: Finish,
     name: str | None = None,
 ) -> Tensor:
-    """The definition that every implementation is held to.
+    """Defines what every implementation is held to.
 
-    **Arguments**: those of :func:`integer_linear`.
+    The arguments are those of :func:`integer_linear`.
     """
     if x.is_floating_point():
         x = plain_quantize(x, x_grid, None, False, name)
@@ -127,7 +125,7 @@ def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
 
 
 def misfit(x: Tensor, columns: int, packed_input: bool, weight: Tensor) -> InputShapeError:
-    """The error about a weight that does not belong to such rows."""
+    """Returns the error about a weight that does not belong to such rows."""
     width = x.size(-1)
     pairs = width if packed_input else (width + 1) // 2
     return InputShapeError(
@@ -177,35 +175,35 @@ def integer_linear(
     name: str | None = None,
     depth: int | None = None,
 ) -> Tensor:
-    """A linear layer on codes, in integers: exact sums, of any depth, that end as `finish` says.
+    """Returns a linear layer on codes, in integers: exact sums, of any depth, that end as `finish` says.
 
-    **Arguments**
+    Args:
+        x: uint8 codes `[rows, depth]`; with `packed_input`, two to a byte, `[rows, (depth + 1) // 2]`; or floating
+            values `[rows, depth]`, which are quantized to `x_grid` on the way, see
+            :func:`dqconvert.kernels.integer.codes.quantize`.
+        x_grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training, as there.
+        weight: int16, see :func:`pack_weight`.
+        columns: Of the result.
+        finish: What makes codes of the sums; its factor is the scale of `x` times that of the weight.
+        packed_input: True if `x` is packed.
+        name: What to call the values in an error, if NaN among them is one; then they are no codes.
+        depth: How many columns the weight takes, as it is packed by pairs; `None`: in files of before, one more or one
+            less is not noticed.
 
-    - `x`: uint8 codes `[rows, depth]`; with `packed_input`, two to a byte, `[rows, (depth + 1) // 2]`; or floating
-      values `[rows, depth]`, which are quantized to `x_grid` on the way, see
-      :func:`dqconvert.kernels.integer.codes.quantize`.
-    - `x_grid`: float32 `[4]`: scale, zero, the highest code, and the lowest of training, as there.
-    - `weight`: int16, see :func:`pack_weight`. `columns`: of the result.
-    - `finish`: what makes codes of the sums; its factor is the scale of `x` times that of the weight.
-    - `packed_input = False`: whether `x` is packed.
-    - `name = None`: what to call the values in an error, if NaN among them is one; then they are no codes.
-    - `depth = None`: how many columns the weight takes, as it is packed by pairs; `None`: in files of before, one more
-      or one less is not noticed.
+    Returns:
+        `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
 
-    **Returns** `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
+    Raises:
+        ValueError: If shapes do not fit, and for NaN if there is a name.
+        TypeError: For integers other than codes.
 
-    **Raises** `ValueError` if shapes do not fit, and for NaN if there is a name; `TypeError` for integers other than
-    codes.
-
-    ```python
-    >>> x = torch.tensor([[3, 5], [1, 1]], dtype=torch.uint8)
-    >>> weight = pack_weight(torch.tensor([[2, 1], [-1, 0]], dtype=torch.int16))
-    >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 4.0, 15.0, 0.0]))
-    >>> integer_linear(x, torch.tensor([0.1, 1.0, 255.0, 0.0]), weight, 2, finish)
-    tensor([[8, 3],
-            [4, 4]], dtype=torch.uint8)
-
-    ```
+    Example:
+        >>> x = torch.tensor([[3, 5], [1, 1]], dtype=torch.uint8)
+        >>> weight = pack_weight(torch.tensor([[2, 1], [-1, 0]], dtype=torch.int16))
+        >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 4.0, 15.0, 0.0]))
+        >>> integer_linear(x, torch.tensor([0.1, 1.0, 255.0, 0.0]), weight, 2, finish)
+        tensor([[8, 3],
+                [4, 4]], dtype=torch.uint8)
     """
     if depth is not None and x.dim() == 2 and x.size(1) != (-(-depth // 2) if packed_input else depth):
         raise InputShapeError(f"{name or 'x'} has {x.size(1)} columns, and the weight takes {depth}")

@@ -18,13 +18,11 @@ Floats = NDArray[np.float32]
 def grid_of(table: Floats) -> Floats | None:
     """Zero and scale of float32 `[256]`, if all of its values are `(code - zero) * scale`; else None.
 
-    ```python
-    >>> grid_of((np.arange(256, dtype=np.float32) - 3) * np.float32(0.5)).tolist()
-    [3.0, 0.5]
-    >>> grid_of(np.arange(256, dtype=np.float32) ** 2) is None
-    True
-
-    ```
+    Example:
+        >>> grid_of((np.arange(256, dtype=np.float32) - 3) * np.float32(0.5)).tolist()
+        [3.0, 0.5]
+        >>> grid_of(np.arange(256, dtype=np.float32) ** 2) is None
+        True
     """
     zero = int(np.abs(table).argmin())
     scale = table[zero + 1] if zero + 1 < CODES else -table[zero - 1]
@@ -35,14 +33,12 @@ def grid_of(table: Floats) -> Floats | None:
 def codes_of(table: Floats) -> tuple[NDArray[np.uint8], Floats] | None:
     """Codes and their grid, zero and scale, of values of any shape that lie on one of 256 steps; else None.
 
-    ```python
-    >>> codes_of(np.array([[-1.5, 0.0], [0.5, 1.0]], np.float32))
-    (array([[0, 3],
-           [4, 5]], dtype=uint8), array([3. , 0.5], dtype=float32))
-    >>> codes_of(np.array([0.5, 0.7], np.float32)) is None
-    True
-
-    ```
+    Example:
+        >>> codes_of(np.array([[-1.5, 0.0], [0.5, 1.0]], np.float32))
+        (array([[0, 3],
+               [4, 5]], dtype=uint8), array([3. , 0.5], dtype=float32))
+        >>> codes_of(np.array([0.5, 0.7], np.float32)) is None
+        True
     """
     sizes = np.abs(table[table != 0])
     if sizes.size == 0 or not np.isfinite(sizes).all():

@@ -29,21 +29,21 @@ looked for."""
 
 
 def plane_of(table: Tensor) -> Tensor | None:
-    """What stands for a table of pairs.
+    """Fits a plane to a table of pairs.
 
-    **Arguments**: `table`: uint8 `[codes, other codes]`, by `a` and `b`.
+    Args:
+        table: uint8 `[codes, other codes]`, by `a` and `b`.
 
-    **Returns** float32 `[5]`: `one`, `two`, `offset`, `least`, `most`; None unless it gives the table, but for a few
-    entries that differ by one.
+    Returns:
+        float32 `[5]`: `one`, `two`, `offset`, `least`, `most`; None unless it gives the table, but for a few entries
+        that differ by one.
 
-    ```python
-    >>> a, b = torch.arange(256.0)[:, None], torch.arange(256.0)
-    >>> plane_of((0.51 * a + 0.313 * b - 7).round().clamp(0, 255).to(torch.uint8))[:3].round(decimals=3)
-    tensor([ 0.5100,  0.3130, -7.0000])
-    >>> plane_of((a * b / 255).round().to(torch.uint8)) is None
-    True
-
-    ```
+    Example:
+        >>> a, b = torch.arange(256.0)[:, None], torch.arange(256.0)
+        >>> plane_of((0.51 * a + 0.313 * b - 7).round().clamp(0, 255).to(torch.uint8))[:3].round(decimals=3)
+        tensor([ 0.5100,  0.3130, -7.0000])
+        >>> plane_of((a * b / 255).round().to(torch.uint8)) is None
+        True
     """
     entries = array(table).astype(np.float64)
     least, most = entries.min(), entries.max()
@@ -75,7 +75,7 @@ def on_plane(a: Tensor, b: Tensor, plane: Tensor) -> Tensor:
 def _most_room(
     floor: NDArray[np.float64], ceiling: NDArray[np.float64], one: float, two: float, near_one: float, near_two: float
 ) -> tuple[float, float, float]:
-    """The slopes between whose lowest and highest offset there is the most room, and the offset in the middle.
+    """Returns the slopes between whose lowest and highest offset there is the most room, and the offset in the middle.
 
     How much room there is depends on both slopes in a concave way; for one of them, the best other one is searched.
     """
@@ -95,7 +95,7 @@ def _most_room(
 
 
 def _highest(function: Callable[[float], float], near: float, by: float) -> float:
-    """Where a concave function is highest."""
+    """Returns the place where a concave function is highest."""
     low, high = near - by, near + by
     for _ in range(_ROUNDS):
         one, two = low + (high - low) / 3, high - (high - low) / 3

@@ -78,9 +78,9 @@ def plain_integer_propagate(
     weight: MessageWeight | None,
     finish: Finish,
 ) -> Tensor:
-    """The definition that every implementation is held to.
+    """Defines what every implementation is held to.
 
-    **Arguments**: those of :func:`integer_propagate`.
+    The arguments are those of :func:`integer_propagate`.
     """
     codes = unpack(x, columns) if packed_input else x
     message = (codes.long() - x_grid[1].long())[senders.long()]
@@ -159,7 +159,7 @@ def _on_cpu(
 def _make_messages(
     multipliers: Tensor, grid: Tensor, zero: int, packed_input: bool
 ) -> tuple[NDArray[Any], tuple[int, int, int, int, int]]:
-    """What the loops make messages with, and the numbers that belong to it."""
+    """Returns the table that messages are made with, and the numbers that belong to it."""
     slopes = array(multipliers).clip(-STEEPEST, STEEPEST)
     _, middle, top, low = (int(number) for number in grid.tolist())
     if packed_input:
@@ -173,7 +173,7 @@ _messages = Derived(_make_messages)
 
 
 def _pack_whole(columns: int, heads: int) -> bool:
-    """Whether the columns of each head, two to a byte, fill whole strips."""
+    """True if the columns of each head, two to a byte, fill whole strips."""
     return heads == 1 or columns // heads % (2 * LEAST) == 0
 
 
@@ -256,34 +256,34 @@ def integer_propagate(
     The messages of an edge are the codes of its sender; with `weight`, they are multiplied and rounded to a grid of
     their own, as in training: to float32 when its zero point is added, then to integers, halves to even.
 
-    **Arguments**
+    Args:
+        x: uint8 codes `[num_senders, columns]`; with `packed_input`, two to a byte, `[num_senders, (columns + 1) //
+            2]`.
+        x_grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training.
+        ptr: int64 `[num_nodes + 1]`; the edges to node `i` are `ptr[i]` to `ptr[i + 1]`.
+        senders: int32 or int64 `[num_edges]`; whether all are there is looked at once, see
+            :func:`dqconvert.kernels.order.check_order`.
+        columns: Of the result.
+        finish: What makes codes of the sums; its factor is the scale of the messages.
+        weight: See :class:`MessageWeight`.
+        reduce: Or `"mean"`, `"max"`, `"min"`; of a node without edges it is zero.
+        packed_input: True if `x` is packed.
 
-    - `x`: uint8 codes `[num_senders, columns]`; with `packed_input`, two to a byte, `[num_senders, (columns + 1) //
-      2]`.
-    - `x_grid`: float32 `[4]`: scale, zero, the highest code, and the lowest of training.
-    - `ptr`: int64 `[num_nodes + 1]`; the edges to node `i` are `ptr[i]` to `ptr[i + 1]`.
-    - `senders`: int32 or int64 `[num_edges]`; whether all are there is looked at once, see
-      :func:`dqconvert.kernels.order.check_order`.
-    - `columns`: of the result.
-    - `finish`: what makes codes of the sums; its factor is the scale of the messages.
-    - `weight = None`: see :class:`MessageWeight`.
-    - `reduce = "sum"`: or `"mean"`, `"max"`, `"min"`; of a node without edges it is zero.
-    - `packed_input = False`: whether `x` is packed.
+    Returns:
+        `[num_nodes, columns]`, or `[num_nodes, (columns + 1) // 2]` if the finish packs; of its table's dtype, or
+        uint8.
 
-    **Returns** `[num_nodes, columns]`, or `[num_nodes, (columns + 1) // 2]` if the finish packs; of its table's dtype,
-    or uint8.
+    Raises:
+        ValueError: If shapes do not fit, or for another reduction.
+        TypeError: For types that do not.
 
-    **Raises** `ValueError` if shapes do not fit, or for another reduction; `TypeError` for types that do not.
-
-    ```python
-    >>> x = torch.tensor([[3, 5], [1, 1]], dtype=torch.uint8)
-    >>> ptr, senders = torch.tensor([0, 2, 3]), torch.tensor([0, 1, 0])
-    >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 4.0, 15.0, 0.0]))
-    >>> integer_propagate(x, torch.tensor([0.5, 1.0, 15.0, 0.0]), ptr, senders, 2, finish)
-    tensor([[5, 6],
-            [5, 6]], dtype=torch.uint8)
-
-    ```
+    Example:
+        >>> x = torch.tensor([[3, 5], [1, 1]], dtype=torch.uint8)
+        >>> ptr, senders = torch.tensor([0, 2, 3]), torch.tensor([0, 1, 0])
+        >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 4.0, 15.0, 0.0]))
+        >>> integer_propagate(x, torch.tensor([0.5, 1.0, 15.0, 0.0]), ptr, senders, 2, finish)
+        tensor([[5, 6],
+                [5, 6]], dtype=torch.uint8)
     """
     result: Tensor = integer_propagate_operator(x, x_grid, ptr, senders, columns, packed_input, reduce, weight, finish)
     return result

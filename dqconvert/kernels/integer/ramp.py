@@ -22,20 +22,21 @@ _FAR = 1e6
 
 
 def ramp_of(table: Tensor, codes: int, columns: int) -> NDArray[np.float32] | None:
-    """What stands for a table; it is remembered while the tensor lives and stays as it is.
+    """Fits a ramp to each column of a table; it is remembered while the tensor lives and stays as it is.
 
-    **Arguments**: `table`: uint8 `[256]` or `[columns, 256]`. `codes`: how many of its entries are ever looked up.
+    Args:
+        table: uint8 `[256]` or `[columns, 256]`.
+        codes: How many of its entries are ever looked up.
 
-    **Returns** float32 `[4, columns]`: slopes, offsets, least and largest entries. None if it is no such table.
+    Returns:
+        float32 `[4, columns]`: slopes, offsets, least and largest entries. None if it is no such table.
 
-    ```python
-    >>> relu = (torch.arange(256) - 100).clamp(min=0).to(torch.uint8)
-    >>> ramp_of(relu, 256, columns=1).ravel().round(1).tolist()
-    [1.0, -100.0, 0.0, 155.0]
-    >>> ramp_of(relu.flip(0) ^ 1, 256, columns=1) is None
-    True
-
-    ```
+    Example:
+        >>> relu = (torch.arange(256) - 100).clamp(min=0).to(torch.uint8)
+        >>> ramp_of(relu, 256, columns=1).ravel().round(1).tolist()
+        [1.0, -100.0, 0.0, 155.0]
+        >>> ramp_of(relu.flip(0) ^ 1, 256, columns=1) is None
+        True
     """
     if table.is_inference():  # nobody counts how often it was changed, and to fit takes longer than to look up
         return None

@@ -30,10 +30,10 @@ _INT32 = 1 << 31
 def plain_receiver_order(
     sender: Tensor, receiver: Tensor, num_source: int, num_target: int, loops: bool, positions: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition that every implementation is held to.
+    """Defines what every implementation is held to.
 
-    **Arguments**: those of :func:`receiver_order`; `loops`: whether edges from a node to itself are left out, and one
-    is put behind the other edges of each node; then there are no positions in the list.
+    The arguments are those of :func:`receiver_order`; `loops`: whether edges from a node to itself are left out, and
+    one is put behind the other edges of each node; then there are no positions in the list.
     """
     if _outside(sender, num_source) or _outside(receiver, num_target):
         raise _nowhere(sender, receiver, num_source, num_target)
@@ -118,50 +118,48 @@ receiver_order_operator = Operator(
 def receiver_order(
     sender: Tensor, receiver: Tensor, num_source: int, num_target: int, *, positions: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The edges in the order of their receivers, else in the order of the list.
+    """Returns the edges in the order of their receivers, else in the order of the list.
 
-    **Arguments**
+    Args:
+        sender: int64 or int32 `[num_edges]`, which row of the source each message is made from.
+        receiver: Likewise, which row of the result it goes to.
+        num_source, num_target: How many rows the source and the result have.
+        positions: True if anybody wants to know where in the list each edge was.
 
-    - `sender`: int64 or int32 `[num_edges]`, which row of the source each message is made from.
-    - `receiver`: likewise, which row of the result it goes to.
-    - `num_source`, `num_target`: how many rows the source and the result have.
-    - `positions = True`: whether anybody wants to know where in the list each edge was.
+    Returns:
+        Where the edges of each receiver begin, int64 `[num_target + 1]`; their senders, int32 if they fit; their
+        positions, int64, empty if they are not wanted.
 
-    **Returns** where the edges of each receiver begin, int64 `[num_target + 1]`; their senders, int32 if they fit;
-    their positions, int64, empty if they are not wanted.
+    Raises:
+        IndexError: If a row is not there.
 
-    **Raises** `IndexError` if a row is not there.
-
-    ```python
-    >>> receiver_order(torch.tensor([5, 6, 7]), torch.tensor([1, 0, 1]), 8, 2)
-    (tensor([0, 1, 3]), tensor([6, 5, 7], dtype=torch.int32), tensor([1, 0, 2]))
-
-    ```
+    Example:
+        >>> receiver_order(torch.tensor([5, 6, 7]), torch.tensor([1, 0, 1]), 8, 2)
+        (tensor([0, 1, 3]), tensor([6, 5, 7], dtype=torch.int32), tensor([1, 0, 2]))
     """
     ptr, senders, edges = receiver_order_operator(sender, receiver, num_source, num_target, False, positions)
     return ptr, senders, edges
 
 
 def gcn_order(edge_index: Tensor, num_nodes: int, *, loops: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`torch_geometric.nn.conv.gcn_conv.gcn_norm` makes of edges without weights, in order.
+    """Computes :func:`torch_geometric.nn.conv.gcn_conv.gcn_norm` of edges without weights, in the order of receivers.
 
-    **Arguments**
+    Args:
+        edge_index: int64 or int32 `[2, num_edges]`, senders and receivers.
+        num_nodes: How many nodes there are.
+        loops: True if every node has one edge to itself, behind its others.
 
-    - `edge_index`: int64 or int32 `[2, num_edges]`, senders and receivers.
-    - `num_nodes`: how many nodes there are.
-    - `loops`: whether every node has one edge to itself, behind its others.
+    Returns:
+        Where the edges of each receiver begin, int64 `[num_nodes + 1]`; their senders, int32 if they fit; float32
+        `[num_nodes]`, one over the root of how many edges each node receives, 0 if it receives none: the weight of an
+        edge is the product of the two ends' numbers.
 
-    **Returns** where the edges of each receiver begin, int64 `[num_nodes + 1]`; their senders, int32 if they fit;
-    float32 `[num_nodes]`, one over the root of how many edges each node receives, 0 if it receives none: the weight of
-    an edge is the product of the two ends' numbers.
+    Raises:
+        IndexError: If a node is not there.
 
-    **Raises** `IndexError` if a node is not there.
-
-    ```python
-    >>> gcn_order(torch.tensor([[0, 1], [1, 1]]), 2, loops=True)
-    (tensor([0, 1, 3]), tensor([0, 0, 1], dtype=torch.int32), tensor([1.0000, 0.7071]))
-
-    ```
+    Example:
+        >>> gcn_order(torch.tensor([[0, 1], [1, 1]]), 2, loops=True)
+        (tensor([0, 1, 3]), tensor([0, 0, 1], dtype=torch.int32), tensor([1.0000, 0.7071]))
     """
     ptr, senders, _ = receiver_order_operator(edge_index[0], edge_index[1], num_nodes, num_nodes, loops, False)
     roots = ptr.diff().float().pow_(-0.5)
@@ -169,7 +167,7 @@ def gcn_order(edge_index: Tensor, num_nodes: int, *, loops: bool) -> tuple[Tenso
 
 
 def plain_gcn_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`gcn_codes`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`gcn_codes`."""
     receivers = torch.repeat_interleave(ptr.diff())
     return plain_quantize(roots[senders.long()] * roots[receivers], grid, None, False)[:, None]
 
@@ -203,19 +201,19 @@ gcn_codes_operator = Operator(
 
 
 def gcn_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:
-    """The codes of the weights of edges, in the order of :func:`gcn_order`.
+    """Returns the codes of the weights of edges, in the order of :func:`gcn_order`.
 
-    **Arguments**: `ptr`, `senders`, `roots`: what that returned. `grid`: float32 `[4]`, see
-    :func:`dqconvert.kernels.integer.codes.quantize`.
+    Args:
+        ptr, senders, roots: What that returned.
+        grid: float32 `[4]`, see :func:`dqconvert.kernels.integer.codes.quantize`.
 
-    **Returns** uint8 `[num_edges, 1]`.
+    Returns:
+        uint8 `[num_edges, 1]`.
 
-    ```python
-    >>> order = gcn_order(torch.tensor([[0, 1], [1, 1]]), 2, loops=True)
-    >>> gcn_codes(*order, torch.tensor([0.01, 0.0, 255.0, 0.0])).tolist()
-    [[100], [71], [50]]
-
-    ```
+    Example:
+        >>> order = gcn_order(torch.tensor([[0, 1], [1, 1]]), 2, loops=True)
+        >>> gcn_codes(*order, torch.tensor([0.01, 0.0, 255.0, 0.0])).tolist()
+        [[100], [71], [50]]
     """
     result: Tensor = gcn_codes_operator(ptr, senders, roots, grid)
     return result

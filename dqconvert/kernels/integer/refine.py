@@ -23,7 +23,7 @@ _SHORT = 64
 
 
 def plain_refine_colors(colors: Tensor, sent: Tensor, ptr: Tensor, senders: Tensor) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`refine_colors`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`refine_colors`."""
     known: dict[tuple[int, ...], int] = {}
     received = sent[senders.long()]
     found = []
@@ -70,7 +70,7 @@ def match_hashes(hashes, table, found):  # type: ignore[no-untyped-def]
 
 @loop
 def have_messages(colors, sent, ptr, senders, found, start, stop):  # type: ignore[no-untyped-def]
-    """Whether nodes are as those that were found for them."""
+    """True if nodes are as those that were found for them."""
     one, other = np.empty(_SHORT, np.int32), np.empty(_SHORT, np.int32)
     for i in range(start, stop):
         j = found[i]
@@ -158,21 +158,19 @@ refine_colors_operator = Operator(
 def refine_colors(colors: Tensor, sent: Tensor, ptr: Tensor, senders: Tensor) -> Tensor:
     """For each node the first one that has its color and receives as many messages of each color.
 
-    **Arguments**
+    Args:
+        colors: int32 `[num_nodes]`, of the nodes.
+        sent: int32 `[num_senders]`, the color of what each node sends: mostly its own.
+        ptr, senders: See :func:`dqconvert.kernels.integer.propagate.integer_propagate`.
 
-    - `colors`: int32 `[num_nodes]`, of the nodes.
-    - `sent`: int32 `[num_senders]`, the color of what each node sends: mostly its own.
-    - `ptr`, `senders`: see :func:`dqconvert.kernels.integer.propagate.integer_propagate`.
+    Returns:
+        int32 `[num_nodes]`.
 
-    **Returns** int32 `[num_nodes]`.
-
-    ```python
-    >>> colors = torch.zeros(4, dtype=torch.int32)
-    >>> ptr, senders = torch.tensor([0, 3, 4, 5, 6]), torch.tensor([1, 2, 3, 0, 0, 0])
-    >>> refine_colors(colors, colors, ptr, senders)
-    tensor([0, 1, 1, 1], dtype=torch.int32)
-
-    ```
+    Example:
+        >>> colors = torch.zeros(4, dtype=torch.int32)
+        >>> ptr, senders = torch.tensor([0, 3, 4, 5, 6]), torch.tensor([1, 2, 3, 0, 0, 0])
+        >>> refine_colors(colors, colors, ptr, senders)
+        tensor([0, 1, 1, 1], dtype=torch.int32)
     """
     result: Tensor = refine_colors_operator(colors, sent, ptr, senders)
     return result

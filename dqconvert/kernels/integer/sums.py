@@ -26,7 +26,7 @@ _NO_CODES, _NO_VALUES = np.empty(0, np.uint8), np.empty(0, np.float32)
 
 
 def plain_quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`quantize_sum`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`quantize_sum`."""
     total = torch.zeros(_shape(terms), dtype=torch.float32, device=grid.device)
     for term, weight in zip(terms, weights, strict=True):
         total = total + (plain_look_up(term, weight) if term.dtype == torch.uint8 else term * weight)
@@ -97,27 +97,27 @@ quantize_sum_operator = Operator(
 
 
 def quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
-    """The codes of a sum, of which the terms are added up in their order, in float32.
+    """Returns the codes of a sum, of which the terms are added up in their order, in float32.
 
-    **Arguments**
+    Args:
+        terms: Each uint8 codes `[rows, columns]`; or float32 values `[rows, columns]`, or `[columns]` for all rows. At
+            least one has rows.
+        weights: For each term: of codes float32 `[256]`, the value of each code, or `[columns, 256]`, by column and
+            code; of values float32 `[1]`, what they are multiplied by.
+        grid: float32 `[4]`, see :func:`dqconvert.kernels.integer.codes.quantize`.
 
-    - `terms`: each uint8 codes `[rows, columns]`; or float32 values `[rows, columns]`, or `[columns]` for all rows.
-      At least one has rows.
-    - `weights`: for each term: of codes float32 `[256]`, the value of each code, or `[columns, 256]`, by column and
-      code; of values float32 `[1]`, what they are multiplied by.
-    - `grid`: float32 `[4]`, see :func:`dqconvert.kernels.integer.codes.quantize`.
+    Returns:
+        uint8 `[rows, columns]`.
 
-    **Returns** uint8 `[rows, columns]`.
+    Raises:
+        ValueError: If shapes do not fit.
+        TypeError: For terms of other types.
 
-    **Raises** `ValueError` if shapes do not fit; `TypeError` for terms of other types.
-
-    ```python
-    >>> codes, values = torch.tensor([[2, 0]], dtype=torch.uint8), torch.tensor([[1.0, 4.0]])
-    >>> weights = [torch.arange(256) * 0.5, torch.tensor([2.0])]
-    >>> quantize_sum([codes, values], weights, torch.tensor([1.0, 3.0, 15.0, 0.0]))
-    tensor([[ 6, 11]], dtype=torch.uint8)
-
-    ```
+    Example:
+        >>> codes, values = torch.tensor([[2, 0]], dtype=torch.uint8), torch.tensor([[1.0, 4.0]])
+        >>> weights = [torch.arange(256) * 0.5, torch.tensor([2.0])]
+        >>> quantize_sum([codes, values], weights, torch.tensor([1.0, 3.0, 15.0, 0.0]))
+        tensor([[ 6, 11]], dtype=torch.uint8)
     """
     result: Tensor = quantize_sum_operator(terms, weights, grid)
     return result

@@ -22,7 +22,7 @@ _WIDE = 32
 
 
 def plain_look_up(codes: Tensor, table: Tensor, packed: bool = False) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`look_up`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`look_up`."""
     if table.dim() == 1:
         found = table[codes.long()]
     else:
@@ -70,24 +70,23 @@ look_up_operator = Operator(
 
 
 def look_up(codes: Tensor, table: Tensor, *, packed: bool = False) -> Tensor:
-    """What a table says of each code.
+    """Looks each code up in a table.
 
-    **Arguments**
+    Args:
+        codes: uint8 of any shape.
+        table: `[256]`, by the code; or `[columns, 256]`, by the position in the last dimension and the code.
+        packed: True to hold what is found two to a byte: of a matrix, if the table is uint8 and has nothing above 15.
 
-    - `codes`: uint8 of any shape.
-    - `table`: `[256]`, by the code; or `[columns, 256]`, by the position in the last dimension and the code.
-    - `packed = False`: whether to hold what is found two to a byte: of a matrix, if the table is uint8 and has
-      nothing above 15.
+    Returns:
+        A contiguous tensor of the codes' shape and the table's dtype; packed, `[rows, (columns + 1) // 2]`.
 
-    **Returns** a contiguous tensor of the codes' shape and the table's dtype; packed, `[rows, (columns + 1) // 2]`.
+    Raises:
+        ValueError: If the table does not fit, or what is packed.
+        TypeError: For another type than uint8.
 
-    **Raises** `ValueError` if the table does not fit, or what is packed; `TypeError` for another type than uint8.
-
-    ```python
-    >>> look_up(torch.tensor([[2, 0]], dtype=torch.uint8), torch.arange(256) * 0.5)
-    tensor([[1., 0.]])
-
-    ```
+    Example:
+        >>> look_up(torch.tensor([[2, 0]], dtype=torch.uint8), torch.arange(256) * 0.5)
+        tensor([[1., 0.]])
     """
     result: Tensor = look_up_operator(codes, table, packed)
     return result
@@ -103,7 +102,7 @@ def _check(codes: Tensor, table: Tensor, packed: bool = False) -> None:
 
 
 def plain_look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`look_up_pairs`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`look_up_pairs`."""
     return table[a.long(), b.long()]
 
 
@@ -133,27 +132,30 @@ look_up_pairs_operator = Operator(
 
 
 def look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
-    """What a table says of each pair of codes.
+    """Looks each pair of codes up in a table.
 
-    **Arguments**: `a`, `b`: uint8 of one shape. `table`: `[256, 256]`, by the code in `a` and that in `b`.
+    Args:
+        a, b: uint8 of one shape.
+        table: `[256, 256]`, by the code in `a` and that in `b`.
 
-    **Returns** a contiguous tensor of the codes' shape and the table's dtype.
+    Returns:
+        A contiguous tensor of the codes' shape and the table's dtype.
 
-    **Raises** `ValueError` if shapes do not fit; `TypeError` for another type than uint8.
+    Raises:
+        ValueError: If shapes do not fit.
+        TypeError: For another type than uint8.
 
-    ```python
-    >>> sums = torch.arange(256.0)[:, None] + torch.arange(256.0)
-    >>> look_up_pairs(torch.tensor([2], dtype=torch.uint8), torch.tensor([3], dtype=torch.uint8), sums)
-    tensor([5.])
-
-    ```
+    Example:
+        >>> sums = torch.arange(256.0)[:, None] + torch.arange(256.0)
+        >>> look_up_pairs(torch.tensor([2], dtype=torch.uint8), torch.tensor([3], dtype=torch.uint8), sums)
+        tensor([5.])
     """
     result: Tensor = look_up_pairs_operator(a, b, table)
     return result
 
 
 def _check_codes(*codes: Tensor) -> None:
-    """The loops read tables at codes, and do not look whether there is an entry."""
+    """Raises `TypeError` unless codes are uint8: the loops do not look whether a table has an entry."""
     for given in codes:
         if given.dtype != torch.uint8:
             raise TypeError(f"expected uint8 codes, got {given.dtype}")

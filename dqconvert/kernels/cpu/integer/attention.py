@@ -71,13 +71,13 @@ def attention_nodes(source, target, table, grown, ptr, senders, grid, found, sta
 
 @loop
 def round_shares(shares, count, grid, found, at):  # type: ignore[no-untyped-def]
-    """The first `count` shares, to `found` from `at` on. It is given arrays: a pointer would not keep its own."""
+    """Quantizes `count` shares, to `found` from `at` on; given arrays, as a pointer would not keep its own."""
     quantize_values(pointer(shares, 0), count, grid, pointer(found, at))
 
 
 @loop
 def share(ranks, count, heads, peaks, grown, totals, shares):  # type: ignore[no-untyped-def]
-    """The softmax of the `count` edges of a node, `[count, heads]`, by the codes of their logits and the highest."""
+    """Computes the softmax over the `count` edges of a node, `[count, heads]`, by codes of logits and the highest."""
     from_, by_peak = pointer(ranks, 0), pointer(grown, 0)
     totals[:] = 0
     # In float32 and in this order, as the definition: halves should come out as halves, or not, in both.

@@ -12,7 +12,7 @@ from dqconvert.kernels.cpu.llvm.memory import pointer
 
 @loop
 def code_of_value(value, grid):  # type: ignore[no-untyped-def]
-    """The code of a value, in floating point."""
+    """Returns the code of a value, in floating point."""
     scale, zero, top, low = grid
     code = min(max(np.rint(value / scale + (zero + low)) - low, zero * 0), top)
     return code if value == value else zero
@@ -35,7 +35,7 @@ def quantize_packed(x, codes, grid, start, stop):  # type: ignore[no-untyped-def
 
 @loop
 def quantize_values(values, count, grid, codes):  # type: ignore[no-untyped-def]
-    """Whether one of the values is NaN."""
+    """True if one of the values is NaN."""
     scale, zero, top, low = grid
     return quantize_span(values, count, scale, zero + low, low, top + low, codes)
 

@@ -92,7 +92,7 @@ def pack_row(codes, columns, to):  # type: ignore[no-untyped-def]
 
 @loop
 def look_up_row(codes, columns, table, entries, by_column, other, others, to):  # type: ignore[no-untyped-def]
-    """What the table makes of the codes of a row."""
+    """Looks the codes of a row up."""
     if entries == GRID:
         values_on_grid(codes, columns, table[0], table[1], to)
     elif others > 0:

@@ -94,7 +94,7 @@ def join_rows(steps, rows):  # type: ignore[no-untyped-def]
 
 @loop
 def finish_joined(sums, c_row, columns, first, many, steps, out):  # type: ignore[no-untyped-def]
-    """The sums of the rows from `first` on, as one row, by what :func:`join_rows` made of as many."""
+    """Requantizes the sums of the rows from `first` on as one row, by what :func:`join_rows` made of as many."""
     factor, bias, ramp, line, codes = many
     for r in range(line.size // columns):
         from_, to = pointer(sums, r * c_row), pointer(line, r * columns)

@@ -41,8 +41,12 @@ def _cached(multipliers: bytes, zero: int, middle: int, low: int, top: int) -> N
 def lines(multipliers: NDArray[Any], zero: int, middle: int, low: int, top: int) -> NDArray[Any] | None:
     """int8 `[weights, 80]`, an entry for each multiplier; None if there are messages that none gives.
 
-    **Arguments**: `multipliers`: float32 `[weights]`, finite; `zero`: of the codes; `middle`: the message of nothing;
-    `low`: the lowest message; `top`: how far above it the highest one is, at most 255.
+    Args:
+        multipliers: float32 `[weights]`, finite.
+        zero: Of the codes.
+        middle: The message of nothing.
+        low: The lowest message.
+        top: How far above it the highest one is, at most 255.
 
     A message comes out by `255 - top - low` too large.
     """
@@ -72,7 +76,7 @@ def draw_lines(multipliers, zero, middle, low, top, tries, entries):  # type: ig
 
 @loop
 def message_of(code, multiplier, zero, middle, low, top):  # type: ignore[no-untyped-def]
-    """A message, counted from the lowest one, as training rounds it."""
+    """Returns a message, counted from the lowest one, as training rounds it."""
     steps = np.rint(np.float32((code - zero) * multiplier + middle))
     return np.int64(min(max(steps, np.float32(low)), np.float32(low + top))) - low
 
@@ -106,7 +110,7 @@ def draw_line(slope, base, top, entry):  # type: ignore[no-untyped-def]
 
 @loop
 def holds(entry, wanted, top):  # type: ignore[no-untyped-def]
-    """Whether an entry gives what is wanted, for every code, in the arithmetic of :class:`Lines`."""
+    """True if an entry gives what is wanted, for every code, in the arithmetic of :class:`Lines`."""
     for code in range(256):
         high, low = code >> 4, code & 15
         message = np.int64(entry[48 + low])

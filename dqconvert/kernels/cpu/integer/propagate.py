@@ -14,7 +14,7 @@ from dqconvert.kernels.cpu.llvm.messages import SUM
 
 @loop
 def plan_strips(all_size, row_size, heads, summed, widest):  # type: ignore[no-untyped-def]
-    """How to cut the first `all_size` bytes of a row into strips that do not reach beyond its `row_size` bytes.
+    """Cuts the first `all_size` bytes of a row into strips that do not reach beyond its `row_size` bytes.
 
     `row_size` is at least `LEAST`. `summed`: whether there are strips for sums. `widest`: the most bytes of a
     strip. The result: int64 `[strips, 5]`, the head, the byte where the strip begins, its size, how many of its first

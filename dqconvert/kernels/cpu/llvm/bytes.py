@@ -116,7 +116,7 @@ def _quantize(writer: Writer, values: Any, scale: Any, middle: Any, bytes_: Byte
 
 @intrinsic
 def ramp_span(typing_context, codes, count, ramp, apart, found):  # type: ignore[no-untyped-def]
-    """What `count` codes become on ramps, see :mod:`dqconvert.kernels.integer.ramp`.
+    """Applies ramps to `count` codes, see :mod:`dqconvert.kernels.integer.ramp`.
 
     Pointers: `codes` and `found` to uint8, `ramp` to the first of as many columns, whose four numbers lie `apart`.
     """

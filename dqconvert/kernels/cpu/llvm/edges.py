@@ -107,7 +107,7 @@ def reduce_edges(  # type: ignore[no-untyped-def]
                 piece.prepare(builder, *numbers)
 
             def of_pieces(values: Any) -> Any:
-                """The values of each piece."""
+                """Returns the values of each piece."""
                 values = iter(values)
                 return [list(itertools.islice(values, len(piece.states))) for piece in pieces]
 
@@ -146,7 +146,7 @@ def reduce_edges(  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _add_strip(typing_context, vectors, codes, columns, senders, start, stop, end, offset, scale, sums):  # type: ignore[no-untyped-def]
-    """A loop over some edges, for so many `vectors` of columns, 8, 4, 2 or 1; `codes` and `sums` point to the first."""
+    """Adds up rows over some edges, `vectors` of columns, 8, 4, 2 or 1; `codes` and `sums` point to the first."""
     number, value = types.intp, sums.dtype
     signature = types.void(number, codes, number, senders, number, number, number, value, value, sums)
 

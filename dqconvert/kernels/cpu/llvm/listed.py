@@ -39,7 +39,7 @@ def _not_zero(typing_context: Any, values: Any) -> Any:
 
 @intrinsic
 def _lowest(typing_context: Any, mask: Any) -> Any:
-    """The place of the lowest bit that is set; of none, a number beyond all places."""
+    """Returns the place of the lowest bit that is set; of none, a number beyond all places."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.zext(builder.cttz(args[0], BIT(0)), LONG)
@@ -49,7 +49,7 @@ def _lowest(typing_context: Any, mask: Any) -> Any:
 
 @intrinsic
 def _bits(typing_context: Any, mask: Any) -> Any:
-    """How many bits are set."""
+    """Returns how many bits are set."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.zext(builder.ctpop(args[0]), LONG)
@@ -93,7 +93,7 @@ def list_values(x, at, count, grid, places, factors, to):  # type: ignore[no-unt
 
 @intrinsic
 def _add_listed(typing_context, places, factors, count, packed, sums, fresh):  # type: ignore[no-untyped-def]
-    """The sums of a group of columns: of `count` factors, each times the row of the weight that it is listed for."""
+    """Adds up a group of columns: `count` factors, each times the row of the weight that it is listed for."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         places, factors, count, packed, sums, fresh = args

@@ -49,10 +49,10 @@ class Codes:
         self.first = 255 if reduce == MIN else 0
 
     def prepare(self, builder: Any, zero: Any, middle: Any, low: Any, high: Any) -> None:
-        """What is the same for all edges."""
+        """Computes what all edges share."""
 
     def of_edge(self, builder: Any, table: Any, weight: Any) -> Any:
-        """What is the same for the columns of an edge: the parts of the weight's entry, to look up in."""
+        """Returns what the columns of an edge share: the parts of the weight's entry, to look up in."""
         at = builder.mul(weight, weight.type(self.entry)) if self.entry else None
         parts = []
         for first in range(0, self.entry, 16):
@@ -87,7 +87,7 @@ class Codes:
         return [builder.zext(state, ir.VectorType(INT, state.type.count)) for state in states]
 
     def halves(self, builder: Any, codes: Any) -> tuple[Any, Any]:
-        """The lower and the upper four bits of each byte."""
+        """Returns the lower and the upper four bits of each byte."""
         return builder.and_(codes, constant(15, self.bytes)), builder.lshr(codes, constant(4, self.bytes))
 
     def look_up(self, builder: Any, part: Any, places: Any) -> Any:
@@ -138,7 +138,7 @@ class Products:
         self.zero, self.low, self.high = (everywhere(builder, number, 8) for number in (zero, low, high))
 
     def of_edge(self, builder: Any, table: Any, weight: Any) -> Any:
-        """What is the same for the columns of an edge."""
+        """Returns what the columns of an edge share."""
         return everywhere(builder, builder.load(builder.gep(table, [weight])), 8)
 
     def add(self, builder: Any, row: Any, factor: Any, states: list[Any]) -> list[Any]:

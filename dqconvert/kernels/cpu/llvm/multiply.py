@@ -98,7 +98,7 @@ factors. A column of single vectors is rare, and its remainder is done row by ro
 
 @intrinsic
 def _float_strip(typing_context, rows, vectors, a, a_row, a_step, b, b_step, c, c_row, depth, fresh):  # type: ignore[no-untyped-def]
-    """A strip of `rows` rows and `vectors` vectors, one of `_SHAPES`; `a`, `b` and `c` are pointers to its begin."""
+    """Multiplies a strip of `rows` rows and `vectors` vectors, one of `_SHAPES`; `a`, `b`, `c` point to its begin."""
     number = types.intp
     signature = types.void(number, number, a, number, number, b, number, c, number, number, types.boolean)
 
@@ -211,7 +211,7 @@ def add_products(builder: Any, a: Any, b: Any, total: Any) -> Any:
 
 @intrinsic
 def integer_strip(typing_context, wide, a, a_row, b, c, c_row, pairs, fresh):  # type: ignore[no-untyped-def]
-    """A strip of `HEIGHT` rows and one vector of columns, or two if it is `wide`; pointers to its begin."""
+    """Multiplies a strip of `HEIGHT` rows and one vector of columns, two if it is `wide`; pointers to its begin."""
     number = types.intp
     signature = types.void(types.boolean, a, number, b, c, number, number, types.boolean)
 

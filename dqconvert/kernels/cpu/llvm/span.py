@@ -112,7 +112,7 @@ class Writer:
         return _Numbers(*(self.everywhere(self.builder.load(self.builder.gep(grid, [_I64(i)]))) for i in range(4)))
 
     def suffix_of(self, kind: Any) -> str:
-        """How LLVM calls a vector, of these floats or of integers."""
+        """Returns LLVM's name of a vector, of these floats or of integers."""
         return self.suffix if kind == self.vector else f"v{self.lanes}i{kind.element.width}"
 
     def load(self, place: Any, kind: Any, align: int, mask: Any) -> Any:
@@ -155,7 +155,7 @@ class Writer:
             builder.store(self.value(place.numbers, code), value)
 
     def code(self, grid: _Numbers, value: Any) -> Any:
-        """The number of steps, which may lie beyond the grid's ends."""
+        """Returns the number of steps, which may lie beyond the grid's ends."""
         return self.rint(self.builder.fadd(self.builder.fdiv(value, grid.scale), grid.zero_point))
 
     def rint(self, value: Any) -> Any:
@@ -163,7 +163,7 @@ class Writer:
         return self.builder.call(self.function(f"llvm.rint.{self.suffix}", self.vector, self.vector), [value])
 
     def value(self, grid: _Numbers, code: Any) -> Any:
-        """The value on the grid."""
+        """Returns the value on the grid."""
         code = self.clamped(code, grid.low, grid.high)
         return self.builder.fmul(self.builder.fsub(code, grid.zero_point), grid.scale)
 

@@ -46,7 +46,7 @@ def sum_span(typing_context, places, numbers, terms, start, count, scale, middle
 
 
 def _add(writer: Writer, places: Any, numbers: Any, terms: Any, start: Any, mask: Any) -> Any:
-    """A vector of sums."""
+    """Returns a vector of sums."""
     builder = writer.builder
     total = cgutils.alloca_once_value(builder, writer.same(0.0))
     with cgutils.for_range(builder, terms) as turn:
