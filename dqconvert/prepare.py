@@ -75,8 +75,9 @@ def prepare(
             each: less memory, several times faster, the same results. ``False``: node by node.
 
     What the forward reads off its modules is followed where it is a number with a fraction (``module.alpha = 0.3``,
-    items of dicts and lists, fields of settings); any other change is a ``GuardError`` that names the attribute. Hooks
-    that are registered by now run; of those registered later, the ones that cannot are warned of.
+    items of dicts and lists, fields of settings); any other change is a ``GuardError`` that names the attribute, and so
+    is one of a constant that it reads from a global name (``ALPHA``, ``config.ALPHA``). Hooks that are registered by now
+    run; of those registered later, the ones that cannot are warned of.
 
     Returns:
         The prepared module and the report. The module's ``state_dict`` has every key of the float model's, and the

@@ -58,7 +58,9 @@ def encode_graph(graph: Graph) -> list[Data]:
 
 class _Encoder:
     def node(self, node: Node) -> Data:
-        given = node.args if node.target is not unchanged else tuple(map(tuple, reads_of(node).entries))
+        given: tuple[Any, ...] = node.args
+        if node.target is unchanged:  # of a program's global names a file says nothing
+            given = tuple(tuple(entry) for entry in reads_of(node).entries if entry.kind != "global")
         args = [self.value(arg, node) for arg in given]
         kwargs = {key: self.value(value, node) for key, value in node.kwargs.items()}
         data = {"op": node.op, "name": node.name, "target": self.target(node), "args": args, "kwargs": kwargs}

@@ -25,6 +25,7 @@ from dqconvert.trace.constants import literal
 from dqconvert.trace.containers import Seen, seen
 from dqconvert.trace.leaves import STAGE_METHODS
 from dqconvert.trace.note import Note, annotate, note_of
+from dqconvert.trace.plain_globals import functions_of
 from dqconvert.trace.runtime import keep
 from dqconvert.trace.unchanged import ATOMS, COLLECTIONS, ITSELF, RESERVED, Read, words
 from dqconvert.trace.values import Traced, plain
@@ -83,12 +84,14 @@ class Attributes:
     Attributes:
         reads: What was read and decides what the graph looks like, in order, with the kind of reading.
         lost: What the forward sets or changes, and the graph does not.
+        ran: Functions of modules that the forward calls, or asks for.
     """
 
     def __init__(self, writer: NodeWriter, stateful: set[Read], caches: Callable[[], set[Read]]) -> None:
         self.writer = writer
         self.reads: dict[tuple[Read, str], None] = {}
         self.lost: list[str] = []
+        self.ran: dict[types.FunctionType, None] = {}
         self._stateful = stateful
         self._caches = caches
         self._set: set[Read] = set()
@@ -102,6 +105,8 @@ class Attributes:
 
     def called(self, path: str, module: nn.Module, leaf: bool) -> None:
         """Notes that a module is called: its kind must stay, and of a leaf what the graph may take out of it."""
+        if not leaf:
+            self.ran |= dict.fromkeys(functions_of(module, ("forward", *STAGE_METHODS)))
         if path:
             self.reads.setdefault(((path, ()), "class"))
             self._note((path, (("attr", "forward"),)), "method")
@@ -122,10 +127,13 @@ class Attributes:
         if path is None:
             return value
         key: Read = (path, (("attr", name),))
+        is_property = isinstance(getattr(type(module), name, None), property)
+        if is_property or isinstance(value, types.MethodType | types.FunctionType):
+            self.ran |= dict.fromkeys(functions_of(module, (name,)))
         if name not in vars(module) and isinstance(value, types.MethodType | types.FunctionType):
             self._note(key, "method")
             return value
-        if isinstance(getattr(type(module), name, None), property):
+        if is_property:
             return value  # what it reads itself counts
         return self.value(key, value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from dqconvert.errors import GuardError
 from dqconvert.trace.check_code import LISTS, NUMBERS, generate, is_large, never, same
+from dqconvert.trace.constants import literal
 from dqconvert.trace.unchanged import ASIDE, MISSING, Entry, equal, reached, type_name, words
 
 _THEN = "when the model was prepared"
@@ -97,6 +99,11 @@ def _has_parts(module: nn.Module, parts: frozenset[str]) -> bool:
 def _change(root: nn.Module, entry: Entry, known: Any) -> str | None:
     """What changed, in words; ``None``: nothing."""
     path, steps, kind, was = entry
+    if kind == "global":
+        found = vars(sys.modules[path]).get(steps[0][1], MISSING) if path in sys.modules else was
+        now = "gone" if found is MISSING else _short(found)
+        held = equal(literal(found), was)
+        return None if held else f"the global {steps[0][1]!r} of {path} was {_short(was)} {_THEN}, and is {now} now"
     name = words((path, steps))
     found = reached(root, path, steps)
     if kind == "class":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -71,9 +72,18 @@ class _Plain:
 
     def entry(self, entry: Entry) -> None:
         """Writes the condition of one entry."""
-        condition = self.condition(entry, self.found[entry.path], self.module(entry.path))
+        if entry.kind == "global":
+            condition = self.of_global(entry)
+        else:
+            condition = self.condition(entry, self.found[entry.path], self.module(entry.path))
         if condition:
             self.conditions.append(condition)
+
+    def of_global(self, entry: Entry) -> str:
+        """Returns the condition of a global name; ``""`` where nobody has imported its module."""
+        if entry.path not in sys.modules:
+            return ""
+        return f"{self.constant(sys.modules[entry.path])}.{entry.steps[0][1]} == {self.constant(entry.value)}"
 
     def condition(self, entry: Entry, module: nn.Module, owner: str) -> str:
         """The condition of an entry; ``""``: none."""

@@ -155,12 +155,13 @@ def _is_word(key: Any) -> bool:
 def _is_users(value: Any) -> bool:
     """Whether an object, class or module may be one of the user's that holds tensors."""
     if isinstance(value, ModuleType):
-        return _is_own(value.__name__)
+        return is_own(value.__name__)
     kind = value if isinstance(value, type) else type(value)
-    return not isinstance(value, FunctionType) and (_is_own(module_of(kind)) or module_of(kind) == "types")
+    return not isinstance(value, FunctionType) and (is_own(module_of(kind)) or module_of(kind) == "types")
 
 
-def _is_own(module: str) -> bool:
+def is_own(module: str) -> bool:
+    """Returns True for the name of a module that may be the user's."""
     return is_foreign(module) and module.split(".")[0] not in _LIBRARIES
 
 
@@ -190,10 +191,10 @@ class _Code:
             one = pending.pop()
             if id(one) in self._seen:
                 continue
-            if isinstance(one, type) and _is_own(module_of(one)):
+            if isinstance(one, type) and is_own(module_of(one)):
                 self._seen.add(id(one))
                 pending += [_plain(member) for member in vars(one).values()]
-            elif type(one) is FunctionType and _is_own(one.__globals__.get("__name__", "")):
+            elif type(one) is FunctionType and is_own(one.__globals__.get("__name__", "")):
                 self._seen.add(id(one))
                 pending += self._of_function(one)
 

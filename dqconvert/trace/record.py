@@ -17,6 +17,7 @@ from dqconvert.trace.copies import deepcopy, set_mode
 from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
 from dqconvert.trace.note import Note, annotate
+from dqconvert.trace.plain_globals import functions_of, plain_globals
 from dqconvert.trace.randomness import seed
 from dqconvert.trace.runtime import pinned, present, same_items, same_keys, same_layout, still_absent
 from dqconvert.trace.unchanged import note_reads
@@ -62,7 +63,9 @@ def record(
         writer.attributes.finish()
         writer.output(result)
         _check_absent(writer.graph, writer.asked)
-    note_reads(writer.graph, writer.attributes.reads, interception.root)
+    part = writer.root.get_submodule(method.rpartition(".")[0])
+    ran = [*functions_of(part, (method.rpartition(".")[2],)), *writer.attributes.ran]
+    note_reads(writer.graph, writer.attributes.reads, interception.root, plain_globals(ran))
     if left is not None:
         changed = (path for path, module in nn.Module.named_modules(model) if module.training != modes.get(module))
         left += [*writer.attributes.lost, *(f"{path}.training".lstrip(".") for path in changed)]

@@ -57,7 +57,8 @@ class Entry(NamedTuple):
         steps: From there to the value.
         kind: In what sense it stays: ``value`` (equal to ``value``), ``object`` (the same object), ``equal`` (to a
             copy), ``number`` (some number: it is followed), ``none``, ``some`` (there is one), ``absent``, ``method``
-            (the class's), ``class`` (and the parts of the module), ``len``, ``keys``, ``in`` and ``not in``.
+            (the class's), ``class`` (and the parts of the module), ``len``, ``keys``, ``in`` and ``not in``. Of
+            kind ``global`` is a name of a Python module, which ``path`` is the name of.
         value: What it was.
     """
 
@@ -93,8 +94,8 @@ def words(key: Read) -> str:
 # -- with the graph ----------------------------------------------------------------------------------------------
 
 
-def note_reads(graph: Graph, reads: Iterable[tuple[Read, str]], root: nn.Module) -> None:
-    """Adds to a graph what its recording read, with the values that ``root`` has."""
+def note_reads(graph: Graph, reads: Iterable[tuple[Read, str]], root: nn.Module, others: Iterable[Entry] = ()) -> None:
+    """Adds to a graph what its recording read, with the values that ``root`` has; and ``others``."""
     modules = dict(nn.Module.named_modules(root, remove_duplicate=False))
     entries = tuple(
         _entry(modules[key[0]], key, kind)
@@ -103,7 +104,7 @@ def note_reads(graph: Graph, reads: Iterable[tuple[Read, str]], root: nn.Module)
     )
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
-        node = graph.create_node("call_function", unchanged, (Reads(entries),))  # type: ignore[arg-type]
+        node = graph.create_node("call_function", unchanged, (Reads((*entries, *others)),))  # type: ignore[arg-type]
     annotate(node, Note())
 
 
