@@ -115,7 +115,7 @@ UNSAID = re.compile(r"(What|Whether|Where|Which|How)\b")
 
 NOT_YET = frozenset(
     (
-        *("checkpoint", "kernels", "lower"),
+        *("checkpoint", "lower"),
         *("ops", "trace"),
     )
 )

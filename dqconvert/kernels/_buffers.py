@@ -44,15 +44,13 @@ class Buffers:
     It holds no more than a quarter above what was ever lent at one time. Where that leaves no room, what goes is what
     nobody asked for since this size was last asked for, as a training step's buffers once the model is converted.
 
-    ```python
-    >>> buffers = Buffers()
-    >>> first = buffers.empty((1024, 1024), torch.float32)
-    >>> place = first.data_ptr()
-    >>> del first
-    >>> buffers.empty((1000, 1024), torch.float32).data_ptr() == place
-    True
-
-    ```
+    Example:
+        >>> buffers = Buffers()
+        >>> first = buffers.empty((1024, 1024), torch.float32)
+        >>> place = first.data_ptr()
+        >>> del first
+        >>> buffers.empty((1000, 1024), torch.float32).data_ptr() == place
+        True
     """
 
     def __init__(self) -> None:
@@ -63,7 +61,7 @@ class Buffers:
         self._times, self._asked = itertools.count(1), dict[int, tuple[int, int]]()  # by size: last time, time before
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor on the CPU whose values are undefined; float32, float64 or uint8."""
+        """Returns a contiguous tensor on the CPU whose values are undefined; float32, float64 or uint8."""
         count = math.prod(shape)
         if count * dtype.itemsize < SMALL:
             return torch.empty(shape, dtype=dtype)
@@ -129,7 +127,7 @@ def _aligned(size: int) -> NDArray[np.uint8]:
 
 
 def _mapped(size: int) -> NDArray[np.uint8]:
-    """Memory straight from the system, in large pages if it has some to give.
+    """Returns memory straight from the system, in large pages if it has some to give.
 
     Rows of neighbours lie anywhere: with the usual pages of 4 KiB, the processor looks up where each one is. What the
     allocator gives may have been used before, in small pages, and then stays in them.

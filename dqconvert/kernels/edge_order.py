@@ -29,7 +29,7 @@ class EdgeOrder(NamedTuple):
 
 
 def plain_edge_order(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The definition that every implementation is held to."""
+    """Defines what every implementation is held to."""
     ptr = torch.zeros(num_nodes + 1, dtype=torch.int64, device=index.device)
     ptr[1:] = torch.zeros_like(ptr[1:]).scatter_add_(0, index, torch.ones_like(index)).cumsum(0)
     edges = index.argsort(stable=True)
@@ -86,19 +86,18 @@ def count_sort(index, ptr, edges):  # type: ignore[no-untyped-def]
 def edge_order(index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder:
     """Groups edges by the node at one of their ends.
 
-    **Arguments**
+    Args:
+        index: int64 `[num_edges]`, that node of every edge.
+        other: Likewise, the node at the other end.
+        num_nodes: How many nodes there are.
 
-    - `index`: int64 `[num_edges]`, that node of every edge. `other`: likewise, the node at the other end.
-    - `num_nodes`: how many nodes there are.
+    Raises:
+        IndexError: For a node that is not there (on the CPU; elsewhere that is undefined, as for
+            `torch.Tensor.scatter_add_`).
 
-    **Raises** `IndexError` for a node that is not there (on the CPU; elsewhere that is undefined, as for
-    `torch.Tensor.scatter_add_`).
-
-    ```python
-    >>> order = edge_order(torch.tensor([2, 0, 2]), torch.tensor([0, 1, 1]), num_nodes=3)
-    >>> order.ptr.tolist(), order.edges.tolist(), order.others.tolist()
-    ([0, 1, 1, 3], [1, 0, 2], [1, 0, 1])
-
-    ```
+    Example:
+        >>> order = edge_order(torch.tensor([2, 0, 2]), torch.tensor([0, 1, 1]), num_nodes=3)
+        >>> order.ptr.tolist(), order.edges.tolist(), order.others.tolist()
+        ([0, 1, 1, 3], [1, 0, 2], [1, 0, 1])
     """
     return EdgeOrder(*_edge_order(index, other, num_nodes))

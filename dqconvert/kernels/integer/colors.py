@@ -27,7 +27,7 @@ _SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def plain_row_colors(x: Tensor) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`row_colors`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`row_colors`."""
     known: dict[bytes, int] = {}
     rows = array(as_words(x).cpu())
     found = [known.setdefault(row.tobytes(), i) for i, row in enumerate(rows)]
@@ -113,22 +113,22 @@ row_colors_operator = Operator(
 def row_colors(x: Tensor) -> Tensor:
     """For each row the first one that is the same, bit by bit.
 
-    **Arguments**: `x`: `[rows, *]`, of any dtype, with at least one value in a row.
+    Args:
+        x: `[rows, *]`, of any dtype, with at least one value in a row.
 
-    **Returns** int32 `[rows]`.
+    Returns:
+        int32 `[rows]`.
 
-    ```python
-    >>> row_colors(torch.tensor([[1.0], [2.0], [1.0]]))
-    tensor([0, 1, 0], dtype=torch.int32)
-
-    ```
+    Example:
+        >>> row_colors(torch.tensor([[1.0], [2.0], [1.0]]))
+        tensor([0, 1, 0], dtype=torch.int32)
     """
     result: Tensor = row_colors_operator(x)
     return result
 
 
 def plain_have_colors(x: Tensor, colors: Tensor) -> Tensor:
-    """The definition that every implementation is held to; the arguments are those of :func:`have_colors`."""
+    """Defines what every implementation is held to; the arguments are those of :func:`have_colors`."""
     held = as_words(x)
     return (held == held[colors.long()]).all()
 
@@ -159,27 +159,25 @@ have_colors_operator = Operator(
 
 
 def have_colors(x: Tensor, colors: Tensor) -> bool:
-    """Whether all rows of a color are the same; those of two colors may be, too.
+    """True if all rows of a color are the same; those of two colors may be, too.
 
-    **Arguments**: `x`: `[rows, *]`. `colors`: int32 `[rows]`.
+    Args:
+        x: `[rows, *]`.
+        colors: int32 `[rows]`.
 
-    ```python
-    >>> have_colors(torch.tensor([[3.0], [5.0], [3.0]]), torch.tensor([0, 1, 0], dtype=torch.int32))
-    True
-
-    ```
+    Example:
+        >>> have_colors(torch.tensor([[3.0], [5.0], [3.0]]), torch.tensor([0, 1, 0], dtype=torch.int32))
+        True
     """
     return bool(have_colors_operator(x, colors))
 
 
 def repeats(x: Tensor) -> bool:
-    """Whether rows are often the same, by a few pairs: to find that they are not costs next to nothing.
+    """True if rows are often the same, by a few pairs: to find that they are not costs next to nothing.
 
-    ```python
-    >>> repeats(torch.ones(100, 3)), repeats(torch.arange(300.0).view(100, 3))
-    (True, False)
-
-    ```
+    Example:
+        >>> repeats(torch.ones(100, 3)), repeats(torch.arange(300.0).view(100, 3))
+        (True, False)
     """
     if x.dim() == 0 or x.numel() == 0 or x.size(0) > torch.iinfo(torch.int32).max:
         return False

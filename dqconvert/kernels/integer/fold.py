@@ -53,40 +53,38 @@ class Level(NamedTuple):
 def whole(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: bool = False) -> tuple[Level, ...]:
     """As :func:`fold_nodes`, with all nodes left on every level.
 
-    ```python
-    >>> whole(torch.ones(2, 1), torch.tensor([0, 0, 0]), torch.tensor([]), 3)[3].place is None
-    True
-
-    ```
+    Example:
+        >>> whole(torch.ones(2, 1), torch.tensor([0, 0, 0]), torch.tensor([]), 3)[3].place is None
+        True
     """
     return (Level(ptr, senders),) * (depth + 1)
 
 
 def fold_nodes(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: bool = False) -> tuple[Level, ...]:
-    """Which rows each layer has to compute.
+    """Finds the rows that each layer has to compute.
 
-    **Arguments**
+    Args:
+        x: `[num_nodes, *]`, the features of the nodes, of any dtype.
+        ptr: int64 `[num_nodes + 1]`; the edges to node `i` are `ptr[i]` to `ptr[i + 1]`.
+        senders: int32 or int64 `[num_edges]`.
+        depth: How many layers there are behind one another.
+        by_degree: True if messages have weights that depend on how many edges both ends receive.
 
-    - `x`: `[num_nodes, *]`, the features of the nodes, of any dtype.
-    - `ptr`: int64 `[num_nodes + 1]`; the edges to node `i` are `ptr[i]` to `ptr[i + 1]`.
-    - `senders`: int32 or int64 `[num_edges]`.
-    - `depth`: how many layers there are behind one another.
-    - `by_degree = False`: whether messages have weights that depend on how many edges both ends receive.
+    Returns:
+        `depth + 1` levels. All nodes are left where features seldom repeat, in compiled code, for tensors of
+        subclasses, and on devices other than the CPU; and on a level where fewer than one node in four would go.
 
-    **Returns** `depth + 1` levels. All nodes are left where features seldom repeat, in compiled code, for tensors of
-    subclasses, and on devices other than the CPU; and on a level where fewer than one node in four would go.
+    Raises:
+        ValueError: If there are not as many rows as nodes.
+        IndexError: If a sender is not there.
 
-    **Raises** `ValueError` if there are not as many rows as nodes; `IndexError` if a sender is not there.
-
-    ```python
-    >>> star = torch.tensor([0, 3, 4, 5, 6]), torch.tensor([1, 2, 3, 0, 0, 0])
-    >>> features, first, second = fold_nodes(torch.ones(4, 1), *star, 2)
-    >>> features.place.tolist(), first.place.tolist()
-    ([0, 0, 0, 0], [0, 1, 1, 1])
-    >>> first.ptr.tolist(), first.senders.tolist(), second.senders.tolist()
-    ([0, 3, 4], [0, 0, 0, 0], [1, 1, 1, 0])
-
-    ```
+    Example:
+        >>> star = torch.tensor([0, 3, 4, 5, 6]), torch.tensor([1, 2, 3, 0, 0, 0])
+        >>> features, first, second = fold_nodes(torch.ones(4, 1), *star, 2)
+        >>> features.place.tolist(), first.place.tolist()
+        ([0, 0, 0, 0], [0, 1, 1, 1])
+        >>> first.ptr.tolist(), first.senders.tolist(), second.senders.tolist()
+        ([0, 3, 4], [0, 0, 0, 0], [1, 1, 1, 0])
     """
     if not 0 <= depth <= DEEPEST:
         raise ValueError(f"there can be 0 to {DEEPEST} layers behind one another, got {depth}")
@@ -111,7 +109,7 @@ _folded = Derived[tuple[Tensor, tuple[Level, ...]]]()
 
 
 def _in_memory(x: Tensor) -> bool:
-    """Whether there are values to be looked at, here and now."""
+    """True if there are values to be looked at, here and now."""
     return type(x) in ORDINARY and x.is_cpu and x.layout == torch.strided
 
 
@@ -132,7 +130,7 @@ def _levels(colors: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree:
 
 
 def _rows_of(colors: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """The row of each node, and the node of each row; None if too few nodes would go."""
+    """Returns the row of each node, and the node of each row; None if too few nodes would go."""
     place, rows = torch.empty_like(colors), torch.empty_like(colors)
     count = number_colors(array(colors), array(place), array(rows))
     if (colors.numel() - count) * WORTH < colors.numel():
@@ -156,7 +154,7 @@ def number_colors(colors, place, rows):  # type: ignore[no-untyped-def]
 def _level(
     before: Tensor, place: Tensor | None, rows: Tensor | None, ptr: Tensor, senders: Tensor, listed: bool
 ) -> Level:
-    """The level behind one where `before` says the rows of the nodes; `listed`: whether anybody asks which edges."""
+    """Returns the level behind one where `before` says the rows of the nodes; `listed`: whether anybody asks which edges."""
     if rows is None:
         return Level(ptr, before[senders], own=before)
     starts = torch.empty(rows.numel() + 1, dtype=torch.int64)
@@ -191,27 +189,27 @@ def copy_lists(ptr, senders, rows, before, starts, edges, taken, start, stop):  
 def take_rows(values: Tensor, index: Tensor | None) -> Tensor:
     """`values[index]`; `values` themselves without an index, as where nothing was left out.
 
-    **Arguments**: `values`: `[rows, *]`. `index`: int32 or int64, a member of :class:`Level`.
+    Args:
+        values: `[rows, *]`.
+        index: int32 or int64, a member of :class:`Level`.
 
-    ```python
-    >>> take_rows(torch.tensor([[5], [7]]), torch.tensor([1, 0, 0])).tolist()
-    [[7], [5], [5]]
-
-    ```
+    Example:
+        >>> take_rows(torch.tensor([[5], [7]]), torch.tensor([1, 0, 0])).tolist()
+        [[7], [5], [5]]
     """
     return values if index is None else values.index_select(0, index)
 
 
 def place_rows(rows: Tensor, place: Tensor | None) -> Tensor:
-    """Where nodes are among the rows that are left; `rows` themselves if all are.
+    """Returns where nodes are among the rows that are left; `rows` themselves if all are.
 
-    **Arguments**: `rows`: int32 or int64 `[n]`, nodes. `place`: of :class:`Level`.
+    Args:
+        rows: int32 or int64 `[n]`, nodes.
+        place: Of :class:`Level`.
 
-    ```python
-    >>> place_rows(torch.tensor([2, 0]), torch.tensor([0, 1, 1], dtype=torch.int32)).tolist()
-    [1, 0]
-
-    ```
+    Example:
+        >>> place_rows(torch.tensor([2, 0]), torch.tensor([0, 1, 1], dtype=torch.int32)).tolist()
+        [1, 0]
     """
     return rows if place is None else place.index_select(0, rows)
 
