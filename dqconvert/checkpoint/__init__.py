@@ -119,7 +119,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Any:
 
 
 def holds_integer(path: str | os.PathLike[str]) -> bool:
-    """Whether a file holds an integer module.
+    """True if a file holds an integer module.
 
     Raises:
         CheckpointError: If the file is missing, damaged, of a newer version or another file.

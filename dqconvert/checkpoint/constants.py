@@ -18,7 +18,7 @@ _REACH = 1 << 16
 
 
 def is_finite(constant: Tensor) -> bool:
-    """Whether it holds float32 numbers that are finite.
+    """True if it holds float32 numbers that are finite.
 
     Example:
         >>> is_finite(torch.tensor([1.0])), is_finite(torch.tensor([torch.nan]))
@@ -28,7 +28,7 @@ def is_finite(constant: Tensor) -> bool:
 
 
 def is_grid(constant: Tensor, dims: tuple[int, ...] = (1,)) -> bool:
-    """Whether it is a grid: scale, zero, highest code, lowest code of training; ``dims`` is 2 if it differs by channel.
+    """True if it is a grid: scale, zero, highest code, lowest code of training; ``dims`` is 2 if it differs by channel.
 
     Example:
         >>> is_grid(torch.tensor([0.5, 3.0, 255.0, 0.0])), is_grid(torch.tensor([0.5, 3.0, 256.0, 0.0]))
@@ -42,47 +42,47 @@ def is_grid(constant: Tensor, dims: tuple[int, ...] = (1,)) -> bool:
 
 
 def is_any_grid(constant: Tensor) -> bool:
-    """Whether it is a grid, of all channels or of each."""
+    """True if it is a grid, of all channels or of each."""
     return is_grid(constant, (1, 2))
 
 
 def by_code(constant: Tensor) -> bool:
-    """Whether it has a finite float32 number for each code."""
+    """True if it has a finite float32 number for each code."""
     return constant.shape == (CODES,) and is_finite(constant)
 
 
 def is_table(constant: Tensor) -> bool:
-    """Whether it says something of each code, or of each column and code."""
+    """True if it says something of each code, or of each column and code."""
     return constant.dim() in (1, 2) and constant.size(-1) == CODES and not constant.dtype.is_complex
 
 
 def is_table_of_pairs(constant: Tensor) -> bool:
-    """Whether it says something of each pair of codes."""
+    """True if it says something of each pair of codes."""
     return constant.shape == (CODES, CODES) and not constant.dtype.is_complex
 
 
 def is_code_of_pairs(constant: Tensor) -> bool:
-    """Whether it has a code for each pair of codes."""
+    """True if it has a code for each pair of codes."""
     return is_table_of_pairs(constant) and constant.dtype == torch.uint8
 
 
 def is_term_weight(constant: Tensor) -> bool:
-    """Whether a term of a sum can be weighed with it: values of codes, or one number."""
+    """True if a term of a sum can be weighed with it: values of codes, or one number."""
     return constant.dtype == torch.float32 and (constant.shape == (1,) or is_table(constant))
 
 
 def is_factor(columns: int) -> Sound:
-    """Whether it is a finite number, for all columns or for each."""
+    """True if it is a finite number, for all columns or for each."""
     return lambda constant: constant.shape in ((1,), (columns,)) and is_finite(constant)
 
 
 def is_bias(columns: int) -> Sound:
-    """Whether it is a finite number for each column."""
+    """True if it is a finite number for each column."""
     return lambda constant: constant.shape == (columns,) and is_finite(constant)
 
 
 def is_weight(columns: int) -> Sound:
-    """Whether it is a packed weight whose products have so many columns."""
+    """True if it is a packed weight whose products have so many columns."""
     groups = -(-columns // GROUP)
     return lambda constant: (
         constant.dtype == torch.int16
@@ -92,7 +92,7 @@ def is_weight(columns: int) -> Sound:
 
 
 def is_finishing(columns: int, pairs: bool, packed: bool) -> Sound:
-    """Whether it is the table of a finish."""
+    """True if it is the table of a finish."""
     one = ((CODES,), (columns, CODES))
     both: tuple[tuple[int, ...], ...] = ((CODES, CODES), (PLANE,), (PLANE + GRID,))
 

@@ -123,7 +123,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def is_prepared(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as the files that :func:`write` writes; the rest may still be damaged.
+    """True if a file begins as the files that :func:`write` writes; the rest may still be damaged.
 
     Raises:
         CheckpointError: If there is no such file, or it cannot be read.
@@ -163,7 +163,7 @@ def _document(path: str | os.PathLike[str], data: bytes) -> dict[str, Any]:
 
 
 def _sound(header: Mapping[str, Any], available: int) -> bool:
-    """Whether the tensors lie one behind the other and fill what is there."""
+    """True if the tensors lie one behind the other and fill what is there."""
     end = 0
     for entry in sorted(header.values(), key=lambda entry: tuple(entry["data_offsets"])):
         first, last = check_shape(entry["data_offsets"])

@@ -199,7 +199,7 @@ def tensors_of(module: PreparedModule) -> dict[str, Tensor]:
 
 
 def extra_of(module: PreparedModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What modules say of themselves in the ``state_dict`` beside tensors, as JSON-ready data, and the tensors in it.
+    """Returns what a ``state_dict`` holds beside tensors, as JSON-ready data, and the tensors within that.
 
     Raises:
         CheckpointError: If it is something that a file cannot hold.
@@ -262,7 +262,7 @@ def _names(module: PreparedModule) -> set[str]:
 
 
 def _state(module: PreparedModule) -> dict[str, Any]:
-    """What tensors do not say: which are tied or frozen, which parts are in which mode."""
+    """Returns what tensors do not say: which are tied or frozen, which parts are in which mode."""
     tensors = tensors_of(module)
     absent = [
         f"{path}.{name}".lstrip(".")

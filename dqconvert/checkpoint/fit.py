@@ -83,7 +83,7 @@ def _guess(expected: Shapes, found: Shapes, missing: list[str], unexpected: list
 
 
 def _prefix(expected: list[str], found: list[str]) -> str:
-    """What to put before most of the model's names to find them in the file, or before the file's."""
+    """Returns the prefix of most of the model's names in the file, or of the file's in the model."""
     for names, others in ((expected, found), (found, expected)):
         for other in others:
             at = [other[: -len(name)] for name in names if other.endswith(f".{name}")]

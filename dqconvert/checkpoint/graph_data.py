@@ -282,7 +282,7 @@ class _Decoder:
 
 
 def _is_setting(owner: nn.Module, name: str, value: Any) -> bool:
-    """Whether a value is an attribute that a forward may follow: a number, or what holds numbers."""
+    """True if a value is an attribute that a forward may follow: a number, or what holds numbers."""
     plain = name in vars(owner) or not hasattr(getattr(type(owner), name, None), "__get__")
     return plain and not name.startswith("_") and not callable(value) and not isinstance(value, str | bytes)
 
@@ -341,7 +341,7 @@ def _identifier(name: Any) -> str:
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
-    """What a function takes; ``None`` where only C++ knows."""
+    """Returns the signature of a function; ``None`` where only C++ knows it."""
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):
@@ -362,7 +362,7 @@ _READABLE = frozenset(
 
 
 def _is_readable(name: Any) -> bool:
-    """Whether a graph may read an attribute: these of a tensor, and any that a tensor does not have (``data.x``)."""
+    """True if a graph may read an attribute: these of a tensor, and any that a tensor does not have (``data.x``)."""
     return _is_plain(name) and not name.startswith("_") and (name in _READABLE or not hasattr(torch.Tensor, name))
 
 

@@ -55,7 +55,7 @@ def _name(cls: type) -> str:
 
 
 def encode_module(module: nn.Module, path: str) -> Data:
-    """What a file says about a module; its tensors are stored under their names.
+    """Returns the data that a file holds of a module; its tensors are stored under their names.
 
     Args:
         module: A leaf of a graph.
@@ -89,7 +89,7 @@ def encode_module(module: nn.Module, path: str) -> Data:
 
 
 def _is_derived(key: str, value: Any) -> bool:
-    """What recurrent layers keep beside their parameters: the parameters themselves, in a list."""
+    """True for what recurrent layers keep beside their parameters: the parameters themselves, in a list."""
     return key in ("_flat_weights", "_flat_weight_refs") and isinstance(value, list)
 
 

@@ -27,7 +27,7 @@ _LONGEST = 1 << 48
 
 
 def read_json(text: bytes | str, paid: int) -> Any:
-    """What a JSON text says, if it is not out of proportion.
+    """Returns the data of a JSON text, if it is not out of proportion.
 
     Args:
         text: It.
@@ -83,7 +83,7 @@ def _check_depth(value: Any) -> None:
 
 
 def unpack(packed: bytes) -> bytes:
-    """What was deflated, if it is not out of proportion.
+    """Returns what was deflated, if it is not out of proportion.
 
     Raises:
         ValueError: If it is, or damaged.

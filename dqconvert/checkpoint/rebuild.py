@@ -82,7 +82,7 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], model: n
 
 
 def _without_extra(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """What a module says of itself may be a tensor, of any shape."""
+    """Leaves out what modules say of themselves: it may be a tensor, of any shape."""
     return {name: value for name, value in tensors.items() if not name.endswith("_extra_state")}
 
 
@@ -242,7 +242,7 @@ def _build(root: nn.Module, document: Mapping[str, Any]) -> PreparedModule:
 
 
 def _graphs(root: nn.Module, data: Mapping[str, Any]) -> tuple[Graph, Graph | None, tuple[Graph, Graph | None]]:
-    """What a method does in training, and in evaluation where that differs; and the same of the float model."""
+    """Returns the graphs of a method, of training and, where it differs, of evaluation; and the float model's."""
     train, float_train = (decode_graph(data[name], root) for name in ("train", "float_train"))
     evaluate, float_eval = (
         None if data[name] is None else decode_graph(data[name], root) for name in ("eval", "float_eval")

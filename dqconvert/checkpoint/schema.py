@@ -271,7 +271,7 @@ def _fields(declared: Any) -> dict[str, tuple[Any, bool]]:
 
 
 def _fault(value: Any, declared: Any, place: str) -> str:
-    """What is wrong with a value, and where; ``""`` if nothing is."""
+    """Returns what is wrong with a value, and where; ``""`` if nothing is."""
     origin, parts = typing.get_origin(declared), typing.get_args(declared)
     if declared is Any:
         return ""

@@ -142,7 +142,7 @@ def encode_extra(name: str, value: Any) -> tuple[Any, Parts]:
 
 
 def decode_extra(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`encode_extra` was given."""
+    """Returns what :func:`encode_extra` was given."""
     if not isinstance(value, dict):
         return value
     [(word, content)] = value.items()

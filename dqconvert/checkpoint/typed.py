@@ -147,7 +147,7 @@ class _Check:
         return self._plain(node)
 
     def _remembered(self, node: Node, module: Remember) -> Any:
-        """What a module returns that remembers something: its own graph, with the kinds of what is given."""
+        """Returns the kind of what a caching module returns: its own graph, run on the kinds of what is given."""
         inner: Any = module.inner
         places = [found for found in inner.graph.nodes if found.op == "placeholder"]
         if node.kwargs or len(places) != len(node.args):

@@ -43,7 +43,7 @@ def check_writes(graph: Graph) -> None:
 
 
 def _may_alias(node: Node, indices: set[Node], changes: bool) -> bool:
-    """Whether what a node returns may lie in the memory of some of these, of which it is given one."""
+    """True if what a node returns may lie in the memory of some of these, of which it is given one."""
     if node.op == "call_module":  # what returns its input returns the first one
         return bool(node.args) and node.args[0] in indices
     memory = op_of(node).memory

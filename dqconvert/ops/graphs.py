@@ -12,7 +12,7 @@ def _pyg(name: str, **facts: Any) -> Op:
 
 
 def _of_graph(name: str) -> Op:
-    """What, without edge weights, depends on the graph alone."""
+    """Records a function that, without edge weights, depends on the graph alone."""
     return _pyg(name, of_graph=True, remembered=True)
 
 

@@ -12,12 +12,12 @@ def _moves(how: Moves, name: str, **facts: Any) -> Op:
 
 
 def _view(how: Moves, name: str, **facts: Any) -> Op:
-    """What moves entries by strides alone, where it can."""
+    """Records an operation that moves entries by strides alone, where it can."""
     return _moves(how, name, memory=Memory.SHARED, **facts)
 
 
 def _unseen(name: str) -> Op:
-    """What may return a view, and no pass looks through."""
+    """Records an operation that may return a view, and that no pass looks through."""
     return Op(name, memory=Memory.SHARED)
 
 

@@ -99,7 +99,7 @@ def argument(node: Node, name: str, default: Any = None) -> Any:
 
 
 def memory_of(node: Node) -> Memory:
-    """Where the result of a call lies; what it writes into in place is that of an argument."""
+    """Returns where the result of a call lies; one that writes in place returns the memory of an argument."""
     return Memory.SHARED if writes(node) else op_of(node).memory
 
 

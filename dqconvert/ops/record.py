@@ -213,21 +213,21 @@ class Op:
 
     @property
     def repeatable(self) -> bool:
-        """Whether equal calls may become one, and a result may be remembered: copies are made to be apart."""
+        """True if equal calls may become one, and a result may be remembered: copies are made to be apart."""
         plain = (self.pointwise and not self.integer) or self.moves not in (None, Moves.COPY)
         return self.remembered or plain
 
     @property
     def joins(self) -> bool:
-        """Whether it puts tensors behind one another."""
+        """True if it puts tensors behind one another."""
         return self.moves in (Moves.JOIN, Moves.STACK)
 
     @property
     def keeps_grid(self) -> bool:
-        """Whether a value on a quantizer's grid stays on it: its entries move, or some of them become 0."""
+        """True if a value on a quantizer's grid stays on it: its entries move, or some of them become 0."""
         return (self.moves is not None and not self.joins) or (self.drops and self.sign is Sign.KEEPS)
 
     @property
     def reshapes(self) -> bool:
-        """Whether all entries stay, and only shapes and strides change."""
+        """True if all entries stay, and only shapes and strides change."""
         return self.moves in (Moves.RESHAPE, Moves.PERMUTE, Moves.EXPAND, Moves.COPY)
