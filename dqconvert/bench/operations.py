@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree
 
-from dqconvert.kernels.integer.fold import fold_nodes
+from dqconvert.kernels.integer.folding.fold import fold_nodes
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.lower.remember import Remember
 from dqconvert.ops import qualified_name

@@ -12,7 +12,7 @@ from dqconvert.checkpoint import constants
 from dqconvert.kernels.integer.attention import attention_codes, softmax_codes
 from dqconvert.kernels.integer.codes import check_numbers, quantize
 from dqconvert.kernels.integer.edge_products import edge_products
-from dqconvert.kernels.integer.fold import DEEPEST, Level, fold_nodes, place_rows, take_rows
+from dqconvert.kernels.integer.folding.fold import DEEPEST, Level, fold_nodes, place_rows, take_rows
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import REDUCTIONS, integer_propagate

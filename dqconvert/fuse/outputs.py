@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 from torch.fx import Graph, Node
 
-from dqconvert.kernels.integer.fold import take_rows
+from dqconvert.kernels.integer.folding.fold import take_rows
 from dqconvert.ops import Memory, memory_of
 from dqconvert.quant.memo import Memo, apart
 

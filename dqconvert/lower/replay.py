@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Interpreter, Node
 from torch.utils._pytree import tree_map
 
-from dqconvert.kernels.integer.fold import fold_nodes, whole
+from dqconvert.kernels.integer.folding.fold import fold_nodes, whole
 from dqconvert.lower.evaluation import evaluation_graph
 from dqconvert.lower.module import IntegerModule
 from dqconvert.lower.places import Place, rounded_value

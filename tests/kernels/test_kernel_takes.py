@@ -14,9 +14,9 @@ from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array, strided
 from dqconvert.kernels.dropout import dropout_grad
-from dqconvert.kernels.integer.colors import have_colors_operator
+from dqconvert.kernels.integer.folding.colors import have_colors_operator
+from dqconvert.kernels.integer.folding.refine import refine_colors_operator
 from dqconvert.kernels.integer.receivers import gcn_codes_operator
-from dqconvert.kernels.integer.refine import refine_colors_operator
 from dqconvert.kernels.order import check_order
 from dqconvert.kernels.propagate import propagate_operator
 

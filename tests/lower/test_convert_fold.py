@@ -28,7 +28,7 @@ from torch_geometric.nn import (
 import dqconvert
 from dqconvert.bench.case import Case, build
 from dqconvert.errors import InputIndexError, InputShapeError, InputTypeError
-from dqconvert.kernels.integer.fold import fold_nodes
+from dqconvert.kernels.integer.folding.fold import fold_nodes
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.receivers import receiver_order
 

@@ -1,8 +1,8 @@
-"""A layer computes one row for all nodes that it cannot tell apart.
+"""Color folding, written into the graph: a layer computes one row for all nodes that it cannot tell apart.
 
-See :mod:`dqconvert.kernels.integer.fold`. Here it is written into the graph: the node features are folded where they
-come in; what is computed row by row goes on with the rows that are left; messages over the edges of the graph lead to
-the rows of the next level; whatever else reads a value gets the rows of all nodes back.
+The node features are folded where they come in. What is computed row by row goes on with the rows that are left;
+messages over the edges of the graph lead to the rows of the next level; whatever else reads a value gets the rows of
+all nodes back. The operations are in :mod:`dqconvert.kernels.integer.folding`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from dqconvert.fuse.context import reads_form
 from dqconvert.kernels.integer.finish import Finish
-from dqconvert.kernels.integer.fold import Level, fold_nodes, place_rows, take_rows
+from dqconvert.kernels.integer.folding.fold import Level, fold_nodes, place_rows, take_rows
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.lower.movers import keeps_rows

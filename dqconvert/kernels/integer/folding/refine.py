@@ -16,7 +16,7 @@ from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.threads import balanced, run
-from dqconvert.kernels.integer.colors import hash_table, mixed
+from dqconvert.kernels.integer.folding.colors import hash_table, mixed
 
 _SHORT = 64
 """Messages that are put in order by inserting them."""
@@ -57,7 +57,7 @@ def hash_messages(colors, sent, ptr, senders, hashes, start, stop):  # type: ign
 
 @loop
 def match_hashes(hashes, table, found):  # type: ignore[no-untyped-def]
-    """As :func:`dqconvert.kernels.integer.colors.match_rows`, by the hashes alone."""
+    """As :func:`dqconvert.kernels.integer.folding.colors.match_rows`, by the hashes alone."""
     mask = np.uint64(table.size - 1)
     for i in range(found.size):
         place = hashes[i] & mask
@@ -81,7 +81,7 @@ def have_messages(colors, sent, ptr, senders, found, start, stop):  # type: igno
 
 @loop
 def match_messages(colors, sent, ptr, senders, hashes, table, found):  # type: ignore[no-untyped-def]
-    """As :func:`dqconvert.kernels.integer.colors.match_rows`."""
+    """As :func:`dqconvert.kernels.integer.folding.colors.match_rows`."""
     mask = np.uint64(table.size - 1)
     one, other = np.empty(_SHORT, np.int32), np.empty(_SHORT, np.int32)
     for i in range(found.size):

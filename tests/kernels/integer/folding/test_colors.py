@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels.integer import colors as of_rows
-from dqconvert.kernels.integer import refine as of_messages
-from dqconvert.kernels.integer.colors import (
+from dqconvert.kernels.integer.folding import colors as of_rows
+from dqconvert.kernels.integer.folding import refine as of_messages
+from dqconvert.kernels.integer.folding.colors import (
     have_colors,
     have_colors_operator,
     plain_have_colors,
@@ -19,8 +19,8 @@ from dqconvert.kernels.integer.colors import (
     row_colors,
     row_colors_operator,
 )
+from dqconvert.kernels.integer.folding.refine import plain_refine_colors, refine_colors, refine_colors_operator
 from dqconvert.kernels.integer.receivers import receiver_order
-from dqconvert.kernels.integer.refine import plain_refine_colors, refine_colors, refine_colors_operator
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int16, torch.bool, torch.complex128]
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels.integer import fold as module
 from dqconvert.kernels.integer.finish import Finish
-from dqconvert.kernels.integer.fold import DEEPEST, fold_nodes, place_rows, take_rows, whole
+from dqconvert.kernels.integer.folding import fold as module
+from dqconvert.kernels.integer.folding.fold import DEEPEST, fold_nodes, place_rows, take_rows, whole
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 

@@ -21,8 +21,8 @@ from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.derived import Derived
-from dqconvert.kernels.integer.colors import have_colors, repeats, row_colors
-from dqconvert.kernels.integer.refine import refine_colors
+from dqconvert.kernels.integer.folding.colors import have_colors, repeats, row_colors
+from dqconvert.kernels.integer.folding.refine import refine_colors
 from dqconvert.kernels.order import check_order, vouch
 
 WORTH = 4
