@@ -3,7 +3,8 @@
     python examples/citation.py --root data --dataset Cora --preset int8-dq --preset int4-dq --seeds 10
 
 Per seed, a float model is trained as the papers do (Planetoid's split, row-normalized features, 200 epochs).
-Each preset then prepares a copy of it, and the loop that trained the float model fine-tunes that copy. Every
+Each preset then prepares a copy of it, and the loop that trained the float model fine-tunes that copy; with --distil
+`dqconvert.finetune` does, which learns the float model's predictions beside the labels. Every
 model is the one of its best validation epoch; the test nodes are looked at once, in evaluation mode, where
 everything is quantized. Then it is converted to an integer module, and that is tested, too.
 """
@@ -126,6 +127,21 @@ def fit(model: nn.Module, data: Data, epochs: int, lr: float) -> float:
     return best
 
 
+def distil(model: nn.Module, data: Data, preset: str, epochs: int) -> nn.Module:
+    """Returns the prepared module that learns the float model's predictions on all nodes beside the labels."""
+    return dqconvert.finetune(
+        model.eval(),
+        data,
+        preset,
+        epochs=epochs,
+        lr=0.01,
+        labels="y",
+        mask="train_mask",
+        validation="val_mask",
+        progress=False,
+    ).module
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Data, mask: Tensor) -> float:
     """Returns the percentage of the nodes in `mask` that `model` labels right in evaluation mode."""
@@ -143,7 +159,9 @@ def runs_of_seed(dataset: str, data: Data, seed: int, args: argparse.Namespace) 
         return build(data.num_features, num_classes).to(data.x.device)
 
     def run(preset: str, model: nn.Module, epochs: int) -> Run:
-        val = fit(model, data, epochs, lr)
+        return tested(preset, model, fit(model, data, epochs, lr))
+
+    def tested(preset: str, model: nn.Module, val: float) -> Run:
         test = accuracy(model, data, data.test_mask)
         integer = None if preset == "float" else accuracy(dqconvert.convert(model), data, data.test_mask)
         return Run(dataset, args.model, preset, seed, val, test, integer)
@@ -151,6 +169,11 @@ def runs_of_seed(dataset: str, data: Data, seed: int, args: argparse.Namespace) 
     model = new_model()
     runs = [run("float", model, args.float_epochs)]
     for preset in args.preset:
+        if args.distil:
+            seed_everything(seed)
+            distilled = distil(model, data, preset, args.epochs)
+            runs.append(tested(Path(preset).stem, distilled, accuracy(distilled, data, data.val_mask)))
+            continue
         start = new_model() if args.from_scratch else model
         prepared, _ = dqconvert.prepare(start, preset, (data.x, data.edge_index))
         seed_everything(seed)
@@ -209,6 +232,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, metavar="N", help=epochs)
     scratch = "train the prepared models from new weights, not from the float model's"
     parser.add_argument("--from-scratch", action="store_true", help=scratch)
+    distilled = "fine-tune with dqconvert.finetune: learn the float model's predictions on all nodes, too"
+    parser.add_argument("--distil", action="store_true", help=distilled)
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--json", action="store_true", help="print every run and the summary as JSON")
     args = parser.parse_args(argv)

@@ -26,6 +26,18 @@ def test_cora_with_one_seed(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["test_mean"] for row in printed["summary"]] == [run["test"] for run in printed["runs"]]
 
 
+@pytest.mark.skipif(not HAS_CORA, reason="DQCONVERT_DATA does not name a folder with Planetoid/Cora")
+@pytest.mark.timeout(300)
+def test_distilled_with_searched_ranges_four_bits_learn(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(Path(citation.__file__).with_name("int4-searched.toml"))
+    argv = ["--dataset", "Cora", "--seeds", "1", "--float-epochs", "40", "--epochs", "8", "--distil", "--json"]
+    citation.main([*argv, "--preset", config])
+    float_run, run = json.loads(capsys.readouterr().out)["runs"]
+    assert run["preset"] == "int4-searched"
+    assert run["test"] > float_run["test"] - 4
+    assert abs(run["test"] - run["integer"]) <= 0.2
+
+
 def test_summary_is_the_mean_over_seeds() -> None:
     found = [("float", 0, 80.0), ("int8-dq", 0, 79.0), ("float", 1, 82.0), ("int8-dq", 1, 79.0)]
     runs = [citation.Run("Cora", "GCN", preset, seed, val=test - 1, test=test) for preset, seed, test in found]
