@@ -1,4 +1,4 @@
-"""``prepare``: float module → traced graph → prepared module. Read this page first."""
+"""``prepare``: float module → trace → rewrite → fuse → prepared module. Read this page first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dqconvert.trace import trace
 
 
 class Prepared(NamedTuple):
-    """What :func:`prepare` returns.
+    """The result of :func:`prepare`.
 
     Attributes:
         module: The trainable quantized model.
@@ -76,8 +76,8 @@ def prepare(
 
     What the forward reads off its modules is followed where it is a number with a fraction (``module.alpha = 0.3``,
     items of dicts and lists, fields of settings); any other change is a ``GuardError`` that names the attribute, and so
-    is one of a constant that it reads from a global name (``ALPHA``, ``config.ALPHA``). Hooks that are registered by now
-    run; of those registered later, the ones that cannot are warned of.
+    is one of a constant that it reads from a global name (``ALPHA``, ``config.ALPHA``). Hooks that are registered by
+    now run; of those registered later, the ones that cannot are warned of.
 
     Returns:
         The prepared module and the report. The module's ``state_dict`` has every key of the float model's, and the

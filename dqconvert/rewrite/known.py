@@ -12,7 +12,7 @@ from torch_geometric.nn.conv import MessagePassing
 from dqconvert.ops import op_of
 from dqconvert.report import Entry
 from dqconvert.rewrite.connectivity import is_input
-from dqconvert.rewrite.roles import Site
+from dqconvert.rewrite.sites import Site
 from dqconvert.trace.leaves import WEIGHTED_MODULES
 
 

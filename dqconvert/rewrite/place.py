@@ -17,7 +17,7 @@ from dqconvert.report import Entry, LeftFloat
 from dqconvert.rewrite.connectivity import ancestors
 from dqconvert.rewrite.known import Known
 from dqconvert.rewrite.protect import Masks, last_of
-from dqconvert.rewrite.roles import Site
+from dqconvert.rewrite.sites import Site
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.words import kind_of
 

@@ -6,50 +6,30 @@ The words (weight, input, feature, edge_weight, message, aggregate, update) are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Graph, Node
 
-from dqconvert.ops import Op, op_of, op_of_layer, qualified_name
+from dqconvert.ops import op_of, qualified_name
 from dqconvert.rewrite.connectivity import gather, is_input
 from dqconvert.rewrite.open import call_with_weights
 from dqconvert.rewrite.signs import Signs
+from dqconvert.rewrite.sites import (
+    Grids,
+    Site,
+    keeps_grid,
+    keeps_grid_or_joins,
+    leads_from_logits,
+    moves,
+    reshapes,
+    step_above,
+)
 from dqconvert.rewrite.spaces import Level, RowSpaces
 from dqconvert.trace.note import Stage, note_of
 from dqconvert.trace.runtime import stage_output
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """A place for a quantizer.
-
-    Attributes:
-        role: The role of the value there.
-        value: The node whose value is quantized.
-        user: The one node that sees the quantized value; ``None`` if all users do.
-        module: Path of the module that the quantizer belongs to.
-        op: Qualified name of the operation that gives the value its role, as rules match it.
-        level: What one row of the value belongs to.
-        row_dim: The dimension of the rows.
-        protected: Whether protected rows pass in full precision here.
-        nonnegative: Whether the value cannot be negative.
-        source: File and line.
-    """
-
-    role: str
-    value: Node
-    user: Node | None
-    module: str
-    op: str
-    level: Level
-    row_dim: int
-    protected: bool
-    nonnegative: bool
-    source: str
 
 
 class Roles:
@@ -69,7 +49,7 @@ class Roles:
         self.islands = islands
         self.signs = Signs(root)
         self.sites: list[Site] = []
-        self._on: dict[Node, Site] = {}
+        self._grids = Grids(root)
 
     def find(self) -> list[Site]:
         """Returns all sites, in the order in which the graph computes their values."""
@@ -133,7 +113,7 @@ class Roles:
             self._add("message", node, op=node)
         elif stage is Stage.AGGREGATE:
             self._add("aggregate", node, op=node)
-        elif stage is Stage.LAYER and self._grid(value, _reshapes) is None:
+        elif stage is Stage.LAYER and self._grids.of(value, reshapes) is None:
             self._add("update", node, op=node)
 
     def _edge_factor(self, node: Node, left: Node, right: Node) -> None:
@@ -143,9 +123,9 @@ class Roles:
         factor = self._factor(left, right)
         if factor is None:
             return
-        base = self._through(factor, _reshapes)
-        if self._grid(base, keeps_grid) is None and self.rows.level(base) is Level.EDGE:
-            self._add("edge_weight", base, user=node if base is factor else self._step_above(factor, base), op=node)
+        base = self._grids.through(factor, reshapes)
+        if self._grids.of(base, keeps_grid) is None and self.rows.level(base) is Level.EDGE:
+            self._add("edge_weight", base, user=node if base is factor else step_above(factor, base), op=node)
 
     def _factor(self, left: Node, right: Node) -> Node | None:
         """Returns the operand that weights the other: the one of the graph alone, the squashed or the smaller one."""
@@ -159,15 +139,15 @@ class Roles:
 
     def _is_coefficient(self, node: Node) -> bool:
         """True if a value came out of a squashing function, and was only moved or dropped out since."""
-        return op_of(self._through(node, keeps_grid)).squashes
+        return op_of(self._grids.through(node, keeps_grid)).squashes
 
     def _softmax(self, node: Node) -> None:
         """Adds a site for attention logits: they are features, quantized before their nonlinearity."""
         value = node.args[0] if node.args else None
         if not isinstance(value, Node) or note_of(node).stage not in (Stage.MESSAGE, Stage.EDGE_UPDATE):
             return
-        logit = self._through(value, _leads_from_logits)
-        if self._grid(logit, keeps_grid) is None and not is_input(logit):
+        logit = self._grids.through(value, leads_from_logits)
+        if self._grids.of(logit, keeps_grid) is None and not is_input(logit):
             self._add("feature", logit, op=node)
 
     def _whole(self, node: Node) -> None:
@@ -192,19 +172,19 @@ class Roles:
     # -- adding sites ----------------------------------------------------------------------------------------------
 
     def _add_input(self, value: Node, user: Node) -> None:
-        if self._grid(value, _keeps_grid_or_joins) is None:
+        if self._grids.of(value, keeps_grid_or_joins) is None:
             self._add("input", value, user=user, op=user)
 
     def _add_weight(self, weight: Node, user: Node) -> None:
         """Adds a site on a parameter that is only reshaped or picked from on its way, else on what it becomes."""
-        base = self._through(weight, _moves)
+        base = self._grids.through(weight, moves)
         place = base if base.op == "get_attr" else weight
-        if place not in self._on:
+        if place not in self._grids:
             owner = str(place.target).rpartition(".")[0] if place.op == "get_attr" else note_of(user).module
             self._add("weight", place, op=user, module=owner)
 
     def _add(self, role: str, value: Node, *, op: Node, user: Node | None = None, module: str | None = None) -> None:
-        if value in self._on and user is None:
+        if value in self._grids and user is None:
             return
         level = Level.PARAMETER if role == "weight" else self.rows.level(value)
         site = Site(
@@ -222,7 +202,7 @@ class Roles:
         )
         self.sites.append(site)
         if user is None:
-            self._on[value] = site
+            self._grids.add(site)
 
     # -- walking the graph -----------------------------------------------------------------------------------------
 
@@ -234,64 +214,6 @@ class Roles:
         for position in op_of(node).weighted:
             if position < len(arguments):
                 yield arguments[position]
-
-    def _through(self, node: Node, sees_through: Callable[[Op], bool]) -> Node:
-        """Returns the value that ``node`` shows, seen through operations that change it in no way that counts."""
-        while node not in self._on and self._passes(node, sees_through):
-            step = node.args[0]
-            assert isinstance(step, Node)
-            node = step
-        return node
-
-    def _step_above(self, node: Node, base: Node) -> Node:
-        """Returns the first operation after ``base`` on the way to ``node``."""
-        while node.args[0] is not base:
-            step = node.args[0]
-            assert isinstance(step, Node)
-            node = step
-        return node
-
-    def _passes(self, node: Node, sees_through: Callable[[Op], bool]) -> bool:
-        if node.op == "call_module":
-            op = op_of_layer(self.root.get_submodule(str(node.target)), subclasses=True)
-            passes = op.identity or (op.drops and sees_through(op))
-        else:
-            marker = node.target is stage_output and note_of(node).stage is not Stage.MESSAGE
-            passes = marker or sees_through(op_of(node))
-        return passes and bool(node.args) and isinstance(node.args[0], Node) and not is_input(node)
-
-    def _grid(self, node: Node, sees_through: Callable[[Op], bool]) -> Site | None:
-        """Returns the quantizer whose grid the value is already on; ``None`` if it is on none."""
-        node = self._through(node, sees_through)
-        if node in self._on:
-            return self._on[node]
-        op = op_of(node)
-        if op.joins and sees_through(op) and node.args and isinstance(node.args[0], tuple | list):
-            grids = [self._grid(part, sees_through) if isinstance(part, Node) else None for part in node.args[0]]
-            return grids[0] if grids and all(grid is grids[0] for grid in grids) else None
-        return None
-
-
-def keeps_grid(op: Op) -> bool:
-    """Returns True if a quantized value stays on its grid through an operation."""
-    return op.keeps_grid
-
-
-def _keeps_grid_or_joins(op: Op) -> bool:
-    return op.keeps_grid or op.joins
-
-
-def _moves(op: Op) -> bool:
-    return op.keeps_grid and not op.drops
-
-
-def _reshapes(op: Op) -> bool:
-    return op.reshapes
-
-
-def _leads_from_logits(op: Op) -> bool:
-    """Returns True for what may stand between an attention logit and its softmax."""
-    return op.activation or op.reshapes or (op.drops and op.keeps_grid)
 
 
 def _sizes(node: Node) -> list[tuple[int, ...]]:
