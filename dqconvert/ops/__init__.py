@@ -40,7 +40,7 @@ imported for them either.
 
 from dqconvert.ops.nodes import OPERATORS, argument, memory_of, op_name, op_of, qualified_name, writes
 from dqconvert.ops.record import OURS, PYG, TORCH, InPlace, Memory, Moves, Op, Sign
-from dqconvert.ops.table import ALIASES, OPS, op_named, op_of_function, op_of_layer, package_of
+from dqconvert.ops.table import ALIASES, OPS, layers_of, op_named, op_of_function, op_of_layer, package_of
 
 __all__ = [
     "ALIASES",
@@ -55,6 +55,7 @@ __all__ = [
     "Op",
     "Sign",
     "argument",
+    "layers_of",
     "memory_of",
     "op_name",
     "op_named",

@@ -27,7 +27,14 @@ def _recurrent(x: Any, input_weights: Any, hidden_weights: Any, *_: Any) -> int:
 
 
 PRODUCTS = (
-    _product("linear", (0, 1), parameters=("input", "weight", "bias"), by_position=("bias",), memory=Memory.OWN),
+    _product(
+        "linear",
+        (0, 1),
+        modules=("torch.nn.Linear", "torch_geometric.nn.Linear"),
+        parameters=("input", "weight", "bias"),
+        by_position=("bias",),
+        memory=Memory.OWN,
+    ),
     _product(
         "matmul",
         (0, 1),
@@ -41,15 +48,30 @@ PRODUCTS = (
     ),
     _product("addmm", (1, 2), memory=Memory.OWN),
     _product("baddbmm", (1, 2)),
-    _product("bilinear", (0, 1, 2)),
+    _product("bilinear", (0, 1, 2), modules=("torch.nn.Bilinear",)),
     _product("conv1d", (0, 1)),
     _product("conv2d", (0, 1)),
     _product("conv3d", (0, 1)),
-    _product("embedding", (0, 1), parameters=("input", "weight", "padding_idx", "max_norm"), row_by_row=1),
+    _product(
+        "embedding",
+        (0, 1),
+        modules=("torch.nn.Embedding",),
+        parameters=("input", "weight", "padding_idx", "max_norm"),
+        row_by_row=1,
+    ),
+    _product("embedding_bag", modules=("torch.nn.EmbeddingBag",)),
     _product("einsum"),  # its factors are all of its tensors; without a sum it may return a view
     _product("spmm", columns_last=True),
-    *map(_product, ("addmv", "addbmm", "tensordot", "inner", "embedding_bag", "segment_matmul", "grouped_matmul")),
+    *map(_product, ("addmv", "addbmm", "tensordot", "inner", "segment_matmul", "grouped_matmul")),
     *map(_product, ("chain_matmul", "multi_dot", "kron", "hspmm", "sspaddmm")),
+)
+
+# Layers that are no one function: their weights are seen, and nothing else inside.
+WEIGHTED_LAYERS = (
+    _product("convolution", modules=("torch.nn.modules.conv._ConvNd",)),
+    _product("recurrent", modules=("torch.nn.RNNBase", "torch.nn.RNNCellBase")),
+    _product("multi_head_attention", modules=("torch.nn.MultiheadAttention",)),
+    _product("hetero_linear", modules=("torch_geometric.nn.HeteroLinear", "torch_geometric.nn.HeteroDictLinear")),
 )
 
 REDUCTIONS = (
@@ -88,4 +110,4 @@ SCATTERS = (
 
 NORMS = (Op("batch_norm", modules=("torch.nn.BatchNorm1d", "torch_geometric.nn.BatchNorm")),)
 
-SUMS = PRODUCTS + REDUCTIONS + SCATTERS + NORMS
+SUMS = PRODUCTS + WEIGHTED_LAYERS + REDUCTIONS + SCATTERS + NORMS

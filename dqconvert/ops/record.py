@@ -94,8 +94,8 @@ class Op:
         package: Whose it is: ``"torch"``, ``"torch_geometric"``, or ``"dqconvert"``.
         aliases: Other names that torch has for it; the same operation, bit for bit. The tracer records the first name.
         variants: Names of other functions that passes need not tell from it (``mm`` and ``bmm`` from ``matmul``).
-        modules: Layers that compute it and nothing else, as ``"torch.nn.ReLU"``. Exactly these classes: a subclass may
-            do something else.
+        modules: Layers that compute it and nothing else, as ``"torch.nn.ReLU"``. A subclass may do something else: who
+            asks says whether it counts.
         parameters: The names of its parameters in order, for calls that pass them by position.
 
         as_method: Whether the tracer records a call of the function as one of the tensor's method.

@@ -102,6 +102,16 @@ def _layers() -> Mapping[type, Op]:
     return found
 
 
+def layers_of(holds: Callable[[Op], bool]) -> tuple[Any, ...]:
+    """The classes of layers whose record says something.
+
+    Example:
+        >>> [layer.__name__ for layer in layers_of(lambda op: op.reduces == "max")]
+        ['MaxAggregation']
+    """
+    return tuple(layer for layer, op in _layers().items() if holds(op))
+
+
 def op_of_layer(layer: object, subclasses: bool = False) -> Op:
     """The record of what a layer computes; one that says nothing if none is known.
 
@@ -112,7 +122,7 @@ def op_of_layer(layer: object, subclasses: bool = False) -> Op:
     Example:
         >>> from torch import nn
         >>> op_of_layer(nn.ReLU()).name, op_of_layer(nn.Linear(1, 1)).name
-        ('relu', 'Linear')
+        ('relu', 'linear')
     """
     kinds = type(layer).__mro__ if subclasses else (type(layer),)
     found = next((op for kind in kinds if (op := _layers().get(kind)) is not None), None)

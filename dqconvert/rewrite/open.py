@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torch_geometric.nn
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from dqconvert.ops import op_of_layer
 from dqconvert.trace.leaves import WEIGHTED_MODULES, has_hooks
 from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.parts import AS_IT_IS, Part
@@ -47,7 +47,7 @@ def open_leaves(graph: Graph, root: nn.Module) -> None:
         renormalizes = getattr(module, "max_norm", None) is not None  # an embedding that changes its table
         if not isinstance(module, WEIGHTED_MODULES) or has_hooks(module) or renormalizes:
             continue
-        opener = next((fn for kind, fn in _OPENERS.items() if isinstance(module, kind)), _open_whole)
+        opener = _OPENERS.get(op_of_layer(module, subclasses=True).name, _open_whole)
         with graph.inserting_before(node):
             opened = opener(_Leaf(graph, node, module, reads))
         annotate(opened, note_of(node))
@@ -115,8 +115,9 @@ def _open_whole(leaf: _Leaf) -> Node:
     return leaf.graph.call_function(call_with_weights, (whole, weights, *leaf.node.args), dict(leaf.node.kwargs))
 
 
-_OPENERS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[_Leaf], Node]] = {
-    (nn.Linear, torch_geometric.nn.Linear): _open_linear,
-    nn.Bilinear: _open_bilinear,
-    nn.Embedding: _open_embedding,
+_OPENERS: dict[str, Callable[[_Leaf], Node]] = {
+    "linear": _open_linear,
+    "bilinear": _open_bilinear,
+    "embedding": _open_embedding,
 }
+"""By the operation that a layer computes."""

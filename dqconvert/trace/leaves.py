@@ -20,21 +20,10 @@ from torch import nn
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.conv import MessagePassing
 
+from dqconvert.ops import layers_of
 from dqconvert.trace.names import module_of
 
-WEIGHTED_MODULES: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Bilinear,
-    nn.Embedding,
-    nn.EmbeddingBag,
-    nn.modules.conv._ConvNd,
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.MultiheadAttention,
-    torch_geometric.nn.Linear,
-    torch_geometric.nn.HeteroLinear,
-    torch_geometric.nn.HeteroDictLinear,
-)
+WEIGHTED_MODULES: tuple[type[nn.Module], ...] = layers_of(lambda op: op.product)
 """Modules that multiply by a parameter matrix. A module that holds one is traced into, never kept whole."""
 
 _PYG_LEAVES: tuple[type[nn.Module], ...] = (

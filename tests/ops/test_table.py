@@ -9,6 +9,7 @@ import operator
 import pytest
 import torch
 import torch.nn.functional as F
+import torch_geometric.nn
 from torch import nn
 
 import dqconvert
@@ -23,6 +24,7 @@ from dqconvert.ops import (
     Moves,
     Op,
     Sign,
+    layers_of,
     op_named,
     op_of,
     op_of_function,
@@ -96,7 +98,10 @@ FURTHER = {
 NOT_CALLED = ("cuda", "indices", "values", "identity", "alias", "imag")
 """Where there is no such device, or no such tensor here: sparse, or complex."""
 
-OF_OTHERS = ("getattr", "item", "set_grad_enabled", "identity", "segment_matmul", "grouped_matmul")
+OF_OTHERS = (
+    *("convolution", "recurrent", "multi_head_attention", "hetero_linear"),
+    *("getattr", "item", "set_grad_enabled", "identity", "segment_matmul", "grouped_matmul"),
+)
 """Names of Python's builtins, of pyg-lib, and of what only layers compute."""
 
 
@@ -296,6 +301,12 @@ def test_in_place_variants_return_what_their_namesakes_return(op):
     method = getattr(torch.Tensor, f"{op.name}_", None)
     if method is not None:
         assert same(method(numbers(op), *further), call(op, numbers(op)))
+
+
+def test_weighted_layers():
+    torchs = (nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+    pygs = (torch_geometric.nn.Linear, torch_geometric.nn.HeteroLinear, torch_geometric.nn.HeteroDictLinear)
+    assert set(layers_of(lambda op: op.product)) == {*torchs, *pygs, nn.modules.conv._ConvNd}
 
 
 def test_an_embedding_takes_row_by_row():
