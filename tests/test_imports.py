@@ -120,7 +120,7 @@ OTHER_STYLES = re.compile(
 )
 UNSAID = re.compile(r"(What|Whether|Where|Which|How)\b")
 
-NOT_YET = frozenset(("lower", "trace"))
+NOT_YET = frozenset(("lower",))
 """Rooms with docstrings that are still of another style; a room leaves the list with its last one."""
 
 

@@ -22,7 +22,7 @@ _SPARSE = {
 
 
 def is_sparse(value: Any) -> bool:
-    """Whether a value is a ``torch.sparse`` matrix; its entries may be vectors.
+    """Returns True for a ``torch.sparse`` matrix; its entries may be vectors.
 
     Example:
         >>> is_sparse(torch.eye(2).to_sparse_csr()), is_sparse(torch.ones(2, 2, 3).to_sparse_coo())
@@ -32,7 +32,7 @@ def is_sparse(value: Any) -> bool:
 
 
 def edge_index_of(value: Tensor) -> Tensor:
-    """The ``[2, E]`` source and target nodes of a connectivity in any form.
+    """Returns the ``[2, E]`` source and target nodes of a connectivity in any form.
 
     Example:
         >>> edge_index_of(torch.tensor([[0.0, 2.0], [0.0, 0.0]]).to_sparse_csr())
@@ -49,7 +49,7 @@ def edge_index_of(value: Tensor) -> Tensor:
 
 
 def plain_connectivity(value: Any) -> Any:
-    """A connectivity as a graph takes it: an ``EdgeIndex`` as the tensor in it, a CSC matrix as CSR.
+    """Returns a connectivity as a graph takes it: an ``EdgeIndex`` as the tensor in it, a CSC matrix as CSR.
 
     The rewritten layers make their messages visible, so PyG's fused products, which want those forms, do not apply.
 
@@ -65,7 +65,7 @@ def plain_connectivity(value: Any) -> Any:
 
 
 def with_visible_messages(value: Any) -> Any:
-    """A connectivity in the form in which PyG's layers compute messages, with all that it knows of its size.
+    """Returns a connectivity in the form in which PyG's layers compute messages, with all that it knows of its size.
 
     Example:
         >>> with_visible_messages(EdgeIndex([[0, 1], [0, 0]], sparse_size=(2, 1), sort_order="col")).sort_order
@@ -76,7 +76,7 @@ def with_visible_messages(value: Any) -> Any:
 
 
 def edge_sizes(edge_index: Tensor, known: tuple[bool, bool]) -> tuple[int | None, int | None]:
-    """The numbers of source and of target nodes that an ``EdgeIndex`` knows.
+    """Returns the numbers of source and of target nodes that an ``EdgeIndex`` knows.
 
     Args:
         edge_index: The connectivity.
@@ -101,7 +101,7 @@ def edge_sizes(edge_index: Tensor, known: tuple[bool, bool]) -> tuple[int | None
 def edge_product(
     edge_index: Tensor, other: Tensor, values: Tensor | None = None, reduce: str = "sum", transpose: bool = False
 ) -> Tensor:
-    """The product of an ``EdgeIndex`` with features, as :meth:`torch_geometric.EdgeIndex.matmul` computes it.
+    """Returns the product of an ``EdgeIndex`` with features, as :meth:`torch_geometric.EdgeIndex.matmul` computes it.
 
     Raises:
         GuardError: If it is no ``EdgeIndex``, or not in the order that the product was traced with.
@@ -120,7 +120,7 @@ def edge_product(
 
 
 def size_of(value: Tensor) -> tuple[int | None, int | None]:
-    """The numbers of source and of target nodes of a connectivity, as far as it knows them.
+    """Returns the numbers of source and of target nodes of a connectivity, as far as it knows them.
 
     Example:
         >>> size_of(torch.ones(2, 3).to_sparse_csr()), size_of(torch.zeros(2, 5, dtype=torch.long))
@@ -132,7 +132,7 @@ def size_of(value: Tensor) -> tuple[int | None, int | None]:
 
 
 def targets_of(value: Tensor) -> Tensor:
-    """The receiving node of every edge of a sparse adjacency.
+    """Returns the receiving node of every edge of a sparse adjacency.
 
     Example:
         >>> targets_of(torch.eye(2).to_sparse_coo())
@@ -142,7 +142,7 @@ def targets_of(value: Tensor) -> Tensor:
 
 
 def with_edges(value: Tensor, edge_index: Tensor, entries: Tensor, size: tuple[int, int]) -> Tensor:
-    """A sparse adjacency like ``value`` with other edges; ``entries`` are the values of the matrix.
+    """Returns a sparse adjacency like ``value`` with other edges; ``entries`` are the values of the matrix.
 
     Args:
         size: Number of source and of target nodes.
@@ -151,5 +151,5 @@ def with_edges(value: Tensor, edge_index: Tensor, entries: Tensor, size: tuple[i
 
 
 def entries_of(value: Tensor) -> Tensor:
-    """The values of a sparse adjacency, in the order of :func:`edge_index_of`."""
+    """Returns the values of a sparse adjacency, in the order of :func:`edge_index_of`."""
     return value._values() if value.layout == torch.sparse_coo else value.to_sparse_coo()._values()

@@ -1,4 +1,4 @@
-"""What a forward reads off its modules, and what it sets there, while it is recorded.
+"""The attributes that a forward reads and sets while it is recorded.
 
 A float is followed: the graph reads the attribute whenever it runs. Everything else decides what the graph looks like;
 which attributes those are goes with the graph (:mod:`.unchanged`), and a change is an error. What a forward sets is
@@ -53,12 +53,12 @@ class Stateful(Exception):  # noqa: N818  (a signal to the driver of the recordi
 
 
 def words_of(key: Read) -> str:
-    """The path of an attribute."""
+    """Returns the path of an attribute, as in ``"convs.0.alpha"``."""
     return f"{key[0]}.{key[1][0][1]}".lstrip(".")
 
 
 class NodeWriter(Protocol):
-    """What :class:`Attributes` asks of the recording that it belongs to: see :class:`dqconvert.trace.writer.Writer`."""
+    """The recording that :class:`Attributes` writes to: see :class:`dqconvert.trace.writer.Writer`."""
 
     graph: Graph
     modules: dict[int, str]
@@ -122,7 +122,7 @@ class Attributes:
                 self._note((path, (("attr", name),)), "value")
 
     def attribute(self, module: nn.Module, name: str, value: Any) -> Any:
-        """What the reading of a plain attribute gives to recorded code."""
+        """Returns what recorded code gets when it reads a plain attribute."""
         path = self._path(module, name)
         if path is None:
             return value
@@ -150,7 +150,7 @@ class Attributes:
             self._note((path, (("attr", name),)), "absent")
 
     def value(self, key: Read, value: Any) -> Any:
-        """What recorded code sees of a value that was read, at any depth."""
+        """Returns what recorded code gets for a value that it read, at any depth."""
         if self._began(key, self._set) or isinstance(value, Seen | Traced | Tensor | nn.Module):
             return value
         if self._began(key, self._changed):
@@ -178,7 +178,7 @@ class Attributes:
             self._note(key, kind)
 
     def of(self, *numbers: Any) -> str:
-        """The attributes that numbers were made of, in words; ``""``: of none, or of sizes, too."""
+        """Returns the attributes that numbers were computed from, in words; ``""`` if from none, or also from sizes."""
         names = {node: words(key) for key, node in self._nodes.items()}
         found, pending = [], [number.node for number in numbers if isinstance(number, Traced)]
         while pending:
@@ -192,7 +192,7 @@ class Attributes:
         return " and ".join(dict.fromkeys(found))
 
     def node(self, key: Read) -> Node:
-        """The node that reads an attribute, or a part of one."""
+        """Returns the node that reads an attribute, or a part of one."""
         if key not in self._nodes:
             path, steps = key
             kind, name = steps[-1]
@@ -220,7 +220,7 @@ class Attributes:
             object.__setattr__(value, "__class__", kind)
 
     def _path(self, module: nn.Module, name: str) -> str | None:
-        """The path of a module, if its attribute of that name may be the user's."""
+        """Returns the path of a module, if its attribute of that name may be the user's."""
         if name in _TORCH or name in _BRACKETED or name.startswith("_cached") or name.endswith("_hooks"):
             return None
         path = self.writer.modules.get(id(module))
@@ -235,7 +235,7 @@ class Attributes:
 
     @staticmethod
     def _began(key: Read, among: set[Read]) -> bool:
-        """Whether an attribute is, or is part of, one of some."""
+        """Returns True if an attribute is, or is part of, one in a set."""
         return bool(among) and any((key[0], key[1][:end]) in among for end in range(1, len(key[1]) + 1))
 
     # -- setting ---------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ class Attributes:
         return any(other == key and kind not in ("some", "number") for other, kind in self.reads)
 
     def _may_set(self, key: Read, before: Any, value: Any) -> bool:
-        """Whether the graph may set what it has read before."""
+        """Returns True if the graph may set an attribute that it has read before."""
         if isinstance(literal(value), ATOMS) and type(value) is type(before) and plain(value) == plain(before):
             return False  # to what it is
         if isinstance(before, int) and isinstance(value, int) and not isinstance(before, bool):

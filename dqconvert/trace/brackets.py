@@ -110,13 +110,13 @@ class Brackets:
         return run
 
     def _multiplies(self, layer: Any, edge_index: Any) -> bool:
-        """Whether the layer computes a product over such a connectivity, if it may."""
+        """Returns True if the layer computes a sparse product over such a connectivity when it may."""
         given = self.writer.given(edge_index)
         sorted_edges = isinstance(given, EdgeIndex) and layer.SUPPORTS_FUSED_EDGE_INDEX and given.is_sorted_by_col
         return is_sparse(given) or bool(sorted_edges)
 
     def _sizes(self, edge_index: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What an ``EdgeIndex`` tells a layer that has features on one side alone: ``(x, None)``."""
+        """Returns the sizes of an ``EdgeIndex`` for a layer that has features on one side alone: ``(x, None)``."""
         given = self.writer.given(edge_index)
         one_sided = any(
             isinstance(value, tuple | list) and any(side is None for side in value)
@@ -132,7 +132,7 @@ class Brackets:
         return {"size": self.writer.bind(sizes, node)}
 
     def _product(self, layer: Any, method: Callable[..., Any], edge_index: Tensor, args: Any, kwargs: Any) -> Any:
-        """What the layer computes where PyG has its way: one product."""
+        """Computes the layer as PyG would: with one sparse product."""
         layer.fuse = True
         self.writer.stage.append(Stage.PRODUCT)
         try:
@@ -153,7 +153,7 @@ class Brackets:
 
 
 def mark(writer: Writer, result: Any, stage: Stage) -> Any:
-    """A node of its own for what a stage returns, also where it returns its input."""
+    """Returns a stage's result with a node of its own, also where the stage returns its input."""
     if isinstance(result, Tensor):
         if not result.is_floating_point() or not writer.representable(result):
             return result

@@ -46,16 +46,16 @@ _NAMES = {"axis": "dim", "keepdims": "keepdim", "x2": "other"}
 """NumPy's names of parameters, which torch takes as well."""
 
 _FIRST = frozenset(("input", "x", "a", "x1", "self"))
-"""Names of the first parameter, likewise."""
+"""Names that torch's functions take for their first parameter."""
 
 
 def normal_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """The normal form of a call of one of torch's functions or methods.
+    """Returns the normal form of a call of one of torch's functions or methods.
 
     Args:
         func: As ``__torch_function__`` gets it.
         args: Its arguments, tensors and all.
-        kwargs: Likewise.
+        kwargs: Its keyword arguments.
 
     Example:
         >>> x = torch.ones(2, 3)
@@ -95,7 +95,7 @@ def normal_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
 
 def plain_index(index: Any) -> Any:
-    """An index without what says nothing: ``x[i, :]`` is ``x[i]``.
+    """Returns an index without trailing full slices: ``x[i, :]`` is ``x[i]``.
 
     Example:
         >>> plain_index((0, slice(None), ...)), plain_index((slice(None), 0)), plain_index(...)
@@ -109,7 +109,7 @@ def plain_index(index: Any) -> Any:
 
 
 def bind_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """The normal form of the arguments of a Python function, or of a module's ``forward``.
+    """Returns the normal form of the arguments of a Python function, or of a module's ``forward``.
 
     Example:
         >>> bind_call(nn.Linear(2, 2).forward, (), {"input": 1})
@@ -127,8 +127,7 @@ def bind_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 
 
 def _target(func: Any) -> tuple[Any, Any]:
-    """The function, or the name of the method, under the name that it is known by; and by which its arguments have
-    their names."""
+    """Returns a function, or a method's name, under its usual name, and the function that names its arguments."""
     # Functions are equal where they are one in C: `torch.mm`, `torch.spmm` and `torch.dsmm` are.
     return _target_of(torch.mm if func == torch.mm else func, getattr(func, "__name__", ""))
 
@@ -152,7 +151,7 @@ def _alias(name: str) -> str:
 
 
 def _of_aten(func: Any) -> tuple[Any, Any]:
-    """Of one of ``torch.ops.aten``: torch's own function, or its method; else the operator itself."""
+    """Returns torch's own function or method for one of ``torch.ops.aten``; else the operator itself."""
     packet = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
     space, _, name = str(packet._qualified_op_name).rpartition("::")
     if space != "aten":
@@ -182,7 +181,7 @@ def _stacked(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call
 
 
 def _embedding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """``torch.embedding(weight, indices)`` as ``torch.nn.functional.embedding(indices, weight)``."""
+    """Turns ``torch.embedding(weight, indices)`` into ``torch.nn.functional.embedding(indices, weight)``."""
     padding = kwargs.get("padding_idx", -1)
     given: dict[str, Any] = {name: value for name, value in kwargs.items() if name != "padding_idx"}
     given["padding_idx"] = None if padding == -1 else padding
@@ -239,7 +238,7 @@ def _bind_python(signature: inspect.Signature, args: tuple[Any, ...], kwargs: di
 
 @functools.lru_cache(maxsize=4096)
 def _builtin_name(function: Any) -> str:
-    """The name of the operator that a function of torch is; ``""`` if it is none, or is written in Python."""
+    """Returns the name of the operator that a function of torch is; ``""`` if it is none, or is written in Python."""
     name = str(_find_builtin(function) or "")
     return name.removeprefix("aten::") if name.startswith("aten::") and not inspect.isfunction(function) else ""
 
@@ -279,7 +278,7 @@ def _schemas(name: str) -> tuple[_Schema, ...]:
 
 
 def _bind_schema(schema: _Schema, args: tuple[Any, ...], kwargs: dict[str, Any], method: bool) -> Arguments | None:
-    """The arguments by the parameters of one schema; ``None`` if it is not the one."""
+    """Binds arguments to the parameters of one schema; returns ``None`` if they do not fit it."""
     parameters = schema.parameters
     if method and (not parameters or parameters[0].name != "self"):
         return None
@@ -322,7 +321,7 @@ def _bind_schema(schema: _Schema, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def _one(parameter: _Parameter, value: Any) -> Any:
-    """A list of one dimension as that dimension."""
+    """Returns a list of one dimension as that dimension."""
     single = parameter.N == 1 and _takes_ints(parameter) and isinstance(value, tuple | list) and len(value) == 1
     return value[0] if single else value
 
@@ -337,7 +336,7 @@ def _takes_ints(parameter: _Parameter) -> bool:
 
 
 def _fits(parameter: _Parameter, value: Any) -> bool:
-    """Whether a parameter takes a value, as far as that tells schemas apart."""
+    """Returns True if a parameter takes a value, as far as that tells schemas apart."""
     kind = parameter.type
     if kind.startswith("Optional["):
         if value is None:

@@ -1,4 +1,4 @@
-"""Checks that what a forward reads off its modules is what it was when it was recorded."""
+"""Checks that what a forward reads is what it was when the forward was recorded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _THEN = "when the model was prepared"
 
 
 class Check:
-    """Compares the modules under a root with what a graph holds for.
+    """Checks that the modules under a root are what they were when a graph was recorded.
 
     What is compared by identity, or with a copy, a module keeps among its attributes: so it is copied together with
     what it is compared with.
@@ -67,7 +67,7 @@ class Check:
 
 
 def _with_lists(root: nn.Module, entries: list[Entry]) -> Iterator[Entry]:
-    """The entries, and one for each list of modules that modules are called of."""
+    """Yields the entries, and one for each list of modules of which some are called."""
     holders: dict[str, None] = {}
     for entry in entries:
         path = entry.path
@@ -82,7 +82,7 @@ def _with_lists(root: nn.Module, entries: list[Entry]) -> Iterator[Entry]:
 
 
 def _kept(root: nn.Module, entry: Entry) -> Any:
-    """What an object is compared with."""
+    """Returns what an object will be compared with."""
     if entry.kind not in ("object", "equal", "class"):
         return None
     found = reached(root, entry.path, entry.steps)
@@ -92,12 +92,12 @@ def _kept(root: nn.Module, entry: Entry) -> Any:
 
 
 def _has_parts(module: nn.Module, parts: frozenset[str]) -> bool:
-    """Whether a module has its parts still, and a list of modules no others."""
+    """Returns True if a module still has its parts, and a list of modules no others."""
     return module._modules.keys() == parts if isinstance(module, LISTS) else module._modules.keys() >= parts
 
 
 def _change(root: nn.Module, entry: Entry, known: Any) -> str | None:
-    """What changed, in words; ``None``: nothing."""
+    """Returns what changed, in words; ``None`` if nothing did."""
     path, steps, kind, was = entry
     if kind == "global":
         found = vars(sys.modules[path]).get(steps[0][1], MISSING) if path in sys.modules else was

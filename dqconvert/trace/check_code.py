@@ -1,4 +1,4 @@
-"""The check of what must stay, as code that takes a few microseconds."""
+"""Generates the check of what a forward reads, as code that takes a few microseconds."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NUMBERS = frozenset((int, float, bool, *(kind for kind in np.sctypeDict.values()
 
 
 def is_large(value: Any) -> bool:
-    """Whether a value is an array that is too large to be compared in every forward."""
+    """Returns True for an array that is too large to be compared in every forward."""
     return isinstance(value, np.ndarray) and value.nbytes > 1 << 12
 
 
 def same(value: Any, known: Any) -> bool:
-    """Whether a collection holds what it held; of a large array, whether it is the same."""
+    """Returns True if a collection holds what it held; for a large array, if it is the same object."""
     if value is known:
         return True
     if isinstance(known, np.ndarray):
@@ -33,12 +33,12 @@ def same(value: Any, known: Any) -> bool:
 
 
 def never(root: Any, objects: Any) -> bool:
-    """What is generated where something has changed already."""
+    """Returns False: stands in where something has changed already."""
     return False
 
 
 def generate(root: nn.Module, entries: Iterable[Entry], *, whole: bool) -> Callable[[Any, Any], bool]:
-    """A function of the root, and of the objects kept, that says whether everything is as it is now.
+    """Generates a function of the root and of the kept objects that returns True if everything is as it is now.
 
     It says no as well where a module has got more attributes or parts: one may be a method that hides its class's.
 
@@ -86,7 +86,7 @@ class _Plain:
         return f"{self.constant(sys.modules[entry.path])}.{entry.steps[0][1]} == {self.constant(entry.value)}"
 
     def condition(self, entry: Entry, module: nn.Module, owner: str) -> str:
-        """The condition of an entry; ``""``: none."""
+        """Returns the condition of an entry as code; ``""`` if there is none."""
         kind, was = entry.kind, entry.value
         if kind in ("none", "some"):
             return f"{self.registered(owner, module, entry)} is {'' if kind == 'none' else 'not '}None"
@@ -102,7 +102,7 @@ class _Plain:
         return ""
 
     def module(self, path: str) -> str:
-        """The variable that holds a module."""
+        """Returns the name of the variable that holds a module."""
         if path not in self.modules:
             self.modules[path] = f"m{len(self.modules)}"
             steps = "".join(f"._modules[{part!r}]" for part in path.split(".") if part)
@@ -110,7 +110,7 @@ class _Plain:
         return self.modules[path]
 
     def registered(self, owner: str, module: nn.Module, entry: Entry) -> str:
-        """What reads a parameter, a buffer or a submodule that may not be there."""
+        """Returns code that reads a parameter, a buffer or a submodule that may be absent."""
         name = str(entry.steps[0][1])
         for table in ("_parameters", "_buffers", "_modules"):
             if name in vars(module)[table]:
@@ -118,16 +118,16 @@ class _Plain:
         return self.attribute(owner, module, name)
 
     def attribute(self, owner: str, module: nn.Module, name: str) -> str:
-        """What reads an attribute of a module."""
+        """Returns code that reads an attribute of a module."""
         return f"{owner}.{name}"
 
     def value(self, owner: str, module: nn.Module, steps: tuple[Step, ...]) -> str:
-        """What reads a value of a module, or a part of one."""
+        """Returns code that reads a value of a module, or a part of one."""
         text = self.attribute(owner, module, str(steps[0][1]))
         return text + "".join(f".{name}" if kind == "attr" else f"[{name!r}]" for kind, name in steps[1:])
 
     def constant(self, value: Any) -> str:
-        """The variable that holds a value."""
+        """Returns the name of the variable that holds a value."""
         name = f"k{len(self.constants)}"
         self.constants[name] = value
         return name

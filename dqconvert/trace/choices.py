@@ -22,7 +22,7 @@ from dqconvert.trace.values import Untraceable
 def choices_among(
     interception: Interception, inputs: Inputs, method: str, kept: frozenset[str], graph: Graph
 ) -> dict[str, int]:
-    """The numbers that choose, by argument.
+    """Returns the numbers among the arguments that choose a branch, by argument.
 
     Args:
         interception: Active, of the model.
@@ -62,7 +62,7 @@ def _differs(
     graph: Graph,
     others: dict[str, int],
 ) -> bool | None:
-    """Whether another number gives another graph; ``None``: the method refuses it."""
+    """Returns True if another number gives another graph; ``None`` if the method refuses it."""
     changed = replace(inputs, arguments={**inputs.arguments, **others})
     try:
         other = record(interception, changed, method, inputs.modes[-1], kept)

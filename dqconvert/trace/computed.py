@@ -9,7 +9,7 @@ from torch import nn
 
 
 def computed_names(root: nn.Module) -> set[str]:
-    """The names of weights that are computed, and not stored.
+    """Returns the names of weights that are computed, and not stored.
 
     Example:
         >>> from torch.nn.utils.parametrizations import weight_norm
@@ -24,14 +24,14 @@ def computed_names(root: nn.Module) -> set[str]:
 
 
 def _parametrizations(module: nn.Module) -> dict[str, nn.Module]:
-    """What computes a module's weights, by their names; read off its parts: a ``__getattr__`` may do anything."""
+    """Returns a module's parametrizations by the name of the weight; never through a user's ``__getattr__``."""
     found = module._modules.get("parametrizations")
     return {} if not isinstance(found, nn.ModuleDict) else dict(found.items())
 
 
 @contextmanager
 def at_rest(root: nn.Module) -> Iterator[None]:
-    """While this lasts, reading a computed weight changes nothing.
+    """Keeps the reading of a computed weight from changing anything, inside.
 
     A spectral norm goes a step further with its estimate whenever its weight is read in training mode: right in a
     forward, and wrong where a weight is only looked at.

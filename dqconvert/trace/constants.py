@@ -15,7 +15,7 @@ _PYTHONS = frozenset((bool, int, float, complex, str, type(None)))
 
 
 def literal(value: Any) -> Any:
-    """A constant in the words of a graph: a number of whatever kind is an ``int``, ``float``, ``bool`` or ``complex``.
+    """Returns a constant as a graph holds it: any number as an ``int``, ``float``, ``bool`` or ``complex``.
 
     What torch takes for a number (numpy's scalars, members of an ``IntEnum``, subclasses of ``float``) computes as that
     number, and text prints as it is only where its type is Python's own. Other values come back as they are.
@@ -36,14 +36,14 @@ def literal(value: Any) -> Any:
 
 
 def _plain(kind: type, value: Any) -> Any:
-    """The number or text that a subclass adds to."""
+    """Returns the number or text that a subclass adds to."""
     if kind is str:
         return str.__str__(value.value if isinstance(value, enum.Enum) else value)
     return kind.__new__(kind, value) if kind is complex else getattr(kind, f"__{kind.__name__}__")(value)
 
 
 def as_data(value: Any) -> Any:
-    """What ``torch.tensor`` is given, with numpy's arrays and scalars as nested lists and numbers.
+    """Returns the data for ``torch.tensor`` with numpy's arrays and scalars as nested lists and numbers.
 
     Their type is lost with that: it has to be named beside them.
 
@@ -57,7 +57,7 @@ def as_data(value: Any) -> Any:
 
 
 def holds_numpy(value: Any) -> bool:
-    """Whether data for ``torch.tensor`` is numpy's, at any depth.
+    """Returns True if data for ``torch.tensor`` contains numpy's, at any depth.
 
     Example:
         >>> holds_numpy([[np.float64(1)]]), holds_numpy([1.0])

@@ -1,4 +1,4 @@
-"""Lists, dicts, tuples and objects that modules keep settings in, made to tell which part of them is read."""
+"""Containers of settings that report which of their parts are read: lists, dicts, tuples, objects."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _KEYS = (str, int, float, bool, type(None))
 
 
 class Watching(Protocol):
-    """Who is told."""
+    """The receiver of reports."""
 
     def value(self, key: _Key, value: Any) -> Any:
-        """What recorded code sees of a value that was read."""
+        """Returns what recorded code gets for a value that it read."""
 
     def part(self, key: _Key, kind: str) -> None:
-        """That something about a container was read."""
+        """Records that something about a container was read."""
 
     def changed(self, key: _Key) -> None:
-        """That a container was changed."""
+        """Records that a container was changed."""
 
 
 class Seen:
-    """Mixin of the containers below. One that is made by other code, from one of them, tells nobody.
+    """Mixin of the containers below. A container that other code makes from one of them reports nothing.
 
     Attributes:
         key: Where the container is.
@@ -190,7 +190,7 @@ for _name in (*_LIST_CHANGES, "sort", "__iadd__", "__imul__"):
 
 
 def seen(value: Any, key: _Key, watching: Watching) -> Any:
-    """A container that tells what is read of it and holds the same; ``None``: it is none of the kinds that can.
+    """Returns a container of the same content that reports what is read of it; ``None`` if it cannot be made.
 
     An object of a user's class, or of ``argparse`` or ``types``, is changed itself: it must belong to a copy.
     """
@@ -213,7 +213,7 @@ def seen(value: Any, key: _Key, watching: Watching) -> Any:
 
 
 def _seen_object(value: Any, key: _Key, watching: Watching) -> Any:
-    """The object itself, of a subclass of its class that tells."""
+    """Gives an object a subclass of its class that reports reads, and returns it."""
     kind: Any = type(value)
     top = module_of(kind).split(".")[0]
     if isinstance(value, enum.Enum):  # one object each, which nobody changes
@@ -259,7 +259,7 @@ def _subclass(kind: Any, body: dict[str, Any]) -> Any:
 
 
 def _stand_in(value: Any, kind: Any, watched: dict[str, Any]) -> Any:
-    """An object with the same attributes, where an object's class is fixed; ``None``: none can be made."""
+    """Returns an object with the same attributes, where an object's class is fixed; ``None`` if none can be made."""
     own = getattr(value, "__dict__", None)
     if not isinstance(own, dict):
         return None
@@ -271,7 +271,7 @@ def _stand_in(value: Any, kind: Any, watched: dict[str, Any]) -> Any:
 
 
 def _own_names(usual: Callable[..., Any], value: Any, kind: type) -> Any:
-    """The plain attributes of an object: its own, and those of its class that are no descriptors."""
+    """Returns the plain attributes of an object: its own, and those of its class that are no descriptors."""
     with contextlib.suppress(AttributeError):
         own = usual(value, "__dict__")
         return {*own, *(n for cls in kind.__mro__ for n, v in vars(cls).items() if not hasattr(type(v), "__get__"))}
@@ -279,7 +279,7 @@ def _own_names(usual: Callable[..., Any], value: Any, kind: type) -> Any:
 
 
 def followed(value: Any) -> Any:
-    """A container of the usual kind, of what recorded code sees in one that tells; other values as they are.
+    """Returns a usual container of what recorded code sees in a reporting one; other values as they are.
 
     Example:
         >>> followed(SeenList([1, 2]))
@@ -298,7 +298,7 @@ def followed(value: Any) -> Any:
 
 
 def unseen(value: Any) -> Any:
-    """What a container that tells holds, as one of the usual kind; other values as they are.
+    """Returns the content of a reporting container as a usual one; other values as they are.
 
     Example:
         >>> unseen(SeenList([1, 2]))

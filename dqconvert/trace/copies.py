@@ -190,7 +190,7 @@ def set_state(module: nn.Module, state: Any) -> None:
 
 @contextmanager
 def unrepeated_names() -> Iterator[None]:
-    """Inside, :mod:`random` starts from a number of the system's; afterwards it goes on as if nothing was drawn."""
+    """Seeds :mod:`random` from the system inside; restores its state afterwards."""
     state = random.getstate()
     random.seed()
     try:

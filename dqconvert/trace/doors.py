@@ -30,7 +30,7 @@ MOST_FORMS = 16
 
 
 class Undo(Protocol):
-    """How a module was."""
+    """A state of a module that can be restored."""
 
     def restore(self) -> None:
         """Makes it so again."""
@@ -132,7 +132,7 @@ class DoorModule(TracedModule):
         return running
 
     def all_methods(self) -> Iterator[Method]:
-        """Every graph of the module; first the one that is ``graph``."""
+        """Yields every graph of the module; first the one that is ``graph``."""
         yield Method(name=self.method, graph=self._graph, eval_graph=self.eval_graph)
         yield from self.more_methods
 
@@ -226,7 +226,7 @@ class DoorModule(TracedModule):
     # -- the parts ---------------------------------------------------------------------------------------------------
 
     def _inserted(self, module: nn.Module) -> bool:
-        """Whether a module is none of the user's."""
+        """Returns True if a module is none of the user's."""
         return False
 
     def _open_parts(self) -> None:
@@ -238,5 +238,5 @@ class DoorModule(TracedModule):
         return super().__deepcopy__(memo)
 
     def for_one_run(self) -> Any:
-        """A deep copy: parts are doors of the module that they are in."""
+        """Returns a deep copy: parts are doors of the module that they are in."""
         return copy.deepcopy(self)

@@ -1,4 +1,4 @@
-"""Inputs as users give them, to every function alike, as the calls that they stand for.
+"""Turns inputs, in any form that users give, into the calls that they stand for.
 
 One call's worth is a tensor, a tuple, list or dict of the forward's arguments, or a PyG data object; several are a list
 of such, or anything that can be iterated: a ``DataLoader``, a data set, a generator.
@@ -29,7 +29,7 @@ _PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEY
 
 @dataclass(frozen=True, kw_only=True)
 class Callee:
-    """What the inputs are for.
+    """The method that inputs are for.
 
     Attributes:
         name: ``"GCN.forward"``.
@@ -61,14 +61,14 @@ class Callee:
         return [*without, *(name for name in self.needed if name not in without)]
 
     def refusal(self, why: str, do: str = "pass a tuple or a dict of its arguments") -> DQConvertError:
-        """The error that says why inputs do not fit."""
+        """Returns the error that says why inputs do not fit."""
         shown = listed((_parameter(p) for p in self.signature.parameters.values()), most=6)
         stop = "" if why.endswith("?") else "."
         return self.error(f"{self.subject} {self.name}({shown}): {why}{stop} {do[0].upper()}{do[1:]}.")
 
 
 def callee_of_method(function: Callable[..., Any], name: str, *, subject: str, error: type[DQConvertError]) -> Callee:
-    """A method of a float model."""
+    """Describes a method of a float model."""
     signature = inspect.signature(function)
     kinds = {name: _annotation(p) for name, p in signature.parameters.items()}
     return Callee(
@@ -82,7 +82,13 @@ def callee_of_method(function: Callable[..., Any], name: str, *, subject: str, e
 
 
 def callee_of_graph(graph: Graph, name: str, keyword: str = "") -> Callee:
-    """The forward of a prepared or an integer module; ``keyword`` is the argument that it takes by name only."""
+    """Describes the forward of a prepared or an integer module.
+
+    Args:
+        graph: Its graph.
+        name: Its name.
+        keyword: The argument that it takes by name only.
+    """
     found = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
     parameters: list[inspect.Parameter] = []
     for target, node in found.items():
@@ -108,7 +114,7 @@ def callee_of_graph(graph: Graph, name: str, keyword: str = "") -> Callee:
 
 
 def calls_of(callee: Callee, data: Any) -> Iterator[Bound]:
-    """The calls that inputs stand for. An iterator is gone through once, and no further than is asked for.
+    """Yields the calls that inputs stand for, without going further through an iterator than is asked for.
 
     Args:
         callee: What they are for.
@@ -151,7 +157,7 @@ _NO_INPUTS = (str, bytes, nn.Module, type, type(None))
 
 
 def is_single(callee: Callee, data: Any) -> bool:
-    """Whether inputs are one call's worth, and not several."""
+    """Returns True if inputs are one call's worth, False if several."""
     if isinstance(data, Tensor | BaseData | Mapping) or _is_named(data):
         return True
     if not isinstance(data, list | tuple):
@@ -181,7 +187,7 @@ def _fits(callee: Callee, item: Any, *, pair: bool = False) -> bool:
 
 
 def _call(callee: Callee, item: Any, *, pair: bool = False, batched: bool = False) -> Bound:
-    """One call.
+    """Returns one call.
 
     Args:
         callee: What it calls.
@@ -211,7 +217,7 @@ def _call(callee: Callee, item: Any, *, pair: bool = False, batched: bool = Fals
 
 
 def _positional(callee: Callee, items: Any) -> Bound | None:
-    """The call with these positional arguments; ``None`` if they cannot be meant."""
+    """Binds positional arguments; returns ``None`` if they cannot be meant."""
     try:
         bound = callee.signature.bind(*items)
     except TypeError:
@@ -240,7 +246,7 @@ def _bound(callee: Callee, *args: Any, **kwargs: Any) -> Bound:
 
 
 def _collected(callee: Callee, item: dict[Any, Any]) -> Bound | None:
-    """The call where a dict names what starred parameters collect: ``{"args": (…), "kwargs": {…}}``; else ``None``."""
+    """Binds a dict that names starred parameters: ``{"args": (…), "kwargs": {…}}``; else returns ``None``."""
     known = callee.signature.parameters
     stars = {p.kind: name for name, p in known.items() if p.kind in _STARS}
     several, named = (stars.get(kind) for kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD))
@@ -305,7 +311,7 @@ def _missing(callee: Callee, data: BaseData, what: str, name: str) -> DQConvertE
 
 
 def _takes_object(callee: Callee, data: BaseData) -> bool:
-    """Whether the first argument is a data object, rather than a tensor of it."""
+    """Returns True if the first argument is a data object, rather than a tensor of it."""
     first = next(iter(callee.signature.parameters.values()), None)
     if first is None or first.kind in _STARS or first.name in callee.objects:
         return True
@@ -316,7 +322,7 @@ def _takes_object(callee: Callee, data: BaseData) -> bool:
 
 
 def _fields(callee: Callee, data: BaseData) -> dict[str, Any]:
-    """What a data object has of the arguments: of optional ones, what it stores, and not what PyG works out."""
+    """Returns the arguments that a data object has: of optional ones, what it stores, not what PyG works out."""
     required, found = callee.required, {}
     for name, parameter in callee.signature.parameters.items():
         if parameter.kind in _STARS or name in callee.absent:
@@ -341,7 +347,7 @@ def _field(data: BaseData, name: str, *, worked_out: bool = False) -> Any:
 
 
 def settled(value: Any) -> Any:
-    """Arguments of a call that can be gone through more than once: iterators and the like in them become lists.
+    """Returns arguments of a call with iterators as lists, which can be gone through more than once.
 
     Example:
         >>> settled((1, iter([2, 3])))
@@ -370,7 +376,7 @@ def _parameter(parameter: inspect.Parameter) -> str:
 
 
 def _annotation(parameter: inspect.Parameter) -> str:
-    """The last part of its name: ``"Tensor"``, ``"Data"``."""
+    """Returns the last part of an annotation's name: ``"Tensor"``, ``"Data"``."""
     kind = parameter.annotation
     text = kind.__name__ if isinstance(kind, type) else str(kind)
     return text.replace("typing.", "").replace("torch.", "").replace("NoneType", "None").rpartition(".")[2]

@@ -30,7 +30,7 @@ _LIBRARIES = ("torch", "torch_geometric", "numpy", "lightning", "pytorch_lightni
 
 
 def read_global(module: str, name: str, path: tuple[tuple[bool, Any], ...], *others: Place) -> Tensor:
-    """The tensor that a global name leads to now.
+    """Returns the tensor that a global name leads to now.
 
     Args:
         module: The name of the module whose variable it is.
@@ -85,7 +85,7 @@ def _follow(place: Place) -> Any:
 
 
 def place_name(name: str, path: tuple[tuple[bool, Any], ...]) -> str:
-    """What code calls such a tensor.
+    """Returns the expression by which code names such a tensor.
 
     Example:
         >>> place_name("data", ((True, "paper"), (False, "x")))
@@ -114,12 +114,12 @@ class Globals:
                     places.append((module, name, path))
 
     def places(self, tensor: Tensor) -> list[Place]:
-        """Where a tensor is to be found; nowhere, if that is not known, or if it is trained."""
+        """Returns where a tensor is found; an empty list if that is unknown, or if it is trained."""
         known, _, places = self._places.get(id(tensor), (None, 0, []))
         return places if known is tensor and not tensor.requires_grad else []
 
     def changed(self, tensor: Tensor) -> bool:
-        """Whether such a tensor was written into since."""
+        """Returns True if such a tensor was written into since."""
         return self._places[id(tensor)][1] != _version(tensor)
 
     def _tensors(self, value: Any, path: tuple[Any, ...], holders: tuple[int, ...]) -> Iterator[tuple[Any, Tensor]]:
@@ -130,7 +130,7 @@ class Globals:
                 yield from self._tensors(part, (*path, *step), (*holders, id(value)))
 
     def _parts(self, value: Any) -> Iterator[tuple[tuple[tuple[bool, Any], ...], Any]]:
-        """What a value holds, and the steps there."""
+        """Yields what a value holds, and the steps there."""
         if isinstance(value, BaseData):
             for store in value.stores:
                 owner = () if store._key is None else ((True, store._key),)
@@ -153,7 +153,7 @@ def _is_word(key: Any) -> bool:
 
 
 def _is_users(value: Any) -> bool:
-    """Whether an object, class or module may be one of the user's that holds tensors."""
+    """Returns True for an object, class or module that may be one of the user's that holds tensors."""
     if isinstance(value, ModuleType):
         return is_own(value.__name__)
     kind = value if isinstance(value, type) else type(value)
@@ -227,6 +227,6 @@ def _is_full(cell: Any) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _names(code: CodeType) -> tuple[str, ...]:
-    """The names in a function's code, and in the functions in it."""
+    """Returns the names in a function's code, and in the functions in it."""
     inner = (name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant))
     return tuple(dict.fromkeys((*code.co_names, *inner)))

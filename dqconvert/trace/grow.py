@@ -19,11 +19,11 @@ LARGE = 1 << 14
 """Nodes of one type, or edges of one connectivity, above which inputs are cut."""
 
 _NODES, _EDGES = 2_000, 64
-"""How many nodes of each type a cut keeps, where more than so many edges lie among them."""
+"""Numbers of nodes of each type that a cut keeps, where more than so many edges lie among them."""
 
 
 def enlarge(inputs: Inputs) -> Iterator[Inputs]:
-    """The disjoint union of the inputs with a part of themselves: other sizes, every value in its domain.
+    """Yields the disjoint union of the inputs with a part of themselves: other sizes, every value in its domain.
 
     What is neither node nor edge stays as it is, so the model may reject the result. Yields candidates: with the nodes
     along the first dimension of their features, along the last but one (``[time, nodes, features]``), and with the
@@ -39,13 +39,13 @@ def enlarge(inputs: Inputs) -> Iterator[Inputs]:
 
 
 def drop_edges(inputs: Inputs) -> Inputs | None:
-    """The inputs with all edges taken out; ``None`` if there are none, or it is not clear which rows are edges."""
+    """Returns the inputs without edges; ``None`` if there are none, or it is unclear which rows are edges."""
     graph = InputGraph.among(inputs, 0)
     return None if graph is None or not any(graph.edges.values()) else map_places(inputs, partial(_drop, graph))
 
 
 def shrink(inputs: Inputs) -> Inputs | None:
-    """The first nodes of a large graph and the edges among them; ``None``: it is small, or unclear what its rows are.
+    """Returns the first nodes of a large graph and their edges; ``None`` if it is small or its rows are unclear.
 
     What a model does to a graph, a part of it tells as well, and sooner. Graphs of a batch stay whole.
     """
@@ -72,7 +72,7 @@ def shrink(inputs: Inputs) -> Inputs | None:
 
 
 def _kept(inputs: Inputs, graph: InputGraph, parts: dict[Type, int]) -> dict[Place, Tensor]:
-    """For each connectivity, which edges lie among the first nodes."""
+    """Returns for each connectivity which edges lie among the first nodes."""
     kept: dict[Place, Tensor] = {}
 
     def look(place: Place, value: Any) -> Any:
@@ -88,7 +88,7 @@ def _kept(inputs: Inputs, graph: InputGraph, parts: dict[Type, int]) -> dict[Pla
 
 
 def _cut(graph: InputGraph, place: Place, value: Any) -> Any:
-    """One of the inputs, with its first part alone."""
+    """Returns the first part of one of the inputs."""
     kind, name = place
     part = graph.parts.get(kind, 0)
     graphs = 1 if graph.batch is None else int(graph.batch[part - 1]) + 1
@@ -117,7 +117,7 @@ def _cut(graph: InputGraph, place: Place, value: Any) -> Any:
 
 
 def _grow(graph: InputGraph, place: Place, value: Any) -> Any:
-    """One of the inputs, with its second copy behind it."""
+    """Returns one of the inputs with its second copy behind it."""
     kind, name = place
     part = graph.parts.get(kind, 0)
     part_batch = None if graph.batch is None else graph.batch[:part]
@@ -152,7 +152,7 @@ def _grow(graph: InputGraph, place: Place, value: Any) -> Any:
 
 
 def _grow_in_front(graph: InputGraph, place: Place, value: Any) -> Any:
-    """One of the inputs, with its second copy before it."""
+    """Returns one of the inputs with its second copy before it."""
     kind, _ = place
     if place in graph.hops:
         return type(value)([value[0] + graph.hops[place], *value[1:]])
@@ -172,7 +172,7 @@ def _grow_in_front(graph: InputGraph, place: Place, value: Any) -> Any:
 
 
 def _like(value: Tensor, index: Tensor, sizes: list[int]) -> Tensor:
-    """An edge_index in the form of another: an ``EdgeIndex`` that knows as much of itself."""
+    """Returns an edge_index in the form of another: an ``EdgeIndex`` that knows as much of itself."""
     if not isinstance(value, EdgeIndex):
         return index
     known = [None if before is None else now for before, now in zip(value.sparse_size(), sizes, strict=True)]
@@ -182,7 +182,7 @@ def _like(value: Tensor, index: Tensor, sizes: list[int]) -> Tensor:
 
 
 def _drop(graph: InputGraph, place: Place, value: Any) -> Any:
-    """One of the inputs, without its edges."""
+    """Returns one of the inputs without its edges."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     if place in graph.edges:

@@ -1,7 +1,7 @@
-"""Functions of torch and PyG that read, or write, where their arguments say, without looking whether that is theirs.
+"""Memory-safe versions of functions of torch and PyG that do not check their row pointers and indices.
 
-They believe that row pointers rise, and that indices are below a size: true in any model, but a graph that was loaded
-from a file is not believed. What runs of it calls these instead; the graph itself stays as the file has it.
+The originals trust that row pointers rise and that indices are below a size. That holds in any model, but not in any
+file: a graph that was loaded from one calls these instead. The graph itself stays as the file has it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Function = Callable[..., Any]
 
 
 def rising(ptr: Tensor, last: int | None, name: str = "ptr") -> Tensor:
-    """Row pointers, if they rise from 0 to ``last``.
+    """Checks that row pointers rise from 0 to ``last``, and returns them.
 
     Args:
         ptr: ``[rows + 1]``.
@@ -49,7 +49,7 @@ def rising(ptr: Tensor, last: int | None, name: str = "ptr") -> Tensor:
 
 
 def below(index: Tensor, size: int, name: str) -> Tensor:
-    """Indices, if they are not negative and below a size.
+    """Checks that indices are not negative and below a size, and returns them.
 
     Raises:
         InputIndexError: If one is not.
@@ -72,7 +72,8 @@ def below(index: Tensor, size: int, name: str) -> Tensor:
 
 
 def rows_of(ptr: Any, values: Tensor, dim: int = -2) -> Any:
-    """Row pointers, if they divide all rows of values along a dimension; ``None`` stays what it is."""
+    """Checks that row pointers divide the rows of values along a dimension, and returns them; ``None`` stays
+    ``None``."""
     return None if ptr is None or torch.compiler.is_compiling() else rising(ptr, values.size(dim))
 
 
@@ -115,11 +116,11 @@ def _sparse(given: dict[str, Any]) -> None:
 
 
 def _torch_repeat_interleave(input: Any, repeats: Any = None, dim: Any = None, *, output_size: Any = None) -> None:
-    """Its signature, which torch does not tell."""
+    """Has the signature of ``torch.repeat_interleave``, which torch does not tell."""
 
 
 def _guarded(function: Function, check: Callable[[dict[str, Any]], None], like: Function | None = None) -> Function:
-    """A function that looks at its arguments first."""
+    """Returns a function that checks its arguments first."""
     signature = inspect.signature(like or function)
     makes_sparse = check is _sparse
 
@@ -150,13 +151,13 @@ GUARDED: dict[Function, Function] = {
     torch.repeat_interleave: _guarded(torch.repeat_interleave, _repeat_interleave, _torch_repeat_interleave),
     **{function: _guarded(function, _sparse) for function in _MAKERS},
 }
-"""By what a graph calls: what looks first."""
+"""The checked version of each function."""
 
 _AGGREGATION = inspect.signature(Aggregation.__call__)
 
 
 def guarded(graph: Graph, root: nn.Module) -> Graph:
-    """A graph as it runs when it came from a file: a copy that looks before it believes.
+    """Returns a copy of a graph that checks row pointers and indices before it uses them.
 
     Args:
         graph: Any graph; it stays as it is.

@@ -54,7 +54,7 @@ def call_hook(module: nn.Module, table: str, key: int, changes: bool, *given: An
 
 
 def tables(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The tables of a module's forward hooks that are not empty, PyG's for the parts of a layer among them."""
+    """Yields the tables of a module's forward hooks that are not empty, PyG's hooks of stages among them."""
     for name, table in vars(module).items():
         if isinstance(table, dict) and table and name.endswith(("_forward_hooks", "_forward_pre_hooks")):
             yield name, table
@@ -66,7 +66,7 @@ def has_tables(module: nn.Module) -> bool:
 
 
 def hooks_of(root: nn.Module) -> set[Hook]:
-    """All hooks of the modules under a root, which runs its own."""
+    """Returns all hooks of the modules under a root, which runs its own."""
     return {
         (path, name, key)
         for path, module in nn.Module.named_modules(root)
@@ -100,7 +100,7 @@ def share_hooks(module: nn.Module, other: nn.Module) -> None:
 
 
 def global_hooks() -> bool:
-    """Whether hooks are registered for all modules at once."""
+    """Returns True if hooks are registered for all modules at once."""
     return any(getattr(torch_module, name) for name in _GLOBAL)
 
 
@@ -111,7 +111,7 @@ GLOBAL_REMARK = (
 
 
 def new_hook_number() -> int:
-    """A number that is another one once a hook was registered, anywhere."""
+    """Returns a number that changes once a hook is registered, anywhere."""
     return torch.utils.hooks.RemovableHandle.next_id
 
 

@@ -16,7 +16,7 @@ from dqconvert.trace.nested import tensors_in
 from dqconvert.trace.runtime import ON_COPIES, on_a_copy, setitem
 
 _FROM_RESULT = {op.name: getattr(runtime, op.name) for op in OPS if op.in_place is InPlace.FROM_RESULT}
-"""What runs, on a copy, the functions whose gradient is computed from the result where they run in place."""
+"""Run on a copy the functions whose gradient is computed from the result where they run in place."""
 
 
 class Written(NamedTuple):
@@ -52,13 +52,13 @@ def becomes_a_view(name: str) -> bool:
 
 
 def written(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written | None:
-    """What a call of torch's writes, and what returns that instead; ``None`` if there is nothing that does.
+    """Returns the tensor that a call writes into and a call that returns the new value; ``None`` if there is none.
 
     Args:
         func: As ``__torch_function__`` gets it.
         name: Its name.
         args: Its arguments.
-        kwargs: Likewise.
+        kwargs: Its keyword arguments.
 
     Example:
         >>> import operator
@@ -107,12 +107,12 @@ _METHODS = {"__pow__": "pow_", "__floordiv__": "floor_divide_", "__mod__": "rema
 
 
 def _places(func: Any) -> tuple[Any, ...]:
-    """Where to look for a function, the first that has it: beside the one that writes."""
+    """Returns where to look for a function, in order: first beside the one that writes."""
     if getattr(func, "__objclass__", None) is not None:
         return Tensor, torch, functional
     return torch, functional, Tensor
 
 
 def _keeps_dtype(target: Tensor, arguments: Any) -> bool:
-    """Whether arithmetic of these arguments has the tensor's own type without being rounded to it."""
+    """Returns True if arithmetic with these arguments has the tensor's own dtype without rounding to it."""
     return all(value.dtype == target.dtype for value in tensors_in(arguments))

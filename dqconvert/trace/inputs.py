@@ -37,7 +37,7 @@ class Inputs:
     refusal: str = ""
 
     def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments as a call passes them. Containers are copied, tensors are not."""
+        """Returns the arguments as a call passes them. Containers are copied, tensors are not."""
         bound = inspect.BoundArguments(self.signature, {})
         for name, value in self.arguments.items():
             if name in self.given:
@@ -45,12 +45,12 @@ class Inputs:
         return bound.args, bound.kwargs
 
     def bound_call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Like :meth:`call`, with the very objects in ``arguments``."""
+        """Returns the arguments as :meth:`call` does, with the very objects in ``arguments``."""
         bound = inspect.BoundArguments(self.signature, dict(self.arguments))
         return bound.args, bound.kwargs
 
     def copied(self) -> Inputs:
-        """The same inputs in memory of their own: models write into what they are given."""
+        """Returns the same inputs in memory of their own: models write into what they are given."""
         known: dict[int, Any] = {}
 
         def copy_of(tensor: Any) -> Any:
@@ -63,13 +63,13 @@ class Inputs:
         return self.map(copy_of)
 
     def map(self, function: Callable[[Any], Any]) -> Inputs:
-        """The same inputs with ``function`` applied to every tensor."""
+        """Returns the same inputs with ``function`` applied to every tensor."""
         arguments = {name: map_tensors(value, function) for name, value in self.arguments.items()}
         return replace(self, arguments=arguments)
 
 
 def method_of(model: nn.Module, method: str) -> Callable[..., Any]:
-    """A method by its name: ``"encode"``, or ``"encoder.forward"`` of a part of the model.
+    """Returns a method by its name: ``"encode"``, or ``"encoder.forward"`` of a part of the model.
 
     Raises:
         TraceError: If there is none.
@@ -97,12 +97,12 @@ def method_of(model: nn.Module, method: str) -> Callable[..., Any]:
 
 
 def signature_of(model: nn.Module, method: str) -> inspect.Signature:
-    """The signature of the method to trace."""
+    """Returns the signature of the method to trace."""
     return inspect.signature(method_of(model, method))
 
 
 def _own_methods(model: nn.Module) -> list[str]:
-    """The public methods that the model's classes have and that modules in general do not have."""
+    """Returns the public methods of a model's classes that modules in general do not have."""
     kinds = [kind for kind in type(model).__mro__ if issubclass(kind, nn.Module) and kind is not nn.Module]
     names = [name for kind in kinds for name, value in vars(kind).items() if inspect.isfunction(value)]
     general = {*dir(nn.Module), *dir(nn.ModuleList), *dir(nn.ModuleDict), "reset_parameters"}
@@ -131,7 +131,7 @@ def from_bound(signature: inspect.Signature, bound: inspect.BoundArguments) -> I
 
 
 def shallow(value: Any) -> Any:
-    """A copy of containers and data objects that shares their tensors."""
+    """Returns a copy of containers and data objects that shares their tensors."""
     return map_tensors(value, lambda tensor: tensor)
 
 
@@ -155,7 +155,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 def attributes_of_batch(data: BaseData) -> dict[str, Any]:
-    """Where a batch keeps its number of graphs, ``_num_graphs``; with no such entry for other data.
+    """Returns the dict in which a batch keeps ``_num_graphs``; an empty one for other data.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What recording changes while a forward runs: calls of modules, of PyG's functions, and the stages of layers.
+"""Interception of what torch does not see while a forward is recorded: modules, PyG's functions, attributes.
 
 Torch calls are seen without this. Calls of modules and of Python functions are not, so they are replaced for the time
 of the recording by ones that tell.
@@ -41,7 +41,7 @@ _OF_EVERY_MODULE = frozenset(name for name in dir(nn.Module) if name.startswith(
 
 
 class Interception:
-    """Has forwards of a model recorded: names are changed once, for as many recordings as are made meanwhile.
+    """Has forwards of a model recorded: names are patched once, for any number of recordings.
 
     Args:
         root: The model.
@@ -66,7 +66,7 @@ class Interception:
         self._thread = threading.get_ident()
 
     def caches(self, inputs: Inputs, method: str) -> set[Read]:
-        """The attributes that the first of two forwards sets, and the second does not."""
+        """Returns the attributes that the first of two forwards sets, and the second does not."""
         with self.writer.paused():
             if self._caches is None:
                 self._caches = self._set_once(inputs, method)
@@ -94,13 +94,13 @@ class Interception:
 
     @property
     def writer(self) -> Writer:
-        """What takes the nodes of the present recording."""
+        """The writer of the present recording."""
         assert self._writer is not None
         return self._writer
 
     @property
     def recording(self) -> bool:
-        """Whether calls are being written down right now."""
+        """True while calls are being written down."""
         return self._writer is not None and self._writer.recording
 
     @contextmanager
@@ -157,7 +157,7 @@ class Interception:
         return self._call_module(module, path, method_of(self.writer.root, method), args, kwargs)
 
     def _whole(self, path: str, module: nn.Module) -> bool:
-        """Whether a module is called as it is, and runs its own hooks: a leaf, what is in one, and the root."""
+        """Returns True if a module runs its own hooks: a leaf, a part of one, the root."""
         above = [path[:end] for end in (*(i for i, c in enumerate(path) if c == "."), len(path))]
         return not path or any(
             part in self.writer.kept or leaves.is_leaf_module(self.writer.root.get_submodule(part)) for part in above
@@ -181,7 +181,7 @@ class Interception:
         return call
 
     def _attributes(self, writer: Writer) -> AbstractContextManager[None]:
-        """Inside, the writer is told which attributes of modules are read and set."""
+        """Reports to the writer, inside, which attributes of modules are read and set."""
         told, thread, current = writer.attributes, self._thread, threading.get_ident
         read, registered, set_one = object.__getattribute__, nn.Module.__getattr__, nn.Module.__setattr__
 
@@ -237,7 +237,7 @@ class Interception:
             return mark(self.writer, result, Stage.LAYER) if isinstance(module, MessagePassing) else result
 
     def _call_whole(self, module: nn.Module, path: str, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A module that stays one node."""
+        """Calls a module that stays one node."""
         self.writer.store_for(module)
         before = self.writer.versions((args, kwargs))
         held = {id(tensor): tensor for tensor, *_ in self.writer.foreign.held(module)}
@@ -339,7 +339,7 @@ class Interception:
 
 @contextmanager
 def seen_through(model: nn.Module) -> Iterator[None]:
-    """Inside, the model calls directly what it calls through one of :data:`leaves.SEEN_THROUGH`, as its graph does."""
+    """Has the model call directly what it calls through one of :data:`leaves.SEEN_THROUGH`, as its graph does."""
     functions = {id(getattr(place, name)): fn for place, name, fn, _ in leaves.SEEN_THROUGH}
     spaces = [*namespaces(model), *(vars(place) for place, *_ in leaves.SEEN_THROUGH)]
     with patched(change for names in spaces for change in in_place_of(names, functions)):

@@ -25,7 +25,7 @@ class Island:
 
 
 def no_graph(root: nn.Module, island: Island) -> TraceError:
-    """The error where a module cannot stay whole: it is the root, or the user wants none to."""
+    """Returns the error for a module that cannot stay whole: the root, or any where the user wants none."""
     where = f"module {island.module!r}" if island.module else f"the root module ({type(root).__name__})"
     return TraceError(
         f"{island.source}: {where} {island.reason}; a graph cannot hold that. Compute it with tensor operations "
@@ -40,8 +40,10 @@ def drop_children(islands: dict[str, Island], path: str) -> None:
 
 
 def refuse_loops(graph: Graph) -> None:
-    """A comparison of a remainder or a fraction of a size comes out otherwise on the next size but one: it belongs to a
-    loop that halves, or to a case of odd numbers. A submodule that does that is of use whole alone.
+    """Refuses graphs that compare a remainder or a fraction of a size.
+
+    Such a comparison comes out otherwise on the next size but one: it belongs to a loop that halves, or to a case of
+    odd numbers. A submodule that does that is of use whole alone.
 
     Raises:
         Untraceable: To keep it whole.
@@ -58,7 +60,7 @@ def refuse_loops(graph: Graph) -> None:
 
 
 def _divided(comparison: Node) -> tuple[bool, bool]:
-    """Whether numbers are compared that sizes leave when divided, and whether those sizes follow the graph for sure."""
+    """Finds comparisons of what is left when a size is divided, and whether that size surely follows the graph."""
     reach = list(comparison.all_input_nodes)
     divided = grows = False
     for node in reach:

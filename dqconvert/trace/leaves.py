@@ -1,4 +1,4 @@
-"""Which modules and functions stay whole in the graph: the tables."""
+"""Tables of the modules and functions that stay whole in the graph."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _EXTRA_FUNCTIONS = (
 
 
 def is_leaf_module(module: nn.Module) -> bool:
-    """Whether a module stays one ``call_module`` node.
+    """Returns True if a module stays one ``call_module`` node.
 
     torch's own layers and PyG's ``Linear``, norms and aggregations do, unless a weighted layer hides inside
     (an attentional aggregation's gate network), which must become visible.
@@ -92,7 +92,7 @@ def is_leaf_module(module: nn.Module) -> bool:
 
 @functools.cache
 def leaf_functions() -> tuple[FunctionType, ...]:
-    """PyG's functions that stay one ``call_function`` node, so that the graph reads as the layer was written."""
+    """Returns PyG's functions that stay one ``call_function`` node, so that the graph reads as it was written."""
     found: dict[int, Callable[..., Any]] = {}
     for name in torch_geometric.utils.__all__:
         value = getattr(torch_geometric.utils, name, None)
@@ -106,14 +106,14 @@ def leaf_functions() -> tuple[FunctionType, ...]:
 
 
 GETITEM = operator.getitem
-"""How a part of an input is taken out."""
+"""Takes a part out of an input."""
 
 HEURISTICS = ((torch_geometric.backend, torch_geometric.backend.use_segment_matmul_heuristic),)
 """Functions that pick the faster of two ways to compute the same, by module."""
 
 
 def _without_checkpoint(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """``torch.utils.checkpoint.checkpoint`` that keeps the activations: the same values, and the same gradients."""
+    """Calls what ``torch.utils.checkpoint.checkpoint`` would call, and keeps the activations."""
     own = {"use_reentrant", "preserve_rng_state", "context_fn", "determinism_check", "debug", "early_stop"}
     return function(*args, **{name: value for name, value in options.items() if name not in own})
 
@@ -143,12 +143,12 @@ STAGE_METHODS = ("message", "aggregate", "update", "edge_update")
 
 
 def message_passing_layers(model: nn.Module) -> list[MessagePassing]:
-    """All message-passing layers of a model."""
+    """Returns all message-passing layers of a model."""
     return [module for module in nn.Module.modules(model) if isinstance(module, MessagePassing)]
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module runs code of the user's that its ``forward`` does not show, forward or backward."""
+    """Returns True if calling the module runs hooks of the user's, forward or backward."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
 

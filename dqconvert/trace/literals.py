@@ -19,7 +19,7 @@ from dqconvert.trace.values import KeptFloat
 
 
 def kept(value: Any) -> Any:
-    """A constant with every float in it, in tuples and in nested code too, as a :class:`KeptFloat`.
+    """Returns a constant with every float in it, also in tuples and nested code, as a :class:`KeptFloat`.
 
     Example:
         >>> type(kept(0.5)).__name__, kept(2), kept((1.0, "a"))
@@ -40,7 +40,7 @@ def _kept_code(code: CodeType, file: str) -> CodeType:  # code that is equal may
 
 
 def literal_changes(spaces: Sequence[dict[str, Any]], model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
-    """The changes that make code keep its floats: (place, name, value) as ``patched`` takes them.
+    """Yields the changes that keep the floats of code: (place, name, value) as ``patched`` takes them.
 
     Args:
         spaces: The global names of the code.
@@ -66,7 +66,7 @@ def literal_changes(spaces: Sequence[dict[str, Any]], model: nn.Module) -> Itera
 
 @functools.lru_cache(maxsize=4096)
 def _of_library(module: str, size: int) -> tuple[tuple[Any, str, Any], ...]:
-    """A library's code stays as it is: looked at once, and again where a module has got more names since."""
+    """Returns the changes of a library's module; looked at again where it has got more names."""
     found = _Changes()
     found.of_namespace(vars(sys.modules[module]))
     return tuple(change for change in found.changes if isinstance(change[0], FunctionType))
@@ -101,7 +101,7 @@ class _Changes:
                 self.of_function(plain)
 
     def of_function(self, function: FunctionType) -> None:
-        """The function, and the functions that it wraps or closes over."""
+        """Collects the changes of a function, and of those that it wraps or closes over."""
         if id(function) in self._seen:
             return
         self._seen.add(id(function))

@@ -125,7 +125,7 @@ def _candidates(model: nn.Module, signature: inspect.Signature, required: list[s
 
 
 def _forms(parameter: inspect.Parameter) -> tuple[str, ...]:
-    """The forms that a connectivity may have, by its name and annotation, the likeliest first."""
+    """Returns the forms that a connectivity may have by its name and annotation, the likeliest first."""
     hint = str(getattr(parameter.annotation, "__name__", parameter.annotation)).rpartition(".")[2]
     if hint == "EdgeIndex":
         return "EdgeIndex", "edge_index"
@@ -137,7 +137,7 @@ def _forms(parameter: inspect.Parameter) -> tuple[str, ...]:
 
 
 def _guesses(model: nn.Module, signature: inspect.Signature, required: list[str]) -> Iterator[_Guess]:
-    """What is optional is added only where the model fails without it."""
+    """Yields inputs to try; optional ones are added only where the model fails without them."""
     widths = _widths(model)
     edge_widths = _edge_widths(model, widths)
     tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
@@ -195,7 +195,7 @@ def _known(name: str, signature: inspect.Signature) -> bool:
 
 
 def _graph(size: int) -> dict[str, Tensor]:
-    """A made-up graph: sorted by target, with a hub, a self-loop, an isolated node and a duplicate edge."""
+    """Makes up a graph: sorted by target, with a hub, a self-loop, an isolated node and a duplicate edge."""
     generator = torch.Generator().manual_seed(5 + size)
     nodes, edges = NODES[size], EDGES[size]
     source = torch.randint(nodes - 1, (edges,), generator=generator)
@@ -223,7 +223,7 @@ def _build(signature: inspect.Signature, required: list[str], guess: _Guess, siz
 
 
 def _value(name: str, parameter: inspect.Parameter, guess: _Guess, size: int, graph: dict[str, Tensor]) -> Any:
-    """The made-up value of one argument, by its name and annotation; ``None`` if nothing is known about it."""
+    """Makes up one argument by its name and annotation; ``None`` if nothing is known about it."""
     nodes, edges = NODES[size], EDGES[size]
     if _is_data(name) or "Data" in str(parameter.annotation) or str(parameter.annotation).endswith("Batch'>"):
         return _data(guess, size, graph)

@@ -1,4 +1,4 @@
-"""Which tensors of a recording share memory, and what is written into it: a graph of values that nothing changes.
+"""Turns writes into shared memory into a graph of values that nothing changes.
 
 A recorded in-place call becomes one that returns the new value, and everything that shares the memory has a new value,
 too: what a written tensor is a view of gets the part put back in, and views of that are taken again when they are read
@@ -75,7 +75,7 @@ class Cell:
 
 
 class Memories:
-    """Knows the memory of one recording.
+    """The memory of one recording: which tensors are views of which, and which node has the value of each.
 
     Args:
         graph: What is written.
@@ -93,7 +93,7 @@ class Memories:
         self._made: list[Node] = []
 
     def find(self, tensor: Tensor) -> Cell | None:
-        """What is known of a tensor."""
+        """Returns what is known of a tensor."""
         cell = self._cells.get(id(tensor))
         return cell if cell is not None and cell.tensor() is tensor else None
 
@@ -122,7 +122,7 @@ class Memories:
         self._cells[id(tensor)] = cell
 
     def current(self, cell: Cell) -> Node:
-        """The node that has the value of a tensor now."""
+        """Returns the node that has the value of a tensor now."""
         if cell.version == cell.memory.version or cell.parent is None:
             return cell.node
         source = self.current(cell.parent)
@@ -236,7 +236,7 @@ class Memories:
         cell.memory.opaque = "writes into memory that two of its arguments or attributes share"
 
     def _retake(self, node: Node, before: Node | None, source: Node) -> Node:
-        """The same view of another value."""
+        """Takes the same view of another value."""
         if node.op == "call_module":
             self._fail(f"writes into memory that the module {node.target!r} handed through")
         if (node, source) not in self._again:
@@ -247,7 +247,7 @@ class Memories:
         return self._again[node, source]
 
     def _put_back(self, whole: Node, view: Cell, part: Node) -> Node:
-        """The value of what a tensor is a view of, with the view's new value in its place."""
+        """Returns the node of a whole with the new value of a view put back into it."""
         assert view.parent is not None
         if view.geometry == view.parent.geometry:
             return part
@@ -280,7 +280,7 @@ class Memories:
         self._fail(f"writes through a view made with {name}()")
 
     def _part_back(self, whole: Node, view: Cell, part: Node) -> Node:
-        """Likewise, of one of the parts that a tensor was taken apart into."""
+        """Returns the node of a whole with one of the parts put back that it was split into."""
         apart, item = view.link
         name, key = op_name(apart), item.args[1]
         dim = apart.kwargs.get("dim", 0)
@@ -312,7 +312,7 @@ def _geometry(tensor: Tensor) -> _Geometry | None:
 
 
 def _place(tensor: Tensor) -> int | None:
-    """What tells the memory of a tensor from others; ``None`` for a tensor without memory of one piece."""
+    """Returns a key of a tensor's storage; ``None`` for a tensor without one storage."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):
@@ -320,7 +320,7 @@ def _place(tensor: Tensor) -> int | None:
 
 
 def share_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether a write into one tensor may change the other.
+    """Returns True if a write into one tensor may change the other.
 
     Example:
         >>> x = torch.ones(4)

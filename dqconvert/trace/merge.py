@@ -29,12 +29,12 @@ def _reads(node: Node) -> bool:
 
 
 def calls(graph: Graph) -> list[Node]:
-    """The nodes of a graph but the one that holds what was read, which differs between the modes."""
+    """Returns the nodes of a graph but the one that lists what was read, which differs between the modes."""
     return [node for node in graph.nodes if node.target is not unchanged]
 
 
 def same_structure(left: Graph, right: Graph) -> tuple[Node, Node] | None:
-    """The first pair of nodes that call different things or take different arguments; ``None`` if none does.
+    """Returns the first pair of nodes that differ in what they call or take; ``None`` if none does.
 
     Constants may differ: :func:`merge_modes` makes them depend on the mode.
     """
@@ -42,7 +42,7 @@ def same_structure(left: Graph, right: Graph) -> tuple[Node, Node] | None:
 
 
 def same_graph(left: Graph, right: Graph) -> tuple[Node, Node] | None:
-    """Like :func:`same_structure`, and constants must be the same too."""
+    """Compares as :func:`same_structure` does; constants must be the same, too."""
     return _first_difference(left, right, constants=True)
 
 
@@ -118,7 +118,7 @@ def _merged(graph: Graph, node: Node, a: Any, b: Any, flags: dict[str, Node]) ->
 
 
 def _first(graph: Graph) -> Node:
-    """The first node that is not an input."""
+    """Returns the first node that is not an input."""
     return next(node for node in graph.nodes if node.op != "placeholder")
 
 

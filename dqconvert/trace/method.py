@@ -24,13 +24,13 @@ from dqconvert.trace.runtime import ARGUMENT_CHECKS
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Method:
-    """What a method of a module, or of a part of it, computes on arguments of one form.
+    """The graph of a method, of a module or of a part of it, for arguments of one form.
 
     Attributes:
         name: ``"encode"``; of a part, its path before it: ``"encoder.forward"``.
         graph: What it does, in terms of the whole module's paths.
         eval_graph: What it does in evaluation mode, where that differs in structure.
-        source: The float graphs that these were made of, likewise; ``None`` where they are not kept.
+        source: The float graphs that these were made of, in the same order; ``None`` where they are not kept.
         islands: Modules that the graphs call whole, and why.
         how: How it came to be traced, in words for the report.
     """
@@ -43,7 +43,7 @@ class Method:
     how: str = ""
 
     def graphs(self) -> tuple[Graph, ...]:
-        """The graph of training, and that of evaluation where there is one."""
+        """Returns the graph of training, and that of evaluation where there is one."""
         return (self.graph,) if self.eval_graph is None else (self.graph, self.eval_graph)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Method:
@@ -63,7 +63,7 @@ def _unpickle(name: str, packed: Any, islands: tuple[Island, ...], how: str) -> 
 
 
 def signature_of_graph(graph: Graph) -> inspect.Signature:
-    """The signature of the forward that a graph generates.
+    """Returns the signature of the forward that a graph generates.
 
     Example:
         >>> graph = Graph()
@@ -89,7 +89,7 @@ def signature_of_graph(graph: Graph) -> inspect.Signature:
 
 
 def words_of(graph: Graph) -> str:
-    """The arguments that a graph is for, in words: without what has to be absent, flags as they have to be.
+    """Describes the arguments that a graph is for: without those that must be absent, flags with their value.
 
     Example:
         >>> from dqconvert.trace.runtime import pinned
@@ -110,7 +110,7 @@ def _pins(node: Node) -> bool:
 
 
 def fits(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a graph is for arguments of this form: each tensor, tuple, absent argument and flag is as it was.
+    """Returns True if a graph is for arguments of this form: tensors, tuples, absent arguments and flags alike.
 
     Example:
         >>> from dqconvert.trace.runtime import pinned
@@ -138,7 +138,7 @@ def fits(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool
 
 
 def binds(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a graph's forward takes as many arguments, of these names."""
+    """Returns True if a graph's forward takes as many arguments, of these names."""
     try:
         signature_of_graph(graph).bind(*args, **kwargs)
     except TypeError:
@@ -156,7 +156,7 @@ def _same_kind(node: Node, value: Any) -> bool:
 
 
 def _value(node: Any, given: Mapping[str, Any]) -> Any:
-    """What a node that takes a part out of an argument holds."""
+    """Returns the value of a node that takes a part out of an argument."""
     if node.op == "placeholder":
         return given[str(node.target).lstrip("*")]
     value = _value(node.args[0], given)

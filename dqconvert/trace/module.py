@@ -49,7 +49,7 @@ class TracedModule(GraphModule):
     eval_graph: Graph | None
     from_file: bool = False
     _form: ClassVar[str] = "traced"
-    """What it has become: ``"traced"``, ``"prepared"`` or ``"integer"``."""
+    """Its kind in messages: ``"traced"``, ``"prepared"`` or ``"integer"``."""
 
     @classmethod
     def build(cls, root: nn.Module, graph: Graph, eval_graph: Graph | None = None, **state: Any) -> Any:
@@ -101,7 +101,7 @@ class TracedModule(GraphModule):
         return code
 
     def _generate(self, graph: Graph, eval_graph: Graph | None, part: str = "") -> tuple[Callable[..., Any], Any]:
-        """The function that two graphs generate, which takes this module first, and the code of the first.
+        """Generates the function of two graphs, which takes this module first, and the code of the first.
 
         Args:
             graph: What to do in training, and in evaluation where there is no other.
@@ -130,13 +130,13 @@ class TracedModule(GraphModule):
         return _checked(run, Check(self, checks((graph, eval_graph)))), code
 
     def to_run(self, graph: Graph) -> Graph:
-        """What runs for one of the graphs."""
+        """Returns the graph that runs for one of the graphs."""
         runs = self._runs(graph)
         runs = without_reads(copy.deepcopy(graph) if runs is graph else runs)
         return guarded(runs, self) if self.from_file else runs
 
     def graphs(self) -> list[Graph]:
-        """The graph, and that of evaluation where it is another."""
+        """Returns the graph, and that of evaluation where it is another."""
         return [self.graph] if self.eval_graph is None else [self.graph, self.eval_graph]
 
     @property
@@ -144,22 +144,22 @@ class TracedModule(GraphModule):
         return self
 
     def _runs(self, graph: Graph) -> Graph:
-        """The graph to generate code from, where that is not ``graph`` itself."""
+        """Returns the graph to generate code from, where that is not ``graph`` itself."""
         return graph
 
     def _bounded(self, forward: Callable[..., Any], graph: Graph, runs: Graph) -> Callable[..., Any]:
-        """The forward that was generated from ``runs``, and what happens around it."""
+        """Returns the forward that was generated from ``runs``, and what happens around it."""
         return forward
 
     def __repr__(self) -> str:
         return nn.Module.__repr__(self)
 
     def __prepare_scriptable__(self) -> Any:
-        """What ``torch.jit.script`` asks for first."""
+        """Refuses ``torch.jit.script``, which asks this first."""
         raise ExportError(self._no_torchscript("torch.jit.script"))
 
     def _slow_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What runs instead of ``forward`` while ``torch.jit.trace`` records, for ``torch.onnx``, too."""
+        """Refuses ``torch.jit.trace`` and ``torch.onnx``, which call this instead of ``forward``."""
         exporting = torch.onnx.is_in_onnx_export()
         raise ExportError(self._no_torchscript("torch.onnx.export" if exporting else "torch.jit.trace"))
 
@@ -183,7 +183,7 @@ class TracedModule(GraphModule):
         return copied
 
     def for_one_run(self) -> Any:
-        """A deep copy that shares the graph and its code: neither may be edited while it is in use."""
+        """Returns a deep copy that shares the graph and its code: neither may be edited while it is in use."""
         graph, eval_graph, state = self._parts()
         copied = object.__new__(type(self))
         copied.__dict__.update(deepcopy(state), _graph=graph, eval_graph=eval_graph)
@@ -215,7 +215,7 @@ def write_nowhere(root: nn.Module, *graphs: Graph | None) -> None:
 
 
 def _user_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The class that the user wrote, also for an instance that torch.fx gave a class of its own."""
+    """Returns the class that the user wrote, also for an instance that torch.fx gave a class of its own."""
     if issubclass(cls, TracedModule):
         return cls._user_class
     return next(base for base in cls.__mro__ if base.__qualname__.split(".")[-1] != "GraphModuleImpl")

@@ -1,4 +1,4 @@
-"""Where functions and classes come from: asked of objects that may answer anything, or not at all."""
+"""Origins of functions and classes, read off objects that may answer anything, or raise."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def is_code(value: Any) -> bool:
-    """Whether a value is a function or a class. Its type alone is asked: an object may answer for another one."""
+    """Returns True for a function or a class, by its type alone: an object may pretend to be another."""
     return type(value) is FunctionType or issubclass(type(value), type)
 
 
 def module_of(value: Any) -> str:
-    """The name of the module that a function or a class says it is of; ``""``: of none, as generated code is.
+    """Returns the name of the module that a function or class comes from; ``""`` if none, as for generated code.
 
     Example:
         >>> module_of(dict), module_of(eval("lambda: 0", {}))
@@ -27,6 +27,6 @@ def module_of(value: Any) -> str:
 
 
 def names_of(module: str) -> dict[str, Any]:
-    """The names in a module that is imported; none where what is imported is no module (something made on demand)."""
+    """Returns the namespace of an imported module; an empty one if what is imported is no real module."""
     found = sys.modules.get(module)
     return found.__dict__ if issubclass(type(found), ModuleType) and found is not None else {}

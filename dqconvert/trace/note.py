@@ -1,4 +1,4 @@
-"""What the tracer knows of a node: one small record, written while recording, read everywhere after."""
+"""The annotation of a node: one small record, written while recording, read everywhere after."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stage(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Where a node comes from and what its value looks like.
+    """The origin of a node, and the form of its value.
 
     Attributes:
         module: Path of the innermost module that was running (``"convs.0.lin"``; ``""`` is the root).
@@ -52,12 +52,12 @@ class Note:
 
     @property
     def is_tensor(self) -> bool:
-        """Whether the node's value is a tensor."""
+        """True if the node's value is a tensor."""
         return self.dtype is not None
 
     @property
     def is_float(self) -> bool:
-        """Whether the node's value is a floating point tensor."""
+        """True if the node's value is a floating point tensor."""
         return self.dtype is not None and self.dtype.is_floating_point
 
     @property
@@ -67,7 +67,7 @@ class Note:
 
 
 def note_of(node: Node) -> Note:
-    """The note of a node; an empty one for nodes that nobody annotated."""
+    """Returns the note of a node; an empty one for nodes without."""
     return node.meta.get(_KEY) or Note()
 
 

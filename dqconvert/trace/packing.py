@@ -83,7 +83,7 @@ def _packed(graph: Graph) -> PackedGraph:
 
 
 def _by_name(target: Any) -> Any:
-    """The target; a function whose qualified name does not lead to it (``torch.unique``), by its plain one."""
+    """Returns a target; a function whose qualified name does not lead to it (``torch.unique``), by its plain name."""
     if "<locals>" not in getattr(target, "__qualname__", ""):
         return target
     module, name = str(target.__module__), str(target.__name__)

@@ -68,7 +68,7 @@ class Host(Protocol):
 
 
 def door_method(shown: Any, door: str, host: Host | None = None, *, user: Any = None) -> Callable[..., Any]:
-    """A method of one instance's class, which runs the graphs of a door.
+    """Makes a method of one instance's class, which runs the graphs of a door.
 
     Args:
         shown: What the method looks like from outside.
@@ -88,7 +88,7 @@ def door_method(shown: Any, door: str, host: Host | None = None, *, user: Any = 
 
 
 def door_of(door: str, host: Host) -> Callable[..., Any]:
-    """A method that runs the graphs of a door, of a class that has no such method."""
+    """Makes a method that runs the graphs of a door, for a class that has no such method."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return host._enter(DoorCall(door, self, None, args, kwargs))
@@ -135,14 +135,14 @@ class Part:
 
 
 def _apart(user: type[nn.Module], *arguments: Any) -> Any:
-    """A part without its module: that makes it a door again if it comes with it."""
+    """Makes a part without its module, which makes it a door again if both are unpickled."""
     part = user.__new__(user, *arguments)
     part.__class__ = part_class(user, None, "", part)
     return part
 
 
 def part_class(user: type[nn.Module], host: Host | None, path: str, part: nn.Module) -> type[nn.Module]:
-    """The class of a part: the user's, whose methods run the graphs of ``host``."""
+    """Makes the class of a part: the user's, whose methods run the graphs of ``host``."""
     names: dict[str, Any] = {
         "__module__": user.__module__,
         "__qualname__": user.__qualname__,
@@ -208,14 +208,14 @@ def put_back(state: dict[str, Any]) -> None:
 
 
 def function_of(part: nn.Module, user: type[nn.Module], name: str) -> Callable[..., Any]:
-    """A method of the user's, as a function that takes the module first."""
+    """Returns a method of the user's as a function that takes the module first."""
     method = vars(part).get(ASIDE, {}).get(name)
     function: Any = getattr(user, name) if method is None else getattr(method, "__func__", None)
     return function or functools.wraps(method)(lambda self, *args, **kwargs: method(*args, **kwargs))
 
 
 def copy_apart(module: nn.Module) -> nn.Module:
-    """A deep copy of a module, or of a part of one, in which nothing is a door."""
+    """Returns a deep copy of a module, or of a part of one, in which nothing is a door."""
     host = module._host if isinstance(module, Part) else None
     copied = deepcopy(module, {} if host is None else {WHOLE: True})
     close_parts(copied)
@@ -245,8 +245,9 @@ _NEVER = frozenset(("reset_parameters", "reset", "extra_repr"))
 
 
 def method_names(user: type[nn.Module]) -> tuple[str, ...]:
-    """The methods of a class that code from outside may call to compute something: its own and those of its bases,
-    as far as they are not torch's and PyG's machinery; private ones of the user's.
+    """Returns the methods of a class that code from outside may call to compute something.
+
+    Its own and those of its bases, as far as they are not torch's and PyG's machinery; private ones of the user's.
 
     Example:
         >>> from torch_geometric.nn import GAE, GCNConv

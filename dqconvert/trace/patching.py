@@ -55,7 +55,7 @@ def _set(place: Any, name: str, value: Any) -> None:
 
 
 def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """The global names of the code that a recording of ``model`` runs through.
+    """Returns the global names of the code that a recording of ``model`` runs through.
 
     PyG's modules, the modules that define the classes of ``model``, and the modules whose functions those use.
     torch and the standard library are left alone.
@@ -82,7 +82,7 @@ def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
 
 
 def is_foreign(module: str) -> bool:
-    """Whether a module is neither torch's, nor the standard library's, nor ours."""
+    """Returns True for a module of neither torch, the standard library, numpy nor this package."""
     if not module:
         return False
     top = module.split(".")[0]
@@ -98,7 +98,7 @@ def in_place_of(names: dict[str, Any], functions: dict[int, Callable[..., Any]])
 
 @functools.cache
 def _builtins_called(file: str | None) -> tuple[str, ...]:
-    """Which of :data:`BUILTIN_NAMES` the source of a module calls; all of them where there is no source to look at."""
+    """Returns which of :data:`BUILTIN_NAMES` a module's source calls; all of them if there is no source."""
     try:
         text = pathlib.Path(file or "").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -109,7 +109,7 @@ def _builtins_called(file: str | None) -> tuple[str, ...]:
 def replacements(
     spaces: Iterable[dict[str, Any]], functions: dict[int, Callable[..., Any]]
 ) -> Iterator[tuple[Any, str, Any]]:
-    """The changes that make recorded code see traced numbers and recorded functions.
+    """Yields the changes that make recorded code see traced numbers and recorded functions.
 
     Args:
         spaces: From :func:`namespaces`.

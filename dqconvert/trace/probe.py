@@ -12,8 +12,7 @@ from dqconvert.trace.values import Untraceable
 
 
 def probe(root: nn.Module, inputs: Inputs, method: str, training: bool, kept: frozenset[str]) -> str | None:
-    """Why a graph cannot hold a method, in words that follow its name; ``None`` if one recording went well, or if the
-    method refuses the inputs.
+    """Returns why a graph cannot hold a method, in words that follow its name; ``None`` if nothing speaks against it.
 
     Args:
         root: A module of the user's, which is not changed.

@@ -47,7 +47,7 @@ class Product:
     steps: tuple[Step, ...]
 
     def sources(self) -> set[Node]:
-        """The nodes of the layer's graph that the product is computed from."""
+        """Returns the nodes of the layer's graph that the product is computed from."""
         found: set[Node] = {self.result}
         for step in self.steps:
             map_arg((step.args, step.kwargs), found.add)

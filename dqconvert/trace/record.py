@@ -118,7 +118,7 @@ def _bind_item(writer: Writer, item: Any, node: Node, key: Any, name: str) -> An
 
 
 class _Asked(dict[str, Any]):
-    """What a data object holds, and what it was asked for in vain."""
+    """The mapping of a data object, which records the keys that were looked for in vain."""
 
     def __init__(self, held: dict[str, Any]) -> None:
         super().__init__(held)
@@ -170,7 +170,7 @@ def _bind_data(writer: Writer, data: BaseData, node: Node, name: str) -> BaseDat
 
 
 def _pin(writer: Writer, inputs: Inputs) -> None:
-    """Arguments that a graph cannot follow (absent tensors, flags, words) must stay as they are."""
+    """Pins arguments that a graph cannot follow: absent tensors, flags and words must stay as they are."""
     for node in [node for node in writer.graph.nodes if node.op == "placeholder"]:
         name = str(node.target).lstrip("*")
         value = inputs.arguments[name]

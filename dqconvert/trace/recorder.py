@@ -94,7 +94,7 @@ class Recorder(TorchFunctionMode):
         return self.writer.bind(result, self.writer.node(*normal_call(func, args, kwargs)))
 
     def _record_write(self, func: Any, name: str, args: Any, kwargs: Any, result: Any, changed: list[Tensor]) -> Any:
-        """A call that changed its arguments: the graph gets one that returns what they are now."""
+        """Records a call that changed its arguments, as one that returns their new values."""
         if becomes_a_view(name):
             with self.writer.paused():
                 call = normal_call(getattr(Tensor, name[:-1]), args, kwargs)
@@ -124,7 +124,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _remember_origin(self, value: Any, owner: Tensor, name: str) -> None:
-        """``device=x.device`` and ``dtype=x.dtype`` follow ``x``: the graph must not pin what tracing saw."""
+        """Has ``device=x.device`` and ``dtype=x.dtype`` follow ``x``, instead of what tracing saw."""
         if isinstance(value, torch.dtype) and not value.is_floating_point:
             return
         self.writer.origin[value] = self.writer.node("call_function", getattr, (owner, name), {})
@@ -172,7 +172,7 @@ def _plain_size(name: str, shape: tuple[int, ...], args: tuple[Any, ...], kwargs
 
 
 def _property(name: str, owner: Tensor) -> Call:
-    """A tensor that is read off another one, in the words of methods."""
+    """Returns the call for a tensor that is read off another one, as a method where there is one."""
     if name == "data":
         return Call("call_method", "detach", (owner,), {})
     if name in ("T", "mT", "H", "mH") and not owner.is_complex():

@@ -1,4 +1,4 @@
-"""Records a model in both modes, on two inputs, as often as it takes."""
+"""Records a model in both modes, on two inputs; again with a module kept whole where that fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dqconvert.trace.values import Untraceable
 
 @dataclass
 class Recorded:
-    """What the recordings of a model gave.
+    """The result of recording a model.
 
     Attributes:
         train: The graph of a training forward; its notes know both sizes if there was a second input.
@@ -102,12 +102,12 @@ def _record_four(
 
 
 def part_of(method: str) -> str:
-    """The path of the module that a method is of."""
+    """Returns the path of the module that a method is of."""
     return method.rpartition(".")[0]
 
 
 def _explain(different: tuple[Node, Node], found: Recorded, part: str) -> None:
-    """What it means that the second input gave another graph: a size was branched on, or became a constant.
+    """Finds out why the second input gave another graph: a branch on a size, or a size that became a constant.
 
     Args:
         different: Where the graphs part.
@@ -137,7 +137,7 @@ def _explain(different: tuple[Node, Node], found: Recorded, part: str) -> None:
 
 
 def _words(node: Node) -> str:
-    """A call in the words of the code that made it."""
+    """Describes a call in the words of the code that made it."""
     if node.op in ("output", "placeholder"):
         return f"the {node.op}"
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)

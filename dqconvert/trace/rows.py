@@ -1,4 +1,4 @@
-"""Which rows of the inputs are nodes, which are edges, and which edges lie among the first nodes.
+"""Finds the rows of inputs that are nodes or edges, and the edges among the first nodes.
 
 It follows from the connectivities among them, from names, from dict keys (node types and edge types) and from sizes.
 """
@@ -23,7 +23,7 @@ Type: TypeAlias = Any
 """A node type (``None`` in a homogeneous graph, ``0`` and ``1`` for a pair) or an edge type (a tuple of three)."""
 
 Place: TypeAlias = tuple[Type, str]
-"""Where a tensor was found: the type whose rows it holds, and its name."""
+"""Place of a tensor: the type whose rows it holds, and its name."""
 
 _HYPEREDGE = "hyperedge"
 _NODE_NAMES = ("x", "z", "pos", "batch", "h", "node_attr", "node_type", "features", "feat", "normal", "x_0")
@@ -107,7 +107,7 @@ class InputGraph:
         return InputGraph(nodes, parts, ends, edges, kept, graphs, batch, node_dim, hops)
 
     def rows(self, place: Place, value: Tensor) -> tuple[str, Place | None]:
-        """What the rows of a tensor are, and for edges, of which connectivity: by type, by name, by size."""
+        """Returns what the rows of a tensor are, and for edges, of which connectivity: by type, by name, by size."""
         kind, name = place
         over = [index for index, edges in self.edges.items() if edges == value.size(0)]
         over = [index for index in over if index[0] == kind] or (over if kind is None else [])
@@ -131,7 +131,7 @@ def _hops(
     edges: dict[Place, int],
     kept: dict[Place, Tensor],
 ) -> dict[Place, int]:
-    """Which lists hold the numbers of nodes or of edges per hop: those that add up to all of them."""
+    """Returns the lists that hold the numbers of nodes or of edges per hop: those that add up to all of them."""
     found: dict[Place, int] = {}
     for (kind, name), counts in lists.items():
         over = [p for p, number in edges.items() if p[0] == kind and number == sum(counts)]
@@ -171,7 +171,7 @@ def _count_nodes(
     sizes: dict[Place, tuple[int | None, int | None]],
     node_dim: int,
 ) -> dict[Type, int] | None:
-    """Number of nodes per type; ``None`` if tensors disagree, or a connectivity points past the end."""
+    """Counts the nodes per type; ``None`` if tensors disagree, or a connectivity points past the end."""
     nodes: dict[Type, int] = {}
     likely = {p: v for p, v in found.items() if v.dim() and p not in indices and not isinstance(p[0], tuple)}
     named = {p: v for p, v in likely.items() if p[1] in _NODE_NAMES}
@@ -196,7 +196,7 @@ def _count_nodes(
 def _part(
     indices: dict[Place, Tensor], ends: dict[Place, tuple[Type, Type]], nodes: dict[Type, int], matrices: set[Place]
 ) -> tuple[dict[Type, int], dict[Place, Tensor]]:
-    """How many nodes of each type the second copy has, and which edges lie among them.
+    """Returns how many nodes of each type the second copy has, and which edges lie among them.
 
     A matrix (``matrices`` names them) holds each edge once, an ``EdgeIndex`` has them in order: of these no edge is
     taken twice.
@@ -246,7 +246,7 @@ def node_dim_of(name: str, value: Tensor, node_dim: int) -> int:
 
 
 def map_places(inputs: Inputs, function: Callable[[Place, Any], Any]) -> Inputs:
-    """The inputs with ``function(place, value)`` in place of every tensor and number given."""
+    """Returns the inputs with ``function(place, value)`` in place of every tensor and number given."""
     arguments = dict(inputs.arguments)
     for name in inputs.given:
         value = arguments[name]
@@ -259,7 +259,7 @@ def map_places(inputs: Inputs, function: Callable[[Place, Any], Any]) -> Inputs:
 
 
 def _name_of(value: Any, name: str) -> str:
-    """The name of one of ``*args``, which has none, by what it looks like."""
+    """Guesses the name of one of ``*args``, which has none, by what it looks like."""
     pairs = isinstance(value, Tensor) and value.dim() == 2 and value.size(0) == 2 and value.dtype == torch.int64
     return f"edge_index {name}" if pairs else name
 

@@ -46,7 +46,7 @@ def stage_output(value: Tensor, stage: str, edge_index: Any = None, sender: int 
 
 
 def either(messages: Tensor, product: Tensor) -> Tensor:
-    """What a layer returns over a sparse adjacency, computed in two ways, of which the first is taken.
+    """Returns the first of two results of a layer over a sparse adjacency: that from single messages.
 
     Args:
         messages: Added up from messages, one by one.
@@ -252,7 +252,7 @@ _LAYOUTS = {
 
 
 def setitem(target: Tensor, index: Any, value: Any) -> Tensor:
-    """What ``target`` is after ``target[index] = value``; ``target`` itself stays as it is.
+    """Returns ``target`` after ``target[index] = value``; ``target`` itself stays as it is.
 
     Example:
         >>> import torch
@@ -271,13 +271,13 @@ ON_COPIES = frozenset(
 
 
 def on_a_copy(method: str, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """What ``target`` is after an in-place method; ``target`` itself stays as it is.
+    """Returns ``target`` after an in-place method; ``target`` itself stays as it is.
 
     Args:
         method: One of :data:`ON_COPIES`.
         target: What it is called on.
         args: Its arguments.
-        kwargs: Likewise.
+        kwargs: Its keyword arguments.
 
     Raises:
         ValueError: If it is none of them.
@@ -294,7 +294,7 @@ def on_a_copy(method: str, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
-    """``torch.nn.functional.elu(x, alpha, inplace=True)`` on a copy, whose gradient is computed from the result.
+    """Computes ``elu(x, alpha, inplace=True)`` on a copy, whose gradient is computed from the result.
 
     Example:
         >>> import torch
@@ -305,7 +305,7 @@ def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
-    """``torch.nn.functional.celu(x, alpha, inplace=True)``, likewise.
+    """Computes ``celu(x, alpha, inplace=True)`` as :func:`elu` does.
 
     Example:
         >>> import torch
@@ -316,7 +316,7 @@ def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def selu(x: Tensor) -> Tensor:
-    """``torch.nn.functional.selu(x, inplace=True)``, likewise.
+    """Computes ``selu(x, inplace=True)`` as :func:`elu` does.
 
     Example:
         >>> import torch
@@ -327,7 +327,7 @@ def selu(x: Tensor) -> Tensor:
 
 
 def private(value: Tensor) -> Tensor:
-    """A copy that what comes next may change.
+    """Returns a copy that the next call may change.
 
     Example:
         >>> import torch
@@ -339,7 +339,7 @@ def private(value: Tensor) -> Tensor:
 
 
 def after(value: Tensor, call: Any) -> Tensor:
-    """``value`` as a call has left it.
+    """Returns ``value`` as a call has left it.
 
     Args:
         value: From :func:`private`, what the call may have changed.
@@ -378,7 +378,7 @@ class _KeepGradient(torch.autograd.Function):
 
 
 def keep_gradient(before: Tensor, now: Tensor) -> Tensor:
-    """``now``, whose gradient is that of ``before``: what a tensor is that was written where gradients do not see it.
+    """Returns ``now`` with the gradient of ``before``: a tensor that was written under ``no_grad``.
 
     Example:
         >>> import torch
@@ -404,7 +404,7 @@ def unchanged(*reads: Any) -> None:
 
 
 def keep(owner: torch.nn.Module, name: str, value: Any) -> None:
-    """``owner.name = value``, as the float model's forward sets it.
+    """Sets ``owner.name = value``, as the float model's forward does.
 
     Example:
         >>> layer = torch.nn.Linear(1, 1)
@@ -416,7 +416,7 @@ def keep(owner: torch.nn.Module, name: str, value: Any) -> None:
 
 
 def by_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
-    """A constant that the float model chose by ``self.training``.
+    """Returns the constant that the float model chose by ``self.training``.
 
     Example:
         >>> by_mode(True, 0.5, 0.0)
@@ -426,7 +426,7 @@ def by_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
 
 
 def left_in(module: Any, steps: tuple[Any, ...], call: Any) -> Tensor:
-    """The tensor that a call of a module has left in an attribute of it, or in a dict there.
+    """Returns the tensor that a call of a module has left in an attribute of it, or in a dict there.
 
     Args:
         module: The module.
@@ -463,4 +463,4 @@ def only_in(training: bool, expected: bool, refusal: str) -> None:
 
 
 ARGUMENT_CHECKS = (pinned, present, same_items, same_keys, same_layout, still_absent)
-"""What a graph checks of the form of its arguments, before anything else."""
+"""Checks of the form of a graph's arguments, which come before anything else."""

@@ -93,13 +93,13 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
         inputs = example_inputs if isinstance(example_inputs, Inputs) else bind(root, method, example_inputs)
         # Lazy layers settle their shapes here, on our copy.
         inputs = _taken_in(root, method, inputs)
-        found = _trace_on_apart_of(model, deepcopy(root), inputs, method, strict)
+        found = _trace_on_a_part(model, deepcopy(root), inputs, method, strict)
         found = found or _trace_on(model, root, inputs, _second(root, inputs, method), method, strict)
         return replace(found, remarks=(*_taken(inputs, example_inputs), *found.remarks))
 
 
 def _taken_in(root: nn.Module, method: str, inputs: Inputs) -> Inputs:
-    """The inputs, with the modes in which the model takes them. Lazy layers settle their shapes in ``root``.
+    """Finds the modes in which the model takes the inputs. Lazy layers settle their shapes in ``root``.
 
     Raises:
         TraceError: If it takes them in neither.
@@ -120,7 +120,7 @@ def _taken_in(root: nn.Module, method: str, inputs: Inputs) -> Inputs:
 
 
 def _taken(inputs: Inputs, example: Any) -> list[str]:
-    """A remark for arguments that the user did not pass one by one, and that later calls have to pass."""
+    """Returns a remark for arguments that the user did not pass one by one, and that later calls have to pass."""
     optional = [
         name for name in inputs.given if inputs.signature.parameters[name].default is not inspect.Parameter.empty
     ]
@@ -130,8 +130,8 @@ def _taken(inputs: Inputs, example: Any) -> list[str]:
     return [f"the example_inputs were taken as {', '.join(names)}: later calls pass {listed(sorted(optional))}, too"]
 
 
-def _trace_on_apart_of(model: nn.Module, root: nn.Module, inputs: Inputs, method: str, strict: bool) -> Trace | None:
-    """The trace on a part of large inputs; ``None`` if they are not large, or the part does not stand for all."""
+def _trace_on_a_part(model: nn.Module, root: nn.Module, inputs: Inputs, method: str, strict: bool) -> Trace | None:
+    """Traces on a part of large inputs; ``None`` if they are not large, or the part does not stand for all."""
     part = shrink(inputs)
     if part is None or len(inputs.modes) == 1:
         return None
@@ -149,7 +149,7 @@ def _trace_on_apart_of(model: nn.Module, root: nn.Module, inputs: Inputs, method
 def _trace_on(
     model: nn.Module, root: nn.Module, inputs: Inputs, second: Inputs | None, method: str, strict: bool
 ) -> Trace:
-    """The trace of ``root``, a copy of ``model``, on these inputs."""
+    """Traces ``root``, a copy of ``model``, on these inputs."""
     fused = any(layer.fuse for layer in leaves.message_passing_layers(root))
     one_by_one = fused and has_sparse(inputs)
     as_given = deepcopy(root)
@@ -207,7 +207,7 @@ def _restore_modes(model: nn.Module, traced: nn.Module) -> None:
 
 
 def _second(root: nn.Module, inputs: Inputs, method: str) -> Inputs | None:
-    """Inputs of other sizes that the model takes."""
+    """Finds inputs of other sizes that the model takes."""
     for second in enlarge(inputs):
         try:
             run_once(deepcopy(root), method, second)
@@ -262,7 +262,7 @@ def _in_one_mode(traced: TracedModule, inputs: Inputs, method: str) -> str:
 
 
 def _holds(root: nn.Module, traced: TracedModule, inputs: Inputs, method: str) -> bool:
-    """Whether the graph computes in evaluation what the model computes, on inputs that it was not traced on."""
+    """Returns True if the graph computes in evaluation what the model does, on inputs it was not traced on."""
     expected = verify.outputs(root, method, inputs.map(with_visible_messages))
     try:
         actual = verify.outputs(traced.for_one_run(), "forward", inputs)

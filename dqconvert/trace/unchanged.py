@@ -23,7 +23,7 @@ from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.runtime import unchanged
 
 Step = tuple[str, Any]
-"""How to get from a value to a part of it: ``("attr", name)`` or ``("item", key)``."""
+"""A step from a value to a part of it: ``("attr", name)`` or ``("item", key)``."""
 
 Read = tuple[str, tuple[Step, ...]]
 """A value that a forward reads: the path of a module, and the steps from there."""
@@ -32,7 +32,7 @@ ITSELF = "_itself"
 """The name under which a traced module finds itself, for its graph to set attributes."""
 
 ASIDE = "_dqconvert_methods"
-"""Where an instance keeps methods that were set on it, not on its class, while graphs run in their place."""
+"""The attribute with the methods that were set on an instance, while graphs run in their place."""
 
 RESERVED = frozenset(
     (
@@ -44,7 +44,7 @@ RESERVED = frozenset(
 
 ATOMS = (bool, int, str, bytes, complex, type(None), type(...), torch.dtype, torch.layout, torch.memory_format)
 COLLECTIONS = (dict, list, tuple, set, frozenset, deque, np.ndarray)
-"""What is compared with a copy, where it cannot tell which of its parts are read."""
+"""Types that are compared with a copy, where they cannot report which of their parts are read."""
 
 MISSING = object()
 
@@ -70,7 +70,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Reads:
-    """What must stay for a graph to hold: one object, which torch.fx passes on and does not look into.
+    """The list of what must stay for a graph to hold: one object, into which torch.fx does not look.
 
     Attributes:
         entries: One for each thing.
@@ -80,7 +80,7 @@ class Reads:
 
 
 def words(key: Read) -> str:
-    """A value that a forward reads, in words.
+    """Describes a value that a forward reads.
 
     Example:
         >>> words(("convs.0", (("attr", "cfg"), ("item", "alpha"))))
@@ -134,7 +134,7 @@ def reads_from(entries: Iterable[Any]) -> Reads:
 
 
 def without_reads(graph: Graph) -> Graph:
-    """The graph, which is changed, without the nodes that hold what was read."""
+    """Removes, in place, the nodes that hold what was read, and returns the graph."""
     for node in list(graph.nodes):
         if node.target is unchanged:
             graph.erase_node(node)
@@ -158,13 +158,13 @@ def _entry(module: nn.Module, key: Read, kind: str) -> Entry:
 
 
 def type_name(module: nn.Module) -> str:
-    """The name of a module's class, which the user wrote."""
+    """Returns the name of a module's class, which the user wrote."""
     kind = getattr(module, "_user_class", type(module))
     return str(kind.__qualname__)
 
 
 def reached(root: nn.Module, path: str, steps: Iterable[Step]) -> Any:
-    """The value at the end of the steps; :data:`MISSING` if they lead nowhere."""
+    """Returns the value at the end of the steps; :data:`MISSING` if they lead nowhere."""
     try:
         found: Any = root.get_submodule(path)
         for kind, name in steps:
@@ -178,7 +178,7 @@ def reached(root: nn.Module, path: str, steps: Iterable[Step]) -> Any:
 
 
 def followed_reads(graph: Graph, root: nn.Module) -> Iterator[tuple[Read, int | float]]:
-    """The numbers among the attributes that a graph reads whenever it runs, and what they are now."""
+    """Yields the numbers among the attributes that a graph reads whenever it runs, with their values now."""
     found: dict[Node, Read] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -199,7 +199,7 @@ def followed_reads(graph: Graph, root: nn.Module) -> Iterator[tuple[Read, int | 
 
 
 def put(root: nn.Module, key: Read, value: Any) -> bool:
-    """Sets an attribute of a module, or a part of one; whether it is what it should be then."""
+    """Sets an attribute of a module, or a part of one; returns True if it then has the value."""
     path, steps = key
     owner = reached(root, path, steps[:-1])
     kind, name = steps[-1]
@@ -215,7 +215,7 @@ def put(root: nn.Module, key: Read, value: Any) -> bool:
 
 
 def equal(found: Any, was: Any) -> bool:
-    """Whether a value is what it was; a tensor of several values is not."""
+    """Returns True if a value is what it was; a tensor of several values is not."""
     try:
         return bool(found is was or found == was)
     except (RuntimeError, ValueError):  # a tensor, or an array, of several values
@@ -223,7 +223,7 @@ def equal(found: Any, was: Any) -> bool:
 
 
 def checks(graphs: Iterable[Graph | None]) -> Iterator[Entry]:
-    """What must stay for all of some graphs."""
+    """Yields what must stay for all of some graphs."""
     for graph in graphs:
         if graph is not None:
             yield from entries_of(graph)

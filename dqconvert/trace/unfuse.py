@@ -17,7 +17,7 @@ from dqconvert.trace.weighing import Values, ignores_values, set_values
 
 
 def has_sparse(inputs: Inputs) -> bool:
-    """Whether the inputs hold a sparse adjacency or an ``EdgeIndex``."""
+    """Returns True if the inputs hold a sparse adjacency or an ``EdgeIndex``."""
     forms: list[bool] = []
     inputs.map(lambda tensor: forms.append(is_sparse(tensor) or isinstance(tensor, EdgeIndex)))
     return any(forms)
@@ -25,7 +25,7 @@ def has_sparse(inputs: Inputs) -> bool:
 
 @dataclass(frozen=True)
 class Unfused:
-    """How layers are recorded that compute a product where they may.
+    """The layers that compute a sparse product where they may, and how each is recorded.
 
     Attributes:
         both: Paths of layers that are recorded twice: as messages and as a product.

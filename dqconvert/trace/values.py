@@ -36,15 +36,15 @@ class Untraceable(Exception):  # noqa: N818  (a signal between the recorder and 
 
 
 class Recording(Protocol):
-    """Where traced numbers have their arithmetic written down."""
+    """The recording that traced numbers write their arithmetic to."""
 
     recording: bool
 
     def number(self, value: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """The result of arithmetic, as a traced number."""
+        """Returns the result of arithmetic, as a traced number."""
 
     def guard(self, left: Any, symbol: str, right: Any) -> bool:
-        """The outcome of a comparison, which is repeated whenever the graph runs."""
+        """Returns the outcome of a comparison, which is repeated whenever the graph runs."""
 
 
 class Traced:
@@ -86,7 +86,7 @@ class Traced:
         return format(plain(self), spec)
 
     def __array_ufunc__(self, ufunc: Any, how: str, *inputs: Any, **options: Any) -> Any:
-        """numpy's functions, and arithmetic with numpy's scalars, as Python's own where there is one."""
+        """Runs numpy's functions, and arithmetic with numpy's scalars, as Python's own where there is one."""
         own = _UFUNCS.get(ufunc.__name__)
         if own is not None and how == "__call__" and not options and all(isinstance(i, int | float) for i in inputs):
             return _apply(own, *inputs)
@@ -134,12 +134,12 @@ class KeptFloat(float):
 
 
 def plain_type(value: Traced) -> type:
-    """``int`` or ``float``."""
+    """Returns ``int`` or ``float``."""
     return int if isinstance(value, int) else float
 
 
 def plain(value: Any) -> Any:
-    """The number without its memory; other values as they are."""
+    """Returns a traced number as a plain one; other values as they are."""
     if isinstance(value, TracedInt):
         return int.__int__(value)
     if isinstance(value, TracedFloat):
@@ -148,7 +148,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_arguments(value: Any) -> Any:
-    """Arguments as the called code wants them: traced numbers as plain ones."""
+    """Returns arguments with traced numbers as plain ones, as the called code wants them."""
     value = unseen(value)
     if isinstance(value, Traced):
         return plain(value)
@@ -191,7 +191,7 @@ def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
 
 
 def _as_count(self: Any, other: Any) -> Any:
-    """``[0.0] * n``: the list's length leaves the graph, so it is guarded."""
+    """Guards the number in ``[0.0] * n``: the list's length leaves the graph."""
     if isinstance(other, list | tuple | str) and self.recorder.recording:
         self.recorder.guard(self, "==", plain(self))
     return NotImplemented
@@ -323,14 +323,14 @@ def _convert(kind: type, value: Any, *args: Any) -> Any:
 
 
 def traced_len(value: Any) -> int:
-    """``len`` that keeps the length of a tensor symbolic."""
+    """Computes ``len``, and keeps the length of a tensor symbolic."""
     from torch import Tensor
 
     return value.size(0) if isinstance(value, Tensor) and value.dim() > 0 else len(value)
 
 
 def traced_range(*args: int) -> range:
-    """``range`` that guards its bounds: the loop is unrolled in the graph."""
+    """Computes ``range``, and guards its bounds: the loop is unrolled in the graph."""
     for arg in args:
         if isinstance(arg, TracedInt) and arg.recorder.recording:
             arg.recorder.guard(arg, "==", plain(arg))

@@ -1,4 +1,4 @@
-"""Holds a traced graph against the model it came from."""
+"""Verifies a traced graph against the model that it came from."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def run(
 
 
 def outputs(model: nn.Module, method: str, inputs: Inputs) -> list[Tensor]:
-    """What a copy of a model returns in evaluation mode, without gradients."""
+    """Returns the outputs of a copy of a model in evaluation mode, without gradients."""
     seed()
     copied = set_mode(deepcopy(model), False)
     args, kwargs = inputs.copied().call()
@@ -105,13 +105,13 @@ def outputs(model: nn.Module, method: str, inputs: Inputs) -> list[Tensor]:
 
 
 def same_outputs(expected: list[Tensor], actual: list[Tensor]) -> bool:
-    """Whether two runs returned the same, bit for bit."""
+    """Returns True if two runs returned the same, bit for bit."""
     named = ({f"output {i}": value for i, value in enumerate(values)} for values in (expected, actual))
     return difference(*named) is None
 
 
 def difference(expected: dict[str, Tensor], actual: dict[str, Tensor]) -> str | None:
-    """What differs between two runs, in words; ``None`` if nothing does. Values must agree bit for bit."""
+    """Returns what differs between two runs, in words; ``None`` if all values agree bit for bit."""
     for name in [*expected, *actual]:
         if name not in actual or name not in expected:
             return f"{name} exists only in the {'float model' if name in expected else 'graph'}"
@@ -166,7 +166,7 @@ def compare(
 
 @contextmanager
 def _repeatable() -> Iterator[None]:
-    """Inside, the same sums come out of the same terms, as far as torch can do that."""
+    """Makes sums repeatable inside, as far as torch can do that."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(1)

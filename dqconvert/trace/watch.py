@@ -65,7 +65,7 @@ class Watch(TorchFunctionMode):
         return known is not None and known() is tensor
 
     def _named(self, weights: list[Tensor], op: Op) -> str | None:
-        """The parameter that a product is with; ``None``: none of the module's that count."""
+        """Returns the parameter that a product is with; ``None`` if it is none of the module's that count."""
         parameters = dict(self._module.named_parameters())
         kept = {id(value): path for path, value in parameters.items()}
         for weight in weights:
@@ -77,7 +77,7 @@ class Watch(TorchFunctionMode):
 
 _local = threading.local()
 watching = [0]
-"""How many calls are watched right now, in all threads: where there are none, graphs have nothing to pause."""
+"""Number of calls that are watched right now, in all threads: at none, graphs have nothing to pause."""
 
 
 @contextmanager

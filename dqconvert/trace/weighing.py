@@ -23,7 +23,7 @@ _SEEN = "_dqconvert_adjacency"
 
 
 class Values(enum.StrEnum):
-    """What a layer that computes its messages one by one does with an adjacency's values."""
+    """Ways in which a layer that computes single messages uses an adjacency's values."""
 
     OWN = "own"
     """They are the layer's own affair."""
@@ -34,12 +34,12 @@ class Values(enum.StrEnum):
 
 
 def values_of(layer: nn.Module) -> Values:
-    """What a layer does with an adjacency's values."""
+    """Returns what a layer does with an adjacency's values."""
     return vars(layer).get(_KEY, Values.OWN)
 
 
 def ignores_values(layer: MessagePassing) -> bool:
-    """Whether the layer's messages leave the adjacency's values out, as far as its signature tells.
+    """Returns True if the layer's messages leave the adjacency's values out, as far as its signature tells.
 
     Example:
         >>> from torch_geometric.nn import GCNConv, SAGEConv
@@ -64,7 +64,7 @@ def set_values(layer: MessagePassing, values: Values) -> None:
 
 
 def weighed(message: Tensor, adjacency: Any, node_dim: int) -> Tensor:
-    """A message, multiplied by the adjacency's values if it was made over one.
+    """Multiplies a message by the adjacency's values if it was made over one.
 
     Example:
         >>> weighed(torch.ones(1, 2), torch.tensor([[0.0, 3.0], [0.0, 0.0]]).to_sparse_csr(), -2)
@@ -78,7 +78,7 @@ def weighed(message: Tensor, adjacency: Any, node_dim: int) -> Tensor:
 
 
 def is_unweighted(adjacency: Any) -> bool:
-    """Whether all values of a sparse adjacency are one."""
+    """Returns True if all values of a sparse adjacency are one."""
     return is_sparse(adjacency) and bool((adjacency.values() == 1).all())
 
 

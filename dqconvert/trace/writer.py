@@ -94,7 +94,7 @@ class Writer:
         raise Untraceable(self.where[-1][0], reason, self.source())
 
     def source(self) -> str:
-        """File and line of the innermost code that is neither torch's nor ours."""
+        """Returns file and line of the innermost code that is neither torch's nor ours."""
         frame = sys._getframe(1)
         while frame is not None:
             name = frame.f_code.co_filename
@@ -122,12 +122,12 @@ class Writer:
     # -- numbers ---------------------------------------------------------------------------------------------------
 
     def number(self, value: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """The result of arithmetic on traced numbers, with a node of its own."""
+        """Returns the result of arithmetic on traced numbers, with a node of its own."""
         from_values = any(isinstance(arg, Traced) and arg.from_values for arg in args)
         return self.traced(value, self.node("call_function", function, args, {}), from_values)
 
     def guard(self, left: Any, symbol: str, right: Any) -> bool:
-        """The outcome of comparing traced numbers; the comparison is repeated whenever the graph runs."""
+        """Returns the outcome of comparing traced numbers; the comparison is repeated whenever the graph runs."""
         outcome = COMPARISONS[symbol](plain(left), plain(right))
         if isinstance(left, Traced) and isinstance(right, Traced) and left.node is right.node:
             return outcome
@@ -145,7 +145,7 @@ class Writer:
         return outcome
 
     def traced(self, value: Any, node: Node, from_values: bool = False) -> Any:
-        """A number that remembers its node; other values as they are."""
+        """Returns a number that remembers its node; other values as they are."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return value
         number: Any = TracedInt(value) if isinstance(value, int) else TracedFloat(value)
@@ -153,14 +153,14 @@ class Writer:
         return number
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
-        """A tensor's shape as plain integers."""
+        """Returns a tensor's shape as plain integers."""
         with self.paused():
             return tuple(tensor.size())
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
     def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = ()) -> Node:
-        """A graph input; ``default`` holds its default value, if it has one."""
+        """Adds a graph input; ``default`` holds its default value, if it has one."""
         node = self.graph.create_node("placeholder", name, default)
         return annotate(node, self.note(value, source=f"argument {name!r}"))
 
@@ -179,17 +179,17 @@ class Writer:
         self._given[id(plain)] = plain, self.bind_input(value, node)
 
     def given(self, plain: Tensor) -> Tensor:
-        """An input in the form in which it was given."""
+        """Returns an input in the form in which it was given."""
         entry = self._given.get(id(plain))
         return entry[1] if entry is not None and entry[0] is plain else plain
 
     def input_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any, source: str) -> Node:
-        """A node that takes one part out of an input (``data.x``, ``x_dict["paper"]``)."""
+        """Adds a node that takes one part out of an input (``data.x``, ``x_dict["paper"]``)."""
         node = self.graph.create_node("call_function", function, args)
         return annotate(node, self.note(value, source=source))
 
     def check_input(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        """A check of an input that is repeated whenever the graph runs."""
+        """Adds a check of an input that is repeated whenever the graph runs."""
         annotate(self.graph.create_node("call_function", function, args), Note())
 
     def output(self, value: Any) -> None:
@@ -204,7 +204,7 @@ class Writer:
         self.memories.finish()
 
     def note(self, value: Any, source: str | None = None) -> Note:
-        """What is known of a node that is made now and holds ``value``."""
+        """Returns the note of a node that is made now and holds ``value``."""
         path, call = self.where[-1]
         note = Note(
             module=path,
@@ -222,7 +222,7 @@ class Writer:
             return replace(note, sizes=(tuple(value.size()),), dtype=value.dtype, sparse=value.layout != torch.strided)
 
     def node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
-        """A node for a call that happens now."""
+        """Adds a node for a call that happens now."""
         fx_args = tuple(self.argument(arg) for arg in args)
         fx_kwargs = {key: self.argument(value) for key, value in kwargs.items()}
         return annotate(self.graph.create_node(op, target, fx_args, fx_kwargs), self.note(None))
@@ -287,7 +287,7 @@ class Writer:
             self.memories.flush([*module.parameters(), *module.buffers()])
 
     def versions(self, arguments: Any) -> list[tuple[Tensor, int]]:
-        """The tensors among a call's arguments, and how often each was changed.
+        """Returns the tensors among a call's arguments, and how often each was changed.
 
         Sparse ones are left out: that one is told to be in order counts as a change.
         """
@@ -300,7 +300,7 @@ class Writer:
             ]
 
     def changed(self, versions: list[tuple[Tensor, int]]) -> list[Tensor]:
-        """Which of these were changed since."""
+        """Returns which of these were changed since."""
         with self.paused():
             return [tensor for tensor, version in versions if tensor._version != version]
 
@@ -328,16 +328,16 @@ class Writer:
         return result if any(tensor is result for tensor in changed) else self.bind(result, node)
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether a recorded call made a tensor."""
+        """Returns True if a recorded call made a tensor."""
         return self.memories.find(tensor) is not None or self.foreign.node_of(tensor) is not None
 
     def node_of(self, tensor: Tensor) -> Node | None:
-        """The node that has the value of a tensor now; ``None`` if no recorded call made it."""
+        """Returns the node that has the value of a tensor now; ``None`` if no recorded call made it."""
         cell = self.memories.find(tensor)
         return self.foreign.node_of(tensor) if cell is None else self.memories.current(cell)
 
     def argument(self, value: Any) -> Any:
-        """A recorded call's argument in the graph's terms."""
+        """Returns a recorded call's argument in the graph's terms."""
         value = followed(value)
         if isinstance(value, Node):
             return value
@@ -365,11 +365,11 @@ class Writer:
         return self.node_of(tensor) or self.foreign.attribute(tensor)
 
     def touches(self, args: Any, kwargs: Any) -> bool:
-        """Whether a call has to do with the model at all."""
+        """Returns True if a call has tensors or traced numbers among its arguments."""
         return any(isinstance(value, Tensor | Traced) for value in leaves_in((args, kwargs)))
 
     def representable(self, value: Any) -> bool:
-        """Whether a value can be an argument in the graph."""
+        """Returns True if a value can be an argument in the graph."""
         return all(
             item is None
             or isinstance(item, (Traced, torch.device, torch.dtype, *_CONSTANTS))
