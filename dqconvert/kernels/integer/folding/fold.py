@@ -154,7 +154,7 @@ def number_colors(colors, place, rows):  # type: ignore[no-untyped-def]
 def _level(
     before: Tensor, place: Tensor | None, rows: Tensor | None, ptr: Tensor, senders: Tensor, listed: bool
 ) -> Level:
-    """Returns the level behind one where `before` says the rows of the nodes; `listed`: whether anybody asks which edges."""
+    """Returns the level behind one where `before` says the rows of the nodes; `listed`: true to list its edges."""
     if rows is None:
         return Level(ptr, before[senders], own=before)
     starts = torch.empty(rows.numel() + 1, dtype=torch.int64)
