@@ -86,10 +86,7 @@ class _Normed:
         return len(self._cuts)
 
     def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
-        run(
-            lambda part, start, stop: loops.chain_normed(*self._args, y, chain, caught[part], start, stop),
-            self._cuts,
-        )
+        run(lambda part, start, stop: loops.chain_normed(*self._args, y, chain, caught[part], start, stop), self._cuts)
 
     def holds(self) -> bool:
         return True

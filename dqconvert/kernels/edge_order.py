@@ -9,8 +9,7 @@ from torch import Tensor
 
 from dqconvert.errors import InputIndexError
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.counting_sort import sort_edges
 from dqconvert.kernels.order import vouch
 
 
@@ -47,11 +46,10 @@ _TAKES = Takes("edge_order", index="int64 [edges]", other="int64 [edges]", num_n
 @_edge_order.register_kernel("cpu")
 def _(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     _TAKES((index, other, num_nodes))
-    ptr = torch.empty(num_nodes + 1, dtype=torch.int64)
-    edges = torch.empty(index.numel(), dtype=torch.int64)
-    if not count_sort(array(index), array(ptr), array(edges)):
+    found = sort_edges(other, index, -1, num_nodes, torch.int64)
+    if found is None:
         raise InputIndexError(f"an edge ends at a node that is not there: there are {num_nodes} nodes")
-    others = other[edges]
+    ptr, others, edges = found
     vouch(ptr, edges, edges.numel())
     if edges.numel() > 0:
         low, high = (int(end) for end in others.aminmax())
@@ -63,24 +61,6 @@ def _(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Ten
 @_edge_order.register_fake
 def _(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     return index.new_empty(num_nodes + 1), index.new_empty(index.shape), index.new_empty(index.shape)
-
-
-@loop
-def count_sort(index, ptr, edges):  # type: ignore[no-untyped-def]
-    """Fills `ptr` and `edges`; False if an index is out of range."""
-    nodes = ptr.size - 1
-    ptr[:] = 0
-    for e in range(index.size):
-        if index[e] < 0 or index[e] >= nodes:
-            return False
-        ptr[index[e] + 1] += 1
-    for i in range(nodes):
-        ptr[i + 1] += ptr[i]
-    place = ptr[:-1].copy()
-    for e in range(index.size):
-        edges[place[index[e]]] = e
-        place[index[e]] += 1
-    return True
 
 
 def edge_order(index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder:

@@ -128,13 +128,7 @@ quantize_parts_operator = Operator(
     cpu=_on_cpu,
     serves=lambda x, *_: has_loops(x.dtype),
     takes=Takes(
-        "quantize_parts",
-        x="real [values]",
-        sizes="free",
-        ranges="float32",
-        ints="free",
-        floats="free",
-        always=_check,
+        "quantize_parts", x="real [values]", sizes="free", ranges="float32", ints="free", floats="free", always=_check
     ),
     setup=_setup,
     backward=_backward,

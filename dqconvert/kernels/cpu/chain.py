@@ -171,11 +171,7 @@ def _at_once(
 
 
 def _grown(
-    caught: Sequence[tile.Caught],
-    grids: Sequence[Grid | None],
-    relu: bool,
-    observing: dict[int, Grid],
-    total: int,
+    caught: Sequence[tile.Caught], grids: Sequence[Grid | None], relu: bool, observing: dict[int, Grid], total: int
 ) -> bool:
     """True if a percentile lies outside of a range. The first such range is updated: it saw what it should have."""
     for place, grid in observing.items():

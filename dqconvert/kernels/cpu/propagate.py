@@ -47,12 +47,7 @@ class Sums:
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        by_receiver: Sequence[Tensor],
-        grid: Grid,
-        protected: Tensor | None,
-        mean: bool,
+        self, x: Tensor, by_receiver: Sequence[Tensor], grid: Grid, protected: Tensor | None, mean: bool
     ) -> None:
         self.shape, self.dtype = (by_receiver[0].size(0) - 1, x.size(1)), x.dtype
         self.grid = grid

@@ -16,7 +16,7 @@ from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.integer.attention import attention_nodes, softmax_nodes
+from dqconvert.kernels.cpu.integer.attention import softmax_nodes
 from dqconvert.kernels.cpu.integer.finish import CODES
 from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.integer.codes import as_numbers, plain_quantize
@@ -59,36 +59,23 @@ def _grown(logits: Tensor) -> Tensor:
 
 
 def _softmax_on_cpu(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, grid: Tensor) -> Tensor:
-    found = empty((edges.numel(), codes.size(1)), torch.uint8)
-    order = array(ptr)
-    args = (
-        array(codes),
-        array(_grown(logits)),
-        order,
-        array(edges),
-        as_numbers(grid, np.float32),
-        array(found),
-    )
-    run(lambda _, start, stop: softmax_nodes(*args, start, stop), balanced(order, _COST * codes.size(1)))
-    return found
+    return _run(edges, codes, None, None, logits, ptr, grid)
 
 
 def _attention_on_cpu(
     source: Tensor, target: Tensor, table: Tensor, logits: Tensor, ptr: Tensor, senders: Tensor, grid: Tensor
 ) -> Tensor:
-    found = empty((senders.numel(), source.size(1)), torch.uint8)
-    order = array(ptr)
-    args = (
-        array(source),
-        array(target),
-        array(table),
-        array(_grown(logits)),
-        order,
-        array(senders),
-        as_numbers(grid, np.float32),
-        array(found),
-    )
-    run(lambda _, start, stop: attention_nodes(*args, start, stop), balanced(order, _COST * source.size(1)))
+    return _run(senders, source, target, table, logits, ptr, grid)
+
+
+def _run(
+    rows: Tensor, codes: Tensor, target: Tensor | None, table: Tensor | None, logits: Tensor, ptr: Tensor, grid: Tensor
+) -> Tensor:
+    heads = codes.size(1)
+    found, order = empty((rows.numel(), heads), torch.uint8), array(ptr)
+    ranks = (None, None) if target is None or table is None else (array(target), array(table))
+    args = array(rows), array(codes), *ranks, array(_grown(logits)), order, as_numbers(grid, np.float32), array(found)
+    run(lambda _, start, stop: softmax_nodes(*args, start, stop), balanced(order, _COST * heads))
     return found
 
 

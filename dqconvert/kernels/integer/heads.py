@@ -25,24 +25,14 @@ MOST = 1 << 23
 """Heads whose sum fits into int32, whatever the codes: 2^23 * 255 < 2^31."""
 
 
-def plain_add_heads(
-    x: Tensor,
-    x_grid: Tensor,
-    columns: int,
-    finish: Finish,
-) -> Tensor:
+def plain_add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
     """Defines what every implementation is held to; the arguments are those of :func:`add_heads`."""
     centred = x.long() - x_grid[1].long()
     sums = centred.view(x.size(0), x.size(1) // columns, columns).sum(1)
     return plain_finish(sums, finish)
 
 
-def _on_cpu(
-    x: Tensor,
-    x_grid: Tensor,
-    columns: int,
-    finish: Finish,
-) -> Tensor:
+def _on_cpu(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
     rows, width = x.shape
     out = room(rows, columns, finish)
     args = array(x), int(as_numbers(x_grid, np.float32)[1]), columns, steps(finish, columns), array(out)
@@ -72,14 +62,7 @@ add_heads_operator = Operator(
     fake=_fake,
     cpu=_on_cpu,
     check=_check_types,
-    takes=Takes(
-        "add_heads",
-        x="uint8 [rows, width]",
-        x_grid="float32 [4]",
-        columns="size",
-        **TAKES,
-        also=_check,
-    ),
+    takes=Takes("add_heads", x="uint8 [rows, width]", x_grid="float32 [4]", columns="size", **TAKES, also=_check),
 )
 
 

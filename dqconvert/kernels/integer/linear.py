@@ -56,13 +56,7 @@ def unpack_weight(packed: Tensor, columns: int, depth: int) -> Tensor:
 
 
 def plain_integer_linear(
-    x: Tensor,
-    x_grid: Tensor,
-    weight: Tensor,
-    columns: int,
-    packed_input: bool,
-    finish: Finish,
-    name: str | None = None,
+    x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, finish: Finish, name: str | None = None
 ) -> Tensor:
     """Defines what every implementation is held to.
 
@@ -83,13 +77,7 @@ _READ = (torch.uint8, torch.float32)
 
 
 def _on_cpu(
-    x: Tensor,
-    x_grid: Tensor,
-    weight: Tensor,
-    columns: int,
-    packed_input: bool,
-    finish: Finish,
-    name: str | None = None,
+    x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, finish: Finish, name: str | None = None
 ) -> Tensor:
     rows = x.size(0)
     out = room(rows, columns, finish)

@@ -1,12 +1,7 @@
-"""The edges of a new graph, in the order of their receivers: a counting sort, on all threads.
-
-Every thread counts the edges of its own part of the list, by receiver; then each knows where the edges of every
-receiver begin that it puts in place. Edges keep the order of the list.
-"""
+"""The edges of a new graph, in the order of their receivers, and the weights that a GCN layer gives them."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +13,12 @@ from dqconvert.errors import InputIndexError, InputShapeError
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.integer.receivers import begin_rows, code_weights, count_edges, place_edges
-from dqconvert.kernels.cpu.threads import GRAIN, balanced, run
+from dqconvert.kernels.cpu.counting_sort import INT32, sort_edges
+from dqconvert.kernels.cpu.integer.receivers import code_weights
+from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.edge_order import plain_edge_order
 from dqconvert.kernels.integer.codes import as_numbers, plain_quantize
 from dqconvert.kernels.order import vouch
-
-_INT32 = 1 << 31
 
 
 def plain_receiver_order(
@@ -56,29 +50,17 @@ def _nowhere(sender: Tensor, receiver: Tensor, num_source: int, num_target: int)
 
 
 def _kind(num_source: int) -> torch.dtype:
-    return torch.int32 if num_source < _INT32 else torch.int64
+    return torch.int32 if num_source < INT32 else torch.int64
 
 
 def _on_cpu(
     sender: Tensor, receiver: Tensor, num_source: int, num_target: int, loops: bool, positions: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    ends = array(sender), array(receiver)
-    edges = sender.numel()
-    workers = max(1, min(torch.get_num_threads(), edges // GRAIN, edges // max(num_target, 1)))
-    cuts = list(itertools.pairwise(edges * part // workers for part in range(workers + 1)))
-    counts = np.zeros((workers, num_target), np.int32 if edges + num_target < _INT32 else np.int64)
-    sound = run(lambda part, start, stop: count_edges(*ends, loops, num_source, counts[part], start, stop), cuts)
-    if not all(sound):
+    kind = _kind(num_source)
+    found = sort_edges(sender, receiver, num_source, num_target, kind, loops=loops, positions=positions and not loops)
+    if found is None:
         raise _nowhere(sender, receiver, num_source, num_target)
-    ptr = torch.empty(num_target + 1, dtype=torch.int64)
-    starts = array(ptr)
-    begin_rows(counts, loops, starts)
-    senders = torch.empty(int(starts[-1]), dtype=_kind(num_source))
-    places = torch.empty(senders.numel() if positions and not loops else 0, dtype=torch.int64)
-    args = array(senders), array(places)
-    run(lambda part, start, stop: place_edges(*ends, loops, counts[part], *args, start, stop), cuts)
-    if loops:
-        args[0][starts[1:] - 1] = np.arange(num_target, dtype=args[0].dtype)
+    ptr, senders, places = found
     vouch(ptr, senders, num_source)
     return ptr, senders, places
 

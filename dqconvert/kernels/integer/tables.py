@@ -59,13 +59,7 @@ look_up_operator = Operator(
     cpu=_look_up_on_cpu,
     check=lambda *args: _check(*args),
     serves=lambda codes, table, *_: table.dtype in (torch.uint8, torch.float32),
-    takes=Takes(
-        "look_up_codes",
-        codes="uint8",
-        table="number",
-        packed="flag",
-        also=lambda _, args: _check(*args),
-    ),
+    takes=Takes("look_up_codes", codes="uint8", table="number", packed="flag", also=lambda _, args: _check(*args)),
 )
 
 

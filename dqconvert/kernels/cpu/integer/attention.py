@@ -12,20 +12,24 @@ from dqconvert.kernels.cpu.llvm.memory import pointer, prefetch
 AHEAD = 32
 """How many edges ahead what they look up is asked for."""
 
-
 ROOM = 1 << 11
 """Weights that are rounded together, of as many nodes as have them."""
 
 
 @loop
-def softmax_nodes(codes, grown, ptr, edges, grid, found, start, stop):  # type: ignore[no-untyped-def]
-    """Nodes `start` to `stop`."""
-    heads, last = codes.shape[1], edges.size - 1
+def softmax_nodes(rows, codes, target, table, grown, ptr, grid, found, start, stop):  # type: ignore[no-untyped-def]
+    """Computes the softmax over the edges of nodes `start` to `stop`.
+
+    `rows`: which row of `codes` each edge takes. The rank of its logit is its code; or, unless `target` and `table` are
+    None (which numba compiles apart), the table's entry for the code of the node and that of the edge.
+    """
+    heads, last = codes.shape[1], rows.size - 1
     ranks, shares = np.empty(ROOM, np.uint8), np.empty(ROOM, np.float32)
     peaks, totals = np.empty(heads, np.uint8), np.empty(heads, np.float32)
     begun = ptr[start]
     for node in range(start, stop):
         first, count = ptr[node], ptr[node + 1] - ptr[node]
+        # The shares of several nodes are rounded together: a span of a few values costs as much as one of many.
         if (first + count - begun) * heads > shares.size:
             round_shares(shares, (first - begun) * heads, grid, found, begun * heads)
             begun = first
@@ -33,36 +37,12 @@ def softmax_nodes(codes, grown, ptr, edges, grid, found, start, stop):  # type: 
                 ranks, shares = np.empty(2 * count * heads, np.uint8), np.empty(2 * count * heads, np.float32)
         peaks[:] = 0
         for k in range(count):
-            prefetch(codes, edges[min(first + k + AHEAD, last)] * heads)
-            from_, to = pointer(codes, edges[first + k] * heads), pointer(ranks, k * heads)
+            prefetch(codes, np.intp(rows[min(first + k + AHEAD, last)]) * heads)
+            from_, to = pointer(codes, np.intp(rows[first + k]) * heads), pointer(ranks, k * heads)
             for h in range(heads):
-                to[h] = from_[h]
-                peaks[h] = max(peaks[h], from_[h])
-        share(ranks, count, heads, peaks, grown, totals, pointer(shares, (first - begun) * heads))
-    round_shares(shares, (ptr[stop] - begun) * heads, grid, found, begun * heads)
-
-
-@loop
-def attention_nodes(source, target, table, grown, ptr, senders, grid, found, start, stop):  # type: ignore[no-untyped-def]
-    """Nodes `start` to `stop`."""
-    heads, last = source.shape[1], senders.size - 1
-    ranks, shares = np.empty(ROOM, np.uint8), np.empty(ROOM, np.float32)
-    peaks, totals = np.empty(heads, np.uint8), np.empty(heads, np.float32)
-    begun = ptr[start]
-    for node in range(start, stop):
-        first, count = ptr[node], ptr[node + 1] - ptr[node]
-        if (first + count - begun) * heads > shares.size:
-            round_shares(shares, (first - begun) * heads, grid, found, begun * heads)
-            begun = first
-            if count * heads > shares.size:
-                ranks, shares = np.empty(2 * count * heads, np.uint8), np.empty(2 * count * heads, np.float32)
-        mine, entries = pointer(target, node * heads), pointer(table, 0)
-        peaks[:] = 0
-        for k in range(count):
-            prefetch(source, np.intp(senders[min(first + k + AHEAD, last)]) * heads)
-            from_, to = pointer(source, np.intp(senders[first + k]) * heads), pointer(ranks, k * heads)
-            for h in range(heads):
-                rank = entries[np.intp(mine[h]) * CODES + np.intp(from_[h])]
+                rank = from_[h]
+                if table is not None:
+                    rank = table[target[node, h], rank]
                 to[h] = rank
                 peaks[h] = max(peaks[h], rank)
         share(ranks, count, heads, peaks, grown, totals, pointer(shares, (first - begun) * heads))
