@@ -77,6 +77,7 @@ def test_the_tree_shows_layers_stages_and_operations(gin):
     found = [line.strip("│ ").split("  ")[0] for line in layer.splitlines()]
     assert found[:4] == ["convs.1 (GINConv)", "message", "aggregate", "add, mul, add"]
     assert "nn.lins.0  linear" in layer
+    assert "unchanged" not in text  # checks are not what the model does
 
 
 def test_ranges_appear_once_observed():
