@@ -1,11 +1,12 @@
 """The graph that a prepared module runs: the prepared graph, with groups of nodes replaced by one operator each.
 
-The prepared graph stays what is saved, shown and prepared again; this one is made from it whenever code is generated.
+The prepared graph stays what is saved, shown and prepared again. ``prepare`` makes the fused one of it, and so do
+first calls of further methods; copies, loaded files and ``recompile()`` make it again.
 
 One module per pass: :mod:`.messages`, :mod:`.chains` and :mod:`.weights` (groups become one operator),
-:mod:`.one_for_one` (a function becomes its counterpart), :mod:`.islands` (what was not traced is kept apart). Below
-them, from the bottom: :mod:`.context` (the graph that is being fused, and what may be asked of its nodes) and
-:mod:`.memos` (modules that remember).
+:mod:`.one_for_one` (a function becomes its counterpart). Then, fused or not: :mod:`.islands` (copies around modules that
+were not traced) and :mod:`.outputs` (copies of outputs that share memory with cached results). Below them:
+:mod:`.context` (the graph that is being fused, and questions about its nodes) and :mod:`.memos` (caching modules).
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def _layers(modules: Mapping[str, nn.Module], whole: Sequence[str]) -> list[str]
 
 
 def _drop_unused(graph: Graph) -> None:
-    """Erases what was only needed for what was fused."""
+    """Erases nodes that only fused groups used."""
     for node in reversed(graph.nodes):
         if not node.users and _droppable(node):
             graph.erase_node(node)

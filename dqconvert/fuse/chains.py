@@ -1,4 +1,4 @@
-"""Chains as one operator: quantizers of node features with a sum and a ReLU between them, and what makes the rows."""
+"""Fuses chains: quantizers of node features with a sum and a ReLU between them, and the operation before them."""
 
 from __future__ import annotations
 

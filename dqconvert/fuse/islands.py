@@ -1,4 +1,4 @@
-"""Modules that were not traced, kept apart from memory that is used again."""
+"""Copies around modules that were not traced, and a check that no explainer has its masks on layers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Modules that remember what they returned for the same graph: one for all calls that probably ask for the same.
+"""Caching modules: one for all calls that probably compute the same of the same edges.
 
-Each checks what it is given, so two calls that share one and ask for different things cost time, not correctness.
+Each checks its arguments, so two calls that share one and differ cost time, not correctness.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dqconvert.trace.note import note_of
 
 
 def memo(context: Context, name: str, key: Any, make: Callable[[], nn.Module]) -> str:
-    """Returns the path of the module that remembers what ``key`` stands for.
+    """Returns the path of the module that caches the results for a key.
 
     Args:
         context: Its ``root`` gets the module where it has none of that path yet, from an earlier fusing.

@@ -1,4 +1,4 @@
-"""Message passing as one operator: gather, product with an edge weight, quantizer of the message, aggregation."""
+"""Fuses message passing: gather, product with an edge weight, quantizer of the message, aggregation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions and modules that something else stands in for, one for one, with the same results."""
+"""Replaces functions and modules by counterparts of ours, one for one, with the same results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves a module is never what it remembers, nor a part of it."""
+"""Copies outputs that share memory with cached results: whoever gets them may write into them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dqconvert.quant.memo import Memo, apart
 
 
 def keep_apart(graph: Graph, modules: Mapping[str, nn.Module], *, constants: bool = False) -> Graph:
-    """Copies, where a graph returns, what shares memory with something that one of its modules remembers.
+    """Copies, where a graph returns, what shares memory with a result that one of its modules keeps.
 
     Args:
         graph: What runs; it is written.

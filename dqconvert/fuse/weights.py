@@ -1,4 +1,4 @@
-"""The weights of a model, each with a quantizer of its own, quantized together: alone they are too small to pay."""
+"""Quantizes small weights, each with its own quantizer, in one operator: calls would cost more than the work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The module that :func:`dqconvert.prepare` returns: its graphs, its doors, and what it does with calls that fail."""
+"""The module that :func:`dqconvert.prepare` returns: its graphs, its methods, and its errors about arguments."""
 
 from dqconvert.prepared.module import PreparedModule
 

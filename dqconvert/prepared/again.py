@@ -1,4 +1,4 @@
-"""Preparing a prepared module once more: back to its float graphs, and the ranges that still fit."""
+"""Prepares a prepared module once more, from its float graphs; ranges that still fit stay."""
 
 from __future__ import annotations
 

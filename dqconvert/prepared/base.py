@@ -1,4 +1,4 @@
-"""What a prepared module is made of: its graphs, what runs for them, and the report on both."""
+"""The base of prepared modules: graphs, the fused graphs that run for them, and the report on both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens when a method of a prepared module is called that has no graph yet: it is traced, or runs as it is.
+"""First calls: a method without a graph is traced, rewritten and fused, or runs the user's own code.
 
 Where a graph cannot hold what the method does (it loops over a loader, branches on values, keeps something for later),
 the user's own code runs. The layers that it calls are doors again, each traced for itself, so that what they compute is

@@ -1,4 +1,4 @@
-"""What a fused graph calls: several quantizers, and what lies between them, in one operator.
+"""The operators of fused graphs: several quantizers, and what lies between them, in one call.
 
 Each function first asks its quantizers whether they would observe and round as usual. Where one would not (its
 observer was disabled, a dtype or a granularity that the operators do not know, a range that was never set), it does

@@ -1,4 +1,4 @@
-"""How a quantizer's range follows the values it sees: one class per kind of range.
+"""Observers: how a quantizer's range follows the values it sees, one class per kind of range.
 
 An observer holds no state. It takes a range and a batch of values and returns the new range. A range is a
 pair of float32 tensors, ``[]`` or ``[channels]``; ``(inf, -inf)`` is the range that never saw a value. NaN and

@@ -1,4 +1,4 @@
-"""Rows that are made from other rows: what happens to the rows happens to their protection.
+"""Row spaces made from others, by picking, cutting, joining or repeating: protection follows the rows.
 
 A top-k pooling picks rows, a sampled neighbourhood is cut to the rows that a layer still needs, several node types are
 put one behind the other, attention heads are laid out as further rows. None of these begins rows of its own.

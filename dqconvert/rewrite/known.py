@@ -1,4 +1,4 @@
-"""Which quantizers two methods of a module share: those on the same value of the same layer."""
+"""Finds the quantizers that two methods of a module share: those on the same value of the same layer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Known:
         graphs: Its graphs.
 
     Attributes:
-        paths: Of the quantizers.
+        paths: The paths of the quantizers.
     """
 
     def __init__(self, root: nn.Module, entries: Iterable[Entry], graphs: Iterable[Graph]) -> None:

@@ -38,8 +38,8 @@ class Placer:
     Args:
         root: The module that takes the quantizers.
         ledger: Applies the config's rules and remembers which matched.
-        training: What placed the quantizers in the training graph of which this is the evaluation graph, which shares
-            them. ``None`` for a training graph.
+        training: The placer of the training graph, whose quantizers this evaluation graph shares; ``None`` for a
+            training graph.
         known: The quantizers that other methods' graphs have; this one shares those that are on the same values.
 
     Attributes:

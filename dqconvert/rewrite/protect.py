@@ -1,4 +1,4 @@
-"""Protection in the graph: one probability and one draw per row space and forward, handed to every quantizer there."""
+"""Writes protection into a graph: one draw per row space and forward, handed to every quantizer there."""
 
 from __future__ import annotations
 
