@@ -27,7 +27,7 @@ from dqconvert.trace.leaves import STAGE_METHODS
 from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.plain_globals import functions_of
 from dqconvert.trace.runtime import keep
-from dqconvert.trace.unchanged import ATOMS, COLLECTIONS, ITSELF, RESERVED, Read, words
+from dqconvert.trace.unchanged import ATOMS, COLLECTIONS, ITSELF, RESERVED, Read, Step, words
 from dqconvert.trace.values import Traced, plain
 
 # What torch and PyG keep in a module for themselves. Its mode is followed by other means.
@@ -96,6 +96,7 @@ class Attributes:
         self._caches = caches
         self._set: set[Read] = set()
         self._changed: set[Read] = set()
+        self._grown: set[Read] = set()
         self._later: dict[Read, nn.Module] = {}
         self._nodes: dict[Read, Node] = {}
         self._containers: dict[Read, tuple[Any, Any]] = {}
@@ -173,7 +174,7 @@ class Attributes:
     def part(self, key: Read, kind: str) -> None:
         """Notes that something about a container was read: its length, its keys, whether a key is there."""
         if self.writer.recording and not self._began(key, self._set):
-            if self._began(key, self._changed):
+            if self._began(key, self._changed) or (key in self._grown and kind in ("len", "keys")):
                 self._state(key)
             self._note(key, kind)
 
@@ -272,8 +273,29 @@ class Attributes:
             if any(other[0] == key[0] and other[1][: len(key[1])] == key[1] for other, _ in self.reads):
                 self._state(key)
             self._changed.add(key)
-            self.lost.append(words_of(key))
-            self.writer.remarks[f"{words(key)} stays as it is, where the float model's forward changes it"] = None
+            self._lose(key)
+
+    def put(self, key: Read, step: Step) -> None:
+        """Records that an item of a container was set: what is read of it from now on is what was put there.
+
+        The graph does not set it. A forward that read the item before, or how many there are, keeps state.
+        """
+        item: Read = (key[0], (*key[1], step))
+        if not self.writer.recording or self._began(item, self._set):
+            return
+        size, end = ("len", "keys"), len(item[1])
+        if any(
+            other[0] == key[0] and (other[1][:end] == item[1] or (other[1] == key[1] and kind in size))
+            for other, kind in self.reads
+        ):
+            self._state(key)
+        self._set.add(item)
+        self._grown.add(key)
+        self._lose(key)
+
+    def _lose(self, key: Read) -> None:
+        self.lost.append(words_of(key))
+        self.writer.remarks[f"{words(key)} stays as it is, where the float model's forward changes it"] = None
 
     def _keep(self, key: Read, value: Any) -> None:
         (_, name), path = key[1][0], key[0]

@@ -27,6 +27,9 @@ class Watching(Protocol):
     def changed(self, key: _Key) -> None:
         """Records that a container was changed."""
 
+    def put(self, key: _Key, step: tuple[str, Any]) -> None:
+        """Records that one item, or one attribute, of a container was set."""
+
 
 class Seen:
     """Mixin of the containers below. A container that other code makes from one of them reports nothing.
@@ -58,6 +61,17 @@ class SeenDict(Seen, dict):
         if name in self:
             return self._at(("item", name), dict.__getitem__(self, name))
         return dict.__getitem__(self, name)
+
+    def __setitem__(self, name: Any, value: Any) -> None:
+        if self.watching is not None and isinstance(name, _KEYS):
+            self.watching.put(self.key, ("item", name))
+        else:
+            self._changes()
+        dict.__setitem__(self, name, value)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for name, value in dict(*args, **kwargs).items():
+            self[name] = value
 
     def get(self, name: Any, default: Any = None) -> Any:
         return self[name] if name in self else default  # noqa: SIM401  (it would be this)
@@ -181,7 +195,7 @@ def _changing(kind: type, name: str) -> Callable[..., Any]:
     return method
 
 
-_DICT_CHANGES = ("__setitem__", "__delitem__", "clear", "pop", "popitem", "setdefault", "update", "__ior__")
+_DICT_CHANGES = ("__delitem__", "clear", "pop", "popitem", "setdefault", "__ior__")
 _LIST_CHANGES = ("__setitem__", "__delitem__", "append", "clear", "extend", "insert", "pop", "remove", "reverse")
 for _name in _DICT_CHANGES:
     setattr(SeenDict, _name, _changing(dict, _name))
@@ -233,7 +247,7 @@ def _seen_object(value: Any, key: _Key, watching: Watching) -> Any:
         return found if name.startswith("__") else watching.value((key[0], (*key[1], ("attr", name))), found)
 
     def write(self: Any, name: str, new: Any) -> None:
-        watching.changed(key)
+        watching.put(key, ("attr", name))
         kind.__setattr__(self, name, new)
 
     watched = {"__getattribute__": read, "__setattr__": write, "__slots__": (), "__module__": kind.__module__}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,46 @@ class Log(Base):
         return self.conv(x, edge_index)
 
 
+class Aside(Base):
+    """Puts items into containers and reads them again; reads other items of the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept, self.notes = {"scale": 2.0, "deep": {}}, SimpleNamespace(shift=1.0)
+
+    def forward(self, x, edge_index):
+        self.kept["h"] = self.conv(x, edge_index)
+        self.kept["deep"].update(twice=2 * self.kept["h"], rows=x.size(0))
+        self.notes.mean = x.mean()
+        found = self.kept["deep"]["twice"] if "h" in self.kept else x
+        return found * self.kept["scale"] + self.notes.mean + self.notes.shift + self.kept["deep"]["rows"]
+
+
+class Before(Base):
+    """Reads an item before it sets it."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {"mean": 0.0}
+
+    def forward(self, x, edge_index):
+        out = self.conv(x, edge_index) + self.kept["mean"]
+        self.kept["mean"] = x.mean()
+        return out
+
+
+class Counts(Base):
+    """Reads how many items there are, once it has set one."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    def forward(self, x, edge_index):
+        self.kept[str(x.dtype)] = 1
+        return self.conv(x, edge_index) * len(self.kept)
+
+
 class Around(nn.Module):
     def __init__(self, inner):
         super().__init__()
@@ -191,7 +232,19 @@ def test_what_is_computed_once_is_computed_in_each_forward():
     )
 
 
-@pytest.mark.parametrize("kind", [Hidden, Once, EveryOther, History])
+def test_an_item_that_was_put_is_read_in_the_same_forward():
+    torch.manual_seed(0)
+    model = Aside()
+    module, report = dqconvert.prepare(model, FLOAT, (X, EDGES))
+    assert any("'kept' of the model stays as it is" in remark for remark in report.remarks)
+    for x, edges in ((X, EDGES), (X[:7], EDGES % 7), (X, EDGES)):
+        assert torch.equal(module(x, edges), model(x, edges))
+    for either in (model, module):
+        either.kept["scale"], either.notes.shift = 3.0, 0.5
+    assert torch.equal(module(X, EDGES), model(X, EDGES))
+
+
+@pytest.mark.parametrize("kind", [Hidden, Once, EveryOther, History, Before, Counts])
 def test_state_that_a_graph_cannot_hold(kind):
     with pytest.raises(TraceError, match=r"keeps state from one call to the next in|branches on"):
         dqconvert.prepare(kind(), FLOAT, (X, EDGES))
