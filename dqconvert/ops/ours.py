@@ -93,7 +93,7 @@ INTEGER = (
         multiply_adds=_of_linear,
     ),
     _integer("propagate", "integer_propagate", finish=5, packs=True, memory=Memory.OWN, multiply_adds=_of_messages),
-    _integer("heads", "add_heads", row_by_row=1, finish=3, multiply_adds=lambda x, *_: x.numel()),
+    _integer("heads", "add_heads", row_by_row=1, finish=3, memory=Memory.OWN, multiply_adds=lambda x, *_: x.numel()),
     _integer("edge_products", "edge_products", multiply_adds=lambda a, edges, *_: int(edges.numel()) * int(a.size(1))),
     _integer(
         "sums",

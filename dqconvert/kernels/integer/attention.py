@@ -8,8 +8,11 @@ every difference is looked up. Those of all edges are never stored.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
@@ -19,6 +22,7 @@ from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.attention import softmax_nodes
 from dqconvert.kernels.cpu.integer.finish import CODES
 from dqconvert.kernels.cpu.threads import balanced, run
+from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.codes import as_numbers, plain_quantize
 
 _COST = 4
@@ -53,9 +57,13 @@ def _receivers(ptr: Tensor) -> Tensor:
     return torch.arange(ptr.numel() - 1, device=ptr.device).repeat_interleave(ptr.diff())
 
 
-def _grown(logits: Tensor) -> Tensor:
-    """float32 `[256, 256]`: the exponential of a code's logit less that of the highest code of a node."""
-    return (logits.detach() - logits.detach()[:, None]).exp_()
+def _make_grown(logits: Tensor) -> NDArray[Any]:
+    """Returns float32 `[256, 256]`: the exponential of a code's logit less that of the highest code of a node."""
+    return array((logits.detach() - logits.detach()[:, None]).exp_())
+
+
+_grown = Derived(_make_grown)
+"""Kept, as for small graphs it takes longer than the softmax."""
 
 
 def _softmax_on_cpu(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, grid: Tensor) -> Tensor:
@@ -74,7 +82,7 @@ def _run(
     heads = codes.size(1)
     found, order = empty((rows.numel(), heads), torch.uint8), array(ptr)
     ranks = (None, None) if target is None or table is None else (array(target), array(table))
-    args = array(rows), array(codes), *ranks, array(_grown(logits)), order, as_numbers(grid, np.float32), array(found)
+    args = array(rows), array(codes), *ranks, _grown((logits,)), order, as_numbers(grid, np.float32), array(found)
     run(lambda _, start, stop: softmax_nodes(*args, start, stop), balanced(order, _COST * heads))
     return found
 

@@ -88,7 +88,7 @@ def fold_nodes(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: b
     """
     if not 0 <= depth <= DEEPEST:
         raise ValueError(f"there can be 0 to {DEEPEST} layers behind one another, got {depth}")
-    if torch.compiler.is_compiling() or not _in_memory(x) or not repeats(x):
+    if torch.compiler.is_compiling() or not _in_memory(x) or not _often((x,)):
         return whole(x, ptr, senders, depth)
     if x.size(0) != ptr.numel() - 1:
         raise ValueError(f"{ptr.numel() - 1} nodes take x with as many rows, got {tuple(x.shape)}")
@@ -106,6 +106,10 @@ def fold_nodes(x: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree: b
 
 _folded = Derived[tuple[Tensor, tuple[Level, ...]]]()
 """Of an order, the colors of the features that it was folded for last, and the levels."""
+
+
+_often = Derived(repeats)
+"""True for features that repeat often: were it wrong, results would be the same, and computed otherwise."""
 
 
 def _in_memory(x: Tensor) -> bool:
