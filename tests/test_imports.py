@@ -120,9 +120,6 @@ OTHER_STYLES = re.compile(
 )
 UNSAID = re.compile(r"(What|Whether|Where|Which|How)\b")
 
-NOT_YET = frozenset(("lower",))
-"""Rooms with docstrings that are still of another style; a room leaves the list with its last one."""
-
 
 def docstrings(name):
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -141,4 +138,4 @@ def odd(name):
 @pytest.mark.parametrize("name", sorted({room(name) for name in FILES}))
 def test_docstrings_are_of_one_style(name):
     found = list(itertools.chain.from_iterable(odd(one) for one in FILES if room(one) == name))
-    assert not found or name in NOT_YET, "\n".join(found)
+    assert not found, "\n".join(found)

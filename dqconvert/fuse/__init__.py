@@ -4,8 +4,8 @@ The prepared graph stays what is saved, shown and prepared again. ``prepare`` ma
 first calls of further methods; copies, loaded files and ``recompile()`` make it again.
 
 One module per pass: :mod:`.messages`, :mod:`.chains` and :mod:`.weights` (groups become one operator),
-:mod:`.one_for_one` (a function becomes its counterpart). Then, fused or not: :mod:`.islands` (copies around modules that
-were not traced) and :mod:`.outputs` (copies of outputs that share memory with cached results). Below them:
+:mod:`.one_for_one` (a function becomes its counterpart). Then, fused or not: :mod:`.islands` (copies around modules
+that were not traced) and :mod:`.outputs` (copies of outputs that share memory with cached results). Below them:
 :mod:`.context` (the graph that is being fused, and questions about its nodes) and :mod:`.memos` (caching modules).
 """
 

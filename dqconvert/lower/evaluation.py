@@ -59,7 +59,7 @@ def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
 
 
 def refused(graph: Graph) -> str | None:
-    """What the float model says to a graph's arguments in evaluation; ``None``: it takes them."""
+    """Returns why the float model refuses a graph's arguments in evaluation; ``None`` if it takes them."""
     checks = graph.find_nodes(op="call_function", target=runtime.only_in, sort=False)
     return next((str(node.args[2]) for node in checks if node.args[1]), None)
 
@@ -89,7 +89,7 @@ def check_connectivity(graph: Graph) -> None:
 
 
 def differentiated(graph: Graph) -> set[Node]:
-    """What lies between a value and another one of which the forward itself takes the gradient by it."""
+    """Returns the nodes between a value and one whose gradient by it the forward itself takes."""
     between: set[Node] = set()
     for node in graph.nodes:
         if node.target is torch.autograd.grad:
@@ -115,7 +115,7 @@ def _reached(start: set[Node], following: Callable[[Node], Iterable[Node]]) -> s
 
 
 def removable(node: Node) -> bool:
-    """Whether nothing is lost with a node that nobody uses."""
+    """True if nothing is lost with a node that nobody uses."""
     if node.op == "get_attr" or node.target is given_probability:
         return True
     kept = op_of(node).checks or node.target is torch._C._set_grad_enabled

@@ -15,7 +15,7 @@ from dqconvert.trace.unchanged import ITSELF, entries_of, followed_reads
 
 
 def not_done(graphs: list[Graph]) -> tuple[str, ...]:
-    """What is left out, in words; warns of it, too.
+    """Returns what is left out, in words; warns of it, too.
 
     Args:
         graphs: The prepared graphs of evaluation.

@@ -32,7 +32,7 @@ class _Run(Interpreter):
         self._given: Mapping[str, Any] = {}
 
     def start(self, given: Mapping[str, Any]) -> Any:
-        """What the graph returns."""
+        """Returns what the graph returns."""
         self._given = given
         # The graph of an evaluation switches gradients neither on nor off: where it takes some itself, they are on.
         takes = any(node.target is torch.autograd.grad for node in self.graph.nodes)
@@ -117,7 +117,7 @@ class QuantizedRun(_Run):
         return super().call_function(whole if target is fold_nodes else target, args, kwargs)  # each row is looked at
 
     def against(self, values: Mapping[str, Tensor], given: Mapping[str, Any]) -> Any:
-        """What forward returns; its values are compared with those of the float run on the way."""
+        """Returns what forward returns; its values are compared with those of the float run on the way."""
         self._values = values
         return self.start(given)
 

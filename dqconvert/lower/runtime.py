@@ -11,7 +11,7 @@ from dqconvert.kernels.integer.tables import look_up
 
 
 def look_up_last(codes: Tensor, table: Tensor, packed: bool = False) -> Tensor:
-    """What a table says of each code, where columns may be spread over several dimensions.
+    """Looks each code up in a table, where columns may be spread over several dimensions.
 
     Args:
         codes: uint8 ``[rows, *rest]``.
@@ -92,7 +92,7 @@ def group_order(index: Tensor, num_rows: int, size: int | None) -> tuple[Tensor,
 
 
 def in_edge_order(codes: Tensor, edges: Tensor) -> Tensor:
-    """What belongs to edges in the order of their receivers, in the order of their list.
+    """Puts what lies in the order of the edges' receivers into the order of their list.
 
     Args:
         codes: ``[num_edges, *rest]``.

@@ -46,7 +46,7 @@ def skeleton_of(module: PreparedModule) -> nn.Module:
 
 
 def drops_weights(part: nn.Module) -> bool:
-    """Whether a part of a skeleton computes with weights that it does not have, or passes messages of its own."""
+    """True if a part of a skeleton computes with weights that it does not have, or passes messages of its own."""
     return isinstance(part, MessagePassing) or _DROPPED in vars(part)
 
 

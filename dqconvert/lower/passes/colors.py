@@ -108,7 +108,7 @@ class _Folding:
             self._unfold(node, [x, other])
 
     def _rows(self, node: Node) -> list[Node] | None:
-        """What a node computes each row from the same row of; None if it is folded in part, or mixes rows."""
+        """Returns the values that a node's rows come from; ``None`` if one is not folded, or the node mixes rows."""
         op = op_of(node)
         count = op.row_by_row
         if count == 0:
@@ -157,10 +157,10 @@ class _Folding:
 
 
 def _reads(user: Node) -> bool:
-    """Whether a node reads values, not only how many there are."""
+    """True if a node reads values, not only how many there are."""
     return user.target != "size" and not op_of(user).checks and not reads_form(user)
 
 
 def _is_line(value: Node) -> bool:
-    """Whether a value is one row, that goes with every row."""
+    """True if a value is one row, which is broadcast over all rows."""
     return value.op == "get_attr" and note_of(value).ndim == 1
