@@ -30,7 +30,7 @@ from dqconvert.words import count
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """How far one value of a model is from the float model's.
+    """The error of one value of a model against the float model's.
 
     Attributes:
         path: Of its quantizer: module path and role, such as ``"convs.0.quant.aggregate"``.
@@ -73,7 +73,7 @@ class Comparison:
     scores: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data for JSON; a ratio that is not finite is ``None``."""
+        """Returns everything as plain data for JSON; a ratio that is not finite is None."""
         plain = asdict(self)
         for layer in (*plain["layers"], plain["output"]):
             layer["sqnr_db"] = layer["sqnr_db"] if math.isfinite(layer["sqnr_db"]) else None
@@ -205,14 +205,14 @@ _OUTPUT = "output"
 
 
 def _evaluated(model: nn.Module) -> nn.Module | None:
-    """A prepared module as it evaluates; ``None`` for a float model, and for one that has no ranges yet."""
+    """Returns a prepared module as it evaluates; None for a float model, and for one that has no ranges yet."""
     if not isinstance(model, PreparedModule) or not all(quantizer.is_observed() for _, quantizer in model.quantizers()):
         return None
     return model.for_one_run().eval()
 
 
 def _by_name(call: inspect.BoundArguments) -> dict[str, Any]:
-    """The arguments of a call, by the names that its graph has for them."""
+    """Returns the arguments of a call, by the names that its graph has for them."""
     stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     parameters = call.signature.parameters
     return {f"{stars.get(parameters[name].kind, '')}{name}": value for name, value in call.arguments.items()}
@@ -229,7 +229,7 @@ def _reference(model: nn.Module, call: inspect.BoundArguments, quantized: Quanti
 
 
 def _pairs(expected: Any, found: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """The floating tensors of the two outputs, beside one another."""
+    """Returns the floating-point tensors of two outputs in pairs."""
     tensors: tuple[list[Tensor], list[Tensor]] = [], []
     for output, into in zip((expected, found), tensors, strict=True):
         map_tensors(output, into.append)
@@ -272,7 +272,7 @@ def _decibels(signal: float, noise: float) -> float:
 
 
 class _Predictions:
-    """How many there were, and how many were equal."""
+    """Counts of predictions, and of those that were equal."""
 
     def __init__(self) -> None:
         self.equal = 0

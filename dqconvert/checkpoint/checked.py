@@ -15,22 +15,22 @@ from dqconvert.errors import InputIndexError
 
 
 def sparse_coo_tensor(*args: Any, **kwargs: Any) -> Tensor:
-    """``torch.sparse_coo_tensor`` whose indices were looked at."""
+    """Calls ``torch.sparse_coo_tensor`` and checks the indices."""
     return torch.sparse_coo_tensor(*args, **{**kwargs, "check_invariants": True})
 
 
 def sparse_csr_tensor(*args: Any, **kwargs: Any) -> Tensor:
-    """``torch.sparse_csr_tensor`` whose indices were looked at."""
+    """Calls ``torch.sparse_csr_tensor`` and checks the indices."""
     return torch.sparse_csr_tensor(*args, **{**kwargs, "check_invariants": True})
 
 
 def sparse_csc_tensor(*args: Any, **kwargs: Any) -> Tensor:
-    """``torch.sparse_csc_tensor`` whose indices were looked at."""
+    """Calls ``torch.sparse_csc_tensor`` and checks the indices."""
     return torch.sparse_csc_tensor(*args, **{**kwargs, "check_invariants": True})
 
 
 def segment_reduce(data: Tensor, reduce: str, *, lengths: Tensor | None = None, **options: Any) -> Tensor:
-    """``torch.segment_reduce`` of segments that are as long, together, as the data.
+    """Calls ``torch.segment_reduce`` of segments that are as long, together, as the data.
 
     Raises:
         InputIndexError: If they are given by where they begin, or are not looked at.

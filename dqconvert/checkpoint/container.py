@@ -70,7 +70,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], document:
 
 
 def _header(tensors: Mapping[str, Tensor], parts: Mapping[str, memoryview], document: Mapping[str, Any]) -> bytes:
-    """Length and JSON header, with zeros where the checksum goes."""
+    """Returns length and JSON header, with zeros where the checksum goes."""
     text = json.dumps({"checksum": _NO_CHECKSUM, "format": FORMAT, **document}, allow_nan=False, separators=(",", ":"))
     entries: dict[str, Any] = {"__metadata__": {KEY: text}}
     start = 0
@@ -145,7 +145,7 @@ def _checksum(data: bytes) -> str:
 
 
 def _document(path: str | os.PathLike[str], data: bytes) -> dict[str, Any]:
-    """The JSON document, out of a header whose every number was checked against the file's size."""
+    """Returns the JSON document of a header whose every number was checked against the file's size."""
     damaged = CheckpointError(f"{path}: is damaged: its header cannot be read. Take another copy of it.")
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     if not 0 < length <= len(data) - 8:

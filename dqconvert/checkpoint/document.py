@@ -1,4 +1,4 @@
-"""What a prepared file says about its module, as JSON-ready data, and which tensors it holds."""
+"""The description of a prepared module in a file, as JSON-ready data, and the tensors that the file holds."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def describe(
     factory: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything about a prepared module but its tensors, as JSON-ready data with stable keys.
+    """Returns everything about a prepared module but its tensors, as JSON-ready data with stable keys.
 
     Args:
         module: A prepared module.
@@ -125,7 +125,7 @@ def describe(
 
 
 def _method(method: Method) -> dict[str, Any]:
-    """One more method: its name, how it came in, and its graphs."""
+    """Returns one more method: its name, how it came in, and its graphs."""
     assert method.source is not None
     train, evaluate = method.source
     return {
@@ -169,7 +169,7 @@ def _own_quantizers(module: nn.Module) -> list[str]:
 
 
 def _quantizer(path: str, quantizer: FakeQuantize) -> dict[str, Any]:
-    """The arguments of its constructor, and its switches."""
+    """Returns the arguments of a quantizer's constructor, and its switches."""
     return {
         "path": path,
         "spec": asdict(quantizer.spec),
@@ -186,7 +186,7 @@ def _quantizer(path: str, quantizer: FakeQuantize) -> dict[str, Any]:
 
 
 def tensors_of(module: PreparedModule) -> dict[str, Tensor]:
-    """Every tensor that the module computes with, by name, tied ones under each of their names.
+    """Returns every tensor that the module computes with, by name; tied ones under each of their names.
 
     The ``state_dict``, buffers that are not part of it, and plain attributes that the graph reads; not the weights that
     a parametrized layer computes from others.
@@ -216,7 +216,7 @@ def extra_of(module: PreparedModule) -> tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def every_graph(module: PreparedModule) -> list[Graph]:
-    """The graphs of all methods, and those that they were made of."""
+    """Returns the graphs of all methods, and those that they were made of."""
     pairs = [(*method.graphs(), *(method.source or ())) for method in module.all_methods()]
     return [graph for pair in pairs for graph in pair if graph is not None]
 
@@ -234,7 +234,7 @@ def _beside_state(module: PreparedModule, state: set[str]) -> dict[str, Tensor]:
 
 
 def settings_of(module: PreparedModule) -> dict[Read, Any]:
-    """The numbers among the modules' attributes that the forward reads, and those that it must find as they were."""
+    """Returns the numbers among the attributes that the forward reads, and those that it must find as they were."""
     found: dict[Read, Any] = {}
     with at_rest(module):
         for graph in every_graph(module):

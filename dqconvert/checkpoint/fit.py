@@ -1,4 +1,4 @@
-"""Whether a checkpoint's tensors fit a model, and what to say where they do not."""
+"""Checks that a checkpoint's tensors fit a model, and says where they do not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN = 10
 
 
 def shapes_of(tensors: Mapping[str, object]) -> Shapes:
-    """The shapes of the tensors in a ``state_dict``.
+    """Returns the shapes of the tensors in a ``state_dict``.
 
     Example:
         >>> shapes_of(nn.Linear(3, 2).state_dict())

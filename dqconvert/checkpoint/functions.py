@@ -101,7 +101,7 @@ def _tables() -> Iterator[tuple[str, Function]]:
 
 @functools.cache
 def allowed_functions() -> dict[str, Function]:
-    """Every function that a graph in a file may call, by the name it has there."""
+    """Returns every function that a graph in a file may call, by the name it has there."""
     found: dict[str, Function] = {}
     for name, function in _tables():
         if not _UNSAFE.fullmatch(name) and not _NOT_FROM_FILES.fullmatch(name):
@@ -125,7 +125,7 @@ def _names() -> dict[Any, str]:
 
 
 def function_name(function: Function) -> str | None:
-    """The name of a function in files; ``None`` if files cannot hold it.
+    """Returns the name of a function in files; None if files cannot hold it.
 
     Example:
         >>> function_name(torch.cat), function_name(operator.add), function_name(print)
@@ -136,7 +136,7 @@ def function_name(function: Function) -> str | None:
 
 @functools.cache
 def allowed_methods() -> frozenset[str]:
-    """The methods of a tensor that a graph in a file may call.
+    """Returns the methods of a tensor that a graph in a file may call.
 
     Example:
         >>> [name in allowed_methods() for name in ("view", "__rsub__", "apply_", "__reduce__")]

@@ -44,7 +44,7 @@ _TORCH_WORDS = (torch.dtype, torch.layout, torch.memory_format)
 
 
 def encode_graph(graph: Graph) -> list[Data]:
-    """A graph as a list of dicts, one per node.
+    """Returns a graph as a list of dicts, one per node.
 
     Args:
         graph: A traced or rewritten graph.
@@ -122,7 +122,7 @@ class _Encoder:
 
 
 def _encode_note(note: Note) -> Data:
-    """A note without the fields that say nothing."""
+    """Returns a note without the fields that say nothing."""
     data: Data = {"module": note.module, "call": note.call, "stage": note.stage.value, "source": note.source}
     data |= {"propagation": note.propagation, "sizes": [list(size) for size in note.sizes]}
     data |= {"dtype": None if note.dtype is None else str(note.dtype).removeprefix("torch."), "sparse": note.sparse}
@@ -147,7 +147,7 @@ def wellformed(where: str) -> Iterator[None]:
 
 
 def decode_graph(nodes: list[Data], root: nn.Module | None = None, *, integer: bool = False) -> Graph:
-    """The graph that :func:`encode_graph` wrote.
+    """Returns the graph that :func:`encode_graph` wrote.
 
     Args:
         nodes: What it returned.
@@ -292,7 +292,7 @@ _OURS = {_tuple_name(cls): cls for cls in (Finish, MessageWeight)}
 
 
 def named_tuples(graph: Graph) -> list[str]:
-    """The classes of the user's named tuples that a graph makes, by name."""
+    """Returns the classes of the user's named tuples that a graph makes, by name."""
     found: list[str] = []
 
     def look(value: Any) -> None:
@@ -307,7 +307,7 @@ def named_tuples(graph: Graph) -> list[str]:
 
 
 def _known_namedtuple(name: str, root: nn.Module | None) -> Any:
-    """A named tuple's class: ours, or looked up among the names of the modules that define the given model."""
+    """Returns a named tuple's class: ours, or found among the names of the modules that define the given model."""
     if name in _OURS:
         return _OURS[name]
     if root is None:

@@ -38,7 +38,7 @@ _LONG = ("report", "constants", "weights", "tables", "modules", "memos", "graph"
 
 
 def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Everything about an integer module: JSON-ready data with stable keys, and tensors by name.
+    """Returns everything about an integer module: JSON-ready data with stable keys, and tensors by name.
 
     Args:
         module: What :func:`dqconvert.convert` returned.
@@ -107,7 +107,7 @@ def _check_hooks(module: IntegerModule) -> None:
 
 
 def _order(module: nn.Module, paths: set[str]) -> list[str]:
-    """The constants and modules in the order of the ``state_dict``."""
+    """Returns the constants and modules in the order of the ``state_dict``."""
     found: dict[str, None] = {}
     for path, child in module.named_modules():
         found |= dict.fromkeys(f"{path}.{name}" if path else name for name in ("", *child._buffers))
@@ -115,14 +115,14 @@ def _order(module: nn.Module, paths: set[str]) -> list[str]:
 
 
 def pack_document(document: dict[str, Any]) -> dict[str, Any]:
-    """A description with its long parts deflated, in base64: they would be a tenth of a small model's file."""
+    """Deflates the long parts of a description, in base64: they would be a tenth of a small model's file."""
     long = {key: document[key] for key in _LONG if key in document}
     text = base64.b64encode(zlib.compress(json.dumps(long, separators=(",", ":")).encode(), 9)).decode()
     return {**{key: value for key, value in document.items() if key not in _LONG}, "deflated": text}
 
 
 def unpack_document(document: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The description that :func:`pack_document` was given.
+    """Returns the description that :func:`pack_document` was given.
 
     Raises:
         CheckpointError: If it is damaged.
@@ -143,7 +143,7 @@ def unpack_document(document: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> IntegerModule:
-    """The module that :func:`describe` described.
+    """Returns the module that :func:`describe` described.
 
     Args:
         document: Its data.
@@ -190,7 +190,7 @@ def _method(data: Mapping[str, Any], root: nn.Module) -> Method:
 
 
 def _door_name(name: Any) -> str:
-    """The name of a method, behind the path of its part: it becomes an attribute, and none that modules have."""
+    """Returns the name of a method behind the path of its part, which becomes an attribute that no module has."""
     steps = name.split(".") if isinstance(name, str) else [""]
     taken = name != "forward" and len(steps) == 1 and hasattr(IntegerModule, name)
     sound = all(step.isidentifier() or step.isdigit() for step in steps) and steps[-1].isidentifier()
@@ -207,7 +207,7 @@ def _memo(nodes: list[dict[str, Any]], path: str, where: str) -> Remember:
 
 
 def _read(module: IntegerModule) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
-    """The tensors and the modules that the graph uses, by path."""
+    """Returns the tensors and the modules that the graph uses, by path."""
     tensors: dict[str, Tensor] = {}
     modules: dict[str, nn.Module] = {}
     nodes = (node for method in module.all_methods() for graph in method.graphs() for node in graph.nodes)
@@ -255,7 +255,7 @@ def _place(root: nn.Module, path: Any, found: Tensor | nn.Module) -> None:
 
 
 def report_of(data: Mapping[str, Any]) -> IntegerReport:
-    """The report that a description holds."""
+    """Returns the report that a description holds."""
     return IntegerReport(
         model=str(data["model"]),
         ops={str(name): int(count) for name, count in data["ops"].items()},

@@ -39,7 +39,7 @@ _STATE = frozenset(vars(nn.Module()))
 
 @functools.cache
 def allowed_modules() -> dict[str, type[nn.Module]]:
-    """The classes of modules that a file may name: layers of ``torch.nn``, PyG's aggregations, norms and linear layers.
+    """Returns the classes of modules that a file may name: layers of torch, PyG's aggregations, norms, linear layers.
 
     Example:
         >>> allowed_modules()["torch.nn.modules.normalization.LayerNorm"]
@@ -89,7 +89,7 @@ def encode_module(module: nn.Module, path: str) -> Data:
 
 
 def _is_derived(key: str, value: Any) -> bool:
-    """True for what recurrent layers keep beside their parameters: the parameters themselves, in a list."""
+    """True if an attribute is a list of parameters, which recurrent layers keep beside the parameters themselves."""
     return key in ("_flat_weights", "_flat_weight_refs") and isinstance(value, list)
 
 
@@ -113,7 +113,7 @@ def _encode(value: Any, where: str) -> Any:
 
 
 def decode_module(data: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The module that :func:`encode_module` wrote.
+    """Returns the module that :func:`encode_module` wrote.
 
     Args:
         data: What it returned.

@@ -1,4 +1,4 @@
-"""What a file may ask for before it is believed: everything is measured against the bytes that are there.
+"""Limits of what a file may ask for: everything is measured against the bytes that are there.
 
 A file of a hundred kilobytes could else unpack to gigabytes, or hold numbers of thousands of digits.
 """
@@ -108,7 +108,7 @@ def unpack(packed: bytes) -> bytes:
 
 
 def check_shape(shape: object) -> Sequence[int]:
-    """The shape itself, if it is a list of sizes that a tensor can have.
+    """Returns a shape as it is, if it is a list of sizes that a tensor can have.
 
     Raises:
         ValueError: If not.

@@ -1,4 +1,4 @@
-"""What each operation of an integer graph takes and makes: the signatures that :mod:`.typed` holds a file against."""
+"""Signatures of the operations of integer graphs, which :mod:`.typed` holds a file against."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Literal:
-    """What is written into the graph, and is no node's value.
+    """An operand that is written into the graph, and is no node's value.
 
     Attributes:
         words: What it must be, for messages.
@@ -80,7 +80,7 @@ class Several:
 
 @dataclass(frozen=True)
 class Makes:
-    """What an operation makes, if that is no plain value.
+    """The result of an operation, if that is no plain value.
 
     Attributes:
         parts: An order of edges, of which these are the parts.

@@ -257,7 +257,7 @@ def _method(root: nn.Module, data: Mapping[str, Any]) -> Method:
 
 
 def _door(root: nn.Module, name: Any) -> str:
-    """The name of a method that the model has."""
+    """Returns the name of a method, if the model has it."""
     try:
         method_of(root, name)
     except TraceError as error:

@@ -1,4 +1,4 @@
-"""What a description in a file looks like, as annotations, and the check of one against them.
+"""The form of a description in a file, as annotations, and the check of one against them.
 
 A description is checked once, when it is read. What comes after takes it as it is declared here.
 """
@@ -72,7 +72,7 @@ class QuantizerData(TypedDict):
 
 
 class ProtectionData(TypedDict):
-    """What draws protected nodes."""
+    """The modules that draw protected nodes."""
 
     path: str
     p_min: float
@@ -98,7 +98,7 @@ class MethodData(TypedDict):
 
 
 class StateData(_State, total=False):
-    """What tensors do not say."""
+    """The state that tensors do not hold."""
 
     absent: list[str]
 
@@ -108,7 +108,7 @@ class _Form(TypedDict):
 
 
 class FormData(_Form, total=False):
-    """How a tensor is stored that is not plain, see :mod:`dqconvert.checkpoint.stored`."""
+    """The form of a stored tensor that is not plain, see :mod:`dqconvert.checkpoint.stored`."""
 
     shape: list[int]
     coalesced: bool
@@ -157,7 +157,7 @@ class IntegerReportData(_IntegerReport, total=False):
 
 
 class WeightForm(TypedDict):
-    """How a weight is stored."""
+    """The form of a stored weight."""
 
     columns: int
     depth: int
@@ -171,7 +171,7 @@ class _Table(TypedDict):
 
 
 class TableForm(_Table, total=False):
-    """How a table is stored."""
+    """The form of a stored table."""
 
     values: int
     lines: list[int]
@@ -258,7 +258,7 @@ _WORDS = {
 
 @functools.cache
 def _fields(declared: Any) -> dict[str, tuple[Any, bool]]:
-    """The fields of a declaration, and whether each must be there."""
+    """Returns the fields of a declaration, and whether each must be there."""
     hints = typing.get_type_hints(declared)
     if dataclasses.is_dataclass(declared):
         needed = {

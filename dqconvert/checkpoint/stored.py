@@ -1,4 +1,4 @@
-"""What a ``state_dict`` may hold besides plain tensors, as plain tensors and JSON-ready data, and back.
+"""Entries of a ``state_dict`` besides plain tensors, as plain tensors and JSON-ready data, and back.
 
 Sparse and complex128 tensors are stored as the tensors that they consist of. What a module says of itself
 (``get_extra_state``) is stored if it is plain data: numbers, strings, containers and tensors.
@@ -70,7 +70,7 @@ def _only_plain(name: str, part: Tensor) -> Parts:
 
 
 def put_together(parts: Mapping[str, Tensor], forms: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors that :func:`take_apart` was given.
+    """Returns the tensors that :func:`take_apart` was given.
 
     Raises:
         CheckpointError: If the parts are not what the file says; indices are looked at.
@@ -107,7 +107,7 @@ def _built(own: list[Tensor], form: Mapping[str, Any]) -> Tensor:
 
 
 def encode_extra(name: str, value: Any) -> tuple[Any, Parts]:
-    """Plain data as JSON-ready data, and the tensors in it by name.
+    """Returns plain data as JSON-ready data, and the tensors in it by name.
 
     Raises:
         CheckpointError: If it holds what a file cannot: an object of a class of its own.

@@ -29,7 +29,7 @@ _TRIES = 16
 
 
 def deflate(table: Tensor) -> tuple[Tensor, dict[str, Any]] | None:
-    """A table as a file holds it, and what it says about it; ``None`` where that saves nothing.
+    """Returns a table as a file holds it, and its form; None where that saves nothing.
 
     Args:
         table: uint8 or float32 of two dimensions; others are not made smaller.
@@ -64,7 +64,7 @@ def deflate(table: Tensor) -> tuple[Tensor, dict[str, Any]] | None:
 
 
 def inflate(stored: Tensor, form: dict[str, Any]) -> Tensor:
-    """The table that :func:`deflate` was given.
+    """Returns the table that :func:`deflate` was given.
 
     Raises:
         CheckpointError: If the bytes are damaged, or not those of such a table.
@@ -123,17 +123,17 @@ def _size(form: dict[str, Any]) -> int:
 
 
 def _steps(codes: NDArray[Any]) -> bytes:
-    """From each code to the next one."""
+    """Returns the differences from each code to the next one."""
     return np.diff(codes, axis=1, prepend=np.uint8(0)).tobytes()
 
 
 def _planes(numbers: NDArray[Any]) -> bytes:
-    """The bytes of int32 numbers, all lowest ones first."""
+    """Returns the bytes of int32 numbers, all lowest ones first."""
     return numbers.view(np.uint8).reshape(-1, 4).T.tobytes()
 
 
 def _lines(rows: NDArray[Any]) -> tuple[int, int]:
-    """The row and the column that say best what all others hold: where both codes stand for zero, as sums go."""
+    """Returns the row and the column that predict all others best: where both codes stand for zero, as sums go."""
     size = np.abs(rows)
     places = np.argwhere(size == np.nanmin(size))[:_TRIES] if not np.isnan(size).all() else [(0, 0)]
     wrong = [np.count_nonzero(rows.view(np.int32) - _added(rows, int(row), int(column))) for row, column in places]
@@ -142,7 +142,7 @@ def _lines(rows: NDArray[Any]) -> tuple[int, int]:
 
 
 def _added(rows: NDArray[Any], row: int, column: int) -> NDArray[Any]:
-    """The bits of the sums of a row and a column, and nothing on these themselves."""
+    """Returns the bits of the sums of a row and a column, with zeros in place of these themselves."""
     found = np.empty(rows.shape, np.float32)
     with np.errstate(all="ignore"):
         for line, base in zip(found, rows[:, column].astype(np.float64), strict=True):

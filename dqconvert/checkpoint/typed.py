@@ -113,7 +113,7 @@ class _Check:
     # -- other calls -------------------------------------------------------------------------------------------------
 
     def _plain(self, node: Node, but: Node | None = None) -> Value:
-        """A call of anything else: it takes plain values, and makes one."""
+        """Checks a call of anything else: it takes plain values, and makes one."""
         for given in node.all_input_nodes:
             kind = self.kinds[given]
             if isinstance(kind, _Held):
@@ -124,7 +124,7 @@ class _Check:
         return _PLAIN
 
     def _item(self, node: Node, kind: Any) -> Any:
-        """An entry of an order, of its levels, or of what a module remembers."""
+        """Checks an item of an order, of its levels, or of what a module remembers."""
         index = node.args[1]
         count = len(kind) if isinstance(kind, tuple) else getattr(kind, "levels", 0) or len(getattr(kind, "parts", ()))
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
@@ -238,7 +238,7 @@ class _Check:
         return self.root.get_submodule(owner)._buffers.get(last)
 
     def _check_one_order(self, node: Node, given: dict[str, Any]) -> None:
-        """The parts that one operation takes must be of one order, but for rows that are taken."""
+        """Checks that the parts which one operation takes are of one order, but for rows that are taken."""
         parts = [
             self.kinds[given[name]]
             for name in ("ptr", "senders", "edges", "roots")
@@ -262,7 +262,7 @@ def _called(node: Node) -> str:
 
 
 def _nodes(value: Any) -> Iterator[Node]:
-    """The nodes in a nest of lists, tuples and dicts."""
+    """Yields the nodes in nested lists, tuples and dicts."""
     if isinstance(value, Node):
         yield value
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():

@@ -1,4 +1,4 @@
-"""What there is to see of a file. Nothing that a file names is imported or called."""
+"""Views of a file. Nothing that a file names is imported or called."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from dqconvert.kernels.integer.linear import integer_linear, pack_weight, unpack
 
 
 def weight_columns(graph: Graph) -> dict[str, int]:
-    """The constants that are weights of linear layers, and how many columns their products have."""
+    """Returns the constants that are weights of linear layers, and how many columns their products have."""
     found = {}
     for node in graph.nodes:
         if node.target is integer_linear and isinstance(node.args[2], Node) and node.args[2].op == "get_attr":
@@ -27,7 +27,7 @@ def weight_columns(graph: Graph) -> dict[str, int]:
 
 
 def shrink(weight: Tensor, columns: int) -> tuple[Tensor, dict[str, Any]] | None:
-    """A weight as a file holds it, and what it says about it; ``None`` if it has more than 256 codes.
+    """Returns a weight as a file holds it, and its form; None if it has more than 256 codes.
 
     Args:
         weight: int16, packed.
@@ -53,7 +53,7 @@ def shrink(weight: Tensor, columns: int) -> tuple[Tensor, dict[str, Any]] | None
 
 
 def grow(stored: Tensor, form: dict[str, Any]) -> Tensor:
-    """The weight that :func:`shrink` was given.
+    """Returns the weight that :func:`shrink` was given.
 
     Raises:
         CheckpointError: If the tensor is not what the file says.

@@ -1,4 +1,4 @@
-"""Whether a graph in a file writes into the indices of a sparse matrix, whose products read where these say."""
+"""Refuses graphs in files that write into the indices of a sparse matrix: its products read where these say."""
 
 from __future__ import annotations
 

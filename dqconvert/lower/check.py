@@ -1,4 +1,4 @@
-"""What a prepared module must be to become integers."""
+"""Checks that a prepared module can become integers: it has ranges, and finite weights."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _refuse_write(node: Node) -> NoReturn:
 
 
 def _tensors(graph: Graph, root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters and buffers that a graph reads, by path."""
+    """Yields the parameters and buffers that a graph reads, by path."""
     for node in graph.nodes:
         if node.op == "get_attr" and isinstance(value := attrgetter(str(node.target))(root), Tensor):
             yield str(node.target), value

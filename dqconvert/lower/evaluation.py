@@ -23,7 +23,7 @@ from dqconvert.trace.unchanged import without_reads
 
 
 def evaluation_graph(module: PreparedModule) -> Graph:
-    """A copy of the graph that a prepared module evaluates, before anything is fused, without protection.
+    """Returns a copy of the graph that a prepared module evaluates, before anything is fused, without protection.
 
     Example:
         >>> from torch_geometric.nn import GCNConv
@@ -36,7 +36,7 @@ def evaluation_graph(module: PreparedModule) -> Graph:
 
 
 def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
-    """Likewise, of any of its graphs."""
+    """Returns the same of any of the module's graphs."""
     graph = without_reads(copy.deepcopy(prepared))
     modules = dict(module.named_modules(remove_duplicate=False))
     for check in graph.find_nodes(op="call_function", target=runtime.only_in):
@@ -59,7 +59,7 @@ def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
 
 
 def refused(graph: Graph) -> str | None:
-    """Returns why the float model refuses a graph's arguments in evaluation; ``None`` if it takes them."""
+    """Returns the float model's error for a graph's arguments in evaluation; None if it takes them."""
     checks = graph.find_nodes(op="call_function", target=runtime.only_in, sort=False)
     return next((str(node.args[2]) for node in checks if node.args[1]), None)
 
@@ -89,7 +89,7 @@ def check_connectivity(graph: Graph) -> None:
 
 
 def differentiated(graph: Graph) -> set[Node]:
-    """Returns the nodes between a value and one whose gradient by it the forward itself takes."""
+    """Returns the nodes through which the forward itself takes a gradient, its two ends included."""
     between: set[Node] = set()
     for node in graph.nodes:
         if node.target is torch.autograd.grad:
@@ -115,7 +115,7 @@ def _reached(start: set[Node], following: Callable[[Node], Iterable[Node]]) -> s
 
 
 def removable(node: Node) -> bool:
-    """True if nothing is lost with a node that nobody uses."""
+    """True if a node that nothing reads can be removed: it changes nothing, and refuses nothing."""
     if node.op == "get_attr" or node.target is given_probability:
         return True
     kept = op_of(node).checks or node.target is torch._C._set_grad_enabled
@@ -123,7 +123,7 @@ def removable(node: Node) -> bool:
 
 
 def remove_unused(graph: Graph) -> None:
-    """Takes out, in place, what nobody uses."""
+    """Removes, in place, nodes that nothing reads."""
     for node in reversed(list(graph.nodes)):
         if not node.users and removable(node):
             graph.erase_node(node)

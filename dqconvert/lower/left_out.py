@@ -1,4 +1,4 @@
-"""What a prepared module does beside its results, and an integer module does not."""
+"""Side effects of a prepared module that an integer module does not have: hooks, and attributes that it sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dqconvert.trace.unchanged import ITSELF, entries_of, followed_reads
 
 
 def not_done(graphs: list[Graph]) -> tuple[str, ...]:
-    """Returns what is left out, in words; warns of it, too.
+    """Returns what an integer module leaves out, in words, and warns of it.
 
     Args:
         graphs: The prepared graphs of evaluation.
@@ -53,7 +53,7 @@ def _path(node: Node) -> str:
 
 
 def settings(graphs: list[Graph], root: nn.Module) -> tuple[str, ...]:
-    """The attributes that the forward reads, by path."""
+    """Returns the attributes that the forward reads, by path."""
     kinds = ("value", "object", "equal", "len", "keys", "in", "not in")
     reads = [(entry.path, entry.steps) for graph in graphs for entry in entries_of(graph) if entry.kind in kinds]
     reads += [key for graph in graphs for key, _ in followed_reads(graph, root)]

@@ -33,7 +33,7 @@ from dqconvert.trace.note import Note, note_of
 
 
 class Lowering:
-    """What the forms read and write while one graph is lowered.
+    """The state of the lowering of one graph, which the forms read and write.
 
     Args:
         graph: From :func:`dqconvert.lower.evaluation.evaluation_graph`.

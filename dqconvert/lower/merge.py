@@ -57,7 +57,7 @@ def _constant(root: nn.Module, path: str, value: Tensor, known: dict[tuple[Any, 
 
 
 def _module(root: nn.Module, path: str, module: nn.Module) -> str:
-    """A module's path in ``root``: its own, for those of the user's; a free one for what remembers."""
+    """Returns a module's path in ``root``: its own, for a module of the user's; a free one for one that remembers."""
     if isinstance(module, Remember):
         path = _free(root, path)
         root.add_module(path, module)

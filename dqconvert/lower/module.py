@@ -80,7 +80,7 @@ class IntegerModule(DoorModule):
 
     @property
     def graph_memory(self) -> Memory:
-        """The results kept of the graphs that the module was given: orders of edges, codes of norms, folded rows.
+        """Results kept of the graphs that the module was given: orders of edges, codes of norms, folded rows.
 
         It is neither saved nor copied; ``clear()`` frees it, and its ``results`` and ``size`` bound it.
         """
@@ -190,7 +190,7 @@ class IntegerModule(DoorModule):
         return make, (kind, user, {**state, "skeleton": None, "left_out": self.lost()}, *graphs)
 
     def lost(self) -> dict[str, str]:
-        """The methods that a file or a pickle of this module does not hold, and why."""
+        """Returns the methods that a file or a pickle of this module does not hold, and why."""
         own = {
             door: f"{door} {why}, and so runs the model's own code, which a file does not hold"
             for door, why in self.own_code.items()

@@ -1,4 +1,4 @@
-"""Asks of nodes whether they only move entries: these move codes as they move values."""
+"""Operations that only move entries: they move codes as they move values."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dqconvert.trace.note import note_of
 
 
 def moves(node: Node) -> bool:
-    """Returns True if a node only moves entries of its first argument."""
+    """True if a node only moves entries of its first argument."""
     op = op_of(node)
     return op.moves is not None and not op.joins and bool(node.args) and isinstance(node.args[0], Node)
 
 
 def moves_rows(node: Node) -> bool:
-    """Returns True if whole rows move, so that each column stays where it is."""
+    """True if whole rows move, so that each column stays where it is."""
     op = op_of(node)
     whole_rows = op.moves in (Moves.PICK, Moves.ITEM) or op.name == "contiguous"
     if not whole_rows or not isinstance(node.args[0], Node):
@@ -31,12 +31,12 @@ def moves_rows(node: Node) -> bool:
 
 
 def reshapes(node: Node) -> bool:
-    """Returns True if the entries stay in their order."""
+    """True if the entries stay in their order."""
     return op_of(node).moves is Moves.RESHAPE
 
 
 def keeps_rows(node: Node) -> bool:
-    """Returns True if each row consists of entries of the same row of the first argument, and so there are as many."""
+    """True if each row consists of entries of the same row of the first argument, and so there are as many."""
     if not moves(node):
         return False
     op, source, rest = op_of(node), note_of(node.args[0]), node.args[1:]  # type: ignore[arg-type]

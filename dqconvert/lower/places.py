@@ -1,4 +1,4 @@
-"""Which node of the integer graph holds which value of the prepared graph: what :func:`dqconvert.compare` reads."""
+"""Places: the nodes of an integer graph that hold values of the prepared graph, for :func:`dqconvert.compare`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEY = "dqconvert_places"
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where an integer graph holds a value that the prepared graph rounds.
+    """A node of an integer graph that holds a value which the prepared graph rounds.
 
     Attributes:
         path: Of the quantizer that rounds it.

@@ -32,7 +32,7 @@ class _Run(Interpreter):
         self._given: Mapping[str, Any] = {}
 
     def start(self, given: Mapping[str, Any]) -> Any:
-        """Returns what the graph returns."""
+        """Runs the graph and returns what it returns."""
         self._given = given
         # The graph of an evaluation switches gradients neither on nor off: where it takes some itself, they are on.
         takes = any(node.target is torch.autograd.grad for node in self.graph.nodes)
@@ -59,10 +59,10 @@ class _Run(Interpreter):
 
 
 class FloatRun(_Run):
-    """What a prepared module computes where nothing is rounded.
+    """A run of a prepared module in which nothing is rounded.
 
     Args:
-        module: It; it is not changed.
+        module: The module; it is not changed.
         wanted: Names of nodes.
     """
 
@@ -73,7 +73,7 @@ class FloatRun(_Run):
         self._values: dict[str, Tensor] = {}
 
     def values(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
-        """The values of the nodes, by name, and what forward returns."""
+        """Returns the values of the wanted nodes, by name, and what forward returns."""
         self._values = {}
         return self._values, self.start(given)
 
@@ -88,10 +88,10 @@ class FloatRun(_Run):
 
 
 class QuantizedRun(_Run):
-    """What an integer module computes, or a prepared one in evaluation.
+    """A run of an integer module, or of a prepared one in evaluation.
 
     Args:
-        module: It; it is not changed.
+        module: The module; it is not changed.
         report: Is shown every value that both models have.
 
     Attributes:
@@ -117,7 +117,7 @@ class QuantizedRun(_Run):
         return super().call_function(whole if target is fold_nodes else target, args, kwargs)  # each row is looked at
 
     def against(self, values: Mapping[str, Tensor], given: Mapping[str, Any]) -> Any:
-        """Returns what forward returns; its values are compared with those of the float run on the way."""
+        """Returns what forward returns; on the way its values are compared with those of the float run."""
         self._values = values
         return self.start(given)
 
@@ -132,7 +132,7 @@ class QuantizedRun(_Run):
 
 
 def _plain(value: Any) -> Any:
-    """The same lists and dicts as Python's own."""
+    """Returns a graph's lists and dicts as Python's own."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
@@ -141,7 +141,7 @@ def _plain(value: Any) -> Any:
 
 
 def _rounded(graph: Graph, module: nn.Module) -> tuple[Place, ...]:
-    """Every value that a prepared graph rounds; it is held as it is."""
+    """Returns a place for every value that a prepared graph rounds; it is held as it is."""
     modules = dict(module.named_modules(remove_duplicate=False))
     quantizers = [node for node in graph.nodes if node.op == "call_module"]
     return tuple(

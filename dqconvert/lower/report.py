@@ -1,4 +1,4 @@
-"""What ``convert`` did: what runs on codes, and what stays in float and why."""
+"""The report of ``convert``: what runs on codes, and what stays in float and why."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Float:
 
     @classmethod
     def of(cls, node: Node, reason: str) -> Float:
-        """For the report."""
+        """Returns the entry of a node of the prepared graph."""
         return cls(node=node.name, op=qualified_name(node), source=note_of(node).source, reason=reason)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class IntegerReport:
-    """What an integer module consists of.
+    """The operations of an integer module, and those that stay in float.
 
     Attributes:
         model: The float model's class.
@@ -69,7 +69,7 @@ class IntegerReport:
         graph: Graph,
         floats: Mapping[Node, Float],
     ) -> IntegerReport:
-        """Of a finished graph.
+        """Returns the report of a finished graph.
 
         Args:
             model: The float model's class.
@@ -82,12 +82,12 @@ class IntegerReport:
         return cls(model=model, ops=dict(ops), floats=left, places=places_of(graph))
 
     def and_of(self, other: IntegerReport) -> IntegerReport:
-        """With what one more method's graph holds."""
+        """Returns the report of this and one more method's graph."""
         ops = Counter(self.ops) + Counter(other.ops)
         return replace(self, ops=dict(ops), floats=tuple(dict.fromkeys((*self.floats, *other.floats))))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data for JSON."""
+        """Returns everything as plain data for JSON."""
         return asdict(self)
 
     def __repr__(self) -> str:
@@ -102,7 +102,7 @@ class IntegerReport:
         return notebook.folded(f"integer module of {article(self.model)}", "".join(tables))
 
     def __str__(self) -> str:
-        """A line for each operation, then a line for each that stays in float."""
+        """Returns a line for each operation, then a line for each that stays in float."""
         lines = [f"{count:5} {name}" for name, count in sorted(self.ops.items())]
         if len(self.methods) > 1:
             lines += [f"method {m.name}({m.arguments}): {m.how}" for m in self.methods]

@@ -29,7 +29,7 @@ def look_up_last(codes: Tensor, table: Tensor, packed: bool = False) -> Tensor:
 
 
 def check_edges(edge_index: Tensor, num_nodes: int, *, ends: bool = True) -> Tensor:
-    """The edges, if both ends of each are nodes that are there.
+    """Returns the edges, if both ends of each are nodes that exist.
 
     Args:
         edge_index: ``[2, num_edges]``.
@@ -61,7 +61,7 @@ def check_edges(edge_index: Tensor, num_nodes: int, *, ends: bool = True) -> Ten
 
 
 def group_order(index: Tensor, num_rows: int, size: int | None) -> tuple[Tensor, Tensor]:
-    """Rows in the order of their groups.
+    """Sorts rows by their group.
 
     Args:
         index: int64 or int32 ``[num_rows]``, the group of each row.
@@ -106,7 +106,7 @@ def in_edge_order(codes: Tensor, edges: Tensor) -> Tensor:
 
 
 def reshaped_like(rows: Tensor, x: Tensor, columns: int) -> Tensor:
-    """Rows in the shape of what they were made from, but for the last dimension.
+    """Restores the shape that rows had before they became a matrix, but for the last dimension.
 
     Example:
         >>> reshaped_like(torch.zeros(6, 4), torch.zeros(2, 3, 5), 4).shape

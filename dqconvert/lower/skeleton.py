@@ -1,4 +1,4 @@
-"""What an integer module has of the user's model beside its graphs: its parts, and code that is no graph."""
+"""The user's model inside an integer module: its parts, and code that has no graph."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DROPPED = "_dqconvert_dropped"
 
 
 def skeleton_of(module: PreparedModule) -> nn.Module:
-    """A copy of the user's model without the weights that have quantizers: its methods find none to multiply by.
+    """Returns a copy of the user's model without the weights that have quantizers: no method multiplies by them.
 
     Example:
         >>> from torch_geometric.nn import GCN

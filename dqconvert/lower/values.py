@@ -1,4 +1,4 @@
-"""What lowering knows of a value of the prepared graph: where its codes are, its table, or that it is in float."""
+"""Values of the prepared graph as lowering knows them: their codes, their table, or that they are in float."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dqconvert.quant import FakeQuantize
 
 
 class Grid(NamedTuple):
-    """What codes stand for: ``(code - zero) * scale``.
+    """The grid of codes: a code stands for ``(code - zero) * scale``.
 
     Attributes:
         scale: A float32 number.

@@ -1,4 +1,4 @@
-"""What attention does with heads, on codes: products with vectors, products of both ends of an edge, means."""
+"""Heads of attention, on codes: products with vectors, products of both ends of an edge, means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves entries as they are: identities, moves and concatenations happen to codes as to values."""
+"""Identities, moves and concatenations: they happen to codes as to values."""
 
 from __future__ import annotations
 

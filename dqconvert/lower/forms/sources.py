@@ -1,4 +1,4 @@
-"""Where values come from: arguments, attributes, metadata of tensors, and what follows from parameters alone."""
+"""Sources of values: arguments, attributes, metadata of tensors, and functions of parameters alone."""
 
 from __future__ import annotations
 

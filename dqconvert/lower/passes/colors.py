@@ -42,7 +42,7 @@ def fold_colors(program: Program) -> Program:
 
 
 def _features(order: Node) -> Node | None:
-    """The argument whose rows are the nodes, at both ends of the edges."""
+    """Returns the argument whose rows are the nodes, at both ends of the edges; None if there is no such one."""
     sizes = order.args[2:] if order.target is receiver_order else order.args[1:] * 2
     size = sizes[0]
     if size is not sizes[1] or not isinstance(size, Node) or size.target != "size":
@@ -57,7 +57,7 @@ def _weight(node: Node) -> Node | None:
 
 
 class _Folding:
-    """Goes through a graph, and knows how many layers are before each value that has the rows that are left."""
+    """The folding of one graph: knows how many layers are before each value that has the rows that are left."""
 
     def __init__(self, program: Program, x: Node, ptr: Node, senders: Node, weighted: bool) -> None:
         self._graph, self._order = program.graph, (ptr, senders)
@@ -86,7 +86,7 @@ class _Folding:
         self._folded.args = (*self._folded.args[:3], max(self._levels.values()), *self._folded.args[4:])
 
     def _propagate(self, node: Node) -> None:
-        """Messages over the edges of the graph lead to the next level; others come from the rows that are left."""
+        """Lets messages over the graph's edges lead to the next level; others come from the rows that are left."""
         x, other, weight = node.args[0], node.args[5].other, _weight(node)  # type: ignore[union-attr]
         level = self._levels.get(x, -1) + 1  # type: ignore[arg-type]
         if node.args[2] is not self._order[0]:
@@ -122,7 +122,7 @@ class _Folding:
         return rows if all(value in self._levels for value in rows) else None
 
     def _at(self, value: Node, level: int, reader: Node) -> Node:
-        """A folded value with the rows of a later level."""
+        """Returns a folded value with the rows of a later level."""
         for later in range(self._levels[value] + 1, level + 1):
             value = self._call(take_rows, value, self._part(later, "own"), reader)
         return value
@@ -144,7 +144,7 @@ class _Folding:
         return self._parts[key]
 
     def _call(self, function: Callable[..., Any], value: Node, which: Node, reader: Node) -> Node:
-        """The call, written before its first reader."""
+        """Returns a call, written once, before its first reader."""
         key = function, value, which
         if key not in self._made:
             with self._graph.inserting_before(reader):

@@ -1,4 +1,4 @@
-"""What depends on the graph alone is computed when the graph is new, and used again while it is the same."""
+"""Values that depend on the graph alone are computed when it is new, and used again while it is the same."""
 
 from __future__ import annotations
 
