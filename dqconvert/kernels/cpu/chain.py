@@ -19,7 +19,7 @@ from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid, Steps
 from dqconvert.kernels.cpu import tile as tile
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.llvm.span import CLIP, GRID, NOTE
+from dqconvert.kernels.cpu.llvm.chain_span import CLIP, GRID, NOTE
 from dqconvert.kernels.cpu.select import Ends, Found, Rows, Values, ends_of, percentiles
 from dqconvert.kernels.cpu.threads import parts, run
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.llvm.chain_span import pass_span
 from dqconvert.kernels.cpu.llvm.memory import is_far, pointer, room_before
-from dqconvert.kernels.cpu.llvm.span import pass_span
 from dqconvert.kernels.cpu.tile import add_values, chain_tile, copy_values, scratch, tile_rows
 
 TOGETHER = 32

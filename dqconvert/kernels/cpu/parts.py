@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.llvm.chain_span import pass_span
 from dqconvert.kernels.cpu.llvm.memory import pointer
-from dqconvert.kernels.cpu.llvm.span import pass_span
 from dqconvert.kernels.cpu.tile import back_values, round_values
 
 _LARGEST = float(np.finfo(np.float32).max)  # ranges are float32

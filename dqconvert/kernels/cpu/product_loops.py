@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.llvm.chain_span import pass_span, round_span
 from dqconvert.kernels.cpu.llvm.memory import is_far, pointer, room_before, stream
 from dqconvert.kernels.cpu.llvm.multiply import groups_of, multiply
-from dqconvert.kernels.cpu.llvm.span import pass_span, round_span
 from dqconvert.kernels.cpu.llvm.vectors import VECTOR
 from dqconvert.kernels.cpu.tile import (
     add_values,

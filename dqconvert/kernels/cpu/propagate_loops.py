@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.llvm.chain_span import pass_span
 from dqconvert.kernels.cpu.llvm.edges import add_coded_rows, room_for
 from dqconvert.kernels.cpu.llvm.memory import AHEAD, LINE, is_far, pointer, prefetch, room_before, stream
-from dqconvert.kernels.cpu.llvm.span import pass_span
 from dqconvert.kernels.cpu.select_loops import collect, collect_messages
 from dqconvert.kernels.cpu.tile import (
     add_scaled,

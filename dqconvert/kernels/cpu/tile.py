@@ -1,6 +1,6 @@
 """The loops of the chain: over a tile of rows, that stays in the cache while everything is done to it.
 
-What is not written in vectors (:mod:`dqconvert.kernels.cpu.llvm.span`) does one thing per loop: only such loops
+What is not written in vectors (:mod:`dqconvert.kernels.cpu.llvm.chain_span`) does one thing per loop: only such loops
 are turned into vector instructions.
 """
 
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.llvm.chain_span import chain_span, pass_span
 from dqconvert.kernels.cpu.llvm.memory import is_far, pointer, room_before, stream
-from dqconvert.kernels.cpu.llvm.span import chain_span, pass_span
 
 TILE = 2048  # values: long enough for the vector units, short enough for the first cache
 

@@ -17,7 +17,7 @@ from dqconvert.kernels._buffers import empty
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.finish import CODES as CODES
 from dqconvert.kernels.cpu.integer.finish import GRID as GRID
-from dqconvert.kernels.cpu.llvm.finish_span import AS_THEY_ARE, ON_PLANE, ON_RAMP
+from dqconvert.kernels.cpu.llvm.requantize import AS_THEY_ARE, ON_PLANE, ON_RAMP
 from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.on_grid import grid_of
 from dqconvert.kernels.integer.plane import PLANE, on_plane
@@ -123,7 +123,7 @@ class Steps(NamedTuple):
     Attributes:
         factor, bias: float32 `[columns]`.
         grid: float32 `[4]`: scale, zero, highest and lowest code, all of them as training counts.
-        kind: What becomes of the codes before any table, see :mod:`dqconvert.kernels.cpu.llvm.finish_span`.
+        kind: What becomes of the codes before any table, see :mod:`dqconvert.kernels.cpu.llvm.requantize`.
         ramp: float32 `[4, columns]`, what stands for a table (:mod:`dqconvert.kernels.integer.ramp`); or empty.
         plane: float32 `[5]`, what stands for one of pairs (:mod:`dqconvert.kernels.integer.plane`); or empty.
         table, other: Flat; empty, if there is none. No table where there is a ramp or a plane; of values, what stands

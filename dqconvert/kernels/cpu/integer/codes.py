@@ -6,8 +6,8 @@ import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.finish import pack_row, values_on_grid
-from dqconvert.kernels.cpu.llvm.bytes import quantize_span
 from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.llvm.requantize import quantize_span
 
 
 @loop

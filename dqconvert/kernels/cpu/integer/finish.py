@@ -1,12 +1,12 @@
-"""Requantization of a row of sums, by :mod:`dqconvert.kernels.cpu.llvm.finish_span`, and look-up tables behind it."""
+"""Requantization of a row of sums, by :mod:`dqconvert.kernels.cpu.llvm.requantize`, and look-up tables behind it."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.finish_span import finish_span
 from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.llvm.requantize import finish_span
 
 CODES = 256
 """Entries of a table for each code, also of grids that have fewer."""

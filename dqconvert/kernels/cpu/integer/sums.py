@@ -8,7 +8,7 @@ from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import quantize_values
 from dqconvert.kernels.cpu.integer.finish import CODES, GRID
 from dqconvert.kernels.cpu.llvm.memory import pointer
-from dqconvert.kernels.cpu.llvm.sum_span import sum_span
+from dqconvert.kernels.cpu.llvm.requantize import sum_span
 
 BLOCK = 1 << 12
 """Values that are summed up together: they stay in the first cache."""

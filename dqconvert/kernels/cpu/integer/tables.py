@@ -6,8 +6,8 @@ import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.finish import CODES, look_up_both, look_up_columns, look_up_values, pack_row
-from dqconvert.kernels.cpu.llvm.bytes import ramp_span
 from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.llvm.requantize import ramp_span
 
 
 @loop

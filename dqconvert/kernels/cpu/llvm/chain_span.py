@@ -8,7 +8,6 @@ loop that stores bytes beside floats and notes values on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from dqconvert.kernels.cpu.llvm.vectors import VECTOR, everywhere
+from dqconvert.kernels.cpu.llvm.vectors import INT, LONG
+from dqconvert.kernels.cpu.llvm.writer import GridVectors, Writer
 
 GRID, CLIP, NOTE = 1, 2, 4
 """Bits of a place's `kind`: there is a grid; gradients of clipped values do not pass; values outside are noted."""
@@ -26,7 +26,6 @@ SUM_BIT, BOTH_BITS = 1, 3
 """What is left of a value's bits where its gradient passes to the sum alone; to the sum and to what came before."""
 
 _LARGEST = float(np.finfo(np.float32).max)  # ranges are float32
-_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 
 
 def _note(values, lanes, lo, hi, counts, below, above, room):  # type: ignore[no-untyped-def]
@@ -50,29 +49,20 @@ def _note(values, lanes, lo, hi, counts, below, above, room):  # type: ignore[no
                 counts[2] += 1
 
 
-class _Numbers(NamedTuple):
-    """A grid in vectors."""
-
-    scale: Any
-    zero_point: Any
-    low: Any
-    high: Any
-
-
 class _Place(NamedTuple):
     """One of the three grids, as the loop holds it.
 
     Attributes:
-        grid, clip, note: What its kind says.
-        numbers: Of the grid.
+        there, clip, note: What its kind says.
+        grid: Its numbers.
         lo, hi: The bounds; `lowest`, `highest`: the same, in vectors.
         counts, below, above: Where it notes.
     """
 
-    grid: Any
+    there: Any
     clip: Any
     note: Any
-    numbers: _Numbers
+    grid: GridVectors
     lo: Any
     hi: Any
     lowest: Any
@@ -82,121 +72,28 @@ class _Place(NamedTuple):
     above: Any
 
 
-class Writer:
-    """Writes the loop for values of one type, several of the processor's `vectors` at a time: that spares branches.
+class _Chain(Writer):
+    """Writes the grids of a chain; `room`: how many values each place may note on either side."""
 
-    `room`: how many values each place may note on either side.
-    """
-
-    def __init__(self, context: Any, builder: Any, value_type: Any, room: Any, vectors: int = 4) -> None:
-        self.context, self.builder, self.value_type, self.room = context, builder, value_type, room
-        self.scalar = scalar = context.get_data_type(value_type)
-        self.size = 4 if isinstance(scalar, ir.FloatType) else 8
-        self.lanes = vectors * VECTOR // self.size
-        self.vector = ir.VectorType(scalar, self.lanes)
-        self.bytes = ir.VectorType(_I8, self.lanes)
-        self.suffix = f"v{self.lanes}f{8 * self.size}"
-
-    def everywhere(self, value: Any) -> Any:
-        return everywhere(self.builder, value, self.lanes)
-
-    def same(self, number: float, kind: Any = None) -> Any:
-        kind = kind or self.vector
-        return ir.Constant(kind, [number] * self.lanes)
-
-    def function(self, name: str, result: Any, *arguments: Any) -> Any:
-        return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, arguments), name)
-
-    def numbers(self, grid: Any) -> _Numbers:
-        """Those of a grid, given a pointer to `[4]`."""
-        return _Numbers(*(self.everywhere(self.builder.load(self.builder.gep(grid, [_I64(i)]))) for i in range(4)))
-
-    def suffix_of(self, kind: Any) -> str:
-        """Returns LLVM's name of a vector, of these floats or of integers."""
-        return self.suffix if kind == self.vector else f"v{self.lanes}i{kind.element.width}"
-
-    def load(self, place: Any, kind: Any, align: int, mask: Any) -> Any:
-        place = self.builder.bitcast(place, kind.as_pointer())
-        if mask is None:
-            loaded = self.builder.load(place)
-            loaded.align = align
-            return loaded
-        suffix, masks = self.suffix_of(kind), ir.VectorType(_I1, self.lanes)
-        function = self.function(f"llvm.masked.load.{suffix}.p0", kind, kind.as_pointer(), _I32, masks, kind)
-        return self.builder.call(function, [place, _I32(align), mask, ir.Constant(kind, None)])
-
-    def store(self, value: Any, place: Any, align: int, mask: Any) -> None:
-        kind = value.type
-        place = self.builder.bitcast(place, kind.as_pointer())
-        if mask is None:
-            self.builder.store(value, place).align = align
-            return
-        suffix, masks = self.suffix_of(kind), ir.VectorType(_I1, self.lanes)
-        function = self.function(f"llvm.masked.store.{suffix}.p0", ir.VoidType(), kind, kind.as_pointer(), _I32, masks)
-        self.builder.call(function, [value, place, _I32(align), mask])
-
-    def change(self, variable: Any, by: Callable[[Any], Any]) -> None:
-        self.builder.store(by(self.builder.load(variable)), variable)
+    def __init__(self, context: Any, builder: Any, value_type: Any, room: Any) -> None:
+        super().__init__(context, builder, value_type)
+        self.room = room
 
     def round(self, place: _Place, value: Any, bits: Any, has_bits: Any, left: int, mask: Any) -> None:
         """One grid, of the variables `value` and `bits`."""
         builder = self.builder
-        with builder.if_then(place.grid):
+        with builder.if_then(place.there):
             with builder.if_then(place.note):
                 self.note(place, builder.load(value), mask)
-            code = self.code(place.numbers, builder.load(value))
+            code = self.code(place.grid, builder.load(value))
             with builder.if_then(builder.and_(has_bits, place.clip)):
                 clipped = builder.or_(
-                    builder.fcmp_ordered("<=", code, place.numbers.low),
-                    builder.fcmp_ordered(">=", code, place.numbers.high),
+                    builder.fcmp_ordered("<=", code, place.grid.low),
+                    builder.fcmp_ordered(">=", code, place.grid.high),
                 )
                 kept = builder.select(clipped, self.same(left, self.bytes), self.same(BOTH_BITS, self.bytes))
                 self.change(bits, lambda old: builder.and_(old, kept))
-            builder.store(self.value(place.numbers, code), value)
-
-    def code(self, grid: _Numbers, value: Any) -> Any:
-        """Returns the number of steps, which may lie beyond the grid's ends."""
-        return self.rint(self.builder.fadd(self.builder.fdiv(value, grid.scale), grid.zero_point))
-
-    def rint(self, value: Any) -> Any:
-        """Rounded, halves to even."""
-        return self.builder.call(self.function(f"llvm.rint.{self.suffix}", self.vector, self.vector), [value])
-
-    def value(self, grid: _Numbers, code: Any) -> Any:
-        """Returns the value on the grid."""
-        code = self.clamped(code, grid.low, grid.high)
-        return self.builder.fmul(self.builder.fsub(code, grid.zero_point), grid.scale)
-
-    def clamped(self, value: Any, low: Any, high: Any) -> Any:
-        """Between two vectors; NaN stays NaN."""
-        value = self.builder.select(self.builder.fcmp_ordered("<", value, low), low, value)
-        return self.builder.select(self.builder.fcmp_ordered(">", value, high), high, value)
-
-    @staticmethod
-    def wide_then_narrow(
-        context: Any, builder: Any, value_type: Any, count: Any, step_of: Callable[[Writer], Callable[[Any, Any], None]]
-    ) -> None:
-        """Writes a loop of four vectors at a time, and one of single vectors for narrow rows and what is left."""
-        wide, narrow = (Writer(context, builder, value_type, None, vectors) for vectors in (4, 1))
-        narrow_from = wide.each_whole(count.type(0), count, step_of(wide))
-        narrow.each(count, step_of(narrow), narrow_from)
-
-    def each(self, count: Any, step: Callable[[Any, Any], None], start: Any = None) -> None:
-        """Calls `step` for whole vectors (from `start` on), and with a mask for the values that are left."""
-        builder = self.builder
-        whole = self.each_whole(count.type(0) if start is None else start, count, step)
-        left = builder.sub(count, whole)
-        with builder.if_then(builder.icmp_signed(">", left, count.type(0))):
-            numbers = ir.Constant(ir.VectorType(_I64, self.lanes), list(range(self.lanes)))
-            step(whole, builder.icmp_signed("<", numbers, self.everywhere(left)))
-
-    def each_whole(self, start: Any, stop: Any, step: Callable[[Any, Any], None]) -> Any:
-        """Calls `step` for whole vectors alone; returns where they end."""
-        builder, index = self.builder, stop.type
-        end = builder.add(start, builder.and_(builder.sub(stop, start), index(-self.lanes)))
-        with cgutils.for_range_slice(builder, start, end, index(self.lanes), index, inc=True) as (at, _):
-            step(at, None)
-        return end
+            builder.store(self.value(place.grid, code), value)
 
     def note(self, place: _Place, value: Any, mask: Any) -> None:
         """Notes values outside of the bounds, which few are."""
@@ -218,7 +115,7 @@ class Writer:
                 pointer, types.intp, self.value_type, self.value_type, count, pointer, pointer, types.intp
             )
             first = builder.bitcast(buffer, self.scalar.as_pointer())
-            args = (first, _I64(self.lanes), place.lo, place.hi, place.counts, place.below, place.above, self.room)
+            args = (first, LONG(self.lanes), place.lo, place.hi, place.counts, place.below, place.above, self.room)
             self.context.compile_internal(builder, _note, signature, args)
 
 
@@ -241,15 +138,15 @@ def chain_span(  # type: ignore[no-untyped-def]
 def _write_span(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     values, count, bits, bias, other, alpha, flags, kinds, grids, bounds, counts, noted, room = args
     value_type = signature.args[0].dtype
-    writer = Writer(context, builder, value_type, room)
+    writer = _Chain(context, builder, value_type, room)
     index = count.type
 
     def at(array: Any, place: int) -> Any:
         return builder.load(builder.gep(array, [index(place)]))
 
     def flag(array: Any, place: int, bit: int = 1) -> Any:
-        byte = builder.zext(at(array, place), _I32)
-        return builder.icmp_unsigned("!=", builder.and_(byte, _I32(bit)), _I32(0))
+        byte = builder.zext(at(array, place), INT)
+        return builder.icmp_unsigned("!=", builder.and_(byte, INT(bit)), INT(0))
 
     has_bits, has_bias, has_other, relu = (flag(flags, place) for place in range(4))
     places = []
@@ -258,10 +155,10 @@ def _write_span(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         below, above = (builder.gep(noted, [builder.mul(room, index(2 * place + side))]) for side in (0, 1))
         places.append(
             _Place(
-                grid=flag(kinds, place, GRID),
+                there=flag(kinds, place, GRID),
                 clip=flag(kinds, place, CLIP),
                 note=flag(kinds, place, NOTE),
-                numbers=writer.numbers(builder.gep(grids, [index(4 * place)])),
+                grid=writer.grid(builder.gep(grids, [index(4 * place)])),
                 lo=lo,
                 hi=hi,
                 lowest=writer.everywhere(lo),
@@ -305,8 +202,8 @@ def round_span(typing_context, values, count, grid):  # type: ignore[no-untyped-
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values, count, grid = args
-        writer = Writer(context, builder, signature.args[0].dtype, None)
-        numbers = writer.numbers(grid)
+        writer = Writer(context, builder, signature.args[0].dtype)
+        numbers = writer.grid(grid)
 
         def step(start: Any, mask: Any) -> None:
             here = builder.gep(values, [start])
@@ -325,7 +222,7 @@ def pass_span(typing_context, grad, passes, bit, out, count):  # type: ignore[no
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         grad, passes, bit, out, count = args
-        writer = Writer(context, builder, signature.args[0].dtype, None, vectors=1)
+        writer = Writer(context, builder, signature.args[0].dtype, vectors=1)
         wanted, none = writer.everywhere(bit), ir.Constant(writer.bytes, None)
 
         def step(start: Any, mask: Any) -> None:
