@@ -16,6 +16,25 @@ _EPS = float(torch.finfo(torch.float32).eps)
 _TINY = float(torch.finfo(torch.float32).tiny)
 
 
+class CodeGrid(NamedTuple):
+    """A grid of codes, `value = (code - zero) * scale`: of tensors, or of the numbers that loops take.
+
+    In graphs and files it is a float32 tensor of these four.
+
+    Attributes:
+        scale: The step between two codes.
+        zero: The code of 0.
+        top: The highest code; the lowest is 0.
+        low: What training calls code 0. Training rounds `x / scale + (zero + low)`, and where that is a half, the even
+            one depends on it.
+    """
+
+    scale: Any
+    zero: Any
+    top: Any
+    low: Any
+
+
 class Scheme(NamedTuple):
     """How a quantizer's grid follows from its range, and its range from what it sees, per tensor.
 

@@ -112,6 +112,31 @@ def plain_messages(
     return rounded, torch.stack([lo, hi]), clipped & scheme.clip
 
 
+def messages_back(
+    to_message: Tensor, x: Tensor, weight: Tensor | None, sender: Tensor, for_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the gradients of `x` and, if `for_weight`, of the weights, by that of every message."""
+    to_weight = None
+    if weight is not None:
+        heads = (weight.size(0), weight.size(1), x.size(1) // max(weight.size(1), 1))
+        if for_weight:
+            to_weight = (to_message.view(heads) * x.index_select(0, sender).view(heads)).sum(2)
+        to_message = (to_message.view(heads) * weight.unsqueeze(2)).view_as(to_message)
+    return torch.zeros_like(x).index_add(0, sender, to_message), to_weight
+
+
+GRAPH: dict[str, Any] = {
+    "x": "real [senders, columns]",
+    "weight": "x? [edges, heads]",
+    "sender": "index [edges]",
+    "receiver": "index [edges]",
+    "by_receiver": "order [num_nodes, edges, senders]",
+    "by_sender": "order [senders, edges, num_nodes]",
+    "num_nodes": "size",
+}
+"""What operators that pass messages take of rows, weights and edges."""
+
+
 def _on_cpu(x: Tensor, weight: Tensor | None, sender: Tensor, receiver: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     by_receiver, by_sender, num_nodes, senders_protected, *added, ranges, ints, floats = rest
     passing, steps = Passing.unpacked(ints, floats), Passing.steps(ints, floats)
@@ -162,13 +187,7 @@ def plain_propagate_grad(
     if mean:
         grad = grad / in_degree([receiver], grad.size(0)).to(grad.dtype).clamp(min=1).unsqueeze(1)
     to_message = grad.index_select(0, receiver).masked_fill(clipped, 0)
-    to_weight = None
-    if weight is not None:
-        heads = (weight.size(0), weight.size(1), x.size(1) // max(weight.size(1), 1))
-        if for_weight:
-            to_weight = (to_message.view(heads) * x.index_select(0, sender).view(heads)).sum(2)
-        to_message = (to_message.view(heads) * weight.unsqueeze(2)).view_as(to_message)
-    return torch.zeros_like(x).index_add(0, sender, to_message), to_weight
+    return messages_back(to_message, x, weight, sender, for_weight)
 
 
 def _grad(
@@ -306,13 +325,7 @@ propagate_operator = Operator(
     serves=lambda x, weight, *_: sums.serves(x, weight),
     takes=Takes(
         "propagate",
-        x="real [senders, columns]",
-        weight="x? [edges, heads]",
-        sender="index [edges]",
-        receiver="index [edges]",
-        by_receiver="order [num_nodes, edges, senders]",
-        by_sender="order [senders, edges, num_nodes]",
-        num_nodes="size",
+        **GRAPH,
         senders_protected="bool? [senders]",
         bias="free",  # the chain is torch's where these do not fit the loops
         other="free",

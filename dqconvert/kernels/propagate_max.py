@@ -22,7 +22,7 @@ from dqconvert.kernels.cpu.chain import flags, matrix, observe
 from dqconvert.kernels.cpu.propagate import check_heads, message_values, serves
 from dqconvert.kernels.cpu.threads import balanced, parts, run
 from dqconvert.kernels.edge_order import EdgeOrder
-from dqconvert.kernels.propagate import plain_messages
+from dqconvert.kernels.propagate import GRAPH, messages_back, plain_messages
 
 
 def plain_propagate_max(
@@ -99,13 +99,7 @@ def plain_propagate_max_grad(
         passes = ((message == there) | there.isnan()) & ~clipped
     share = grad / (ties + (y == 0))
     to_message = torch.where(passes, share.index_select(0, receiver), 0)
-    to_weight = None
-    if weight is not None:
-        heads = (weight.size(0), weight.size(1), x.size(1) // max(weight.size(1), 1))
-        if for_weight:
-            to_weight = (to_message.view(heads) * x.index_select(0, sender).view(heads)).sum(2)
-        to_message = (to_message.view(heads) * weight.unsqueeze(2)).view_as(to_message)
-    return torch.zeros_like(x).index_add(0, sender, to_message), to_weight
+    return messages_back(to_message, x, weight, sender, for_weight)
 
 
 def _grad(
@@ -207,13 +201,7 @@ propagate_max_operator = Operator(
     serves=lambda x, weight, *_: serves(x, weight),
     takes=Takes(
         "propagate_max",
-        x="real [senders, columns]",
-        weight="x? [edges, heads]",
-        sender="index [edges]",
-        receiver="index [edges]",
-        by_receiver="order [num_nodes, edges, senders]",
-        by_sender="order [senders, edges, num_nodes]",
-        num_nodes="size",
+        **GRAPH,
         protected="bool? [senders]",
         range_="float32 [2]",
         ints="free",

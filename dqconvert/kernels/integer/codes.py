@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dqconvert.errors import InputShapeError, InputTypeError, InputValueError
 from dqconvert.kernels._buffers import empty
+from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels._layout import along, wide_dtype
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
@@ -27,7 +28,7 @@ def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name:
     if name is not None:
         check_numbers(wide, name)
     grid = grid.to(wide.dtype)
-    scale, zero, top, low = (part if dim is None else along(part, x, dim) for part in grid)
+    scale, zero, top, low = CodeGrid(*(part if dim is None else along(part, x, dim) for part in grid))
     # Rounded where the training kernels round: their sum is another one, to the last bit, than one with `zero`.
     codes = (wide / scale + (zero + low)).round() - low
     codes = torch.where(wide.isnan(), zero, codes.clamp(torch.zeros_like(top), top)).to(torch.uint8).contiguous()
@@ -81,13 +82,13 @@ def check_numbers(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def as_numbers(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
-    """Returns a grid as the loops take it: scale, zero, highest code, lowest code of training."""
+def as_numbers(grid: Tensor, kind: type[np.floating]) -> CodeGrid:
+    """Returns a grid as the loops take it."""
     return _numbers((grid,), kind)
 
 
-def _make_numbers(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
-    return tuple(kind(part) for part in grid.tolist())
+def _make_numbers(grid: Tensor, kind: type[np.floating]) -> CodeGrid:
+    return CodeGrid(*map(kind, grid.tolist()))
 
 
 _numbers = Derived(_make_numbers)
@@ -166,8 +167,8 @@ def plain_dequantize(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
 
 def _dequantize_on_cpu(codes: Tensor, grid: Tensor, dim: int | None) -> Tensor:
     values = empty(codes.shape, torch.float32)
-    scale, zero, *_ = as_numbers(grid, np.float32)
-    args = array(codes).reshape(-1), array(values).reshape(-1), scale, zero
+    numbers = as_numbers(grid, np.float32)
+    args = array(codes).reshape(-1), array(values).reshape(-1), numbers.scale, numbers.zero
     run(lambda _, start, stop: dequantize_part(*args, start, stop), parts(codes.numel(), codes.numel()))
     return values
 

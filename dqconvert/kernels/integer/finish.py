@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
+from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.finish import CODES as CODES
 from dqconvert.kernels.cpu.integer.finish import GRID as GRID
@@ -63,7 +64,7 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
         values = values * shares[:, None]
     if finish.bias is not None:
         values = values + finish.bias
-    scale, zero, top, low = finish.grid
+    scale, zero, top, low = CodeGrid(*finish.grid)
     codes = ((values / scale + (zero + low)).round().clamp(min=low, max=top + low) - low).long()
     if finish.table is None:
         found = codes.to(torch.uint8)
@@ -154,7 +155,7 @@ def steps(finish: Finish, columns: int) -> Steps:
 def _make_steps(
     factor: Tensor, grid: Tensor, bias: Tensor | None, table: Tensor | None, columns: int, pairs: bool, packed: bool
 ) -> Steps:
-    scale, zero, top, low = grid.tolist()
+    scale, zero, top, low = CodeGrid(*grid.tolist())
     entries: NDArray[Any] = np.empty(0, np.uint8) if table is None else array(table)
     ramp, plane = None, np.empty(0, np.float32)
     if pairs and entries.ndim == 1:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
+from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
@@ -27,7 +28,7 @@ MOST = 1 << 23
 
 def plain_add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
     """Defines what every implementation is held to; the arguments are those of :func:`add_heads`."""
-    centred = x.long() - x_grid[1].long()
+    centred = x.long() - CodeGrid(*x_grid).zero.long()
     sums = centred.view(x.size(0), x.size(1) // columns, columns).sum(1)
     return plain_finish(sums, finish)
 
@@ -35,7 +36,7 @@ def plain_add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> 
 def _on_cpu(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
     rows, width = x.shape
     out = room(rows, columns, finish)
-    args = array(x), int(as_numbers(x_grid, np.float32)[1]), columns, steps(finish, columns), array(out)
+    args = array(x), int(as_numbers(x_grid, np.float32).zero), columns, steps(finish, columns), array(out)
     run(lambda _, start, stop: add_rows(*args, start, stop), parts(rows, rows * width))
     return out
 

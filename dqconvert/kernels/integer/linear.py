@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
+from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
@@ -67,7 +68,7 @@ def plain_integer_linear(
     elif packed_input:
         x = unpack(x, 2 * x.size(1))
     # float64 holds these sums exactly, and has products on every device.
-    centred = x.to(torch.float64) - x_grid[1].to(torch.float64)
+    centred = x.to(torch.float64) - CodeGrid(*x_grid).zero.to(torch.float64)
     sums = centred @ unpack_weight(weight, columns, x.size(1)).to(torch.float64).t()
     return plain_finish(sums.to(torch.int64), finish)
 

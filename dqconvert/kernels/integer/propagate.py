@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
+from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
@@ -83,13 +84,13 @@ def plain_integer_propagate(
     The arguments are those of :func:`integer_propagate`.
     """
     codes = unpack(x, columns) if packed_input else x
-    message = (codes.long() - x_grid[1].long())[senders.long()]
+    message = (codes.long() - CodeGrid(*x_grid).zero.long())[senders.long()]
     if weight is not None:
         rows, heads = weight.codes.shape
         # In float64, where the product is exact and rounded once.
         by_code = weight.multipliers.clamp(-STEEPEST, STEEPEST).to(torch.float64)
         product = message.view(rows, heads, columns // heads) * by_code[weight.codes.long()].unsqueeze(2)
-        _, zero, top, low = weight.grid.to(torch.float64)
+        _, zero, top, low = CodeGrid(*weight.grid.to(torch.float64))
         steps = (product + (zero + low)).to(torch.float32).round()
         message = (steps.clamp(low, low + top) - (zero + low)).long().view(rows, columns)
     degree = ptr.diff()
@@ -119,7 +120,7 @@ def _on_cpu(
     out = room(nodes, columns, finish)
     if out.numel() == 0:
         return out
-    zero, kind = int(as_numbers(x_grid, np.float32)[1]), REDUCTIONS[reduce]
+    zero, kind = int(as_numbers(x_grid, np.float32).zero), REDUCTIONS[reduce]
     if packed_input and not (AVX2 and (weight is None or _pack_whole(columns, weight.codes.size(1)))):
         x, packed_input = unpack(x, columns), False
     size = x.size(1)
@@ -161,7 +162,7 @@ def _make_messages(
 ) -> tuple[NDArray[Any], tuple[int, int, int, int, int]]:
     """Returns the table that messages are made with, and the numbers that belong to it."""
     slopes = array(multipliers).clip(-STEEPEST, STEEPEST)
-    _, middle, top, low = (int(number) for number in grid.tolist())
+    _, middle, top, low = CodeGrid(*map(int, grid.tolist()))
     if packed_input:
         return messages_of_codes(slopes, zero, middle + low, low, low + top), (0, 0, 0, 0, middle)
     if (by_code := lines(slopes, zero, middle + low, low, top)) is not None:

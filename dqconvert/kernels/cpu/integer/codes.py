@@ -13,9 +13,8 @@ from dqconvert.kernels.cpu.llvm.requantize import quantize_span
 @loop
 def code_of_value(value, grid):  # type: ignore[no-untyped-def]
     """Returns the code of a value, in floating point."""
-    scale, zero, top, low = grid
-    code = min(max(np.rint(value / scale + (zero + low)) - low, zero * 0), top)
-    return code if value == value else zero
+    code = np.rint(value / grid.scale + (grid.zero + grid.low)) - grid.low
+    return min(max(code, grid.zero * 0), grid.top) if value == value else grid.zero
 
 
 @loop
@@ -35,9 +34,9 @@ def quantize_packed(x, codes, grid, start, stop):  # type: ignore[no-untyped-def
 
 @loop
 def quantize_values(values, count, grid, codes):  # type: ignore[no-untyped-def]
-    """True if one of the values is NaN."""
-    scale, zero, top, low = grid
-    return quantize_span(values, count, scale, zero + low, low, top + low, codes)
+    """Quantizes `count` values; True if one of them is NaN."""
+    low = grid.low
+    return quantize_span(values, count, grid.scale, grid.zero + low, low, grid.top + low, codes)
 
 
 @loop

@@ -38,7 +38,7 @@ def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start
     tile, sums = np.zeros(ROWS * a_row, np.int16), np.zeros(ROWS * c_row, np.int32)
     totals = np.zeros(ROWS * c_row if pairs > EXACT else 0, np.int64)
     listing = (
-        x.itemsize > 1 and x.shape[1] >= WIDE and code_of_value(np.float32(0), grid) == grid[1]
+        x.itemsize > 1 and x.shape[1] >= WIDE and code_of_value(np.float32(0), grid) == grid.zero
     )  # zeros are left out of products
     room = ROWS * a_row if listing else 0
     places, factors, counts = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(ROWS, np.int64)
@@ -148,11 +148,11 @@ def read_tile(x, packed_input, grid, first, rows, start, stop, tile, a_row):  # 
         if x.itemsize > 1:
             if not whole:
                 missing |= quantize_values(pointer(x, row + start), count, grid, pointer(line, 0))
-            centre_codes(pointer(line, r * count if whole else 0), count, np.int16(grid[1]), to)
+            centre_codes(pointer(line, r * count if whole else 0), count, np.int16(grid.zero), to)
         elif packed_input:
-            centre_packed(pointer(x, row + start // 2), count // 2, np.int16(grid[1]), to)
+            centre_packed(pointer(x, row + start // 2), count // 2, np.int16(grid.zero), to)
         else:
-            centre_codes(pointer(x, row + start), count, np.int16(grid[1]), to)
+            centre_codes(pointer(x, row + start), count, np.int16(grid.zero), to)
         if count < stop - start:
             to[count] = 0
     return missing

@@ -18,11 +18,9 @@ BLOCK = 1 << 12
 def sum_in_one(places, numbers, columns, grid, codes, start, stop):  # type: ignore[no-untyped-def]
     """Rows `start` to `stop` of whole terms, values or codes on a grid, in one pass."""
     at, count = start * columns, (stop - start) * columns
-    scale, zero, top, low = grid
-    ends = low, top + low
-    sum_span(
-        pointer(places, 0), pointer(numbers, 0), places.size, at, count, scale, zero + low, *ends, pointer(codes, at)
-    )
+    middle, low, top = grid.zero + grid.low, grid.low, grid.top + grid.low
+    first, to = pointer(numbers, 0), pointer(codes, at)
+    sum_span(pointer(places, 0), first, places.size, at, count, grid.scale, middle, low, top, to)
 
 
 @loop

@@ -86,7 +86,7 @@ def list_values(x, at, count, grid, places, factors, to):  # type: ignore[no-unt
             listed += 1
     for n in range(listed):
         value = values[listing[n]]
-        codes[n] = np.int32(code_of_value(value, grid) - grid[1])
+        codes[n] = np.int32(code_of_value(value, grid) - grid.zero)
         missing |= value != value
     return listed, missing
 
