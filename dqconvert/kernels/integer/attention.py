@@ -23,7 +23,7 @@ from dqconvert.kernels.cpu.integer.attention import softmax_nodes
 from dqconvert.kernels.cpu.integer.finish import CODES
 from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.derived import Derived
-from dqconvert.kernels.integer.codes import as_numbers, plain_quantize
+from dqconvert.kernels.integer.codes import for_loops, plain_quantize
 
 _COST = 4
 """What a weight takes, in values that the threads count in."""
@@ -82,7 +82,7 @@ def _run(
     heads = codes.size(1)
     found, order = empty((rows.numel(), heads), torch.uint8), array(ptr)
     ranks = (None, None) if target is None or table is None else (array(target), array(table))
-    args = array(rows), array(codes), *ranks, _grown((logits,)), order, as_numbers(grid, np.float32), array(found)
+    args = array(rows), array(codes), *ranks, _grown((logits,)), order, for_loops(grid, np.float32), array(found)
     run(lambda _, start, stop: softmax_nodes(*args, start, stop), balanced(order, _COST * heads))
     return found
 

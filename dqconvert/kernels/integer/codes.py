@@ -38,7 +38,7 @@ def plain_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name:
 def _quantize_on_cpu(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:
     wide = wide_dtype(x.dtype)
     values = array(x if x.dtype is wide else x.detach().to(wide))
-    numbers = as_numbers(grid, values.dtype.type)
+    numbers = for_loops(grid, values.dtype.type)
     if not packed:
         codes = empty(x.shape, torch.uint8)
         flat = values.reshape(-1), array(codes).reshape(-1), numbers
@@ -83,12 +83,17 @@ def check_numbers(x: Tensor, name: str) -> Tensor:
 
 
 def as_numbers(grid: Tensor, kind: type[np.floating]) -> CodeGrid:
-    """Returns a grid as the loops take it."""
+    """Returns the numbers of a grid."""
+    return CodeGrid(*_numbers((grid,), kind))
+
+
+def for_loops(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
+    """Returns the numbers of a grid as a plain tuple, which costs the call of a loop less than a NamedTuple does."""
     return _numbers((grid,), kind)
 
 
-def _make_numbers(grid: Tensor, kind: type[np.floating]) -> CodeGrid:
-    return CodeGrid(*map(kind, grid.tolist()))
+def _make_numbers(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
+    return tuple(map(kind, grid.tolist()))
 
 
 _numbers = Derived(_make_numbers)

@@ -22,7 +22,7 @@ from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.linear import linear_rows
 from dqconvert.kernels.cpu.llvm.multiply import GROUP
 from dqconvert.kernels.cpu.threads import parts, run
-from dqconvert.kernels.integer.codes import as_numbers, not_a_number, not_floating, plain_quantize, quantize
+from dqconvert.kernels.integer.codes import for_loops, not_a_number, not_floating, plain_quantize, quantize
 from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, plain_finish, room, steps, unpack
 
 
@@ -85,7 +85,7 @@ def _on_cpu(
     args = (
         array(x),
         packed_input,
-        as_numbers(x_grid, np.float32),
+        for_loops(x_grid, np.float32),
         array(weight),
         weight.size(1),
         columns,

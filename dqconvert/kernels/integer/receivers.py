@@ -17,7 +17,7 @@ from dqconvert.kernels.cpu.counting_sort import INT32, sort_edges
 from dqconvert.kernels.cpu.integer.receivers import code_weights
 from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.edge_order import plain_edge_order
-from dqconvert.kernels.integer.codes import as_numbers, plain_quantize
+from dqconvert.kernels.integer.codes import for_loops, plain_quantize
 from dqconvert.kernels.order import vouch
 
 
@@ -157,7 +157,7 @@ def plain_gcn_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -
 def _codes_on_cpu(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:
     codes = torch.empty(senders.numel(), 1, dtype=torch.uint8)
     starts = array(ptr)
-    args = starts, array(senders), array(roots), as_numbers(grid, np.float32), array(codes.view(-1))
+    args = starts, array(senders), array(roots), for_loops(grid, np.float32), array(codes.view(-1))
     run(lambda _, start, stop: code_weights(*args, start, stop), balanced(starts, 1))
     return codes
 

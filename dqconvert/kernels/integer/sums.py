@@ -18,7 +18,7 @@ from dqconvert.kernels.cpu.integer.finish import CODES, GRID
 from dqconvert.kernels.cpu.integer.sums import sum_in_one, sum_rows
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.derived import Derived
-from dqconvert.kernels.integer.codes import as_numbers, plain_quantize
+from dqconvert.kernels.integer.codes import for_loops, plain_quantize
 from dqconvert.kernels.integer.on_grid import grid_of
 from dqconvert.kernels.integer.tables import plain_look_up
 
@@ -46,7 +46,7 @@ def _on_cpu(terms: list[Tensor], weights: list[Tensor], grid: Tensor) -> Tensor:
     rows, columns = _shape(terms)
     codes = empty((rows, columns), torch.uint8)
     made, pairs = _weights(tuple(weights))
-    numbers, to, cuts = as_numbers(grid, np.float32), array(codes).reshape(-1), parts(rows, len(terms) * codes.numel())
+    numbers, to, cuts = for_loops(grid, np.float32), array(codes).reshape(-1), parts(rows, len(terms) * codes.numel())
     if pairs is not None and all(term.shape == codes.shape for term in terms):
         held = [as_it_lies(term) for term in terms]
         places = np.array([term.data_ptr() for term in held], np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import quantize_values
 from dqconvert.kernels.cpu.integer.finish import CODES
@@ -17,13 +18,13 @@ ROOM = 1 << 11
 
 
 @loop
-def softmax_nodes(rows, codes, target, table, grown, ptr, grid, found, start, stop):  # type: ignore[no-untyped-def]
+def softmax_nodes(rows, codes, target, table, grown, ptr, of_grid, found, start, stop):  # type: ignore[no-untyped-def]
     """Computes the softmax over the edges of nodes `start` to `stop`.
 
     `rows`: which row of `codes` each edge takes. The rank of its logit is its code; or, unless `target` and `table` are
     None (which numba compiles apart), the table's entry for the code of the node and that of the edge.
     """
-    heads, last = codes.shape[1], rows.size - 1
+    heads, last, grid = codes.shape[1], rows.size - 1, CodeGrid(*of_grid)
     ranks, shares = np.empty(ROOM, np.uint8), np.empty(ROOM, np.float32)
     peaks, totals = np.empty(heads, np.uint8), np.empty(heads, np.float32)
     begun = ptr[start]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.finish import pack_row, values_on_grid
 from dqconvert.kernels.cpu.llvm.memory import pointer
@@ -18,13 +19,13 @@ def code_of_value(value, grid):  # type: ignore[no-untyped-def]
 
 
 @loop
-def quantize_part(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
-    return quantize_values(pointer(x, start), stop - start, grid, pointer(codes, start))
+def quantize_part(x, codes, of_grid, start, stop):  # type: ignore[no-untyped-def]
+    return quantize_values(pointer(x, start), stop - start, CodeGrid(*of_grid), pointer(codes, start))
 
 
 @loop
-def quantize_packed(x, codes, grid, start, stop):  # type: ignore[no-untyped-def]
-    columns = x.shape[1]
+def quantize_packed(x, codes, of_grid, start, stop):  # type: ignore[no-untyped-def]
+    columns, grid = x.shape[1], CodeGrid(*of_grid)
     line, missing = np.empty(columns, np.uint8), False
     for row in range(start, stop):
         missing |= quantize_values(pointer(x, row * columns), columns, grid, pointer(line, 0))

@@ -18,6 +18,7 @@ def multiply_rows(a, a_rows, b, b_rows, a_zero, b_zero, factor, found, start, st
         if i < 0 or i >= a.shape[0] or j < 0 or j >= b.shape[0]:
             return False
         later = min(e + AHEAD, last)
+        # Both rows of a later edge are on their way while this edge is multiplied.
         for at in range(0, width, LINE):
             prefetch(a, a_rows[later] * width + at)
             prefetch(b, b_rows[later] * width + at)

@@ -63,6 +63,7 @@ def finish_pointed(  # type: ignore[no-untyped-def]
     to,
 ):
     """:func:`finish_row`, by pointers and how many entries are behind them."""
+    # Without a table codes go where they belong; with one, they lie in a row of their own before it looks them up.
     if entries == 0 and not packed:
         straight(line, columns, factor, share, bias, grid, kind, ramp, plane, other, to)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import code_of_value, quantize_values
 from dqconvert.kernels.cpu.integer.finish import finish_pointed, finish_row
@@ -31,24 +32,26 @@ EXACT = 1 << 14
 
 
 @loop
-def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop`; `pairs`: of the whole depth. Whether there is NaN among the values."""
+def linear_rows(x, packed_input, of_grid, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`; `pairs`: of the whole depth. True if there is NaN among the values."""
     c_row = (columns + GROUP - 1) // GROUP * GROUP
-    a_row, b_group = 2 * min(pairs, SPAN), pairs * 2 * GROUP
+    a_row, b_group, grid = 2 * min(pairs, SPAN), pairs * 2 * GROUP, CodeGrid(*of_grid)
     tile, sums = np.zeros(ROWS * a_row, np.int16), np.zeros(ROWS * c_row, np.int32)
     totals = np.zeros(ROWS * c_row if pairs > EXACT else 0, np.int64)
+    # Where zero has the grid's own code, a value of zero adds nothing: rows that are mostly zeros are listed.
     listing = (
         x.itemsize > 1 and x.shape[1] >= WIDE and code_of_value(np.float32(0), grid) == grid.zero
     )  # zeros are left out of products
     room = ROWS * a_row if listing else 0
     places, factors, counts = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(ROWS, np.int64)
     codes, one, missing = np.empty(columns, np.uint8), np.float32(1), False
+    # Rows of few columns are requantized as one long row: what is left of a vector costs as much as a whole one.
     joined = columns <= NARROW and totals.size == 0 and not (steps.packed or steps.by_column) and stop - start >= ROWS
     many = join_rows(steps, ROWS if joined else 0)
     for first in range(start, stop, ROWS):
         rows = min(ROWS, stop - first)
         totals[:] = 0
-        for begin in range(0, pairs, SPAN):
+        for begin in range(0, pairs, SPAN):  # a piece of the depth, whose factors stay in the second cache
             last = min(begin + SPAN, pairs)
             sparse, found = False, False
             if listing:
@@ -58,11 +61,12 @@ def linear_rows(x, packed_input, grid, weight, pairs, columns, steps, out, start
                 multiply_listed(places, factors, counts, a_row, weight, at, b_group, rows, sums, columns, fresh)
             else:
                 found = read_tile(x, packed_input, grid, first, rows, 2 * begin, 2 * last, tile, a_row)
-                for pair in range(begin, last, BLOCK):
+                for pair in range(begin, last, BLOCK):  # and of it what keeps the weight in the first cache
                     count, fresh = min(BLOCK, last - pair), pair % EXACT == 0
                     at, a_at = pair * 2 * GROUP, 2 * (pair - begin)
                     multiply_pairs(tile, a_at, a_row, rows, weight, at, b_group, sums, columns, count, fresh)
             missing |= found
+            # Before int32 could overflow, the sums move on to int64.
             if totals.size > 0 and (last == pairs or last % EXACT == 0):
                 for i in range(rows * c_row):
                     totals[i] += sums[i]

@@ -65,6 +65,7 @@ def draw_lines(multipliers, zero, middle, low, top, tries, entries):  # type: ig
             wanted[code] = message_of(code, slope, zero, middle, low, top)
         found = False
         for k in range(tries.size):
+            # Training rounds halves to even, a floor rounds them up: a line moved by a little tells them apart.
             draw_line(slope, 0.5 + tries[k] + (middle - low) - zero * slope, top, entries[weight])
             if holds(entries[weight], wanted, top):
                 found = True
@@ -83,6 +84,8 @@ def message_of(code, multiplier, zero, middle, low, top):  # type: ignore[no-unt
 
 @loop
 def draw_line(slope, base, top, entry):  # type: ignore[no-untyped-def]
+    # For the low half of a code: whole steps, counted from the least, and the rank of what is left of them. Ranks
+    # stand for fractions, as a carry depends on nothing but the order of the sixteen.
     steps, parts = np.empty(16, np.int64), np.empty(16)
     for low in range(16):
         steps[low] = np.int64(np.floor(slope * low))
@@ -96,6 +99,7 @@ def draw_line(slope, base, top, entry):  # type: ignore[no-untyped-def]
                 rank += 1
         entry[64 + low] = rank
     for high in range(16):
+        # For the high half: whole steps, and of how many low halves the fraction carries one over.
         start = base + slope * 16 * high
         whole = np.int64(np.floor(start))
         reach = 0
@@ -114,8 +118,9 @@ def holds(entry, wanted, top):  # type: ignore[no-untyped-def]
     for code in range(256):
         high, low = code >> 4, code & 15
         message = np.int64(entry[48 + low])
-        if entry[32 + high] > entry[64 + low]:
+        if entry[32 + high] > entry[64 + low]:  # the fractions of both halves add up to one
             message = (message + 1) & 255
+        # Saturating at 0 and at 255 is what clamps messages to the grid: the grid's top is moved to 255.
         message -= min(message, np.int64(entry[16 + high]))
         message = min(message + np.int64(entry[high]), np.int64(255))
         if message - (255 - top) != wanted[code]:

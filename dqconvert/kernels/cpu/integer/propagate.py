@@ -29,6 +29,7 @@ def plan_strips(all_size, row_size, heads, summed, widest):  # type: ignore[no-u
             left = head_size - done
             size = strip_size(left, row_size, summed, widest)
             at = head * head_size + done
+            # A strip reads whole vectors, so the last one of a row begins earlier and leaves out its first bytes.
             begin = min(at, row_size - size)
             skip = at - begin
             take = min(size - skip, left)
@@ -94,10 +95,11 @@ def propagate_rows(  # type: ignore[no-untyped-def]
     last = senders.size - 1
     for row in range(start, stop):
         first, end = ptr[row], ptr[row + 1]
-        if first == end:
+        if first == end:  # a node without edges: its sum is zero, and so is its largest and smallest message
             sums[:] = 0
             finish_row(sums, 0, columns, row, one, steps, codes, out)
             continue
+        # More edges than int32 can sum up: in blocks of `most`, whose sums are added up in int64.
         wide = end - first > most
         if wide:
             totals[:] = 0
@@ -105,6 +107,7 @@ def propagate_rows(  # type: ignore[no-untyped-def]
             until = min(begin + most, end)
             to = 0
             for part in range(plan.shape[0]):
+                # Strip by strip, all edges: its sums stay in registers. Of bytes, 16 bits hold `block` edges.
                 head, at, length, skip, take = plan[part]
                 for edge in range(begin, until, block):
                     edges = min(block, until - edge)
@@ -144,6 +147,7 @@ def propagate_rows(  # type: ignore[no-untyped-def]
 @loop
 def take_over(found, count, beyond, fresh, sums):  # type: ignore[no-untyped-def]
     """Sums of a block of edges, less what is `beyond` them (to 2^32, as they are)."""
+    # Messages come out too large by a constant each. Sums may wrap around on the way: differences to 2^32 are right.
     less = np.int32(np.uint32(beyond & 0xFFFFFFFF))
     if fresh:
         for c in range(count):

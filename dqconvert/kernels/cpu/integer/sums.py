@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import quantize_values
 from dqconvert.kernels.cpu.integer.finish import CODES, GRID
@@ -15,19 +16,20 @@ BLOCK = 1 << 12
 
 
 @loop
-def sum_in_one(places, numbers, columns, grid, codes, start, stop):  # type: ignore[no-untyped-def]
+def sum_in_one(places, numbers, columns, of_grid, codes, start, stop):  # type: ignore[no-untyped-def]
     """Rows `start` to `stop` of whole terms, values or codes on a grid, in one pass."""
-    at, count = start * columns, (stop - start) * columns
+    at, count, grid = start * columns, (stop - start) * columns, CodeGrid(*of_grid)
     middle, low, top = grid.zero + grid.low, grid.low, grid.top + grid.low
     first, to = pointer(numbers, 0), pointer(codes, at)
     sum_span(pointer(places, 0), first, places.size, at, count, grid.scale, middle, low, top, to)
 
 
 @loop
-def sum_rows(terms, columns, grid, codes, start, stop):  # type: ignore[no-untyped-def]
+def sum_rows(terms, columns, of_grid, codes, start, stop):  # type: ignore[no-untyped-def]
     """Rows `start` to `stop`, a block at a time."""
+    # Term after term over a block of rows: each loop has one kind of term, and the sums stay in the first cache.
     height = max(BLOCK // max(columns, 1), 1)
-    line = np.empty(height * columns, np.float32)
+    line, grid = np.empty(height * columns, np.float32), CodeGrid(*of_grid)
     for first in range(start, stop, height):
         rows, at = min(height, stop - first), first * columns
         count = rows * columns

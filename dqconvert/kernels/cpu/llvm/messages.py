@@ -69,6 +69,7 @@ class Codes:
         if self.reduce != SUM:
             name = "llvm.umax" if self.reduce == MAX else "llvm.umin"
             return [_call(builder, name, *pair) for pair in zip(states, messages, strict=True)]
+        # Bytes are summed up in 16 bits: even and odd lanes apart, by a mask and a shift, and interleaved at the end.
         shorts = ir.VectorType(SHORT, self.lanes // 2)
         halves = []
         for message in messages:
