@@ -21,14 +21,15 @@ def _unseen(name: str) -> Op:
     return Op(name, memory=Memory.SHARED)
 
 
-def _drops(name: str, module: str, **facts: Any) -> Op:
+def _drops(name: str, module: str, sign: Sign = Sign.KEEPS) -> Op:
     return Op(
         name,
         modules=(f"torch.nn.{module}",),
         parameters=("input", "p", "training"),
         drops=True,
         keeps_columns=True,
-        **{"sign": Sign.KEEPS, **facts},
+        sign=sign,
+        memory=Memory.SHARED,
     )
 
 
@@ -64,6 +65,8 @@ VIEWS = (
     ),
     *map(_unseen, ("tensor_split", "split_with_sizes", "hsplit", "vsplit", "dsplit", "diagonal", "unfold")),
     *map(_unseen, ("atleast_1d", "atleast_2d", "atleast_3d", "broadcast_to", "broadcast_tensors")),
+    *map(_unseen, ("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "linalg_diagonal", "slice_inverse")),
+    *map(_unseen, ("meshgrid", "cartesian_prod", "resize_as", "to_dense", "as_tensor", "conj_physical", "dequantize")),
     Op("as_strided", memory=Memory.SHARED, in_place=InPlace.VIEW),
     *map(_unseen, ("conj", "real", "imag", "adjoint", "resolve_conj", "resolve_neg")),
 )
@@ -97,7 +100,7 @@ JOINS = (
 )
 
 DROPOUTS = (
-    _drops("dropout", "Dropout", memory=Memory.SHARED),
+    _drops("dropout", "Dropout"),
     _drops("dropout1d", "Dropout1d"),
     _drops("dropout2d", "Dropout2d"),
     _drops("dropout3d", "Dropout3d"),

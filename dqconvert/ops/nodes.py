@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Callable
 from types import MappingProxyType
@@ -100,7 +102,8 @@ def argument(node: Node, name: str, default: Any = None) -> Any:
 
 def memory_of(node: Node) -> Memory:
     """Returns where the result of a call lies; one that writes in place returns the memory of an argument."""
-    return Memory.SHARED if writes(node) else op_of(node).memory
+    of_lists = node.target in (operator.add, operator.mul) and any(isinstance(arg, list | tuple) for arg in node.args)
+    return Memory.SHARED if of_lists or writes(node) else op_of(node).memory
 
 
 def writes(node: Node) -> bool:
@@ -118,9 +121,8 @@ def writes(node: Node) -> bool:
         or (special and (name.startswith("__i") or name == "__setitem__") and name not in ("__invert__", "__index__"))
         or (not special and name.endswith("_"))
         or node.kwargs.get("out") is not None
-        or node.kwargs.get("inplace") is True
-        # `torch.nn.functional.relu(x, True)`
-        or (node.op == "call_function" and _functional(node.target) and any(a is True for a in node.args))
+        or not _is_false(node.kwargs.get("inplace", False))
+        or (node.op == "call_function" and _asked_in_place(node))
     )
 
 
@@ -133,5 +135,22 @@ _IN_PLACE = frozenset(
 """Of module ``operator``."""
 
 
-def _functional(target: Any) -> bool:
-    return getattr(target, "__module__", "") == "torch.nn.functional"
+def _asked_in_place(node: Node) -> bool:
+    """True if a function of ``torch.nn.functional`` is asked by position to work in place: ``relu(x, True)``."""
+    if "inplace" in node.kwargs or getattr(node.target, "__module__", "") != "torch.nn.functional":
+        return False
+    at = _position_of_inplace(node.target)
+    return at is not None and at < len(node.args) and not _is_false(node.args[at])
+
+
+@functools.lru_cache(maxsize=256)
+def _position_of_inplace(function: Callable[..., Any]) -> int | None:
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+def _is_false(flag: Any) -> bool:
+    return isinstance(flag, bool | int | None) and not flag

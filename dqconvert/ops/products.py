@@ -60,7 +60,7 @@ PRODUCTS = (
         row_by_row=1,
     ),
     _product("embedding_bag", modules=("torch.nn.EmbeddingBag",)),
-    _product("einsum"),  # its factors are all of its tensors; without a sum it may return a view
+    _product("einsum", memory=Memory.SHARED),  # its factors are all of its tensors; without a sum it may return a view
     _product("spmm", columns_last=True),
     *map(_product, ("addmv", "addbmm", "tensordot", "inner", "segment_matmul", "grouped_matmul")),
     *map(_product, ("chain_matmul", "multi_dot", "kron", "hspmm", "sspaddmm")),

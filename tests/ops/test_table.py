@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torch_geometric.nn
 from torch import nn
+from torch.fx import Graph
 
 import dqconvert
 from dqconvert.ops import (
@@ -25,10 +26,12 @@ from dqconvert.ops import (
     Op,
     Sign,
     layers_of,
+    memory_of,
     op_named,
     op_of,
     op_of_function,
     op_of_layer,
+    writes,
 )
 from dqconvert.trace.leaves import leaf_functions
 
@@ -90,13 +93,30 @@ FURTHER = {
     "hsplit": (2,),
     "vsplit": (2,),
     "dsplit": (1,),
+    "unsafe_chunk": (2,),
+    "unsafe_split": (3,),
+    "unsafe_split_with_sizes": ((2, 4),),
     "broadcast_to": ((2, 6, 4),),
-    "dropout": (0.5, False),
+    **dict.fromkeys(("dropout", "alpha_dropout", "feature_alpha_dropout"), (0.5, False)),
 }
 """What a call takes besides a tensor, or a list of two: of those that take anything."""
 
-NOT_CALLED = ("cuda", "indices", "values", "identity", "alias", "imag")
-"""Where there is no such device, or no such tensor here: sparse, or complex."""
+SOMETIMES_VIEWS = {
+    "einsum": lambda x: torch.einsum("ij->ji", x),
+    "meshgrid": lambda x: torch.meshgrid(x[0])[0],
+    "cartesian_prod": lambda x: torch.cartesian_prod(x[0]),
+    "resize_as": lambda x: x.resize_as(x),
+    "slice_inverse": lambda x: x[1:].slice_inverse(x, 0, 1),
+    "linalg_diagonal": torch.linalg.diagonal,
+    "dequantize": lambda x: x.dequantize(),
+    "dropout1d": lambda x: F.dropout1d(x, 0.0),
+    "dropout2d": lambda x: F.dropout2d(x[None], 0.0),
+    "dropout3d": lambda x: F.dropout3d(x[None, None], 0.0),
+}
+"""Calls that share memory, of those that often do not."""
+
+NOT_CALLED = ("cuda", "indices", "values", "identity", "alias", "imag", *SOMETIMES_VIEWS)
+"""Also where there is no such device, or no such tensor here: sparse, or complex."""
 
 OF_OTHERS = (
     *("convolution", "recurrent", "multi_head_attention", "hetero_linear"),
@@ -281,6 +301,38 @@ def test_memory(op):
         assert not any(shared)
     elif op.name not in ("long", "int", "double"):  # these share where nothing is to be converted
         assert any(shared)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SOMETIMES_VIEWS)
+def test_what_sometimes_returns_a_view_is_known_to(name):
+    x = X.clone()
+    assert SOMETIMES_VIEWS[name](x).untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    assert op_named(name).memory is Memory.SHARED
+
+
+@pytest.mark.parametrize(
+    ("call", "changes"),
+    [
+        ((F.relu, (True,), {}), True),
+        ((F.relu, (1,), {}), True),
+        ((F.relu, (), {"inplace": 1}), True),
+        ((F.dropout, (0.5, True), {}), False),
+        ((F.dropout, (0.5, True, True), {}), True),
+        ((F.leaky_relu, (1,), {}), False),
+        ((F.leaky_relu, (1, False), {"inplace": False}), False),
+        ((torch.add, (1,), {"out": X}), True),
+        ((operator.iadd, (1,), {}), True),
+        ((torch.relu_, (), {}), True),
+        ((torch.relu, (), {}), False),
+    ],
+)
+def test_writing_is_told_however_it_is_asked_for(call, changes):
+    graph = Graph()
+    function, args, kwargs = call
+    node = graph.call_function(function, (graph.placeholder("x"), *args), kwargs)
+    assert writes(node) is changes
+    assert (memory_of(node) is Memory.SHARED) is (changes or function is F.dropout)
 
 
 @pytest.mark.parametrize("value", [1, 1.0, 0.0])
