@@ -8,6 +8,7 @@ and results in a :class:`dqconvert.kernels.memory.Memory`, which is what compare
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -95,8 +96,9 @@ class Derived(Generic[Made]):
         others = [_nothing if tensor is None else weakref.ref(tensor) for tensor in tensors[1:]]
         versions = tuple(0 if tensor is None else tensor._version for tensor in tensors)
         entries[key] = _Entry((first, *others), versions, made)
-        while len(entries) > self._most:
-            entries.pop(next(iter(entries)), None)
+        with contextlib.suppress(RuntimeError, StopIteration):  # another thread was faster
+            while len(entries) > self._most:
+                entries.pop(next(iter(entries)), None)
 
     def clear(self) -> None:
         """Forgets all values."""

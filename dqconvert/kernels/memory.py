@@ -1,4 +1,4 @@
-"""Results kept while what they were computed from is the same: the order of a graph's edges, say, for many steps.
+"""Results kept while what they were computed from is the same: the order that sorts an index, say.
 
 "The same" has one meaning for all that is kept, asked in this order:
 
@@ -70,7 +70,7 @@ class _Entry:
 class Memory:
     """Results of functions of tensors, kept while what they were given is the same.
 
-    The latest result of each function is always kept, so that a graph that stays costs the same however large it is;
+    The latest result of each function is always kept, so that what stays the same costs the same however large it is;
     earlier ones, least recently used first, go beyond the bounds. A copy of a memory, deep or pickled, is empty and has
     the same bounds. Threads may share one; two that ask for the same new result at once may both compute it.
 
@@ -80,7 +80,7 @@ class Memory:
             computed from.
 
     Attributes:
-        computed: How many results were computed so far: on a graph that stays, it does.
+        computed: How many results were computed so far: while nothing changes, it stays.
 
     Example:
         >>> memory, index = Memory(), torch.tensor([0, 2, 2])
