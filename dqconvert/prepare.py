@@ -15,7 +15,7 @@ from dqconvert.fuse import fuse_method
 from dqconvert.methods import Methods, methods_of, with_shapes
 from dqconvert.optimizers import watch_optimizers
 from dqconvert.prepared.again import prepare_again
-from dqconvert.prepared.base import add_rewritten, defer_method, rewrite_more, run_own_code
+from dqconvert.prepared.base import add_rewritten, defer_method, fuse_more, rewrite_more, run_own_code
 from dqconvert.prepared.module import PreparedModule, assemble
 from dqconvert.qconfig import QConfig, RuleLedger, as_qconfig
 from dqconvert.report import Report
@@ -137,8 +137,7 @@ def _prepare(model: nn.Module, methods: Methods, qconfig: QConfig, *, strict: bo
             continue
         rewritten = rewrite_more(module, more.method(name), ledger, more.products)
         if rewritten is not None:
-            number = len(list(module.all_methods()))
-            add_rewritten(module, rewritten, fuse_method(rewritten.method, module, number, groups=fuse), more.remarks)
+            add_rewritten(module, rewritten, fuse_more(module, rewritten), more.remarks)
             keeping[name] = more.left
     ledger.check()
     run_own_code(module, {name: f"keeps something for later in {left[0]!r}" for name, left in keeping.items() if left})

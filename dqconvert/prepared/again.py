@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch.fx import Graph
 
 from dqconvert.fuse import fuse_method
-from dqconvert.prepared.base import add_rewritten, rewrite_more
+from dqconvert.prepared.base import add_rewritten, fuse_more, rewrite_more
 from dqconvert.prepared.float_view import float_view
 from dqconvert.prepared.module import PreparedModule, assemble
 from dqconvert.qconfig import QConfig, RuleLedger
@@ -41,8 +41,7 @@ def prepare_again(prepared: PreparedModule, qconfig: QConfig, *, fuse: bool) -> 
         graph, eval_graph = _source(one)
         more = rewrite_more(module, replace(one, graph=graph, eval_graph=eval_graph), ledger)
         if more is not None:
-            number = len(list(module.all_methods()))
-            add_rewritten(module, more, fuse_method(more.method, module, number, groups=fuse))
+            add_rewritten(module, more, fuse_more(module, more))
     ledger.check()
     module.own_code = prepared.own_code
     _keep_ranges(prepared, module)

@@ -154,6 +154,11 @@ def rewrite_more(
     return rewritten
 
 
+def fuse_more(module: PreparedBase, rewritten: Rewritten) -> dict[Graph, Fused]:
+    """Fuses one more method of a prepared module, as :func:`dqconvert.fuse.fuse_method` does, if it fuses at all."""
+    return fuse_method(rewritten.method, module, len(list(module.all_methods())), groups=module.fuse)
+
+
 def add_rewritten(
     module: PreparedBase, rewritten: Rewritten, fused: Mapping[Graph, Fused], remarks: tuple[str, ...] = ()
 ) -> None:
@@ -162,7 +167,7 @@ def add_rewritten(
     Args:
         module: The module.
         rewritten: From :func:`rewrite_more`.
-        fused: By graph of the method, what runs for it.
+        fused: From :func:`fuse_more`.
         remarks: What the report is to say.
     """
     type(module)._fused = {**module._fused, **fused}

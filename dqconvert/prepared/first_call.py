@@ -19,8 +19,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import DQConvertError, GuardError, InputError, TraceError
-from dqconvert.fuse import fuse_method
-from dqconvert.prepared.base import PreparedBase, add_rewritten, rewrite_more
+from dqconvert.prepared.base import PreparedBase, add_rewritten, fuse_more, rewrite_more
 from dqconvert.prepared.float_view import float_view
 from dqconvert.report import PreparedMethod
 from dqconvert.trace import Trace, trace
@@ -130,8 +129,7 @@ def _add(host: PreparedBase, door: str, found: Trace, refused: str) -> str | Non
     rewritten = rewrite_more(host, method, products=found.products)
     if rewritten is None:
         return _NOTHING
-    number = len(list(host.all_methods()))
-    add_rewritten(host, rewritten, fuse_method(method, host, number, groups=host.fuse), found.remarks)
+    add_rewritten(host, rewritten, fuse_more(host, rewritten), found.remarks)
     added = [quantizer for _, quantizer in host.quantizers() if id(quantizer) not in quantizers]
     calibrating = any(quantizer.calibrating for _, quantizer in host.quantizers())
     for quantizer in added:
