@@ -21,6 +21,7 @@ from dqconvert.qconfig import QConfig, RuleLedger, as_qconfig
 from dqconvert.report import Report
 from dqconvert.rewrite.rewrite import no_quantizers, rewrite
 from dqconvert.trace import trace
+from dqconvert.trace.garbage import collecting_new_objects
 
 
 class Prepared(NamedTuple):
@@ -102,7 +103,8 @@ def prepare(
     """
     config = as_qconfig(qconfig)
     expect_float(model, "prepare", prepared=True)
-    with torch.inference_mode(False), torch.enable_grad():  # the copy is to be trained, wherever it was made
+    # The copy is to be trained, wherever it was made.
+    with collecting_new_objects(), torch.inference_mode(False), torch.enable_grad():
         if isinstance(model, PreparedModule):
             module = prepare_again(model, config, fuse=fuse)
         else:
