@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import nn
 from torch_geometric.nn.conv import MessagePassing
 
@@ -128,7 +129,7 @@ def guard_parts(
         parts = dict(tree.named_modules(remove_duplicate=False))
         for path in owners & parts.keys():
             part = parts[path]
-            if tree is not host and not isinstance(part, Part):
+            if tree is not host and not isinstance(part, Part | DoorModule | torch.jit.ScriptModule):
                 part.__class__ = part_class(type(part), host, path, part)
             if isinstance(part, Part):
                 cls: Any = type(part)  # of this part alone
