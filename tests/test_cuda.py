@@ -129,3 +129,11 @@ def test_integer_modules_move(model, graph):
     twin, there = on_the_gpu(integer, graph)
     found, expected = twin(*there).cpu(), integer(*graph)
     assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+def test_a_model_that_is_there_already_is_prepared_there(model, graph):
+    there = tuple(tensor.to(DEVICE) for tensor in graph)
+    module = dqconvert.prepare(model.to(DEVICE), "int8-dq", there).module
+    assert {tensor.device.type for tensor in module.state_dict().values()} == {DEVICE}
+    assert train(module, there).isfinite().all()
+    assert module.eval()(*there).isfinite().all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Graph
 
@@ -124,4 +125,8 @@ def assemble(
         "user_fuse": state.get("fuse"),
     }
     module: PreparedModule = PreparedModule._assemble(user, state, graph, eval_graph, _fused=fused)
+    device = next((parameter.device for parameter in nn.Module.parameters(module)), torch.device("cpu"))
+    for child in module.modules():
+        if isinstance(child, Quantizers):
+            child.to(device)
     return module
