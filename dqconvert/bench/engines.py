@@ -134,6 +134,7 @@ def forward_of(engine: Engine, subject: Subject, example: bool = False) -> Forwa
     inputs = subject.inputs
     if engine.preset is not None:
         integer = _integer(engine.preset, subject)
+        integer.graph_memory.results = 1  # two graphs take turns, each of which is to be new
         return _forward(_caller(integer), integer, _part(subject) if example else inputs)
     module = copy.deepcopy(subject.model).eval()
     inputs = _part(subject) if example else inputs
