@@ -114,8 +114,10 @@ def test_sums_are_as_near_as_their_depth_allows(dtype, tolerance):
 def test_what_is_not_finite_stays_in_its_row_and_column(value):
     a, b = np.ones((7, 4), np.float32), np.ones((4, 20), np.float32)
     a[2, 1], b[3, 5] = value, value
-    c = np.empty((7, 24), np.float32)
-    multiply(a.reshape(-1), 0, 4, 1, 7, 4, pack(b), 0, int(groups_of(20, 4)), c.reshape(-1), 0, 24, True)
+    groups = int(groups_of(20, 4))
+    wide = groups * VECTOR // 4  # whole vectors are written, of however many values this processor's are
+    c = np.empty((7, wide), np.float32)
+    multiply(a.reshape(-1), 0, 4, 1, 7, 4, pack(b), 0, groups, c.reshape(-1), 0, wide, True)
     odd = ~np.isfinite(c[:, :20])
     assert odd[2].all()
     assert odd[:, 5].all()
