@@ -190,7 +190,7 @@ def test_sums_are_the_same_whichever_thread_is_faster(monkeypatch):
 
     with on(3):
         want = summed(x, weight, index)
-        for name in ("_chain", "_propagate", "linear"):
+        for name in ("cpu.chain", "cpu.propagate", "linear"):
             monkeypatch.setattr(sys.modules[f"dqconvert.kernels.{name}"], "run", delayed)
         for seed in (1, 2, 3):  # noqa: B007
             assert all(map(torch.equal, summed(x, weight, index), want))
