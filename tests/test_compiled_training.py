@@ -31,7 +31,7 @@ def graph(nodes, edges):
     return torch.randn(nodes, 16), edge_index
 
 
-@pytest.mark.sample(4)
+@pytest.mark.study
 @pytest.mark.filterwarnings("error:Dynamo")
 @pytest.mark.parametrize("layer", [GIN, GraphSAGE, GCN, GAT])
 def test_steps_equal_those_of_eager_training(layer):

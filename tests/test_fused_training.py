@@ -388,6 +388,7 @@ def test_compiled_as_one_graph_it_trains_the_same(prepared, name):
         torch.testing.assert_close(ranges(compiled), ranges(eager), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", FUSED)
 def test_a_profiler_sees_the_operators_and_changes_nothing(prepared, name):
     """Registered operators run where somebody looks, and functions of the same content where nobody does."""

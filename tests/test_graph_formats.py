@@ -196,6 +196,7 @@ def test_protection_of_normalized_and_attention_layers(layer, form, size):
         assert torch.equal(mask_of(watch, "quant.aggregate"), given.bool())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("form", FORMS)
 def test_in_degrees_are_those_of_the_rows(form):
     module, watch = watched(layer_of("SAGEConv"), draws_only(0.0, 1.0), over(form)(SIZES["N != E"]))
@@ -416,6 +417,7 @@ def equal_sample():
     raise AssertionError("no sample has N == E")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", TRIMMED)
 def test_trimmed_float_identity(name):
     torch.manual_seed(0)
@@ -429,6 +431,7 @@ def test_trimmed_float_identity(name):
         assert_same(evaluation(copy.deepcopy(module), batch), evaluation(copy.deepcopy(model), batch))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", TRIMMED)
 def test_trimmed_trains(name):
     torch.manual_seed(0)
@@ -617,6 +620,7 @@ HEADS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("head", HEADS)
 def test_heads_over_mini_batches(head):
     torch.manual_seed(0)

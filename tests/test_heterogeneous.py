@@ -484,6 +484,7 @@ def test_a_type_that_is_not_given_draws_its_own():
 # -- all and nothing -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fuse", [True, False], ids=["fused", "not fused"])
 @pytest.mark.parametrize("name", ["HeteroConv", "HeteroConv stack", "HGTConv", "to_hetero"])
 def test_all_protected_is_float(name, fuse):
@@ -520,6 +521,7 @@ RELATIONAL = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("size", [(14, 40), (18, 18)], ids=["N != E", "N == E"])
 @pytest.mark.parametrize("name", RELATIONAL)
 def test_relations(name, size):
@@ -613,6 +615,7 @@ def test_bipartite_float_identity(name, size):
     assert_float_identity(factory(), inputs(PAIRS[size]), inputs((23, 15, 50)))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", BIPARTITE)
 def test_bipartite_trains(name):
     torch.manual_seed(0)

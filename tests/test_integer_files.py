@@ -139,6 +139,7 @@ def test_copies_and_loaded_modules_are_saved_the_same(tmp_path):
     assert (tmp_path / "a.int").read_bytes() == (tmp_path / "b.int").read_bytes()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["GCN", "GIN", "GraphSAGE", "GAT"])
 @pytest.mark.parametrize(("config", "share"), [("int8-dq", 0.27), ("int4-dq", 0.15)])
 def test_files_are_a_quarter_and_an_eighth(name, config, share, tmp_path):

@@ -698,7 +698,7 @@ def accepts(model, inputs):
 ODD_CASES = [*(name for name in zoo.LAYERS if name != "GCNConv_cached"), *zoo.BASIC, "WeightedGCN", "EdgeFeatures"]
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", ODD_CASES)
 def test_odd_graphs(prepared, name):
     """Whatever the float model accepts, the prepared one accepts, and gives the same without quantizers."""
@@ -723,6 +723,7 @@ def test_odd_graphs(prepared, name):
     assert used >= 4
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["GCN", "GATConv", "SAGEConv", "GIN", "EdgeConv", "EdgeFeatures", "GCN_jk_cat"])
 def test_traced_on_an_odd_graph(name):
     """The example need not be a nice one: as many edges as nodes, one edge, no second size to be had."""

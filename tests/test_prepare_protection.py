@@ -120,6 +120,7 @@ def test_all_protected_is_float(name, fuse):
         zoo.assert_step_close(step, expected, exact=not fuse)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fuse", [True, False], ids=["fused", "not fused"])
 @pytest.mark.parametrize("name", ["GCN", "GATv2Conv", "GINConv", "SAGEConv", "PNAConv", "EdgeConv"])
 def test_all_protected_leaves_weights_quantized(name, fuse):

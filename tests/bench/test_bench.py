@@ -125,6 +125,7 @@ class TestWorkloads:
         assert subject.edge_index.size(1) == 3_000
         assert arguments(subject)["x"].shape == (1_000, 64)
 
+    @pytest.mark.sample(3)
     @pytest.mark.parametrize("name", WORKLOADS)
     def test_traced_on_a_part_it_trains_on_the_whole(self, name: str) -> None:
         subject = build(tiny(name))
@@ -227,6 +228,7 @@ class TestMemory:
         torch.ones(512 << 18)
         assert memory.peak_of(lambda: None).rise < 16
 
+    @pytest.mark.study
     @needs_memory
     def test_a_variant_in_a_process_of_its_own(self) -> None:
         case = Case(workload="W2", scale=0.05)

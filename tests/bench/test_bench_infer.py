@@ -81,6 +81,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 class TestEngines:
+    @pytest.mark.sample(3)
     @pytest.mark.parametrize("name", TINY)
     def test_they_compute_the_same_on_known_graphs_and_on_new_ones(self, name: str) -> None:
         subject = build(tiny(name))
@@ -314,6 +315,7 @@ def test_a_warm_forward_follows_one_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert len(taken) == 3 * 2 * (1 + quick.rounds)
 
 
+@pytest.mark.study
 def test_memory_of_a_forward_in_a_process_of_its_own() -> None:
     warm, cold = memory.measure_forward(Case(workload="V1", scale=0.01), EDGE_INDEX, threads=1)
     messages = 50_000 * 128 * 4 / 2**20  # of the first layer, in float32

@@ -99,6 +99,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.study
 def test_bombs_are_refused_with_little_memory(folder, tmp_path):
     """With half a gigabyte more than torch takes; such files took 5.5 and more."""
     paths = []
@@ -197,6 +198,7 @@ FIELDS_OF_INTEGER = [
 ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["dq", "int"])
 def test_fields_of_other_types_are_one_line_on_loading_and_on_looking(kind, folder, tmp_path):
     tensors, document = opened(folder / f"a.{kind}")

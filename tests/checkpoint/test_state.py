@@ -227,6 +227,7 @@ def check_same(one, other):
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.sample(2)
 def test_a_file_holds_the_state(trained, tmp_path):
     name, module = trained
     before = state_of(module)
@@ -270,7 +271,7 @@ def test_a_state_dict_holds_the_state(trained):
     assert state_of(again)[0] == state_of(module)[0] or name == "buffers"  # one of them is no part of it
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 def test_integer_modules_hold_the_state(trained, tmp_path):
     name, module = trained
     integer = dqconvert.convert(copy.deepcopy(module).eval())

@@ -266,6 +266,7 @@ def test_nothing_is_written_into_what_loops_rely_on(change, name, files, tmp_pat
 # -- what a graph may call -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", ["int", "dq"])
 @pytest.mark.parametrize(
     ("op", "target"),

@@ -85,6 +85,7 @@ def test_ranges_appear_once_observed():
     assert "[" in str(trained_gin(steps=1))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", zoo.CASES)
 def test_every_model_has_a_tree_with_every_quantizer(name, prepared):
     module, report = prepared(name)

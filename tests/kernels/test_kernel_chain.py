@@ -58,6 +58,7 @@ def test_every_combination_of_parts(places, added, relu):
         assert_as_defined(x, dict.fromkeys(places, INT4), relu=relu, protected=protected, **options)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("second", SCHEMES)
 @pytest.mark.parametrize("first", SCHEMES)
 def test_every_pair_of_schemes_behind_the_sum(first, second):
@@ -84,6 +85,7 @@ def test_a_bias_is_one_value_for_each_place_along_the_last_dimension(shape):
     assert_as_defined(growing(shape), {0: INT8, 1: INT8}, bias=torch.randn(shape[-1]))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("p", [0.0, 0.001, 0.1])
 @pytest.mark.parametrize("momentum", [-1.0, 0.01])
 def test_many_values_on_one_thread_and_many(threads, p, momentum):
@@ -205,6 +207,7 @@ def assert_grad_equal(grad, passes, other=None, alpha=None, wanted=(True,) * 5):
         torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance * max(1, grad.numel() ** 0.5))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(0, 4), (1, 4), (5, 0), (7,), (2500, 40), (9, 3, 4)], ids=str)
 def test_gradients_pass_where_the_bits_say(shape, dtype, threads):

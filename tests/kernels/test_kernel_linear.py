@@ -48,6 +48,7 @@ def test_linear_gradcheck():
     assert torch.autograd.gradgradcheck(linear, leaves)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("columns", [1, 7, 40, 64, 89])
 @pytest.mark.parametrize("depth", [1, 5, 64, 130])
@@ -83,6 +84,7 @@ def test_rows_go_through_the_chain_while_ranges_grow(places, relu, threads):
         ranges = list(new.unbind())
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(300, 40, 24), (0, 5, 3), (7, 1, 1), (2000, 130, 9), (50, 700, 130)], ids=str)
 @pytest.mark.parametrize("places", [(), (1,), (0, 1, 2)], ids=str)

@@ -91,6 +91,7 @@ def scale_of(t):
     return max(1.0, finite.abs().max().item()) if finite.numel() else 1.0
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
 @pytest.mark.parametrize("heads", [0, 1, 4], ids="{} heads".format)
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -104,6 +105,7 @@ def test_graphs(graph, heads, mean):
             ranges = assert_as_defined(GRAPHS[graph], x, weight, scheme(bits=4, p=0.01), protected, mean, ranges)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("heads", "channels"), [(0, 1), (0, 16), (0, 300), (1, 0), (1, 1), (1, 33), (4, 16), (3, 100)])
 def test_widths(heads, channels, dtype):
@@ -115,6 +117,7 @@ def test_widths(heads, channels, dtype):
         assert_as_defined(GRAPHS["random"], x, weight, grid, torch.rand(30) < 0.3)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("grid", SCHEMES)
 @pytest.mark.parametrize("heads", [0, 1, 2], ids="{} heads".format)
 def test_many_messages_on_one_thread_and_many(threads, heads, grid):
@@ -129,6 +132,7 @@ def test_many_messages_on_one_thread_and_many(threads, heads, grid):
         )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("heads", [0, 2], ids="{} heads".format)
 @pytest.mark.parametrize("kind", KINDS)
 def test_special_values(kind, heads):

@@ -87,6 +87,7 @@ def no_gradient(h):
         return h.mean(dim=0)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_trace_computes_what_the_model_computes_on_other_sizes(name, training):

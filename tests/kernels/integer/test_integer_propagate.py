@@ -98,6 +98,7 @@ def check(x, order, columns, finish, *, weight=None, reduce="sum", packed_input=
 # -- the definition ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 @pytest.mark.parametrize("heads", [0, 2])
 def test_the_definition_is_what_the_formula_says(reduce, heads):
@@ -126,6 +127,7 @@ def test_the_definition_is_what_the_formula_says(reduce, heads):
 # -- everything that can be left over ------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("packed", [False, True], ids=["int8", "int4"])
 def test_every_number_of_columns(packed):
     order, some = a_graph(20, 15, 400), a_weight(400, 1, 4 if packed else 8)
@@ -420,6 +422,7 @@ def test_what_does_not_fit_is_an_error():
     call(ValueError, "expected multipliers", weight=weight._replace(grid=torch.ones(2)))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("packed", [False, True], ids=["int8", "int4"])
 @pytest.mark.parametrize("heads", [0, 2], ids="{} heads".format)
 def test_operators_keep_their_contract(heads, packed):
