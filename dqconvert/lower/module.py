@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.fx import Graph
+from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert import notebook
 from dqconvert.errors import ArgumentError, GuardError, InputError, LoweringError
 from dqconvert.fuse import keep_apart
 from dqconvert.kernels.memory import Memory
 from dqconvert.lower.report import IntegerReport
-from dqconvert.lower.skeleton import Bare, drops_weights, guard_parts, lacks_weights, open_bare
+from dqconvert.lower.skeleton import Bare, guard_parts, lacks_weights, open_bare
 from dqconvert.prepared.boundary import Boundary, bounded
 from dqconvert.quant.memo import share_memory
 from dqconvert.trace.doors import DoorModule
@@ -158,7 +159,7 @@ class IntegerModule(DoorModule):
             f"the integer module has no {door}: the prepared module was never called that way. Call it once on the "
             f"prepared module before convert, or name it in prepare's method=."
         )
-        if user is None or isinstance(part, WEIGHTED_MODULES) or drops_weights(part):
+        if user is None or isinstance(part, (*WEIGHTED_MODULES, MessagePassing)):
             raise never
         try:
             with torch.no_grad():

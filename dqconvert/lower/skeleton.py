@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.float_view import float_view
@@ -44,11 +43,6 @@ def skeleton_of(module: PreparedModule) -> nn.Module:
                 del part._parameters[name]
                 vars(part)[_DROPPED] = True
     return view
-
-
-def drops_weights(part: nn.Module) -> bool:
-    """True if a part of a skeleton computes with weights that it does not have, or passes messages of its own."""
-    return isinstance(part, MessagePassing) or _DROPPED in vars(part)
 
 
 def lacks_weights(found: Any) -> bool:

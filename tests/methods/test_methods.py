@@ -500,3 +500,28 @@ def test_a_method_that_changes_the_mode_does(method):
     assert not any(part.training for part in module.modules())
     assert torch.equal(embedded, module.encode(X, EI))
     assert "training" in next(one.how for one in module.report.methods if one.name == "embed")
+
+
+class Discriminator(nn.Module):
+    """Has a weight of its own, and a method that does without it."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = GCNConv(8, 8)
+        self.weight = nn.Parameter(torch.eye(8))
+
+    def forward(self, x, edge_index):
+        return self.encoder(x, edge_index) @ self.weight
+
+    def share(self, one, other):
+        return float((one.argmax(1) == other.argmax(1)).float().mean())
+
+    def scores(self, x):
+        return x @ self.weight
+
+
+def test_an_integer_module_runs_what_needs_no_weight_and_refuses_the_rest():
+    integer = dqconvert.convert(trained(Discriminator()))
+    assert integer.share(X, X) == 1.0
+    with pytest.raises(LoweringError, match=r"has no scores: .* Call it once on the prepared module before convert"):
+        integer.scores(X)
