@@ -214,7 +214,7 @@ def test_a_change_is_followed(plain, change):
         assert torch.equal(module(X, EDGES), model(X, EDGES))
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("change", FOLLOWED.values(), ids=FOLLOWED.keys())
 def test_quantized_forms_agree_on_a_change(quantized, change, tmp_path):
     module = copy.deepcopy(quantized)

@@ -52,6 +52,7 @@ def gcn(tmp_path, gcn_bytes):
 # -- the round trip ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ROUND_TRIPS)
 def test_a_loaded_module_is_the_saved_one(name, tmp_path):
     case = zoo.CASES[name]

@@ -81,6 +81,7 @@ HOOKS = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS.keys())
 @pytest.mark.parametrize("path", ["", *WHERE])
 def test_a_hook_that_changes_values_does_so(path, hook):

@@ -109,6 +109,7 @@ def test_ranges_do_not_move_in_evaluation(prepared):
 # -- inputs made up ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", [*zoo.BASIC, "DataClassifier", "DataNodes", "GraphClassifier"])
 def test_prepare_makes_inputs_up(name):
     case = zoo.CASES[name]

@@ -378,6 +378,7 @@ def ring(nodes, width=zoo.WIDTH):
     return torch.randn(nodes, width), torch.stack([order, order.roll(1)])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("nodes", [8, zoo.WIDTH])
 @pytest.mark.parametrize("example", ["ring", "other"])
 @pytest.mark.parametrize("form", ["tensors", "Data", "Batch"])

@@ -232,6 +232,7 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
     assert max(share for _, _, share in checked) <= 1e-3, checked
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_are_those_of_the_prepared_module(name):
     """Few differ, and by little; many, but still by little, where scales are so related that sums often lie half way
@@ -265,6 +266,7 @@ def test_no_quantizer_and_no_float_weight_is_left(name):
 INTEGERS = ("GCN", "GIN", "GIN, cat", "GraphSAGE", "GraphSAGE, max", *(name for name in MODELS if "pooled" in name))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", INTEGERS)
 def test_what_is_all_integers_has_nothing_in_float(name):
     assert dqconvert.convert(trained(name)).report.floats == ()
