@@ -112,6 +112,17 @@ _Key = Annotated[str | None, typer.Option("--key", help="Dotted path of the weig
 _TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Load pickled objects. This runs code that the file brings along.")
 ]
+_Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as activation.bits=4."),
+]
+_Rules = Annotated[
+    list[str] | None,
+    typer.Option("--rule", metavar="MODULE[@ROLE]=SPEC", help="An exception, such as 'conv1.*=float'."),
+]
+_Example = Annotated[
+    Path | None, typer.Option("--example", metavar="FILE", help="Inputs to trace on: a saved Data, tuple or dict.")
+]
 _Force = Annotated[bool, typer.Option("--force", "-f", help="Replace a file that exists.")]
 
 
@@ -124,17 +135,9 @@ def convert(
     model: _Model = None,
     kwargs: _Kwargs = None,
     qconfig: _QConfig = "int8-dq",
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as activation.bits=4."),
-    ] = None,
-    rules: Annotated[
-        list[str] | None,
-        typer.Option("--rule", metavar="MODULE[@ROLE]=SPEC", help="An exception, such as 'conv1.*=float'."),
-    ] = None,
-    example: Annotated[
-        Path | None, typer.Option("--example", metavar="FILE", help="Inputs to trace on: a saved Data, tuple or dict.")
-    ] = None,
+    sets: _Sets = None,
+    rules: _Rules = None,
+    example: _Example = None,
     calibrate: Annotated[
         Path | None, typer.Option("--calibrate", metavar="FILE|FOLDER", help="Inputs to set the ranges from.")
     ] = None,
@@ -207,14 +210,8 @@ def finetune(
     model: _Model = None,
     kwargs: _Kwargs = None,
     qconfig: _QConfig = "int8-dq",
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as activation.bits=4."),
-    ] = None,
-    rules: Annotated[
-        list[str] | None,
-        typer.Option("--rule", metavar="MODULE[@ROLE]=SPEC", help="An exception, such as 'conv1.*=float'."),
-    ] = None,
+    sets: _Sets = None,
+    rules: _Rules = None,
     epochs: Annotated[int, typer.Option(min=1, help="How often to go through the data.")] = 150,
     lr: Annotated[float, typer.Option(help="The learning rate at the start; it falls by a cosine.")] = 0.01,
     labels: Annotated[
@@ -234,9 +231,7 @@ def finetune(
         Path | None,
         typer.Option("--resume", metavar="FILE", help="State after each epoch; goes on from it if it exists."),
     ] = None,
-    example: Annotated[
-        Path | None, typer.Option("--example", metavar="FILE", help="Inputs to trace on: a saved Data, tuple or dict.")
-    ] = None,
+    example: _Example = None,
     integer: Annotated[bool, typer.Option("--integer", help="Write an integer file, for inference.")] = False,
     key: _Key = None,
     trust_pickle: _TrustPickle = False,

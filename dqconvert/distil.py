@@ -110,7 +110,8 @@ class Lessons:
         total = outputs[0].new_zeros(())
         if self._distil:
             pairs = zip(outputs, lesson.targets, strict=True)
-            total = total + self._distil * sum(_distance(out, target, self._temperature) for out, target in pairs)
+            distances = (_distance(out, target, self._temperature, _is_scores(lesson, target)) for out, target in pairs)
+            total = total + self._distil * sum(distances)
         if lesson.labels is not None:
             total = total + self._of_labels(*_chosen(outputs[0], lesson.labels, lesson.mask))
         return total
@@ -121,8 +122,8 @@ class Lessons:
         if self._loss is not None:
             return self._loss(output, labels)
         if labels.is_floating_point():
-            return F.mse_loss(output.reshape(labels.shape), labels)
-        return F.cross_entropy(output, labels)
+            return F.mse_loss(_as_labels(output, labels), labels)
+        return F.cross_entropy(_as_classes(output, labels), labels)
 
     def score(self, lesson: Lesson, result: Any) -> tuple[float, int]:
         """Returns the sum of the rows' scores, and the number of rows."""
@@ -130,10 +131,10 @@ class Lessons:
         if lesson.validation is not None and lesson.labels is not None:
             output, labels = _chosen(outputs[0], lesson.labels, lesson.validation)
             if not labels.is_floating_point():
-                return float((output.argmax(-1) == labels).sum()), len(labels)
-            return -float((output.reshape(labels.shape) - labels).square().sum()), labels.numel()
+                return float((_as_classes(output, labels).argmax(-1) == labels).sum()), len(labels)
+            return -float((_as_labels(output, labels) - labels).square().sum()), labels.numel()
         output, target = outputs[0], lesson.targets[0]
-        if _is_scores(target):
+        if _is_scores(lesson, target):
             same = output.argmax(-1) == target.argmax(-1)
             return float(same.sum()), same.numel()
         return -float((output - target).square().sum()), target.numel()
@@ -153,13 +154,42 @@ def _outputs(result: Any) -> tuple[Tensor, ...]:
     return found
 
 
-def _is_scores(output: Tensor) -> bool:
-    """True if an output's rows are scores of classes, rather than numbers."""
-    return output.dim() >= 2 and output.size(-1) >= 2
+def _is_scores(lesson: Lesson, target: Tensor) -> bool:
+    """True if an output's rows are scores of classes; False if they are numbers, as labels that are numbers say."""
+    numbers = lesson.labels is not None and lesson.labels.is_floating_point()
+    return target.dim() >= 2 and target.size(-1) >= 2 and not numbers
 
 
-def _distance(output: Tensor, target: Tensor, temperature: float) -> Tensor:
-    if not _is_scores(target):
+def _as_labels(output: Tensor, labels: Tensor) -> Tensor:
+    """Returns an output in the shape of labels that are numbers."""
+    if output.numel() != labels.numel():
+        raise ConfigError(
+            f"finetune: labels that are numbers need one for each number of the output: the output's rows have shape "
+            f"{list(output.shape)}, the labels {list(labels.shape)}."
+        )
+    return output.reshape(labels.shape)
+
+
+def _as_classes(output: Tensor, labels: Tensor) -> Tensor:
+    """Returns an output whose columns are the classes that integer labels name."""
+    columns = output.size(-1) if output.dim() == 2 else 1
+    if columns < 2 or labels.dim() != 1 or labels.dtype == torch.bool:
+        raise ConfigError(
+            f"finetune: labels of {str(labels.dtype)[6:]} {list(labels.shape)} for an output of {list(output.shape)}: "
+            f"classes are one whole number per row, for an output with a column for each class; for one column pass "
+            f"labels as floats, and loss= if it is not the squared error."
+        )
+    on_cpu = labels.device.type == "cpu"  # elsewhere it would have to be waited for, and torch checks by itself
+    if on_cpu and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < columns:
+        raise ConfigError(
+            f"finetune: labels from {int(labels.min())} to {int(labels.max())}, and the output has {columns} columns, "
+            f"for classes 0 to {columns - 1}."
+        )
+    return output
+
+
+def _distance(output: Tensor, target: Tensor, temperature: float, scores: bool) -> Tensor:
+    if not scores:
         return F.mse_loss(output, target) / target.var(correction=0).clamp(min=1e-12)
     log_p, q = F.log_softmax(output / temperature, -1), F.softmax(target / temperature, -1)
     rows = max(target.numel() // target.size(-1), 1)

@@ -65,10 +65,11 @@ def finetune(
     """Prepares a trained float model, calibrates it, and trains it to predict as the float model does.
 
     The loss is ``distil * T^2 * KL(float || quantized)`` over all rows of the output, of softmaxes at temperature
-    ``T``; where there are labels, theirs is added. Outputs of one column (or of none) count as numbers: squared error
-    over the variance of the float model's, in place of the divergence. Adam, with a rate that falls to a hundredth by a
-    cosine. The module ends with the best of what it was after calibration and after each epoch of the second half: by
-    its accuracy on the rows of ``validation``, or else by the share of its predictions that are the float model's.
+    ``T``; where there are labels, theirs is added. Outputs of one column (or of none), and those whose labels are
+    floats, count as numbers: squared error over the variance of the float model's, in place of the divergence. Adam,
+    with a rate that falls to a hundredth by a cosine. The module ends with the best of what it was after calibration
+    and after each epoch of the second half: by its accuracy on the rows of ``validation``, or else by the share of its
+    predictions that are the float model's.
 
     Args:
         model: The float model, trained; it is not changed.
@@ -121,9 +122,12 @@ def finetune(
     teacher = working_copy(model, caller="finetune()", error=ConfigError).eval()
     module, _ = prepare(model, qconfig, _first(data) if example_inputs is None else example_inputs)
     calibrate(module, data)
-    lessons = Lessons(module, teacher, data, Fields(labels, mask, validation), loss, temperature, distil)
+    given = Fields(labels, mask, validation)
+    lessons = Lessons(module, teacher, data, given, loss, temperature, distil)
     optimizer = torch.optim.Adam(module.parameters(), lr=lr, weight_decay=weight_decay)
-    run = _Run(module, optimizer, epochs, lr)
+    fields = {name: value if isinstance(value, str) else value is not None for name, value in given._asdict().items()}
+    numbers = {"epochs": epochs, "lr": lr, "temperature": temperature, "distil": distil, "weight_decay": weight_decay}
+    run = _Run(module, optimizer, {**numbers, **fields, "loss": loss is not None})
     if resume is not None:
         run.read(check_target(resume))
     with Progress(
@@ -171,8 +175,9 @@ def _first(data: Any) -> Any:
 class _Run:
     """The epochs, and what they have come to."""
 
-    def __init__(self, module: Any, optimizer: torch.optim.Optimizer, epochs: int, lr: float) -> None:
-        self._module, self._optimizer, self._epochs, self._lr = module, optimizer, epochs, lr
+    def __init__(self, module: Any, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> None:
+        self._module, self._optimizer, self._settings = module, optimizer, settings
+        self._epochs, self._lr = settings["epochs"], settings["lr"]
         self.done = 0
         self._best: float | None = None
         self._state: dict[str, Any] | None = None
@@ -227,8 +232,7 @@ class _Run:
             {
                 "dqconvert_finetune": 1,
                 "done": self.done,
-                "epochs": self._epochs,
-                "lr": self._lr,
+                "settings": self._settings,
                 "module": self._module.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "best": self._best,
@@ -244,13 +248,16 @@ class _Run:
         if not os.path.exists(path):
             return
         found = load_archive(path, classes=(), advice="it is no state of a fine-tuning")
-        if not isinstance(found, dict) or found.get("dqconvert_finetune") != 1:
+        keys = {"settings", "module", "optimizer", "done", "best", "state", "rng"}
+        if not isinstance(found, dict) or found.get("dqconvert_finetune") != 1 or not keys <= found.keys():
             raise CheckpointError(f"{path}: is no state of a fine-tuning: give another file as resume, or delete it.")
-        same = found["epochs"] == self._epochs and found["lr"] == self._lr
-        if not same or set(found["module"]) != set(self._module.state_dict()):
+        then = found["settings"]
+        changed = [f"{name} {then.get(name)}" for name, value in self._settings.items() if then.get(name) != value]
+        if changed or set(found["module"]) != set(self._module.state_dict()):
+            what = f" ({', '.join(changed)})" if changed else ", of another model or config"
             raise CheckpointError(
-                f"{path}: is the state of another fine-tuning ({found['epochs']} epochs, lr {found['lr']}): give the "
-                f"same arguments, or another file as resume."
+                f"{path}: is the state of another fine-tuning{what}: give the same arguments, or another file as "
+                f"resume."
             )
         self._module.load_state_dict(found["module"])
         self._optimizer.load_state_dict(found["optimizer"])

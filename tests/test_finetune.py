@@ -16,6 +16,7 @@ from dqconvert.demo import make_graph
 from dqconvert.qconfig import KINDS
 
 TWO_BITS = {kind: {"bits": 2, "range": "mse", "percentile": None} for kind in KINDS}
+FLOAT_POOLED = QConfig(weight=dqconvert.QSpec())
 FLOAT = QConfig(weight=dqconvert.QSpec(), rules=[dqconvert.Rule(module="convs.0.lin", role="weight", spec=None)])
 
 
@@ -178,8 +179,15 @@ def test_it_goes_on_as_if_it_had_not_been_interrupted(trained, tmp_path, at):
 def test_a_state_of_another_training_is_refused(trained, tmp_path):
     model, data = trained
     dqconvert.finetune(model, data, "int4-dq", epochs=1, resume=tmp_path / "state")
-    with pytest.raises(dqconvert.CheckpointError, match=r"is the state of another fine-tuning \(1 epochs, lr 0.01\)"):
+    with pytest.raises(dqconvert.CheckpointError, match=r"is the state of another fine-tuning \(epochs 1\)"):
         dqconvert.finetune(model, data, "int4-dq", epochs=2, resume=tmp_path / "state")
+    with pytest.raises(dqconvert.CheckpointError, match=r"another fine-tuning \(distil 5.0, labels False\)"):
+        dqconvert.finetune(model, data, "int4-dq", epochs=1, distil=1.0, labels="y", resume=tmp_path / "state")
+    with pytest.raises(dqconvert.CheckpointError, match="another fine-tuning, of another model or config"):
+        dqconvert.finetune(model, data, FLOAT, epochs=1, resume=tmp_path / "state")
+    torch.save({"dqconvert_finetune": 1}, tmp_path / "part")
+    with pytest.raises(dqconvert.CheckpointError, match="is no state of a fine-tuning"):
+        dqconvert.finetune(model, data, "int4-dq", epochs=1, resume=tmp_path / "part")
     torch.save({"a": torch.ones(1)}, tmp_path / "other")
     with pytest.raises(dqconvert.CheckpointError, match="is no state of a fine-tuning"):
         dqconvert.finetune(model, data, "int4-dq", epochs=1, resume=tmp_path / "other")
@@ -218,3 +226,44 @@ def test_fields_of_no_data_object(trained):
 def test_data_of_nothing():
     with pytest.raises(dqconvert.ConfigError, match="there is no data to train on"):
         dqconvert.finetune(Pooled(2), [], "int4-dq", epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("out", "labels", "message"),
+    [
+        (
+            1,
+            torch.tensor([0, 1, 1]),
+            r"labels of int64 \[3\] for an output of \[3, 1\]: .* for one column pass labels as floats",
+        ),
+        (
+            3,
+            torch.tensor([[0], [1], [1]]),
+            r"labels of int64 \[3, 1\] for an output of \[3, 3\]: classes are one whole number",
+        ),
+        (3, torch.tensor([True, False, True]), "labels of bool"),
+        (3, torch.tensor([0, 3, 1]), "labels from 0 to 3, and the output has 3 columns, for classes 0 to 2"),
+        (3, torch.tensor([0, -1, 1]), "labels from -1 to 1"),
+        (3, torch.rand(3), r"the output's rows have shape \[3, 3\], the labels \[3\]"),
+    ],
+)
+@pytest.mark.parametrize("own", [None, lambda output, labels: output.sum()], ids=["ours", "the user's loss"])
+def test_labels_that_do_not_fit_the_output(out, labels, message, own):
+    """A cross-entropy over one column, above all, is zero whatever the labels are."""
+    batch = next(iter(DataLoader(graphs(3), batch_size=3)))
+    inputs = (batch.x, batch.edge_index, batch.batch)
+    everything = torch.ones(3, dtype=torch.bool)
+    with pytest.raises(dqconvert.ConfigError, match=message):
+        dqconvert.finetune(Pooled(out), inputs, "int8-dq", epochs=1, labels=labels, validation=everything, loss=own)
+
+
+def test_several_numbers_per_row_are_no_scores():
+    batch = next(iter(DataLoader(graphs(3), batch_size=3)))
+    inputs = (batch.x, batch.edge_index, batch.batch)
+    model, found = Pooled(3).eval(), []
+    labels, module = torch.rand(3, 3), dqconvert.prepare(model, FLOAT_POOLED, inputs)[0]
+    dqconvert.calibrate(module, inputs)
+    out, target = module.train()(*inputs), model(*inputs)
+    wanted = 5 * F.mse_loss(out, target) / target.var(correction=0) + F.mse_loss(out, labels)
+    dqconvert.finetune(model, inputs, FLOAT_POOLED, epochs=1, labels=labels, on_epoch=found.append)
+    assert found[0].loss == pytest.approx(wanted.item(), rel=1e-4)
