@@ -9,7 +9,7 @@ from typing import Any
 
 from dqconvert.errors import ConfigError
 from dqconvert.qconfig import KINDS, ROLES, QConfig, as_qconfig
-from dqconvert.qconfig_io import is_config_path, read_table
+from dqconvert.qconfig.tables import is_config_path, read_table
 from dqconvert.words import did_you_mean
 
 

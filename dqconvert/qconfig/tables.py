@@ -1,4 +1,4 @@
-"""The plumbing under `dqconvert.qconfig`: checking fields, reading them from dicts and files, writing TOML.
+"""The plumbing under a config: checking fields, reading them from dicts and files, writing TOML.
 
 Nothing here knows what a field means, but for the words that stand for `None` in files.
 """

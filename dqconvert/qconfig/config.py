@@ -1,0 +1,285 @@
+"""The quantization of a whole model, `QConfig`, and the `presets`, which are the named ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from dqconvert.errors import ConfigError
+from dqconvert.qconfig.rules import Rule, Spec
+from dqconvert.qconfig.specs import KIND_OF_ROLE, KINDS, NOT_SERVED_YET, Protect, QSpec, refuse_not_served_yet
+from dqconvert.qconfig.tables import (
+    format_toml,
+    is_config_path,
+    none_if_spelled,
+    override,
+    read_table,
+    require,
+    require_known_keys,
+    spell_none,
+)
+from dqconvert.words import did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class QConfig:
+    """The quantization of a whole model. `QConfig()` leaves everything in float.
+
+    Attributes:
+        weight: The :class:`QSpec` of parameters that enter a weighted op; ``None`` (the default) leaves them in float,
+            and likewise:
+        activation: Of the roles ``input``, ``feature``, ``edge_weight`` and ``update``.
+        message: Of what ``message()`` returns.
+        aggregate: Of what ``aggregate()`` returns.
+        protect: A :class:`Protect`, for Degree-Quant's protection in training; ``None`` (the default): every node is
+            quantized always.
+        noise: Reserved for quantization noise; not served yet.
+        rules: Exceptions, each a :class:`Rule`; the first that matches a value decides. Default: none.
+
+    Raises:
+        ConfigError: If a field is not of its type.
+
+    Configs compare by value, are hashable, and pickle if the factories in their rules do.
+    `dataclasses.replace` makes variants. A preset as the base, and messages of the first layer in float:
+
+    Example:
+        >>> from dataclasses import replace
+        >>> qconfig = replace(presets["int8-dq"], rules=[Rule(module="conv1", role="message", spec=None)])
+        >>> qconfig.spec_for(module="conv1", role="message", op="torch.mul")
+        (None, 0)
+        >>> spec, rule_index = qconfig.spec_for(module="conv2", role="message", op="torch.mul")
+        >>> spec.bits, rule_index
+        (8, None)
+        >>> as_qconfig(qconfig.to_dict()) == qconfig
+        True
+    """
+
+    weight: QSpec | None = None
+    activation: QSpec | None = None
+    message: QSpec | None = None
+    aggregate: QSpec | None = None
+    protect: Protect | None = None
+    noise: None = None
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        """Refuses ``torch.ao.quantization``, which takes a config of ours for one of its own and asks for this."""
+        raise ConfigError(
+            "torch.ao.quantization cannot quantize a prepared module, which is quantized already: train or calibrate "
+            "it, and make integers of it with dqconvert.convert"
+        )
+
+    def __post_init__(self) -> None:
+        for kind in KINDS:
+            spec = getattr(self, kind)
+            require(kind, spec, spec is None or isinstance(spec, QSpec), "a QSpec or None (float)")
+        is_protect = self.protect is None or isinstance(self.protect, Protect)
+        require("protect", self.protect, is_protect, "a Protect or None")
+        if self.noise is not None:
+            refuse_not_served_yet("noise")
+        require("rules", self.rules, isinstance(self.rules, list | tuple), "a sequence of Rule objects")
+        for index, rule in enumerate(self.rules):
+            require(f"rules[{index}]", rule, isinstance(rule, Rule), "a Rule")
+        object.__setattr__(self, "rules", tuple(self.rules))
+
+    def spec_for(self, *, module: str, role: str, op: str) -> tuple[Spec, int | None]:
+        """Returns what quantizes a value, and the index of the rule that says so (`None`: the field of its kind)."""
+        for index, rule in enumerate(self.rules):
+            if rule.matches(module, role, op):
+                return rule.spec, index
+        return getattr(self, KIND_OF_ROLE[role]), None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the config as plain dicts, lists, strings and numbers, complete: `from_dict` gives an equal config.
+
+        Raises:
+            ConfigError: If a rule holds a factory, which only Python code can name.
+        """
+        table: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, part in table.items():
+            if isinstance(part, QSpec | Protect):
+                table[name] = asdict(part)
+        table["rules"] = []
+        for index, rule in enumerate(self.rules):
+            if rule.spec is not None and not isinstance(rule.spec, QSpec):
+                raise ConfigError(
+                    f"rules[{index}].spec={rule.spec!r}: a factory cannot be written to a file; keep this "
+                    "config in Python, or write it without this rule"
+                )
+            spec = None if rule.spec is None else asdict(rule.spec)
+            table["rules"].append({**rule.keys_given(), "spec": spec})
+        return table
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> QConfig:
+        """Makes a config of nested dicts, whose fields override those of a preset.
+
+        `"preset"` names that preset (default `"int8-dq"`). A kind or `"protect"` is a dict of the fields to
+        change, or an object; `None` (in files `"float"` for a kind or a rule's spec, `"none"` for `protect`)
+        turns it off. A `None` within a `QSpec` is `"auto"` in files. `"rules"` is a list of dicts; a rule's
+        `spec` changes the fields given of the spec of the kind that the rule names by `kind` or `role`, or of
+        `activation` where it names neither.
+
+        Raises:
+            ConfigError: With the dotted path of the field that is wrong.
+
+        Example:
+            >>> qconfig = QConfig.from_dict({"preset": "int8-qat", "message": {"bits": 4}, "aggregate": "float"})
+            >>> qconfig.message
+            QSpec(bits=4, signed=True, symmetric=False, granularity='tensor', range='ema', ...)
+            >>> QConfig.from_dict({"activation": {"bit": 4}})
+            Traceback (most recent call last):
+            ...
+            dqconvert.errors.ConfigError: activation.bit: unknown field; did you mean 'bits'?
+        """
+        require_known_keys(table, ["preset", *(field.name for field in fields(cls))], "")
+        base = presets[table.get("preset", DEFAULT_PRESET)]
+        changes: dict[str, Any] = {}
+        for kind in KINDS:
+            if kind in table:
+                changes[kind] = override(getattr(base, kind) or QSpec(), table[kind], kind)
+        if "protect" in table:
+            changes["protect"] = override(base.protect or Protect(), table["protect"], "protect")
+        if "noise" in table:
+            changes["noise"] = none_if_spelled("noise", table["noise"])
+        base = replace(base, **changes)
+        rows = table.get("rules", base.rules)
+        require("rules", rows, isinstance(rows, list | tuple), "a list of rules")
+        rules = tuple(_rule(row, base, f"rules[{index}]") for index, row in enumerate(rows))
+        return replace(base, rules=rules)
+
+    def to_toml(self) -> str:
+        """Returns the config as the text of a `.toml` file that `as_qconfig` reads back; raises as `to_dict` does."""
+        return format_toml(spell_none(self.to_dict()))
+
+    def to_json(self) -> str:
+        """Returns the config as the text of a `.json` file that `as_qconfig` reads back; raises as `to_dict` does."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+class UnknownPresetError(ConfigError, KeyError):
+    """A `KeyError` too, as `in` and `get` of a mapping expect."""
+
+    __str__ = Exception.__str__  # KeyError's would show the message's repr
+
+
+class Presets(Mapping[str, QConfig]):
+    """The named configs: an immutable mapping from name to `QConfig`.
+
+    All are affine and per tensor; weights, messages and aggregates are signed, activations `signed="input"`.
+
+    - `int8-dq`, `int4-dq`: Degree-Quant as its authors' code does it (Tailor, Fernandez-Marques and Lane,
+        ICLR 2021): percentile ranges kept as running minimum and maximum, clipped gradient, protection 0.0 to
+        0.1.
+    - `int8-qat`, `int4-qat`: plain quantization-aware training: moving averages of minimum and maximum
+        (momentum 0.01), straight-through gradient, no protection.
+    - `int8-ptq`: for calibration without training: weights, which are known exactly, by their minimum and
+        maximum; everything else by percentiles, as a few hubs would stretch the range for all; no protection.
+
+    Raises:
+        ConfigError: For a name it does not have; it suggests the nearest.
+
+    Example:
+        >>> list(presets)
+        ['int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-ptq']
+        >>> presets["int4-dq"].protect
+        Protect(p_min=0.0, p_max=0.1)
+        >>> presets["int8-gat"]
+        Traceback (most recent call last):
+        ...
+        dqconvert.qconfig.config.UnknownPresetError: unknown preset 'int8-gat'; did you mean 'int8-qat'? (there are:
+        'int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-ptq')
+    """
+
+    def __init__(self, qconfigs: Mapping[str, QConfig]) -> None:
+        self.qconfigs = dict(qconfigs)
+
+    def __getitem__(self, name: str) -> QConfig:
+        if isinstance(name, str) and name in self.qconfigs:
+            return self.qconfigs[name]
+        if reason := NOT_SERVED_YET.get(f"preset {name!r}"):
+            raise UnknownPresetError(f"preset {name!r}: not served yet: {reason}")
+        names = ", ".join(map(repr, self))
+        raise UnknownPresetError(f"unknown preset {name!r}{did_you_mean(name, self)} (there are: {names})")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.qconfigs)
+
+    def __len__(self) -> int:
+        return len(self.qconfigs)
+
+    def __repr__(self) -> str:
+        return f"Presets({', '.join(self)})"
+
+
+def _scheme(spec: QSpec, protect: Protect | None = None) -> QConfig:
+    signed = replace(spec, signed=True)
+    activation = replace(spec, signed="input")
+    return QConfig(weight=signed, activation=activation, message=signed, aggregate=signed, protect=protect)
+
+
+DEFAULT_PRESET = "int8-dq"
+presets = Presets(
+    {
+        "int8-dq": _scheme(QSpec(bits=8, range="percentile", grad="clip"), Protect(p_min=0.0, p_max=0.1)),
+        "int4-dq": _scheme(QSpec(bits=4, range="percentile", grad="clip"), Protect(p_min=0.0, p_max=0.1)),
+        "int8-qat": _scheme(QSpec(bits=8, range="ema")),
+        "int4-qat": _scheme(QSpec(bits=4, range="ema")),
+        "int8-ptq": replace(_scheme(QSpec(bits=8, range="percentile")), weight=QSpec(bits=8, signed=True)),
+    }
+)
+
+
+def as_qconfig(value: QConfig | Mapping[str, Any] | str | os.PathLike[str] | None) -> QConfig:
+    """Returns the `QConfig` that a user's `qconfig` argument stands for.
+
+    Args:
+        value: ``None`` (``"int8-dq"``), a preset's name, a path to a ``.toml`` or ``.json`` file, a dict as
+            :meth:`QConfig.from_dict` takes it (files hold the same), or a :class:`QConfig`.
+
+    Raises:
+        ConfigError: If it is none of these, or wrong within; the message begins with the file's path if one was read.
+
+    Example:
+        >>> as_qconfig(None) == presets["int8-dq"]
+        True
+        >>> as_qconfig({"activation": {"bits": 4}}).activation.percentile_value
+        0.01
+    """
+    if value is None:
+        return presets[DEFAULT_PRESET]
+    if isinstance(value, QConfig):
+        return value
+    if isinstance(value, Mapping):
+        return QConfig.from_dict(value)
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and is_config_path(value)):
+        table = read_table(value)
+        try:
+            return QConfig.from_dict(table)
+        except ConfigError as error:
+            raise ConfigError(f"{os.fspath(value)}: {error}") from error
+    allowed = "None, a preset's name, a path to a .toml or .json file, a dict or a QConfig"
+    require("qconfig", value, isinstance(value, str), allowed)
+    return presets[value]
+
+
+def _rule(row: Any, base: QConfig, path: str) -> Rule:
+    if isinstance(row, Rule):
+        return row
+    require(path, row, isinstance(row, Mapping), "a dict of Rule fields or a Rule")
+    require_known_keys(row, [field.name for field in fields(Rule)], f"{path}.")
+    if "spec" not in row:
+        raise ConfigError(f"{path}.spec: missing; give a dict of QSpec fields, or 'float' to leave the value in float")
+    keys = {key: value for key, value in row.items() if key != "spec"}
+    try:
+        rule = Rule(**keys, spec=row["spec"] if callable(row["spec"]) else None)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error}") from error
+    if rule.spec is not None:
+        return rule
+    kind = rule.kind or (KIND_OF_ROLE[rule.role] if rule.role else "activation")
+    return replace(rule, spec=override(getattr(base, kind) or QSpec(), row["spec"], f"{path}.spec"))

@@ -1,0 +1,201 @@
+"""How one value is quantized, `QSpec`, and how nodes are protected, `Protect`; the words a config is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, TypeAlias, get_args
+
+from dqconvert.errors import ConfigError
+from dqconvert.qconfig.tables import as_number, require, require_choice
+
+Granularity: TypeAlias = Literal["tensor", "channel"]
+Range: TypeAlias = Literal["minmax", "ema", "percentile", "mse", "learned"]
+Grad: TypeAlias = Literal["ste", "clip"]
+Role: TypeAlias = Literal["weight", "input", "feature", "edge_weight", "message", "aggregate", "update"]
+Kind: TypeAlias = Literal["weight", "activation", "message", "aggregate"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
+KINDS: tuple[Kind, ...] = get_args(Kind)
+KIND_OF_ROLE: Mapping[str, Kind] = MappingProxyType(
+    {
+        "weight": "weight",
+        "input": "activation",
+        "feature": "activation",
+        "edge_weight": "activation",
+        "message": "message",
+        "aggregate": "aggregate",
+        "update": "activation",
+    }
+)
+
+# What a config can name but nothing serves yet. When it arrives, remove its entry: nothing else refuses it.
+NOT_SERVED_YET: Mapping[str, str] = {
+    "range='learned'": "it arrives with LSQ; allowed today: 'minmax', 'ema', 'percentile', 'mse'",
+    "noise": "it arrives with quantization-noise training; allowed today: None",
+    "preset 'int8-nqat'": "it arrives with quantization-noise training; try 'int8-qat'",
+    "preset 'int4-nqat'": "it arrives with quantization-noise training; try 'int4-qat'",
+    "preset 'int8-lsq'": "it arrives with LSQ; try 'int8-dq'",
+    "preset 'int4-lsq'": "it arrives with LSQ; try 'int4-dq'",
+}
+
+
+def refuse_not_served_yet(what: str) -> None:
+    """Raises `ConfigError` if what a config names is in `NOT_SERVED_YET`."""
+    if what in NOT_SERVED_YET:
+        raise ConfigError(f"{what}: not served yet: {NOT_SERVED_YET[what]}")
+
+
+def _served(field: str, choices: tuple[str, ...]) -> list[str]:
+    return [choice for choice in choices if f"{field}={choice!r}" not in NOT_SERVED_YET]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QSpec:
+    """The quantization of one value: its integer grid, the source of its range, and its gradient.
+
+    Attributes:
+        bits: Width of the integer codes, 2 to 8. Default: 8.
+        signed: Whether codes reach below zero. ``True`` and ``False`` settle it; ``None`` (the default) decides from
+            the graph: unsigned wherever the value cannot be negative. ``"input"`` decides from the graph for the role
+            ``input`` only, and every other role is signed: what Degree-Quant's code does, which looks for a ReLU before
+            a layer but quantizes everything inside the layer signed.
+        symmetric: If true, the range is widened to lie evenly around zero, so that the zero point is fixed; otherwise
+            the grid is affine. Default: false.
+        granularity: ``"tensor"`` (the default): one range for the whole tensor; ``"channel"``: one per output channel.
+        range: Where the range comes from. ``"minmax"`` (the default): running minimum and maximum. ``"ema"``: an
+            exponential moving average of each step's minimum and maximum. ``"percentile"``: each step's low and high
+            percentiles, kept as running minimum and maximum, or as a moving average where ``momentum`` is given.
+            ``"mse"``: the range whose grid is nearest to the non-zero values in squared error, searched in calibration,
+            or else in the first training step, and kept from then on.
+        percentile: The share of values left out at either end, between 0 and 0.5, with ``range="percentile"`` only.
+            ``None``: 0.001, and 0.01 at 4 bits or fewer.
+        momentum: The weight of the newest step in a moving average, above 0 and up to 1, with ``range="ema"`` or
+            ``"percentile"`` only. ``None``: 0.01 for ``"ema"``, no averaging for ``"percentile"``.
+        sample: Estimates percentiles from this random share of the values, above 0 and up to 1, with
+            ``range="percentile"`` only. ``None``: from all. Per tensor, on the CPU, all are used either way: that
+            costs less there than to draw a sample.
+        grad: ``"ste"`` (the default): the gradient passes straight through rounding; ``"clip"``: it is zero where the
+            code reaches or passes either end of the grid.
+
+    Raises:
+        ConfigError: If a field is out of bounds or would have no effect; it names the field and what is allowed.
+
+    The scheme of Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, for signed 4-bit values:
+
+    Example:
+        >>> spec = QSpec(bits=4, signed=True, range="percentile", grad="clip")
+        >>> spec.percentile_value
+        0.01
+        >>> spec.quant_range(signed=True)
+        (-8, 7)
+        >>> QSpec(bits=16)
+        Traceback (most recent call last):
+        ...
+        dqconvert.errors.ConfigError: bits=16: must be an integer from 2 to 8
+    """
+
+    bits: int = 8
+    signed: bool | Literal["input"] | None = None
+    symmetric: bool = False
+    granularity: Granularity = "tensor"
+    range: Range = "minmax"
+    percentile: float | None = None
+    momentum: float | None = None
+    sample: float | None = None
+    grad: Grad = "ste"
+
+    def __post_init__(self) -> None:
+        is_integer = isinstance(self.bits, int) and not isinstance(self.bits, bool)
+        require("bits", self.bits, is_integer and 2 <= self.bits <= 8, "an integer from 2 to 8")
+        is_signed = self.signed is None or isinstance(self.signed, bool) or self.signed == "input"
+        require("signed", self.signed, is_signed, "True, False, None or 'input'")
+        require("symmetric", self.symmetric, isinstance(self.symmetric, bool), "True or False")
+        require_choice("granularity", self.granularity, get_args(Granularity))
+        refuse_not_served_yet(f"range={self.range!r}")
+        require_choice("range", self.range, _served("range", get_args(Range)))
+        require_choice("grad", self.grad, get_args(Grad))
+
+        is_share = 0 < as_number(self.percentile) < 0.5
+        self._check_option("percentile", is_share, "a number between 0 and 0.5, or None", ["percentile"])
+        is_share = 0 < as_number(self.momentum) <= 1
+        self._check_option("momentum", is_share, "a number above 0 and up to 1, or None", ["ema", "percentile"])
+        is_share = 0 < as_number(self.sample) <= 1
+        self._check_option("sample", is_share, "a number above 0 and up to 1, or None", ["percentile"])
+
+    def _check_option(self, field: str, is_share: bool, allowed: str, ranges: list[str]) -> None:
+        value = getattr(self, field)
+        if value is None:
+            return
+        require(field, value, is_share, allowed)
+        if self.range not in ranges:
+            used_by = " or ".join(map(repr, ranges))
+            raise ConfigError(f"{field}={value!r}: needs range={used_by}; with range={self.range!r} it must be None")
+        object.__setattr__(self, field, float(value))
+
+    @property
+    def percentile_value(self) -> float | None:
+        """The share of values left out at either end; `None` unless the range is `"percentile"`."""
+        if self.range != "percentile":
+            return None
+        if self.percentile is not None:
+            return self.percentile
+        return 0.001 if self.bits > 4 else 0.01
+
+    @property
+    def momentum_value(self) -> float | None:
+        """The weight of the newest step in the moving average; `None` where the range is a running one."""
+        return 0.01 if self.range == "ema" and self.momentum is None else self.momentum
+
+    def signed_for(self, *, role: str, nonnegative: bool) -> bool:
+        """True if the codes of a value of this role are signed, given that it can or cannot be negative.
+
+        Example:
+            >>> QSpec(signed="input").signed_for(role="input", nonnegative=True)
+            False
+            >>> QSpec(signed="input").signed_for(role="message", nonnegative=True)
+            True
+        """
+        if isinstance(self.signed, bool):
+            return self.signed
+        return not nonnegative or (self.signed == "input" and role != "input")
+
+    def quant_range(self, signed: bool) -> tuple[int, int]:
+        """Returns `(quant_min, quant_max)`, the smallest and largest code."""
+        quant_min = -(2 ** (self.bits - 1)) if signed else 0
+        return quant_min, quant_min + 2**self.bits - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protect:
+    """Degree-Quant's stochastic protection: in training, nodes pass in full precision at random.
+
+    A node's probability grows with its in-degree from `p_min` towards `p_max`, which the node with most
+    in-edges has (Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021).
+
+    Attributes:
+        p_min: The probability at the lowest in-degrees, 0 to ``p_max``. Default: 0.0.
+        p_max: The probability at the highest in-degree, ``p_min`` to 1. Default: 0.1.
+
+    Raises:
+        ConfigError: If not 0 <= ``p_min`` <= ``p_max`` <= 1.
+
+    Example:
+        >>> Protect(p_max=0.2)
+        Protect(p_min=0.0, p_max=0.2)
+        >>> Protect(p_min=0.3)
+        Traceback (most recent call last):
+        ...
+        dqconvert.errors.ConfigError: p_max=0.1: must be a number from p_min=0.3 to 1
+    """
+
+    p_min: float = 0.0
+    p_max: float = 0.1
+
+    def __post_init__(self) -> None:
+        p_min, p_max = as_number(self.p_min), as_number(self.p_max)
+        require("p_min", self.p_min, 0 <= p_min <= 1, "a number from 0 to 1")
+        require("p_max", self.p_max, p_min <= p_max <= 1, f"a number from p_min={self.p_min!r} to 1")
+        object.__setattr__(self, "p_min", float(p_min))
+        object.__setattr__(self, "p_max", float(p_max))
