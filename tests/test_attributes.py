@@ -44,7 +44,7 @@ class Slotted:
     alpha: float = 0.5
 
 
-Pair = namedtuple("Pair", "alpha beta")
+Pair = namedtuple("Pair", "key beta")  # a name of ours, too
 
 
 class AttributeDict(dict):
@@ -96,7 +96,7 @@ class Block(nn.Module):
             h = h + self.cfg["alpha"] * self.cfg.get("inner")["beta"]
         h = h + self.config.alpha * math.cos(self.frozen.alpha) + self.slotted.alpha
         if self.config.name == "gcn" and "missing" not in self.cfg:
-            h = h * self.pair.alpha
+            h = h * self.pair.key
         h = h + self.options.alpha * self.space.alpha
         if 2 in self.parts and self.ordered["a"] == 1:
             h = h + self.attribute_dict["alpha"]

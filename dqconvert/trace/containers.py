@@ -35,23 +35,23 @@ class Seen:
     """Mixin of the containers below. A container that other code makes from one of them reports nothing.
 
     Attributes:
-        key: Where the container is.
-        watching: Who is told what is read.
+        _key: Where the container is; under a name that no field of a named tuple has.
+        _watching: Who is told what is read.
     """
 
-    key: Any = None
-    watching: Any = None
+    _key: Any = None
+    _watching: Any = None
 
     def _at(self, step: tuple[str, Any], value: Any) -> Any:
-        return value if self.watching is None else self.watching.value((self.key[0], (*self.key[1], step)), value)
+        return value if self._watching is None else self._watching.value((self._key[0], (*self._key[1], step)), value)
 
     def _tell(self, kind: str, *step: Any) -> None:
-        if self.watching is not None:
-            self.watching.part((self.key[0], (*self.key[1], *step)), kind)
+        if self._watching is not None:
+            self._watching.part((self._key[0], (*self._key[1], *step)), kind)
 
     def _changes(self) -> None:
-        if self.watching is not None:
-            self.watching.changed(self.key)
+        if self._watching is not None:
+            self._watching.changed(self._key)
 
 
 class SeenDict(Seen, dict):
@@ -63,8 +63,8 @@ class SeenDict(Seen, dict):
         return dict.__getitem__(self, name)
 
     def __setitem__(self, name: Any, value: Any) -> None:
-        if self.watching is not None and isinstance(name, _KEYS):
-            self.watching.put(self.key, ("item", name))
+        if self._watching is not None and isinstance(name, _KEYS):
+            self._watching.put(self._key, ("item", name))
         else:
             self._changes()
         dict.__setitem__(self, name, value)
@@ -111,26 +111,36 @@ class SeenDict(Seen, dict):
     __hash__ = None
 
 
-class SeenList(Seen, list):
-    """A list of settings."""
+class _SeenSequence(Seen):
+    """Mixin of lists and tuples; ``_usual`` is which of the two."""
+
+    _usual: Any
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return list(self)[index]
-        return self._at(("item", operator.index(index)), list.__getitem__(self, index))
+            return self._usual(self)[index]
+        return self._at(("item", operator.index(index)), self._usual.__getitem__(self, index))
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self[index] for index in range(len(self))])
 
     def __len__(self) -> int:
         self._tell("len")
-        return list.__len__(self)
+        return self._usual.__len__(self)
 
     def __contains__(self, value: Any) -> bool:
         return value in list(self)
 
     def __eq__(self, other: Any) -> bool:
-        return list(self) == other
+        return self._usual(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class SeenList(_SeenSequence, list):
+    """A list of settings."""
+
+    _usual = list
 
     def __add__(self, other: Any) -> Any:
         return list(self) + list(other)
@@ -150,31 +160,13 @@ class SeenList(Seen, list):
     def copy(self) -> Any:
         return list(self)
 
-    __hash__ = None
 
-
-class SeenTuple(Seen, tuple):
+class SeenTuple(_SeenSequence, tuple):
     """A tuple of settings; of a named one, its fields."""
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return tuple(self)[index]
-        return self._at(("item", operator.index(index)), tuple.__getitem__(self, index))
+    _usual = tuple
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter([self[index] for index in range(len(self))])
-
-    def __len__(self) -> int:
-        self._tell("len")
-        return tuple.__len__(self)
-
-    def __contains__(self, value: Any) -> bool:
-        return value in list(self)
-
-    def __eq__(self, other: Any) -> bool:
-        return tuple(self) == other
-
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(self))
 
     def __add__(self, other: Any) -> Any:
@@ -222,7 +214,7 @@ def seen(value: Any, key: _Key, watching: Watching) -> Any:
     else:
         return _seen_object(value, key, watching)
     if found is not None:
-        found.key, found.watching = key, watching
+        found._key, found._watching = key, watching
     return found
 
 
@@ -299,16 +291,11 @@ def followed(value: Any) -> Any:
         >>> followed(SeenList([1, 2]))
         [1, 2]
     """
-    if not isinstance(value, Seen):
-        return value
     if isinstance(value, SeenDict):
         return dict(value.items())
     if isinstance(value, SeenList):
         return list(value)
-    if isinstance(value, SeenTuple):
-        kind: Any = next(cls for cls in type(value).__mro__ if not issubclass(cls, Seen))
-        return tuple.__new__(kind, list(value))
-    return value
+    return tuple.__new__(_usual_class(value), list(value)) if isinstance(value, SeenTuple) else value
 
 
 def unseen(value: Any) -> Any:
@@ -318,13 +305,12 @@ def unseen(value: Any) -> Any:
         >>> unseen(SeenList([1, 2]))
         [1, 2]
     """
-    if not isinstance(value, Seen):
-        return value
     if isinstance(value, SeenDict):
         return {name: dict.__getitem__(value, name) for name in dict.__iter__(value)}
     if isinstance(value, SeenList):
-        return [list.__getitem__(value, index) for index in range(list.__len__(value))]
-    if isinstance(value, SeenTuple):
-        kind: Any = next(cls for cls in type(value).__mro__ if not issubclass(cls, Seen))
-        return tuple.__new__(kind, tuple.__iter__(value))
-    return value
+        return list(list.__iter__(value))
+    return tuple.__new__(_usual_class(value), tuple.__iter__(value)) if isinstance(value, SeenTuple) else value
+
+
+def _usual_class(value: SeenTuple) -> Any:
+    return next(cls for cls in type(value).__mro__ if not issubclass(cls, Seen))

@@ -17,6 +17,7 @@ from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import ConfigError, DQConvertError
+from dqconvert.trace.nested import is_named, map_items
 from dqconvert.trace.note import note_of
 from dqconvert.trace.runtime import pinned, present
 from dqconvert.words import did_you_mean, kind_of, listed
@@ -158,7 +159,7 @@ _NO_INPUTS = (str, bytes, nn.Module, type, type(None))
 
 def is_single(callee: Callee, data: Any) -> bool:
     """Returns True if inputs are one call's worth, False if several."""
-    if isinstance(data, Tensor | BaseData | Mapping) or _is_named(data):
+    if isinstance(data, Tensor | BaseData | Mapping) or is_named(data):
         return True
     if not isinstance(data, list | tuple):
         return not isinstance(data, Iterable) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__"))
@@ -202,9 +203,9 @@ def _call(callee: Callee, item: Any, *, pair: bool = False, batched: bool = Fals
     item = settled(item)
     if isinstance(item, dict):
         return _of_dict(callee, item)
-    if _is_named(item) and set(item._fields) <= set(callee.signature.parameters):
+    if is_named(item) and set(item._fields) <= set(callee.signature.parameters):
         return _of_dict(callee, item._asdict())
-    if isinstance(item, list) or (isinstance(item, tuple) and not _is_named(item)):
+    if isinstance(item, list) or (isinstance(item, tuple) and not is_named(item)):
         bound = _positional(callee, item)
         if bound is not None:
             return bound
@@ -357,17 +358,11 @@ def settled(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {key: settled(item) for key, item in value.items()}
-    if isinstance(value, tuple) and _is_named(value):
-        return type(value)(*map(settled, value))
-    if type(value) in (tuple, list):
-        return type(value)(map(settled, value))
+    if type(value) in (tuple, list) or is_named(value):
+        return map_items(value, settled)
     if isinstance(value, Iterator) or (isinstance(value, Iterable) and all(isinstance(v, Tensor) for v in value)):
         return [settled(item) for item in value]
     return value
-
-
-def _is_named(value: Any) -> bool:
-    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def _parameter(parameter: inspect.Parameter) -> str:

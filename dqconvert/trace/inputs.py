@@ -14,6 +14,7 @@ from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import TraceError
 from dqconvert.trace.given import callee_of_method, calls_of
+from dqconvert.trace.nested import is_named, map_items
 from dqconvert.words import did_you_mean, kind_of, listed
 
 
@@ -145,12 +146,8 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
             for key, item in list(store.items()):
                 store[key] = map_tensors(item, function)
         return copied
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(item, function) for item in value))
-    if type(value) in (tuple, list):
-        return type(value)(map_tensors(item, function) for item in value)
-    if isinstance(value, dict):
-        return {key: map_tensors(item, function) for key, item in value.items()}
+    if type(value) in (tuple, list) or isinstance(value, dict) or is_named(value):
+        return map_items(value, lambda item: map_tensors(item, function))
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +29,26 @@ def leaves_in(value: Any) -> Iterator[Any]:
         yield from leaves_in((value.start, value.stop, value.step))
     else:
         yield value
+
+
+def is_named(value: Any) -> bool:
+    """Returns True for a named tuple."""
+    return isinstance(value, tuple) and hasattr(value, "_fields")
+
+
+def map_items(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Returns a tuple, list, dict or slice with ``function`` of each item in its place; other values as they are.
+
+    Example:
+        >>> map_items({"a": 1, "b": 2}, str), map_items(slice(1, 2, None), repr)
+        ({'a': '1', 'b': '2'}, slice('1', '2', 'None'))
+    """
+    if isinstance(value, tuple | list):
+        items = map(function, value)
+        return type(value)(*items) if is_named(value) else type(value)(items)
+    if isinstance(value, dict):
+        return {key: function(item) for key, item in value.items()}
+    return slice(*map(function, (value.start, value.stop, value.step))) if isinstance(value, slice) else value
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

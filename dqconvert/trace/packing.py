@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
+from dqconvert.trace.nested import map_items
+
 
 @dataclass(frozen=True)
 class PackedGraph:
@@ -49,22 +51,14 @@ def pack(value: Any) -> Any:
     """
     if isinstance(value, Graph):
         return _packed(value)
-    return _rebuilt(value, pack)
+    return map_items(value, pack) if type(value) in (tuple, list, dict) else value
 
 
 def unpack(value: Any) -> Any:
     """Returns what :func:`pack` was given."""
     if isinstance(value, PackedGraph):
         return _unpacked(value)
-    return _rebuilt(value, unpack)
-
-
-def _rebuilt(value: Any, convert: Callable[[Any], Any]) -> Any:
-    if type(value) in (tuple, list):
-        return type(value)(convert(item) for item in value)
-    if type(value) is dict:
-        return {key: convert(item) for key, item in value.items()}
-    return value
+    return map_items(value, unpack) if type(value) in (tuple, list, dict) else value
 
 
 def _packed(graph: Graph) -> PackedGraph:
@@ -103,14 +97,4 @@ def _unpacked(packed: PackedGraph) -> Graph:
 
 
 def _resolve(value: Any, nodes: list[Node]) -> Any:
-    if isinstance(value, _Ref):
-        return nodes[value.index]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_resolve(item, nodes) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(_resolve(item, nodes) for item in value)
-    if isinstance(value, dict):
-        return {key: _resolve(item, nodes) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(*(_resolve(item, nodes) for item in (value.start, value.stop, value.step)))
-    return value
+    return nodes[value.index] if isinstance(value, _Ref) else map_items(value, lambda item: _resolve(item, nodes))

@@ -16,6 +16,7 @@ from dqconvert.trace.constants import literal
 from dqconvert.trace.copies import deepcopy, set_mode
 from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
+from dqconvert.trace.nested import is_named
 from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.plain_globals import functions_of, plain_globals
 from dqconvert.trace.randomness import seed
@@ -105,7 +106,7 @@ def _bind_parts(writer: Writer, value: Any, node: Node, name: str) -> Any:
     if isinstance(value, tuple | list):
         writer.check_input(same_items, (node, len(value), name))
         items = [_bind_item(writer, item, node, index, f"{name}[{index}]") for index, item in enumerate(value)]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return type(value)(*items) if is_named(value) else type(value)(items)
     return value
 
 

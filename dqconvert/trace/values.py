@@ -12,10 +12,11 @@ import operator
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
+from torch import Tensor
 from torch.fx import Node
 
 from dqconvert.trace.containers import unseen
+from dqconvert.trace.nested import map_items
 from dqconvert.trace.runtime import COMPARISONS
 
 
@@ -76,9 +77,7 @@ class Traced:
         return self.__repr__()
 
     def __repr__(self) -> str:
-        # A number that becomes text (a dict key, a file name) leaves the graph.
-        if self.recorder.recording:
-            self.recorder.guard(self, "==", plain(self))
+        _leaves_graph(self)
         return repr(plain(self))
 
     def __format__(self, spec: str) -> str:
@@ -91,8 +90,7 @@ class Traced:
         if own is not None and how == "__call__" and not options and all(isinstance(i, int | float) for i in inputs):
             return _apply(own, *inputs)
         for value in inputs:
-            if isinstance(value, Traced) and value.recorder.recording:
-                value.recorder.guard(value, "==", plain(value))
+            _leaves_graph(value)
         return getattr(ufunc, how)(*map(plain, inputs), **options)
 
     def __divmod__(self, other: Any) -> Any:
@@ -117,13 +115,9 @@ class Traced:
 class TracedInt(Traced, int):  # type: ignore[misc]
     """An ``int`` that knows its node."""
 
-    __hash__ = Traced.__hash__
-
 
 class TracedFloat(Traced, float):  # type: ignore[misc]
     """A ``float`` that knows its node."""
-
-    __hash__ = Traced.__hash__
 
 
 class KeptFloat(float):
@@ -150,19 +144,7 @@ def plain(value: Any) -> Any:
 def plain_arguments(value: Any) -> Any:
     """Returns arguments with traced numbers as plain ones, as the called code wants them."""
     value = unseen(value)
-    if isinstance(value, Traced):
-        return plain(value)
-    if isinstance(value, torch.Size):
-        return torch.Size(plain(item) for item in value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(plain_arguments(item) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(plain_arguments(item) for item in value)
-    if isinstance(value, dict):
-        return {key: plain_arguments(item) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(plain_arguments(value.start), plain_arguments(value.stop), plain_arguments(value.step))
-    return value
+    return plain(value) if isinstance(value, Traced) else map_items(value, plain_arguments)
 
 
 def _apply(function: Callable[..., Any], *args: Any) -> Any:
@@ -172,29 +154,21 @@ def _apply(function: Callable[..., Any], *args: Any) -> Any:
     return recorder.number(result, function, args) if recorder.recording else result
 
 
-def _binary(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _binary(function: Callable[[Any, Any], Any], reflected: bool = False) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if isinstance(other, int | float):
-            return _apply(function, self, other)
-        return _as_count(self, other) if function is operator.mul else NotImplemented
+            return _apply(function, other, self) if reflected else _apply(function, self, other)
+        if function is operator.mul and isinstance(other, list | tuple | str):
+            _leaves_graph(self)  # as in ``[0.0] * n``
+        return NotImplemented
 
     return method
 
 
-def _reflected(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def method(self: Any, other: Any) -> Any:
-        if isinstance(other, int | float):
-            return _apply(function, other, self)
-        return _as_count(self, other) if function is operator.mul else NotImplemented
-
-    return method
-
-
-def _as_count(self: Any, other: Any) -> Any:
-    """Guards the number in ``[0.0] * n``: the list's length leaves the graph."""
-    if isinstance(other, list | tuple | str) and self.recorder.recording:
-        self.recorder.guard(self, "==", plain(self))
-    return NotImplemented
+def _leaves_graph(value: Any) -> None:
+    """Guards a number that becomes text, or the length of a list or a loop."""
+    if isinstance(value, Traced) and value.recorder.recording:
+        value.recorder.guard(value, "==", plain(value))
 
 
 def _unary(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -234,7 +208,7 @@ _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="
 for _cls in (TracedInt, TracedFloat):
     for _name in _BINARY:
         setattr(_cls, f"__{_name}__", _binary(getattr(operator, _name)))
-        setattr(_cls, f"__r{_name}__", _reflected(getattr(operator, _name)))
+        setattr(_cls, f"__r{_name}__", _binary(getattr(operator, _name), reflected=True))
     for _name, _symbol in _COMPARE.items():
         setattr(_cls, f"__{_name}__", _compare(_symbol))
     for _name in ("neg", "pos", "abs"):
@@ -242,7 +216,7 @@ for _cls in (TracedInt, TracedFloat):
     setattr(_cls, "__hash__", Traced.__hash__)  # noqa: B010  (defining __eq__ took it away)
 for _name in _BITS:
     setattr(TracedInt, f"__{_name.rstrip('_')}__", _binary(getattr(operator, _name)))
-    setattr(TracedInt, f"__r{_name.rstrip('_')}__", _reflected(getattr(operator, _name)))
+    setattr(TracedInt, f"__r{_name.rstrip('_')}__", _binary(getattr(operator, _name), reflected=True))
 TracedInt.__invert__ = _unary(operator.invert)  # type: ignore[method-assign]
 
 
@@ -267,51 +241,40 @@ for _name in _BINARY:
 # Python converts the result of __int__ and __len__ to a plain int, so recorded modules see these instead.
 
 
-class _IntMeta(type):
+class _NameOf(type):
+    """The class of what stands for a builtin type."""
+
+    builtin: type
+
     def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, int)
+        return isinstance(instance, cls.builtin)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, int)
+        return issubclass(subclass, cls.builtin)
 
     def __eq__(cls, other: Any) -> bool:
-        return other is int or other is cls
+        return other is cls.builtin or other is cls
 
     def __hash__(cls) -> int:
-        return hash(int)
+        return hash(cls.builtin)
 
     def __call__(cls, value: Any = 0, *args: Any) -> Any:
-        return _convert(int, value, *args)
+        return _convert(cls.builtin, value, *args)
 
 
-class _FloatMeta(type):
-    def __instancecheck__(cls, instance: Any) -> bool:
-        return isinstance(instance, float)
-
-    def __subclasscheck__(cls, subclass: type) -> bool:
-        return issubclass(subclass, float)
-
-    def __eq__(cls, other: Any) -> bool:
-        return other is float or other is cls
-
-    def __hash__(cls) -> int:
-        return hash(float)
-
-    def __call__(cls, value: Any = 0.0) -> Any:
-        return _convert(float, value)
-
-
-class IntName(metaclass=_IntMeta):
+class IntName(metaclass=_NameOf):
     """Stands for the builtin ``int`` in the modules that are recorded."""
 
+    builtin = int
 
-class FloatName(metaclass=_FloatMeta):
+
+class FloatName(metaclass=_NameOf):
     """Stands for the builtin ``float`` in the modules that are recorded."""
+
+    builtin = float
 
 
 def _convert(kind: type, value: Any, *args: Any) -> Any:
-    from torch import Tensor
-
     if isinstance(value, kind) and isinstance(value, Traced):
         return value
     if isinstance(value, Traced):
@@ -324,16 +287,13 @@ def _convert(kind: type, value: Any, *args: Any) -> Any:
 
 def traced_len(value: Any) -> int:
     """Computes ``len``, and keeps the length of a tensor symbolic."""
-    from torch import Tensor
-
     return value.size(0) if isinstance(value, Tensor) and value.dim() > 0 else len(value)
 
 
 def traced_range(*args: int) -> range:
     """Computes ``range``, and guards its bounds: the loop is unrolled in the graph."""
     for arg in args:
-        if isinstance(arg, TracedInt) and arg.recorder.recording:
-            arg.recorder.guard(arg, "==", plain(arg))
+        _leaves_graph(arg)
     return range(*map(plain, args))
 
 

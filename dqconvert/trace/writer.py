@@ -24,7 +24,7 @@ from dqconvert.trace.constants import literal
 from dqconvert.trace.containers import followed
 from dqconvert.trace.foreign import Foreign
 from dqconvert.trace.memory import Memories, share_memory
-from dqconvert.trace.nested import leaves_in, tensors_in
+from dqconvert.trace.nested import is_named, leaves_in, map_items, tensors_in
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.runtime import COMPARISONS, after, guard, private
 from dqconvert.trace.unchanged import Read
@@ -245,7 +245,7 @@ class Writer:
             items = [self._bind_item(item, node, index) for index, item in enumerate(result)]
             if not any(isinstance(item, Traced) for item in items):
                 return result
-            return type(result)(*items) if hasattr(result, "_fields") else type(result)(items)
+            return type(result)(*items) if is_named(result) else type(result)(items)
         if isinstance(result, dict):
             return {key: self._bind_item(item, node, key) for key, item in result.items()}
         if isinstance(result, int | float) and not isinstance(result, bool):
@@ -351,14 +351,10 @@ class Writer:
             return literal(value)
         if isinstance(value, torch.Size):
             return tuple(self.argument(item) for item in value)
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self.argument(item) for item in value))
-        if isinstance(value, tuple | list):
-            return type(value)(self.argument(item) for item in value)
         if isinstance(value, dict):
             return {literal(key): self.argument(item) for key, item in value.items()}
-        if isinstance(value, slice):
-            return slice(*(self.argument(item) for item in (value.start, value.stop, value.step)))
+        if isinstance(value, tuple | list | slice):
+            return map_items(value, self.argument)
         self.fail(f"passes {kind_of(value)} to a recorded call")
 
     def _tensor_argument(self, tensor: Tensor) -> Node:
