@@ -12,7 +12,7 @@ import dqconvert
 import zoo
 from dqconvert import ConfigError, DQConvertError, GuardError, ObserverError, QConfig, QSpec, Rule, TraceError
 from dqconvert.errors import ArgumentError
-from dqconvert.trace.runtime import pinned
+from dqconvert.trace.guards import pinned
 
 
 def line_of(function, text):

@@ -17,7 +17,7 @@ from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.rewrite.connectivity import gather, is_connectivity, is_input
 from dqconvert.rewrite.derive import dimensions
 from dqconvert.rewrite.protect import ARGUMENT, given_probability, last_of
-from dqconvert.trace import runtime
+from dqconvert.trace.guards import only_in
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.trace.unchanged import without_reads
 
@@ -39,7 +39,7 @@ def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
     """Returns the same of any of the module's graphs."""
     graph = without_reads(copy.deepcopy(prepared))
     modules = dict(module.named_modules(remove_duplicate=False))
-    for check in graph.find_nodes(op="call_function", target=runtime.only_in):
+    for check in graph.find_nodes(op="call_function", target=only_in):
         graph.erase_node(check)
     for node in graph.nodes:
         called = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -60,7 +60,7 @@ def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
 
 def refused(graph: Graph) -> str | None:
     """Returns the float model's error for a graph's arguments in evaluation; None if it takes them."""
-    checks = graph.find_nodes(op="call_function", target=runtime.only_in, sort=False)
+    checks = graph.find_nodes(op="call_function", target=only_in, sort=False)
     return next((str(node.args[2]) for node in checks if node.args[1]), None)
 
 

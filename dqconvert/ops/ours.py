@@ -13,6 +13,17 @@ from dqconvert.ops.pointwise import ACTIVATIONS
 from dqconvert.ops.record import OURS, InPlace, Memory, Op, Sign
 
 _RUNTIME = "dqconvert.trace.runtime"
+_GUARDS = (
+    "guard",
+    "pinned",
+    "present",
+    "same_items",
+    "same_keys",
+    "same_layout",
+    "still_absent",
+    "check_sorted",
+    "only_in",
+)
 _INTEGER = "dqconvert.kernels.integer"
 
 
@@ -20,8 +31,9 @@ def _mark(name: str, **facts: Any) -> Op:
     return Op(name, OURS, where=_RUNTIME, **facts)
 
 
-def _check(name: str, **facts: Any) -> Op:
-    return _mark(name, checks=True, bookkeeping=True, **facts)
+def _guard(name: str) -> Op:
+    file = f"{_RUNTIME}.{name}"
+    return Op(name, OURS, where="dqconvert.trace.guards", file=file, checks=True, bookkeeping=True)
 
 
 def _ours(where: str, name: str, **facts: Any) -> Op:
@@ -44,9 +56,7 @@ _FROM_RESULT = tuple(
 
 TRACED = (
     *_FROM_RESULT,
-    *map(_check, ("guard", "pinned", "present", "same_items", "same_keys", "same_layout", "still_absent")),
-    _mark("check_sorted", checks=True, bookkeeping=True),
-    _mark("only_in", checks=True, bookkeeping=True),
+    *map(_guard, _GUARDS),
     _mark("stage_output", bookkeeping=True, identity=True, sign=Sign.KEEPS, memory=Memory.SHARED),
     _mark("by_mode", bookkeeping=True, memory=Memory.SHARED),
     _mark("either", memory=Memory.SHARED),

@@ -28,8 +28,8 @@ from dqconvert.rewrite.derive import (
 from dqconvert.rewrite.spaces import Level, RowSpaces, Sender
 from dqconvert.trace.adjacency import targets_of
 from dqconvert.trace.globals import read_global
+from dqconvert.trace.guards import ARGUMENT_CHECKS
 from dqconvert.trace.note import Note, annotate, note_of
-from dqconvert.trace.runtime import ARGUMENT_CHECKS
 
 ARGUMENT = "protect_prob"
 """The optional forward argument that takes probabilities computed elsewhere."""

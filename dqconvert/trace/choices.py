@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from torch.fx import Graph
 
+from dqconvert.trace.guards import guard, pinned
 from dqconvert.trace.inputs import Inputs
 from dqconvert.trace.interception import Interception
 from dqconvert.trace.merge import same_graph
 from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.record import record
-from dqconvert.trace.runtime import guard, pinned
 from dqconvert.trace.values import Untraceable
 
 

@@ -9,10 +9,10 @@ from torch.fx import Graph, Node
 
 from dqconvert.errors import GuardError
 from dqconvert.trace import verify
+from dqconvert.trace.guards import guard
 from dqconvert.trace.inputs import Inputs
 from dqconvert.trace.merge import remove_unused
 from dqconvert.trace.module import TracedModule
-from dqconvert.trace.runtime import guard
 
 
 def without_empty_guards(graphs: list[Graph]) -> dict[Node, Any]:

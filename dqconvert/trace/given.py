@@ -17,9 +17,9 @@ from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import ConfigError, DQConvertError
+from dqconvert.trace.guards import pinned, present
 from dqconvert.trace.nested import is_named, map_items
 from dqconvert.trace.note import note_of
-from dqconvert.trace.runtime import pinned, present
 from dqconvert.words import did_you_mean, kind_of, listed
 
 Bound: TypeAlias = inspect.BoundArguments
@@ -91,8 +91,31 @@ def callee_of_graph(graph: Graph, name: str, keyword: str = "") -> Callee:
         keyword: The argument that it takes by name only.
     """
     found = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+    reads = {name: [user for user in node.users if user.target is getattr] for name, node in found.items()}
+    checks = [(node.target, node.args) for node in graph.nodes]
+    return Callee(
+        name=name,
+        signature=signature_of_graph(graph, keyword),
+        absent=frozenset(str(args[2]) for target, args in checks if target is pinned and args[1] is None),
+        needed=frozenset(str(args[1]) for target, args in checks if target is present),
+        tensors=frozenset(name for name, node in found.items() if note_of(node).is_tensor),
+        objects=frozenset(name for name, users in reads.items() if users and not note_of(found[name]).is_tensor),
+        reads=frozenset(str(user.args[1]) for users in reads.values() for user in users),
+    )
+
+
+def signature_of_graph(graph: Graph, keyword: str = "") -> inspect.Signature:
+    """Returns the signature of the forward that a graph generates; ``keyword``: an argument taken by name only.
+
+    Example:
+        >>> graph = Graph()
+        >>> x, weight = graph.placeholder("x"), graph.placeholder("edge_weight", default_value=None)
+        >>> signature_of_graph(graph)
+        <Signature (x, edge_weight=None)>
+    """
     parameters: list[inspect.Parameter] = []
-    for target, node in found.items():
+    for node in graph.find_nodes(op="placeholder"):
+        target = str(node.target)
         kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD
         if target.startswith("*"):
             kind = inspect.Parameter.VAR_KEYWORD if target.startswith("**") else inspect.Parameter.VAR_POSITIONAL
@@ -101,17 +124,7 @@ def callee_of_graph(graph: Graph, name: str, keyword: str = "") -> Callee:
         default = node.args[0] if node.args and kind not in _STARS else inspect.Parameter.empty
         parameters.append(inspect.Parameter(target.lstrip("*"), kind, default=default))
     parameters.sort(key=lambda p: (p.kind, p.default is not p.empty and p.kind in _PLAIN))
-    reads = {name: [user for user in node.users if user.target is getattr] for name, node in found.items()}
-    checks = [(node.target, node.args) for node in graph.nodes]
-    return Callee(
-        name=name,
-        signature=inspect.Signature(parameters),
-        absent=frozenset(str(args[2]) for target, args in checks if target is pinned and args[1] is None),
-        needed=frozenset(str(args[1]) for target, args in checks if target is present),
-        tensors=frozenset(name for name, node in found.items() if note_of(node).is_tensor),
-        objects=frozenset(name for name, users in reads.items() if users and not note_of(found[name]).is_tensor),
-        reads=frozenset(str(user.args[1]) for users in reads.values() for user in users),
-    )
+    return inspect.Signature(parameters)
 
 
 def calls_of(callee: Callee, data: Any) -> Iterator[Bound]:

@@ -24,6 +24,7 @@ from dqconvert.trace.adjacency import edge_product
 from dqconvert.trace.brackets import Brackets, mark
 from dqconvert.trace.calls import bind_call
 from dqconvert.trace.copies import deepcopy, set_mode
+from dqconvert.trace.guards import check_sorted
 from dqconvert.trace.hooks import GLOBAL_REMARK, call_hook, global_hooks, has_tables, replace_hooks
 from dqconvert.trace.in_place import runs_alike
 from dqconvert.trace.inputs import Inputs, method_of
@@ -31,7 +32,6 @@ from dqconvert.trace.literals import literal_changes
 from dqconvert.trace.note import Stage
 from dqconvert.trace.patching import in_place_of, namespaces, patched, replacements
 from dqconvert.trace.recorder import Recorder
-from dqconvert.trace.runtime import check_sorted
 from dqconvert.trace.unchanged import ITSELF, Read
 from dqconvert.trace.values import plain_arguments
 from dqconvert.trace.writer import Writer

@@ -10,8 +10,8 @@ from torch.fx import Graph, Node
 
 from dqconvert.errors import TraceError
 from dqconvert.ops import op_name
+from dqconvert.trace.guards import guard
 from dqconvert.trace.note import note_of
-from dqconvert.trace.runtime import guard
 from dqconvert.trace.values import Untraceable
 
 

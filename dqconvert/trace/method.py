@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,10 +15,11 @@ from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import ArgumentError
 from dqconvert.trace.adjacency import plain_connectivity
+from dqconvert.trace.given import signature_of_graph
+from dqconvert.trace.guards import ARGUMENT_CHECKS
 from dqconvert.trace.islands import Island
 from dqconvert.trace.note import note_of
 from dqconvert.trace.packing import pack, unpack
-from dqconvert.trace.runtime import ARGUMENT_CHECKS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,37 +62,11 @@ def _unpickle(name: str, packed: Any, islands: tuple[Island, ...], how: str) -> 
     return Method(name=name, graph=graph, eval_graph=eval_graph, source=source, islands=islands, how=how)
 
 
-def signature_of_graph(graph: Graph) -> inspect.Signature:
-    """Returns the signature of the forward that a graph generates.
-
-    Example:
-        >>> graph = Graph()
-        >>> x, weight = graph.placeholder("x"), graph.placeholder("edge_weight", default_value=None)
-        >>> signature_of_graph(graph)
-        <Signature (x, edge_weight=None)>
-    """
-    parameters: list[inspect.Parameter] = []
-    kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    for node in graph.nodes:
-        if node.op != "placeholder":
-            continue
-        name = str(node.target)
-        default = node.args[0] if node.args else inspect.Parameter.empty
-        if name.startswith("**"):
-            parameters.append(inspect.Parameter(name[2:], inspect.Parameter.VAR_KEYWORD))
-        elif name.startswith("*"):
-            parameters.append(inspect.Parameter(name[1:], inspect.Parameter.VAR_POSITIONAL))
-            kind = inspect.Parameter.KEYWORD_ONLY
-        else:
-            parameters.append(inspect.Parameter(name, kind, default=default))
-    return inspect.Signature(parameters)
-
-
 def words_of(graph: Graph) -> str:
     """Describes the arguments that a graph is for: without those that must be absent, flags with their value.
 
     Example:
-        >>> from dqconvert.trace.runtime import pinned
+        >>> from dqconvert.trace.guards import pinned
         >>> graph = Graph()
         >>> x, weight = graph.placeholder("x"), graph.placeholder("edge_weight", default_value=None)
         >>> check = graph.call_function(pinned, (weight, None, "edge_weight"))
@@ -113,7 +87,7 @@ def fits(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool
     """Returns True if a graph is for arguments of this form: tensors, tuples, absent arguments and flags alike.
 
     Example:
-        >>> from dqconvert.trace.runtime import pinned
+        >>> from dqconvert.trace.guards import pinned
         >>> graph = Graph()
         >>> x, weight = graph.placeholder("x"), graph.placeholder("edge_weight", default_value=None)
         >>> check = graph.call_function(pinned, (weight, None, "edge_weight"))

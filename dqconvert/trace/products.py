@@ -16,10 +16,11 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from dqconvert.trace import verify
+from dqconvert.trace.guards import check_sorted, guard
 from dqconvert.trace.inputs import Inputs
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import Stage, note_of
-from dqconvert.trace.runtime import check_sorted, either, guard
+from dqconvert.trace.runtime import either
 from dqconvert.trace.weighing import unweighted
 
 

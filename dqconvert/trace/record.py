@@ -14,13 +14,13 @@ from dqconvert.trace import leaves
 from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.constants import literal
 from dqconvert.trace.copies import deepcopy, set_mode
+from dqconvert.trace.guards import pinned, present, same_items, same_keys, same_layout, still_absent
 from dqconvert.trace.inputs import Inputs, attributes_of_batch, shallow
 from dqconvert.trace.interception import Interception
 from dqconvert.trace.nested import is_named
 from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.plain_globals import functions_of, plain_globals
 from dqconvert.trace.randomness import seed
-from dqconvert.trace.runtime import pinned, present, same_items, same_keys, same_layout, still_absent
 from dqconvert.trace.unchanged import note_reads
 from dqconvert.trace.writer import Writer
 

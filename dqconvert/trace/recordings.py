@@ -10,13 +10,13 @@ from torch.fx import Graph, Node
 from dqconvert.trace.attributes import Stateful
 from dqconvert.trace.brackets import NoProduct
 from dqconvert.trace.choices import choices_among, pin_choices
+from dqconvert.trace.guards import guard
 from dqconvert.trace.inputs import Inputs
 from dqconvert.trace.interception import Interception
 from dqconvert.trace.islands import Island, drop_children, no_graph, refuse_loops
 from dqconvert.trace.merge import add_sizes, same_graph
 from dqconvert.trace.note import note_of
 from dqconvert.trace.record import record
-from dqconvert.trace.runtime import guard
 from dqconvert.trace.unfuse import Unfused
 from dqconvert.trace.values import Untraceable
 

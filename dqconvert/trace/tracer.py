@@ -17,6 +17,7 @@ from dqconvert.trace.adjacency import with_visible_messages
 from dqconvert.trace.copies import deepcopy, set_mode, working_copy
 from dqconvert.trace.empty_guards import settle_empty_guards, without_empty_guards
 from dqconvert.trace.grow import drop_edges, enlarge, shrink
+from dqconvert.trace.guards import only_in
 from dqconvert.trace.inputs import Inputs, bind, method_of
 from dqconvert.trace.interception import Interception, seen_through
 from dqconvert.trace.islands import Island
@@ -29,7 +30,6 @@ from dqconvert.trace.products import keep_products
 from dqconvert.trace.randomness import preserved_random_state
 from dqconvert.trace.record import record
 from dqconvert.trace.recordings import part_of, record_all
-from dqconvert.trace.runtime import only_in
 from dqconvert.trace.unfuse import Unfused, has_sparse, unfuse
 from dqconvert.trace.weighing import Values, set_values
 from dqconvert.words import listed

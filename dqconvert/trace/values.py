@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from dqconvert.trace.containers import unseen
+from dqconvert.trace.guards import COMPARISONS
 from dqconvert.trace.nested import map_items
-from dqconvert.trace.runtime import COMPARISONS
 
 
 class Untraceable(Exception):  # noqa: N818  (a signal between the recorder and its driver, not a user's error)

@@ -23,10 +23,11 @@ from dqconvert.trace.attributes import Attributes
 from dqconvert.trace.constants import literal
 from dqconvert.trace.containers import followed
 from dqconvert.trace.foreign import Foreign
+from dqconvert.trace.guards import COMPARISONS, guard
 from dqconvert.trace.memory import Memories, share_memory
 from dqconvert.trace.nested import is_named, leaves_in, map_items, tensors_in
 from dqconvert.trace.note import Note, Stage, annotate, note_of
-from dqconvert.trace.runtime import COMPARISONS, after, guard, private
+from dqconvert.trace.runtime import after, private
 from dqconvert.trace.unchanged import Read
 from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain
 from dqconvert.words import kind_of

@@ -221,12 +221,12 @@ def test_every_name_of_ours_is_that_of_a_function(op):
     assert op_of_function(function) is op
 
 
-def test_every_function_of_traced_graphs_has_a_record():
-    from dqconvert.trace import runtime
-
-    defined = {name for name, value in inspect.getmembers(runtime, inspect.isfunction)}
-    mine = {name for name in defined if getattr(runtime, name).__module__ == runtime.__name__}
-    assert mine == {op.name for op in OPS if op.where == runtime.__name__}
+@pytest.mark.parametrize("room", ["runtime", "guards"])
+def test_every_function_of_traced_graphs_has_a_record(room):
+    module = importlib.import_module(f"dqconvert.trace.{room}")
+    defined = {name for name, value in inspect.getmembers(module, inspect.isfunction)}
+    mine = {name for name in defined if getattr(module, name).__module__ == module.__name__}
+    assert mine == {op.name for op in OPS if op.where == module.__name__}
 
 
 @pytest.mark.parametrize("alias", ALIASES)

@@ -24,7 +24,7 @@ from checks import assert_same, evaluation, normal
 from dqconvert import QConfig
 from dqconvert.errors import ArgumentError
 from dqconvert.trace import trace
-from dqconvert.trace.runtime import ARGUMENT_CHECKS, same_layout
+from dqconvert.trace.guards import ARGUMENT_CHECKS, same_layout
 
 EDGES = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 5, 4]])
 N = 7

@@ -15,7 +15,7 @@ from torch_geometric.utils import negative_sampling, scatter, to_dense_batch
 
 from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import Stage, note_of, trace
-from dqconvert.trace.runtime import guard
+from dqconvert.trace.guards import guard
 
 
 def graph(nodes, edges, seed=0):
