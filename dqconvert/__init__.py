@@ -18,6 +18,7 @@ _HOME = {
     "calibrate": "calibrate",
     "finetune": "finetune",
     "convert": "convert",
+    "average_bits": "mixed.average",
     "compare": "compare",
     "Comparison": "compare",
     "IntegerModule": "lower.module",

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dqconvert.bits import averages, counting, words_of
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_prepared
-from dqconvert.prepared.base import note_agreement
+from dqconvert.prepared.base import note_agreement, note_bits
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.protect import ARGUMENT
 from dqconvert.trace.given import Callee, callee_of_graph, calls_of
@@ -25,7 +26,8 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
 
     Nothing is protected, nothing is trained, and values pass unrounded while ranges are observed. Modes and flags are
     as before at the end, also when a batch raises. ``module.report`` says from then on that ranges were calibrated, and
-    not how near the result is to float: :func:`dqconvert.compare` measures that.
+    how wide codes are on average on this data, but not how near the result is to float: :func:`dqconvert.compare`
+    measures that.
 
     Args:
         module: A prepared module.
@@ -56,12 +58,13 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
         )
     run = module if method is None else method_of(module, method)
     used = 0
-    with _observing(module), torch.no_grad():
+    with _observing(module), counting(prepared) as elements, torch.no_grad():
         for call in itertools.islice(calls_of(callee_of(module, method), data), batches):
             run(*call.args, **call.kwargs)
             used += 1
     if not used:
         raise ConfigError("calibrate: there was no data to calibrate with; pass at least one batch.")
+    note_bits(prepared, words_of(averages(prepared, elements), used))
     batches_seen = count(used, "batch", "batches")
     note_agreement(
         prepared,

@@ -123,6 +123,8 @@ class Report:
     """What computes with quantizers: the methods named, and those that were called since."""
     agreement: str = ""
     """How near the module was to the model without rounding when that was last looked at; empty: it never was."""
+    average_bits: str = ""
+    """How wide codes were on average when that was last counted, see :func:`dqconvert.average_bits`; likewise."""
 
     @property
     def totals(self) -> dict[str, dict[str, int]]:
@@ -154,7 +156,8 @@ class Report:
 
     def _lines(self) -> list[str]:
         agreement = [f"agreement with float: {self.agreement}"] if self.agreement else []
-        return [*(f"note: {remark}" for remark in self.remarks), *agreement]
+        bits = [f"average bits: {self.average_bits}"] if self.average_bits else []
+        return [*(f"note: {remark}" for remark in self.remarks), *bits, *agreement]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._inserted()

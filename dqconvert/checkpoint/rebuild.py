@@ -282,6 +282,7 @@ def report_of(data: Mapping[str, Any]) -> Report:
             for fusion in data.get("fusions", ())
         ),
         methods=tuple(PreparedMethod(**method) for method in data.get("methods", ())),
+        average_bits=str(data.get("average_bits", "")),
     )
 
 

@@ -56,6 +56,7 @@ class ReportData(_Report, total=False):
     """A :class:`dqconvert.report.Report`."""
 
     methods: list[PreparedMethod]
+    average_bits: str
 
 
 class QuantizerData(TypedDict):

@@ -180,6 +180,11 @@ def note_agreement(module: PreparedBase, words: str) -> None:
     module._agreement = words
 
 
+def note_bits(module: PreparedBase, words: str) -> None:
+    """Has the report say how wide codes are on average, as far as that was counted."""
+    module._noted = replace(module._noted, average_bits=words)
+
+
 def defer_method(module: PreparedBase, name: str) -> None:
     """Reports that a method was named, and is to be traced at its first call."""
     entry = PreparedMethod(name=name, arguments="", how=DEFERRED)

@@ -1,0 +1,132 @@
+"""Average bits: how wide the codes of a prepared module are, counted by the elements that it rounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dqconvert.prepared.base import PreparedBase
+from dqconvert.report import Entry
+from dqconvert.rewrite.connectivity import is_input
+from dqconvert.rewrite.sites import Grids, keeps_grid
+from dqconvert.words import count, listed
+
+
+class AverageBits(NamedTuple):
+    """The average width of a module's codes: ``sum(b * n) / sum(n)`` over quantizers of ``b`` bits and ``n`` elements.
+
+    ``n`` is how many elements a quantizer rounds in the forwards that were counted; of a weight, how many it has.
+    An average of nothing is ``None``. What stays in float is in none of them: ``report.left_float`` names it.
+
+    Attributes:
+        activations: Of all values but weights: what MixQ's penalty counts.
+        hidden: Of those, without what the module was given: an argument, cast, reshaped, dropped out or gathered along
+            edges at most. A²Q counts node features of its layers so, and leaves the model's input out.
+        weights: Of weights.
+        quantizers: The mean over quantizers with ``n = 1`` for each, weights among them: what MixQ's tables give.
+        elements: ``n`` of each quantizer, by path.
+        uncounted: Paths of quantizers that are in none of these: the user's own, and those that no forward reached.
+
+    Source:
+        Zhu et al., *A²Q*, ICLR 2023, section 3 (memory of node features), and its code; Moustafa et al., *MixQ-GNN*,
+        ICDE 2025, and its code.
+    """
+
+    activations: float | None
+    hidden: float | None
+    weights: float | None
+    quantizers: float | None
+    elements: Mapping[str, int]
+    uncounted: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        hidden = "" if self.hidden is None else f" (hidden {self.hidden:.2f})"
+        each = {f"activations{hidden}": self.activations, "weights": self.weights, "per quantizer": self.quantizers}
+        parts = [f"{value:.2f} {name}" for name, value in each.items() if value is not None]
+        left = f"; not counted: {listed(self.uncounted, most=3)}" if self.uncounted else ""
+        return (", ".join(parts) or "nothing was rounded") + left
+
+
+class Elements:
+    """Counts what quantizers of a module are called with.
+
+    Attributes:
+        values: Elements by path, of all calls.
+        calls: Calls by path.
+    """
+
+    def __init__(self) -> None:
+        self.values: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    def watched(self, path: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counted(x: Tensor, *args: object) -> Tensor:
+            self.values[path] += x.numel()
+            self.calls[path] += 1
+            return forward(x, *args)
+
+        return counted
+
+    def of(self, entry: Entry) -> int:
+        """Returns the number of elements of a quantizer; a weight has those of one call."""
+        values = self.values[entry.path]
+        return values // self.calls[entry.path] if entry.role == "weight" and values else values
+
+
+@contextmanager
+def counting(module: PreparedBase) -> Iterator[Elements]:
+    """Counts the elements that reach quantizers one by one, as they do while they do not round."""
+    found = Elements()
+    quantizers = [quantizer for _, quantizer in module.quantizers()]
+    for path, quantizer in module.quantizers():
+        # Not a hook: those of the user's have a prepared module generate its code anew.
+        vars(quantizer)["forward"] = found.watched(path, quantizer.forward)
+    try:
+        yield found
+    finally:
+        for quantizer in quantizers:
+            del vars(quantizer)["forward"]
+
+
+def averages(module: PreparedBase, found: Elements) -> AverageBits:
+    """Returns the average bits of the elements that were counted."""
+    entries = module.report.entries
+    counted = [(entry, found.of(entry)) for entry in entries if entry.bits is not None and found.values[entry.path]]
+    given = on_arguments(module)
+    rest = [(entry, number) for entry, number in counted if entry.role != "weight"]
+    return AverageBits(
+        activations=_mean(rest),
+        hidden=_mean((entry, number) for entry, number in rest if entry.path not in given),
+        weights=_mean((entry, number) for entry, number in counted if entry.role == "weight"),
+        quantizers=_mean((entry, 1) for entry, _ in counted),
+        elements={entry.path: number for entry, number in counted},
+        uncounted=tuple(entry.path for entry in entries if entry.bits is None or not found.values[entry.path]),
+    )
+
+
+def _mean(weighted: Iterable[tuple[Entry, int]]) -> float | None:
+    pairs = list(weighted)
+    total = sum(number for _, number in pairs)
+    return sum((entry.bits or 0) * number for entry, number in pairs) / total if total else None
+
+
+def on_arguments(module: PreparedBase) -> frozenset[str]:
+    """Returns the paths of quantizers of what the module is given, moved or dropped out at most."""
+    grids, paths = Grids(module), {path for path, _ in module.quantizers()}
+    calls = [
+        node
+        for method in module.all_methods()
+        for graph in method.graphs()
+        for node in graph.nodes
+        if node.op == "call_module" and node.target in paths
+    ]
+    return frozenset(str(node.target) for node in calls if is_input(grids.through(node.args[0], keeps_grid)))
+
+
+def words_of(found: AverageBits, batches: int) -> str:
+    """Returns the averages as the report shows them."""
+    return f"{found}; on {count(batches, 'batch', 'batches')}"

@@ -1,0 +1,1 @@
+"""Mixed precision: how many bits each value gets, under a bound on their average."""
