@@ -19,7 +19,6 @@ def check_drawing(path: str | os.PathLike[str], name: str = "plot") -> None:
     """Makes sure, before any work is done, that a chart can be drawn and written.
 
     Args:
-        path: Where.
         name: What the user calls the chart, for the message.
 
     Raises:

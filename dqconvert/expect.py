@@ -25,7 +25,6 @@ def expect_float(model: Any, door: str, *, error: type[DQConvertError] = ConfigE
     """The model, if it is one that can be traced.
 
     Args:
-        model: The user's argument.
         door: The function that takes it, and which of its arguments: ``"prepare"``, ``"load, as model=,"``.
         error: The class of the error.
         prepared: True if a prepared module will do, too.
@@ -54,8 +53,6 @@ def expect_prepared(module: Any, door: str, *, error: type[DQConvertError] = Con
     """The module, if :func:`dqconvert.prepare` returned it.
 
     Args:
-        module: The user's argument.
-        door: The function that takes it.
         error: The class of the error.
 
     Raises:
@@ -77,8 +74,6 @@ def expect_quantized(module: Any, door: str, *, error: type[DQConvertError] = Co
     """The module, if :func:`dqconvert.prepare` or :func:`dqconvert.convert` returned it.
 
     Args:
-        module: The user's argument.
-        door: The function that takes it.
         error: The class of the error.
 
     Raises:

@@ -33,9 +33,6 @@ _UNFINISHED = ".dqconvert-", ".tmp"
 def open_file(path: AnyPath) -> BinaryIO:
     """Opens a regular file to be read.
 
-    Args:
-        path: It; links are followed.
-
     Raises:
         CheckpointError: If there is no such file, it cannot be read, or is something else: a folder, or a pipe or a
             device, which may have no end.
@@ -105,10 +102,6 @@ def write_file(path: AnyPath, chunks: Iterable[bytes | memoryview]) -> None:
     Whatever interrupts it (a full disk, Ctrl-C), a file that was there before stays, and nothing partial does. What a
     killed process left is taken away when the next file is written into the same folder. A file that is replaced keeps
     its permissions.
-
-    Args:
-        path: Where to write.
-        chunks: The contents, in order.
 
     Raises:
         CheckpointError: If it cannot be written.

@@ -28,7 +28,6 @@ def watch_optimizers(model: nn.Module, module: nn.Module) -> None:
 
     Args:
         model: What ``module`` was made of; it keeps its own parameters.
-        module: A prepared module.
     """
     for parameter in nn.Module.parameters(model):
         _COPIED.setdefault(parameter, weakref.WeakSet()).add(module)

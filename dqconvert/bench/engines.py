@@ -124,8 +124,6 @@ def forward_of(engine: Engine, subject: Subject, example: bool = False) -> Forwa
     """Returns the engine's forward; the subject's model stays as it is.
 
     Args:
-        engine: Which.
-        subject: Of what.
         example: If true, run on the small part of the graph that models are traced on.
 
     Raises:

@@ -23,9 +23,6 @@ def zipf_edges(num_nodes: int, num_edges: int, *, exponent: float = 0.8, seed: i
     are shuffled, so that hubs lie anywhere.
 
     Args:
-        num_nodes: How many nodes.
-        num_edges: How many edges.
-        exponent: Of the weights.
         seed: Of the draws; the global random state is left alone.
 
     Returns:
@@ -60,8 +57,6 @@ def zipf_batch(sizes: Tensor, num_edges: int, *, exponent: float = 1.0, seed: in
     Args:
         sizes: Number of nodes of each graph, int64 ``[num_graphs]``.
         num_edges: How many edges in all, each direction counted; even.
-        exponent: Of the weights.
-        seed: Of the draws.
 
     Returns:
         ``edge_index``, int64 ``[2, num_edges]``: both directions of each edge, distinct, without self-loops, sorted by

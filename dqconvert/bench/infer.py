@@ -162,7 +162,6 @@ def run(
     """Measures each case's forward by each engine that works.
 
     Args:
-        cases: What to run.
         engines: By what, from :func:`dqconvert.bench.engines.engines_of`.
         settings: How to measure; ``None``: the defaults.
         progress: Where to show progress; ``None``: nowhere.

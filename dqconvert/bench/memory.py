@@ -62,7 +62,6 @@ def peak_of(step: Callable[[], object], repeats: int = 2) -> Peak:
     """Returns the peak memory of this process during a step, above that before.
 
     Args:
-        step: The step to take.
         repeats: How many times. The second training step has the optimizer's state as well.
 
     Raises:

@@ -12,12 +12,6 @@ from torch_geometric.nn import GINConv, global_add_pool
 class GraphClassifier(nn.Module):
     """A graph isomorphism network: GIN layers of two linear maps, summed over each graph, then two more.
 
-    Args:
-        features: Of a node.
-        hidden: Width of every layer.
-        classes: Of a graph.
-        num_layers: GIN layers.
-
     Example:
         >>> import torch
         >>> model = GraphClassifier(1, 8, 2, num_layers=2)

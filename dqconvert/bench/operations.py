@@ -51,7 +51,6 @@ def operations(
     """Runs the graph node by node; of each node counts the shortest time.
 
     Args:
-        module: An integer module.
         inputs: What to run on, asked for before each repetition.
         bandwidth: Bytes per second, from :func:`dqconvert.bench.bandwidth.copy_bandwidth`.
         known: True if the module knows the graph; else what depends on it is computed, and counted by operation.

@@ -113,7 +113,6 @@ def phases(step: Callable[[], object], module: nn.Module, repeats: int = 3) -> d
     the range that it has: of medians, so it is rough where a machine is not quiet.
 
     Args:
-        step: Takes a training step.
         module: What it trains; its quantizers and its protection are labelled for the time of the profile.
         repeats: How many steps to profile; as many again if it has quantizers that observe.
 

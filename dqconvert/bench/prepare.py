@@ -88,7 +88,6 @@ def run(
         widths: Of the wide ones, which have two layers.
         preset: What to prepare them with.
         repeats: How many times to prepare each, in turns.
-        num_threads: Of torch.
         progress: Where to show progress; ``None``: nowhere.
 
     Raises:

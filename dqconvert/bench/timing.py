@@ -65,9 +65,7 @@ def interleave(
 
     Args:
         steps: The steps to time, by name.
-        rounds: How many times each.
         warmup: How many times each before, not timed.
-        tick: Called after each step.
         before: Called before each step with its name, not timed.
         clock: Returns the time in seconds.
 

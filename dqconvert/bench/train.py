@@ -130,7 +130,6 @@ def run(
     """Measures each case: the float step, with a CSR adjacency where the model takes one, and the variants' steps.
 
     Args:
-        cases: What to train.
         variants: What to compare with the float model.
         settings: How to measure; ``None``: the defaults.
         progress: Where to show progress; ``None``: nowhere.

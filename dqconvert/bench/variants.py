@@ -64,7 +64,6 @@ class Step:
 
     Args:
         module: What to train; in training mode from here on.
-        inputs: Its arguments.
         target: As in :class:`Subject`.
 
     Example:

@@ -54,7 +54,6 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], document:
     Args:
         path: Where to write; an existing file is replaced.
         tensors: By name; they may be non-contiguous and on any device.
-        document: JSON-ready data.
 
     Raises:
         CheckpointError: If a tensor is of a kind that the file format has no word for, or the file cannot be written.
@@ -95,9 +94,6 @@ def _bytes_of(name: str, tensor: Tensor) -> memoryview:
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what :func:`write` wrote, and believes none of it before the checksum.
-
-    Args:
-        path: A prepared file.
 
     Returns:
         The tensors and the document.

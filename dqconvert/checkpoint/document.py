@@ -45,9 +45,7 @@ def facts_of(
     """Returns what a file says of itself first, as JSON-ready data.
 
     Args:
-        module: A prepared module.
         factory: What built the float model, as information for people.
-        kwargs: Its arguments, likewise.
         lenient: Describe a config that a file cannot hold by its text, for display only.
 
     Raises:
@@ -77,9 +75,7 @@ def describe(
     """Returns everything about a prepared module but its tensors, as JSON-ready data with stable keys.
 
     Args:
-        module: A prepared module.
         factory: What built the float model, as information for people.
-        kwargs: Its arguments, likewise.
 
     Raises:
         CheckpointError: If the module holds something that a file cannot, such as a quantizer of the user's own.

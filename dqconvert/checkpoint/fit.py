@@ -35,8 +35,6 @@ def check_fit(model: nn.Module, expected: Shapes, found: Shapes, where: str) -> 
 
     Args:
         model: The model, for its name.
-        expected: What the model has.
-        found: What the file has.
         where: The file, as the message calls it.
 
     Raises:

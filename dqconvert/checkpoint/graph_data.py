@@ -150,7 +150,6 @@ def decode_graph(nodes: list[Data], root: nn.Module | None = None, *, integer: b
     """Returns the graph that :func:`encode_graph` wrote.
 
     Args:
-        nodes: What it returned.
         root: The module whose paths the graph must keep to; ``None`` if the graph is only to be looked at.
         integer: Whether it is the graph of an integer module, whose operands are looked at afterwards.
 

@@ -146,8 +146,6 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: s
     """Returns the module that :func:`describe` described.
 
     Args:
-        document: Its data.
-        tensors: Its tensors.
         where: The file, as messages call it.
 
     Raises:

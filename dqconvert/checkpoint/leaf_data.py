@@ -59,7 +59,6 @@ def encode_module(module: nn.Module, path: str) -> Data:
 
     Args:
         module: A leaf of a graph.
-        path: Its path, for messages.
 
     Raises:
         CheckpointError: If it, or one inside of it, is of no class that a file may name, or holds something else than
@@ -116,9 +115,7 @@ def decode_module(data: Mapping[str, Any], path: str, tensors: Mapping[str, Tens
     """Returns the module that :func:`encode_module` wrote.
 
     Args:
-        data: What it returned.
         path: Its path: its tensors are called ``path.name``.
-        tensors: Of the file.
 
     Raises:
         CheckpointError: If the file names a class, an attribute or a tensor that it may not.

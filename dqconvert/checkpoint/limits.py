@@ -30,7 +30,6 @@ def read_json(text: bytes | str, paid: int) -> Any:
     """Returns the data of a JSON text, if it is not out of proportion.
 
     Args:
-        text: It.
         paid: How many bytes of the file it came from.
 
     Raises:

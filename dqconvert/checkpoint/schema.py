@@ -227,7 +227,6 @@ def check_document(document: Mapping[str, Any], declared: Any, where: str) -> No
     """Raises unless a description is as it is declared.
 
     Args:
-        document: It.
         declared: A class of this module.
         where: The file, as messages call it.
 

@@ -29,10 +29,6 @@ def weight_columns(graph: Graph) -> dict[str, int]:
 def shrink(weight: Tensor, columns: int) -> tuple[Tensor, dict[str, Any]] | None:
     """Returns a weight as a file holds it, and its form; None if it has more than 256 codes.
 
-    Args:
-        weight: int16, packed.
-        columns: Of the product.
-
     Example:
         >>> weight = pack_weight(torch.tensor([[-3, 2, 7]], dtype=torch.int16))
         >>> stored, form = shrink(weight, 1)

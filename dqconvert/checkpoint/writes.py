@@ -21,9 +21,6 @@ def check_writes(graph: Graph) -> None:
     No graph that is traced writes anything; those of older files do. A graph that does may not make sparse matrices
     of torch's own, either, which keep the memory that they are made of.
 
-    Args:
-        graph: From a file.
-
     Raises:
         CheckpointError: It names the node that writes.
     """

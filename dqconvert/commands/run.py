@@ -36,14 +36,12 @@ def run(
     """Runs an integer file on saved inputs, and writes or describes what it returns.
 
     Args:
-        file: The integer file.
         data: Inputs, see :class:`dqconvert.user.inputs.SavedInputs`.
         out: Where to write the outputs as safetensors, named after the files of the inputs: ``graph`` for ``graph.pt``,
             ``graphs.0`` for the first of the list in ``graphs.pt``, with more parts to the name where there are several
             outputs; ``None``: nowhere.
         force: Replace a file that exists.
         as_json: Print a summary as JSON.
-        quiet: Print nothing.
 
     Raises:
         DQConvertError: If anything is wrong; its class says what.

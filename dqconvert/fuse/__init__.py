@@ -49,7 +49,6 @@ def fuse(graph: Graph, root: nn.Module, tag: str = "") -> Fused:
     """Puts one operator in the place of each group of nodes, in a copy of a prepared graph.
 
     Args:
-        graph: The prepared graph.
         root: The module that it is of. It gets, among its quantizers, the modules that remember what the graph computes
             of the edges alone.
         tag: Sets the names of those apart from those of other methods' graphs.

@@ -18,10 +18,6 @@ def guard_islands(graph: Graph, islands: Sequence[str]) -> None:
 
     What they do with that memory is unknown: reversible layers free that of their inputs, and later of their outputs.
 
-    Args:
-        graph: Changed in place.
-        islands: Paths of the modules.
-
     Example:
         >>> import torch
         >>> from dqconvert.trace.note import Note
@@ -47,7 +43,6 @@ def refuse_explanations(graph: Graph, layers: Sequence[str]) -> None:
     """Adds a check that no explainer has its masks on layers: their messages do not pass through the masks.
 
     Args:
-        graph: Changed in place.
         layers: Paths of the message-passing layers that it stands for.
     """
     if not layers:

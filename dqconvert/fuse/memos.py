@@ -25,7 +25,6 @@ def memo(context: Context, name: str, key: Any, make: Callable[[], nn.Module]) -
         context: Its ``root`` gets the module where it has none of that path yet, from an earlier fusing.
         name: What the path is to say.
         key: From :func:`origin`, equal for calls that probably ask for the same.
-        make: Makes the module.
     """
     if key not in context.memos:
         path = f"{container_name(context.root)}.{name}{context.tag}_{len(context.memos)}"

@@ -85,8 +85,6 @@ def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propag
     """Returns the group around the call of a quantizer; ``None`` if it is none that the operator computes.
 
     Args:
-        context: The graph.
-        quantize: The call.
         shared: Whether the gathered rows may serve something else, too: then they are not saved.
     """
     aggregate, product = only_user(quantize), quantize.args[0]
@@ -163,8 +161,6 @@ def _written(context: Context, found: Propagation, orders: dict[Any, Node]) -> N
     """Writes the call of the operator, before the aggregation.
 
     Args:
-        context: Where to.
-        found: What it computes.
         orders: The calls that group edges, by which: one serves all layers of a graph.
     """
     graph, taken, receiver = context.graph, found.message.gather, found.receiver

@@ -17,7 +17,6 @@ def keep_apart(graph: Graph, modules: Mapping[str, nn.Module], *, constants: boo
 
     Args:
         graph: What runs; it is written.
-        modules: By path.
         constants: Whether what the module holds is its own alone, and not the user's: it is remembered, too.
 
     Returns:

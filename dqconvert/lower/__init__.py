@@ -64,7 +64,6 @@ def lower(module: PreparedModule, *, passes: Sequence[Pass] = PASSES) -> Integer
     """Returns the integer module of a prepared module that has ranges, with all of its methods.
 
     Args:
-        module: The prepared module.
         passes: What to do with each integer graph once it is written: all of :data:`PASSES`, or some of them.
 
     Raises:

@@ -23,7 +23,6 @@ def check_ready(graph: Graph, root: nn.Module) -> None:
 
     Args:
         graph: What is evaluated: quantizers that it does not reach need no range.
-        root: The prepared module.
     """
     for node in graph.nodes:
         if writes(node):

@@ -37,7 +37,6 @@ class Lowering:
 
     Args:
         graph: From :func:`dqconvert.lower.evaluation.evaluation_graph`.
-        root: The prepared module.
 
     Attributes:
         context: The graph and its modules.
@@ -103,9 +102,6 @@ class Lowering:
         """Returns a value requantized to a grid.
 
         Args:
-            value: The value.
-            grid: To round to.
-            note: Of the value.
             name: Prefix of the constants' names.
         """
         program = self.program
@@ -129,8 +125,6 @@ class Lowering:
         """Returns a value as codes of the grid that it was made from, if that changes no value, as behind a ReLU.
 
         Args:
-            value: The value.
-            note: Of the value.
             name: Prefix of the constants' names.
 
         Returns:

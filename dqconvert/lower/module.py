@@ -203,10 +203,6 @@ class IntegerModule(DoorModule):
 def _read_together(graph: Graph, constants: Mapping[str, Any]) -> Graph:
     """Reads a module's own constants from the table that holds them: through attributes it takes ten times as long.
 
-    Args:
-        graph: It is written.
-        constants: That table.
-
     Returns:
         The graph.
     """

@@ -39,7 +39,6 @@ class Place:
         """Returns the values, float64, of what the node holds.
 
         Args:
-            held: What the node holds.
             columns: How many values there are in a row.
 
         Example:

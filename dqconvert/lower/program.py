@@ -113,7 +113,6 @@ class Program:
 
         Args:
             factor: The value of one step of the sum: a number, or float32 ``[1]`` or ``[columns]``.
-            grid: Of the result.
             name: Prefix of the constants' names.
             bias: Added before rounding, one number for each column.
         """

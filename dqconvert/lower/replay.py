@@ -63,7 +63,6 @@ class FloatRun(_Run):
 
     Args:
         module: The module; it is not changed.
-        wanted: Names of nodes.
     """
 
     def __init__(self, module: PreparedModule, wanted: set[str]) -> None:

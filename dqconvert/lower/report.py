@@ -72,8 +72,6 @@ class IntegerReport:
         """Returns the report of a finished graph.
 
         Args:
-            model: The float model's class.
-            graph: The integer graph.
             floats: What stays in float, by its node in ``graph``.
         """
         called = [node for node in graph.nodes if node.op.startswith("call")]

@@ -65,7 +65,6 @@ def group_order(index: Tensor, num_rows: int, size: int | None) -> tuple[Tensor,
 
     Args:
         index: int64 or int32 ``[num_rows]``, the group of each row.
-        num_rows: How many there are.
         size: How many groups; ``None``: as many as are named.
 
     Returns:

@@ -110,7 +110,6 @@ def guard_parts(
     """Lets parts refuse, as the integer module itself does, to set what the float model's forward read.
 
     Args:
-        host: The integer module.
         trees: It and its skeleton. Modules of the integer module that compute in float read their attributes
             themselves, and stay as they are.
         settings: What the forward read, by path.

@@ -17,7 +17,6 @@ def walk(graph: Graph, root: nn.Module) -> Lowering:
 
     Args:
         graph: From :func:`dqconvert.lower.evaluation.evaluation_graph`.
-        root: The prepared module.
 
     Returns:
         The lowering, whose ``program`` is written and whose ``values`` say what became of each node.

@@ -22,7 +22,6 @@ def prepare_again(prepared: PreparedModule, qconfig: QConfig, *, fuse: bool) -> 
 
     Args:
         prepared: The module; it is not changed.
-        qconfig: The new config.
         fuse: Whether groups of nodes run as one operator each.
 
     Raises:

@@ -67,7 +67,6 @@ class TensorInput:
         """Checks a value that a call gives for it.
 
         Args:
-            value: The value.
             module: The module that computes with it.
             squeezes: Whether one column stands for a vector.
 

@@ -165,7 +165,6 @@ def add_rewritten(
     """Gives a prepared module one more method.
 
     Args:
-        module: The module.
         rewritten: From :func:`rewrite_more`.
         fused: From :func:`fuse_more`.
         remarks: What the report is to say.

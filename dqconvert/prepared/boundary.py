@@ -66,8 +66,6 @@ class Boundary:
         Args:
             error: The error that was raised on the way.
             module: The module that was called.
-            args: Its positional arguments.
-            kwargs: Its keyword arguments.
         """
         if isinstance(error, DQConvertError) and not isinstance(error, InputError):
             return None
@@ -95,7 +93,6 @@ def bounded(forward: Callable[..., Any], boundary: Boundary) -> Callable[..., An
 
     Args:
         forward: The forward that was generated from a graph.
-        boundary: That of the graph.
     """
 
     @functools.wraps(forward)

@@ -35,7 +35,6 @@ def failed(error: BaseException, module: nn.Module, nodes: Mapping[str, Node]) -
     """Finds the node whose computation raised an error.
 
     Args:
-        error: The error.
         module: The module that was called.
         nodes: The nodes of the graph that ran, by name.
     """

@@ -38,7 +38,6 @@ def first_call(host: PreparedBase, call: DoorCall, refusal: Exception | None = N
     """Answers a call that no graph is for; there is one afterwards, if a graph can hold what the method does.
 
     Args:
-        host: The prepared module.
         call: The call of one of its methods, or of a method of one of its parts.
         refusal: Why the method's other graphs refused the call.
 

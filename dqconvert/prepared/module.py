@@ -104,7 +104,6 @@ def assemble(
 
     Args:
         root: What was traced; it is used up.
-        rewritten: The method that calling ``graph`` computes.
         fused: By graph of the method, what runs for it.
         qconfig: The config it was rewritten with.
         called: The method that calling the module runs.

@@ -41,9 +41,6 @@ def forget_keepers(module: nn.Module) -> None:
 class Before:
     """The state of a model before a call, to go back to if it fails.
 
-    Args:
-        module: The model.
-
     Example:
         >>> norm = nn.BatchNorm1d(2)
         >>> before = Before(norm)

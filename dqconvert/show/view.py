@@ -131,7 +131,6 @@ def view_of(
 
     Args:
         graphs: The graphs by name, see :class:`View`; ``None``: there is none of the name.
-        report: What was inserted.
         modules: The class of every module of the model, by path.
         protections: By path of what draws the protected nodes, the smallest and the largest probability.
         ranges: The ends of the ranges of quantizers, by path.

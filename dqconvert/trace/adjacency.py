@@ -79,7 +79,6 @@ def edge_sizes(edge_index: Tensor, known: tuple[bool, bool]) -> tuple[int | None
     """Returns the numbers of source and of target nodes that an ``EdgeIndex`` knows.
 
     Args:
-        edge_index: The connectivity.
         known: Which of them it knew while tracing.
 
     Raises:

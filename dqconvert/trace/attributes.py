@@ -77,7 +77,6 @@ class Attributes:
     """The attributes that one recording reads and sets.
 
     Args:
-        writer: Takes the nodes.
         stateful: Counts that forwards read and set.
         caches: What forwards set once, where nothing was, and read ever after.
 

@@ -32,7 +32,6 @@ class Brackets:
     """Sets methods on the layers of a model, a copy, that bracket those of their class.
 
     Args:
-        writer: Takes the nodes.
         fused: Paths of layers that compute a product with a sparse adjacency where their messages would do.
         products: Paths of layers of which the product alone can be recorded.
 

@@ -52,11 +52,6 @@ _FIRST = frozenset(("input", "x", "a", "x1", "self"))
 def normal_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """Returns the normal form of a call of one of torch's functions or methods.
 
-    Args:
-        func: As ``__torch_function__`` gets it.
-        args: Its arguments, tensors and all.
-        kwargs: Its keyword arguments.
-
     Example:
         >>> x = torch.ones(2, 3)
         >>> call = normal_call(torch.concat, (), {"tensors": [x, x], "axis": 1})

@@ -23,10 +23,6 @@ class Check:
 
     What is compared by identity, or with a copy, a module keeps among its attributes: so it is copied together with
     what it is compared with.
-
-    Args:
-        root: The traced module.
-        entries: What must stay.
     """
 
     def __init__(self, root: nn.Module, entries: Iterable[Entry]) -> None:

@@ -43,8 +43,6 @@ def generate(root: nn.Module, entries: Iterable[Entry], *, whole: bool) -> Calla
     It says no as well where a module has got more attributes or parts: one may be a method that hides its class's.
 
     Args:
-        root: The traced module.
-        entries: What must stay.
         whole: Also what torch.compile need not, or cannot, look at.
     """
     writer = _Whole(root) if whole else _Plain(root)

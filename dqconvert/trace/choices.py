@@ -25,9 +25,6 @@ def choices_among(
     """Returns the numbers among the arguments that choose a branch, by argument.
 
     Args:
-        interception: Active, of the model.
-        inputs: What the method was recorded on.
-        method: The method.
         kept: Paths of modules to keep whole.
         graph: The recording, in evaluation if the method takes the inputs there.
     """

@@ -40,7 +40,6 @@ def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQC
     Args:
         model: Any module; stays as it is.
         caller: The function that works on the copy, as the message calls it.
-        error: The error to raise.
 
     Raises:
         DQConvertError: ``error``, if the model cannot be copied.

@@ -170,7 +170,6 @@ class DoorModule(TracedModule):
         """Runs the graph that is for the arguments.
 
         Args:
-            call: The call.
             was: The state of the module before any graph was tried.
         """
         found = self._running.get(call.door)
@@ -218,7 +217,6 @@ class DoorModule(TracedModule):
         """Answers a call that no graph is for.
 
         Args:
-            call: The call.
             refusal: Why the door's graphs refused it; ``None`` where it has none.
         """
         raise NotImplementedError

@@ -35,11 +35,7 @@ class Recording(Protocol):
 
 
 class Foreign:
-    """Finds the nodes of tensors that no recorded call made.
-
-    Args:
-        writer: Takes the nodes.
-    """
+    """Finds the nodes of tensors that no recorded call made."""
 
     def __init__(self, writer: Recording) -> None:
         self.writer = writer

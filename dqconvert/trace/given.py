@@ -86,8 +86,6 @@ def callee_of_graph(graph: Graph, name: str, keyword: str = "") -> Callee:
     """Describes the forward of a prepared or an integer module.
 
     Args:
-        graph: Its graph.
-        name: Its name.
         keyword: The argument that it takes by name only.
     """
     found = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
@@ -131,7 +129,6 @@ def calls_of(callee: Callee, data: Any) -> Iterator[Bound]:
     """Yields the calls that inputs stand for, without going further through an iterator than is asked for.
 
     Args:
-        callee: What they are for.
         data: One call's worth of inputs, or several, some of which may be calls already. Of what a loader yields as
             ``(inputs, target)`` the target is left out.
 
@@ -204,7 +201,6 @@ def _call(callee: Callee, item: Any, *, pair: bool = False, batched: bool = Fals
     """Returns one call.
 
     Args:
-        callee: What it calls.
         item: One call's worth of inputs.
         pair: Whether ``(inputs, target)`` will do, too.
         batched: Whether a graph is to become a batch of one, if the callee may want one.

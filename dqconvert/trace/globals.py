@@ -34,7 +34,6 @@ def read_global(module: str, name: str, path: tuple[tuple[bool, Any], ...], *oth
 
     Args:
         module: The name of the module whose variable it is.
-        name: The variable's.
         path: How it leads from there to the tensor: pairs of whether it is an item (or an attribute), and which.
         others: Where the same tensor was found while tracing. Nobody knows which of them the model means.
 
@@ -98,9 +97,6 @@ class Globals:
     """The tensors in the global names that a model's code uses, as they are before a forward runs.
 
     A tensor that the forward itself puts into a global is none of them.
-
-    Args:
-        model: The model.
     """
 
     def __init__(self, model: nn.Module) -> None:

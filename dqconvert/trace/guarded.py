@@ -31,7 +31,6 @@ def rising(ptr: Tensor, last: int | None, name: str = "ptr") -> Tensor:
     Args:
         ptr: ``[rows + 1]``.
         last: How many there are of what they point to; ``None``: any number.
-        name: What to call them.
 
     Raises:
         InputIndexError: If they do not.
@@ -160,7 +159,6 @@ def guarded(graph: Graph, root: nn.Module) -> Graph:
     """Returns a copy of a graph that checks row pointers and indices before it uses them.
 
     Args:
-        graph: Any graph; it stays as it is.
         root: Holds the modules that it calls.
     """
     graph = copy.deepcopy(graph)

@@ -35,9 +35,7 @@ def call_hook(module: nn.Module, table: str, key: int, changes: bool, *given: An
     Args:
         module: What it is registered on.
         table: The attribute of the module that holds it.
-        key: Under which key.
         changes: Whether it returned something when the model was prepared, which then stands for what it was given.
-        given: What it is called with.
 
     Raises:
         GuardError: If it returns something now and did not then, or the other way round.

@@ -54,12 +54,6 @@ def becomes_a_view(name: str) -> bool:
 def written(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Written | None:
     """Returns the tensor that a call writes into and a call that returns the new value; ``None`` if there is none.
 
-    Args:
-        func: As ``__torch_function__`` gets it.
-        name: Its name.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
-
     Example:
         >>> import operator
         >>> x = torch.ones(2)

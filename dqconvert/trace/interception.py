@@ -44,7 +44,6 @@ class Interception:
     """Has forwards of a model recorded: names are patched once, for any number of recordings.
 
     Args:
-        root: The model.
         fused: Paths of layers that compute a product with a sparse adjacency where their messages would do.
         products: Paths of layers of which the product alone can be recorded.
 

@@ -32,7 +32,6 @@ def make_inputs(model: nn.Module, method: str = "forward") -> tuple[Inputs, Inpu
 
     Args:
         model: A copy of the model; it is run in evaluation mode to find out what it accepts.
-        method: The method to call.
 
     Raises:
         TraceError: If the inputs cannot be made up; it says what to pass.

@@ -78,8 +78,6 @@ class Memories:
     """The memory of one recording: which tensors are views of which, and which node has the value of each.
 
     Args:
-        graph: What is written.
-        note: Makes the note of a node that is written now.
         fail: Gives up, and says why.
     """
 
@@ -101,8 +99,6 @@ class Memories:
         """Says which node has the value of a tensor.
 
         Args:
-            tensor: It, new or not.
-            node: The node.
             origin: Whether the node reads it off an argument or an attribute.
             attribute: Whether it is an attribute.
         """

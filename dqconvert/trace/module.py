@@ -59,7 +59,6 @@ class TracedModule(GraphModule):
             root: A module that nobody else uses.
             graph: The forward, in terms of ``root``'s paths.
             eval_graph: The forward in evaluation mode, where its structure differs.
-            state: Further attributes.
         """
         body = {key: value for key, value in vars(_PROTOTYPE).items() if key not in _MODULE_STATE}
         body = {key: copy.copy(value) for key, value in body.items() if key not in ("_graph", "_code")}

@@ -72,7 +72,6 @@ def door_method(shown: Any, door: str, host: Host | None = None, *, user: Any = 
 
     Args:
         shown: What the method looks like from outside.
-        door: The door.
         host: Has its graphs; ``None``: the instance itself.
         user: The method in the user's class, if that is not ``shown``.
     """
@@ -174,7 +173,6 @@ def open_parts(tree: nn.Module, host: Host, inserted: Callable[[nn.Module], bool
 
     Args:
         tree: A module; itself it stays as it is.
-        host: Has the graphs.
         inserted: Whether a module is none of the user's, and stays as it is.
     """
     inner: set[nn.Module] = set()  # of layers that are computed as a whole

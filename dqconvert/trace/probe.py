@@ -15,7 +15,6 @@ def probe(root: nn.Module, inputs: Inputs, method: str, training: bool, kept: fr
     """Returns why a graph cannot hold a method, in words that follow its name; ``None`` if nothing speaks against it.
 
     Args:
-        root: A module of the user's, which is not changed.
         inputs: What to call the method on.
         method: Its name, behind the path of its part.
         training: The mode to record it in.

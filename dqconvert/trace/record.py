@@ -38,9 +38,7 @@ def record(
     """Records one forward of a copy of a model.
 
     Args:
-        interception: Active, of the model.
         inputs: What to call it on.
-        method: The method to call.
         training: Whether to record the training mode.
         kept: Paths of modules to keep whole.
         values: Collects every node's value by the node's name.

@@ -36,11 +36,7 @@ _SIDE_EFFECTS = {torch._C._set_grad_enabled}
 
 
 class Recorder(TorchFunctionMode):
-    """Turns torch calls into nodes.
-
-    Args:
-        writer: Takes the nodes.
-    """
+    """Turns torch calls into nodes."""
 
     def __init__(self, writer: Writer) -> None:
         super().__init__()

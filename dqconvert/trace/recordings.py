@@ -110,7 +110,6 @@ def _explain(different: tuple[Node, Node], found: Recorded, part: str) -> None:
     """Finds out why the second input gave another graph: a branch on a size, or a size that became a constant.
 
     Args:
-        different: Where the graphs part.
         found: What was recorded; takes a remark.
         part: The path of the module that the recorded method is of.
 

@@ -60,8 +60,6 @@ class InputGraph:
         """Looks for it.
 
         Args:
-            inputs: Where.
-            node_dim: See above.
             fixed: Take the numbers of nodes for the model's own, so that there may be more edges, not more nodes.
 
         Returns:

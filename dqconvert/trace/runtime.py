@@ -18,7 +18,6 @@ def stage_output(value: Tensor, stage: str, edge_index: Any = None, sender: int 
     """Marks ``value`` as what a stage of a message-passing layer returned; the identity.
 
     Args:
-        value: Any tensor.
         stage: A :class:`~dqconvert.trace.note.Stage`.
         edge_index: The connectivity that the layer passes messages over, for the edge-level stages.
         sender: The row of ``edge_index`` that holds the nodes which send the messages.
@@ -61,8 +60,6 @@ def on_a_copy(method: str, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     Args:
         method: One of :data:`ON_COPIES`.
         target: What it is called on.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
 
     Raises:
         ValueError: If it is none of them.
@@ -98,7 +95,6 @@ def after(value: Tensor, call: Any) -> Tensor:
 
     Args:
         value: From :func:`private`, what the call may have changed.
-        call: What the call returned.
     """
     return value
 
@@ -156,9 +152,7 @@ def left_in(module: Any, steps: tuple[Any, ...], call: Any) -> Tensor:
     """Returns the tensor that a call of a module has left in an attribute of it, or in a dict there.
 
     Args:
-        module: The module.
         steps: The attribute's name; and the key.
-        call: What the call returned.
 
     Example:
         >>> import torch

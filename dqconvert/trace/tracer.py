@@ -67,7 +67,6 @@ def trace(model: nn.Module, example_inputs: Any = None, *, method: str = "forwar
     the outputs in evaluation are checked on the whole.
 
     Args:
-        model: Any ``nn.Module``.
         example_inputs: A tuple or dict of the method's arguments, a PyG data object, or :class:`Inputs`; ``None`` makes
             them up.
         method: The method to trace: ``"encode"``, or ``"encoder.forward"`` of a part.

@@ -39,10 +39,7 @@ def run(
     """Runs a forward and a backward and returns everything that they produced.
 
     Args:
-        module: What is run.
-        call: Its method.
         inputs: What it is given; stays as it is.
-        training: Whether in training mode.
         written: Whether it writes into what it is given, which must then be no leaf.
 
     Returns:

@@ -23,9 +23,7 @@ class Watch(TorchFunctionMode):
     Sums, norms and initial values of weights are no products: a penalty may read them.
 
     Args:
-        module: Whose weights.
         vectors: Names of those of its parameters that count in products entry by entry, too: attention vectors.
-        what: What runs, in words.
     """
 
     def __init__(self, module: nn.Module, vectors: set[str], what: str) -> None:

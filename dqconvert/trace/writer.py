@@ -37,7 +37,6 @@ class Writer:
     """Writes one forward of ``root`` into ``graph``.
 
     Args:
-        root: The model.
         kept: Paths of modules to keep whole because an earlier attempt could not look inside.
         values: Where to keep a copy of every node's tensor by the node's name; ``None`` keeps none.
         stateful: Counts among the attributes that forwards read and set.
@@ -232,8 +231,6 @@ class Writer:
         """Connects a result with its node and returns it, numbers as traced numbers.
 
         Args:
-            result: What the call returned.
-            node: It.
             origin: Whether the node reads an argument of the forward.
         """
         if isinstance(result, Tensor):

@@ -23,7 +23,6 @@ def build_model(factory: str, kwargs: dict[str, Any]) -> nn.Module:
 
     Args:
         factory: ``"pkg.mod:name"``, a class or another callable; dots in the name reach into classes.
-        kwargs: Its arguments.
 
     Raises:
         UsageError: If there is no such thing, it is no callable, does not take the arguments or returns no module.

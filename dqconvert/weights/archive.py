@@ -32,7 +32,6 @@ def load_archive(
     Every size in the file is checked before anything is allocated, and in newer files every checksum.
 
     Args:
-        path: The file.
         trust: If true, run the code that the file names. Otherwise it may hold tensors and plain containers only.
         classes: Further classes that it may hold without trust, or pairs of one and the name that it stands for.
         advice: The message's advice if it holds others.

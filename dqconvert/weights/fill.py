@@ -20,7 +20,6 @@ def fill(model: nn.Module, state: Mapping[str, Any], path: str | os.PathLike[str
     Names may be those of a wrapped model, or of one with wrapped parts, see :func:`dqconvert.weights.names.fitted`.
 
     Args:
-        model: A float model.
         state: The tensors by name; and what modules say of themselves (``get_extra_state``).
         path: The file, as messages call it.
 

@@ -31,11 +31,6 @@ def fitted(state: State, model: nn.Module, expected: Mapping[str, object]) -> tu
     that the model has, and computed where it has plain weights. A tensor that is stored under one of its names is there
     under the others. How many states an average is of (``AveragedModel``) is left out.
 
-    Args:
-        state: The tensors by name.
-        model: A float model.
-        expected: Its names.
-
     Returns:
         The prefix that was taken off, and the tensors by the model's names.
 

@@ -49,7 +49,6 @@ def centred_codes(weight: Tensor, quantizer: FakeQuantize) -> Tensor:
     """Returns a weight's codes less their zero point, int16 of the weight's shape.
 
     Args:
-        weight: Of any shape.
         quantizer: The quantizer that rounds it.
     """
     dim, low = quantizer.channel_dim, quantizer.quant_min
