@@ -7,7 +7,7 @@ from torch_geometric.utils.sparse import to_edge_index
 
 from dqconvert.checkpoint.checked import CHECKED
 from dqconvert.errors import CheckpointError
-from dqconvert.ops import OURS, PYG, Memory, memory_of, package_of, writes
+from dqconvert.ops import OURS, PYG, Storage, package_of, storage_of, writes
 from dqconvert.trace.adjacency import plain_connectivity, targets_of
 
 _INDICES = frozenset(("indices", "crow_indices", "col_indices", "ccol_indices", "row_indices"))
@@ -43,6 +43,6 @@ def _may_alias(node: Node, indices: set[Node], changes: bool) -> bool:
     """True if what a node returns may lie in the memory of some of these, of which it is given one."""
     if node.op == "call_module":  # what returns its input returns the first one
         return bool(node.args) and node.args[0] in indices
-    memory = memory_of(node)
+    storage = storage_of(node)
     watched = node.op == "call_function" and package_of(node.target) in (PYG, OURS)  # type: ignore[arg-type]
-    return changes or memory is Memory.SHARED or (watched and memory is not Memory.OWN)
+    return changes or storage is Storage.SHARED or (watched and storage is not Storage.OWN)

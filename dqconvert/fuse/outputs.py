@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from dqconvert.kernels.integer.folding.fold import take_rows
-from dqconvert.ops import Memory, memory_of
+from dqconvert.ops import Storage, storage_of
 from dqconvert.quant.memo import Memo, apart
 
 
@@ -27,7 +27,7 @@ def keep_apart(graph: Graph, modules: Mapping[str, nn.Module], *, constants: boo
         remembers = node.op == "call_module" and isinstance(modules.get(str(node.target)), Memo)
         if remembers or (constants and node.op == "get_attr"):
             kept[node] = {node: None}
-        elif memory_of(node) is not Memory.OWN:
+        elif storage_of(node) is not Storage.OWN:
             # Rows that are taken are those of the first argument; the second only says which.
             inputs = node.args[:1] if node.target is take_rows else node.all_input_nodes
             found = {source: None for value in inputs for source in kept.get(value, ())}

@@ -19,7 +19,7 @@ from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.copies import set_mode
 
-Seen: TypeAlias = Callable[[str, Tensor, Tensor], None]
+OnValue: TypeAlias = Callable[[str, Tensor, Tensor], None]
 """Takes a quantizer's path, what the float model has there, and what the quantized one has."""
 
 
@@ -97,7 +97,7 @@ class QuantizedRun(_Run):
         places: Where it holds which values.
     """
 
-    def __init__(self, module: IntegerModule | PreparedModule, report: Seen) -> None:
+    def __init__(self, module: IntegerModule | PreparedModule, report: OnValue) -> None:
         self.places: tuple[Place, ...]
         if isinstance(module, IntegerModule):
             super().__init__(module, module.to_run(module.graph))

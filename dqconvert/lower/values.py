@@ -14,7 +14,7 @@ from dqconvert.kernels.integer.finish import CODES
 from dqconvert.quant import FakeQuantize
 
 
-class Grid(NamedTuple):
+class CodeGrid(NamedTuple):
     """The grid of codes: a code stands for ``(code - zero) * scale``.
 
     Attributes:
@@ -30,15 +30,15 @@ class Grid(NamedTuple):
     low: int
 
     @classmethod
-    def of(cls, quantizer: FakeQuantize) -> Grid:
+    def of(cls, quantizer: FakeQuantize) -> CodeGrid:
         """Returns the grid of a per-tensor quantizer.
 
         Example:
             >>> from dqconvert.qconfig import QSpec
             >>> quantizer = FakeQuantize(QSpec(bits=4), name="message", signed=True)
             >>> _ = quantizer(torch.tensor([-8.0, 7.0]))
-            >>> Grid.of(quantizer)
-            Grid(scale=1.0, zero=8, top=15, low=-8)
+            >>> CodeGrid.of(quantizer)
+            CodeGrid(scale=1.0, zero=8, top=15, low=-8)
         """
         low = quantizer.quant_min
         zero = int(quantizer.zero_point) - low
@@ -76,7 +76,7 @@ class Codes:
     """
 
     node: Node
-    grid: Grid
+    grid: CodeGrid
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def as_tabulated(value: Codes | Tabulated, ndim: int, dtype: torch.dtype) -> Tab
     return Tabulated((value.node,), value.grid.values(dtype).view(CODES, *[1] * (ndim - 1)))
 
 
-def rounded(value: Tabulated, grid: Grid) -> Tabulated:
+def rounded(value: Tabulated, grid: CodeGrid) -> Tabulated:
     """Returns the table of the codes to which a grid rounds a value."""
     return Tabulated(value.bases, quantize(value.table.contiguous(), grid.numbers(value.table.device)))
 

@@ -38,8 +38,8 @@ This room imports no other one. Records of PyG and of our own functions are foun
 imported for them either.
 """
 
-from dqconvert.ops.nodes import OPERATORS, argument, memory_of, op_name, op_of, qualified_name, writes
-from dqconvert.ops.record import OURS, PYG, TORCH, InPlace, Memory, Moves, Op, Sign
+from dqconvert.ops.nodes import OPERATORS, argument, op_name, op_of, qualified_name, storage_of, writes
+from dqconvert.ops.record import OURS, PYG, TORCH, InPlace, Moves, Op, Sign, Storage
 from dqconvert.ops.table import ALIASES, OPS, layers_of, op_named, op_of_function, op_of_layer, package_of
 
 __all__ = [
@@ -50,13 +50,12 @@ __all__ = [
     "PYG",
     "TORCH",
     "InPlace",
-    "Memory",
     "Moves",
     "Op",
     "Sign",
+    "Storage",
     "argument",
     "layers_of",
-    "memory_of",
     "op_name",
     "op_named",
     "op_of",
@@ -64,5 +63,6 @@ __all__ = [
     "op_of_layer",
     "package_of",
     "qualified_name",
+    "storage_of",
     "writes",
 ]

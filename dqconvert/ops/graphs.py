@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dqconvert.ops.record import PYG, Memory, Moves, Op, Sign
+from dqconvert.ops.record import PYG, Moves, Op, Sign, Storage
 
 
 def _pyg(name: str, **facts: Any) -> Op:
@@ -26,10 +26,10 @@ def _aggregation(name: str, reduces: str) -> Op:
 
 GRAPHS = (
     *map(_of_graph, ("gcn_norm", "add_self_loops", "remove_self_loops", "add_remaining_self_loops")),
-    _pyg("scatter", sign=Sign.KEEPS, memory=Memory.OWN, remembered=True),
-    _pyg("softmax", sign=Sign.NONNEGATIVE, squashes=True, memory=Memory.OWN),
-    _pyg("degree", memory=Memory.OWN, remembered=True),
-    _pyg("ptr2index", memory=Memory.OWN),
+    _pyg("scatter", sign=Sign.KEEPS, storage=Storage.OWN, remembered=True),
+    _pyg("softmax", sign=Sign.NONNEGATIVE, squashes=True, storage=Storage.OWN),
+    _pyg("degree", storage=Storage.OWN, remembered=True),
+    _pyg("ptr2index", storage=Storage.OWN),
     _pyg("coalesce", remembered=True),
     _pyg("sort_edge_index", remembered=True),
     _pyg("to_undirected", remembered=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dqconvert.ops.record import InPlace, Memory, Op
+from dqconvert.ops.record import InPlace, Op, Storage
 
 SIZES = (
     Op("size", reads_size=True, reads_number=True, bookkeeping=True, scalar=True, remembered=True),
@@ -27,8 +27,8 @@ FILLS = tuple(
 )
 
 SPARSE = (
-    Op("values", memory=Memory.SHARED),
-    Op("indices", memory=Memory.SHARED),
+    Op("values", storage=Storage.SHARED),
+    Op("indices", storage=Storage.SHARED),
 )
 
 MAKING = SIZES + MAKERS + FILLS + SPARSE

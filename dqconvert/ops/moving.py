@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dqconvert.ops.record import InPlace, Memory, Moves, Op, Sign
+from dqconvert.ops.record import InPlace, Moves, Op, Sign, Storage
 
 
 def _moves(how: Moves, name: str, **facts: Any) -> Op:
@@ -13,12 +13,12 @@ def _moves(how: Moves, name: str, **facts: Any) -> Op:
 
 def _view(how: Moves, name: str, **facts: Any) -> Op:
     """Records an operation that moves entries by strides alone, where it can."""
-    return _moves(how, name, memory=Memory.SHARED, **facts)
+    return _moves(how, name, storage=Storage.SHARED, **facts)
 
 
 def _unseen(name: str) -> Op:
     """Records an operation that may return a view, and that no pass looks through."""
-    return Op(name, memory=Memory.SHARED)
+    return Op(name, storage=Storage.SHARED)
 
 
 def _drops(name: str, module: str, sign: Sign = Sign.KEEPS) -> Op:
@@ -29,7 +29,7 @@ def _drops(name: str, module: str, sign: Sign = Sign.KEEPS) -> Op:
         drops=True,
         keeps_columns=True,
         sign=sign,
-        memory=Memory.SHARED,
+        storage=Storage.SHARED,
     )
 
 
@@ -67,12 +67,12 @@ VIEWS = (
     *map(_unseen, ("atleast_1d", "atleast_2d", "atleast_3d", "broadcast_to", "broadcast_tensors")),
     *map(_unseen, ("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "linalg_diagonal", "slice_inverse")),
     *map(_unseen, ("meshgrid", "cartesian_prod", "resize_as", "to_dense", "as_tensor", "conj_physical", "dequantize")),
-    Op("as_strided", memory=Memory.SHARED, in_place=InPlace.VIEW),
+    Op("as_strided", storage=Storage.SHARED, in_place=InPlace.VIEW),
     *map(_unseen, ("conj", "real", "imag", "adjoint", "resolve_conj", "resolve_neg")),
 )
 
 COPIES = (
-    _moves(Moves.COPY, "clone", memory=Memory.OWN),
+    _moves(Moves.COPY, "clone", storage=Storage.OWN),
     _view(Moves.COPY, "detach", in_place=InPlace.VIEW),
     _view(Moves.COPY, "alias"),
 )
@@ -83,7 +83,7 @@ PICKS = (
         "index_select",
         as_method=True,
         parameters=("input", "dim", "index"),
-        memory=Memory.OWN,
+        storage=Storage.OWN,
     ),
     _moves(Moves.GATHER, "gather", as_method=True, parameters=("input", "dim", "index")),
     _moves(Moves.REPEAT, "repeat", spreads=True),
@@ -107,7 +107,7 @@ DROPOUTS = (
     # These put a value below zero where others put zero.
     _drops("alpha_dropout", "AlphaDropout", sign=Sign.ANY),
     _drops("feature_alpha_dropout", "FeatureAlphaDropout", sign=Sign.ANY),
-    Op("identity", modules=("torch.nn.Identity",), identity=True, sign=Sign.KEEPS, memory=Memory.SHARED),
+    Op("identity", modules=("torch.nn.Identity",), identity=True, sign=Sign.KEEPS, storage=Storage.SHARED),
 )
 
 MOVING = VIEWS + COPIES + PICKS + JOINS + DROPOUTS

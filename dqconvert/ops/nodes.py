@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dqconvert.ops.record import Memory, Op
+from dqconvert.ops.record import Op, Storage
 from dqconvert.ops.table import OPS, op_named, op_of_function, op_of_layer
 
 if TYPE_CHECKING:
@@ -100,10 +100,10 @@ def argument(node: Node, name: str, default: Any = None) -> Any:
     return node.args[position] if position < len(node.args) else default
 
 
-def memory_of(node: Node) -> Memory:
+def storage_of(node: Node) -> Storage:
     """Returns where the result of a call lies; one that writes in place returns the memory of an argument."""
     of_lists = node.target in (operator.add, operator.mul) and any(isinstance(arg, list | tuple) for arg in node.args)
-    return Memory.SHARED if of_lists or writes(node) else op_of(node).memory
+    return Storage.SHARED if of_lists or writes(node) else op_of(node).storage
 
 
 def writes(node: Node) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from dqconvert.ops.pointwise import ACTIVATIONS
-from dqconvert.ops.record import OURS, InPlace, Memory, Op, Sign
+from dqconvert.ops.record import OURS, InPlace, Op, Sign, Storage
 
 _RUNTIME = "dqconvert.trace.runtime"
 _GUARDS = (
@@ -57,15 +57,15 @@ _FROM_RESULT = tuple(
 TRACED = (
     *_FROM_RESULT,
     *map(_guard, _GUARDS),
-    _mark("stage_output", bookkeeping=True, identity=True, sign=Sign.KEEPS, memory=Memory.SHARED),
-    _mark("by_mode", bookkeeping=True, memory=Memory.SHARED),
-    _mark("either", memory=Memory.SHARED),
-    _mark("after", bookkeeping=True, memory=Memory.SHARED),
-    _mark("left_in", memory=Memory.SHARED),
-    _mark("setitem", memory=Memory.OWN),
-    _mark("on_a_copy", memory=Memory.OWN),
-    _mark("private", memory=Memory.OWN),
-    _mark("keep_gradient", memory=Memory.OWN),
+    _mark("stage_output", bookkeeping=True, identity=True, sign=Sign.KEEPS, storage=Storage.SHARED),
+    _mark("by_mode", bookkeeping=True, storage=Storage.SHARED),
+    _mark("either", storage=Storage.SHARED),
+    _mark("after", bookkeeping=True, storage=Storage.SHARED),
+    _mark("left_in", storage=Storage.SHARED),
+    _mark("setitem", storage=Storage.OWN),
+    _mark("on_a_copy", storage=Storage.OWN),
+    _mark("private", storage=Storage.OWN),
+    _mark("keep_gradient", storage=Storage.OWN),
     _mark("store", writes=True),
     _mark("keep"),
     _mark("unchanged", bookkeeping=True),
@@ -79,7 +79,7 @@ PREPARED = (
     *(_ours("rewrite.derive", f"{how}_protected") for how in ("cut", "join", "repeat")),
     _ours("quant.protection", "gather_protected", bookkeeping=True),
     # Operators that training runs; no file names them.
-    *(Op(name, OURS, memory=Memory.OWN) for name in ("linear", "message_passing", "largest_message", "propagate")),
+    *(Op(name, OURS, storage=Storage.OWN) for name in ("linear", "message_passing", "largest_message", "propagate")),
 )
 
 
@@ -99,11 +99,11 @@ INTEGER = (
         finish=4,
         packs=True,
         refuses_nan=True,
-        memory=Memory.OWN,
+        storage=Storage.OWN,
         multiply_adds=_of_linear,
     ),
-    _integer("propagate", "integer_propagate", finish=5, packs=True, memory=Memory.OWN, multiply_adds=_of_messages),
-    _integer("heads", "add_heads", row_by_row=1, finish=3, memory=Memory.OWN, multiply_adds=lambda x, *_: x.numel()),
+    _integer("propagate", "integer_propagate", finish=5, packs=True, storage=Storage.OWN, multiply_adds=_of_messages),
+    _integer("heads", "add_heads", row_by_row=1, finish=3, storage=Storage.OWN, multiply_adds=lambda x, *_: x.numel()),
     _integer("edge_products", "edge_products", multiply_adds=lambda a, edges, *_: int(edges.numel()) * int(a.size(1))),
     _integer(
         "sums",
@@ -118,11 +118,11 @@ INTEGER = (
         row_by_row=1,
         keeps_columns=True,
         refuses_nan=True,
-        memory=Memory.OWN,
+        storage=Storage.OWN,
         remembered=True,
     ),
-    _integer("codes", "check_numbers", row_by_row=1, keeps_columns=True, memory=Memory.SHARED, remembered=True),
-    _integer("tables", "look_up", row_by_row=1, memory=Memory.OWN, remembered=True),
+    _integer("codes", "check_numbers", row_by_row=1, keeps_columns=True, storage=Storage.SHARED, remembered=True),
+    _integer("tables", "look_up", row_by_row=1, storage=Storage.OWN, remembered=True),
     _integer("tables", "look_up_pairs", row_by_row=2),
     _integer("attention", "attention_codes"),
     _integer("attention", "softmax_codes"),

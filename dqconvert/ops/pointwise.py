@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dqconvert.ops.record import InPlace, Memory, Op, Sign
+from dqconvert.ops.record import InPlace, Op, Sign, Storage
 
 _NONNEGATIVE, _KEEPS, _ARITHMETIC = Sign.NONNEGATIVE, Sign.KEEPS, Sign.ARITHMETIC
 _CASTS, _ON_COPY, _FROM_RESULT = InPlace.CASTS, InPlace.ON_COPY, InPlace.FROM_RESULT
@@ -16,7 +16,7 @@ _CASTS, _ON_COPY, _FROM_RESULT = InPlace.CASTS, InPlace.ON_COPY, InPlace.FROM_RE
 def _entry(name: str, *modules: str, **facts: Any) -> Op:
     """A function of one entry of each operand, which is a table on codes; `modules` are the layers of torch's."""
     layers = tuple(f"torch.nn.{module}" for module in modules)
-    return Op(name, modules=layers, pointwise=True, **{"memory": Memory.OWN, **facts})
+    return Op(name, modules=layers, pointwise=True, **{"storage": Storage.OWN, **facts})
 
 
 def _activation(name: str, *modules: str, **facts: Any) -> Op:
@@ -80,7 +80,7 @@ ARITHMETIC = (
     _entry("fmod", in_place=_CASTS),
     _entry("pow", operator="pow", methods=("__pow__",), swapped=("__rpow__",), in_place=_CASTS),
     _entry("neg", aliases=("negative",), operator="neg", methods=("neg",)),
-    _entry("pos", variants=("positive",), operator="pos", memory=Memory.SHARED),
+    _entry("pos", variants=("positive",), operator="pos", storage=Storage.SHARED),
     _entry("abs", aliases=("absolute",), operator="abs", sign=_NONNEGATIVE),
     _entry("square", sign=_NONNEGATIVE),
     _entry("sqrt", sign=_KEEPS),
@@ -94,7 +94,7 @@ ARITHMETIC = (
     _entry("maximum", sign=_KEEPS),
     _entry("minimum", sign=_KEEPS),
     _entry("clamp", aliases=("clip",), activation=True, in_place=_CASTS),
-    _entry("float", casts=True, sign=_KEEPS, memory=Memory.SHARED),
+    _entry("float", casts=True, sign=_KEEPS, storage=Storage.SHARED),
     _entry("addcmul", in_place=_CASTS),
     _entry("addcdiv", in_place=_CASTS),
     _entry("lerp", in_place=_CASTS),
@@ -167,14 +167,14 @@ FUNCTIONS = (
 
 # They return what they are given where it has the type.
 CASTS = (
-    Op("to", sign=_KEEPS, memory=Memory.SHARED),
-    Op("long", casts=True, memory=Memory.SHARED, remembered=True),
-    Op("int", casts=True, memory=Memory.SHARED),
-    Op("double", casts=True, memory=Memory.SHARED),
-    Op("type", memory=Memory.SHARED),
-    Op("type_as", memory=Memory.SHARED),
-    Op("cpu", memory=Memory.SHARED),
-    Op("cuda", memory=Memory.SHARED),
+    Op("to", sign=_KEEPS, storage=Storage.SHARED),
+    Op("long", casts=True, storage=Storage.SHARED, remembered=True),
+    Op("int", casts=True, storage=Storage.SHARED),
+    Op("double", casts=True, storage=Storage.SHARED),
+    Op("type", storage=Storage.SHARED),
+    Op("type_as", storage=Storage.SHARED),
+    Op("cpu", storage=Storage.SHARED),
+    Op("cuda", storage=Storage.SHARED),
 )
 
 POINTWISE = ARITHMETIC + ACTIVATIONS + COMPARISONS + FUNCTIONS + CASTS

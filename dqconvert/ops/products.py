@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dqconvert.ops.record import Memory, Op, Sign
+from dqconvert.ops.record import Op, Sign, Storage
 
 _WHOLE = ("input", "dim", "keepdim", "dtype")
 
@@ -33,7 +33,7 @@ PRODUCTS = (
         modules=("torch.nn.Linear", "torch_geometric.nn.Linear"),
         parameters=("input", "weight", "bias"),
         by_position=("bias",),
-        memory=Memory.OWN,
+        storage=Storage.OWN,
     ),
     _product(
         "matmul",
@@ -44,9 +44,9 @@ PRODUCTS = (
         methods=("matmul",),
         swapped=("__rmatmul__",),
         columns_last=True,
-        memory=Memory.OWN,
+        storage=Storage.OWN,
     ),
-    _product("addmm", (1, 2), memory=Memory.OWN),
+    _product("addmm", (1, 2), storage=Storage.OWN),
     _product("baddbmm", (1, 2)),
     _product("bilinear", (0, 1, 2), modules=("torch.nn.Bilinear",)),
     _product("conv1d", (0, 1)),
@@ -60,7 +60,9 @@ PRODUCTS = (
         row_by_row=1,
     ),
     _product("embedding_bag", modules=("torch.nn.EmbeddingBag",)),
-    _product("einsum", memory=Memory.SHARED),  # its factors are all of its tensors; without a sum it may return a view
+    _product(
+        "einsum", storage=Storage.SHARED
+    ),  # its factors are all of its tensors; without a sum it may return a view
     _product("spmm", columns_last=True),
     *map(_product, ("addmv", "addbmm", "tensordot", "inner", "segment_matmul", "grouped_matmul")),
     *map(_product, ("chain_matmul", "multi_dot", "kron", "hspmm", "sspaddmm")),
@@ -93,13 +95,13 @@ REDUCTIONS = (
         parameters=("input", "dim"),
         sign=Sign.NONNEGATIVE,
         squashes=True,
-        memory=Memory.OWN,
+        storage=Storage.OWN,
     ),
     Op("log_softmax", aliases=("special_log_softmax",)),
 )
 
 SCATTERS = (
-    Op("scatter", memory=Memory.OWN, remembered=True),
+    Op("scatter", storage=Storage.OWN, remembered=True),
     Op("scatter_add", multiply_adds=_entries_of_source),
     Op("index_add", multiply_adds=_entries_of_source),
     Op("scatter_reduce", multiply_adds=_entries_of_source),

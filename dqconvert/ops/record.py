@@ -56,7 +56,7 @@ class Sign(enum.StrEnum):
     """Likewise, where no number among the arguments is negative, either."""
 
 
-class Memory(enum.StrEnum):
+class Storage(enum.StrEnum):
     """Where a result lies."""
 
     UNKNOWN = "unknown"
@@ -128,7 +128,7 @@ class Op:
         activation: Whether it is a nonlinearity that may stand between an attention logit and its softmax.
         squashes: Whether its result is bounded, as coefficients are.
 
-        memory: Where its result lies.
+        storage: Where its result lies.
         in_place: How its in-place variant is written.
         writes: Whether it changes an argument, under this very name.
 
@@ -183,8 +183,8 @@ class Op:
     sign: Sign = Sign.ANY
     activation: bool = False
     squashes: bool = False
-    # Memory.
-    memory: Memory = Memory.UNKNOWN
+    # Storage.
+    storage: Storage = Storage.UNKNOWN
     in_place: InPlace = InPlace.NAMESAKE
     writes: bool = False
     # What may be remembered.

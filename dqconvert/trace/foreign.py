@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from dqconvert.trace.blocks import Blocks
 from dqconvert.trace.globals import Globals, place_name, read_global
-from dqconvert.trace.memory import Memories
 from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.runtime import left_in
 from dqconvert.words import kind_of
@@ -22,7 +22,7 @@ class Recording(Protocol):
 
     root: nn.Module
     graph: Graph
-    memories: Memories
+    blocks: Blocks
     modules: dict[int, str]
     recording: bool
     remarks: dict[str, None]
@@ -68,7 +68,7 @@ class Foreign:
             note = Note(module=path.rpartition(".")[0], source=self.writer.source())
             self._nodes[path] = annotate(node, self.writer.with_value(note, tensor))
             with self.writer.paused():
-                self.writer.memories.bind(tensor, node, origin=True, attribute=True)
+                self.writer.blocks.bind(tensor, node, origin=True, attribute=True)
         return self._nodes[path]
 
     # -- what kept modules leave ---------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Foreign:
             node = graph.create_node("call_function", read_global, (module, name, path, *places[1:]))
         annotate(node, self.writer.with_value(Note(source=words), tensor))
         with self.writer.paused():
-            self.writer.memories.bind(tensor, node, origin=True)
+            self.writer.blocks.bind(tensor, node, origin=True)
             self._read.append((tensor, words))
         remark = f"the forward reads the {words}: it follows what is there when it runs, and no file holds it"
         self.writer.remarks[remark] = None
@@ -128,7 +128,7 @@ class Foreign:
             node = graph.create_node("call_function", left_in, (owner, steps, call))
         annotate(node, self.writer.with_value(Note(module=path, source=self.writer.source()), tensor))
         with self.writer.paused():
-            self.writer.memories.bind(tensor, node)
+            self.writer.blocks.bind(tensor, node)
         return node
 
     def written(self) -> str:

@@ -20,7 +20,7 @@ from dqconvert.errors import ExportError, GuardError
 from dqconvert.trace.names import module_of
 from dqconvert.trace.patching import is_foreign
 
-Place = tuple[str, str, tuple[tuple[bool, Any], ...]]
+GlobalName = tuple[str, str, tuple[tuple[bool, Any], ...]]
 """A module's name, a global name in it, and the way from there: what is taken as an item, and what as an attribute."""
 
 _DEEP, _LONG = 4, 256
@@ -29,7 +29,7 @@ _DEEP, _LONG = 4, 256
 _LIBRARIES = ("torch", "torch_geometric", "numpy", "lightning", "pytorch_lightning")
 
 
-def read_global(module: str, name: str, path: tuple[tuple[bool, Any], ...], *others: Place) -> Tensor:
+def read_global(module: str, name: str, path: tuple[tuple[bool, Any], ...], *others: GlobalName) -> Tensor:
     """Returns the tensor that a global name leads to now.
 
     Args:
@@ -72,7 +72,7 @@ def read_global(module: str, name: str, path: tuple[tuple[bool, Any], ...], *oth
     return found
 
 
-def _follow(place: Place) -> Any:
+def _follow(place: GlobalName) -> Any:
     module, name, path = place
     value: Any = vars(sys.modules[module]).get(name) if module in sys.modules else None
     for item, key in path:
@@ -102,14 +102,14 @@ class Globals:
     def __init__(self, model: nn.Module) -> None:
         code = _Code(model)
         self._words = code.words
-        self._places: dict[int, tuple[Tensor, int, list[Place]]] = {}
+        self._places: dict[int, tuple[Tensor, int, list[GlobalName]]] = {}
         for module, name, value in code.globals:
             for path, tensor in self._tensors(value, (), ()):
                 places = self._places.setdefault(id(tensor), (tensor, _version(tensor), []))[2]
                 if (module, name, path) not in places:
                     places.append((module, name, path))
 
-    def places(self, tensor: Tensor) -> list[Place]:
+    def places(self, tensor: Tensor) -> list[GlobalName]:
         """Returns where a tensor is found; an empty list if that is unknown, or if it is trained."""
         known, _, places = self._places.get(id(tensor), (None, 0, []))
         return places if known is tensor and not tensor.requires_grad else []

@@ -13,7 +13,7 @@ from torch_geometric import EdgeIndex
 
 from dqconvert.trace.adjacency import edge_index_of, entries_of, is_sparse, with_edges
 from dqconvert.trace.inputs import Inputs
-from dqconvert.trace.rows import InputGraph, Place, Type, map_places, node_dim_of
+from dqconvert.trace.rows import InputGraph, Slot, Type, map_slots, node_dim_of
 
 LARGE = 1 << 14
 """Nodes of one type, or edges of one connectivity, above which inputs are cut."""
@@ -32,16 +32,16 @@ def enlarge(inputs: Inputs) -> Iterator[Inputs]:
     """
     plain = InputGraph.among(inputs, 0)
     if plain is not None and plain.batch is None and plain.hops:
-        yield map_places(inputs, partial(_grow_in_front, plain))
+        yield map_slots(inputs, partial(_grow_in_front, plain))
     for graph in (plain, InputGraph.among(inputs, -2), InputGraph.among(inputs, 0, fixed=True)):
         if graph is not None:
-            yield map_places(inputs, partial(_grow, graph))
+            yield map_slots(inputs, partial(_grow, graph))
 
 
 def drop_edges(inputs: Inputs) -> Inputs | None:
     """Returns the inputs without edges; ``None`` if there are none, or it is unclear which rows are edges."""
     graph = InputGraph.among(inputs, 0)
-    return None if graph is None or not any(graph.edges.values()) else map_places(inputs, partial(_drop, graph))
+    return None if graph is None or not any(graph.edges.values()) else map_slots(inputs, partial(_drop, graph))
 
 
 def shrink(inputs: Inputs) -> Inputs | None:
@@ -65,31 +65,31 @@ def shrink(inputs: Inputs) -> Inputs | None:
         if parts == graph.nodes:
             break
         kept = _kept(inputs, graph, parts)
-        if all(len(kept[place]) > min(_EDGES, number // 8) for place, number in graph.edges.items() if number):
-            return map_places(inputs, partial(_cut, replace(graph, parts=parts, kept=kept)))
+        if all(len(kept[slot]) > min(_EDGES, number // 8) for slot, number in graph.edges.items() if number):
+            return map_slots(inputs, partial(_cut, replace(graph, parts=parts, kept=kept)))
         limit *= 2
     return None
 
 
-def _kept(inputs: Inputs, graph: InputGraph, parts: dict[Type, int]) -> dict[Place, Tensor]:
+def _kept(inputs: Inputs, graph: InputGraph, parts: dict[Type, int]) -> dict[Slot, Tensor]:
     """Returns for each connectivity which edges lie among the first nodes."""
-    kept: dict[Place, Tensor] = {}
+    kept: dict[Slot, Tensor] = {}
 
-    def look(place: Place, value: Any) -> Any:
-        if place in graph.edges:
+    def look(slot: Slot, value: Any) -> Any:
+        if slot in graph.edges:
             source, target = (
-                row < parts[end] for row, end in zip(edge_index_of(value).cpu(), graph.ends[place], strict=True)
+                row < parts[end] for row, end in zip(edge_index_of(value).cpu(), graph.ends[slot], strict=True)
             )
-            kept[place] = (source & target).nonzero().view(-1)
+            kept[slot] = (source & target).nonzero().view(-1)
         return value
 
-    map_places(inputs, look)
+    map_slots(inputs, look)
     return kept
 
 
-def _cut(graph: InputGraph, place: Place, value: Any) -> Any:
+def _cut(graph: InputGraph, slot: Slot, value: Any) -> Any:
     """Returns the first part of one of the inputs."""
-    kind, name = place
+    kind, name = slot
     part = graph.parts.get(kind, 0)
     graphs = 1 if graph.batch is None else int(graph.batch[part - 1]) + 1
     if isinstance(value, int) and not isinstance(value, bool):
@@ -97,18 +97,18 @@ def _cut(graph: InputGraph, place: Place, value: Any) -> Any:
         return sizes.get(name, value) if kind in graph.parts else value
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    if place in graph.edges:
-        kept, index = graph.kept[place].to(value.device), edge_index_of(value)
+    if slot in graph.edges:
+        kept, index = graph.kept[slot].to(value.device), edge_index_of(value)
         index = index[:, kept]
         if not is_sparse(value):
-            return _like(value, index, [graph.parts[end] for end in graph.ends[place]])
-        source, target = (graph.parts[end] for end in graph.ends[place])
+            return _like(value, index, [graph.parts[end] for end in graph.ends[slot]])
+        source, target = (graph.parts[end] for end in graph.ends[slot])
         return with_edges(value, index, entries_of(value)[kept], (source, target))
     if name == "batch":
         return value[:part]
     if name == "ptr":
         return value[: graphs + 1]
-    rows, over = graph.rows(place, value)
+    rows, over = graph.rows(slot, value)
     if rows == "node":
         return value.narrow(node_dim_of(name, value, graph.node_dim), 0, part)
     if rows == "edge" and over is not None:
@@ -116,9 +116,9 @@ def _cut(graph: InputGraph, place: Place, value: Any) -> Any:
     return value[:graphs] if rows == "graph" else value
 
 
-def _grow(graph: InputGraph, place: Place, value: Any) -> Any:
+def _grow(graph: InputGraph, slot: Slot, value: Any) -> Any:
     """Returns one of the inputs with its second copy behind it."""
-    kind, name = place
+    kind, name = slot
     part = graph.parts.get(kind, 0)
     part_batch = None if graph.batch is None else graph.batch[:part]
     part_graphs = int(part_batch.max()) + 1 if part_batch is not None and part_batch.numel() else 1
@@ -128,21 +128,21 @@ def _grow(graph: InputGraph, place: Place, value: Any) -> Any:
         return sizes.get(name, value)
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    if place in graph.edges:
-        shift = torch.tensor([[graph.nodes.get(end, 0)] for end in graph.ends[place]], device=value.device)
-        kept, index = graph.kept[place].to(value.device), edge_index_of(value)
+    if slot in graph.edges:
+        shift = torch.tensor([[graph.nodes.get(end, 0)] for end in graph.ends[slot]], device=value.device)
+        kept, index = graph.kept[slot].to(value.device), edge_index_of(value)
         index = torch.cat([index, index[:, kept] + shift], dim=1)
         if not is_sparse(value):
-            return _like(value, index, [graph.nodes.get(end, 0) + graph.parts.get(end, 0) for end in graph.ends[place]])
+            return _like(value, index, [graph.nodes.get(end, 0) + graph.parts.get(end, 0) for end in graph.ends[slot]])
         entries = torch.cat([entries_of(value), entries_of(value)[kept]])
-        source, target = (graph.nodes[end] + graph.parts[end] for end in graph.ends[place])
+        source, target = (graph.nodes[end] + graph.parts[end] for end in graph.ends[slot])
         return with_edges(value, index, entries, (source, target))
     if name == "batch":
         return torch.cat([value, value[:part] + graph.graphs])
     if name == "ptr":
         added = torch.tensor([part]) if part_batch is None else torch.bincount(part_batch).cumsum(0)
         return torch.cat([value, value[-1] + added])
-    rows, over = graph.rows(place, value)
+    rows, over = graph.rows(slot, value)
     if rows == "node":
         dim = node_dim_of(name, value, graph.node_dim)
         return torch.cat([value, value.narrow(dim, 0, part)], dim=dim)
@@ -151,19 +151,19 @@ def _grow(graph: InputGraph, place: Place, value: Any) -> Any:
     return torch.cat([value, value[:part_graphs]]) if rows == "graph" else value
 
 
-def _grow_in_front(graph: InputGraph, place: Place, value: Any) -> Any:
+def _grow_in_front(graph: InputGraph, slot: Slot, value: Any) -> Any:
     """Returns one of the inputs with its second copy before it."""
-    kind, _ = place
-    if place in graph.hops:
-        return type(value)([value[0] + graph.hops[place], *value[1:]])
-    if place in graph.edges and not is_sparse(value):
-        shift = torch.tensor([[graph.parts.get(end, 0)] for end in graph.ends[place]], device=value.device)
-        kept, index = graph.kept[place].to(value.device), edge_index_of(value)
+    kind, _ = slot
+    if slot in graph.hops:
+        return type(value)([value[0] + graph.hops[slot], *value[1:]])
+    if slot in graph.edges and not is_sparse(value):
+        shift = torch.tensor([[graph.parts.get(end, 0)] for end in graph.ends[slot]], device=value.device)
+        kept, index = graph.kept[slot].to(value.device), edge_index_of(value)
         index = torch.cat([index[:, kept], index + shift], dim=1)
-        return _like(value, index, [graph.nodes.get(end, 0) + graph.parts.get(end, 0) for end in graph.ends[place]])
+        return _like(value, index, [graph.nodes.get(end, 0) + graph.parts.get(end, 0) for end in graph.ends[slot]])
     if not isinstance(value, Tensor) or value.dim() == 0 or is_sparse(value):
-        return _grow(graph, place, value)
-    rows, over = graph.rows(place, value)
+        return _grow(graph, slot, value)
+    rows, over = graph.rows(slot, value)
     if rows == "node":
         return torch.cat([value[: graph.parts[kind]], value])
     if rows == "edge" and over is not None:
@@ -181,12 +181,12 @@ def _like(value: Tensor, index: Tensor, sizes: list[int]) -> Tensor:
     return EdgeIndex(index.contiguous(), sparse_size=tuple(known), sort_order=value.sort_order if in_order else None)
 
 
-def _drop(graph: InputGraph, place: Place, value: Any) -> Any:
+def _drop(graph: InputGraph, slot: Slot, value: Any) -> Any:
     """Returns one of the inputs without its edges."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    if place in graph.edges:
+    if slot in graph.edges:
         index = edge_index_of(value)[:, :0]
         rows, columns = value.shape[:2]
         return with_edges(value, index, entries_of(value)[:0], (columns, rows)) if is_sparse(value) else index
-    return value[:0] if graph.rows(place, value)[0] == "edge" else value
+    return value[:0] if graph.rows(slot, value)[0] == "edge" else value

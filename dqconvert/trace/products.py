@@ -25,7 +25,7 @@ from dqconvert.trace.weighing import unweighted
 
 
 @dataclass(frozen=True)
-class Step:
+class ProductStep:
     """One call of a product; its arguments may name the calls before it, and nodes of the layer's graph."""
 
     node: Node
@@ -45,7 +45,7 @@ class Product:
 
     messages: Node
     result: Node
-    steps: tuple[Step, ...]
+    steps: tuple[ProductStep, ...]
 
     def sources(self) -> set[Node]:
         """Returns the nodes of the layer's graph that the product is computed from."""
@@ -70,13 +70,13 @@ def cut_products(graph: Graph) -> list[Product]:
 
 def _cut(graph: Graph, messages: Node, result: Node) -> Product:
     propagation = note_of(messages).propagation
-    steps: list[Step] = []
+    steps: list[ProductStep] = []
     for node in reversed(list(graph.nodes)):
         note = note_of(node)
         inside = note.stage is Stage.PRODUCT and note.propagation == propagation
         # A comparison of sizes stays: the messages rely on it, too.
         if inside and not node.users and node.target is not guard:
-            steps.append(Step(node, node.args, dict(node.kwargs)))
+            steps.append(ProductStep(node, node.args, dict(node.kwargs)))
             graph.erase_node(node)
     return Product(messages, result, tuple(reversed(steps)))
 

@@ -17,10 +17,10 @@ from torch.fx import Node
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from dqconvert.trace.adjacency import is_sparse
+from dqconvert.trace.blocks import overlap
 from dqconvert.trace.calls import Call, normal_call
 from dqconvert.trace.constants import as_data, holds_numpy
 from dqconvert.trace.in_place import becomes_a_view, written
-from dqconvert.trace.memory import share_memory
 from dqconvert.trace.values import TracedInt, plain_arguments
 from dqconvert.trace.writer import Writer
 from dqconvert.words import kind_of
@@ -99,7 +99,7 @@ class Recorder(TorchFunctionMode):
         with self.writer.paused():
             found = written(func, name, args, kwargs)
             # Views count the changes of what they are views of.
-            alone = found is not None and all(share_memory(found.target, tensor) for tensor in changed)
+            alone = found is not None and all(overlap(found.target, tensor) for tensor in changed)
         if found is None or not alone:
             return self.writer.changes(self.writer.node(*normal_call(func, args, kwargs)), result, changed)
         node = self.writer.node(*found.call)

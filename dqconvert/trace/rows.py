@@ -22,8 +22,8 @@ from dqconvert.trace.inputs import Inputs, attributes_of_batch
 Type: TypeAlias = Any
 """A node type (``None`` in a homogeneous graph, ``0`` and ``1`` for a pair) or an edge type (a tuple of three)."""
 
-Place: TypeAlias = tuple[Type, str]
-"""Place of a tensor: the type whose rows it holds, and its name."""
+Slot: TypeAlias = tuple[Type, str]
+"""Slot of a tensor among inputs: the type whose rows it holds, and its name."""
 
 _HYPEREDGE = "hyperedge"
 _NODE_NAMES = ("x", "z", "pos", "batch", "h", "node_attr", "node_type", "features", "feat", "normal", "x_0")
@@ -47,13 +47,13 @@ class InputGraph:
 
     nodes: dict[Type, int]
     parts: dict[Type, int]
-    ends: dict[Place, tuple[Type, Type]]
-    edges: dict[Place, int]
-    kept: dict[Place, Tensor]
+    ends: dict[Slot, tuple[Type, Type]]
+    edges: dict[Slot, int]
+    kept: dict[Slot, Tensor]
     graphs: int
     batch: Tensor | None
     node_dim: int
-    hops: dict[Place, int] = field(default_factory=dict)
+    hops: dict[Slot, int] = field(default_factory=dict)
 
     @staticmethod
     def among(inputs: Inputs, node_dim: int, fixed: bool = False) -> InputGraph | None:
@@ -65,48 +65,48 @@ class InputGraph:
         Returns:
             ``None`` if there is none, or it is not clear which rows are which.
         """
-        found: dict[Place, Tensor] = {}
-        lists: dict[Place, list[int]] = {}
+        found: dict[Slot, Tensor] = {}
+        lists: dict[Slot, list[int]] = {}
 
-        def look(place: Place, value: Any) -> Any:
+        def look(slot: Slot, value: Any) -> Any:
             if isinstance(value, Tensor):
-                found[place] = value
+                found[slot] = value
             if _are_counts(value):
-                lists[place] = value
+                lists[slot] = value
             return value
 
-        map_places(inputs, look)
+        map_slots(inputs, look)
         if node_dim == -2 and not any(name == "x" and value.dim() > 2 for (_, name), value in found.items()):
             return None
         pair = any(kind in (0, 1) and kind is not None for kind, _ in found)
-        indices = {place: edge_index_of(v).cpu() for place, v in found.items() if _is_connectivity(place, v)}
-        ends = {place: _ends(place, pair) for place in indices}
-        edges = {place: index.size(1) for place, index in indices.items()}
+        indices = {slot: edge_index_of(v).cpu() for slot, v in found.items() if _is_connectivity(slot, v)}
+        ends = {slot: _ends(slot, pair) for slot in indices}
+        edges = {slot: index.size(1) for slot, index in indices.items()}
         if fixed:
             if any(is_sparse(value) for value in found.values()):  # a matrix holds each edge once
                 return None
-            twice = {place: torch.arange((number + 1) // 2) for place, number in edges.items()}
+            twice = {slot: torch.arange((number + 1) // 2) for slot, number in edges.items()}
             none: dict[Type, int] = dict.fromkeys((end for pair_of in ends.values() for end in pair_of), 0)
             return InputGraph(none, none, ends, edges, twice, 1, None, 0) if edges else None
         # Pairs of nodes whose types nothing tells: more of the same pairs are as valid.
         typed = any(kind is not None and not isinstance(kind, tuple) for kind, _ in found)
         loose = {p for p in indices if typed and ends[p] == (None, None)}
-        firm = {place: index for place, index in indices.items() if place not in loose}
-        sizes = {place: size_of(found[place]) for place in firm}
+        firm = {slot: index for slot, index in indices.items() if slot not in loose}
+        sizes = {slot: size_of(found[slot]) for slot in firm}
         nodes = _count_nodes({p: v for p, v in found.items() if p not in loose}, firm, ends, sizes, node_dim)
         if nodes is None:
             return None
         batch = next((value for (_, name), value in found.items() if name == "batch"), None)
         graphs = int(batch.max()) + 1 if batch is not None and batch.numel() else 1
-        matrices = {place for place in firm if is_sparse(found[place]) or isinstance(found[place], EdgeIndex)}
+        matrices = {slot for slot in firm if is_sparse(found[slot]) or isinstance(found[slot], EdgeIndex)}
         parts, kept = _part(firm, ends, nodes, matrices)
-        kept |= {place: torch.arange((edges[place] + 1) // 2) for place in loose}
+        kept |= {slot: torch.arange((edges[slot] + 1) // 2) for slot in loose}
         hops = _hops(lists, nodes, parts, edges, kept)
         return InputGraph(nodes, parts, ends, edges, kept, graphs, batch, node_dim, hops)
 
-    def rows(self, place: Place, value: Tensor) -> tuple[str, Place | None]:
+    def rows(self, slot: Slot, value: Tensor) -> tuple[str, Slot | None]:
         """Returns what the rows of a tensor are, and for edges, of which connectivity: by type, by name, by size."""
-        kind, name = place
+        kind, name = slot
         over = [index for index, edges in self.edges.items() if edges == value.size(0)]
         over = [index for index in over if index[0] == kind] or (over if kind is None else [])
         if over and (isinstance(kind, tuple) or "edge" in name):
@@ -123,14 +123,14 @@ def _are_counts(value: Any) -> bool:
 
 
 def _hops(
-    lists: dict[Place, list[int]],
+    lists: dict[Slot, list[int]],
     nodes: dict[Type, int],
     parts: dict[Type, int],
-    edges: dict[Place, int],
-    kept: dict[Place, Tensor],
-) -> dict[Place, int]:
+    edges: dict[Slot, int],
+    kept: dict[Slot, Tensor],
+) -> dict[Slot, int]:
     """Returns the lists that hold the numbers of nodes or of edges per hop: those that add up to all of them."""
-    found: dict[Place, int] = {}
+    found: dict[Slot, int] = {}
     for (kind, name), counts in lists.items():
         over = [p for p, number in edges.items() if p[0] == kind and number == sum(counts)]
         is_nodes = kind in nodes and nodes[kind] == sum(counts)
@@ -141,8 +141,8 @@ def _hops(
     return found
 
 
-def _is_connectivity(place: Place, value: Tensor) -> bool:
-    kind, name = place
+def _is_connectivity(slot: Slot, value: Tensor) -> bool:
+    kind, name = slot
     return is_sparse(value) or (
         value.layout == torch.strided
         and value.dim() == 2
@@ -153,8 +153,8 @@ def _is_connectivity(place: Place, value: Tensor) -> bool:
     )
 
 
-def _ends(place: Place, pair: bool) -> tuple[Type, Type]:
-    kind = place[0]
+def _ends(slot: Slot, pair: bool) -> tuple[Type, Type]:
+    kind = slot[0]
     if isinstance(kind, tuple):
         return kind[0], kind[-1]
     if kind == _HYPEREDGE:
@@ -163,10 +163,10 @@ def _ends(place: Place, pair: bool) -> tuple[Type, Type]:
 
 
 def _count_nodes(
-    found: dict[Place, Tensor],
-    indices: dict[Place, Tensor],
-    ends: dict[Place, tuple[Type, Type]],
-    sizes: dict[Place, tuple[int | None, int | None]],
+    found: dict[Slot, Tensor],
+    indices: dict[Slot, Tensor],
+    ends: dict[Slot, tuple[Type, Type]],
+    sizes: dict[Slot, tuple[int | None, int | None]],
     node_dim: int,
 ) -> dict[Type, int] | None:
     """Counts the nodes per type; ``None`` if tensors disagree, or a connectivity points past the end."""
@@ -180,10 +180,10 @@ def _count_nodes(
     for kind, name in likely:  # further node types that only unusual names tell of
         if kind is not None:
             nodes.setdefault(kind, likely[kind, name].size(0))
-    for place, index in indices.items():
-        if index.numel() and place[0] == _HYPEREDGE:
+    for slot, index in indices.items():
+        if index.numel() and slot[0] == _HYPEREDGE:
             nodes.setdefault(_HYPEREDGE, int(index[1].max()) + 1)
-        for row, end, size in zip(index, ends[place], sizes[place], strict=True):
+        for row, end, size in zip(index, ends[slot], sizes[slot], strict=True):
             if size is not None:
                 nodes.setdefault(end, size)
             if end not in nodes or (row.numel() and int(row.max()) >= nodes[end]):
@@ -192,8 +192,8 @@ def _count_nodes(
 
 
 def _part(
-    indices: dict[Place, Tensor], ends: dict[Place, tuple[Type, Type]], nodes: dict[Type, int], matrices: set[Place]
-) -> tuple[dict[Type, int], dict[Place, Tensor]]:
+    indices: dict[Slot, Tensor], ends: dict[Slot, tuple[Type, Type]], nodes: dict[Type, int], matrices: set[Slot]
+) -> tuple[dict[Type, int], dict[Slot, Tensor]]:
     """Returns how many nodes of each type the second copy has, and which edges lie among them.
 
     A matrix (``matrices`` names them) holds each edge once, an ``EdgeIndex`` has them in order: of these no edge is
@@ -202,8 +202,8 @@ def _part(
     All counts must grow, and no two end up equal: dimensions are told apart by how they grow. Where that can be had, no
     two grow by the same number, either: a model may take a few rows off (10 of 12 nodes, 10 of 14 edges).
     """
-    best: tuple[dict[Type, int], dict[Place, Tensor]] = dict(nodes), {}
-    enough: tuple[dict[Type, int], dict[Place, Tensor]] | None = None
+    best: tuple[dict[Type, int], dict[Slot, Tensor]] = dict(nodes), {}
+    enough: tuple[dict[Type, int], dict[Slot, Tensor]] | None = None
     for extra in [*range(16), max(nodes.values())]:
         parts: dict[Type, int] = {}
         taken: set[int] = set()
@@ -214,14 +214,14 @@ def _part(
             parts[kind] = part
             taken.add(number + part)
         kept = {}
-        for place, index in indices.items():
-            inside = (index[0] < parts[ends[place][0]]) & (index[1] < parts[ends[place][1]])
-            kept[place] = inside.nonzero().view(-1)
+        for slot, index in indices.items():
+            inside = (index[0] < parts[ends[slot][0]]) & (index[1] < parts[ends[slot][1]])
+            kept[slot] = inside.nonzero().view(-1)
         best = parts, kept
-        grown = [index.size(1) + len(kept[place]) for place, index in indices.items() if index.size(1)]
-        grew = all(len(kept[place]) or not index.size(1) for place, index in indices.items())
+        grown = [index.size(1) + len(kept[slot]) for slot, index in indices.items() if index.size(1)]
+        grew = all(len(kept[slot]) or not index.size(1) for slot, index in indices.items())
         if grew and len({*taken, *grown}) == len(nodes) + len(grown):
-            by = [*parts.values(), *(len(kept[place]) for place, index in indices.items() if index.size(1))]
+            by = [*parts.values(), *(len(kept[slot]) for slot, index in indices.items() if index.size(1))]
             if len(set(by)) == len(by):
                 return best
             enough = enough or best
@@ -229,10 +229,10 @@ def _part(
         return enough
     parts, kept = best
     counts = {number + parts[kind] for kind, number in nodes.items()}
-    for place, index in indices.items():  # a copy of the whole: an edge more where counts collide, or one less
-        while len(kept[place]) > (place in matrices) and index.size(1) + len(kept[place]) in counts:
-            kept[place] = kept[place][1:] if place in matrices else torch.cat([kept[place], kept[place][:1]])
-        counts.add(index.size(1) + len(kept[place]))
+    for slot, index in indices.items():  # a copy of the whole: an edge more where counts collide, or one less
+        while len(kept[slot]) > (slot in matrices) and index.size(1) + len(kept[slot]) in counts:
+            kept[slot] = kept[slot][1:] if slot in matrices else torch.cat([kept[slot], kept[slot][:1]])
+        counts.add(index.size(1) + len(kept[slot]))
     return parts, kept
 
 
@@ -243,8 +243,8 @@ def node_dim_of(name: str, value: Tensor, node_dim: int) -> int:
 # -- every tensor with its type and name ---------------------------------------------------------------------------
 
 
-def map_places(inputs: Inputs, function: Callable[[Place, Any], Any]) -> Inputs:
-    """Returns the inputs with ``function(place, value)`` in place of every tensor and number given."""
+def map_slots(inputs: Inputs, function: Callable[[Slot, Any], Any]) -> Inputs:
+    """Returns the inputs with ``function(slot, value)`` in place of every tensor and number given."""
     arguments = dict(inputs.arguments)
     for name in inputs.given:
         value = arguments[name]
@@ -262,7 +262,7 @@ def _name_of(value: Any, name: str) -> str:
     return f"edge_index {name}" if pairs else name
 
 
-def _map_value(kind: Type, name: str, value: Any, function: Callable[[Place, Any], Any]) -> Any:
+def _map_value(kind: Type, name: str, value: Any, function: Callable[[Slot, Any], Any]) -> Any:
     if isinstance(value, BaseData):
         return _map_data(value, function)
     if isinstance(value, dict):
@@ -278,7 +278,7 @@ def _map_value(kind: Type, name: str, value: Any, function: Callable[[Place, Any
     return function((_HYPEREDGE if kind is None and name.startswith("hyperedge_") else kind, name), value)
 
 
-def _map_data(data: BaseData, function: Callable[[Place, Any], Any]) -> BaseData:
+def _map_data(data: BaseData, function: Callable[[Slot, Any], Any]) -> BaseData:
     copied = copy.copy(data)
     for store in copied.stores:
         for key, item in list(store.items()):

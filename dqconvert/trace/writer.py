@@ -20,11 +20,11 @@ from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.ops import OPERATORS
 from dqconvert.trace.attributes import Attributes
+from dqconvert.trace.blocks import Blocks, overlap
 from dqconvert.trace.constants import literal
 from dqconvert.trace.containers import followed
 from dqconvert.trace.foreign import Foreign
 from dqconvert.trace.guards import COMPARISONS, guard
-from dqconvert.trace.memory import Memories, share_memory
 from dqconvert.trace.nested import is_named, leaves_in, map_items, tensors_in
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.runtime import after, private
@@ -70,7 +70,7 @@ class Writer:
         self.graph = Graph()
         self.recording = False
         self.modules = {id(module): path for path, module in nn.Module.named_modules(root)}
-        self.memories = Memories(self.graph, lambda: self.note(None), self.fail)
+        self.blocks = Blocks(self.graph, lambda: self.note(None), self.fail)
         self._guards: set[tuple[Any, ...]] = set()
         self.where: list[tuple[str, int]] = [("", 0)]
         self.calls: dict[str, int] = {}
@@ -199,9 +199,9 @@ class Writer:
             written = self.foreign.written()
         if written:
             self.fail(f"writes into the {written}: pass it as an argument")
-        self.memories.flush()
+        self.blocks.flush()
         annotate(self.graph.output(returned), Note())
-        self.memories.finish()
+        self.blocks.finish()
 
     def note(self, value: Any, source: str | None = None) -> Note:
         """Returns the note of a node that is made now and holds ``value``."""
@@ -236,7 +236,7 @@ class Writer:
         if isinstance(result, Tensor):
             annotate(node, self.with_value(note_of(node), result))
             with self.paused():
-                self.memories.bind(result, node, origin=origin)
+                self.blocks.bind(result, node, origin=origin)
             self._keep_value(node, result)
             return result
         if isinstance(result, tuple | list):
@@ -264,7 +264,7 @@ class Writer:
         self._tensor_argument(tensor)  # of a buffer, that it is one
         annotate(node, self.with_value(note_of(node), tensor))
         with self.paused():
-            self.memories.write(tensor, node)
+            self.blocks.write(tensor, node)
         self._keep_value(node, tensor)
 
     def take_view(self, tensor: Tensor, node: Node) -> None:
@@ -272,7 +272,7 @@ class Writer:
         self._tensor_argument(tensor)
         annotate(node, self.with_value(note_of(node), tensor))
         with self.paused():
-            self.memories.take_view(tensor, node)
+            self.blocks.take_view(tensor, node)
 
     def _keep_value(self, node: Node, tensor: Tensor) -> None:
         if self.values is not None:
@@ -282,7 +282,7 @@ class Writer:
     def store_for(self, module: nn.Module) -> None:
         """Stores what was written into the parameters and buffers of a module that is called as a whole next."""
         with self.paused():
-            self.memories.flush([*module.parameters(), *module.buffers()])
+            self.blocks.flush([*module.parameters(), *module.buffers()])
 
     def versions(self, arguments: Any) -> list[tuple[Tensor, int]]:
         """Returns the tensors among a call's arguments, and how often each was changed.
@@ -308,13 +308,13 @@ class Writer:
         The call changes copies of them; an attribute that holds what it always held is changed for real.
         """
         with self.paused():
-            overlap = any(share_memory(a, b) for a, b in combinations(changed, 2))
-        if overlap:
+            shared = any(overlap(a, b) for a, b in combinations(changed, 2))
+        if shared:
             self.fail("changes several tensors that share memory in one call")
         for tensor in changed:
             before = self._tensor_argument(tensor)
             with self.paused():
-                if self.memories.written_by_others(tensor):
+                if self.blocks.written_by_others(tensor):
                     continue
             with self.graph.inserting_before(node):
                 own = annotate(self.graph.call_function(private, (before,)), note_of(before))
@@ -327,12 +327,12 @@ class Writer:
 
     def knows(self, tensor: Tensor) -> bool:
         """Returns True if a recorded call made a tensor."""
-        return self.memories.find(tensor) is not None or self.foreign.node_of(tensor) is not None
+        return self.blocks.find(tensor) is not None or self.foreign.node_of(tensor) is not None
 
     def node_of(self, tensor: Tensor) -> Node | None:
         """Returns the node that has the value of a tensor now; ``None`` if no recorded call made it."""
-        cell = self.memories.find(tensor)
-        return self.foreign.node_of(tensor) if cell is None else self.memories.current(cell)
+        cell = self.blocks.find(tensor)
+        return self.foreign.node_of(tensor) if cell is None else self.blocks.current(cell)
 
     def argument(self, value: Any) -> Any:
         """Returns a recorded call's argument in the graph's terms."""

@@ -21,16 +21,16 @@ from dqconvert.ops import (
     PYG,
     TORCH,
     InPlace,
-    Memory,
     Moves,
     Op,
     Sign,
+    Storage,
     layers_of,
-    memory_of,
     op_named,
     op_of,
     op_of_function,
     op_of_layer,
+    storage_of,
     writes,
 )
 from dqconvert.trace.leaves import leaf_functions
@@ -192,7 +192,7 @@ def test_what_says_nothing_is_safe():
     """An operation without a record is on no grid, of any sign, not remembered, and may share memory."""
     op = op_named("surely_not_there")
     claims = {name: value for name, value in vars(op).items() if value not in (False, None, (), "", 0)}
-    nothing = {"name": "surely_not_there", "package": TORCH, "sign": Sign.ANY, "memory": Memory.UNKNOWN}
+    nothing = {"name": "surely_not_there", "package": TORCH, "sign": Sign.ANY, "storage": Storage.UNKNOWN}
     assert claims == {**nothing, "in_place": InPlace.NAMESAKE}
     assert not any((op.keeps_grid, op.reshapes, op.joins, op.repeatable))
 
@@ -288,7 +288,7 @@ def test_moves_return_entries_of_their_argument(op):
             assert sorted(result.flatten().tolist()) == sorted(X.flatten().tolist())
 
 
-@pytest.mark.parametrize("op", of_torch(lambda op: op.memory is not Memory.UNKNOWN))
+@pytest.mark.parametrize("op", of_torch(lambda op: op.storage is not Storage.UNKNOWN))
 def test_memory(op):
     x = X.reshape(2, 3, 4) if op.name == "dsplit" else numbers(op) if op.pointwise else X.clone()
     places = {
@@ -297,7 +297,7 @@ def test_memory(op):
         if value is not None and isinstance(value, torch.Tensor)
     }
     shared = [result.untyped_storage().data_ptr() in places for result in results(op, x)]
-    if op.memory is Memory.OWN:
+    if op.storage is Storage.OWN:
         assert not any(shared)
     elif op.name not in ("long", "int", "double"):  # these share where nothing is to be converted
         assert any(shared)
@@ -308,7 +308,7 @@ def test_memory(op):
 def test_what_sometimes_returns_a_view_is_known_to(name):
     x = X.clone()
     assert SOMETIMES_VIEWS[name](x).untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
-    assert op_named(name).memory is Memory.SHARED
+    assert op_named(name).storage is Storage.SHARED
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_writing_is_told_however_it_is_asked_for(call, changes):
     function, args, kwargs = call
     node = graph.call_function(function, (graph.placeholder("x"), *args), kwargs)
     assert writes(node) is changes
-    assert (memory_of(node) is Memory.SHARED) is (changes or function is F.dropout)
+    assert (storage_of(node) is Storage.SHARED) is (changes or function is F.dropout)
 
 
 @pytest.mark.parametrize("value", [1, 1.0, 0.0])

@@ -27,8 +27,8 @@ _Geometry: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]
 
 
 @dataclass(eq=False)
-class Memory:
-    """A piece of memory.
+class Block:
+    """A block of block.
 
     Attributes:
         version: How often it was written.
@@ -54,8 +54,8 @@ class Cell:
     Attributes:
         tensor: It, while somebody holds it.
         node: What has its value.
-        memory: Where it lies.
-        version: Of the memory, when the node had the value.
+        block: Where it lies.
+        version: Of the block, when the node had the value.
         geometry: Its form, its strides, where it begins, and its dtype.
         trained: Whether gradients flow to it.
         parent: What it is a view of.
@@ -65,7 +65,7 @@ class Cell:
 
     tensor: Callable[[], Tensor | None]
     node: Node
-    memory: Memory
+    block: Block
     version: int
     geometry: _Geometry | None
     trained: bool
@@ -74,7 +74,7 @@ class Cell:
     link: tuple[Node, ...] = ()
 
 
-class Memories:
+class Blocks:
     """The memory of one recording: which tensors are views of which, and which node has the value of each.
 
     Args:
@@ -86,7 +86,7 @@ class Memories:
         self._note = note
         self._fail = fail
         self._cells: dict[int, Cell] = {}
-        self._memories: dict[int, Memory] = {}
+        self._blocks: dict[int, Block] = {}
         self._again: dict[tuple[Node, Node], Node] = {}
         self._made: list[Node] = []
 
@@ -106,41 +106,41 @@ class Memories:
         if known is not None:  # `x.contiguous()` may be x
             known.node = node
             return
-        memory = self._memory(tensor)
-        cell = Cell(weakref.ref(tensor), node, memory, memory.version, _geometry(tensor), tensor.requires_grad)
-        if memory.cells:
+        block = self._block(tensor)
+        cell = Cell(weakref.ref(tensor), node, block, block.version, _geometry(tensor), tensor.requires_grad)
+        if block.cells:
             self._connect(cell, origin)
         elif origin:
-            memory.origin, memory.attribute = node, attribute
+            block.origin, block.attribute = node, attribute
         if tensor.layout != torch.strided or any(note_of(n).sparse for n in node.all_input_nodes):
-            memory.opaque = "writes into parts of a sparse matrix"
-        memory.cells.append(cell)
+            block.opaque = "writes into parts of a sparse matrix"
+        block.cells.append(cell)
         self._cells[id(tensor)] = cell
 
     def current(self, cell: Cell) -> Node:
         """Returns the node that has the value of a tensor now."""
-        if cell.version == cell.memory.version or cell.parent is None:
+        if cell.version == cell.block.version or cell.parent is None:
             return cell.node
         source = self.current(cell.parent)
         link = [self._retake(node, cell.via, source) for node in cell.link[:1]]
         link += [self._retake(node, before, link[-1]) for before, node in zip(cell.link, cell.link[1:], strict=False)]
         cell.via, cell.link, cell.node = source, tuple(link), link[-1]
-        cell.version = cell.memory.version
+        cell.version = cell.block.version
         return cell.node
 
     def write(self, tensor: Tensor, node: Node) -> None:
-        """Says that a tensor was written and has the value of a node now; so has all that shares its memory."""
+        """Says that a tensor was written and has the value of a node now; so has all that shares its block."""
         cell = self.find(tensor)
         assert cell is not None
-        memory = cell.memory
-        if memory.opaque:
-            self._fail(memory.opaque)
+        block = cell.block
+        if block.opaque:
+            self._fail(block.opaque)
         chain = [cell]
         while chain[-1].parent is not None:
             chain.append(chain[-1].parent)
         before = [self.current(one) for one in chain]
-        memory.version += 1
-        memory.pending = None if memory.origin is None else self._note()
+        block.version += 1
+        block.pending = None if block.origin is None else self._note()
         self._made.append(node)
         unseen = not torch.is_grad_enabled()  # by gradients, which go on to what was there before
         for place, one in enumerate(chain):
@@ -149,7 +149,7 @@ class Memories:
             unseen = unseen or (not one.trained and chain[min(place + 1, len(chain) - 1)].trained)
             alive = one.tensor()
             one.trained = one.trained or cell.trained if alive is None else alive.requires_grad
-            one.node, one.version = node, memory.version
+            one.node, one.version = node, block.version
             if one.parent is not None:
                 node = self._put_back(before[place + 1], one, node)
 
@@ -157,19 +157,19 @@ class Memories:
         """Says that a tensor became, in place, a view of what it was (``x.t_()``)."""
         old = self.find(tensor)
         assert old is not None
-        new = Cell(old.tensor, node, old.memory, old.version, _geometry(tensor), tensor.requires_grad)
+        new = Cell(old.tensor, node, old.block, old.version, _geometry(tensor), tensor.requires_grad)
         new.parent, new.via, new.link = old, old.node, (node,)
         old.tensor = _gone
-        old.memory.cells.append(new)
+        old.block.cells.append(new)
         self._cells[id(tensor)] = new
 
     def written_by_others(self, tensor: Tensor) -> bool:
         """Says that an attribute was written, for real, by a call that the graph repeats; whether it could be."""
         cell = self.find(tensor)
-        if cell is None or not cell.memory.attribute or cell.node is not cell.memory.origin or cell.memory.opaque:
+        if cell is None or not cell.block.attribute or cell.node is not cell.block.origin or cell.block.opaque:
             return False
-        cell.memory.version += 1
-        cell.version = cell.memory.version
+        cell.block.version += 1
+        cell.version = cell.block.version
         return True
 
     def flush(self, attributes: Iterable[Tensor] | None = None) -> None:
@@ -180,18 +180,18 @@ class Memories:
                 change them itself; ``None``: all, at the end.
         """
         wanted = None if attributes is None else {id(tensor) for tensor in attributes}
-        for memory in dict.fromkeys(cell.memory for cell in self._cells.values() if cell.memory.pending):
-            root = memory.cells[0]
-            if memory.origin is None or memory.pending is None or (wanted is not None and not memory.attribute):
+        for block in dict.fromkeys(cell.block for cell in self._cells.values() if cell.block.pending):
+            root = block.cells[0]
+            if block.origin is None or block.pending is None or (wanted is not None and not block.attribute):
                 continue
-            if wanted is not None and not any(id(cell.tensor()) in wanted for cell in memory.cells):
+            if wanted is not None and not any(id(cell.tensor()) in wanted for cell in block.cells):
                 continue
-            annotate(self._graph.call_function(store, (memory.origin, root.node)), memory.pending)
-            memory.pending = None
+            annotate(self._graph.call_function(store, (block.origin, root.node)), block.pending)
+            block.pending = None
             if wanted is not None:
-                root.node = annotate(self._graph.get_attr(str(memory.origin.target)), note_of(memory.origin))
-                memory.version += 1
-                root.version = memory.version
+                root.node = annotate(self._graph.get_attr(str(block.origin.target)), note_of(block.origin))
+                block.version += 1
+                root.version = block.version
 
     def finish(self) -> None:
         """Takes out what was put back and taken again for nobody; keeps what is stored from being read afterwards."""
@@ -208,16 +208,16 @@ class Memories:
 
     # -- views ---------------------------------------------------------------------------------------------------
 
-    def _memory(self, tensor: Tensor) -> Memory:
-        key = _place(tensor)
+    def _block(self, tensor: Tensor) -> Block:
+        key = _storage(tensor)
         if key is None:
-            return Memory()
-        memory = self._memories.get(key)
-        held = [] if memory is None else [one for cell in memory.cells if (one := cell.tensor()) is not None]
-        if memory is not None and any(_place(one) == key for one in held):
-            return memory
-        self._memories[key] = Memory()
-        return self._memories[key]
+            return Block()
+        block = self._blocks.get(key)
+        held = [] if block is None else [one for cell in block.cells if (one := cell.tensor()) is not None]
+        if block is not None and any(_storage(one) == key for one in held):
+            return block
+        self._blocks[key] = Block()
+        return self._blocks[key]
 
     def _connect(self, cell: Cell, origin: bool) -> None:
         """Finds out what a tensor is a view of, and how it was taken."""
@@ -225,11 +225,11 @@ class Memories:
         taken = [node]
         if op_name(node) == "getitem" and isinstance(node.args[0], Node) and not note_of(node.args[0]).is_tensor:
             taken.insert(0, node.args[0])  # one of several results
-        for other in reversed(cell.memory.cells):
+        for other in reversed(cell.block.cells):
             if not origin and other.node in taken[0].all_input_nodes:
                 cell.parent, cell.via, cell.link = other, other.node, tuple(taken)
                 return
-        cell.memory.opaque = "writes into memory that two of its arguments or attributes share"
+        cell.block.opaque = "writes into memory that two of its arguments or attributes share"
 
     def _retake(self, node: Node, before: Node | None, source: Node) -> Node:
         """Takes the same view of another value."""
@@ -307,7 +307,7 @@ def _geometry(tensor: Tensor) -> _Geometry | None:
     return tuple(tensor.size()), tuple(tensor.stride()), int(tensor.storage_offset()), tensor.dtype
 
 
-def _place(tensor: Tensor) -> int | None:
+def _storage(tensor: Tensor) -> int | None:
     """Returns a key of a tensor's storage; ``None`` for a tensor without one storage."""
     try:
         return int(tensor.untyped_storage()._cdata)
@@ -315,15 +315,15 @@ def _place(tensor: Tensor) -> int | None:
         return None
 
 
-def share_memory(one: Tensor, other: Tensor) -> bool:
+def overlap(one: Tensor, other: Tensor) -> bool:
     """Returns True if a write into one tensor may change the other.
 
     Example:
         >>> x = torch.ones(4)
-        >>> share_memory(x, x[2:]), share_memory(x, x.clone())
+        >>> overlap(x, x[2:]), overlap(x, x.clone())
         (True, False)
     """
-    return one is other or (_place(one) is not None and _place(one) == _place(other))
+    return one is other or (_storage(one) is not None and _storage(one) == _storage(other))
 
 
 def _gone() -> None:
