@@ -45,6 +45,7 @@ class Scheme(NamedTuple):
         momentum: Of the moving average; negative: running minimum and maximum.
         observe: Whether to update the range at all.
         clip: Whether the gradient of clipped values is zero.
+        from_zero: Whether the grid begins at zero, however low the range reaches; only where it is affine.
     """
 
     quant_min: int
@@ -54,17 +55,19 @@ class Scheme(NamedTuple):
     momentum: float
     observe: bool
     clip: bool
+    from_zero: bool = False
 
     def packed(self) -> tuple[list[int], list[float]]:
         """As the lists of numbers that operators take."""
-        ints = [self.quant_min, self.quant_max, int(self.symmetric), int(self.observe), int(self.clip)]
+        shape = int(self.symmetric) + 2 * int(self.from_zero)
+        ints = [self.quant_min, self.quant_max, shape, int(self.observe), int(self.clip)]
         return ints, [self.p, self.momentum]
 
     @staticmethod
     def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Scheme:
         """From those lists."""
-        (low, high, symmetric, observe, clip), (p, momentum) = ints, floats
-        return Scheme(low, high, bool(symmetric), p, momentum, bool(observe), bool(clip))
+        (low, high, shape, observe, clip), (p, momentum) = ints, floats
+        return Scheme(low, high, bool(shape & 1), p, momentum, bool(observe), bool(clip), bool(shape & 2))
 
 
 class Steps(NamedTuple):
@@ -167,7 +170,7 @@ class Grid:
     def parameters(self, dtype: Any) -> NDArray[Any]:
         """`[scale, zero_point, quant_min, quant_max]`, as :func:`dqconvert.kernels.qparams` defines them."""
         low, high = self.scheme.quant_min, self.scheme.quant_max
-        lo, hi = min(self.lo, 0.0), max(self.hi, 0.0)
+        lo, hi = 0.0 if self.scheme.from_zero else min(self.lo, 0.0), max(self.hi, 0.0)
         if lo == hi or math.isnan(lo) or math.isnan(hi):
             return np.array([1, 0, low, high], dtype)
         if self.scheme.symmetric:

@@ -22,7 +22,7 @@ from dqconvert.kernels._layout import check_rows, wide_dtype
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu import chain as _chain
-from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
+from dqconvert.kernels.fake_quantize import plain_fake_quantize, scheme_qparams
 from dqconvert.kernels.minmax import plain_minmax_pair
 from dqconvert.kernels.percentile import plain_percentile_pair
 
@@ -82,7 +82,7 @@ def plain_quantize_chain(
         i = sum(before is not None for before in steps.schemes[:place])
         lo, hi = plain_observe(values, ranges[2 * i], ranges[2 * i + 1], scheme, protected)
         new[2 * i], new[2 * i + 1] = lo, hi
-        scale, zero_point = qparams(lo, hi, scheme.quant_min, scheme.quant_max, scheme.symmetric)
+        scale, zero_point = scheme_qparams(scheme, lo, hi)
         rounded, clipped = plain_fake_quantize(
             values, scale, zero_point, scheme.quant_min, scheme.quant_max, protected, 0, None
         )

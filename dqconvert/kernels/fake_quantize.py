@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._grid import Scheme
 from dqconvert.kernels._layout import along, check_rows, wide_dtype
 
 _EPS = torch.finfo(torch.float32).eps
@@ -58,6 +59,12 @@ def qparams(min_val: Tensor, max_val: Tensor, quant_min: int, quant_max: int, sy
         zero_point = (quant_min - torch.round(lo / scale)).clamp(quant_min, quant_max)
     empty = lo == hi
     return scale.masked_fill(empty, 1).float(), zero_point.masked_fill(empty, 0).int()
+
+
+def scheme_qparams(scheme: Scheme, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the grid that a scheme makes of a range, as :func:`qparams` does."""
+    low = lo.clamp(min=0) if scheme.from_zero else lo
+    return qparams(low, hi, scheme.quant_min, scheme.quant_max, scheme.symmetric)
 
 
 def plain_fake_quantize(

@@ -20,7 +20,7 @@ from dqconvert.kernels.cpu.chain import flags, loops_add, matrix
 from dqconvert.kernels.cpu.entry import Gate
 from dqconvert.kernels.cpu.llvm.multiply import MOST, pack
 from dqconvert.kernels.cpu.threads import parts, run
-from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
+from dqconvert.kernels.fake_quantize import plain_fake_quantize, scheme_qparams
 
 
 def split(ints: Sequence[int], floats: Sequence[float]) -> tuple[Scheme | None, tuple[Sequence[int], Sequence[float]]]:
@@ -59,7 +59,7 @@ def let_in(
     entry, _ = split(ints, floats)
     if entry is None or range_ is None or x is None or not entry.clip:
         return grad
-    scale, zero_point = qparams(range_[0], range_[1], entry.quant_min, entry.quant_max, entry.symmetric)
+    scale, zero_point = scheme_qparams(entry, range_[0], range_[1])
     args = (x, scale, zero_point, entry.quant_min, entry.quant_max, protected, 0, None)
     return torch.where(plain_fake_quantize(*args)[1], 0, grad)
 

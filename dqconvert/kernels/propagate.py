@@ -33,7 +33,7 @@ from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.cpu import propagate as sums
 from dqconvert.kernels.degree import in_degree
 from dqconvert.kernels.edge_order import EdgeOrder
-from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
+from dqconvert.kernels.fake_quantize import plain_fake_quantize, scheme_qparams
 
 
 class Passing(NamedTuple):
@@ -105,7 +105,7 @@ def plain_messages(
         message = (message.view(heads) * weight.unsqueeze(2)).view_as(message)
     rows = None if protected is None else protected.index_select(0, sender)
     lo, hi = plain_observe(message, range_[0], range_[1], scheme, rows)
-    scale, zero_point = qparams(lo, hi, scheme.quant_min, scheme.quant_max, scheme.symmetric)
+    scale, zero_point = scheme_qparams(scheme, lo, hi)
     rounded, clipped = plain_fake_quantize(
         message, scale, zero_point, scheme.quant_min, scheme.quant_max, rows, 0, None
     )

@@ -17,11 +17,16 @@ def _of_graph(name: str) -> Op:
 
 
 def _pool(name: str, reduces: str) -> Op:
-    return _pyg(name, reduces=reduces, pools=True, sign=Sign.KEEPS)
+    return _pyg(name, reduces=reduces, pools=True, sign=Sign.KEEPS, lets_relu_pass=reduces in _SELECTS)
 
 
 def _aggregation(name: str, reduces: str) -> Op:
-    return _pyg(name, modules=(f"torch_geometric.nn.aggr.{name}",), reduces=reduces, sign=Sign.KEEPS)
+    facts = {"reduces": reduces, "sign": Sign.KEEPS, "lets_relu_pass": reduces in _SELECTS}
+    return _pyg(name, modules=(f"torch_geometric.nn.aggr.{name}",), **facts)
+
+
+_SELECTS = ("max", "min")
+"""Reductions that return one of the entries, or 0 where there is none."""
 
 
 GRAPHS = (

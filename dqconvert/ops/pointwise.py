@@ -101,8 +101,8 @@ ARITHMETIC = (
 )
 
 ACTIVATIONS = (
-    _activation("relu", "ReLU", sign=_NONNEGATIVE),
-    _activation("relu6", "ReLU6", sign=_NONNEGATIVE),
+    _activation("relu", "ReLU", sign=_NONNEGATIVE, cuts=True),
+    _activation("relu6", "ReLU6", sign=_NONNEGATIVE, cuts=True),
     _activation("leaky_relu", "LeakyReLU"),
     _activation("prelu", "PReLU"),
     _activation("elu", "ELU", in_place=_FROM_RESULT),

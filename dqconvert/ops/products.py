@@ -79,8 +79,8 @@ WEIGHTED_LAYERS = (
 REDUCTIONS = (
     _reduction("sum", sign=Sign.KEEPS),
     _reduction("mean", sign=Sign.KEEPS),
-    _reduction("amax", sign=Sign.KEEPS),
-    _reduction("amin", sign=Sign.KEEPS),
+    _reduction("amax", sign=Sign.KEEPS, lets_relu_pass=True),
+    _reduction("amin", sign=Sign.KEEPS, lets_relu_pass=True),
     _reduction("prod"),
     _reduction("std"),
     _reduction("var"),

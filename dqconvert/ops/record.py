@@ -125,6 +125,8 @@ class Op:
         weighted: The positions of the factors of such a product.
         columns_last: Whether the second factor has its output columns last (``x @ w``), not first (``linear``).
         sign: What is known of the sign of its result.
+        cuts: Whether what is below zero counts as zero in its argument: ``f(x) == f(relu(x))``.
+        lets_relu_pass: Whether ``relu(f(x)) == f(relu(x))``; of what moves entries or drops them this need not be said.
         activation: Whether it is a nonlinearity that may stand between an attention logit and its softmax.
         squashes: Whether its result is bounded, as coefficients are.
 
@@ -181,6 +183,8 @@ class Op:
     weighted: tuple[int, ...] = ()
     columns_last: bool = False
     sign: Sign = Sign.ANY
+    cuts: bool = False
+    lets_relu_pass: bool = False
     activation: bool = False
     squashes: bool = False
     # Storage.
@@ -226,6 +230,12 @@ class Op:
     def keeps_grid(self) -> bool:
         """True if a value on a quantizer's grid stays on it: its entries move, or some of them become 0."""
         return (self.moves is not None and not self.joins) or (self.drops and self.sign is Sign.KEEPS)
+
+    @property
+    def commutes_with_relu(self) -> bool:
+        """True if a ReLU behind it might as well stand before it."""
+        keeps = self.moves is not None or self.drops or self.identity
+        return self.lets_relu_pass or (keeps and self.sign is Sign.KEEPS)
 
     @property
     def reshapes(self) -> bool:

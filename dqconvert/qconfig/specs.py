@@ -60,7 +60,9 @@ class QSpec:
         signed: Whether codes reach below zero. ``True`` and ``False`` settle it; ``None`` (the default) decides from
             the graph: unsigned wherever the value cannot be negative. ``"input"`` decides from the graph for the role
             ``input`` only, and every other role is signed: what Degree-Quant's code does, which looks for a ReLU before
-            a layer but quantizes everything inside the layer signed.
+            a layer but quantizes everything inside the layer signed. ``"graph"`` is ``None``, and unsigned also
+            wherever the value feeds only ReLUs, directly or through what commutes with them (dropout, views, gathers,
+            maxima): what lies below zero is cut there anyway. Its unsigned grids reach from zero, symmetric or not.
         symmetric: If true, the range is widened to lie evenly around zero, so that the zero point is fixed; otherwise
             the grid is affine. Default: false.
         granularity: ``"tensor"`` (the default): one range for the whole tensor; ``"channel"``: one per output channel.
@@ -97,7 +99,7 @@ class QSpec:
     """
 
     bits: int = 8
-    signed: bool | Literal["input"] | None = None
+    signed: bool | Literal["input", "graph"] | None = None
     symmetric: bool = False
     granularity: Granularity = "tensor"
     range: Range = "minmax"
@@ -109,8 +111,8 @@ class QSpec:
     def __post_init__(self) -> None:
         is_integer = isinstance(self.bits, int) and not isinstance(self.bits, bool)
         require("bits", self.bits, is_integer and 2 <= self.bits <= 8, "an integer from 2 to 8")
-        is_signed = self.signed is None or isinstance(self.signed, bool) or self.signed == "input"
-        require("signed", self.signed, is_signed, "True, False, None or 'input'")
+        is_signed = self.signed is None or isinstance(self.signed, bool) or self.signed in ("input", "graph")
+        require("signed", self.signed, is_signed, "True, False, None, 'input' or 'graph'")
         require("symmetric", self.symmetric, isinstance(self.symmetric, bool), "True or False")
         require_choice("granularity", self.granularity, get_args(Granularity))
         refuse_not_served_yet(f"range={self.range!r}")
@@ -148,8 +150,13 @@ class QSpec:
         """The weight of the newest step in the moving average; `None` where the range is a running one."""
         return 0.01 if self.range == "ema" and self.momentum is None else self.momentum
 
-    def signed_for(self, *, role: str, nonnegative: bool) -> bool:
-        """True if the codes of a value of this role are signed, given that it can or cannot be negative.
+    def signed_for(self, *, role: str, nonnegative: bool, cut: bool = False) -> bool:
+        """True if the codes of a value of this role are signed.
+
+        Args:
+            role: The role.
+            nonnegative: Whether the value cannot be negative.
+            cut: Whether it feeds only ReLUs.
 
         Example:
             >>> QSpec(signed="input").signed_for(role="input", nonnegative=True)
@@ -159,6 +166,8 @@ class QSpec:
         """
         if isinstance(self.signed, bool):
             return self.signed
+        if self.signed == "graph":
+            return not (nonnegative or cut)
         return not nonnegative or (self.signed == "input" and role != "input")
 
     def quant_range(self, signed: bool) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class FakeQuantize(nn.Module):
         zero_point: int32, of the grid of that range.
         quant_min: The smallest code.
         quant_max: The largest code.
+        from_zero: Whether the grid reaches from zero, however far the values and the range lie below it.
         observer_enabled: Whether to update the range.
         fake_quant_enabled: Whether to round; of an unrounded value the input itself is returned.
         calibrating: Whether to observe in evaluation, too, all rows.
@@ -84,10 +86,11 @@ class FakeQuantize(nn.Module):
         self.spec = spec
         self.name = name
         self.signed = signed
+        self.from_zero = spec.signed == "graph" and not signed
         self.channel_dim = channel_dim if shape else None
         self.row_dim = row_dim
         self.quant_min, self.quant_max = spec.quant_range(signed)
-        self.observer = observer_for(spec)
+        self.observer = observer_for(replace(spec, symmetric=False) if self.from_zero else spec)
         self.observer_enabled = True
         self.fake_quant_enabled = True
         self.calibrating = False
@@ -96,7 +99,8 @@ class FakeQuantize(nn.Module):
         # Whether the range is known to hold something. The buffers are the truth; this spares looking at
         # them, which would wait for an accelerator, in every call.
         self._known_observed = False
-        self._fused = self.observer.scheme(self.quant_min, self.quant_max) if self.channel_dim is None else None
+        fused = self.observer.scheme(self.quant_min, self.quant_max) if self.channel_dim is None else None
+        self._fused = fused if fused is None else fused._replace(from_zero=self.from_zero)
 
     @property
     def scale(self) -> Tensor:
@@ -107,7 +111,8 @@ class FakeQuantize(nn.Module):
         return self._qparams()[1]
 
     def _qparams(self) -> tuple[Tensor, Tensor]:
-        return qparams(self.min_val, self.max_val, self.quant_min, self.quant_max, self.spec.symmetric)
+        low = self.min_val.clamp(min=0) if self.from_zero else self.min_val
+        return qparams(low, self.max_val, self.quant_min, self.quant_max, self.observer.spec.symmetric)
 
     def forward(self, x: Tensor, protected: Tensor | None = None) -> Tensor:
         """Observes and rounds ``x``, a floating tensor; ``protected`` is bool ``[x.size(row_dim)]`` or ``None``."""
@@ -180,6 +185,7 @@ class FakeQuantize(nn.Module):
     @torch.no_grad()
     def _observe(self, x: Tensor, protected: Tensor | None) -> None:
         keep = None if protected is None else ~protected
+        x = x.clamp(min=0) if self.from_zero else x  # a search is not to look at what is cut
         lo, hi = self.observer.update((self.min_val, self.max_val), x, keep, self.row_dim, self.channel_dim)
         # In place: the buffers may be shared between processes, or captured by compiled code.
         self.min_val.copy_(lo)
@@ -228,7 +234,7 @@ class FakeQuantize(nn.Module):
         self.is_observed()
 
     def extra_repr(self) -> str:
-        scheme = "symmetric" if self.spec.symmetric else "affine"
+        scheme = "from zero" if self.from_zero else "symmetric" if self.spec.symmetric else "affine"
         parts = [self.name, f"bits={self.spec.bits}", f"signed={self.signed}", scheme]
         parts += [f"per {self.spec.granularity}", repr(self.observer), f"range={self._range_text()}"]
         return ", ".join(parts)

@@ -47,6 +47,7 @@ class Placer:
         names: Their paths, by module, role, and which of those it is.
         entries: Those that are new.
         left_float: What stays in float.
+        remarks: What else the report is to say.
         quantized: For a node whose value all users see quantized, the node of its quantizer.
     """
 
@@ -61,6 +62,7 @@ class Placer:
         self.placed: dict[str, nn.Module] = {}
         self.entries: list[Entry] = []
         self.left_float: list[LeftFloat] = []
+        self.remarks: list[str] = []
         self._count: Counter[tuple[str, str]] = Counter()
         self.quantized: dict[Node, Node] = {}
         self._shared: dict[tuple[Node, Any], Node] = {}
@@ -125,10 +127,12 @@ class Placer:
         return f"{site.module}.{name}" if site.module else name
 
     def _quantizer(self, site: Site, spec: Any, path: str) -> nn.Module:
-        if self.training is not None:
-            return self.training.placed[path]
-        if self.known is not None and path in self.known.paths:
-            return self.root.get_submodule(path)
+        if self.training is not None or (self.known is not None and path in self.known.paths):
+            shared = self.root.get_submodule(path)
+            from_zero = isinstance(shared, FakeQuantize) and shared.from_zero
+            if from_zero and site.user is None and isinstance(spec, QSpec) and site.signed(spec):
+                self._cuts(site, path)
+            return shared
         if isinstance(spec, QSpec):
             quantizer: nn.Module = self._fake_quantize(site, spec, path)
         else:
@@ -138,12 +142,21 @@ class Placer:
         attach(self.root, path, quantizer)
         return quantizer
 
+    def _cuts(self, site: Site, path: str) -> None:
+        """Says that a quantizer whose value fed only ReLUs is on a value that does not."""
+        what = f"{path} cuts what is below zero, as signed='graph' found that only ReLUs read it"
+        remedy = f"Rule(module={site.module!r}, role={site.role!r}, spec=QSpec(signed=None, …)) keeps it"
+        if self.training is not None:
+            raise ConfigError(f"{what} in training; in evaluation something else does ({site.source}): {remedy}.")
+        here = f"where its value goes on to no ReLU here ({site.source})"
+        self.remarks.append(f"{what} in the methods prepared before; {here}, {remedy}")
+
     def _fake_quantize(self, site: Site, spec: QSpec, path: str) -> FakeQuantize:
         channel_dim, channels = _channels(site)
         return FakeQuantize(
             spec,
             name=path,
-            signed=spec.signed_for(role=site.role, nonnegative=site.nonnegative),
+            signed=site.signed(spec),
             channels=channels,
             channel_dim=channel_dim,
             row_dim=site.row_dim,
@@ -175,7 +188,6 @@ class Placer:
 
     def _entry(self, site: Site, spec: Any, path: str) -> Entry:
         own = spec if isinstance(spec, QSpec) else None
-        signed = own.signed_for(role=site.role, nonnegative=site.nonnegative) if own else None
         return Entry(
             path=path,
             module=site.module,
@@ -185,7 +197,7 @@ class Placer:
             op=site.op,
             source=site.source,
             bits=own.bits if own else None,
-            signed=signed,
+            signed=site.signed(own) if own else None,
             scheme=_scheme(own) if own else getattr(spec, "__name__", repr(spec)),
             protected=site.protected,
         )

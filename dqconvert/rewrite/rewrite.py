@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -36,12 +37,14 @@ class Rewritten:
         entries: The quantizers that are new.
         left_float: The values that stay in float.
         protection: Paths of the modules that draw the protected nodes.
+        remarks: What else the report is to say.
     """
 
     method: Method
     entries: tuple[Entry, ...]
     left_float: tuple[LeftFloat, ...]
     protection: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def rewrite(
@@ -94,11 +97,15 @@ def rewrite(
         LeftFloat(what=f"{p.module or 'the root module'}: message", reason=p.reason, source=p.source) for p in products
     ]
     left += _closed(root, graph)
+    remarks = tuple(dict.fromkeys(remark for placer in placers for remark in placer.remarks))
+    for remark in remarks:
+        warnings.warn(f"{method.name}: {remark}.", stacklevel=2)
     return Rewritten(
         method=replace(method, source=source),
         entries=tuple(train.entries),
         left_float=tuple(dict.fromkeys(left)),
         protection=tuple(f"{prefix}.{name}" for name in protections),
+        remarks=remarks,
     )
 
 

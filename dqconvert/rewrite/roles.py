@@ -198,6 +198,7 @@ class Roles:
             protected=level is Level.NODE
             or (level is Level.EDGE and (role == "message" or self.rows.from_features(value))),
             nonnegative=self.signs.is_nonnegative(value),
+            cut=user is None and level is not Level.PARAMETER and self.signs.is_cut(value),
             source=note_of(op).source,
         )
         self.sites.append(site)

@@ -1,11 +1,12 @@
-"""Finds the values that cannot be negative: an unsigned grid wastes nothing on them."""
+"""Finds the values that cannot be negative, or count as zero there: an unsigned grid wastes nothing on them."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.fx import Node
 
-from dqconvert.ops import Sign, op_of, op_of_layer
+from dqconvert.ops import Op, Sign, op_of, op_of_layer
+from dqconvert.trace.leaves import has_hooks
 from dqconvert.trace.note import note_of
 
 
@@ -26,6 +27,7 @@ class Signs:
     def __init__(self, root: nn.Module) -> None:
         self.root = root
         self._known: dict[Node, bool] = {}
+        self._cut: dict[Node, bool] = {}
 
     def is_nonnegative(self, node: Node) -> bool:
         """Returns True if the value of a node cannot be negative, whatever the inputs."""
@@ -45,6 +47,46 @@ class Signs:
             stack.pop()
         return self._known[node]
 
+    def is_cut(self, node: Node) -> bool:
+        """Returns True if all that reads a value, but for its shape and type, takes what is below zero for zero.
+
+        Each way from it leads through operations that commute with a ReLU to one.
+
+        Example:
+            >>> from dqconvert.trace import trace
+            >>> module = trace(nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.ReLU(), nn.Linear(2, 2))).module
+            >>> signs = Signs(module)
+            >>> [signs.is_cut(node) for node in module.graph.nodes if node.op == "call_module"]
+            [True, True, False, False]
+        """
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            readers = [user for user in top.users if not _reads_form(user)]
+            verdict = self._cut.get(top)
+            if verdict is None and not all(map(self._cuts_or_passes, readers)):
+                verdict = False
+            passing = [user for user in readers if not self._op(user).cuts]
+            pending = [user for user in passing if user not in self._cut] if verdict is None else []
+            if pending:
+                stack.extend(pending)
+                continue
+            if verdict is None:
+                verdict = bool(readers) and all(self._cut[user] for user in passing)
+            self._cut[top] = verdict
+            stack.pop()
+        return self._cut[node]
+
+    def _cuts_or_passes(self, reader: Node) -> bool:
+        op = self._op(reader)
+        return op.cuts or op.commutes_with_relu
+
+    def _op(self, node: Node) -> Op:
+        if node.op != "call_module":
+            return op_of(node)
+        layer = self.root.get_submodule(str(node.target))
+        return op_of(node) if has_hooks(layer) else op_of_layer(layer)  # hooks see what is below zero
+
     def _alone(self, node: Node) -> bool | None:
         """Returns the answer if the operation settles it, ``None`` if it depends on its operands."""
         if node.op == "call_module":
@@ -61,3 +103,7 @@ def _may_be_negative(operand: object) -> bool:
     if isinstance(operand, Node):
         return not note_of(operand).is_float
     return isinstance(operand, int | float) and operand < 0
+
+
+def _reads_form(node: Node) -> bool:
+    return op_of(node).reads_size or node.target is getattr

@@ -9,6 +9,7 @@ from torch import nn
 from torch.fx import Node
 
 from dqconvert.ops import Op, op_of, op_of_layer
+from dqconvert.qconfig import QSpec
 from dqconvert.rewrite.connectivity import is_input
 from dqconvert.rewrite.spaces import Level
 from dqconvert.trace.note import Stage, note_of
@@ -29,6 +30,7 @@ class Site:
         row_dim: The dimension of the rows.
         protected: Whether protected rows pass in full precision here.
         nonnegative: Whether the value cannot be negative.
+        cut: Whether what is below zero counts as zero in all that reads it.
         source: File and line.
     """
 
@@ -41,7 +43,12 @@ class Site:
     row_dim: int
     protected: bool
     nonnegative: bool
+    cut: bool
     source: str
+
+    def signed(self, spec: QSpec) -> bool:
+        """True if the codes that a spec gives the value are signed."""
+        return spec.signed_for(role=self.role, nonnegative=self.nonnegative, cut=self.cut)
 
 
 class Grids:

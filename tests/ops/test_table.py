@@ -140,7 +140,11 @@ def call(op, x):
     function = getattr(torch.Tensor, op.name, None) if op.moves and not op.joins else None
     if op.operator and op.moves:
         function = getattr(operator, op.operator)
-    return (function or function_of(op.name))([x, Y] if op.joins else x, *FURTHER.get(op.name, ()))
+    return (function or function_of(op.name))(_given(op, x), *FURTHER.get(op.name, ()))
+
+
+def _given(op, x):
+    return x if isinstance(x, list) or not op.joins else [x, Y]
 
 
 def numbers(op):
@@ -174,7 +178,8 @@ def test_a_record_contradicts_itself_nowhere(op):
     assert op.pointwise or not op.activation
     assert op.pointwise or op.name == "softmax" or not op.squashes
     assert op.product or not (op.weighted or op.columns_last)
-    assert op.sign is Sign.KEEPS or not (op.moves or op.reduces or op.identity)
+    assert op.sign is Sign.KEEPS or not (op.moves or op.reduces or op.identity or op.lets_relu_pass)
+    assert op.sign is Sign.NONNEGATIVE or not op.cuts
     assert op.reads_number or not op.reads_size
     assert op.bookkeeping or not op.reads_number
     assert op.operator or not (op.methods or op.swapped)
@@ -270,6 +275,22 @@ def test_signs(op):
 def test_signs_of_what_adds_up(name):
     x = X if op_named(name).sign is Sign.NONNEGATIVE else X.abs()
     assert bool((getattr(torch, name)(x, dim=1) >= 0).all())
+
+
+@pytest.mark.parametrize("op", of_torch(lambda op: op.cuts or op.commutes_with_relu))
+def test_relus_before_and_behind(op):
+    before = call(op, [X.relu(), Y.relu()]) if op.joins else call(op, X.relu())
+    before, found = (list(r) if isinstance(r, tuple | list) else [r] for r in (before, results(op, X)))
+    for one, other in zip(before, found, strict=True):
+        assert torch.equal(one, other if op.cuts else other.relu())
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+def test_relus_pass_through_aggregations_that_select(name):
+    groups = torch.tensor([0, 0, 2, 2, 2, 3])  # group 1 is empty
+    layer = getattr(torch_geometric.nn, f"{name.capitalize()}Aggregation")()
+    assert op_of_layer(layer).commutes_with_relu
+    assert torch.equal(layer(X.relu(), groups, dim_size=4), layer(X, groups, dim_size=4).relu())
 
 
 @pytest.mark.parametrize("op", of_torch(lambda op: op.squashes))
