@@ -56,7 +56,7 @@ class TestQSpec:
             ({"signed": 1}, "signed=1: must be True, False, None, 'input' or 'graph'"),
             ({"signed": "auto"}, "signed='auto': must be True, False, None, 'input' or 'graph'"),
             ({"symmetric": 0}, "symmetric=0: must be True or False"),
-            ({"granularity": "row"}, "granularity='row': must be 'tensor' or 'channel'"),
+            ({"granularity": "row"}, "granularity='row': must be 'tensor', 'channel' or 'degree'"),
             ({"range": "max"}, "range='max': must be 'minmax', 'ema', 'percentile' or 'mse'"),
             ({"range": ["ema"]}, "range=['ema']: must be 'minmax', 'ema', 'percentile' or 'mse'"),
             (

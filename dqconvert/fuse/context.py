@@ -48,7 +48,7 @@ class Context:
     def is_quantizer(self, node: Node) -> bool:
         """True if a node calls a plain quantizer of rows, the kind that the operators know."""
         module = self.plain_module(node)
-        return type(module) is FakeQuantize and module.channel_dim is None and module.row_dim == 0
+        return type(module) is FakeQuantize and module.min_val.dim() == 0 and module.row_dim == 0
 
     def undisturbed(self, nodes: Sequence[Node]) -> bool:
         """True if no node between the first and the last of a group, but those of the group, writes in place.

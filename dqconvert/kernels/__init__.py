@@ -8,7 +8,7 @@ from dqconvert.kernels._buffers import release_memory
 from dqconvert.kernels._grid import Scheme
 from dqconvert.kernels.batch_norm import quantize_batch_norm
 from dqconvert.kernels.chain import quantize_chain
-from dqconvert.kernels.degree import in_degree, protection_probability
+from dqconvert.kernels.degree import degree_groups, in_degree, nearest_seen, protection_probability
 from dqconvert.kernels.dropout import dropout
 from dqconvert.kernels.edge_order import EdgeOrder, edge_order
 from dqconvert.kernels.fake_quantize import fake_quantize, qparams
@@ -23,12 +23,14 @@ from dqconvert.kernels.propagate_max import propagate_max
 __all__ = [
     "EdgeOrder",
     "Scheme",
+    "degree_groups",
     "dropout",
     "edge_order",
     "fake_quantize",
     "in_degree",
     "linear",
     "minmax_pair",
+    "nearest_seen",
     "own_size",
     "percentile_pair",
     "propagate",

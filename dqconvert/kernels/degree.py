@@ -37,6 +37,33 @@ def in_degree(index: Sequence[Tensor], num_nodes: int, device: torch.device | No
     return degree
 
 
+def degree_groups(degree: Tensor, groups: int) -> Tensor:
+    """Returns the group of each in-degree: `min(floor(log2(max(degree, 1))), groups - 1)`, uint8.
+
+    Example:
+        >>> degree_groups(torch.tensor([0, 1, 2, 3, 4, 1000]), 8).tolist()
+        [0, 0, 1, 1, 2, 7]
+    """
+    bounds = torch.tensor([1 << power for power in range(1, groups)], dtype=degree.dtype, device=degree.device)
+    return torch.bucketize(degree, bounds, right=True).to(torch.uint8)
+
+
+def nearest_seen(lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the ranges `[groups]`, where those that never saw a value (lo > hi) are as the nearest that did.
+
+    Of two that are equally near, it is the lower one; where none did, all stay as they are.
+
+    Example:
+        >>> inf = torch.inf
+        >>> nearest_seen(torch.tensor([inf, -1.0, inf, -3.0]), torch.tensor([-inf, 1.0, -inf, 3.0]))
+        (tensor([-1., -1., -1., -3.]), tensor([1., 1., 1., 3.]))
+    """
+    place = torch.arange(lo.numel(), device=lo.device)
+    apart = (place[:, None] - place).abs() + lo.numel() * (lo > hi)
+    nearest = apart.argmin(1)
+    return lo[nearest], hi[nearest]
+
+
 def protection_probability(
     index: Sequence[Tensor],
     num_nodes: int,

@@ -44,7 +44,7 @@ def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
     for node in graph.nodes:
         called = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(called, FakeQuantize):
-            node.args = node.args[:1]
+            node.args = node.args[:1] if len(node.args) < 3 else (node.args[0], None, node.args[2])
         elif "quant" in str(node.target).split(".") and node.op == "call_module" and len(node.args) > 1:
             node.args = (node.args[0], None)  # a user's own quantizer
     for node in reversed(list(graph.nodes)):

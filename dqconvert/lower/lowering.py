@@ -71,7 +71,7 @@ class Lowering:
     def grid(self, node: Node) -> CodeGrid | None:
         """Returns the grid to which a node rounds the whole tensor; None if it is no such quantizer."""
         quantizer = self.quantizer(node)
-        return None if quantizer is None or quantizer.channel_dim is not None else CodeGrid.of(quantizer)
+        return None if quantizer is None or quantizer.min_val.dim() > 0 else CodeGrid.of(quantizer)
 
     def grid_behind(self, node: Node) -> CodeGrid | None:
         """Returns the grid to which a node's value is rounded right behind; None if anything else uses the value."""

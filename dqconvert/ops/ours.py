@@ -78,6 +78,10 @@ PREPARED = (
     _ours("rewrite.protect", "given_probability", bookkeeping=True),
     *(_ours("rewrite.derive", f"{how}_protected") for how in ("cut", "join", "repeat")),
     _ours("quant.protection", "gather_protected", bookkeeping=True),
+    *(
+        _ours("quant.degrees", name, bookkeeping=True, remembered=True, of_graph=True, storage=Storage.OWN)
+        for name in ("groups_of_nodes", "groups_of_edges")
+    ),
     # Operators that training runs; no file names them.
     *(Op(name, OURS, storage=Storage.OWN) for name in ("linear", "message_passing", "largest_message", "propagate")),
 )

@@ -77,6 +77,8 @@ class QConfig:
         for kind in KINDS:
             spec = getattr(self, kind)
             require(kind, spec, spec is None or isinstance(spec, QSpec), "a QSpec or None (float)")
+        if self.weight is not None and self.weight.granularity == "degree":
+            raise ConfigError("weight.granularity='degree': a weight has no nodes; it must be 'tensor' or 'channel'")
         is_protect = self.protect is None or isinstance(self.protect, Protect)
         require("protect", self.protect, is_protect, "a Protect or None")
         if self.noise is not None:
@@ -130,7 +132,7 @@ class QConfig:
         Example:
             >>> qconfig = QConfig.from_dict({"preset": "int8-qat", "message": {"bits": 4}, "aggregate": "float"})
             >>> qconfig.message
-            QSpec(bits=4, signed=True, symmetric=False, granularity='tensor', range='ema', ...)
+            QSpec(bits=4, signed=True, symmetric=False, granularity='tensor', groups=None, range='ema', ...)
             >>> QConfig.from_dict({"activation": {"bit": 4}})
             Traceback (most recent call last):
             ...

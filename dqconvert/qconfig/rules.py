@@ -81,6 +81,8 @@ class Rule:
             )
         is_spec = self.spec is None or isinstance(self.spec, QSpec) or callable(self.spec)
         require("spec", self.spec, is_spec, "a QSpec, None (float) or a callable that returns an nn.Module")
+        if isinstance(self.spec, QSpec) and "weight" in (self.role, self.kind) and self.spec.granularity == "degree":
+            raise ConfigError("spec.granularity='degree': a weight has no nodes; it must be 'tensor' or 'channel'")
 
     def matches(self, module: str, role: str, op: str) -> bool:
         """True if a value of this role, computed by the op `op` in the module at path `module`, matches."""

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args
 from dqconvert.errors import ConfigError
 from dqconvert.qconfig.tables import as_number, require, require_choice
 
-Granularity: TypeAlias = Literal["tensor", "channel"]
+Granularity: TypeAlias = Literal["tensor", "channel", "degree"]
 Range: TypeAlias = Literal["minmax", "ema", "percentile", "mse", "learned"]
 Grad: TypeAlias = Literal["ste", "clip"]
 Role: TypeAlias = Literal["weight", "input", "feature", "edge_weight", "message", "aggregate", "update"]
@@ -65,7 +65,16 @@ class QSpec:
             maxima): what lies below zero is cut there anyway. Its unsigned grids reach from zero, symmetric or not.
         symmetric: If true, the range is widened to lie evenly around zero, so that the zero point is fixed; otherwise
             the grid is affine. Default: false.
-        granularity: ``"tensor"`` (the default): one range for the whole tensor; ``"channel"``: one per output channel.
+        granularity: ``"tensor"`` (the default): one range for the whole tensor; ``"channel"``: one per output channel;
+            ``"degree"``: one per group of nodes of like in-degree, as sums grow with it. In-degrees are counted on the
+            edges given to forward, before any self-loops are added, in a batch within each graph, and in a
+            heterogeneous graph over all edge types that reach a node. The row of an edge takes the group of the node
+            that receives it, so that a sum has one scale. Per tensor stay what rows of nodes or edges do not make up
+            (graphs behind a pooling) and messages of plain sums (``x_j``), whose receivers differ: the report says
+            which and why. A group of which calibration and training saw no node takes the range of the nearest group,
+            of two equally near the lower one.
+        groups: How many groups, 2 to 32, with ``granularity="degree"`` only: floor(log2(in-degree)); 0 belongs to the
+            first, all above to the last. ``None``: 8.
         range: Where the range comes from. ``"minmax"`` (the default): running minimum and maximum. ``"ema"``: an
             exponential moving average of each step's minimum and maximum. ``"percentile"``: each step's low and high
             percentiles, kept as running minimum and maximum, or as a moving average where ``momentum`` is given.
@@ -102,6 +111,7 @@ class QSpec:
     signed: bool | Literal["input", "graph"] | None = None
     symmetric: bool = False
     granularity: Granularity = "tensor"
+    groups: int | None = None
     range: Range = "minmax"
     percentile: float | None = None
     momentum: float | None = None
@@ -115,6 +125,14 @@ class QSpec:
         require("signed", self.signed, is_signed, "True, False, None, 'input' or 'graph'")
         require("symmetric", self.symmetric, isinstance(self.symmetric, bool), "True or False")
         require_choice("granularity", self.granularity, get_args(Granularity))
+        if self.groups is not None:
+            is_count = isinstance(self.groups, int) and not isinstance(self.groups, bool) and 2 <= self.groups <= 32
+            require("groups", self.groups, is_count, "an integer from 2 to 32, or None")
+            if self.granularity != "degree":
+                raise ConfigError(
+                    f"groups={self.groups!r}: needs granularity='degree'; with granularity={self.granularity!r} it "
+                    f"must be None"
+                )
         refuse_not_served_yet(f"range={self.range!r}")
         require_choice("range", self.range, _served("range", get_args(Range)))
         require_choice("grad", self.grad, get_args(Grad))
@@ -135,6 +153,13 @@ class QSpec:
             used_by = " or ".join(map(repr, ranges))
             raise ConfigError(f"{field}={value!r}: needs range={used_by}; with range={self.range!r} it must be None")
         object.__setattr__(self, field, float(value))
+
+    @property
+    def groups_value(self) -> int | None:
+        """The number of groups of in-degrees with a range of their own; `None` unless the granularity is `"degree"`."""
+        if self.granularity != "degree":
+            return None
+        return 8 if self.groups is None else self.groups
 
     @property
     def percentile_value(self) -> float | None:

@@ -31,7 +31,7 @@ _PARSERS = {".toml": tomllib.loads, ".json": json.loads}
 _SPELLED_NONE: Mapping[str, str] = {
     **dict.fromkeys(["weight", "activation", "message", "aggregate", "spec"], "float"),
     **dict.fromkeys(["protect", "noise"], "none"),
-    **dict.fromkeys(["signed", "percentile", "momentum", "sample"], "auto"),
+    **dict.fromkeys(["signed", "groups", "percentile", "momentum", "sample"], "auto"),
 }
 
 

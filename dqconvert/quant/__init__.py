@@ -1,5 +1,6 @@
 """The modules that a prepared model calls: quantizers with their observers, and the protection of nodes."""
 
+from dqconvert.quant.degrees import groups_of_edges, groups_of_nodes
 from dqconvert.quant.fake_quantize import (
     FakeQuantize,
     disable_fake_quant,
@@ -21,4 +22,6 @@ __all__ = [
     "enable_fake_quant",
     "enable_observer",
     "gather_protected",
+    "groups_of_edges",
+    "groups_of_nodes",
 ]

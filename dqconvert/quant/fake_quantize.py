@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dqconvert.errors import ConfigError, InputTypeError, ObserverError
-from dqconvert.kernels import Scheme, fake_quantize, qparams, quantize_chain
+from dqconvert.errors import ConfigError, InputShapeError, InputTypeError, ObserverError
+from dqconvert.kernels import Scheme, fake_quantize, nearest_seen, qparams, quantize_chain
 from dqconvert.qconfig import QSpec
 from dqconvert.quant.observers import is_empty, observer_for
 from dqconvert.words import kind_of
@@ -34,7 +34,7 @@ class FakeQuantize(nn.Module):
 
     Attributes:
         min_val: Buffer, the lower end of the range: float32 whatever type the module is cast to, ``[]`` or
-            ``[channels]``; inf until something was observed.
+            ``[channels]`` or ``[groups]``; inf until something was observed.
         max_val: Likewise the upper end; -inf until something was observed.
         scale: float32, of the grid of that range.
         zero_point: int32, of the grid of that range.
@@ -83,11 +83,13 @@ class FakeQuantize(nn.Module):
             if channels is None:
                 raise ConfigError(f"quantizer {name!r}: granularity='channel' needs the number of channels")
             shape = (channels,)
+        if spec.groups_value is not None:
+            shape = (spec.groups_value,)
         self.spec = spec
         self.name = name
         self.signed = signed
         self.from_zero = spec.signed == "graph" and not signed
-        self.channel_dim = channel_dim if shape else None
+        self.channel_dim = channel_dim if spec.granularity == "channel" else None
         self.row_dim = row_dim
         self.quant_min, self.quant_max = spec.quant_range(signed)
         self.observer = observer_for(replace(spec, symmetric=False) if self.from_zero else spec)
@@ -99,8 +101,13 @@ class FakeQuantize(nn.Module):
         # Whether the range is known to hold something. The buffers are the truth; this spares looking at
         # them, which would wait for an accelerator, in every call.
         self._known_observed = False
-        fused = self.observer.scheme(self.quant_min, self.quant_max) if self.channel_dim is None else None
+        fused = None if shape else self.observer.scheme(self.quant_min, self.quant_max)
         self._fused = fused if fused is None else fused._replace(from_zero=self.from_zero)
+
+    @property
+    def grouped(self) -> bool:
+        """True if each group of in-degrees has a range of its own: then ``forward`` takes the group of each row."""
+        return self.spec.granularity == "degree"
 
     @property
     def scale(self) -> Tensor:
@@ -111,11 +118,20 @@ class FakeQuantize(nn.Module):
         return self._qparams()[1]
 
     def _qparams(self) -> tuple[Tensor, Tensor]:
-        low = self.min_val.clamp(min=0) if self.from_zero else self.min_val
-        return qparams(low, self.max_val, self.quant_min, self.quant_max, self.observer.spec.symmetric)
+        low, high = nearest_seen(self.min_val, self.max_val) if self.grouped else (self.min_val, self.max_val)
+        low = low.clamp(min=0) if self.from_zero else low
+        return qparams(low, high, self.quant_min, self.quant_max, self.observer.spec.symmetric)
 
-    def forward(self, x: Tensor, protected: Tensor | None = None) -> Tensor:
-        """Observes and rounds ``x``, a floating tensor; ``protected`` is bool ``[x.size(row_dim)]`` or ``None``."""
+    def forward(self, x: Tensor, protected: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
+        """Observes and rounds ``x``, a floating tensor.
+
+        Args:
+            x: The values.
+            protected: bool ``[x.size(row_dim)]``; ``None``: no row is.
+            groups: uint8 ``[x.size(row_dim)]``, the group of each row, if there is a range for each.
+        """
+        if self.grouped:
+            self._check_groups(x, groups)
         if not self.training:
             protected = None
         scheme = self.scheme_for(x)
@@ -125,7 +141,7 @@ class FakeQuantize(nn.Module):
             return y
         observing = self._observing
         if observing:
-            self._observe(x, protected)
+            self._observe(x, protected, groups)
         if not self.fake_quant_enabled:
             return x
         if not observing and self._lacks_range(x):
@@ -135,6 +151,9 @@ class FakeQuantize(nn.Module):
                 f"before it trains, as Lightning does, Trainer(num_sanity_val_steps=0)), or run dqconvert.calibrate."
             )
         scale, zero_point = self._qparams()
+        dim = self.channel_dim
+        if groups is not None:  # each row has the grid of its group
+            scale, zero_point, dim = scale[groups.long()], zero_point[groups.long()], self.row_dim
         return fake_quantize(
             x,
             scale,
@@ -143,9 +162,17 @@ class FakeQuantize(nn.Module):
             self.quant_max,
             protected,
             self.row_dim,
-            self.channel_dim,
+            dim,
             self.spec.grad,
         )
+
+    def _check_groups(self, x: Tensor, groups: Tensor | None) -> None:
+        if groups is None or x.dim() == 0 or groups.shape != (x.size(self.row_dim),):
+            given = None if groups is None else tuple(groups.shape)
+            raise InputShapeError(
+                f"quantizer {self.name!r} has a range for each group of in-degrees, and takes the group of each row: "
+                f"got {given} for values of shape {tuple(x.shape)}, whose rows are dimension {self.row_dim}"
+            )
 
     def _lacks_range(self, x: Tensor) -> bool:
         if torch.compiler.is_compiling():  # such code cannot look into a buffer; `eval()` has
@@ -183,10 +210,13 @@ class FakeQuantize(nn.Module):
             self.max_val.copy_(hi)
 
     @torch.no_grad()
-    def _observe(self, x: Tensor, protected: Tensor | None) -> None:
-        keep = None if protected is None else ~protected
+    def _observe(self, x: Tensor, protected: Tensor | None, groups: Tensor | None = None) -> None:
+        keep, old = None if protected is None else ~protected, (self.min_val, self.max_val)
         x = x.clamp(min=0) if self.from_zero else x  # a search is not to look at what is cut
-        lo, hi = self.observer.update((self.min_val, self.max_val), x, keep, self.row_dim, self.channel_dim)
+        if groups is None:
+            lo, hi = self.observer.update(old, x, keep, self.row_dim, self.channel_dim)
+        else:
+            lo, hi = self.observer.update_groups(old, x, keep, self.row_dim, groups)
         # In place: the buffers may be shared between processes, or captured by compiled code.
         self.min_val.copy_(lo)
         self.max_val.copy_(hi)
@@ -194,13 +224,14 @@ class FakeQuantize(nn.Module):
             self.is_observed()
 
     def is_observed(self) -> bool:
-        """True if every channel has observed a value.
+        """True if every channel, or any group of in-degrees, has observed a value.
 
         Reads the buffers, which waits for an accelerator, only until the answer was once yes. ``eval()`` and
         ``load_state_dict`` look ahead, so that evaluating a trained or loaded quantizer waits for nothing.
         """
         if not self._known_observed and not self.min_val.is_meta:
-            self._known_observed = not bool(is_empty((self.min_val, self.max_val)).any())
+            empty = is_empty((self.min_val, self.max_val))
+            self._known_observed = not bool(empty.all() if self.grouped else empty.any())
         return self._known_observed
 
     def reset(self) -> None:
@@ -236,15 +267,25 @@ class FakeQuantize(nn.Module):
     def extra_repr(self) -> str:
         scheme = "from zero" if self.from_zero else "symmetric" if self.spec.symmetric else "affine"
         parts = [self.name, f"bits={self.spec.bits}", f"signed={self.signed}", scheme]
-        parts += [f"per {self.spec.granularity}", repr(self.observer), f"range={self._range_text()}"]
+        parts += [f"per {granularity_of(self.spec)}", repr(self.observer), f"range={self._range_text()}"]
         return ", ".join(parts)
 
     def _range_text(self) -> str:
         if self.min_val.is_meta or not self.is_observed():
             return "never observed"
         if self.min_val.dim() > 0:
-            return f"{self.min_val.numel()} channels"
+            return f"{self.min_val.numel()} {'groups' if self.grouped else 'channels'}"
         return f"[{self.min_val.item():.6g}, {self.max_val.item():.6g}]"
+
+
+def granularity_of(spec: QSpec) -> str:
+    """Returns what has a range of its own, in words.
+
+    Example:
+        >>> granularity_of(QSpec(granularity="degree"))
+        'in-degree group (8)'
+    """
+    return spec.granularity if spec.groups_value is None else f"in-degree group ({spec.groups_value})"
 
 
 def enable_observer(module: nn.Module) -> None:

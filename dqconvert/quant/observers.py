@@ -60,6 +60,25 @@ class Observer:
         """
         return self.merge(old, self.batch_range(values, keep, row_dim, channel_dim))
 
+    def update_groups(
+        self, old: RangePair, values: Tensor, keep: Tensor | None, row_dim: int, groups: Tensor
+    ) -> RangePair:
+        """Returns the ranges ``[groups]`` after observing ``values``, each by the rows of its group (uint8 ``[rows]``).
+
+        Example:
+            >>> from dqconvert.qconfig import QSpec
+            >>> never = torch.tensor([torch.inf] * 2), torch.tensor([-torch.inf] * 2)
+            >>> groups = torch.tensor([0, 0], dtype=torch.uint8)
+            >>> observer_for(QSpec()).update_groups(never, torch.tensor([-3.0, 0.5]), None, 0, groups)
+            (tensor([-3., inf]), tensor([0.5000,   -inf]))
+        """
+        found = []
+        for group in range(old[0].numel()):
+            own = groups == group
+            found.append(self.batch_range(values, own if keep is None else own & keep, row_dim, None))
+        lows, highs = zip(*found, strict=True)
+        return self.merge(old, (torch.stack(lows), torch.stack(highs)))
+
     def scheme(self, quant_min: int, quant_max: int) -> Scheme | None:
         """Returns the same for operators that observe and round at once; ``None`` if they do not know the range."""
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,11 +14,14 @@ from dqconvert.errors import ConfigError
 from dqconvert.ops import op_named
 from dqconvert.qconfig import KIND_OF_ROLE, QSpec, RuleLedger
 from dqconvert.quant import FakeQuantize
+from dqconvert.quant.fake_quantize import granularity_of
 from dqconvert.report import Entry, LeftFloat
 from dqconvert.rewrite.connectivity import ancestors
+from dqconvert.rewrite.degrees import Degrees
 from dqconvert.rewrite.known import Known
 from dqconvert.rewrite.protect import Masks, last_of
 from dqconvert.rewrite.sites import Site
+from dqconvert.rewrite.spaces import RowSpaces
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.words import kind_of
 
@@ -66,10 +70,12 @@ class Placer:
         self._count: Counter[tuple[str, str]] = Counter()
         self.quantized: dict[Node, Node] = {}
         self._shared: dict[tuple[Node, Any], Node] = {}
+        self._degrees: dict[int, Degrees] = {}
+        self._ungrouped: dict[int, str] = {}
 
-    def place(self, graph: Graph, sites: list[Site], masks: Masks | None) -> None:
+    def place(self, graph: Graph, sites: list[Site], masks: Masks | None, rows: RowSpaces) -> None:
         """Inserts quantizers for all sites, in place."""
-        wanted = list(self._wanted(sites))
+        wanted = [(site, self._grouped(graph, rows, site, spec)) for site, spec in self._wanted(sites)]
         first = {(site.value, spec) if site.user is not None else site.value: site for site, spec in reversed(wanted)}
         placed = {id(site) for site in first.values()}
         same = {} if self.known is None else self.known.match([site for site, _ in wanted if id(site) in placed])
@@ -84,7 +90,7 @@ class Placer:
                 continue
             quantizer = self._quantizer(site, spec, path)
             self.placed[path] = quantizer
-            node = self._insert(graph, site, path, masks)
+            node = self._insert(graph, site, path, masks, rows)
             if site.user is not None:
                 self._shared[site.value, spec] = node
             if id(site) not in same:
@@ -100,6 +106,23 @@ class Placer:
                 self._leave(site, "an argument that another layer rounded, as where the model calls this one")
             else:
                 yield site, spec
+
+    def _grouped(self, graph: Graph, rows: RowSpaces, site: Site, spec: Any) -> Any:
+        """Returns a spec, per tensor where it asks for a range per group of in-degrees and there are none."""
+        if not isinstance(spec, QSpec) or spec.groups_value is None:
+            return spec
+        groups = self._groups_of(graph, rows, site, spec)
+        if isinstance(groups, Node):
+            return spec
+        self._ungrouped[id(site)] = groups
+        return replace(spec, granularity="tensor", groups=None)
+
+    def _groups_of(self, graph: Graph, rows: RowSpaces, site: Site, spec: QSpec) -> Node | str:
+        count = spec.groups_value
+        assert count is not None
+        if count not in self._degrees:
+            self._degrees[count] = Degrees(graph, rows, count)
+        return self._degrees[count].of_site(site)
 
     def quantizers_before(self, nodes: Iterable[Node]) -> set[Node]:
         """Returns the calls of quantizers that some values were computed through."""
@@ -164,11 +187,21 @@ class Placer:
 
     # -- graph -----------------------------------------------------------------------------------------------------
 
-    def _insert(self, graph: Graph, site: Site, path: str, masks: Masks | None) -> Node:
+    def _insert(self, graph: Graph, site: Site, path: str, masks: Masks | None, rows: RowSpaces) -> Node:
+        quantizer = self.placed[path]
         mask = masks.of(site.value) if masks is not None and site.protected else None
-        last = last_of(graph, [site.value] if mask is None else [site.value, mask])
-        own = not isinstance(self.placed[path], FakeQuantize)  # a user's quantizer takes both arguments always
-        arguments = (site.value, mask) if own or mask is not None else (site.value,)
+        groups: Node | str | None = None
+        if isinstance(quantizer, FakeQuantize) and quantizer.grouped:
+            groups = self._groups_of(graph, rows, site, quantizer.spec)
+            if not isinstance(groups, Node):
+                raise ConfigError(
+                    f"{path} has a range for each group of in-degrees, which this computation does not know "
+                    f"({groups}): give it granularity='tensor' by a rule, or call the model as a whole"
+                )
+        last = last_of(graph, [node for node in (site.value, mask, groups) if isinstance(node, Node)])
+        own = not isinstance(quantizer, FakeQuantize)  # a user's quantizer takes both arguments always
+        arguments: tuple[Any, ...] = (site.value, mask) if own or mask is not None or groups else (site.value,)
+        arguments += (groups,) if groups is not None else ()
         if site.user is None:
             with graph.inserting_after(last):
                 node = graph.create_node("call_module", path, arguments)
@@ -198,7 +231,7 @@ class Placer:
             source=site.source,
             bits=own.bits if own else None,
             signed=site.signed(own) if own else None,
-            scheme=_scheme(own) if own else getattr(spec, "__name__", repr(spec)),
+            scheme=_scheme(own, self._ungrouped.get(id(site))) if own else getattr(spec, "__name__", repr(spec)),
             protected=site.protected,
         )
 
@@ -238,6 +271,7 @@ def _channels(site: Site) -> tuple[int, int]:
     return dim, size[dim]
 
 
-def _scheme(spec: QSpec) -> str:
-    parts = ["symmetric" if spec.symmetric else "affine", f"per {spec.granularity}", spec.range, spec.grad]
+def _scheme(spec: QSpec, ungrouped: str | None) -> str:
+    granularity = f"per {granularity_of(spec)}" + (f" ({ungrouped})" if ungrouped else "")
+    parts = ["symmetric" if spec.symmetric else "affine", granularity, spec.range, spec.grad]
     return ", ".join(parts)

@@ -150,7 +150,7 @@ class Masks:
             source = masks if derived.how is How.JOIN else masks[0]
             return place.call("call_function", _DERIVE[derived.how], (source, *derived.arguments))
 
-    def _draw(self, space: Size, holder: Node, dim: int) -> Node:
+    def _draw(self, space: Size, holder: Node, dim: int) -> Node | None:
         connectivity = self._received(space, holder)
         batch = self._batch(space)
         argument = next((n for n in self.graph.nodes if n.op == "placeholder" and n.target == ARGUMENT), None)

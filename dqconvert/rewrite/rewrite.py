@@ -146,7 +146,7 @@ def _rewrite_graph(
     masks = None
     if (protect := placer.ledger.qconfig.protect) is not None:
         masks = Masks(graph, rows, protect, protections, container_name(root))
-    placer.place(graph, sites, masks)
+    placer.place(graph, sites, masks, rows)
     # Where no quantizer came between a layer's inputs and its messages.
     use_products(
         graph,

@@ -187,7 +187,8 @@ def test_a_record_contradicts_itself_nowhere(op):
     assert (op.package == OURS) or not (op.where or op.file or op.writes or op.checks or op.integer)
     assert op.integer or not (op.packs or op.refuses_nan or op.finish)
     assert op.integer or op.row_by_row in (0, op.name == "embedding")
-    assert op.package == PYG or not (op.of_graph or op.pools or op.reduces)
+    assert op.package == PYG or not (op.pools or op.reduces)
+    assert op.package in (PYG, OURS) or not op.of_graph
     assert op.repeatable or not op.of_graph
     assert op.known
     assert not Op("anything", known=False).repeatable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.fx import Node
 
 from dqconvert.kernels import fake_quantize
@@ -32,9 +34,14 @@ def lower_rounding(lowering: Lowering, node: Node) -> Value | None:
     grid = lowering.grid(node)
     if grid is not None:
         return lowering.rounded(value, grid, note_of(source), str(node.target))
-    scale = program.constant(quantizer.scale, f"{node.target}.scale")
-    zero_point = program.constant(quantizer.zero_point, f"{node.target}.zero_point")
-    plain = lowering.plain(source), scale, zero_point, *ends, None, quantizer.row_dim, quantizer.channel_dim
+    scale: Any = program.constant(quantizer.scale, f"{node.target}.scale")
+    zero_point: Any = program.constant(quantizer.zero_point, f"{node.target}.zero_point")
+    dim, differ = quantizer.channel_dim, "channel"
+    if quantizer.grouped:
+        groups = program.method("long", (lowering.plain(node.args[2]),))
+        scale, zero_point = (program.method("index_select", (table, 0, groups)) for table in (scale, zero_point))
+        dim, differ = quantizer.row_dim, "group of in-degrees"
+    plain = lowering.plain(source), scale, zero_point, *ends, None, quantizer.row_dim, dim
     new = program.call(fake_quantize, plain, note_of(node))
-    lowering.floats[new] = Float.of(node, "its grids differ by channel")
+    lowering.floats[new] = Float.of(node, f"its grids differ by {differ}")
     return Plain(new)
