@@ -1,30 +1,27 @@
 """Node classification on Cora and CiteSeer: train in float, prepare, fine-tune, compare.
 
     python examples/citation.py --root data --dataset Cora --preset int8-dq --preset int4-dq --seeds 10
+    python examples/citation.py --root data --model all --preset int4-dq+ --distil --seeds 10 --out runs/citation
 
 Per seed, a float model is trained as the papers do (Planetoid's split, row-normalized features, 200 epochs).
 Each preset then prepares a copy of it, and the loop that trained the float model fine-tunes that copy; with --distil
-`dqconvert.finetune` does, which learns the float model's predictions beside the labels. Every
-model is the one of its best validation epoch; the test nodes are looked at once, in evaluation mode, where
-everything is quantized. Then it is converted to an integer module, and that is tested, too.
+`dqconvert.finetune` does, which learns the float model's predictions beside the labels, and with --calibrate nothing is
+trained. Beside each stands the float model trained on in the same way. Every model is the one of its best validation
+epoch; test nodes are looked at once, when a model is done, in evaluation mode, where everything is quantized. Then it
+is converted to an integer module, and that is tested, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import statistics
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from torch import Tensor, nn
 from torch_geometric import seed_everything
 from torch_geometric.data import Data
@@ -33,7 +30,8 @@ from torch_geometric.nn import GATConv, GCNConv, GINConv
 from torch_geometric.transforms import NormalizeFeatures
 
 import dqconvert
-from dqconvert.qconfig import as_qconfig
+from dqconvert import QConfig
+from study import Job, Log, Row, add_arguments, carry_out, parse, show, summary
 
 DATASETS = ("Cora", "CiteSeer")
 
@@ -83,32 +81,16 @@ class GIN(nn.Module):
         return self.conv2(x, edge_index)
 
 
-# Each with its learning rate, which serves the fine-tuning too.
-MODELS: dict[str, tuple[type[nn.Module], float]] = {
-    "GCN": (GCN, 0.01),
-    "GAT": (GAT, 0.005),
-    "GIN": (GIN, 0.01),
+# Each with the learning rate of its float training, which serves fine-tuning too, and with that of --distil.
+MODELS: dict[str, tuple[type[nn.Module], float, float]] = {
+    "GCN": (GCN, 0.01, 0.02),
+    "GAT": (GAT, 0.005, 0.01),
+    "GIN": (GIN, 0.01, 0.02),
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """One trained model: accuracies in percent. `preset` is "float" or a preset's name.
-
-    `integer` is the test accuracy of the integer module that was made of a prepared model.
-    """
-
-    dataset: str
-    model: str
-    preset: str
-    seed: int
-    val: float
-    test: float
-    integer: float | None = None
-
-
-def fit(model: nn.Module, data: Data, epochs: int, lr: float) -> float:
-    """Trains `model` in place, float or prepared alike, and returns the best validation accuracy.
+def fit(model: nn.Module, data: Data, epochs: int, lr: float, log: Log) -> None:
+    """Trains `model` in place, float or prepared alike.
 
     The model ends with the state of its best validation epoch, the latest of equals. The first fifth of the
     epochs does not stand for election: there, a prepared model's ranges still move.
@@ -119,25 +101,27 @@ def fit(model: nn.Module, data: Data, epochs: int, lr: float) -> float:
         model.train()
         optimizer.zero_grad()
         out = model(data.x, data.edge_index)
-        F.cross_entropy(out[data.train_mask], data.y[data.train_mask]).backward()
+        loss = F.cross_entropy(out[data.train_mask], data.y[data.train_mask])
+        loss.backward()
         optimizer.step()
         if epoch >= epochs // 5 and (val := accuracy(model, data, data.val_mask)) >= best:
             best, state = val, copy.deepcopy(model.state_dict())
+            log(epoch + 1, loss=loss.item(), val=val)
     model.load_state_dict(state)
-    return best
 
 
-def distil(model: nn.Module, data: Data, preset: str, epochs: int) -> nn.Module:
+def distil(model: nn.Module, data: Data, config: QConfig, epochs: int, lr: float, log: Log) -> nn.Module:
     """Returns the prepared module that learns the float model's predictions on all nodes beside the labels."""
     return dqconvert.finetune(
         model.eval(),
         data,
-        preset,
+        config,
         epochs=epochs,
-        lr=0.01,
+        lr=lr,
         labels="y",
         mask="train_mask",
         validation="val_mask",
+        on_epoch=lambda epoch: log(epoch.number, loss=epoch.loss, best=epoch.best),
         progress=False,
     ).module
 
@@ -149,36 +133,64 @@ def accuracy(model: nn.Module, data: Data, mask: Tensor) -> float:
     return 100 * float((predicted == data.y)[mask].float().mean())
 
 
-def runs_of_seed(dataset: str, data: Data, seed: int, args: argparse.Namespace) -> list[Run]:
-    """Trains the float model of this seed, and each preset's."""
-    build, lr = MODELS[args.model]
-    num_classes = int(data.y.max()) + 1
+def jobs_of_seed(dataset: str, name: str, data: Data, seed: int, args: argparse.Namespace) -> Iterator[Job]:
+    """Yields a job for the float model of this seed, for that trained on, and for each preset.
+
+    The test nodes leave the data first: nothing that trains or chooses can look at them.
+    """
+    build, lr, distil_lr = MODELS[name]
+    lr = args.lr or (distil_lr if args.distil else lr)
+    num_classes, test_mask = int(data.y.max()) + 1, data.test_mask
+    data = copy.copy(data)
+    del data.test_mask
+    floats: list[nn.Module] = []
 
     def new_model() -> nn.Module:
         seed_everything(seed)
         return build(data.num_features, num_classes).to(data.x.device)
 
-    def run(preset: str, model: nn.Module, epochs: int) -> Run:
-        return tested(preset, model, fit(model, data, epochs, lr))
+    def float_model(log: Log = _silent) -> nn.Module:
+        if not floats:
+            floats.append(new_model())
+            fit(floats[0], data, args.float_epochs, MODELS[name][1], log)
+        return copy.deepcopy(floats[0])
 
-    def tested(preset: str, model: nn.Module, val: float) -> Run:
-        test = accuracy(model, data, data.test_mask)
-        integer = None if preset == "float" else accuracy(dqconvert.convert(model), data, data.test_mask)
-        return Run(dataset, args.model, preset, seed, val, test, integer)
+    def tested(model: nn.Module, *, integer: bool) -> Row:
+        row: Row = {"val": accuracy(model, data, data.val_mask), "test": accuracy(model, data, test_mask)}
+        return row | ({"integer": accuracy(dqconvert.convert(model), data, test_mask)} if integer else {})
 
-    model = new_model()
-    runs = [run("float", model, args.float_epochs)]
-    for preset in args.preset:
-        if args.distil:
-            seed_everything(seed)
-            distilled = distil(model, data, preset, args.epochs)
-            runs.append(tested(Path(preset).stem, distilled, accuracy(distilled, data, data.val_mask)))
-            continue
-        start = new_model() if args.from_scratch else model
-        prepared, _ = dqconvert.prepare(start, preset, (data.x, data.edge_index))
+    def trained(config: QConfig, log: Log) -> nn.Module:
+        start = new_model() if args.from_scratch else float_model()
         seed_everything(seed)
-        runs.append(run(Path(preset).stem, prepared, args.epochs))
-    return runs
+        if args.distil:
+            return distil(start, data, config, args.epochs, lr, log)
+        module = start
+        if config != QConfig():
+            module = dqconvert.prepare(start, config, (data.x, data.edge_index)).module
+        if args.calibrate:
+            dqconvert.calibrate(module, data)
+        seed_everything(seed)
+        fit(module, data, args.epochs, lr, log)
+        return module
+
+    how = "calibrate" if args.calibrate else "distil" if args.distil else "scratch" if args.from_scratch else "loop"
+    key: Row = {"dataset": dataset, "model": name, "seed": seed}
+    further = f"float + {args.epochs} epochs"
+    recipe = f"{how}, {args.epochs} epochs from {lr}, {args.float_epochs} in float"
+
+    def job(preset: str, epochs: int, run: Callable[[Log], Row], config: str = "") -> Job:
+        return Job({**key, "preset": preset, "recipe": recipe, "config": config}, run, epochs)
+
+    yield job("float", args.float_epochs, lambda log: tested(float_model(log), integer=False))
+    if args.epochs and not args.from_scratch:
+        yield job(further, args.epochs, lambda log: tested(trained(QConfig(), log), integer=False))
+    for preset, config in args.configs.items():
+        run = partial(lambda config, log: tested(trained(config, log), integer=True), config)
+        yield job(preset, args.epochs, run, str(config))
+
+
+def _silent(epoch: int, **values: float) -> None:
+    """Logs nothing."""
 
 
 def load(root: str, name: str) -> Data:
@@ -190,89 +202,46 @@ def load(root: str, name: str) -> Data:
         sys.exit(f"{name} is not in {folder} and could not be downloaded or unpacked there: {error}")
 
 
-def summary(runs: list[Run]) -> list[dict[str, str | int | float]]:
-    """Returns mean and standard deviation over seeds by dataset, model and preset, in the order of the runs.
-
-    `integer_gap` is the largest difference, in any seed, between a prepared model and its integer module.
-    """
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.dataset, run.model, run.preset), []).append(run)
-    rows: list[dict[str, str | int | float]] = []
-    for (dataset, model, preset), group in groups.items():
-        row: dict[str, str | int | float] = {
-            "dataset": dataset,
-            "model": model,
-            "preset": preset,
-            "seeds": len(group),
-        }
-        for split, values in (("val", [run.val for run in group]), ("test", [run.test for run in group])):
-            row[f"{split}_mean"] = statistics.fmean(values)
-            row[f"{split}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
-        gaps = [abs(run.test - run.integer) for run in group if run.integer is not None]
-        if gaps:
-            row["integer_mean"] = statistics.fmean(run.integer for run in group if run.integer is not None)
-            row["integer_gap"] = max(gaps)
-        rows.append(row)
-    return rows
-
-
-def arguments(argv: list[str] | None) -> argparse.Namespace:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    where = "folder of the data, which lies in DIR/Planetoid (default: $DQCONVERT_DATA)"
-    parser.add_argument("--root", default=os.environ.get("DQCONVERT_DATA"), metavar="DIR", help=where)
+    parser = argparse.ArgumentParser("citation.py", description=__doc__, formatter_class=formatter)
+    add_arguments(parser, "DIR/Planetoid")
     parser.add_argument("--dataset", default="all", choices=[*DATASETS, "all"])
-    parser.add_argument("--model", default="GCN", choices=list(MODELS))
-    presets = "a preset's name or a .toml or .json file; repeatable (default: int8-dq)"
-    parser.add_argument("--preset", action="append", metavar="NAME|FILE", help=presets)
+    parser.add_argument("--model", default="GCN", choices=[*MODELS, "all"])
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="seeds 0 to N-1 (default: 10)")
     parser.add_argument("--float-epochs", type=int, default=200, metavar="N", help="default: 200")
-    epochs = "of a prepared model (default: 100; from scratch as many as in float)"
+    epochs = "of a prepared model (default: 100; 300 with --distil; from scratch as many as in float)"
     parser.add_argument("--epochs", type=int, metavar="N", help=epochs)
+    rate = "of a prepared model (default: that of the float model; with --distil 0.02, and 0.01 for GAT)"
+    parser.add_argument("--lr", type=float, help=rate)
+    how = parser.add_mutually_exclusive_group()
     scratch = "train the prepared models from new weights, not from the float model's"
-    parser.add_argument("--from-scratch", action="store_true", help=scratch)
+    how.add_argument("--from-scratch", action="store_true", help=scratch)
     distilled = "fine-tune with dqconvert.finetune: learn the float model's predictions on all nodes, too"
-    parser.add_argument("--distil", action="store_true", help=distilled)
+    how.add_argument("--distil", action="store_true", help=distilled)
+    how.add_argument("--calibrate", action="store_true", help="train nothing: calibrate, and test that")
     parser.add_argument("--device", default="cpu", help="default: cpu")
-    parser.add_argument("--json", action="store_true", help="print every run and the summary as JSON")
-    args = parser.parse_args(argv)
-    if args.root is None:
-        parser.error("say where the data is, or is to be downloaded to: --root DIR, or set DQCONVERT_DATA")
-    args.preset = args.preset or ["int8-dq"]
-    for preset in args.preset:
-        try:
-            as_qconfig(preset)
-        except dqconvert.ConfigError as error:
-            parser.error(f"--preset {preset}: {error}")
-    args.epochs = args.epochs or (args.float_epochs if args.from_scratch else 100)
+    args = parse(parser, argv)
+    if args.epochs is None:
+        args.epochs = args.float_epochs if args.from_scratch else 300 if args.distil else 100
+    if args.calibrate:
+        args.epochs = 0
     return args
 
 
-_INTEGERS = (("integer_mean", 1), ("integer_gap", 2))
-
-
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
-    runs: list[Run] = []
-    progress = Console(stderr=True)
-    silent = args.json or not progress.is_terminal
-    for dataset in DATASETS if args.dataset == "all" else [args.dataset]:
-        data = load(args.root, dataset).to(args.device)
-        for seed in track(range(args.seeds), dataset, console=progress, disable=silent):
-            runs += runs_of_seed(dataset, data, seed, args)
-    rows = summary(runs)
-    if args.json:
-        print(json.dumps({"runs": [asdict(run) for run in runs], "summary": rows}, indent=2))
-        return
-    table = Table(title=f"Accuracy in %, mean ± standard deviation, seeds: {args.seeds}", title_justify="left")
-    for name in ("dataset", "model", "preset", "validation", "test", "integer", "largest gap"):
-        table.add_column(name)
-    for row in rows:
-        splits = [f"{row[f'{split}_mean']:.1f} ± {row[f'{split}_std']:.1f}" for split in ("val", "test")]
-        integers = [f"{row[name]:.{places}f}" if name in row else "" for name, places in _INTEGERS]
-        table.add_row(str(row["dataset"]), str(row["model"]), str(row["preset"]), *splits, *integers)
-    Console().print(table)
+
+    def jobs() -> Iterator[Job]:
+        for dataset in DATASETS if args.dataset == "all" else [args.dataset]:
+            data = load(args.root, dataset).to(args.device)
+            for name in MODELS if args.model == "all" else [args.model]:
+                for seed in range(args.seeds):
+                    yield from jobs_of_seed(dataset, name, data, seed, args)
+
+    rows = carry_out(jobs(), args)
+    lines = summary(rows, ["dataset", "model", "preset"], ["val", "test"])
+    show(rows, lines, args, "Accuracy in %, mean ± standard deviation over seeds")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""The REDDIT-BINARY experiment: the authors' setting, on graphs of two shapes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch_geometric.data import Data
+
+import dqconvert
+import reddit_binary
+
+
+def graphs(number: int = 40) -> list[Data]:
+    """Stars of one hub and of three."""
+    found = []
+    for index in range(number):
+        nodes, hubs = 9 + index % 5, 1 + 2 * (index % 2)
+        leaves = torch.arange(nodes)
+        edges = torch.stack([leaves, leaves % hubs])
+        found.append(
+            Data(edge_index=torch.cat([edges, edges.flip(0)], 1), y=torch.tensor([index % 2]), num_nodes=nodes)
+        )
+    return found
+
+
+def test_degrees_are_standardized_over_all_nodes() -> None:
+    x = torch.cat([graph.x for graph in reddit_binary.with_degrees(graphs())])
+    assert x.shape[1] == 1
+    assert x.mean().item() == pytest.approx(0, abs=1e-6)
+    assert x.std().item() == pytest.approx(1)
+
+
+def test_presets_of_the_paper_leave_the_first_linear_map_in_float() -> None:
+    """Golden: the authors' code; 4 bits protect with 0.1 to 0.2."""
+    data = reddit_binary.with_degrees(graphs())
+    batch = (data[0].x, data[0].edge_index, torch.zeros(len(data[0].x), dtype=torch.int64))
+    for preset, p_max in (("int8-dq", 0.1), ("int4-dq", 0.2)):
+        config = reddit_binary.official(preset, dqconvert.presets[preset])
+        _, report = dqconvert.prepare(reddit_binary.GIN(hidden=8), config, batch)
+        assert config.protect is not None
+        assert config.protect.p_max == p_max
+        first = sorted(entry.path[8:] for entry in report.entries if entry.path.startswith("convs.0."))
+        second = [f"nn.2.quant.{role}" for role in ("feature", "input", "weight")]
+        assert first == [*second, *(f"quant.{role}" for role in ("aggregate", "message", "update"))]
+    assert reddit_binary.official("int8-ptq", dqconvert.presets["int8-ptq"]) == dqconvert.presets["int8-ptq"]
+
+
+def test_folds_are_stratified_and_apart() -> None:
+    pytest.importorskip("sklearn")
+    data = reddit_binary.with_degrees(graphs())
+    tested: list[int] = []
+    for fold in range(10):
+        split = reddit_binary.split_of(data, fold)
+        parts = [[id(graph) for graph in part] for part in (split.train, split.validation, split.test)]
+        assert len(set().union(*parts)) == len(data) == sum(map(len, parts))
+        assert sorted(int(graph.y) for graph in split.test) == [0, 0, 1, 1]
+        tested += parts[2]
+    assert len(set(tested)) == len(data)
+    assert [id(g) for g in reddit_binary.split_of(data, 3).validation] == [
+        id(g) for g in reddit_binary.split_of(data, 2).test
+    ]
+
+
+def test_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(reddit_binary, "load", lambda root: reddit_binary.with_degrees(graphs()))
+    argv = ["--root", "x", "--fold", "0", "--epochs", "2", "--preset", "int8-dq", "--preset", "int8-ptq", "--json"]
+    reddit_binary.main(argv)
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    assert [row["preset"] for row in runs] == ["float", "float + 2 epochs", "int8-dq", "int8-ptq"]
+    assert all(abs(row["test"] - row["integer"]) <= 25 for row in runs[2:])
