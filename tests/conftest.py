@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 import dqconvert
 import zoo
+from spare import Spare
 
 # No test depends on how fast a machine is: the first example may compile a loop, and others may be at work.
 settings.register_profile("dqconvert", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -55,6 +56,15 @@ def pytest_unconfigure(config):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def spare(tmp_path_factory):
+    """``spare.run(code)``: a process of its own that has imported torch and PyG, and nothing of ours."""
+    imports = "import numba, rich, safetensors.torch, torch, torch_geometric.nn, typer"
+    started = Spare(imports, tmp_path_factory.mktemp("bytecode"))
+    yield started
+    started.close()
 
 
 @functools.cache

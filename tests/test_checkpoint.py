@@ -5,8 +5,6 @@ import errno
 import os
 import pickle
 import resource
-import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -68,7 +66,7 @@ def test_a_loaded_module_is_the_saved_one(name, tmp_path):
     assert loaded.code == module.code
 
 
-def test_a_new_process_evaluates_and_trains_on_alike(tmp_path):
+def test_a_new_process_evaluates_and_trains_on_alike(spare, tmp_path):
     case = zoo.CASES["GIN"]
     module = prepared("GIN", steps=5)
     dqconvert.save(module, tmp_path / "gin.dq")
@@ -82,8 +80,8 @@ def test_a_new_process_evaluates_and_trains_on_alike(tmp_path):
         torch.save(found, sys.argv[2])
     """
     out = tmp_path / "found.pt"
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "gin.dq"), str(out)]
-    subprocess.run(command, check=True, cwd=os.path.dirname(__file__))
+    done = spare.run(textwrap.dedent(script), tmp_path / "gin.dq", out)
+    assert done.returncode == 0, done.stderr
     zoo.assert_same(torch.load(out), expected)
 
 

@@ -1,10 +1,9 @@
 """The house: arrows between its rooms go only down, without circles, and docstrings are of one style."""
 
 import ast
+import functools
 import itertools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "dqconvert").rglob("*.py"))
 }
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 HOUSE = (
     *(
@@ -40,9 +38,14 @@ HOUSE = (
 """The rooms, from the top: each imports from itself and from those behind it. The last is ``dqconvert/__init__.py``."""
 
 
+@functools.cache
+def tree(name):
+    return ast.parse(FILES[name].read_text(encoding="utf-8"))
+
+
 def imported(name):
     """Yields what a module imports, wherever in it: in functions and for type checkers, too."""
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -52,26 +55,29 @@ def imported(name):
                 yield full if full in FILES else node.module
 
 
-EDGES = {name: {other for other in imported(name) if other in FILES and other != name} for name in FILES}
+@pytest.fixture(scope="module")
+def edges():
+    """Which modules of ours each of them imports."""
+    return {name: {other for other in imported(name) if other in FILES and other != name} for name in FILES}
 
 
 def room(name):
     return f"{name}.".split(".")[1]
 
 
-def test_no_module_imports_itself_on_a_way_round():
-    left = dict(EDGES)
+def test_no_module_imports_itself_on_a_way_round(edges):
+    left = dict(edges)
     while free := [name for name, others in left.items() if not others & left.keys()]:
         for name in free:
             del left[name]
     assert not {name: sorted(others & left.keys()) for name, others in left.items()}
 
 
-def test_arrows_go_down():
+def test_arrows_go_down(edges):
     unknown = {room(name) for name in FILES} - set(HOUSE)
     assert not unknown, f"say in HOUSE where these stand: {unknown}"
     place = {name: number for number, name in enumerate(HOUSE)}
-    up = [(one, other) for one in FILES for other in EDGES[one] if place[room(other)] < place[room(one)]]
+    up = [(one, other) for one in FILES for other in edges[one] if place[room(other)] < place[room(one)]]
     assert not up
 
 
@@ -86,8 +92,8 @@ KNOWS = {
 
 
 @pytest.mark.parametrize("name", KNOWS)
-def test_a_room_knows_only(name):
-    found = {room(other) for one in FILES if room(one) == name for other in EDGES[one]} - {name}
+def test_a_room_knows_only(name, edges):
+    found = {room(other) for one in FILES if room(one) == name for other in edges[one]} - {name}
     assert found <= KNOWS[name]
 
 
@@ -104,7 +110,7 @@ def test_machine_code_has_a_room_of_its_own():
     assert not [name for name in found if not name.startswith("dqconvert.kernels.cpu.")]
 
 
-def test_printing_a_module_loads_neither_files_nor_lowering():
+def test_printing_a_module_loads_neither_files_nor_lowering(spare):
     code = """
 import sys
 import dqconvert
@@ -112,7 +118,8 @@ from torch_geometric.nn import GCNConv
 print(dqconvert.prepare(GCNConv(8, 4)).module)
 assert not [name for name in sys.modules if name.startswith(("dqconvert.checkpoint", "dqconvert.lower"))]
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    done = spare.run(code)
+    assert done.returncode == 0, done.stderr
 
 
 # -- docstrings --------------------------------------------------------------------------------------------------------
@@ -125,7 +132,7 @@ UNSAID = re.compile(r"(What|Whether|Where|Which|How)\b")
 
 def docstrings(name):
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(TREES[name]):
+    for node in ast.walk(tree(name)):
         if isinstance(node, kinds) and (text := ast.get_docstring(node)):
             yield getattr(node, "name", "the module"), isinstance(node, ast.FunctionDef), text
 

@@ -6,8 +6,6 @@ import base64
 import copy
 import functools
 import json
-import subprocess
-import sys
 import zlib
 
 import pytest
@@ -156,7 +154,7 @@ def test_files_are_a_quarter_and_an_eighth(name, config, share, tmp_path):
     assert (tmp_path / "a.int").stat().st_size <= share * size
 
 
-def test_a_file_needs_no_code_of_the_model(tmp_path):
+def test_a_file_needs_no_code_of_the_model(spare, tmp_path):
     """In another process, where torch_geometric.nn.models was never imported by the user."""
     dqconvert.save(converted("GCN"), tmp_path / "gcn.int")
     x, edge_index = a_graph()
@@ -167,7 +165,8 @@ def test_a_file_needs_no_code_of_the_model(tmp_path):
         "s.save_file({'y': module(**s.load_file(sys.argv[2]))}, sys.argv[3])\n"
     )
     files = [str(tmp_path / name) for name in ("gcn.int", "in.safetensors", "out.safetensors")]
-    subprocess.run([sys.executable, "-c", code, *files], check=True)
+    done = spare.run(code, *files)
+    assert done.returncode == 0, done.stderr
     assert torch.equal(safetensors.torch.load_file(files[2])["y"], converted("GCN")(x, edge_index))
 
 

@@ -6,9 +6,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -25,21 +22,9 @@ STUDY = pytest.mark.study
     ],
     ids=["odd", "between pages that nobody may touch", "many"],
 )
-def test_odd_graphs_are_an_error_or_right(seed, kinds, guard, count):
+def test_odd_graphs_are_an_error_or_right(seed, kinds, guard, count, spare):
     count = COUNT or str(count)
-    command = [
-        sys.executable,
-        "-m",
-        "tests.odd_graphs",
-        "--count",
-        count,
-        "--seed",
-        str(seed),
-        "--kinds",
-        *kinds,
-        *guard,
-    ]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    found = spare.run_module("tests.odd_graphs", "--count", count, "--seed", seed, "--kinds", *kinds, *guard)
     assert found.returncode == 0, f"exit code {found.returncode}\n{found.stdout[-500:]}\n{found.stderr[-6000:]}"
     assert "fused: a result" in found.stdout
     assert "integer: our error" in found.stdout

@@ -6,9 +6,6 @@ import copy
 import io
 import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import textwrap
 import warnings
 from html.parser import HTMLParser
@@ -219,17 +216,17 @@ FORK = """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_of_a_parent_with_threads_goes_on_with_one():
+def test_a_forked_child_of_a_parent_with_threads_goes_on_with_one(spare):
     """It waited forever for threads that it does not have."""
-    assert signal.SIGALRM
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(FORK)], check=False, timeout=200)
-    assert done.returncode == 0
+    done = spare.run(textwrap.dedent(FORK))
+    assert done.returncode == 0, done.stderr
 
 
 def _evaluate(module, queue):
     queue.put(float(module(*graph()).detach().sum()))
 
 
+@pytest.mark.study
 def test_a_spawned_child_takes_a_module(made):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -3,8 +3,6 @@
 import copy
 import pickle
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -348,21 +346,21 @@ def test_a_copy_shares_nothing(prepared):
     assert all(value.data_ptr() not in pointers for value in copied.state_dict().values())
 
 
-def test_pickle_loads_in_a_new_process(prepared, tmp_path):
+def test_pickle_loads_in_a_new_process(prepared, spare, tmp_path):
     names = ["NoisyInTraining", "WeightedGCN", "DataClassifier", "GAT"]
     modules = [prepared(name)[0] for name in names]
     for name, module in zip(names, modules, strict=True):
         zoo.train_step(module, zoo.CASES[name].inputs())
     inputs = [zoo.CASES[name].inputs(zoo.OTHER) for name in names]
     (tmp_path / "modules.pkl").write_bytes(pickle.dumps((modules, inputs)))
-    script = f"""
-import pickle, sys, torch
-sys.path.insert(0, {str(Path(zoo.__file__).parent)!r})
+    script = """
+import pickle, torch
 modules, inputs = pickle.load(open("modules.pkl", "rb"))
 with torch.no_grad():
     torch.save([module.eval()(*args) for module, args in zip(modules, inputs)], "out.pt")
 """
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    done = spare.run(script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     expected = [zoo.evaluate(module, args) for module, args in zip(modules, inputs, strict=True)]
     zoo.assert_same(torch.load(tmp_path / "out.pt"), expected)
 

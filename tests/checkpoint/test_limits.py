@@ -84,26 +84,32 @@ def a_header(text):
 
 
 _SIZES = "[" + ",".join(["9" * 4000] * 60) + "]"
-BOMBS = {
-    "a table of 16384²": large_table,
-    "tables of 8 GB": many_tables,
-    "40 million lists": a_description_that_unpacks_to(b'{"report":[' + b"[]," * 40_000_000 + b"[]]}"),
-    "200 million spaces": a_description_that_unpacks_to(b" " * 200_000_000),
-    "a long string": a_description_that_unpacks_to(b'"' + b"x" * 200_000_000 + b'"'),
-    "sizes of 4,000 digits": a_header(
-        header({}, x={"dtype": "F32", "shape": [], "data_offsets": [0, 4]}).replace(b"[]", _SIZES.encode())
-    ),
-    "a deep header": a_header(header({}, x="deep").replace(b'"deep"', b"[" * 200_000 + b"]" * 200_000)),
-    "a number with a long exponent": a_header(header({}, x="large").replace(b'"large"', b"1e999999999")),
-    "2^60 values of no bytes": a_header(header({}, x={"dtype": "F32", "shape": [0, 1 << 60], "data_offsets": [0, 0]})),
-}
+
+
+def bombs():
+    """How to write each; some take half a gigabyte to say."""
+    return {
+        "a table of 16384²": large_table,
+        "tables of 8 GB": many_tables,
+        "40 million lists": a_description_that_unpacks_to(b'{"report":[' + b"[]," * 40_000_000 + b"[]]}"),
+        "200 million spaces": a_description_that_unpacks_to(b" " * 200_000_000),
+        "a long string": a_description_that_unpacks_to(b'"' + b"x" * 200_000_000 + b'"'),
+        "sizes of 4,000 digits": a_header(
+            header({}, x={"dtype": "F32", "shape": [], "data_offsets": [0, 4]}).replace(b"[]", _SIZES.encode())
+        ),
+        "a deep header": a_header(header({}, x="deep").replace(b'"deep"', b"[" * 200_000 + b"]" * 200_000)),
+        "a number with a long exponent": a_header(header({}, x="large").replace(b'"large"', b"1e999999999")),
+        "2^60 values of no bytes": a_header(
+            header({}, x={"dtype": "F32", "shape": [0, 1 << 60], "data_offsets": [0, 0]})
+        ),
+    }
 
 
 @pytest.mark.study
 def test_bombs_are_refused_with_little_memory(folder, tmp_path):
     """With half a gigabyte more than torch takes; such files took 5.5 and more."""
     paths = []
-    for name, write in BOMBS.items():
+    for name, write in bombs().items():
         paths.append(tmp_path / name.replace(" ", "_"))
         write(folder, paths[-1])
     code = (

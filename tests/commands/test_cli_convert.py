@@ -343,10 +343,9 @@ def test_help_does_not_import_torch():
     assert "Example: dqconvert convert" in done.stdout
 
 
-def test_as_a_process_it_works():
-    command = [sys.executable, "-m", "dqconvert", "convert", "gin.pt", *FACTORY, "-o", "out.dq"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+def test_as_a_process_it_works(spare, folder):
+    done = spare.run_module("dqconvert", "convert", "gin.pt", *FACTORY, "-o", "out.dq", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
     assert os.path.exists("out.dq")
 
 

@@ -5,14 +5,13 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import dqconvert
 from dqconvert.kernels.cpu import cache_folder, compiled
+from spare import Spare
 
 SOURCES = Path(dqconvert.__file__).parent
 OURS = ("kernels/cpu/compiled.py", "kernels/cpu/cache_folder.py")
@@ -43,41 +42,12 @@ def outer(x):
 CALL = "from dqconvert.kernels._outer import outer as f; value = f(2)"
 
 
-SPARE = """
-import json, os, sys, traceback
-import numba, numpy
-numba.njit(lambda x: x + 1)(1)
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.environ.clear()
-        os.environ.update(job["env"])
-        os.chdir(job["root"])
-        sys.path.insert(0, job["root"])
-        for number, path in enumerate(job["files"], 1):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        numba.core.config.reload_config()
-        status = 0
-        try:
-            exec(job["code"], {"__name__": "__main__"})
-        except BaseException:
-            status = 1
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    print(os.waitpid(child, 0)[1], flush=True)
-"""
-
-
 @pytest.fixture(scope="module")
 def spare():
-    """A process that has imported numba, and nothing of ours, and forks for each call: to import it takes longest."""
-    command, env = [sys.executable, "-c", SPARE], {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
-        yield process
-        process.stdin.close()
+    """A process that has imported numba, and nothing of ours."""
+    started = Spare("import numba, numpy; numba.njit(lambda x: x + 1)(1)")
+    yield started
+    started.close()
 
 
 class Package:
@@ -85,7 +55,6 @@ class Package:
 
     def __init__(self, folder, files, spare):
         self.spare = spare
-        self.files = [folder / "out", folder / "err"]
         self.root = folder / "package"
         self.home = folder / "home"
         self.put({"__init__.py": "", "kernels/__init__.py": "", "kernels/cpu/__init__.py": "", **files})
@@ -101,12 +70,8 @@ class Package:
         end = "import json; s = f.stats; n = lambda c: sum(c.values());"
         end += "print(json.dumps([value, n(s.cache_hits), n(s.cache_misses)]))"
         known = {"PATH": os.environ["PATH"], "HOME": str(self.home)} | env
-        job = {"env": known, "root": str(self.root), "code": f"{code}\n{end}", "files": [*map(str, self.files)]}
-        self.spare.stdin.write(json.dumps(job) + "\n")
-        self.spare.stdin.flush()
-        status = self.spare.stdout.readline().strip()
-        out, err = (path.read_text() for path in self.files)
-        assert status == "0", err
+        status, out, err = self.spare.run(f"{code}\n{end}", env=known, cwd=self.root, path=(self.root,))
+        assert status == 0, err
         return *json.loads(out), err
 
     def folders(self, outer=None):
