@@ -256,6 +256,9 @@ def quantize_linear(
     """
     if protected is not None:
         check_rows(protected, x, 0, name="protected")
+    if entry is None and not relu and not any(schemes):
+        # As torch's own linear does: gradients of gradients of one call add up before they meet those of another.
+        weight = weight.view_as(weight)
     packed = joined(entry, *masked(schemes, relu))
     y, new, _ = quantize_linear_operator(x, weight, offset, bias, other, alpha, protected, ends_of(ranges), *packed)
     return y, new

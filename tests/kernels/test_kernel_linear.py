@@ -48,6 +48,19 @@ def test_linear_gradcheck():
     assert torch.autograd.gradgradcheck(linear, leaves)
 
 
+def test_gradients_of_gradients_add_up_in_the_order_of_torch():
+    def descend(function, weight, x):
+        y = torch.zeros_like(x, requires_grad=True)
+        for _ in range(3):
+            energy = function(torch.tanh(function(x + y, weight)), weight).square().sum()
+            y = y - 0.1 * torch.autograd.grad(energy, y, create_graph=True)[0]
+        return torch.autograd.grad(y.sum(), weight)[0]
+
+    for _ in range(10):
+        x, weight = torch.randn(10, 8), torch.randn(8, 8, requires_grad=True)
+        assert torch.equal(descend(linear, weight, x), descend(F.linear, weight, x))
+
+
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("columns", [1, 7, 40, 64, 89])
