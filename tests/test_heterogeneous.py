@@ -31,6 +31,7 @@ from torch_geometric.utils import trim_to_layer
 import dqconvert
 from checks import assert_float_identity, assert_same, assert_trains, evaluation, mask_of, normal, step
 from dqconvert import ConfigError, Protect, QConfig
+from dqconvert.errors import InputIndexError
 from test_prepare_protection import (
     SPEC,
     Watch,
@@ -621,6 +622,23 @@ def test_bipartite_trains(name):
     torch.manual_seed(0)
     factory, inputs = BIPARTITE[name]
     assert_trains(factory(), inputs(PAIRS["all different"]), inputs((23, 15, 50)))
+
+
+@pytest.mark.parametrize("name", BIPARTITE)
+def test_bipartite_in_integers(name):
+    """Senders and receivers are counted apart: there may be more of either."""
+    torch.manual_seed(0)
+    factory, inputs = BIPARTITE[name]
+    module, _ = dqconvert.prepare(factory(), "int8-dq", inputs((14, 9, 60)))
+    module(*inputs((23, 15, 50)))
+    integer = dqconvert.convert(module.eval())
+    for size in ((14, 9, 60), (9, 14, 60)):
+        given = inputs(size)
+        torch.testing.assert_close(integer(*given), module(*given))
+        wrong = given[1].clone()
+        wrong[1, 0] = size[1]
+        with pytest.raises(InputIndexError, match=f"node {size[1]}, and there are {size[1]} nodes"):
+            integer(given[0], wrong)
 
 
 @pytest.mark.sample(3)

@@ -32,6 +32,9 @@ def save(
     A prepared module comes with its ranges. Of an integer module, codes of 8 bits take a byte each, and of 4 bits half
     a byte.
 
+    A global tensor that the forward reads is looked up again by a prepared module that is loaded, where the code of the
+    model given to :func:`load` reads it. The file of an integer module holds it, and says so, in a warning as well.
+
     The same module gives the same bytes. The file is written whole or not at all; one that was there is replaced.
 
     Args:

@@ -12,6 +12,7 @@ import keyword
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from dqconvert.errors import CheckpointError
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.propagate import MessageWeight
 from dqconvert.ops import qualified_name
-from dqconvert.trace.globals import read_global
+from dqconvert.trace.globals import Globals, place_name, read_global
 from dqconvert.trace.names import module_of
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.runtime import store, unchanged
@@ -43,21 +44,28 @@ _TORCH_WORDS = (torch.dtype, torch.layout, torch.memory_format)
 # -- writing -----------------------------------------------------------------------------------------------------
 
 
-def encode_graph(graph: Graph) -> list[Data]:
+def encode_graph(graph: Graph, held: Mapping[Any, str] = MappingProxyType({})) -> list[Data]:
     """Returns a graph as a list of dicts, one per node.
 
     Args:
         graph: A traced or rewritten graph.
+        held: The paths of the constants that stand for global tensors, by the arguments of their ``read_global``.
 
     Raises:
         CheckpointError: If the graph calls a function, or holds a constant, that files have no word for.
     """
-    encode = _Encoder()
+    encode = _Encoder(held)
     return [encode.node(node) for node in graph.nodes]
 
 
 class _Encoder:
+    def __init__(self, held: Mapping[Any, str]) -> None:
+        self.held = held
+
     def node(self, node: Node) -> Data:
+        if node.target is read_global and node.args in self.held:
+            data = {"op": "get_attr", "name": node.name, "target": self.held[node.args], "args": [], "kwargs": {}}
+            return {**data, "note": _encode_note(note_of(node))}
         given: tuple[Any, ...] = node.args
         if node.target is unchanged:  # of a program's global names a file says nothing
             given = tuple(tuple(entry) for entry in reads_of(node).entries if entry.kind != "global")
@@ -73,12 +81,6 @@ class _Encoder:
             return str(node.target)
         if node.target is getattr and not _is_readable(node.args[1]):
             raise self._unnamed(f"a read of the attribute {node.args[1]!r}", node)
-        if node.target is read_global:
-            raise CheckpointError(
-                f"the forward reads the {note_of(node).source}, which no file can hold or name: pass it as an argument "
-                f"of the forward to save the module. Or save module.state_dict(), and prepare the model again to load "
-                f"it."
-            )
         name = function_name(node.target)  # type: ignore[arg-type]
         if name is None:
             raise self._unnamed(f"the function {qualified_name(node)}", node)
@@ -198,6 +200,8 @@ class _Decoder:
         self.check_call(op, target, name, args, kwargs)
         if target is unchanged:
             args = (reads_from(args),)
+        if target is read_global and self.root is not None:
+            args = self.places(args)
         node = self.graph.create_node(op, target, args, kwargs, name=_identifier(name))
         self.nodes[name] = annotate(node, _decode_note(data["note"]))
 
@@ -242,6 +246,18 @@ class _Decoder:
                 signature.bind(*args, **kwargs)
         except TypeError as error:
             raise CheckpointError(f"{name} in the file calls {target!r} wrongly: {error}.") from error
+
+    def places(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns the arguments of a ``read_global``, of places that the given model's own code reads."""
+        assert self.root is not None
+        own, (module, name, path, *others) = Globals(self.root), args
+        found = [own.found(place) for place in ((module, name, path), *others)]
+        if None in found:
+            raise CheckpointError(
+                f"the forward reads the global {place_name(name, path)} of module {module!r}, and the given model's "
+                f"code finds no tensor there: set it before loading the file."
+            )
+        return (*found[0], *found[1:])  # type: ignore[misc]
 
     def _path(self, op: str, target: str) -> str:
         if self.root is None or (op, target) == ("get_attr", ITSELF):

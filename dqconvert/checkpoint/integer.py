@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -29,6 +31,7 @@ from dqconvert.lower.remember import Remember
 from dqconvert.lower.report import Float
 from dqconvert.report import PreparedMethod
 from dqconvert.trace import TracedModule
+from dqconvert.trace.globals import place_name, read_global
 from dqconvert.trace.hooks import of_torch, tables
 from dqconvert.trace.method import Method
 
@@ -51,6 +54,10 @@ def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
         _check_results(graph)
     _check_hooks(module)
     tensors, modules = _read(module)
+    held = _globals(graphs, tensors)
+    remarks = [_HELD.format(place_name(*args[1:3]), args[0]) for args in held]
+    if remarks:
+        warnings.warn("\n".join(remarks), stacklevel=3)
     memos = {path: child for path, child in modules.items() if isinstance(child, Remember)}
     leaves = {path: child for path, child in modules.items() if path not in memos}
     constants = sorted(tensors)
@@ -75,23 +82,34 @@ def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "torch_geometric": str(torch_geometric.__version__),
         },
         "model": module.report.model,
-        "report": module.report.to_dict(),
+        "report": replace(module.report, remarks=(*module.report.remarks, *remarks)).to_dict(),
         "constants": constants,
         "weights": weights,
         "tables": deflated,
         "modules": {path: encode_module(child, path) for path, child in leaves.items()},
         "memos": {path: encode_graph(_inner(child)) for path, child in memos.items()},
-        "graph": encode_graph(module.graph),
+        "graph": encode_graph(module.graph, held),
         "method": module.method,
         "called_method": module.called_method,
         "methods": [
-            {"name": method.name, "how": method.how, "graph": encode_graph(method.graph)}
+            {"name": method.name, "how": method.how, "graph": encode_graph(method.graph, held)}
             for method in module.more_methods
         ],
         "left_out": module.lost(),
         "order": _order(module, {*constants, *modules}),
     }
     return document, tensors
+
+
+_HELD = "the file holds the global {} of module {!r} as it is when saved: what is loaded from it follows no change"
+
+
+def _globals(graphs: Iterable[Graph], tensors: dict[str, Tensor]) -> dict[Any, str]:
+    """Adds the global tensors that the graphs read to those of the file; returns their paths, by where they are."""
+    nodes = (node for graph in graphs for node in graph.find_nodes(op="call_function", target=read_global))
+    held = {args: f"_globals.{index}" for index, args in enumerate(dict.fromkeys(node.args for node in nodes))}
+    tensors |= {path: read_global(*args) for args, path in held.items()}
+    return held
 
 
 def _check_hooks(module: IntegerModule) -> None:

@@ -18,7 +18,7 @@ from dqconvert.rewrite.connectivity import gather, is_connectivity, is_input
 from dqconvert.rewrite.derive import dimensions
 from dqconvert.rewrite.protect import ARGUMENT, given_probability, last_of
 from dqconvert.trace.guards import only_in
-from dqconvert.trace.note import annotate, note_of
+from dqconvert.trace.note import Stage, annotate, note_of
 from dqconvert.trace.unchanged import without_reads
 
 
@@ -71,6 +71,10 @@ def check_connectivity(graph: Graph) -> None:
     """
     gathers = [found for node in graph.nodes if (found := gather(node)) is not None]
     spaces = {found.space for found in gathers}
+    added = [node for node in graph.nodes if note_of(node).stage is Stage.AGGREGATE and note_of(node).is_float]
+    results = [node for node in added if any(note_of(user).stage is not Stage.AGGREGATE for user in node.users)]
+    if any(not spaces & {*dimensions(note_of(node))} for node in results):
+        return  # what receives is of another kind than what sends
     inputs = [node for node in graph.nodes if is_input(node)]
     edges = [node for node in inputs if is_connectivity(node) and not note_of(node).sparse]
     made_plain = {source for node in edges for source in node.all_input_nodes}  # of an EdgeIndex, the tensor in it

@@ -71,6 +71,7 @@ TRACED = (
     _mark("unchanged", bookkeeping=True),
     *(_ours("trace.adjacency", name) for name in ("plain_connectivity", "edge_product", "edge_sizes", "targets_of")),
     _ours("trace.weighing", "unweighted"),
+    _ours("trace.globals", "read_global"),
 )
 
 PREPARED = (

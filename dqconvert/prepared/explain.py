@@ -27,6 +27,9 @@ _INDEX = re.compile(
 )
 """What torch, PyG and our own kernels say of an index that names what is not there."""
 
+_NAMED = re.compile(r"names node (-?\d+), and there are (\d+)")
+"""What our own say, with which one, and how many there are."""
+
 Failed = tuple[Node, Mapping[str, Any]]
 """The node that failed, and the values that were there by then, by the names of their nodes."""
 
@@ -72,7 +75,7 @@ def explain(error: Exception, place: Failed, given: Sequence[tuple[TensorInput, 
     """
     node, values = place
     if isinstance(error, IndexError | RuntimeError | ValueError) and _INDEX.search(str(error)):
-        return _out_of_range(node, values)
+        return _out_of_range(node, values, _NAMED.search(str(error)))
     if isinstance(error, InputTypeError) and (sparse := _sparse(node, values)) is not None:
         return sparse
     tensors = [(one, value) for one, value in given if isinstance(value, Tensor)]
@@ -99,8 +102,14 @@ def layer_of(node: Node) -> str:
 # -- indices -------------------------------------------------------------------------------------------------------
 
 
-def _out_of_range(node: Node, values: Mapping[str, Any]) -> InputIndexError | None:
-    """Returns the error about an index that names what is not there, if that is what a node was given."""
+def _out_of_range(node: Node, values: Mapping[str, Any], said: re.Match[str] | None) -> InputIndexError | None:
+    """Returns the error about an index that names what is not there, if that is what a node was given.
+
+    Args:
+        node: The node that failed.
+        values: The values by then.
+        said: What is not there, and how many there are, if the error that was raised says so.
+    """
     held = [values[n.name] for n in node.all_input_nodes if n.name in values]
     sizes = [v for v in held if isinstance(v, int) and not isinstance(v, bool)]
     sizes += [
@@ -114,11 +123,11 @@ def _out_of_range(node: Node, values: Mapping[str, Any]) -> InputIndexError | No
         if origin is None or not isinstance(value, Tensor) or value.is_floating_point() or value.numel() == 0:
             continue
         name, low, high = input_path(origin), int(value.min()), int(value.max())
-        for size in sizes:
+        for size in sizes if said is None else [int(said[2])]:
             if low < 0 and note_of(origin).ndim == 1:
                 return InputIndexError(f"{name} names group {low}: groups are counted from 0")
             if low < 0 or high >= size:
-                wrong = low if low < 0 else high
+                wrong = said[1] if said else low if low < 0 else high
                 return InputIndexError(
                     f"{name} names node {wrong}, and there are {size} nodes: they are counted from 0"
                 )

@@ -116,7 +116,7 @@ class Foreign:
         with self.writer.paused():
             self.writer.blocks.bind(tensor, node, origin=True)
             self._read.append((tensor, words))
-        remark = f"the forward reads the {words}: it follows what is there when it runs, and no file holds it"
+        remark = f"the forward reads the {words}: it follows what is there when it runs"
         self.writer.remarks[remark] = None
         return node
 

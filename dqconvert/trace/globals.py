@@ -114,6 +114,15 @@ class Globals:
         known, _, places = self._places.get(id(tensor), (None, 0, []))
         return places if known is tensor and not tensor.requires_grad else []
 
+    def found(self, place: GlobalName) -> GlobalName | None:
+        """Returns where the tensor of another program's place is found in this one, whose module may have another name.
+
+        Returns:
+            ``None`` if no code of the model reads a tensor of that name, or that of several modules.
+        """
+        places = [one for *_, some in self._places.values() for one in some if one[1:] == place[1:]]
+        return place if place in places else places[0] if len(places) == 1 else None
+
     def changed(self, tensor: Tensor) -> bool:
         """Returns True if such a tensor was written into since."""
         return self._places[id(tensor)][1] != _version(tensor)

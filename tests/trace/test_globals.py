@@ -194,11 +194,74 @@ def test_copies_and_pickles_read_it_too(prepared: Any) -> None:
         assert torch.equal(pickle.loads(pickle.dumps(module))(), expected)
 
 
-@pytest.mark.parametrize("what", ["prepared", "integer"])
-def test_a_file_cannot_hold_it(prepared: Any, what: str, tmp_path: Any) -> None:
-    module = prepared if what == "prepared" else dqconvert.convert(prepared)
-    with pytest.raises(CheckpointError, match=r"reads the global data\.x of module .*pass it as an argument"):
-        dqconvert.save(module, tmp_path / "file.dq")
+@pytest.fixture(scope="module", params=[ReadsAll, ReadsThroughFunction, ReadsTypes, Pools])
+def trained_one(request: Any) -> Any:
+    module, _ = dqconvert.prepare(request.param(), "int8-dq")
+    module().sum().backward()
+    return module.eval()
+
+
+def test_a_prepared_file_reads_it_off_the_models_code(trained_one: Any, tmp_path: Any) -> None:
+    dqconvert.save(trained_one, tmp_path / "file.dq")
+    loaded = dqconvert.load(tmp_path / "file.dq", model=trained_one._user_class())
+    assert torch.equal(loaded(), trained_one())
+    if not isinstance(trained_one._user_class(), ReadsThroughFunction):  # there it is one tensor under two names
+        globals()["data"] = make_data(64)
+        assert torch.equal(loaded(), trained_one())
+    dqconvert.save(loaded, tmp_path / "again.dq")
+    assert (tmp_path / "again.dq").read_bytes() == (tmp_path / "file.dq").read_bytes()
+
+
+def test_an_integer_file_holds_it_as_it_was_and_says_so(trained_one: Any, tmp_path: Any) -> None:
+    integer = dqconvert.convert(trained_one)
+    with pytest.warns(UserWarning, match="the file holds the global .* as it is when saved"):
+        dqconvert.save(integer, tmp_path / "file.int")
+    expected = integer()
+    globals()["data"] = make_data(64)
+    loaded = dqconvert.load(tmp_path / "file.int")
+    assert torch.equal(loaded(), expected)
+    assert any("the file holds the global" in remark for remark in loaded.report.remarks)
+    assert not any("the file holds" in remark for remark in integer.report.remarks)
+
+
+def without_globals() -> nn.Module:
+    """Returns a model of the same parts, whose code reads no global."""
+    bare, model = nn.Module(), ReadsAll()
+    bare.lin, bare.conv = model.lin, model.conv
+    return bare
+
+
+@pytest.mark.parametrize("other", [ReadsAll, without_globals], ids=["no tensor", "no code"])
+def test_a_file_reads_no_global_that_the_given_model_does_not(prepared: Any, other: Any, tmp_path: Any) -> None:
+    dqconvert.save(prepared, tmp_path / "file.dq")
+    data.x = None
+    with pytest.raises(CheckpointError, match=r"global data\.x of module .*code finds no tensor there: set it"):
+        dqconvert.load(tmp_path / "file.dq", model=other())
+
+
+def test_the_models_module_may_have_another_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that saves is ``__main__``; what loads the file imports it."""
+    for name in ("their_script", "their_script_imported"):
+        (tmp_path / f"{name}.py").write_text(
+            "import torch\nfrom torch_geometric.nn import GCNConv\nEDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])\n"
+            "class Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+            "        self.conv = GCNConv(8, 4)\n"
+            "    def forward(self, x):\n        return self.conv(x, EDGES)\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    import their_script  # type: ignore[import-not-found]
+    import their_script_imported as again  # type: ignore[import-not-found]
+
+    x = torch.randn(4, 8)
+    module, _ = dqconvert.prepare(their_script.Net(), "int8-dq", (x,))
+    module(x).sum().backward()
+    dqconvert.save(module.eval(), tmp_path / "file.dq")
+    loaded = dqconvert.load(tmp_path / "file.dq", model=again.Net())
+    for one in (their_script, again):
+        one.EDGES = torch.tensor([[0, 3, 2], [1, 2, 0]])
+        expected = module(x)
+    del sys.modules["their_script"]
+    assert torch.equal(loaded(x), expected)
 
 
 def test_an_exported_program_cannot_hold_it(prepared: Any) -> None:
