@@ -57,15 +57,8 @@ class TestQSpec:
             ({"signed": "auto"}, "signed='auto': must be True, False, None, 'input' or 'graph'"),
             ({"symmetric": 0}, "symmetric=0: must be True or False"),
             ({"granularity": "row"}, "granularity='row': must be 'tensor', 'channel' or 'degree'"),
-            ({"range": "max"}, "range='max': must be 'minmax', 'ema', 'percentile' or 'mse'"),
-            ({"range": ["ema"]}, "range=['ema']: must be 'minmax', 'ema', 'percentile' or 'mse'"),
-            (
-                {"range": "learned"},
-                (
-                    "range='learned': not served yet: it arrives with LSQ; allowed today: 'minmax', 'ema', "
-                    "'percentile', 'mse'"
-                ),
-            ),
+            ({"range": "max"}, "range='max': must be 'minmax', 'ema', 'percentile', 'mse' or 'learned'"),
+            ({"range": ["ema"]}, "range=['ema']: must be 'minmax', 'ema', 'percentile', 'mse' or 'learned'"),
             ({"grad": None}, "grad=None: must be 'ste' or 'clip'"),
             (
                 {"range": "percentile", "percentile": 0.5},
@@ -514,7 +507,7 @@ class TestAsQConfig:
             ),
             (
                 {"rules": [{"op": "f", "spec": {"range": "min"}}]},
-                "rules[0].spec.range='min': must be 'minmax', 'ema', 'percentile' or 'mse'",
+                "rules[0].spec.range='min': must be 'minmax', 'ema', 'percentile', 'mse' or 'learned'",
             ),
             (
                 {"rules": [{"op": "f", "spec": {"bit": 2}}]},

@@ -34,6 +34,8 @@ PHASE_OF: Mapping[str, str] = MappingProxyType(
         "dqconvert::quantize_linear*": "linear",
         "dqconvert::*batch_norm*": "rest",
         "dqconvert::*quantize*": "quantize",
+        "dqconvert::learned_chain*": "quantize",
+        "dqconvert::learned_propagate*": "message passing",
         "dqconvert::observe*": "observe",
         "dqconvert::propagate*": "message passing",
         "dqconvert::csr*": "message passing",

@@ -158,7 +158,7 @@ def _attach_all(root: nn.Module, document: Mapping[str, Any], tensors: Mapping[s
         ends = tensors[f"{data['path']}.min_val"]
         if data["channels"] not in (None, ends.numel()):
             raise CheckpointError(f"the file has a quantizer {data['path']!r} of {data['channels']} channels.")
-        made.append((data["path"], _quantizer(data)))
+        made.append((data["path"], quantizer_of(data)))
     for data in document["protections"]:
         protect = Protect(p_min=data["p_min"], p_max=data["p_max"])
         made.append((data["path"], Protection(protect)))
@@ -170,7 +170,8 @@ def _attach_all(root: nn.Module, document: Mapping[str, Any], tensors: Mapping[s
         attach(root, path, module.to(device))
 
 
-def _quantizer(data: Mapping[str, Any]) -> FakeQuantize:
+def quantizer_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> FakeQuantize:
+    """Returns a quantizer as a file describes it, with its state if that is given."""
     quantizer = FakeQuantize(
         QSpec(**data["spec"]),
         name=data["name"],
@@ -181,6 +182,8 @@ def _quantizer(data: Mapping[str, Any]) -> FakeQuantize:
     )
     for flag in FLAGS:
         setattr(quantizer, flag, bool(data["flags"][flag]))
+    if tensors is not None:
+        quantizer.load_state_dict({name: tensors[f"{data['path']}.{name}"] for name in quantizer.state_dict()})
     return quantizer
 
 

@@ -12,7 +12,7 @@ from dqconvert.checkpoint import container, integer
 from dqconvert.checkpoint.document import facts_of
 from dqconvert.checkpoint.functions import function_name
 from dqconvert.checkpoint.graph_data import decode_graph, wellformed
-from dqconvert.checkpoint.rebuild import report_of
+from dqconvert.checkpoint.rebuild import quantizer_of, report_of
 from dqconvert.checkpoint.schema import PreparedData, check_document
 from dqconvert.ops import qualified_name
 from dqconvert.prepared.module import PreparedModule, view_module
@@ -32,14 +32,13 @@ def view_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], View]:
     tensors, document = container.read(path)
     check_document(document, PreparedData, str(path))
     with wellformed(f"{path}: the description of the module"):
-        paths = [entry["path"] for entry in document["quantizers"]]
         graphs = document["graphs"]
         view = view_of(
             {name: None if nodes is None else decode_graph(nodes) for name, nodes in graphs.items()},
             report_of(document["report"]),
             modules=document["modules"],
             protections={one["path"]: (one["p_min"], one["p_max"]) for one in document["protections"]},
-            ranges={path: (tensors[f"{path}.min_val"], tensors[f"{path}.max_val"]) for path in paths},
+            ranges={data["path"]: quantizer_of(data, tensors).range for data in document["quantizers"]},
             name=_name,
         )
         return {key: document[key] for key in FACTS}, view

@@ -12,6 +12,8 @@ from dqconvert.kernels.degree import degree_groups, in_degree, nearest_seen, pro
 from dqconvert.kernels.dropout import dropout
 from dqconvert.kernels.edge_order import EdgeOrder, edge_order
 from dqconvert.kernels.fake_quantize import fake_quantize, qparams
+from dqconvert.kernels.learned import learned_chain, learned_fake_quantize
+from dqconvert.kernels.learned_propagate import learned_propagate
 from dqconvert.kernels.linear import linear, quantize_linear
 from dqconvert.kernels.minmax import minmax_pair
 from dqconvert.kernels.own_size import own_size
@@ -28,6 +30,9 @@ __all__ = [
     "edge_order",
     "fake_quantize",
     "in_degree",
+    "learned_chain",
+    "learned_fake_quantize",
+    "learned_propagate",
     "linear",
     "minmax_pair",
     "nearest_seen",

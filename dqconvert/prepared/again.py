@@ -60,4 +60,8 @@ def _keep_ranges(old: PreparedModule, new: PreparedModule) -> None:
     for path, quantizer in new.quantizers():
         before = known.get(path)
         if before is not None and before.min_val.shape == quantizer.min_val.shape:
-            quantizer.load_state_dict(before.state_dict())
+            state = before.state_dict()
+            if state.keys() != quantizer.state_dict().keys():  # learned in one of them
+                lo, hi = before.range
+                state = {**quantizer.state_dict(), "min_val": lo, "max_val": hi}
+            quantizer.load_state_dict(state)

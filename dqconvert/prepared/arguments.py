@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from dqconvert.errors import GuardError, InputIndexError, InputShapeError, InputTypeError
+from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.connectivity import input_name, is_connectivity, is_input
 from dqconvert.trace.globals import place_name, read_global
 from dqconvert.trace.note import Note, note_of
@@ -107,9 +108,9 @@ class TensorInput:
         if torch.is_autocast_enabled(value.device.type):
             return
         # Parameters may have been cast since the model was traced; one without any computes as it was traced.
-        held: set[torch.dtype | None] = {t.dtype for t in module.parameters() if t.is_floating_point()} or {
-            self.note.dtype
-        }
+        learned = {id(t) for part in module.modules() if isinstance(part, FakeQuantize) for t in part.parameters()}
+        weights = (t for t in module.parameters() if t.is_floating_point() and id(t) not in learned)
+        held: set[torch.dtype | None] = {t.dtype for t in weights} or {self.note.dtype}
         if value.dtype not in held:
             wanted = self.note.dtype if self.note.dtype in held else min(held, key=str)
             raise InputTypeError(

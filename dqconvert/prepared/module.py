@@ -86,7 +86,7 @@ def view_module(module: PreparedModule) -> View:
         module.report,
         modules=class_names(module),
         protections={path: (protect.p_min, protect.p_max) for path, protect in protections.items()},
-        ranges={path: (quantizer.min_val, quantizer.max_val) for path, quantizer in module.quantizers()},
+        ranges={path: quantizer.range for path, quantizer in module.quantizers()},
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dqconvert.quant import FakeQuantize
 
-_RANGES = ("min_val", "max_val")
+_RANGES = ("min_val", "max_val", "log_scale", "offset")
 _AVERAGES = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -57,7 +57,7 @@ class Before:
             (q, name) for q in self._quantizers if q.training or q.calibrating for name in _RANGES
         ]
         places += [(norm, name) for norm in norms if norm.training for name in _AVERAGES]
-        self._held = [(m, name, b) for m, name in places if (b := m._buffers.get(name)) is not None]
+        self._held = [(m, name, t) for m, name in places if (t := getattr(m, name, None)) is not None]
         self._values = _copies([buffer for *_, buffer in self._held])
         self._random = torch.get_rng_state()
         self._device_random = [(d, torch.cuda.get_rng_state(d)) for d in _devices([b for *_, b in self._held])]
@@ -73,7 +73,8 @@ class Before:
         with torch.no_grad():
             for (module, name, held), value in zip(self._held, self._values, strict=True):
                 held.copy_(value)
-                module._buffers[name] = held  # some norms put others in their place
+                if name in module._buffers:
+                    module._buffers[name] = held  # some norms put others in their place
             for quantizer in set(_keepers(self._module).quantizers).difference(self._quantizers):
                 quantizer.reset()
         for quantizer, observed in zip(self._quantizers, self._observed, strict=True):

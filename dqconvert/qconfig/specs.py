@@ -32,7 +32,6 @@ KIND_OF_ROLE: Mapping[str, Kind] = MappingProxyType(
 
 # What a config can name but nothing serves yet. When it arrives, remove its entry: nothing else refuses it.
 NOT_SERVED_YET: Mapping[str, str] = {
-    "range='learned'": "it arrives with LSQ; allowed today: 'minmax', 'ema', 'percentile', 'mse'",
     "noise": "it arrives with quantization-noise training; allowed today: None",
     "preset 'int8-nqat'": "it arrives with quantization-noise training; try 'int8-qat'",
     "preset 'int4-nqat'": "it arrives with quantization-noise training; try 'int4-qat'",
@@ -45,10 +44,6 @@ def refuse_not_served_yet(what: str) -> None:
     """Raises `ConfigError` if what a config names is in `NOT_SERVED_YET`."""
     if what in NOT_SERVED_YET:
         raise ConfigError(f"{what}: not served yet: {NOT_SERVED_YET[what]}")
-
-
-def _served(field: str, choices: tuple[str, ...]) -> list[str]:
-    return [choice for choice in choices if f"{field}={choice!r}" not in NOT_SERVED_YET]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +74,9 @@ class QSpec:
             exponential moving average of each step's minimum and maximum. ``"percentile"``: each step's low and high
             percentiles, kept as running minimum and maximum, or as a moving average where ``momentum`` is given.
             ``"mse"``: the range whose grid is nearest to the non-zero values in squared error, searched in calibration,
-            or else in the first training step, and kept from then on.
+            or else in the first training step, and kept from then on. ``"learned"``: begins there, and then its step is
+            a parameter of the module, trained by the gradient of LSQ (Esser et al., ICLR 2020), and so is, where the
+            grid is affine, an offset (LSQ+, Bhalgat et al., 2020).
         percentile: The share of values left out at either end, between 0 and 0.5, with ``range="percentile"`` only.
             ``None``: 0.001, and 0.01 at 4 bits or fewer.
         momentum: The weight of the newest step in a moving average, above 0 and up to 1, with ``range="ema"`` or
@@ -88,7 +85,8 @@ class QSpec:
             ``range="percentile"`` only. ``None``: from all. Per tensor, on the CPU, all are used either way: that
             costs less there than to draw a sample.
         grad: ``"ste"`` (the default): the gradient passes straight through rounding; ``"clip"``: it is zero where the
-            code reaches or passes either end of the grid.
+            code reaches or passes either end of the grid. With ``range="learned"`` it is ``"clip"``, whatever is given,
+            and zero where the value reaches or passes an end before it is rounded, as LSQ defines it.
 
     Raises:
         ConfigError: If a field is out of bounds or would have no effect; it names the field and what is allowed.
@@ -133,9 +131,10 @@ class QSpec:
                     f"groups={self.groups!r}: needs granularity='degree'; with granularity={self.granularity!r} it "
                     f"must be None"
                 )
-        refuse_not_served_yet(f"range={self.range!r}")
-        require_choice("range", self.range, _served("range", get_args(Range)))
+        require_choice("range", self.range, get_args(Range))
         require_choice("grad", self.grad, get_args(Grad))
+        if self.range == "learned":
+            object.__setattr__(self, "grad", "clip")
 
         is_share = 0 < as_number(self.percentile) < 0.5
         self._check_option("percentile", is_share, "a number between 0 and 0.5, or None", ["percentile"])

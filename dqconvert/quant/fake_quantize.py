@@ -10,8 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from dqconvert.errors import ConfigError, InputShapeError, InputTypeError, ObserverError
-from dqconvert.kernels import Scheme, fake_quantize, nearest_seen, qparams, quantize_chain
+from dqconvert.kernels import (
+    Scheme,
+    fake_quantize,
+    learned_chain,
+    learned_fake_quantize,
+    nearest_seen,
+    qparams,
+    quantize_chain,
+)
 from dqconvert.qconfig import QSpec
+from dqconvert.quant.learned import learned_ends
 from dqconvert.quant.observers import is_empty, observer_for
 from dqconvert.words import kind_of
 
@@ -36,8 +45,11 @@ class FakeQuantize(nn.Module):
         min_val: Buffer, the lower end of the range: float32 whatever type the module is cast to, ``[]`` or
             ``[channels]`` or ``[groups]``; inf until something was observed.
         max_val: Likewise the upper end; -inf until something was observed.
-        scale: float32, of the grid of that range.
-        zero_point: int32, of the grid of that range.
+        log_scale: Parameter, shaped like these and float32 always, with ``range="learned"``, else ``None``: the grid's
+            step is that of the range times ``exp(log_scale)``. It is 0 at first.
+        offset: Likewise, where the grid is affine: by how many codes the zero point moved.
+        scale: float32, of the grid.
+        zero_point: int32, of the grid.
         quant_min: The smallest code.
         quant_max: The largest code.
         from_zero: Whether the grid reaches from zero, however far the values and the range lie below it.
@@ -66,6 +78,8 @@ class FakeQuantize(nn.Module):
 
     min_val: Tensor
     max_val: Tensor
+    log_scale: nn.Parameter | None
+    offset: nn.Parameter | None
 
     def __init__(
         self,
@@ -98,6 +112,10 @@ class FakeQuantize(nn.Module):
         self.calibrating = False
         self.register_buffer("min_val", torch.full(shape, torch.inf, dtype=torch.float32))
         self.register_buffer("max_val", torch.full(shape, -torch.inf, dtype=torch.float32))
+        learned = spec.range == "learned"
+        self.register_parameter("log_scale", nn.Parameter(torch.zeros(shape)) if learned else None)
+        shifted = learned and not (spec.symmetric or self.from_zero)
+        self.register_parameter("offset", nn.Parameter(torch.zeros(shape)) if shifted else None)
         # Whether the range is known to hold something. The buffers are the truth; this spares looking at
         # them, which would wait for an accelerator, in every call.
         self._known_observed = False
@@ -118,9 +136,39 @@ class FakeQuantize(nn.Module):
         return self._qparams()[1]
 
     def _qparams(self) -> tuple[Tensor, Tensor]:
+        # What is learned are the ends of an affine grid.
+        symmetric = self.observer.spec.symmetric and self.log_scale is None
+        return qparams(*self.range, self.quant_min, self.quant_max, symmetric)
+
+    @property
+    def range(self) -> tuple[Tensor, Tensor]:
+        """The range in force: the one observed, of the nearest group if need be, or what training has made of it."""
+        with torch.no_grad():
+            return self._start if self.log_scale is None else self.ends(1)
+
+    @property
+    def _start(self) -> tuple[Tensor, Tensor]:
         low, high = nearest_seen(self.min_val, self.max_val) if self.grouped else (self.min_val, self.max_val)
-        low = low.clamp(min=0) if self.from_zero else low
-        return qparams(low, high, self.quant_min, self.quant_max, self.observer.spec.symmetric)
+        return low.clamp(min=0) if self.from_zero else low, high
+
+    @property
+    def learned(self) -> bool:
+        """True if the range is learned, and somebody takes gradients."""
+        return self.log_scale is not None and torch.is_grad_enabled()
+
+    def ends(self, number: int) -> tuple[Tensor, Tensor]:
+        """Returns the range as operators take it, for a value of so many numbers; with a gradient if it is learned."""
+        if self.log_scale is None or not self.is_observed():
+            return self.min_val, self.max_val
+        return learned_ends(
+            self._start,
+            self.log_scale,
+            self.offset,
+            quant_min=self.quant_min,
+            quant_max=self.quant_max,
+            symmetric=self.observer.spec.symmetric,
+            number=number // max(self.min_val.numel(), 1),
+        )
 
     def forward(self, x: Tensor, protected: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
         """Observes and rounds ``x``, a floating tensor.
@@ -136,7 +184,10 @@ class FakeQuantize(nn.Module):
             protected = None
         scheme = self.scheme_for(x)
         if scheme is not None and self.row_dim == 0:
-            y, ends = quantize_chain(x, (None, scheme, None), (self.min_val, self.max_val), protected=protected)
+            ranges = self.ends(x.numel())
+            if self.learned:
+                return learned_chain(x, (None, scheme, None), ranges, protected=protected)
+            y, ends = quantize_chain(x, (None, scheme, None), ranges, protected=protected)
             self.take(scheme, ends)
             return y
         observing = self._observing
@@ -150,21 +201,12 @@ class FakeQuantize(nn.Module):
                 f"this evaluation came before the first training step. Train one step first (where a trainer validates "
                 f"before it trains, as Lightning does, Trainer(num_sanity_val_steps=0)), or run dqconvert.calibrate."
             )
-        scale, zero_point = self._qparams()
+        lo, hi = grid = self.ends(x.numel()) if self.learned else self._qparams()
         dim = self.channel_dim
         if groups is not None:  # each row has the grid of its group
-            scale, zero_point, dim = scale[groups.long()], zero_point[groups.long()], self.row_dim
-        return fake_quantize(
-            x,
-            scale,
-            zero_point,
-            self.quant_min,
-            self.quant_max,
-            protected,
-            self.row_dim,
-            dim,
-            self.spec.grad,
-        )
+            grid, dim = (lo[groups.long()], hi[groups.long()]), self.row_dim
+        how = (*grid, self.quant_min, self.quant_max, protected, self.row_dim, dim)
+        return learned_fake_quantize(x, *how) if self.learned else fake_quantize(x, *how, self.spec.grad)
 
     def _check_groups(self, x: Tensor, groups: Tensor | None) -> None:
         if groups is None or x.dim() == 0 or groups.shape != (x.size(self.row_dim),):
@@ -220,8 +262,17 @@ class FakeQuantize(nn.Module):
         # In place: the buffers may be shared between processes, or captured by compiled code.
         self.min_val.copy_(lo)
         self.max_val.copy_(hi)
+        if self.log_scale is not None and self.calibrating:
+            self._begin_again()
         if self.observer.settles:
             self.is_observed()
+
+    @torch.no_grad()
+    def _begin_again(self) -> None:
+        """Forgets what was learned: the step is that of the range observed."""
+        for learned in (self.log_scale, self.offset):
+            if learned is not None:
+                learned.zero_()
 
     def is_observed(self) -> bool:
         """True if every channel, or any group of in-degrees, has observed a value.
@@ -238,6 +289,7 @@ class FakeQuantize(nn.Module):
         """Forgets the range, as if nothing had been observed."""
         self.min_val.fill_(torch.inf)
         self.max_val.fill_(-torch.inf)
+        self._begin_again()
         self._known_observed = False
 
     def train(self, mode: bool = True) -> FakeQuantize:
@@ -250,19 +302,31 @@ class FakeQuantize(nn.Module):
         # `fn` moves, shares or casts. A range is not cast: half precision would move the grid it was trained
         # with.
         before = {"min_val": self.min_val, "max_val": self.max_val}
+        learned = {name: old.data for name, old in self._parameters.items() if old is not None}
         super()._apply(fn, recurse)
         for name, old in before.items():
             new = getattr(self, name)
             if new.dtype != torch.float32:
                 setattr(self, name, old.to(new.device))
+        for name, old in learned.items():
+            parameter = self.get_parameter(name)
+            if parameter.dtype != torch.float32:
+                parameter.data = old.to(parameter.device)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         # With assign=True the buffers are the checkpoint's own tensors, in whatever type it has.
         self.min_val, self.max_val = self.min_val.float(), self.max_val.float()
+        for parameter in self.parameters(recurse=False):
+            parameter.data = parameter.data.float()
         self._known_observed = False
         self.is_observed()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in ("log_scale", "offset"):  # pickled before there were any
+            self._parameters.setdefault(name, None)
 
     def extra_repr(self) -> str:
         scheme = "from zero" if self.from_zero else "symmetric" if self.spec.symmetric else "affine"
@@ -275,7 +339,8 @@ class FakeQuantize(nn.Module):
             return "never observed"
         if self.min_val.dim() > 0:
             return f"{self.min_val.numel()} {'groups' if self.grouped else 'channels'}"
-        return f"[{self.min_val.item():.6g}, {self.max_val.item():.6g}]"
+        lo, hi = self.range
+        return f"[{lo.item():.6g}, {hi.item():.6g}]"
 
 
 def granularity_of(spec: QSpec) -> str:

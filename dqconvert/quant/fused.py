@@ -18,6 +18,8 @@ from torch_geometric.utils import scatter
 from dqconvert.kernels import (
     EdgeOrder,
     Scheme,
+    learned_chain,
+    learned_propagate,
     propagate,
     propagate_max,
     quantize_batch_norm,
@@ -26,6 +28,7 @@ from dqconvert.kernels import (
     quantize_parts,
 )
 from dqconvert.kernels import dropout as kernel_dropout
+from dqconvert.kernels import linear as kernel_linear
 from dqconvert.quant.fake_quantize import FakeQuantize
 from dqconvert.quant.protection import gather_protected
 
@@ -44,6 +47,11 @@ class FusedChain(NamedTuple):
     relu: bool = False
     third: FakeQuantize | None = None
 
+    @property
+    def quantizers(self) -> list[FakeQuantize]:
+        """Those that there are."""
+        return [quantizer for quantizer in (self.first, self.second, self.third) if quantizer is not None]
+
     def __call__(self, x: Tensor, protected: Tensor | None) -> Tensor:
         """Runs step by step, as the graph that is not fused does."""
         value = x if self.first is None else self.first(x, protected)
@@ -59,11 +67,12 @@ class FusedChain(NamedTuple):
 class _Ready:
     """A chain whose quantizers all observe and round as usual, as the operators take it."""
 
-    def __init__(self, chain: FusedChain, schemes: Sequence[Scheme | None], protected: Tensor | None) -> None:
-        quantizers = (chain.first, chain.second, chain.third)
-        self._present = [quantizer for quantizer in quantizers if quantizer is not None]
+    def __init__(
+        self, chain: FusedChain, schemes: Sequence[Scheme | None], protected: Tensor | None, number: int
+    ) -> None:
+        self._present = chain.quantizers
         self.schemes = (schemes[0], schemes[1], schemes[2])
-        self.ranges = [end for quantizer in self._present for end in (quantizer.min_val, quantizer.max_val)]
+        self.ranges = [end for quantizer in self._present for end in quantizer.ends(number)]
         training = bool(self._present) and self._present[0].training
         self.options: dict[str, Any] = {
             "bias": chain.bias,
@@ -80,15 +89,20 @@ class _Ready:
             quantizer.take(scheme, ends[2 * place : 2 * place + 2])
 
 
-def _ready(chain: FusedChain, x: Tensor, protected: Tensor | None) -> _Ready | None:
-    quantizers = (chain.first, chain.second, chain.third)
-    present = [quantizer for quantizer in quantizers if quantizer is not None]
+def _ready(
+    chain: FusedChain, x: Tensor, protected: Tensor | None, number: int | None = None, *, learned: bool = False
+) -> _Ready | None:
+    """Returns the chain for an operator, if one can run it; `number`: of values that go through, if not those of `x`;
+    `learned`: whether it is the one of ranges that are learned."""
+    quantizers, present = (chain.first, chain.second, chain.third), chain.quantizers
+    if any(quantizer.learned is not learned for quantizer in present):
+        return None
     schemes = [None if quantizer is None else quantizer.scheme_for(x) for quantizer in quantizers]
     # A part of the model may be in evaluation, and autocast mixes types.
     alike = len({quantizer.training for quantizer in present}) <= 1
     one_type = all(t is None or t.dtype == x.dtype for t in (chain.bias, chain.other, chain.alpha))
     usual = alike and one_type and sum(scheme is not None for scheme in schemes) == len(present)
-    return _Ready(chain, schemes, protected) if usual else None
+    return _Ready(chain, schemes, protected, x.numel() if number is None else number) if usual else None
 
 
 def chain(x: Tensor, steps: FusedChain, protected: Tensor | None) -> Tensor:
@@ -99,9 +113,12 @@ def chain(x: Tensor, steps: FusedChain, protected: Tensor | None) -> Tensor:
         steps: The chain.
         protected: bool ``[rows]``, for all quantizers; ``None``: none is protected.
     """
-    ready = _ready(steps, x, protected)
+    learned = any(quantizer.learned for quantizer in steps.quantizers)
+    ready = _ready(steps, x, protected, learned=learned)
     if ready is None:
         return steps(x, protected)
+    if learned:
+        return learned_chain(x, ready.schemes, ready.ranges, **ready.options)
     y, ends = quantize_chain(x, ready.schemes, ready.ranges, **ready.options)
     ready.take(ends)
     return y
@@ -119,17 +136,21 @@ def linear(
     steps = steps or FusedChain()
     alike = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
     ordinary = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and type(x) is Tensor and alike
-    scheme = entry.scheme_for(x) if entry is not None and ordinary and x.dim() == 2 else None
+    fits = entry is not None and ordinary and x.dim() == 2 and not entry.learned
+    scheme = entry.scheme_for(x) if entry is not None and fits else None
     if entry is not None and scheme is None:
         x, entry = entry(x, protected), None
-    ready = _ready(steps, x, protected) if ordinary else None
+    number = math.prod(x.shape[:-1]) * weight.size(0)
+    ready = _ready(steps, x, protected, number) if ordinary else None
     if ready is None:
         x = x if entry is None else entry(x, protected)
-        return chain(nn.functional.linear(x, weight, bias), steps, protected)
+        learned = ordinary and any(quantizer.learned for quantizer in steps.quantizers)
+        product = kernel_linear if learned else nn.functional.linear
+        return chain(product(x, weight, bias), steps, protected)
     if entry is None or scheme is None:
         y, ends = quantize_linear(x, weight, bias, ready.schemes, ready.ranges, **ready.options)
     else:
-        ranges = (entry.min_val, entry.max_val, *ready.ranges)
+        ranges = (*entry.ends(x.numel()), *ready.ranges)
         options = {**ready.options, "protected": protected if entry.training else None}
         y, ends = quantize_linear(x, weight, bias, ready.schemes, ranges, entry=scheme, **options)
         entry.take(scheme, ends[:2])
@@ -143,10 +164,11 @@ def weights(values: Sequence[Tensor], quantizers: Sequence[FakeQuantize]) -> tup
     schemes = [quantizer.scheme_for(value) for value, quantizer in zip(values, quantizers, strict=True)]
     used = [scheme for scheme in schemes if scheme is not None]
     usual = len(used) == len(values) and all(type(value) in (Tensor, nn.Parameter) for value in values)
+    usual = usual and not any(quantizer.learned for quantizer in quantizers)
     alike = len({(value.dtype, value.device) for value in values}) == 1 and values[0].dtype in LOOPED
     if not usual or not alike:
         return tuple(quantizer(value) for value, quantizer in zip(values, quantizers, strict=True))
-    ranges = [end for quantizer in quantizers for end in (quantizer.min_val, quantizer.max_val)]
+    ranges = [end for value, quantizer in zip(values, quantizers, strict=True) for end in quantizer.ends(value.numel())]
     results, ends = quantize_parts(values, used, ranges)
     for place, (quantizer, scheme) in enumerate(zip(quantizers, used, strict=True)):
         quantizer.take(scheme, ends[2 * place : 2 * place + 2])
@@ -229,29 +251,24 @@ def message_passing(
         passed = _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, senders_protected, how)
         return chain(passed, steps, protected)
     features = math.prod(x.shape[1:])
-    ready = _ready(steps, x, protected) if x.dim() == 2 or steps.bias is None else None
+    rows = x if x.dim() == 2 else x.reshape(x.size(0), features)
+    graph = (rows, None if weight is None else _by_head(weight), sender, receiver, by_receiver, by_sender)
+    senders = senders_protected if quantizer.training else None
+    ends = quantizer.ends(sender.size(0) * features)
+    if quantizer.learned:
+        out = learned_propagate(*graph, scheme, ends, senders, mean)
+        return chain(out.view(out.size(0), *x.shape[1:]), steps, protected)
+    ready = _ready(steps, x, protected, num_nodes * features) if x.dim() == 2 or steps.bias is None else None
     options = {} if ready is None else {"schemes": ready.schemes, "ranges": ready.ranges, **ready.options}
     if ready is not None and steps.other is not None:
         # As it is where it can be: x itself, say, whose gradients are then added up on the way.
         options["other"] = steps.other if steps.other.dim() == 2 else steps.other.reshape(num_nodes, features)
-    out, ends = propagate(
-        x if x.dim() == 2 else x.reshape(x.size(0), features),
-        None if weight is None else _by_head(weight),
-        sender,
-        receiver,
-        by_receiver,
-        by_sender,
-        scheme,
-        (quantizer.min_val, quantizer.max_val),
-        senders_protected if quantizer.training else None,
-        mean,
-        **options,
-    )
-    quantizer.take(scheme, ends[:2])
+    out, new = propagate(*graph, scheme, ends, senders, mean, **options)
+    quantizer.take(scheme, new[:2])
     out = out.view(out.size(0), *x.shape[1:])
     if ready is None:
         return chain(out, steps, protected)
-    ready.take(ends[2:])
+    ready.take(new[2:])
     return out
 
 
@@ -269,7 +286,7 @@ def largest_message(
     """Returns by feature the largest message to each node, 0 where there is none; see :func:`message_passing`."""
     scheme = quantizer.scheme_for(x) if by_receiver is not None and by_sender is not None else None
     fits = weight is None or weight.dtype == x.dtype
-    if scheme is None or by_receiver is None or by_sender is None or not fits:
+    if scheme is None or by_receiver is None or by_sender is None or not fits or quantizer.learned:
         return _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, senders_protected, "max")
     out, ends = propagate_max(
         x if x.dim() == 2 else x.reshape(x.size(0), math.prod(x.shape[1:])),
@@ -279,7 +296,7 @@ def largest_message(
         by_receiver,
         by_sender,
         scheme,
-        (quantizer.min_val, quantizer.max_val),
+        quantizer.ends(sender.size(0) * math.prod(x.shape[1:])),
         senders_protected if quantizer.training else None,
     )
     quantizer.take(scheme, ends)

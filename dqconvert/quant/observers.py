@@ -172,6 +172,16 @@ class SearchedObserver(Observer):
         return self._scheme(quant_min, quant_max, p=0.0)
 
 
+class LearnedObserver(SearchedObserver):
+    """Where a range that is learned begins."""
+
+    kind = "learned"
+
+    def scheme(self, quant_min: int, quant_max: int) -> Scheme | None:
+        # Its ends are those of an affine grid, and its gradient is an operator's own.
+        return self._scheme(quant_min, quant_max, p=0.0)._replace(symmetric=False, observe=False, clip=False)
+
+
 def running(old: RangePair, batch: RangePair) -> RangePair:
     """Returns the smallest range that contains both."""
     return torch.minimum(old[0], batch[0]), torch.maximum(old[1], batch[1])
@@ -189,7 +199,8 @@ def moving_average(old: RangePair, batch: RangePair, momentum: float) -> RangePa
 
 
 OBSERVERS: dict[str, type[Observer]] = {
-    observer.kind: observer for observer in (MinMaxObserver, EMAObserver, PercentileObserver, SearchedObserver)
+    observer.kind: observer
+    for observer in (MinMaxObserver, EMAObserver, PercentileObserver, SearchedObserver, LearnedObserver)
 }
 
 

@@ -108,6 +108,6 @@ def test_a_sampled_percentile_stays_near_the_exact_one():
 
 
 def test_every_kind_is_in_the_table_and_others_are_refused():
-    assert set(OBSERVERS) == {"minmax", "ema", "percentile", "mse"}
+    assert set(OBSERVERS) == {"minmax", "ema", "percentile", "mse", "learned"}
     with pytest.raises(ConfigError, match="range='magic': has no observer; allowed: 'minmax', 'ema', 'percent"):
         observer_for(SimpleNamespace(range="magic"))

@@ -164,7 +164,7 @@ class SumsOfProducts(Sums):
     def __init__(self, x: Tensor, weight: Tensor, by_receiver: Sequence[Tensor], *rest: Any) -> None:
         super().__init__(x, by_receiver, *rest)
         self._weight = array(weight)
-        self.extremes = _extremes(self._x, weight.size(1))
+        self.extremes = extremes_of(self._x, weight.size(1))
         self._unsure = self.grid.scheme.observe
         self._noted: list[Any] = []
         self.grew = self._unsure and self.grid.settled and self._grows()
@@ -236,7 +236,7 @@ def message_values(
     skip = None if protected is None else flags(protected)
     if weight is None:
         return Rows(matrix(x), skip, np.diff(array(by_sender[0])))
-    least, most = array(_extremes(matrix(x), weight.size(1)))
+    least, most = array(extremes_of(matrix(x), weight.size(1)))
     _, edges, senders = map(array, by_receiver)
     return Messages(matrix(x), array(weight), edges, senders, skip, least, most)
 
@@ -280,7 +280,8 @@ def propagate_grad(
     return to_x if plus is None else to_x.add_(plus), to_weight
 
 
-def _extremes(rows: NDArray[Any], heads: int) -> Tensor:
+def extremes_of(rows: NDArray[Any], heads: int) -> Tensor:
+    """Returns the smallest and the largest value of each row and head, `[2, rows, heads]`; NaN where there is one."""
     found = torch.empty((2, len(rows), heads), dtype=torch.from_numpy(rows).dtype)
     least, most = array(found)
     run(lambda _, start, stop: loops.find_extremes(rows, least, most, start, stop), parts(len(rows), rows.size))

@@ -1,0 +1,177 @@
+"""Learned ranges: the formula of LSQ written down once more, and the compiled loops against the definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from chain_cases import ADDED, addends, masks
+
+from dqconvert.errors import InputShapeError
+from dqconvert.kernels import (
+    Scheme,
+    edge_order,
+    fake_quantize,
+    learned_chain,
+    learned_fake_quantize,
+    learned_propagate,
+    qparams,
+)
+from dqconvert.kernels._grid import Steps
+from dqconvert.kernels.learned import learned_chain_grad, plain_learned_chain_grad
+from dqconvert.kernels.learned_propagate import (
+    learned_propagate_grad,
+    learned_propagate_operator,
+    plain_learned_propagate,
+    plain_learned_propagate_grad,
+)
+from dqconvert.kernels.propagate import Passing
+
+
+def scheme(bits):
+    low = -(2 ** (bits - 1))
+    return Scheme(low, low + 2**bits - 1, symmetric=False, p=0.0, momentum=-1.0, observe=False, clip=False)
+
+
+def lsq(x, scale, quant_min, quant_max):
+    """Equation 1, and by autograd equations 2 and 3: `round` passes straight through, `clamp` as it is."""
+    v = (x / scale).clamp(quant_min, quant_max)
+    return (v + (v.round() - v).detach()) * scale
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_step_has_the_gradient_of_lsq(bits):
+    torch.manual_seed(bits)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    x, grad = torch.randn(40, 8, dtype=torch.float64) * 4, torch.randn(40, 8, dtype=torch.float64)
+    found = []
+    for how in (lsq, None):
+        scale = torch.tensor(0.5, requires_grad=True)
+        value = x.clone().requires_grad_()
+        y = how(value, scale, low, high) if how else learned_fake_quantize(value, low * scale, high * scale, low, high)
+        y.backward(grad)
+        found.append((y.detach(), value.grad, scale.grad))
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), want.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_an_offset_has_the_gradient_of_lsq_plus():
+    """Bhalgat et al., equation 6: 1 where a value is clipped, 0 elsewhere; the step as given."""
+    x = torch.tensor([-9.0, -0.4, 0.3, 12.0])
+    lo, hi = (torch.tensor(end, requires_grad=True) for end in (-2.0, 13.0))
+    learned_fake_quantize(torch.cat([x, x[:1]]), lo, hi, -8, 7).sum().backward()
+    assert math.isclose(lo.grad + hi.grad, 2.0, rel_tol=1e-6)  # both move with the offset
+
+
+@pytest.mark.parametrize("channel_dim", [None, 0, 1, -1])
+def test_values_are_those_of_fake_quantization(channel_dim):
+    torch.manual_seed(0)
+    x = torch.randn(6, 6)
+    number = () if channel_dim is None else (6,)
+    lo, hi = -torch.rand(number) - 0.5, torch.rand(number) + 0.5
+    protected = torch.rand(6) < 0.4
+    for row_dim in (0, 1):
+        got = learned_fake_quantize(x, lo, hi, -8, 7, protected, row_dim, channel_dim)
+        want = fake_quantize(x, *qparams(lo, hi, -8, 7, False), -8, 7, protected, row_dim, channel_dim)
+        assert torch.equal(got, want)
+
+
+def test_each_channel_has_a_gradient_of_its_own():
+    torch.manual_seed(0)
+    x, grad = torch.randn(9, 3), torch.randn(9, 3)
+    ends = [torch.full((3,), end, requires_grad=True) for end in (-1.0, 0.9)]
+    learned_fake_quantize(x, *ends, -8, 7, channel_dim=1).backward(grad)
+    for c in range(3):
+        one = [torch.tensor(end, requires_grad=True) for end in (-1.0, 0.9)]
+        learned_fake_quantize(x[:, c], *one, -8, 7).backward(grad[:, c])
+        torch.testing.assert_close(torch.stack([end.grad[c] for end in ends]), torch.stack([e.grad for e in one]))
+
+
+def test_protected_rows_pass_and_say_nothing_of_the_step():
+    x = (torch.randn(4, 5) * 9).requires_grad_()
+    ends = [torch.tensor(end, requires_grad=True) for end in (-1.0, 1.0)]
+    protected = torch.tensor([True] * 4)
+    for y in (
+        learned_fake_quantize(x, *ends, -8, 7, protected),
+        learned_chain(x, (None, scheme(4), None), ends, protected=protected),
+    ):
+        x.grad = None
+        y.sum().backward()
+        assert torch.equal(y, x)
+        assert torch.equal(x.grad, torch.ones(4, 5))
+        assert [end.grad.item() for end in ends] == [0.0, 0.0]
+
+
+def test_a_mask_that_does_not_fit_is_an_error():
+    with pytest.raises(InputShapeError, match="one entry per row"):
+        learned_fake_quantize(torch.ones(4, 5), torch.tensor(-1.0), torch.tensor(1.0), -8, 7, torch.ones(3).bool())
+
+
+CHAINS = [(4, 8, 3), (None, 4, None), (4, 4, None), (None, 4, 8)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ADDED)
+@pytest.mark.parametrize("bits", CHAINS, ids=str)
+def test_gradients_of_a_chain_are_as_defined(bits, kind, dtype):
+    torch.manual_seed(0)
+    schemes = tuple(None if b is None else scheme(b) for b in bits)
+    ranges = torch.tensor([-4.0, 3.5] * sum(b is not None for b in bits))
+    for rows in (0, 1, 150):
+        extra = {"bias": None, "other": None, "alpha": None, **addends(kind, rows, 16, dtype)}
+        for protected in masks(rows).values():
+            for relu in (False, True):
+                x, grad = torch.randn(rows, 16, dtype=dtype) * 3, torch.randn(rows, 16, dtype=dtype)
+                args = (grad, x, *extra.values(), protected, ranges, *Steps(schemes, relu).packed())
+                got, want = learned_chain_grad(*args), plain_learned_chain_grad(*args)
+                assert torch.equal(got[0], want[0])
+                assert torch.equal(got[2], want[2])
+                for one, other in zip(got, want, strict=True):
+                    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("heads", [None, 1, 4])
+@pytest.mark.parametrize("mean", [False, True])
+def test_message_passing_is_as_defined(mean, heads):
+    """Isolated nodes, self-loops and edges that are there twice among them."""
+    torch.manual_seed(0)
+    for nodes, edges in ((1, 0), (1, 3), (60, 150), (200, 9000)):
+        x, weight = torch.randn(nodes, 16) * 2, None if heads is None else torch.randn(edges, heads)
+        sender, receiver = torch.randint(nodes, (2, edges))
+        orders = [list(edge_order(*ends, nodes)) for ends in ((receiver, sender), (sender, receiver))]
+        for bits in (4, 8):
+            for protected in (None, torch.rand(nodes) < 0.3):
+                packed = Passing(scheme(bits), mean).packed()
+                graph, rest = (x, weight, sender, receiver, *orders), (protected, torch.tensor([-3.0, 2.8]), *packed)
+                out = learned_propagate_operator(*graph, nodes, *rest)
+                torch.testing.assert_close(out, plain_learned_propagate(*graph, nodes, *rest), rtol=1e-5, atol=1e-4)
+                args = (torch.randn(nodes, 16), *graph, out, *rest)
+                for one, other in zip(learned_propagate_grad(*args), plain_learned_propagate_grad(*args), strict=True):
+                    torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
+
+
+def test_rows_that_lie_otherwise_give_the_same():
+    torch.manual_seed(0)
+    values = torch.randn(16, 30)
+    sender, receiver = torch.randint(30, (2, 90))
+    orders = edge_order(receiver, sender, 30), edge_order(sender, receiver, 30)
+    found = []
+    for rows in (values.t(), values.t().contiguous()):
+        x = rows.detach().requires_grad_()
+        ends = [torch.tensor(end, requires_grad=True) for end in (-1.0, 1.0)]
+        out = learned_chain(x, (None, scheme(4), None), ends, relu=True)
+        out = learned_propagate(out, None, sender, receiver, *orders, scheme(4), ends)
+        out.square().sum().backward()
+        found.append((out.detach(), x.grad, *(end.grad for end in ends)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_gradient_can_be_differentiated():
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    ends = [torch.tensor(end, requires_grad=True) for end in (-1.28, 1.27)]
+    for y in (learned_chain(x, (None, scheme(8), None), ends), learned_fake_quantize(x, *ends, -128, 127)):
+        (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        (twice,) = torch.autograd.grad(grad.sum(), x)
+        assert torch.equal(twice, 2.0 * ((x > -1.28) & (x < 1.27)))
