@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from dqconvert.ops import Moves, op_named
 from dqconvert.quant import FakeQuantize, Protection
 
 PHASES = ("protection", "observe", "quantize", "message passing", "linear", "rest")
@@ -47,35 +48,10 @@ PHASE_OF: Mapping[str, str] = MappingProxyType(
         # Autograd functions go by their class's name.
         "*FakeQuantize*Backward*": "quantize",
         "*Propagate*Backward*": "message passing",
-        # torch's: gather and reduce by edge, the product with a sparse adjacency, and the products with weights.
-        "aten::index_select*": "message passing",
-        "aten::gather*": "message passing",
-        "aten::scatter*": "message passing",
-        "aten::index_add*": "message passing",
-        "aten::_sparse*": "message passing",
-        "aten::sparse*": "message passing",
-        "aten::segment_reduce*": "message passing",
-        "IndexSelectBackward*": "message passing",
-        "GatherBackward*": "message passing",
-        "Scatter*Backward*": "message passing",
-        "IndexAddBackward*": "message passing",
-        "SparseMm*Backward*": "message passing",
-        "SparseAddmm*Backward*": "message passing",
-        "aten::addmm*": "linear",
-        "aten::mm*": "linear",
-        "aten::bmm*": "linear",
-        "aten::matmul*": "linear",
-        "aten::linear*": "linear",
-        "aten::mkldnn_linear*": "linear",
-        "mkldnn::_linear_pointwise*": "linear",
-        "AddmmBackward*": "linear",
-        "MmBackward*": "linear",
-        "BmmBackward*": "linear",
-        "LinearBackward*": "linear",
     }
 )
-"""Operator (a pattern, the first that matches) to phase. What an operator calls belongs to it; what is called from none
-of these is ``rest``."""
+"""Operator of ours (a pattern, the first that matches) to phase; torch's follow from their records. What an operator
+calls belongs to it; what is called from none of these is ``rest``."""
 
 _ENGINE = re.compile(r"^autograd::engine::evaluate_function: ")
 _OURS = re.compile(r"^(?:GeneratedBackwardFor_)?dqconvert(?:::|_)")
@@ -99,7 +75,22 @@ def phase_of(name: str) -> str | None:
         ('linear', None)
     """
     name = _OURS.sub("dqconvert::", _ENGINE.sub("", name))
-    return next((phase for pattern, phase in PHASE_OF.items() if fnmatchcase(name, pattern)), None)
+    own = next((phase for pattern, phase in PHASE_OF.items() if fnmatchcase(name, pattern)), None)
+    return own or _phase_of_torch(name)
+
+
+def _phase_of_torch(name: str) -> str | None:
+    """Returns the phase of ``aten::index_add_`` or ``IndexAddBackward0``, by what the operation's record says."""
+    space, _, last = name.rpartition("::")
+    if "::" not in name:
+        last, found = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(), re.search(r"Backward\d*$", name)
+        last = re.sub(r"_?backward\d*$", "", last) if found else ""
+    if space not in ("", "aten", "mkldnn") or not last:
+        return None
+    op = op_named(last)
+    if "sparse" in last or op.scatters or op.moves in (Moves.PICK, Moves.GATHER):
+        return "message passing"
+    return "linear" if op.product and not op.row_by_row else None
 
 
 def phases(step: Callable[[], object], module: nn.Module, repeats: int = 3) -> dict[str, float]:

@@ -27,9 +27,9 @@ def _compares(name: str, *aliases: str, method: str) -> Op:
     return _entry(name, aliases=aliases, operator=name, methods=(method,), in_place=_ON_COPY)
 
 
-def _special(name: str, *aliases: str) -> Op:
+def _special(name: str, *aliases: str, **facts: Any) -> Op:
     """A function that torch also has in `torch.special`."""
-    return _entry(name, aliases=(f"special_{name}", *aliases))
+    return _entry(name, aliases=(f"special_{name}", *aliases), **facts)
 
 
 ARITHMETIC = (
@@ -87,12 +87,24 @@ ARITHMETIC = (
     _entry("rsqrt"),
     _entry("reciprocal"),
     _entry("exp", sign=_NONNEGATIVE),
-    _entry("expm1", aliases=("special_expm1",)),
+    _entry("expm1", aliases=("special_expm1",), sign=_KEEPS),
     _entry("log"),
-    _entry("log1p", aliases=("special_log1p",)),
-    _entry("erf", aliases=("special_erf",)),
+    _entry("log2"),
+    _entry("log10"),
+    _entry("log1p", aliases=("special_log1p",), sign=_KEEPS),
+    _entry("erf", aliases=("special_erf",), sign=_KEEPS),
+    _entry("sign", sign=_KEEPS),
+    _entry("sgn", sign=_KEEPS),
+    _entry("nan_to_num", sign=_ARITHMETIC),
     _entry("maximum", sign=_KEEPS),
     _entry("minimum", sign=_KEEPS),
+    _entry("fmax", sign=_KEEPS),
+    _entry("fmin", sign=_KEEPS),
+    _entry("hypot", sign=_NONNEGATIVE),
+    _entry("copysign"),
+    _entry("heaviside", sign=_KEEPS),
+    _entry("logaddexp"),
+    _entry("logaddexp2"),
     _entry("clamp", aliases=("clip",), activation=True, in_place=_CASTS),
     _entry("float", casts=True, sign=_KEEPS, storage=Storage.SHARED),
     _entry("addcmul", in_place=_CASTS),
@@ -103,15 +115,15 @@ ARITHMETIC = (
 ACTIVATIONS = (
     _activation("relu", "ReLU", sign=_NONNEGATIVE, cuts=True),
     _activation("relu6", "ReLU6", sign=_NONNEGATIVE, cuts=True),
-    _activation("leaky_relu", "LeakyReLU"),
+    _activation("leaky_relu", "LeakyReLU", sign=_KEEPS),
     _activation("prelu", "PReLU"),
     _activation("elu", "ELU", in_place=_FROM_RESULT),
     _activation("celu", "CELU", in_place=_FROM_RESULT),
     _activation("selu", "SELU", in_place=_FROM_RESULT),
-    _activation("gelu", "GELU"),
-    _activation("silu", "SiLU"),
-    _activation("mish", "Mish"),
-    _activation("hardswish", "Hardswish"),
+    _activation("gelu", "GELU", sign=_KEEPS),
+    _activation("silu", "SiLU", sign=_KEEPS),
+    _activation("mish", "Mish", sign=_KEEPS),
+    _activation("hardswish", "Hardswish", sign=_KEEPS),
     _activation("hardshrink", "Hardshrink"),
     _activation("softshrink", "Softshrink"),
     _activation("tanhshrink", "Tanhshrink"),
@@ -120,9 +132,9 @@ ACTIVATIONS = (
     _activation("logsigmoid", "LogSigmoid", variants=("log_sigmoid",)),
     _activation("sigmoid", "Sigmoid", aliases=("special_expit",), sign=_NONNEGATIVE, squashes=True),
     _activation("hardsigmoid", "Hardsigmoid", sign=_NONNEGATIVE, squashes=True),
-    _activation("tanh", "Tanh", squashes=True),
+    _activation("tanh", "Tanh", squashes=True, sign=_KEEPS),
     _activation("hardtanh", "Hardtanh", squashes=True),
-    _activation("softsign", "Softsign"),
+    _activation("softsign", "Softsign", sign=_KEEPS),
 )
 
 COMPARISONS = (
@@ -145,22 +157,30 @@ COMPARISONS = (
 )
 
 FUNCTIONS = (
+    *map(_entry, ("sin", "cos", "tan")),
+    _entry("sinh", sign=_KEEPS),
+    _entry("cosh", sign=_NONNEGATIVE),
     _entry("acos", aliases=("arccos",)),
     _entry("acosh", aliases=("arccosh",)),
     _entry("asin", aliases=("arcsin",)),
-    _entry("asinh", aliases=("arcsinh",)),
-    _entry("atan", aliases=("arctan",)),
+    _entry("asinh", aliases=("arcsinh",), sign=_KEEPS),
+    _entry("atan", aliases=("arctan",), sign=_KEEPS),
     _entry("atanh", aliases=("arctanh",)),
     _entry("atan2", aliases=("arctan2",)),
-    _entry("trunc", aliases=("fix",)),
+    _entry("deg2rad", sign=_KEEPS),
+    _entry("rad2deg", sign=_KEEPS),
+    _entry("floor", sign=_KEEPS),
+    _entry("ceil", sign=_KEEPS),
+    _entry("trunc", aliases=("fix",), sign=_KEEPS),
+    _entry("frac", sign=_KEEPS),
     _special("digamma", "special_psi"),
     _entry("lgamma", aliases=("special_gammaln",)),
-    _special("erfc"),
+    _special("erfc", sign=_NONNEGATIVE),
     _special("erfinv"),
-    _special("exp2"),
-    _special("i0"),
+    _special("exp2", sign=_NONNEGATIVE),
+    _special("i0", sign=_NONNEGATIVE),
     _special("logit"),
-    _special("round"),
+    _special("round", sign=_KEEPS),
     _special("sinc"),
     _special("xlogy"),
 )

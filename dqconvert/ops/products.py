@@ -30,6 +30,7 @@ PRODUCTS = (
     _product(
         "linear",
         (0, 1),
+        variants=("mkldnn_linear", "linear_pointwise"),
         modules=("torch.nn.Linear", "torch_geometric.nn.Linear"),
         parameters=("input", "weight", "bias"),
         by_position=("bias",),
@@ -101,12 +102,12 @@ REDUCTIONS = (
 )
 
 SCATTERS = (
-    Op("scatter", storage=Storage.OWN, remembered=True),
-    Op("scatter_add", multiply_adds=_entries_of_source),
-    Op("index_add", multiply_adds=_entries_of_source),
-    Op("scatter_reduce", multiply_adds=_entries_of_source),
-    Op("index_reduce", multiply_adds=_entries_of_source),
-    Op("segment_reduce", multiply_adds=lambda data, *_, **__: data.numel()),
+    Op("scatter", scatters=True, storage=Storage.OWN, remembered=True),
+    *(
+        Op(name, scatters=True, multiply_adds=_entries_of_source)
+        for name in ("scatter_add", "index_add", "scatter_reduce", "index_reduce")
+    ),
+    Op("segment_reduce", scatters=True, multiply_adds=lambda data, *_, **__: data.numel()),
     Op("mkldnn_rnn_layer", multiply_adds=_recurrent),
 )
 

@@ -113,6 +113,7 @@ class Op:
         row_by_row: For how many of its first arguments each row of the result is computed from the same row of these.
         keeps_columns: Whether its result has the columns of its first argument, or that, packed.
         reduces: How it adds up rows: ``"sum"``, ``"mean"``, ``"max"``, ``"min"``; ``""``: it does not.
+        scatters: Whether it writes or adds rows, or entries, where an index says.
         pools: Whether it is a global pooling: its second argument says which graph each node is of.
         casts: Whether it changes the type of each entry, and nothing else.
         reads_size: Whether it reads a size of its argument, and no values.
@@ -171,6 +172,7 @@ class Op:
     row_by_row: int = 0
     keeps_columns: bool = False
     reduces: str = ""
+    scatters: bool = False
     pools: bool = False
     casts: bool = False
     reads_size: bool = False

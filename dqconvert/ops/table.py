@@ -126,4 +126,4 @@ def op_of_layer(layer: object, subclasses: bool = False) -> Op:
     """
     kinds = type(layer).__mro__ if subclasses else (type(layer),)
     found = next((op for kind in kinds if (op := _layers().get(kind)) is not None), None)
-    return found or op_named(type(layer).__name__, "")
+    return found or Op(type(layer).__name__, known=False)

@@ -93,7 +93,7 @@ class Grids:
     def _passes(self, node: Node, sees_through: Callable[[Op], bool]) -> bool:
         if node.op == "call_module":
             op = op_of_layer(self._root.get_submodule(str(node.target)), subclasses=True)
-            passes = op.identity or (op.drops and sees_through(op))
+            passes = op.identity or sees_through(op)
         else:
             marker = node.target is stage_output and note_of(node).stage is not Stage.MESSAGE
             passes = marker or sees_through(op_of(node))

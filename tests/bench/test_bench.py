@@ -275,6 +275,13 @@ class TestPhases:
             ("dqconvert::edge_order", "message passing"),
             ("dqconvert::dropout_grad", "rest"),
             ("aten::relu", None),
+            ("aten::index_add_", "message passing"),
+            ("IndexSelectBackward0", "message passing"),
+            ("aten::_sparse_mm_reduce_impl", "message passing"),
+            ("SparseAddmmBackward0", "message passing"),
+            ("aten::bmm", "linear"),
+            ("mkldnn::_linear_pointwise", "linear"),
+            ("aten::embedding", None),
         ],
     )  # fmt: skip
     def test_operators_by_name(self, name: str, phase: str | None) -> None:

@@ -44,6 +44,7 @@ OF_TORCH = {op.name: op for op in OPS if op.package == TORCH}
 BINARY = (
     *("add", "sub", "rsub", "mul", "div", "floordiv", "floor_divide", "mod", "remainder", "fmod", "maximum", "minimum"),
     *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "atan2", "xlogy"),
+    *("fmax", "fmin", "hypot", "copysign", "heaviside", "logaddexp", "logaddexp2"),
 )
 BITS = {**dict.fromkeys(("and", "or", "xor", "lshift", "rshift"), (3,)), "invert": ()}
 FURTHER = {
@@ -192,6 +193,10 @@ def test_a_record_contradicts_itself_nowhere(op):
     assert op.repeatable or not op.of_graph
     assert op.known
     assert not Op("anything", known=False).repeatable
+
+
+def test_a_users_layer_is_no_operation_that_it_is_called_like():
+    assert op_of_layer(type("relu", (nn.Module,), {})()).known is False
 
 
 def test_what_says_nothing_is_safe():

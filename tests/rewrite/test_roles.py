@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch_geometric.nn import GATConv, GCNConv, GINConv, LGConv, MessagePassing, RGCNConv, SAGEConv, SimpleConv
+from torch_geometric.utils import softmax
 
 import dqconvert
 from dqconvert.errors import TraceError
@@ -41,6 +43,34 @@ def test_attention_vectors_are_weights_logits_features_coefficients_edge_weights
         ("quant.message", "edge"),
         ("quant.aggregate", "node"),
         ("quant.update", "node"),
+    ]
+
+
+class Attention(MessagePassing):
+    """Attention whose logits pass a nonlinearity: a function, or a module."""
+
+    def __init__(self, nonlinearity):
+        super().__init__()
+        self.lin, self.att = nn.Linear(8, 4), nn.Linear(8, 1)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, x, edge_index):
+        return self.propagate(edge_index, x=self.lin(x))
+
+    def message(self, x_i, x_j, index):
+        logit = self.nonlinearity(self.att(torch.cat([x_i, x_j], dim=-1)))
+        return softmax(logit, index) * x_j
+
+
+@pytest.mark.parametrize("function", [F.leaky_relu, F.elu])
+def test_a_nonlinearity_between_logit_and_softmax_counts_as_nothing_also_as_a_module(function):
+    module = {F.leaky_relu: nn.LeakyReLU(), F.elu: nn.ELU()}[function]
+    found = paths(Attention(function))
+    assert paths(Attention(module)) == found
+    assert [path for path, level in found if level == "edge"] == [
+        "att.quant.feature",
+        "quant.edge_weight",
+        "quant.message",
     ]
 
 
