@@ -23,7 +23,7 @@ from dqconvert.fuse.chains import fuse_chains, fuse_entries
 from dqconvert.fuse.context import Context
 from dqconvert.fuse.islands import guard_islands, refuse_explanations
 from dqconvert.fuse.messages import fuse_messages
-from dqconvert.fuse.one_for_one import put_stand_ins, remember
+from dqconvert.fuse.one_for_one import drop_identities, put_stand_ins, remember
 from dqconvert.fuse.outputs import keep_apart
 from dqconvert.fuse.weights import fuse_weights
 from dqconvert.ops import op_of
@@ -61,6 +61,7 @@ def fuse(graph: Graph, root: nn.Module, tag: str = "") -> Fused:
         ['message passing, chain', 'linear, chain', 'quantizer, linear, chain', 'weights']
     """
     context = Context.of(copy.deepcopy(graph), root, tag)
+    drop_identities(context)
     fuse_messages(context)
     put_stand_ins(context)
     fuse_chains(context)

@@ -15,6 +15,7 @@ from dqconvert.quant.fused import largest_message, message_passing
 from dqconvert.quant.memo import EdgeOrders
 from dqconvert.rewrite.connectivity import Gather, end_of_edges, gather
 from dqconvert.rewrite.derive import Size
+from dqconvert.rewrite.dropouts import drop_messages
 from dqconvert.trace.note import annotate, note_of
 
 _REDUCTIONS = ("sum", "mean", "max")
@@ -62,6 +63,7 @@ class Propagation:
         receiver: The other ends of the edges.
         num_nodes: How many nodes receive.
         how: Which of these.
+        drop: The call that drops messages by their coefficients, before they are aggregated; ``None``: none are.
     """
 
     message: Message
@@ -71,11 +73,13 @@ class Propagation:
     receiver: Node
     num_nodes: Any
     how: str
+    drop: Node | None = None
 
     @property
     def nodes(self) -> tuple[Node, ...]:
         """The nodes, in order."""
-        return *self.message.nodes, self.quantize, self.aggregate
+        drop = () if self.drop is None else (self.drop,)
+        return *self.message.nodes, self.quantize, *drop, self.aggregate
 
 
 # -- finding them ------------------------------------------------------------------------------------------------
@@ -87,7 +91,9 @@ def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propag
     Args:
         shared: Whether the gathered rows may serve something else, too: then they are not saved.
     """
-    aggregate, product = only_user(quantize), quantize.args[0]
+    aggregate, product, drop = only_user(quantize), quantize.args[0], None
+    if aggregate is not None and aggregate.target is drop_messages:
+        aggregate, drop = only_user(aggregate), aggregate
     layer = None if aggregate is None else context.plain_module(aggregate)
     how = op_of_layer(layer).reduces
     message = _message(product, shared) if isinstance(product, Node) else None
@@ -102,6 +108,8 @@ def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propag
     ptr, size, dim = (aggregate.kwargs.get(name) for name in ("ptr", "dim_size", "dim"))
     if ptr is not None or size is None or dim not in (0, -note_of(message.nodes[-1]).ndim):
         return None
+    if drop is not None and (how == "max" or not _drops_weights(drop, message.weight)):
+        return None
     mask = protection_of(quantize)
     if mask is not None and not _is_senders(mask, taken):
         return None
@@ -113,7 +121,14 @@ def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propag
         receiver=receiver,
         num_nodes=size,
         how=how,
+        drop=drop,
     )
+
+
+def _drops_weights(drop: Node, weight: Node | None) -> bool:
+    """True if messages are dropped by numbers of which each weight has one."""
+    like = drop.args[1]
+    return weight is not None and isinstance(like, Node) and note_of(like).sizes == note_of(weight).sizes
 
 
 def _message(message: Node, shared: bool) -> Message | None:
@@ -174,7 +189,8 @@ def _written(context: Context, found: Propagation, orders: dict[Any, Node]) -> N
         if found.how == "max":
             new = graph.call_function(largest_message, args)
         else:
-            new = graph.call_function(message_passing, (*args, found.how == "mean"))
+            drop = None if found.drop is None else tuple(found.drop.args[2:])
+            new = graph.call_function(message_passing, (*args, found.how == "mean", drop))
         return annotate(new, note_of(found.aggregate))
 
 

@@ -39,6 +39,14 @@ def put_stand_ins(context: Context) -> None:
             context.graph.erase_node(node)
 
 
+def drop_identities(context: Context) -> None:
+    """Erases calls of modules that do nothing (PyG's models have them for norms), so that what they part is fused."""
+    for node in list(context.graph.nodes):
+        if type(context.plain_module(node)) is nn.Identity and len(node.args) == 1 and not node.kwargs:
+            node.replace_all_uses_with(node.args[0])
+            context.graph.erase_node(node)
+
+
 def _open_dropout(context: Context, node: Node) -> None:
     """Replaces the module by the function, with its probability and mode read at each call: both may change later."""
     graph = context.graph

@@ -16,6 +16,7 @@ from dqconvert.kernels.learned import learned_chain, learned_fake_quantize
 from dqconvert.kernels.learned_propagate import learned_propagate
 from dqconvert.kernels.linear import linear, quantize_linear
 from dqconvert.kernels.minmax import minmax_pair
+from dqconvert.kernels.observe_messages import observe_messages
 from dqconvert.kernels.own_size import own_size
 from dqconvert.kernels.parts import quantize_parts
 from dqconvert.kernels.percentile import percentile_pair
@@ -36,6 +37,7 @@ __all__ = [
     "linear",
     "minmax_pair",
     "nearest_seen",
+    "observe_messages",
     "own_size",
     "percentile_pair",
     "propagate",

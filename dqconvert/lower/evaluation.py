@@ -16,6 +16,7 @@ from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.rewrite.connectivity import gather, is_connectivity, is_input
 from dqconvert.rewrite.derive import dimensions
+from dqconvert.rewrite.dropouts import drop_messages
 from dqconvert.rewrite.protect import ARGUMENT, given_probability, last_of
 from dqconvert.trace.guards import only_in
 from dqconvert.trace.note import Stage, annotate, note_of
@@ -45,6 +46,8 @@ def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
         called = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(called, FakeQuantize):
             node.args = node.args[:1] if len(node.args) < 3 else (node.args[0], None, node.args[2])
+        elif node.target is drop_messages:
+            node.replace_all_uses_with(node.args[0])
         elif "quant" in str(node.target).split(".") and node.op == "call_module" and len(node.args) > 1:
             node.args = (node.args[0], None)  # a user's own quantizer
     for node in reversed(list(graph.nodes)):

@@ -76,6 +76,14 @@ TRACED = (
 
 PREPARED = (
     _ours("rewrite.open", "call_with_weights"),
+    _ours(
+        "rewrite.dropouts",
+        "drop_messages",
+        drops=True,
+        parameters=("input", "like", "p", "training"),
+        sign=Sign.KEEPS,
+        storage=Storage.SHARED,
+    ),
     _ours("rewrite.protect", "given_probability", bookkeeping=True),
     *(_ours("rewrite.derive", f"{how}_protected") for how in ("cut", "join", "repeat")),
     _ours("quant.protection", "gather_protected", bookkeeping=True),

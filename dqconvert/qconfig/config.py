@@ -6,11 +6,19 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 from dqconvert.errors import ConfigError
 from dqconvert.qconfig.rules import Rule, Spec
-from dqconvert.qconfig.specs import KIND_OF_ROLE, KINDS, NOT_SERVED_YET, Protect, QSpec, refuse_not_served_yet
+from dqconvert.qconfig.specs import (
+    KIND_OF_ROLE,
+    KINDS,
+    NOT_SERVED_YET,
+    Placement,
+    Protect,
+    QSpec,
+    refuse_not_served_yet,
+)
 from dqconvert.qconfig.tables import (
     format_toml,
     is_config_path,
@@ -18,6 +26,7 @@ from dqconvert.qconfig.tables import (
     override,
     read_table,
     require,
+    require_choice,
     require_known_keys,
     spell_none,
 )
@@ -36,6 +45,9 @@ class QConfig:
         aggregate: Of what ``aggregate()`` returns.
         protect: A :class:`Protect`, for Degree-Quant's protection in training; ``None`` (the default): every node is
             quantized always.
+        placement: ``"paper"`` (the default): as Degree-Quant's code places quantizers, behind dropouts.
+            ``"before_dropout"``: an input of a layer is rounded before its dropout, and a message before its attention
+            coefficient is dropped. In evaluation both compute the same.
         noise: Reserved for quantization noise; not served yet.
         rules: Exceptions, each a :class:`Rule`; the first that matches a value decides. Default: none.
 
@@ -62,6 +74,7 @@ class QConfig:
     message: QSpec | None = None
     aggregate: QSpec | None = None
     protect: Protect | None = None
+    placement: Placement = "paper"
     noise: None = None
     rules: tuple[Rule, ...] = ()
 
@@ -81,6 +94,7 @@ class QConfig:
             raise ConfigError("weight.granularity='degree': a weight has no nodes; it must be 'tensor' or 'channel'")
         is_protect = self.protect is None or isinstance(self.protect, Protect)
         require("protect", self.protect, is_protect, "a Protect or None")
+        require_choice("placement", self.placement, get_args(Placement))
         if self.noise is not None:
             refuse_not_served_yet("noise")
         require("rules", self.rules, isinstance(self.rules, list | tuple), "a sequence of Rule objects")
@@ -146,6 +160,8 @@ class QConfig:
                 changes[kind] = override(getattr(base, kind) or QSpec(), table[kind], kind)
         if "protect" in table:
             changes["protect"] = override(base.protect or Protect(), table["protect"], "protect")
+        if "placement" in table:
+            changes["placement"] = table["placement"]
         if "noise" in table:
             changes["noise"] = none_if_spelled("noise", table["noise"])
         base = replace(base, **changes)

@@ -20,6 +20,7 @@ from dqconvert.kernels import (
     Scheme,
     learned_chain,
     learned_propagate,
+    observe_messages,
     propagate,
     propagate_max,
     quantize_batch_norm,
@@ -220,6 +221,7 @@ def message_passing(
     quantizer: FakeQuantize,
     senders_protected: Tensor | None,
     mean: bool,
+    drop: tuple[float, bool] | None = None,
     steps: FusedChain | None = None,
     protected: Tensor | None = None,
 ) -> Tensor:
@@ -237,6 +239,8 @@ def message_passing(
         quantizer: The quantizer of the messages.
         senders_protected: bool ``[num_senders]``, or ``None``.
         mean: Whether to average.
+        drop: A probability, and whether it is in training: then messages are dropped, once they are rounded, each with
+            all channels that one number of ``weight`` multiplies. ``None``: none are.
         steps: The chain of the aggregates.
         protected: bool ``[num_nodes]``, for the quantizers of the chain.
 
@@ -246,18 +250,30 @@ def message_passing(
     steps = steps or FusedChain()
     scheme = quantizer.scheme_for(x) if by_receiver is not None and by_sender is not None else None
     fits = weight is None or weight.dtype == x.dtype
-    if scheme is None or by_receiver is None or by_sender is None or not fits:
+    p = 0.0 if drop is None or not drop[1] else drop[0]
+    kept = dropout(torch.ones_like(weight, requires_grad=False), p) if weight is not None and p > 0 else None
+    if scheme is None or by_receiver is None or by_sender is None or not fits or p >= 1:
         how = "mean" if mean else "sum"
-        passed = _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, senders_protected, how)
+        passed = _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, senders_protected, how, kept)
         return chain(passed, steps, protected)
+    senders = senders_protected if quantizer.training else None
+    later, factor = None, 1.0
+    if weight is not None and kept is not None:
+        # A message that is zero is zero when it is rounded: what is dropped has no weight, but is observed with it.
+        if scheme.observe:
+            args = (x.reshape(x.size(0), -1), _by_head(weight), sender, receiver, by_receiver, by_sender)
+            quantizer.take(scheme, observe_messages(*args, scheme, (quantizer.min_val, quantizer.max_val), senders))
+            scheme = scheme._replace(observe=False)
+        weight, factor = weight * (kept != 0), 1 / (1 - p)
+        steps, later = FusedChain(), steps
     features = math.prod(x.shape[1:])
     rows = x if x.dim() == 2 else x.reshape(x.size(0), features)
     graph = (rows, None if weight is None else _by_head(weight), sender, receiver, by_receiver, by_sender)
-    senders = senders_protected if quantizer.training else None
     ends = quantizer.ends(sender.size(0) * features)
     if quantizer.learned:
         out = learned_propagate(*graph, scheme, ends, senders, mean)
-        return chain(out.view(out.size(0), *x.shape[1:]), steps, protected)
+        out = out.view(out.size(0), *x.shape[1:])
+        return chain(out, steps, protected) if later is None else chain(out * factor, later, protected)
     ready = _ready(steps, x, protected, num_nodes * features) if x.dim() == 2 or steps.bias is None else None
     options = {} if ready is None else {"schemes": ready.schemes, "ranges": ready.ranges, **ready.options}
     if ready is not None and steps.other is not None:
@@ -266,6 +282,8 @@ def message_passing(
     out, new = propagate(*graph, scheme, ends, senders, mean, **options)
     quantizer.take(scheme, new[:2])
     out = out.view(out.size(0), *x.shape[1:])
+    if later is not None:
+        return chain(out * factor, later, protected)
     if ready is None:
         return chain(out, steps, protected)
     ready.take(new[2:])
@@ -317,11 +335,14 @@ def _message_by_message(
     quantizer: FakeQuantize,
     protected: Tensor | None,
     how: str,
+    kept: Tensor | None = None,
 ) -> Tensor:
     message = x.index_select(0, sender)
     if weight is not None:
         message = weight.reshape(*weight.shape, *[1] * (message.dim() - weight.dim())) * message
     message = quantizer(message, gather_protected(protected, sender))
+    if kept is not None:
+        message = message * kept.to(message.dtype).reshape(*kept.shape, *[1] * (message.dim() - kept.dim()))
     return scatter(message, receiver, 0, num_nodes, how)
 
 

@@ -73,7 +73,7 @@ class Known:
         """
         if site.role != "input" or site.user is None or not _is_argument(site.value):
             return False
-        known = any(_parameter(value) in self._weights for value in _behind_quantizers(site.user))
+        known = any(_parameter(value) in self._weights for value in _behind_quantizers(_reader(site.user)))
         return known and not any(entry.module == site.module and entry.role == "input" for entry in self._entries)
 
     def _is_layer(self, path: str) -> bool:
@@ -84,6 +84,13 @@ def _is_argument(node: Node) -> bool:
     while not is_input(node) and op_of(node).keeps_grid and node.args and isinstance(node.args[0], Node):
         node = node.args[0]
     return is_input(node)
+
+
+def _reader(node: Node) -> Node:
+    """Returns what reads a value behind a dropout that its quantizer stands before."""
+    while op_of(node).drops and node.users:
+        node = next(iter(node.users))
+    return node
 
 
 def _behind_quantizers(node: Node) -> Iterator[Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -75,7 +76,9 @@ class Placer:
 
     def place(self, graph: Graph, sites: list[Site], masks: Masks | None, rows: RowSpaces) -> None:
         """Inserts quantizers for all sites, in place."""
-        wanted = [(site, self._grouped(graph, rows, site, spec)) for site, spec in self._wanted(sites)]
+        found = list(self._wanted(sites))
+        self._check_shared(sites, found)
+        wanted = [(site, self._grouped(graph, rows, site, spec)) for site, spec in found]
         first = {(site.value, spec) if site.user is not None else site.value: site for site, spec in reversed(wanted)}
         placed = {id(site) for site in first.values()}
         same = {} if self.known is None else self.known.match([site for site, _ in wanted if id(site) in placed])
@@ -123,6 +126,18 @@ class Placer:
         if count not in self._degrees:
             self._degrees[count] = Degrees(graph, rows, count)
         return self._degrees[count].of_site(site)
+
+    def _check_shared(self, sites: list[Site], wanted: list[tuple[Site, Any]]) -> None:
+        """Raises if what several layers read of one dropout is to be rounded before it in different ways."""
+        specs = {id(site): spec for site, spec in wanted}
+        found: dict[tuple[Node, Node | None], Site] = {}
+        for site in sites:
+            other = found.setdefault((site.value, site.user), site)
+            if site.role == "input" and specs.get(id(site)) != specs.get(id(other)):
+                raise ConfigError(
+                    f"the inputs of {other.module!r} and {site.module!r} are one value behind one dropout, to be "
+                    f"quantized in different ways: with placement='before_dropout' one rule must hold for both."
+                )
 
     def quantizers_before(self, nodes: Iterable[Node]) -> set[Node]:
         """Returns the calls of quantizers that some values were computed through."""
@@ -172,7 +187,9 @@ class Placer:
         if self.training is not None:
             raise ConfigError(f"{what} in training; in evaluation something else does ({site.source}): {remedy}.")
         here = f"where its value goes on to no ReLU here ({site.source})"
-        self.remarks.append(f"{what} in the methods prepared before; {here}, {remedy}")
+        remark = f"{what} in the methods prepared before; {here}, {remedy}"
+        self.remarks.append(remark)
+        warnings.warn(remark, stacklevel=2)
 
     def _fake_quantize(self, site: Site, spec: QSpec, path: str) -> FakeQuantize:
         channel_dim, channels = _channels(site)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -13,6 +12,7 @@ from dqconvert.errors import TraceError
 from dqconvert.qconfig import RuleLedger
 from dqconvert.quant import Protection
 from dqconvert.report import Entry, LeftFloat
+from dqconvert.rewrite.dropouts import Dropouts
 from dqconvert.rewrite.known import Known
 from dqconvert.rewrite.open import open_leaves
 from dqconvert.rewrite.place import Placer, Quantizers, attach, container_name
@@ -98,8 +98,6 @@ def rewrite(
     ]
     left += _closed(root, graph)
     remarks = tuple(dict.fromkeys(remark for placer in placers for remark in placer.remarks))
-    for remark in remarks:
-        warnings.warn(f"{method.name}: {remark}.", stacklevel=2)
     return Rewritten(
         method=replace(method, source=source),
         entries=tuple(train.entries),
@@ -138,8 +136,11 @@ def _rewrite_graph(
     """
     open_leaves(graph, root)
     products = cut_products(graph)
+    dropouts = Dropouts(graph, root) if placer.ledger.qconfig.placement == "before_dropout" else None
+    if dropouts is not None:
+        dropouts.move_behind_messages()
     rows = RowSpaces(graph, parameter_paths(root))
-    sites = Roles(graph, root, rows, islands).find()
+    sites = Roles(graph, root, rows, islands, dropouts).find()
     if not sites:
         return False
     _add_argument(graph)
@@ -147,6 +148,7 @@ def _rewrite_graph(
     if (protect := placer.ledger.qconfig.protect) is not None:
         masks = Masks(graph, rows, protect, protections, container_name(root))
     placer.place(graph, sites, masks, rows)
+    placer.remarks += [] if dropouts is None else dropouts.remarks
     # Where no quantizer came between a layer's inputs and its messages.
     use_products(
         graph,

@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 
 from dqconvert.ops import op_of, qualified_name
 from dqconvert.rewrite.connectivity import gather, is_input
+from dqconvert.rewrite.dropouts import Dropouts
 from dqconvert.rewrite.open import call_with_weights
 from dqconvert.rewrite.signs import Signs
 from dqconvert.rewrite.sites import (
@@ -40,13 +41,22 @@ class Roles:
         root: The module that its paths refer to.
         rows: Its row spaces.
         islands: Paths of modules that stay whole.
+        dropouts: Those of the graph, to place quantizers before; ``None``: they stand behind.
     """
 
-    def __init__(self, graph: Graph, root: nn.Module, rows: RowSpaces, islands: frozenset[str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        root: nn.Module,
+        rows: RowSpaces,
+        islands: frozenset[str],
+        dropouts: Dropouts | None = None,
+    ) -> None:
         self.graph = graph
         self.root = root
         self.rows = rows
         self.islands = islands
+        self.dropouts = dropouts
         self.signs = Signs(root)
         self.sites: list[Site] = []
         self._grids = Grids(root)
@@ -172,8 +182,11 @@ class Roles:
     # -- adding sites ----------------------------------------------------------------------------------------------
 
     def _add_input(self, value: Node, user: Node) -> None:
-        if self._grids.of(value, keeps_grid_or_joins) is None:
-            self._add("input", value, user=user, op=user)
+        if self._grids.of(value, keeps_grid_or_joins) is not None:
+            return
+        before = None if self.dropouts is None else self.dropouts.before(value, user, self.rows)
+        value, reader = before or (value, user)
+        self._add("input", value, user=reader, op=user)
 
     def _add_weight(self, weight: Node, user: Node) -> None:
         """Adds a site on a parameter that is only reshaped or picked from on its way, else on what it becomes."""

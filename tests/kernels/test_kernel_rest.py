@@ -74,7 +74,9 @@ def test_operators_keep_their_contract(operator, args):
 
 def test_every_operator_is_checked_somewhere():
     """A new one shall not come without a test."""
-    known = {"edge_order", "fake_quantize_ste", "fake_quantize_clip", "minmax_pair", "percentile_pair", "own_size"}
+    known = {"edge_order", "fake_quantize_ste", "fake_quantize_clip", "minmax_pair", "percentile_pair", "own_size"} | {
+        "observe_messages"
+    }
     trained = {"quantize_chain", "quantize_linear", "quantize_parts", "propagate", "propagate_max", "dropout"}
     known |= trained | {f"{name}_grad" for name in trained} | {"quantize_batch_norm", "batch_norm_grad"}
     known |= {"quantize_codes", "quantize_sum", "dequantize_codes", "look_up_codes", "look_up_pairs"}
