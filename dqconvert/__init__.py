@@ -19,6 +19,8 @@ _HOME = {
     "finetune": "finetune",
     "convert": "convert",
     "average_bits": "mixed.average",
+    "bit_sensitivity": "mixed.search",
+    "search_bits": "mixed.search",
     "compare": "compare",
     "Comparison": "compare",
     "IntegerModule": "lower.module",

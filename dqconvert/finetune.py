@@ -120,7 +120,7 @@ def finetune(
     if isinstance(data, Iterator):
         data = list(data)  # gone through once per epoch
     teacher = working_copy(model, caller="finetune()", error=ConfigError).eval()
-    module, _ = prepare(model, qconfig, _first(data) if example_inputs is None else example_inputs)
+    module, _ = prepare(model, qconfig, first_inputs(data, "finetune") if example_inputs is None else example_inputs)
     calibrate(module, data)
     given = Fields(labels, mask, validation)
     lessons = Lessons(module, teacher, data, given, loss, temperature, distil)
@@ -157,15 +157,15 @@ def _check_numbers(*, epochs: int, lr: float, **others: float) -> None:
             raise ConfigError(f"finetune takes as {name} {above}, got {shortened(value)}.")
 
 
-def _first(data: Any) -> Any:
-    """Returns the inputs of the first call, as ``prepare`` takes them."""
+def first_inputs(data: Any, door: str) -> Any:
+    """Returns the inputs of the first call, as ``prepare`` takes them; ``door``: the function that was given them."""
     if isinstance(data, BaseData | Tensor | Mapping | tuple):
         return data
     if not isinstance(data, Iterable):
-        raise ConfigError(f"finetune takes as data a graph's inputs or several, got {kind_of(data)}.")
+        raise ConfigError(f"{door} takes as data a graph's inputs or several, got {kind_of(data)}.")
     first = next(iter(data), None)
     if first is None:
-        raise ConfigError("finetune: there is no data to train on; pass at least one batch.")
+        raise ConfigError(f"{door}: there is no data; pass at least one batch.")
     return first[0] if is_pair(first) else first
 
 

@@ -224,7 +224,7 @@ def test_fields_of_no_data_object(trained):
 
 
 def test_data_of_nothing():
-    with pytest.raises(dqconvert.ConfigError, match="there is no data to train on"):
+    with pytest.raises(dqconvert.ConfigError, match="there is no data"):
         dqconvert.finetune(Pooled(2), [], "int4-dq", epochs=1)
 
 
