@@ -16,11 +16,11 @@ from dqconvert.lower.evaluation import differentiated
 from dqconvert.lower.program import Program
 from dqconvert.lower.report import Float
 from dqconvert.lower.values import (
-    CodeGrid,
     Codes,
     Joined,
     Literal,
     Plain,
+    QuantizerGrid,
     Tabulated,
     Value,
     as_tabulated,
@@ -68,12 +68,12 @@ class Lowering:
         module = self.module(node)
         return module if isinstance(module, FakeQuantize) and module.fake_quant_enabled else None
 
-    def grid(self, node: Node) -> CodeGrid | None:
+    def grid(self, node: Node) -> QuantizerGrid | None:
         """Returns the grid to which a node rounds the whole tensor; None if it is no such quantizer."""
         quantizer = self.quantizer(node)
-        return None if quantizer is None or quantizer.min_val.dim() > 0 else CodeGrid.of(quantizer)
+        return None if quantizer is None or quantizer.min_val.dim() > 0 else QuantizerGrid.of(quantizer)
 
-    def grid_behind(self, node: Node) -> CodeGrid | None:
+    def grid_behind(self, node: Node) -> QuantizerGrid | None:
         """Returns the grid to which a node's value is rounded right behind; None if anything else uses the value."""
         user = only_user(node)
         return None if user is None or user.args[:1] != (node,) else self.grid(user)
@@ -98,7 +98,7 @@ class Lowering:
         """Returns a node that counts the rows of a value; values that follow from codes are not computed for it."""
         return self.program.method("size", (rows_of(self.values[node]) or self.plain(node), 0))
 
-    def rounded(self, value: Value, grid: CodeGrid, note: Note, name: str) -> Value:
+    def rounded(self, value: Value, grid: QuantizerGrid, note: Note, name: str) -> Value:
         """Returns a value requantized to a grid.
 
         Args:

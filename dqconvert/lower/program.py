@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from dqconvert.kernels.integer.finish import CODES, Finish
 from dqconvert.kernels.integer.tables import look_up_pairs
 from dqconvert.lower.runtime import look_up_last
-from dqconvert.lower.values import CodeGrid, Codes, Constant, Joined, Literal, Tabulated, Value, as_tabulated
+from dqconvert.lower.values import Codes, Constant, Joined, Literal, QuantizerGrid, Tabulated, Value, as_tabulated
 from dqconvert.rewrite.place import Quantizers
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.names import module_of
@@ -104,11 +104,11 @@ class Program:
         assert isinstance(constant, Node)
         return self.root.get_buffer(str(constant.target))
 
-    def grid(self, grid: CodeGrid, name: str, device: torch.device | None = None) -> Any:
+    def grid(self, grid: QuantizerGrid, name: str, device: torch.device | None = None) -> Any:
         """Returns the constant of a grid, as the kernels take it."""
         return self.constant(grid.numbers(device), name)
 
-    def finish(self, factor: Tensor | float, grid: CodeGrid, name: str, bias: Tensor | None = None) -> Finish:
+    def finish(self, factor: Tensor | float, grid: QuantizerGrid, name: str, bias: Tensor | None = None) -> Finish:
         """Returns the epilogue that requantizes a sum of integers to codes of ``grid``.
 
         Args:

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.quant import FakeQuantize
 
 
-class CodeGrid(NamedTuple):
-    """The grid of codes: a code stands for ``(code - zero) * scale``.
+class QuantizerGrid(CodeGrid):
+    """The grid of codes of a quantizer, in Python's numbers; ``low`` is its ``quant_min``, which is code 0 here."""
 
-    Attributes:
-        scale: A float32 number.
-        zero: The zero point: the code of 0.
-        top: The highest code.
-        low: ``quant_min`` of the quantizer in training, which is code 0 here.
-    """
-
-    scale: float
-    zero: int
-    top: int
-    low: int
+    __slots__ = ()
 
     @classmethod
-    def of(cls, quantizer: FakeQuantize) -> CodeGrid:
+    def of(cls, quantizer: FakeQuantize) -> QuantizerGrid:
         """Returns the grid of a per-tensor quantizer.
 
         Example:
             >>> from dqconvert.qconfig import QSpec
             >>> quantizer = FakeQuantize(QSpec(bits=4), name="message", signed=True)
             >>> _ = quantizer(torch.tensor([-8.0, 7.0]))
-            >>> CodeGrid.of(quantizer)
-            CodeGrid(scale=1.0, zero=8, top=15, low=-8)
+            >>> QuantizerGrid.of(quantizer)
+            QuantizerGrid(scale=1.0, zero=8, top=15, low=-8)
         """
         low = quantizer.quant_min
         zero = int(quantizer.zero_point) - low
@@ -76,7 +67,7 @@ class Codes:
     """
 
     node: Node
-    grid: CodeGrid
+    grid: QuantizerGrid
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +137,7 @@ def as_tabulated(value: Codes | Tabulated, ndim: int, dtype: torch.dtype) -> Tab
     return Tabulated((value.node,), value.grid.values(dtype).view(CODES, *[1] * (ndim - 1)))
 
 
-def rounded(value: Tabulated, grid: CodeGrid) -> Tabulated:
+def rounded(value: Tabulated, grid: QuantizerGrid) -> Tabulated:
     """Returns the table of the codes to which a grid rounds a value."""
     return Tabulated(value.bases, quantize(value.table.contiguous(), grid.numbers(value.table.device)))
 

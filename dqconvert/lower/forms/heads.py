@@ -14,7 +14,7 @@ from dqconvert.kernels.integer.linear import integer_linear, pack_weight
 from dqconvert.lower.forms.linear import centred_codes
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.patterns import taken
-from dqconvert.lower.values import CodeGrid, Codes, Constant, Plain, Value
+from dqconvert.lower.values import Codes, Constant, Plain, QuantizerGrid, Value
 from dqconvert.ops import argument, op_name
 from dqconvert.trace.note import Note, note_of
 
@@ -33,7 +33,9 @@ def lower_products(lowering: Lowering, node: Node) -> Value | None:
     return None
 
 
-def _products(lowering: Lowering, node: Node, x: Codes, weight: Constant, note: Note, grid: CodeGrid) -> Codes | None:
+def _products(
+    lowering: Lowering, node: Node, x: Codes, weight: Constant, note: Note, grid: QuantizerGrid
+) -> Codes | None:
     """Writes the products of all heads as one linear layer, whose weight is block diagonal: a block for each head."""
     rest, quantizer, value = {size[1:] for size in note.sizes}, weight.quantizer, weight.value
     if len(rest) != 1 or quantizer is None or quantizer.scale.numel() != 1 or note.ndim < 2:

@@ -10,7 +10,7 @@ from dqconvert.kernels.integer.codes import plain_quantize
 from dqconvert.kernels.integer.linear import integer_linear, pack_weight
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.runtime import reshaped_like
-from dqconvert.lower.values import CodeGrid, Codes, Constant, Literal, Value
+from dqconvert.lower.values import Codes, Constant, Literal, QuantizerGrid, Value
 from dqconvert.ops import argument, op_name
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import note_of
@@ -53,7 +53,7 @@ def centred_codes(weight: Tensor, quantizer: FakeQuantize) -> Tensor:
     """
     dim, low = quantizer.channel_dim, quantizer.quant_min
     if dim is None:
-        grid = CodeGrid.of(quantizer)
+        grid = QuantizerGrid.of(quantizer)
         return plain_quantize(weight, grid.numbers(weight.device), None, False).to(torch.int16) - grid.zero
     scale, zero = quantizer.scale.float(), quantizer.zero_point.float() - low
     ends = torch.tensor([[quantizer.quant_max - low], [low]], device=weight.device).expand(2, len(scale))

@@ -14,7 +14,7 @@ from dqconvert.kernels.integer.finish import CODES
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import receiver_order
 from dqconvert.lower.lowering import Lowering
-from dqconvert.lower.values import CodeGrid, Codes, Value
+from dqconvert.lower.values import Codes, QuantizerGrid, Value
 from dqconvert.trace.note import Note, note_of
 
 _NEAR = 8
@@ -67,7 +67,7 @@ def _by_head(lowering: Lowering, codes: Node, ndim: int) -> Any:
     return lowering.program.method(*(("unsqueeze", (codes, 1)) if ndim == 1 else ("flatten", (codes, 1))))
 
 
-def _multipliers(x: CodeGrid, weight: CodeGrid, message: CodeGrid) -> Tensor:
+def _multipliers(x: QuantizerGrid, weight: QuantizerGrid, message: QuantizerGrid) -> Tensor:
     """Returns what the centred codes of ``x`` are multiplied by, by the code of the weight: float32 ``[256]``.
 
     In training a message is a product of two rounded numbers, divided by a third: where it lies beside the middle of

@@ -14,7 +14,7 @@ from torch_geometric.nn import GAT
 import dqconvert
 from dqconvert.kernels.integer.codes import plain_quantize
 from dqconvert.lower.forms.messages import _multipliers
-from dqconvert.lower.values import CodeGrid
+from dqconvert.lower.values import QuantizerGrid
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e28])
@@ -23,8 +23,8 @@ def test_a_message_is_off_by_one_step_and_only_in_the_middle(scale):
     wrong, pairs = 0, 0
     for _ in range(20):
         one, two, three = (torch.rand(3) + 0.5).tolist()
-        x, weight = CodeGrid(one * scale, 127, 255, -128), CodeGrid(two / 255, 0, 255, -128)
-        message = CodeGrid(three * scale, 128, 255, -128)
+        x, weight = QuantizerGrid(one * scale, 127, 255, -128), QuantizerGrid(two / 255, 0, 255, -128)
+        message = QuantizerGrid(three * scale, 128, 255, -128)
         products = weight.values(torch.float32)[:, None] * x.values(torch.float32)
         want = plain_quantize(products, message.numbers(), None, False).int()
         centred = (torch.arange(256) - x.zero).double()
