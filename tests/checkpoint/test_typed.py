@@ -12,8 +12,10 @@ from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE, GraphUNet
 import dqconvert
 from dqconvert import CheckpointError
 from dqconvert.checkpoint.functions import INTEGER_ONLY, function_name
-from dqconvert.checkpoint.operands import SIGNATURES
+from dqconvert.checkpoint.operands import FINISH, MESSAGE_WEIGHT, SIGNATURES
 from dqconvert.errors import InputIndexError
+from dqconvert.kernels.integer.finish import Finish
+from dqconvert.kernels.integer.propagate import MessageWeight
 from mutations import graphs_of, opened, references, resign
 
 WIDTH = 6
@@ -42,6 +44,11 @@ def files(tmp_path_factory):
         dqconvert.save(module, folder / f"{name}.dq")
         dqconvert.save(dqconvert.convert(module), folder / f"{name}.int")
     return folder
+
+
+@pytest.mark.parametrize(("kinds", "tuples"), [(FINISH, Finish), (MESSAGE_WEIGHT, MessageWeight)])
+def test_every_member_of_a_tuple_is_looked_at(kinds, tuples):
+    assert kinds.keys() == {*tuples._fields}
 
 
 def last(target):
