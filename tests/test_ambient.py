@@ -35,7 +35,7 @@ def made(model, inputs, preset, folder):
     return [loss.detach(), *outputs], module.state_dict(), integer.state_dict()
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("preset", ["int8-dq", "int4-dq"])
 @pytest.mark.parametrize("name", NAMES)
 def test_another_default_dtype_changes_nothing(name, preset, tmp_path):

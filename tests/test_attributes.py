@@ -214,7 +214,7 @@ def test_a_change_is_followed(plain, change):
         assert torch.equal(module(X, EDGES), model(X, EDGES))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("change", FOLLOWED.values(), ids=FOLLOWED.keys())
 def test_quantized_forms_agree_on_a_change(quantized, change, tmp_path):
     module = copy.deepcopy(quantized)
@@ -229,6 +229,7 @@ def test_quantized_forms_agree_on_a_change(quantized, change, tmp_path):
     del before
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("words", "change"), GUARDED.items(), ids=GUARDED.keys())
 def test_a_change_that_cannot_be_followed_is_an_error(quantized, words, change):
     module = copy.deepcopy(quantized)

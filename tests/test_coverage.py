@@ -13,7 +13,7 @@ import coverage_table as study
 ROWS = {f"{table}: {name}": (table, name, case) for table, name, case in study.rows()}
 
 
-@pytest.mark.sample(24)
+@pytest.mark.sample(36)
 @pytest.mark.parametrize("row", ROWS)
 def test_row(row):
     table, name, case = ROWS[row]

@@ -43,7 +43,7 @@ def test_float_identity(name):
         assert_same(evaluation(copy.deepcopy(module), inputs), evaluation(unfused(model), inputs, case.method))
 
 
-@pytest.mark.sample(7)
+@pytest.mark.sample(13)
 @pytest.mark.parametrize("preset", ["int8-dq", "int4-dq"])
 @pytest.mark.parametrize("name", MODELS)
 def test_it_converts_in_one_call_and_trains(name, preset):

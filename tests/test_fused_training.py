@@ -82,7 +82,7 @@ def assert_same_steps(fused, plain, batches, **kwargs):
 CASES = [(name, preset) for name in zoo.CASES for preset in (PRESETS if name in FUSED else PRESETS[:1])]
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(11)
 @pytest.mark.parametrize(("name", "preset"), CASES)
 def test_three_steps_and_an_evaluation_are_the_same(both, name, preset):
     fused, plain, inputs = both(name, preset)
@@ -118,7 +118,7 @@ def test_prepare_without_fuse_is_the_same_module():
         zoo.assert_step_close(*(zoo.train_step(module, case.inputs(size), seed) for module in (plain, twin)))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", ["GCN", "GIN", "GAT", "GraphSAGE"])
 def test_whoever_is_protected(both, name, share):
@@ -261,6 +261,7 @@ HOOKS = [
 ]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("name", ["act", "drop", "conv2.lin"])
 def test_hooks_of_the_float_model_are_called(name, hook):

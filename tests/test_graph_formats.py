@@ -125,7 +125,7 @@ def over(form):
     return lambda size: (normal(size[0], WIDTH), FORMS[form](size))
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(11)
 @pytest.mark.parametrize(("layer", "form"), SUPPORTED)
 def test_float_identity(layer, form):
     model, inputs = layer_of(layer), over(form)
@@ -151,6 +151,7 @@ def test_it_trains(layer, form):
         assert all(out.isfinite().all() for out in evaluation(module, inputs(size)))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("form", [form for form in FORMS if "weighted" not in form])
 def test_every_form_of_a_graph_quantizes_alike(form):
     """The quantizers, the draw and the result are those of the plain edge_index."""
@@ -168,6 +169,7 @@ def test_every_form_of_a_graph_quantizes_alike(form):
     torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.002)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("form", FORMS)
 def test_protection_over_every_form(form, size):

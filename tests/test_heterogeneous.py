@@ -241,6 +241,7 @@ def test_float_identity(name, size):
     assert_float_identity(model, inputs(SIZES[size]), inputs(OTHER))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_it_trains(name):
     model, inputs = build(name)
@@ -256,6 +257,7 @@ def entry(report, module, role):
     return next(e for e in report.entries if e.module == module and e.role == role)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("on_data", [False, True], ids=["dicts", "HeteroData"])
 def test_each_type_has_its_own_mask(size, on_data):

@@ -52,6 +52,7 @@ def settle(module):
 WHERE = ["block", "block.conv", "block.act", "out"]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("path", WHERE)
 @pytest.mark.parametrize("fuse", [True, False])
 def test_a_hook_that_looks_runs_once_a_forward(path, fuse):
@@ -81,7 +82,7 @@ HOOKS = {
 }
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS.keys())
 @pytest.mark.parametrize("path", ["", *WHERE])
 def test_a_hook_that_changes_values_does_so(path, hook):

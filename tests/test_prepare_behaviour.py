@@ -33,7 +33,7 @@ def entry_of(report, role, module=None):
 # -- training and evaluation -------------------------------------------------------------------------------------
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("preset", ["int8-dq", "int4-dq"])
 @pytest.mark.parametrize("name", ALL)
 def test_a_training_step_and_evaluation(prepared, name, preset):
@@ -265,6 +265,7 @@ def test_example_inputs_are_not_changed():
 # -- state -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", ALL)
 def test_state_has_the_float_models_keys_and_the_quantizers(prepared, name):
     model = zoo.CASES[name].model(seed=5)
@@ -322,7 +323,7 @@ def pickled(module):
     return pickle.loads(pickle.dumps(module))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("name", "duplicate"), [*((name, pickled) for name in ALL), *((name, copy.deepcopy) for name in SOME)]
 )
@@ -405,6 +406,7 @@ def test_ranges_stay_float32_when_the_module_is_cast(prepared, name, dtype):
     assert zoo.evaluate(module, cast(case.inputs(), dtype)).dtype == dtype
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ["GCN", "GAT_attr", "GIN", "SAGEConv"])
 def test_a_model_of_another_precision_is_prepared(name, dtype):
@@ -697,7 +699,7 @@ def accepts(model, inputs):
 ODD_CASES = [*(name for name in zoo.LAYERS if name != "GCNConv_cached"), *zoo.BASIC, "WeightedGCN", "EdgeFeatures"]
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(11)
 @pytest.mark.parametrize("name", ODD_CASES)
 def test_odd_graphs(prepared, name):
     """Whatever the float model accepts, the prepared one accepts, and gives the same without quantizers."""
@@ -737,6 +739,7 @@ def test_traced_on_an_odd_graph(name):
             assert zoo.train_step(module, case.inputs(size))[0].isfinite().all()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["GCN", "GAT", "GIN", "PNA", "WeightedGCN"])
 def test_non_contiguous_inputs(prepared, name):
     case = zoo.CASES[name]

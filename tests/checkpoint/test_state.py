@@ -248,6 +248,7 @@ def test_copies_hold_the_state(trained):
     assert state_of(module) == before
 
 
+@pytest.mark.sample(2)
 def test_pickles_hold_the_state(trained):
     _, module = trained
     if "parametrizations" in str([*module.state_dict()]):
@@ -257,6 +258,7 @@ def test_pickles_hold_the_state(trained):
     check_same(pickle.loads(pickle.dumps(module)), module)
 
 
+@pytest.mark.sample(2)
 def test_a_state_dict_holds_the_state(trained):
     name, module = trained
     again = dqconvert.prepare(Model(CHANGES[name]), "int8-dq", a_graph()).module

@@ -76,6 +76,7 @@ def check_refused(files, tmp_path, name, change, words):
         dqconvert.load(tmp_path / name, **model)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_what_nobody_changed_is_loaded_and_computes(name, files, tmp_path):
     tensors, document = opened(files / f"{name}.int")

@@ -121,6 +121,7 @@ def test_the_factory_may_be_in_the_working_directory():
     converted(factory=["--model", "my_gnn:Zoo.small", "--kwargs", '{"width": 8}'])
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "content",
     [

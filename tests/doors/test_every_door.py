@@ -85,7 +85,7 @@ def dq(*args):
     return result
 
 
-@pytest.mark.sample(36)
+@pytest.mark.sample(60)
 @pytest.mark.parametrize("name", KINDS)
 def test_every_door(name, tmp_path):
     kind = KINDS[name]

@@ -183,6 +183,7 @@ def of(body):
     return Model(body, **({"root": nn.Linear(WIDTH, 8)} if body is with_rows_added else {}))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", LINEAR)
 def test_linear_layers_that_are_absorbed(name, monkeypatch):
     body, expected = LINEAR[name]
@@ -191,6 +192,7 @@ def test_linear_layers_that_are_absorbed(name, monkeypatch):
     assert_same_training(module, monkeypatch)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("preset", ["int4-dq", "int8-qat"])
 @pytest.mark.parametrize("name", ["ReLU", "sum", "three dimensions", "convolution"])
 def test_with_other_presets(name, preset, monkeypatch):
@@ -333,6 +335,7 @@ STATES = (
 )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
 @pytest.mark.parametrize("body", [through_relu, through_a_convolution], ids=lambda body: body.__name__)
 def test_modules_in_every_state(body, state, monkeypatch):
@@ -399,12 +402,14 @@ def no_nodes(step):
 GRAPHS = {"isolated nodes": isolated, "one node": one_node, "no edges": no_edges, "no nodes": no_nodes}
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("graphs", GRAPHS)
 @pytest.mark.parametrize("body", [through_relu, of_three_dimensions, through_a_convolution], ids=lambda b: b.__name__)
 def test_graphs_of_every_size(body, graphs, monkeypatch):
     assert_same_training(prepared_from(of(body)), monkeypatch, inputs=GRAPHS[graphs])
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("graphs", GRAPHS)
 @pytest.mark.parametrize("name", ["GINConv", "SAGEConv", "SAGEConv, max"])
 def test_layers_on_graphs_of_every_size(name, graphs, monkeypatch):

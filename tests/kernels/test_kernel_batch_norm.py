@@ -145,6 +145,7 @@ def test_sixteen_bits_take_the_plain_way():
     torch.testing.assert_close(y.double(), reference(x.double(), weight.double(), shift.double()), rtol=0.05, atol=0.1)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_operators_keep_their_contract(dtype, weighted):

@@ -229,6 +229,7 @@ def test_errors_name_what_does_not_fit():
         fake_quantize(x, *GRID, torch.ones(2, dtype=torch.bool))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("channel_dim", [None, 1])
 @pytest.mark.parametrize("operator", ["fake_quantize_ste", "fake_quantize_clip"])

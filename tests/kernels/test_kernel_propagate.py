@@ -330,6 +330,7 @@ def test_errors_name_what_does_not_fit():
         through(torch.randn(30, 8), None, scheme(), never, False, torch.ones(120) > 0)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("heads", [0, 2], ids="{} heads".format)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_operators_keep_their_contract(dtype, heads):

@@ -69,6 +69,7 @@ def assert_as_defined(*args, **options):
     return ends.tolist()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("heads", [0, 1, 4], ids="{} heads".format)
 @pytest.mark.parametrize("graph", GRAPHS)

@@ -79,7 +79,7 @@ def test_rows_that_are_normalized(x):
     assert ((whole - exact.clamp(-2, 2.5)).abs() < 4.5 / 255 * 0.51).float().mean() > 0.99
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("mean", [False, True])
 def test_messages(x, weighted, mean, threads):

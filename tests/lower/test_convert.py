@@ -188,7 +188,7 @@ TIES = pytest.mark.xfail(
 )
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("name", "config"), [pytest.param(*case, marks=TIES if case == ("SGConv", "int8-dq") else ()) for case in CASES]
 )
@@ -232,7 +232,7 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
     assert max(share for _, _, share in checked) <= 1e-3, checked
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_are_those_of_the_prepared_module(name):
     """Few differ, and by little; many, but still by little, where scales are so related that sums often lie half way
@@ -381,6 +381,7 @@ def test_weights_that_are_not_finite_are_named(value):
         dqconvert.convert(module)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("config", ["int8-dq", "int4-dq"])
 @pytest.mark.parametrize("name", ["GCN", "GAT", "GraphSAGE", "in place", "pooled, max", "TAGConv"])
 def test_features_that_are_nan_are_refused(name, config):
@@ -391,6 +392,7 @@ def test_features_that_are_nan_are_refused(name, config):
         integer(x, *graph)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", ["GCN", "GIN", "GraphSAGE", "GAT", "TAGConv"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
 def test_features_that_are_no_floats_are_an_error(name, dtype):

@@ -50,7 +50,7 @@ def same_outputs(name, passes):
     )
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("left_out", NAMES)
 @pytest.mark.parametrize("name", MODELS)
 def test_any_pass_may_be_left_out(name, left_out):

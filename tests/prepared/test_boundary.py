@@ -97,6 +97,7 @@ def refused(kind, error, message, *args, integer=True, **kwargs):
 LAYERS = {"GCN": "convs.0.lin", "GIN": "(convs.0.nn.lins.0|the model)", "SAGE": ".*", "GAT": "convs.0.lin"}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("kind", "columns"),
     [*itertools.product(LAYERS, [0, 1, 17]), ("GCN", 15), ("GIN", 8), ("SAGE", 24), ("GAT", 50_000)],
@@ -177,6 +178,7 @@ def test_features_of_another_type(kind, dtype):
     )
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["GCN", "GIN", "SAGE", "Pooled"])
 def test_sparse_features(kind):
     rest = EXAMPLES[kind][1][1:]
@@ -255,6 +257,7 @@ def test_integer_modules_stay_in_their_types(cast):
     assert torch.equal(module.float().to("cpu")(X, EDGES), expected)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["GIN", "SAGE", "GAT", "Weighted", "Pooled", "Hetero"])
 def test_no_memory_of_the_user_s_is_fixed(kind):
     make, example = EXAMPLES[kind]

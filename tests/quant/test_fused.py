@@ -95,6 +95,7 @@ def assert_chain_is_its_parts(
     assert ranges(*filter(None, quantizers)) == ranges(*filter(None, twins))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", SPECS)
 @pytest.mark.parametrize("extra", ["nothing", "bias", "other", "scaled"])
 def test_a_chain_is_its_parts(kind, extra):
@@ -186,6 +187,7 @@ def test_linear_is_torchs_but_for_the_order_of_sums(dtype, depth):
                 torch.testing.assert_close(one, two, rtol=0, atol=20 * eps * (1 + largest))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", SPECS)
 @pytest.mark.parametrize("extra", ["nothing", "bias", "other", "scaled"])
 def test_a_linear_layer_and_its_chain_are_their_parts(kind, extra):
@@ -271,6 +273,7 @@ def test_a_linear_layer_that_never_observed_is_an_error_in_evaluation():
         linear(rows(4, 5), *layer(), FusedChain(second=one), None)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("kind", ["int8-dq", "int4"])
 @pytest.mark.parametrize("width", [16, 64, 500], ids=lambda width: f"{width} features")
 def test_codes_differ_from_those_of_torchs_product_by_rounding_ties_only(kind, width):
@@ -303,6 +306,7 @@ def gather_and_add(x, weight, sender, receiver, num_nodes, quantize, protected, 
     return total
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("change", ["nothing", "observer off", "rounding off", "eval", "no orders", "calibrating"])
 @pytest.mark.parametrize("kind", ["int8-dq", "int4", "int8-qat", "sampled"])
 @pytest.mark.parametrize("weighted", ["x_j", "w x_j", "heads"])
@@ -355,7 +359,7 @@ def test_mixed_types_of_messages(low):
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("kind", ["int8-dq", "int4", "int8-qat", "sampled"])
 @pytest.mark.parametrize("extra", ["nothing", "bias", "other", "scaled"])
 @pytest.mark.parametrize("weighted", ["x_j", "w x_j", "heads"])

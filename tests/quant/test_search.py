@@ -31,7 +31,7 @@ VALUES = {
 }
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(13)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("name", VALUES)
@@ -122,6 +122,7 @@ SEARCHED = QConfig(
 )
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["GCN", "GIN", "GAT", "GraphSAGE", "GraphClassifier"])
 def test_fused_it_is_the_same(name):
     case = zoo.CASES[name]

@@ -68,6 +68,7 @@ class Made(nn.Module):
         return self.lin(self.function(self.conv(x, edge_index)))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("size", [(14, 40), (18, 18)], ids=["N != E", "N == E"])
 @pytest.mark.parametrize("name", MADE)
 def test_rows_made_from_nodes_keep_their_protection(name, size):
@@ -85,6 +86,7 @@ def test_rows_made_from_nodes_keep_their_protection(name, size):
             assert paths or role == "input"
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", MADE)
 def test_rows_made_from_nodes_in_evaluation_and_from_a_file(name, tmp_path):
     torch.manual_seed(0)

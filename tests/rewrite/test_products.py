@@ -74,6 +74,7 @@ LAYERS = {
 IN_COORDINATES = ("GraphConv", "APPNP", "SAGEConv")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "to_sparse"),
     [*((name, to_torch_csr_tensor) for name in LAYERS), *((name, to_torch_coo_tensor) for name in IN_COORDINATES)],

@@ -32,7 +32,7 @@ def test_outputs_and_gradients_are_the_float_models(pair):
         zoo.assert_same(zoo.evaluate(ours, inputs), zoo.evaluate(reference, inputs))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 def test_gradients_of_the_inputs_and_running_statistics_are_the_float_models(pair):
     model, module, case = pair
     grads = []

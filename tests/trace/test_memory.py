@@ -166,7 +166,7 @@ FUNCTIONS = (
 )
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_every_form_sees_every_write(function, tmp_path):
     """Tracing checks values and gradients against the float model, bit for bit."""

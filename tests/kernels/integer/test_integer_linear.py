@@ -288,6 +288,7 @@ def mostly_zero(rows, depth, share):
     return torch.where(torch.rand(rows, depth) < 0.01, -0.0 * x.abs(), x)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.03, 0.06, 0.07, 0.5])
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 1, 1), (50, 33, 17), (200, 1433, 16), (97, 5001, 40)])
 def test_rows_that_are_mostly_zero(rows, depth, columns, share, threads):

@@ -171,7 +171,7 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
         assert ((off > 0) & ~ties[node]).sum() <= 1e-3 * off.numel(), node
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_are_those_of_the_prepared_module(name):
     module = trained(name)

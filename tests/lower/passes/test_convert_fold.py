@@ -195,7 +195,7 @@ def same(found, wanted):
     return all(torch.equal(one, two) for one, two in pairs)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("config", ["int8-dq", "int4-dq"])
 @pytest.mark.parametrize("name", FOLDED)
 def test_no_bit_changes(name, config):

@@ -64,6 +64,7 @@ MODELS = {
 SORTED = ("GCN", "improved", "no loops", "own norm")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_fast_way_changes_nothing(name):
     module = trained(MODELS[name](), *a_graph())
@@ -102,6 +103,7 @@ def test_positions_are_sorted_where_weights_are_given():
     assert [node.kwargs.get("positions", True) for node in calls(plain, receiver_order)] == [False]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", ["GCN", "GraphSAGE", "GAT", "no loops"])
 @pytest.mark.parametrize("wrong", [30, -1])
 def test_nodes_that_are_not_there_are_still_found(name, wrong):

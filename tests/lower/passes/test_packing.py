@@ -35,6 +35,7 @@ def packed(module: nn.Module) -> int:
     return sum(node.kwargs.get("packed_input", False) for node in module.graph.nodes)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", MODELS)
 def test_packed_codes_give_the_same(name):
     module = prepared(name, "int4-dq")

@@ -65,7 +65,7 @@ def leaves(value):
     return torch.utils._pytree.tree_leaves(value)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("form", ["tuple", "view", "dict", "list", "constant", "attention"])
 @pytest.mark.parametrize("kind", ["training", "evaluation", "integer", "loaded"])
 def test_what_leaves_a_module_may_be_written_over(form, kind, tmp_path):
