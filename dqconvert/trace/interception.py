@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -62,6 +62,7 @@ class Interception:
         self.stateful: set[Read] = set()
         self._caches: set[Read] | None = None
         self._writer: Writer | None = None
+        self._watches = False
         self._thread = threading.get_ident()
 
     def caches(self, inputs: Inputs, method: str) -> set[Read]:
@@ -136,7 +137,7 @@ class Interception:
                 replace_hooks(layer, self._recorded_hook)
         if global_hooks():
             writer.remarks[GLOBAL_REMARK] = None
-        with self._attributes(writer), Recorder(writer):
+        with nullcontext() if self._watches else self.watching(), Recorder(writer):
             writer.recording = True
             try:
                 yield
@@ -179,36 +180,45 @@ class Interception:
 
         return call
 
-    def _attributes(self, writer: Writer) -> AbstractContextManager[None]:
-        """Reports to the writer, inside, which attributes of modules are read and set."""
-        told, thread, current = writer.attributes, self._thread, threading.get_ident
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Reports to the writer of each recording inside which attributes of modules are read and set.
+
+        Around several recordings, as Python goes through all classes of modules to set such a name on their base.
+        """
+        thread, current = self._thread, threading.get_ident
         read, registered, set_one = object.__getattribute__, nn.Module.__getattr__, nn.Module.__setattr__
 
         def on_read(module: nn.Module, name: str) -> Any:  # called some ten thousand times
-            value = read(module, name)
-            if writer.recording and name not in _OF_EVERY_MODULE and current() == thread:
-                return told.attribute(module, name, value)
+            value, writer = read(module, name), self._writer
+            if writer is not None and writer.recording and name not in _OF_EVERY_MODULE and current() == thread:
+                return writer.attributes.attribute(module, name, value)
             return value
 
         def on_registered(module: nn.Module, name: str) -> Any:
-            watched = writer.recording and name not in _OF_EVERY_MODULE and current() == thread
+            watched = self.recording and name not in _OF_EVERY_MODULE and current() == thread
             try:
                 value = registered(module, name)
             except AttributeError:
                 if watched:
-                    told.missing(module, name)
+                    self.writer.attributes.missing(module, name)
                 raise
             if watched:
-                told.registered(module, name, value)
+                self.writer.attributes.registered(module, name, value)
             return value
 
         def on_set(module: nn.Module, name: str, value: Any) -> None:
-            if writer.recording and name not in _OF_EVERY_MODULE and current() == thread:
-                told.set(module, name, value)
+            if self.recording and name not in _OF_EVERY_MODULE and current() == thread:
+                self.writer.attributes.set(module, name, value)
             set_one(module, name, value)
 
         names = ("__getattribute__", on_read), ("__getattr__", on_registered), ("__setattr__", on_set)
-        return patched((nn.Module, name, function) for name, function in names)
+        with patched((nn.Module, name, function) for name, function in names):
+            self._watches = True
+            try:
+                yield
+            finally:
+                self._watches = False
 
     def _module_call(self, original: Callable[..., Any]) -> Callable[..., Any]:
         module_call = nn.Module.__call__

@@ -55,7 +55,7 @@ def record_all(
     islands: dict[str, Island] = {}
     while True:
         try:
-            with interception.active():
+            with interception.active(), interception.watching():
                 return _record_four(interception, inputs, second, method, islands)
         except NoProduct as failure:
             interception.fused = frozenset(interception.fused) - {failure.layer}

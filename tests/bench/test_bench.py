@@ -237,6 +237,7 @@ class TestMemory:
         assert found.rise > 50_000 * 128 * 4 / 2**20
         assert found.before > 100
 
+    @pytest.mark.study
     def test_an_error_of_that_process_is_ours(self) -> None:
         with pytest.raises(CommandError, match=r"'float, edge_index'.*there is no workload 'W9'"):
             memory.measure(Case(workload="W9"), FLOAT, threads=1)
