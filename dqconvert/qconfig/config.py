@@ -48,6 +48,9 @@ class QConfig:
         placement: ``"paper"`` (the default): as Degree-Quant's code places quantizers, behind dropouts.
             ``"before_dropout"``: an input of a layer is rounded before its dropout, and a message before its attention
             coefficient is dropped. In evaluation both compute the same.
+        output: Whether results are rounded, too. ``False`` leaves the last ``feature`` and ``update`` in float: values
+            of the graph's outputs behind which nothing else is quantized. Scores that differ by less than a step are
+            then no ties. Default: true.
         noise: Reserved for quantization noise; not served yet.
         rules: Exceptions, each a :class:`Rule`; the first that matches a value decides. Default: none.
 
@@ -75,6 +78,7 @@ class QConfig:
     aggregate: QSpec | None = None
     protect: Protect | None = None
     placement: Placement = "paper"
+    output: bool = True
     noise: None = None
     rules: tuple[Rule, ...] = ()
 
@@ -95,6 +99,7 @@ class QConfig:
         is_protect = self.protect is None or isinstance(self.protect, Protect)
         require("protect", self.protect, is_protect, "a Protect or None")
         require_choice("placement", self.placement, get_args(Placement))
+        require("output", self.output, isinstance(self.output, bool), "True or False")
         if self.noise is not None:
             refuse_not_served_yet("noise")
         require("rules", self.rules, isinstance(self.rules, list | tuple), "a sequence of Rule objects")
@@ -160,8 +165,7 @@ class QConfig:
                 changes[kind] = override(getattr(base, kind) or QSpec(), table[kind], kind)
         if "protect" in table:
             changes["protect"] = override(base.protect or Protect(), table["protect"], "protect")
-        if "placement" in table:
-            changes["placement"] = table["placement"]
+        changes |= {name: table[name] for name in ("placement", "output") if name in table}
         if "noise" in table:
             changes["noise"] = none_if_spelled("noise", table["noise"])
         base = replace(base, **changes)

@@ -147,6 +147,17 @@ def ancestors(node: Node) -> Iterator[Node]:
                 queue.append(parent)
 
 
+def descendants(node: Node) -> set[Node]:
+    """Returns all nodes that a node's value reaches."""
+    found: set[Node] = set()
+    left = [node]
+    while left:
+        new = [user for user in left.pop().users if user not in found]
+        found.update(new)
+        left += new
+    return found
+
+
 def input_connectivities(node: Node) -> list[Node]:
     """Returns the connectivities among the inputs that another one was derived from."""
     return [n for n in ancestors(node) if is_input(n) and is_connectivity(n)]

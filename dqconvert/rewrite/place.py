@@ -17,7 +17,7 @@ from dqconvert.qconfig import KIND_OF_ROLE, QSpec, RuleLedger
 from dqconvert.quant import FakeQuantize
 from dqconvert.quant.fake_quantize import granularity_of
 from dqconvert.report import Entry, LeftFloat
-from dqconvert.rewrite.connectivity import ancestors
+from dqconvert.rewrite.connectivity import ancestors, descendants
 from dqconvert.rewrite.degrees import Degrees
 from dqconvert.rewrite.known import Known
 from dqconvert.rewrite.protect import Masks, last_of
@@ -82,7 +82,11 @@ class Placer:
         first = {(site.value, spec) if site.user is not None else site.value: site for site, spec in reversed(wanted)}
         placed = {id(site) for site in first.values()}
         same = {} if self.known is None else self.known.match([site for site, _ in wanted if id(site) in placed])
+        results = frozenset() if self.ledger.qconfig.output else results_of(graph, sites)
         for site, spec in wanted:
+            if id(site) in results and id(site) not in same:
+                self._leave(site, "a result of the model, which output=False leaves in float")
+                continue
             shared = self._shared.get((site.value, spec)) if site.user is not None else None
             if shared is not None:
                 self._redirect(site, shared)
@@ -256,6 +260,18 @@ class Placer:
         self.left_float.append(
             LeftFloat(what=f"{site.module or 'the root module'}: {site.role}", reason=why, source=site.source)
         )
+
+
+def results_of(graph: Graph, sites: list[Site]) -> frozenset[int]:
+    """Returns the ids of the sites of a model's results: of weighted ops and layers, with none of either behind."""
+    last = next(node for node in graph.nodes if node.op == "output")
+    values = {site.value for site in sites if site.role != "update"}
+    found = set()
+    for site in sites:
+        behind = descendants(site.value)
+        if site.role in ("feature", "update") and last in behind and not values & behind:
+            found.add(id(site))
+    return frozenset(found)
 
 
 def container_name(module: nn.Module) -> str:
