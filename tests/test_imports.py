@@ -55,6 +55,16 @@ def imported(name):
                 yield full if full in FILES else node.module
 
 
+def imported_names(name):
+    """Returns what a module takes from others, by its full name."""
+    return {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
 @pytest.fixture(scope="module")
 def edges():
     """Which modules of ours each of them imports."""
@@ -108,6 +118,8 @@ def test_machine_code_has_a_room_of_its_own():
     found = [name for name in FILES if any(other.startswith(wing) for other in imported(name))]
     assert found
     assert not [name for name in found if not name.startswith("dqconvert.kernels.cpu.")]
+    loops = [name for name in FILES if "dqconvert.kernels.cpu.compiled.loop" in imported_names(name)]
+    assert not [name for name in loops if not name.startswith("dqconvert.kernels.cpu.")]
 
 
 def test_printing_a_module_loads_neither_files_nor_lowering(spare):

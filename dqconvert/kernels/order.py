@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dqconvert.errors import InputIndexError
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.scan import rises
 from dqconvert.kernels.derived import Derived
 
 
@@ -51,13 +51,4 @@ _rows = Derived[int]()
 """Of senders and ptr that are in order, a number of rows that all senders are below."""
 
 
-@loop
-def rises(ptr, count):  # type: ignore[no-untyped-def]
-    """True if numbers rise from 0 to `count`."""
-    falls = False
-    for i in range(ptr.size - 1):
-        falls |= ptr[i + 1] < ptr[i]
-    return ptr[0] == 0 and ptr[ptr.size - 1] == count and not falls
-
-
-__all__ = ["check_order", "rises", "vouch"]
+__all__ = ["check_order", "vouch"]

@@ -9,11 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels.cpu.arrays import array, strided
-from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.scan import equal_part
 from dqconvert.kernels.cpu.threads import parts, run
-
-_BLOCK = 1 << 12
-"""Values after which a comparison stops if one of them differs."""
 
 _MANY = 1 << 16
 """Values from which memory, and a second thread, are worth a loop of our own."""
@@ -104,17 +101,6 @@ def _narrow(tensor: Tensor) -> bool:
         return False
     least, most = tensor.aminmax()
     return int(least) >= _NARROW.min and int(most) <= _NARROW.max
-
-
-@loop
-def equal_part(one, two, start, stop):  # type: ignore[no-untyped-def]
-    for first in range(start, stop, _BLOCK):
-        different = two[first] ^ two[first]
-        for i in range(first, min(first + _BLOCK, stop)):
-            different |= two[i] ^ one[i]
-        if different != 0:
-            return False
-    return True
 
 
 __all__ = ["Copy", "Own"]

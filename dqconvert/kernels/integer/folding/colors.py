@@ -9,8 +9,7 @@ from torch import Tensor
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.integer import colors as loops
 from dqconvert.kernels.cpu.threads import parts, run
 
 _PAIRS = 64
@@ -45,60 +44,9 @@ def as_words(x: Tensor) -> Tensor:
 def _rows_on_cpu(x: Tensor) -> Tensor:
     words = array(as_words(x))
     hashes, colors = np.empty(len(words), np.uint64), torch.empty(len(words), dtype=torch.int32)
-    run(lambda _, start, stop: hash_rows(words, hashes, start, stop), parts(len(words), words.size))
-    match_rows(words, hashes, hash_table(len(words)), array(colors))
+    run(lambda _, start, stop: loops.hash_rows(words, hashes, start, stop), parts(len(words), words.size))
+    loops.match_rows(words, hashes, loops.hash_table(len(words)), array(colors))
     return colors
-
-
-def hash_table(entries: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """For places by hash: half empty, and -1 everywhere."""
-    return np.full(1 << max(2 * entries - 1, 1).bit_length(), -1, np.int32)
-
-
-@loop
-def mixed(value):  # type: ignore[no-untyped-def]
-    """Spreads a number over 64 bits: the finalizer of splitmix64 (Steele, Lea and Flood, 2014)."""
-    value = np.uint64(value) + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
-@loop
-def hash_rows(x, hashes, start, stop):  # type: ignore[no-untyped-def]
-    columns = x.shape[1]
-    for i in range(start, stop):
-        row, found = pointer(x, i * columns), np.uint64(0)
-        for c in range(columns):
-            found = mixed(found ^ np.uint64(row[c]))
-        hashes[i] = found
-
-
-@loop
-def equal_rows(x, i, j):  # type: ignore[no-untyped-def]
-    columns = x.shape[1]
-    one, other = pointer(x, i * columns), pointer(x, j * columns)
-    for c in range(columns):  # noqa: SIM110  a loop that stops is compiled
-        if one[c] != other[c]:
-            return False
-    return True
-
-
-@loop
-def match_rows(x, hashes, table, colors):  # type: ignore[no-untyped-def]
-    """Fills `colors`, by a table of nodes at the places that their hashes say, or behind those."""
-    mask = np.uint64(table.size - 1)
-    for i in range(colors.size):
-        place = hashes[i] & mask
-        colors[i] = i
-        while table[place] >= 0:
-            j = table[place]
-            if hashes[j] == hashes[i] and equal_rows(x, i, j):
-                colors[i] = j
-                break
-            place = (place + np.uint64(1)) & mask
-        if colors[i] == i:
-            table[place] = i
 
 
 row_colors_operator = Operator(
@@ -136,17 +84,8 @@ def plain_have_colors(x: Tensor, colors: Tensor) -> Tensor:
 def _have_on_cpu(x: Tensor, colors: Tensor) -> Tensor:
     words, named = array(as_words(x)), array(colors)
     return torch.tensor(
-        all(run(lambda _, start, stop: equal_to_first(words, named, start, stop), parts(len(words), words.size)))
+        all(run(lambda _, start, stop: loops.equal_to_first(words, named, start, stop), parts(len(words), words.size)))
     )
-
-
-@loop
-def equal_to_first(x, colors, start, stop):  # type: ignore[no-untyped-def]
-    for i in range(start, stop):
-        color = colors[i]
-        if color != i and (color < 0 or color >= colors.size or not equal_rows(x, i, color)):
-            return False
-    return True
 
 
 have_colors_operator = Operator(
@@ -185,15 +124,4 @@ def repeats(x: Tensor) -> bool:
     if not x.is_contiguous():
         some = min(pairs * _APART, x.size(0))
         x = x[torch.arange(some) * x.size(0) // some]
-    return bool(count_equal(array(as_words(x)), pairs) * _PAIRS >= _EQUAL * pairs)
-
-
-@loop
-def count_equal(x, pairs):  # type: ignore[no-untyped-def]
-    """Of pairs that lie apart by all distances, how many are equal."""
-    rows, found = x.shape[0], 0
-    for k in range(pairs):
-        i = k * rows // pairs
-        j = (i + 1 + (pairs - k) * rows // (2 * pairs)) % rows
-        found += i != j and equal_rows(x, i, j)
-    return found
+    return bool(loops.count_equal(array(as_words(x)), pairs) * _PAIRS >= _EQUAL * pairs)

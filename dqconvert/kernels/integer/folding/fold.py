@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dqconvert.kernels._takes import ORDINARY
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.compiled import loop
+from dqconvert.kernels.cpu.integer import colors as loops
 from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.folding.colors import have_colors, repeats, row_colors
@@ -136,23 +136,10 @@ def _levels(colors: Tensor, ptr: Tensor, senders: Tensor, depth: int, by_degree:
 def _rows_of(colors: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Returns the row of each node, and the node of each row; None if too few nodes would go."""
     place, rows = torch.empty_like(colors), torch.empty_like(colors)
-    count = number_colors(array(colors), array(place), array(rows))
+    count = loops.number_colors(array(colors), array(place), array(rows))
     if (colors.numel() - count) * WORTH < colors.numel():
         return None, None
     return place, rows[:count].clone()
-
-
-@loop
-def number_colors(colors, place, rows):  # type: ignore[no-untyped-def]
-    """Numbers the colors in the order of their first nodes; how many there are."""
-    count = 0
-    for i in range(colors.size):
-        if colors[i] == i:
-            rows[count], place[i] = i, count
-            count += 1
-        else:
-            place[i] = place[colors[i]]
-    return count
 
 
 def _level(
@@ -162,29 +149,12 @@ def _level(
     if rows is None:
         return Level(ptr, before[senders], own=before)
     starts = torch.empty(rows.numel() + 1, dtype=torch.int64)
-    begin_lists(array(ptr), array(rows), array(starts))
+    loops.begin_lists(array(ptr), array(rows), array(starts))
     taken = torch.empty(int(starts[-1]), dtype=torch.int32)
     edges = torch.empty(taken.numel() if listed else 0, dtype=torch.int64)
     args = tuple(map(array, (ptr, senders, rows, before, starts, edges, taken)))
-    run(lambda _, start, stop: copy_lists(*args, start, stop), balanced(array(starts), 1))
+    run(lambda _, start, stop: loops.copy_lists(*args, start, stop), balanced(array(starts), 1))
     return Level(starts, taken, edges if listed else None, before[rows], place)
-
-
-@loop
-def begin_lists(ptr, rows, starts):  # type: ignore[no-untyped-def]
-    starts[0] = 0
-    for r in range(rows.size):
-        starts[r + 1] = starts[r] + ptr[rows[r] + 1] - ptr[rows[r]]
-
-
-@loop
-def copy_lists(ptr, senders, rows, before, starts, edges, taken, start, stop):  # type: ignore[no-untyped-def]
-    for r in range(start, stop):
-        first = ptr[rows[r]]
-        for e in range(starts[r + 1] - starts[r]):
-            if edges.size > 0:
-                edges[starts[r] + e] = first + e
-            taken[starts[r] + e] = before[senders[first + e]]
 
 
 # -- rows, and back ------------------------------------------------------------------------------------------------
