@@ -10,19 +10,19 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch.fx import Node
 from torch_geometric.data.data import BaseData
 from torch_geometric.nn.conv import MessagePassing
 
 from dqconvert.ops import OPERATORS
 from dqconvert.trace.constants import literal
 from dqconvert.trace.containers import Seen, seen
+from dqconvert.trace.foreign import Recording
 from dqconvert.trace.leaves import STAGE_METHODS
 from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.plain_globals import functions_of
@@ -52,25 +52,14 @@ class Stateful(Exception):  # noqa: N818  (a signal to the driver of the recordi
         self.key = key
 
 
+def attribute_of(path: str, name: str) -> Read:
+    """Returns an attribute of the module at a path."""
+    return path, (("attr", name),)
+
+
 def words_of(key: Read) -> str:
     """Returns the path of an attribute, as in ``"convs.0.alpha"``."""
     return f"{key[0]}.{key[1][0][1]}".lstrip(".")
-
-
-class NodeWriter(Protocol):
-    """The recording that :class:`Attributes` writes to: see :class:`dqconvert.trace.writer.Writer`."""
-
-    graph: Graph
-    modules: dict[int, str]
-    recording: bool
-    remarks: dict[str, None]
-
-    def node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node: ...
-    def traced(self, value: Any, node: Node, from_values: bool = False) -> Any: ...
-    def representable(self, value: Any) -> bool: ...
-    def source(self) -> str: ...
-    def paused(self) -> AbstractContextManager[Any]: ...
-    def fail(self, reason: str) -> NoReturn: ...
 
 
 class Attributes:
@@ -86,7 +75,7 @@ class Attributes:
         ran: Functions of modules that the forward calls, or asks for.
     """
 
-    def __init__(self, writer: NodeWriter, stateful: set[Read], caches: Callable[[], set[Read]]) -> None:
+    def __init__(self, writer: Recording, stateful: set[Read], caches: Callable[[], set[Read]]) -> None:
         self.writer = writer
         self.reads: dict[tuple[Read, str], None] = {}
         self.lost: list[str] = []
@@ -109,24 +98,24 @@ class Attributes:
             self.ran |= dict.fromkeys(functions_of(module, ("forward", *STAGE_METHODS)))
         if path:
             self.reads.setdefault(((path, ()), "class"))
-            self._note((path, (("attr", "forward"),)), "method")
+            self._note(attribute_of(path, "forward"), "method")
         for name in STAGE_METHODS if isinstance(module, MessagePassing) else ():
-            self._note((path, (("attr", name),)), "method")
+            self._note(attribute_of(path, name), "method")
         for name, value in module._parameters.items() if leaf else ():
             if value is None:
-                self._note((path, (("attr", name),)), "none")
+                self._note(attribute_of(path, name), "none")
         if leaf and "inplace" in vars(module):
-            self._note((path, (("attr", "inplace"),)), "value")
+            self._note(attribute_of(path, "inplace"), "value")
         for name in _TAKEN_OUT if leaf else ():
             if name in vars(module):
-                self._note((path, (("attr", name),)), "value")
+                self._note(attribute_of(path, name), "value")
 
     def attribute(self, module: nn.Module, name: str, value: Any) -> Any:
         """Returns what recorded code gets when it reads a plain attribute."""
         path = self._path(module, name)
         if path is None:
             return value
-        key: Read = (path, (("attr", name),))
+        key = attribute_of(path, name)
         is_property = isinstance(getattr(type(module), name, None), property)
         if is_property or isinstance(value, types.MethodType | types.FunctionType):
             self.ran |= dict.fromkeys(functions_of(module, (name,)))
@@ -141,13 +130,13 @@ class Attributes:
         """Notes that a parameter, a buffer or a submodule was read: whether there is one must stay."""
         path = self._path(module, name)
         if path is not None:
-            self._note((path, (("attr", name),)), "none" if value is None else "some")
+            self._note(attribute_of(path, name), "none" if value is None else "some")
 
     def missing(self, module: nn.Module, name: str) -> None:
         """Notes that an attribute was asked for that is not there."""
         path = self._path(module, name)
         if path is not None and not name.startswith("_"):
-            self._note((path, (("attr", name),)), "absent")
+            self._note(attribute_of(path, name), "absent")
 
     def value(self, key: Read, value: Any) -> Any:
         """Returns what recorded code gets for a value that it read, at any depth."""
@@ -230,7 +219,7 @@ class Attributes:
         if key not in self._set:
             self.reads.setdefault((key, kind))
 
-    def _state(self, key: Read) -> None:
+    def _state(self, key: Read) -> NoReturn:
         self.writer.fail(f"keeps state from one call to the next in {words(key)}")
 
     @staticmethod
@@ -245,11 +234,12 @@ class Attributes:
         path = self._path(module, name)
         if path is None:
             return
-        key: Read = (path, (("attr", name),))
+        key = attribute_of(path, name)
         with self.writer.paused():
             if isinstance(value, Tensor) and getattr(module, name, None) is value:
                 return  # ``self.count += 1``: what was written into it is stored there
-        if key not in self._set and self._was_read(key) and not self._may_set(key, getattr(module, name, None), value):
+        if key not in self._set and self._was_read(key):
+            self._set_what_was_read(key, getattr(module, name, None), value)
             return
         if key not in self._set and (key, "number") in self.reads and key not in self._stateful:
             raise Stateful(key)
@@ -309,19 +299,20 @@ class Attributes:
     def _was_read(self, key: Read) -> bool:
         return any(other == key and kind not in ("some", "number") for other, kind in self.reads)
 
-    def _may_set(self, key: Read, before: Any, value: Any) -> bool:
-        """Returns True if the graph may set an attribute that it has read before."""
+    def _set_what_was_read(self, key: Read, before: Any, value: Any) -> None:
+        """Takes in that an attribute is set which was read before: a graph does not set it.
+
+        Raises:
+            Stateful: If it is a count.
+            Untraceable: If it holds any other state.
+        """
         if isinstance(literal(value), ATOMS) and type(value) is type(before) and plain(value) == plain(before):
-            return False  # to what it is
+            return  # to what it is
         if isinstance(before, int) and isinstance(value, int) and not isinstance(before, bool):
             raise Stateful(key)
-        if before is None and key in self._caches():
-            for kind in ("value", "none", "absent"):
-                self.reads.pop((key, kind), None)
-            self._set.add(key)
-            self.writer.remarks[f"{words(key)}, which the float model computes once, is computed in each forward"] = (
-                None
-            )
-            return False
-        self._state(key)
-        return False
+        if before is not None or key not in self._caches():
+            self._state(key)
+        for kind in ("value", "none", "absent"):
+            self.reads.pop((key, kind), None)
+        self._set.add(key)
+        self.writer.remarks[f"{words(key)}, which the float model computes once, is computed in each forward"] = None

@@ -300,15 +300,12 @@ def _bind_schema(schema: _Schema, args: tuple[Any, ...], kwargs: dict[str, Any],
         return None
     if any(p.name not in given and not p.optional for p in parameters):
         return None
+    always = op_named(schema.name.removeprefix("aten::")).by_position
     positional: list[Any] = []
     named: dict[str, Any] = {}
-    always = op_named(schema.name.removeprefix("aten::")).by_position
-    for parameter in parameters:
-        if parameter.name not in given:
-            continue
+    for parameter in (one for one in parameters if one.name in given):
         value = _one(parameter, given[parameter.name])
-        by_name = parameter.kwarg_only or (parameter.optional and parameter.name not in always)
-        if by_name:
+        if parameter.kwarg_only or (parameter.optional and parameter.name not in always):
             named[parameter.name] = value
         else:
             positional.append(value)
@@ -342,18 +339,12 @@ def _fits(parameter: _Parameter, value: Any) -> bool:
         return kind in ("int", "Any") and parameter.name in ("dtype", "layout", "memory_format")
     if parameter.name in ("dtype", "layout", "memory_format") and kind == "int":
         return False
-    if kind == "Tensor":
-        return isinstance(value, Tensor)
-    if kind == "bool":
-        return isinstance(value, bool)
     if kind in ("int", "SymInt"):
         return _is_int(value)
-    if kind in ("float", "number"):
-        return isinstance(value, bool | int | float | complex) or (isinstance(value, Tensor) and value.dim() == 0)
-    if kind == "str":
-        return isinstance(value, str)
-    if kind == "Device":
-        return isinstance(value, torch.device | str | int)
+    if kind in ("float", "number") and isinstance(value, Tensor):
+        return value.dim() == 0
+    if kind in _KINDS:
+        return isinstance(value, _KINDS[kind])
     if kind.startswith("List["):
         inner = kind.removeprefix("List[")[:-1]
         if not isinstance(value, tuple | list):
@@ -366,3 +357,13 @@ def _fits(parameter: _Parameter, value: Any) -> bool:
 
 def _is_number(value: Any, kind: str) -> bool:
     return isinstance(value, int | float) if kind == "float" else _is_int(value)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "Tensor": (Tensor,),
+    "bool": (bool,),
+    **dict.fromkeys(("float", "number"), (bool, int, float, complex)),
+    "str": (str,),
+    "Device": (torch.device, str, int),
+}
+"""Python's types for torch's."""

@@ -34,7 +34,7 @@ def choices_among(
             continue
         node = next(n for n in graph.nodes if n.op == "placeholder" and n.target == name)
         used = any(user.target is not guard for user in node.users)
-        outcomes = [_differs(interception, inputs, method, kept, graph, {name: value + by}) for by in (1, -1)]
+        outcomes = [_differs(interception, inputs, method, kept, graph, name, value + by) for by in (1, -1)]
         # A number that is computed with may be a size, and no other will do; one that is not was refused as an index.
         if True in outcomes or (not used and outcomes == [None, None]):
             found[name] = value
@@ -57,10 +57,11 @@ def _differs(
     method: str,
     kept: frozenset[str],
     graph: Graph,
-    others: dict[str, int],
+    name: str,
+    number: int,
 ) -> bool | None:
     """Returns True if another number gives another graph; ``None`` if the method refuses it."""
-    changed = replace(inputs, arguments={**inputs.arguments, **others})
+    changed = replace(inputs, arguments={**inputs.arguments, name: number})
     try:
         other = record(interception, changed, method, inputs.modes[-1], kept)
     except Untraceable:
@@ -68,6 +69,3 @@ def _differs(
     except Exception:  # whatever the user's code says of a number that it cannot use
         return None
     return same_graph(graph, other) is not None
-
-
-__all__ = ["choices_among", "pin_choices"]

@@ -6,7 +6,7 @@ import inspect
 import itertools
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def make_inputs(model: nn.Module, method: str = "forward") -> tuple[Inputs, Inpu
         else "the model has no layer that tells the width of its input"
     )
     raise TraceError(
-        f"inputs for {name}.{method}{_plain_signature(signature)} could not be made up: {why}. "
+        f"inputs for {name}.{method}({', '.join(signature.parameters)}) could not be made up: {why}. "
         f"Pass example_inputs to prepare(): a tuple of forward's arguments, for instance "
         f"example_inputs=({', '.join(required) or 'x, edge_index'},)."
     )
@@ -75,10 +75,6 @@ def make_inputs(model: nn.Module, method: str = "forward") -> tuple[Inputs, Inpu
 def _required(signature: inspect.Signature) -> list[str]:
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [n for n, p in signature.parameters.items() if p.default is p.empty and p.kind not in kinds]
-
-
-def _plain_signature(signature: inspect.Signature) -> str:
-    return f"({', '.join(signature.parameters)})"
 
 
 def _try(model: nn.Module, method: str, inputs: Inputs) -> str | None:
@@ -98,20 +94,15 @@ _DATA_EXTRAS = (("edge_attr",), ("edge_weight",), ("pos",), ("pos", "edge_attr")
 _OPTIONAL = ("edge_index", "edge_attr", "edge_weight", "batch", "pos", "edge_type", "num_nodes", "batch_size")
 
 
-class _Guess:
+class _Guess(NamedTuple):
     """One way to make up inputs: the width of x (or the number of categories), of edge features, what to add, and the
     form that a connectivity has where its name leaves that open."""
 
-    def __init__(
-        self, width: int, edge_width: int | None, categories: int | None, extra: tuple[str, ...], form: str = ""
-    ) -> None:
-        self.width, self.edge_width, self.categories, self.extra, self.form = (
-            width,
-            edge_width,
-            categories,
-            extra,
-            form,
-        )
+    width: int
+    edge_width: int | None
+    categories: int | None
+    extra: tuple[str, ...]
+    form: str = ""
 
 
 def _candidates(model: nn.Module, signature: inspect.Signature, required: list[str]) -> Iterator[_Guess]:
@@ -120,7 +111,7 @@ def _candidates(model: nn.Module, signature: inspect.Signature, required: list[s
     forms = next((found for parameter in open_ones if len(found := _forms(parameter)) > 1), ("edge_index",))
     for guess in _guesses(model, signature, required):
         for form in forms:
-            yield _Guess(guess.width, guess.edge_width, guess.categories, guess.extra, form)
+            yield guess._replace(form=form)
 
 
 def _forms(parameter: inspect.Parameter) -> tuple[str, ...]:
@@ -140,7 +131,7 @@ def _guesses(model: nn.Module, signature: inspect.Signature, required: list[str]
     widths = _widths(model)
     edge_widths = _edge_widths(model, widths)
     tables = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
-    data_like = any(name in _DATA_NAMES for name in required) or any(_is_data(name) for name in required)
+    data_like = any(name in _DATA_NAMES for name in required)
     extras: list[tuple[str, ...]] = [(), *_DATA_EXTRAS]
     if not data_like:
         optional = [name for name in _OPTIONAL if name in signature.parameters and name not in required]
@@ -149,14 +140,9 @@ def _guesses(model: nn.Module, signature: inspect.Signature, required: list[str]
     starts_with_table = isinstance(next((m for m in model.modules() if m._parameters), None), nn.Embedding)
     for extra in extras:
         for edge_width in edge_widths if data_like or "edge_attr" in [*required, *extra] else edge_widths[:1]:
-            if starts_with_table:
-                yield _Guess(0, edge_width, narrow, extra)
-                yield _Guess(1, edge_width, narrow, extra)
-            for width in widths:
-                yield _Guess(width, edge_width, None, extra)
-            if tables and not starts_with_table:
-                yield _Guess(0, edge_width, narrow, extra)
-                yield _Guess(1, edge_width, narrow, extra)
+            by_table = [_Guess(width, edge_width, narrow, extra) for width in (0, 1) if tables]
+            by_width = [_Guess(width, edge_width, None, extra) for width in widths]
+            yield from by_table + by_width if starts_with_table else by_width + by_table
 
 
 def _widths(model: nn.Module) -> list[int]:
@@ -182,10 +168,6 @@ def _edge_widths(model: nn.Module, widths: list[int]) -> list[int | None]:
 
 
 # -- building ----------------------------------------------------------------------------------------------------
-
-
-def _is_data(name: str) -> bool:
-    return name in _DATA_NAMES
 
 
 def _known(name: str, signature: inspect.Signature) -> bool:
@@ -224,7 +206,7 @@ def _build(signature: inspect.Signature, required: list[str], guess: _Guess, siz
 def _value(name: str, parameter: inspect.Parameter, guess: _Guess, size: int, graph: dict[str, Tensor]) -> Any:
     """Makes up one argument by its name and annotation; ``None`` if nothing is known about it."""
     nodes, edges = NODES[size], EDGES[size]
-    if _is_data(name) or "Data" in str(parameter.annotation) or str(parameter.annotation).endswith("Batch'>"):
+    if name in _DATA_NAMES or "Data" in str(parameter.annotation) or str(parameter.annotation).endswith("Batch'>"):
         return _data(guess, size, graph)
     if name in _X_NAMES:
         return _x(guess, nodes)

@@ -7,7 +7,6 @@ hundred nodes. It also names functions by where they were defined, which for som
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +64,7 @@ def _packed(graph: Graph) -> PackedGraph:
     index = {node: position for position, node in enumerate(graph.nodes)}
 
     def refer(value: Any) -> Any:
-        stand_in: Callable[[Node], Any] = lambda node: _Ref(index[node])  # noqa: E731
-        return torch.fx.node.map_arg(value, stand_in)
+        return torch.fx.node.map_arg(value, lambda node: _Ref(index[node]))  # type: ignore[arg-type, return-value]
 
     return PackedGraph(
         tuple(

@@ -252,7 +252,7 @@ def method_names(user: type[nn.Module]) -> tuple[str, ...]:
         >>> method_names(GAE), method_names(GCNConv), method_names(nn.ModuleList)
         (('forward', 'encode', 'decode', 'recon_loss', 'test'), ('forward',), ())
     """
-    cls: Any = user
+    cls: Any = user  # to mypy a class of modules has no hash
     names: tuple[str, ...] = _method_names(cls)
     return names
 

@@ -206,16 +206,9 @@ class Writer:
     def note(self, value: Any, source: str | None = None) -> Note:
         """Returns the note of a node that is made now and holds ``value``."""
         path, call = self.where[-1]
-        note = Note(
-            module=path,
-            call=call,
-            stage=self.stage[-1],
-            propagation=self.propagation[-1],
-            source=source or self.source(),
-        )
-        if isinstance(value, Tensor):
-            return self.with_value(note, value)
-        return note
+        stage, source = self.stage[-1], source or self.source()
+        note = Note(module=path, call=call, stage=stage, propagation=self.propagation[-1], source=source)
+        return self.with_value(note, value) if isinstance(value, Tensor) else note
 
     def with_value(self, note: Note, value: Tensor) -> Note:
         with self.paused():  # our own look at the tensor is not the model's
@@ -234,10 +227,9 @@ class Writer:
             origin: Whether the node reads an argument of the forward.
         """
         if isinstance(result, Tensor):
-            annotate(node, self.with_value(note_of(node), result))
+            self._note_value(node, result)
             with self.paused():
                 self.blocks.bind(result, node, origin=origin)
-            self._keep_value(node, result)
             return result
         if isinstance(result, tuple | list):
             items = [self._bind_item(item, node, index) for index, item in enumerate(result)]
@@ -262,10 +254,9 @@ class Writer:
     def write(self, tensor: Tensor, node: Node) -> None:
         """Says that a tensor was changed in place, and has the value of a node now."""
         self._tensor_argument(tensor)  # of a buffer, that it is one
-        annotate(node, self.with_value(note_of(node), tensor))
+        self._note_value(node, tensor)
         with self.paused():
             self.blocks.write(tensor, node)
-        self._keep_value(node, tensor)
 
     def take_view(self, tensor: Tensor, node: Node) -> None:
         """Says that a tensor became, in place, a view of what it was, which is the value of a node."""
@@ -274,7 +265,8 @@ class Writer:
         with self.paused():
             self.blocks.take_view(tensor, node)
 
-    def _keep_value(self, node: Node, tensor: Tensor) -> None:
+    def _note_value(self, node: Node, tensor: Tensor) -> None:
+        annotate(node, self.with_value(note_of(node), tensor))
         if self.values is not None:
             with self.paused():
                 self.values[node.name] = tensor.detach().clone()
@@ -291,11 +283,8 @@ class Writer:
         """
         with self.paused():
             tensors = {id(tensor): tensor for tensor in tensors_in(arguments)}
-            return [
-                (one, one._version)
-                for one in tensors.values()
-                if one.layout == torch.strided and not one.is_inference()
-            ]
+            found = (one for one in tensors.values() if one.layout == torch.strided and not one.is_inference())
+            return [(one, one._version) for one in found]
 
     def changed(self, versions: list[tuple[Tensor, int]]) -> list[Tensor]:
         """Returns which of these were changed since."""
@@ -398,14 +387,4 @@ _INTERNAL = (
 )
 # PyG writes each layer's propagate to a temporary file; the line that calls it says more.
 _GENERATED = re.compile(r"_(propagate|edge_updater)_\w+\.py$")
-_CONSTANTS = (
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    type(...),
-    np.generic,
-    torch.layout,
-    torch.memory_format,
-)
+_CONSTANTS = (bool, int, float, complex, str, type(...), np.generic, torch.layout, torch.memory_format)
