@@ -26,6 +26,8 @@ _HOME = {
     "IntegerModule": "lower.module",
     "PreparedModule": "prepared.module",
     "Report": "report",
+    "parameter_groups": "optimizers",
+    "kurtosis_penalty": "kurtosis",
     "save": "checkpoint",
     "load": "checkpoint",
     "QConfig": "qconfig",

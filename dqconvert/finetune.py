@@ -20,6 +20,7 @@ from dqconvert.distil import Fields, Lessons, Rows, is_pair
 from dqconvert.errors import CheckpointError, ConfigError
 from dqconvert.expect import expect_float
 from dqconvert.files import check_target, write_file
+from dqconvert.optimizers import parameter_groups
 from dqconvert.prepare import Prepared, prepare
 from dqconvert.qconfig import QConfig
 from dqconvert.trace.copies import working_copy
@@ -85,7 +86,7 @@ def finetune(
         loss: Of an output's rows and their labels. ``None``: cross-entropy for classes, squared error for numbers.
         temperature: ``T``.
         distil: The weight of the float model's predictions; 0 trains on the labels alone.
-        weight_decay: Of Adam.
+        weight_decay: Of Adam; steps that are learned have none.
         example_inputs: As for :func:`dqconvert.prepare`; ``None``: the first call's of the data.
         resume: A file that holds the state of the training after each epoch; if it exists, training goes on from it.
         on_epoch: Called after each epoch.
@@ -124,7 +125,7 @@ def finetune(
     calibrate(module, data)
     given = Fields(labels, mask, validation)
     lessons = Lessons(module, teacher, data, given, loss, temperature, distil)
-    optimizer = torch.optim.Adam(module.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam(parameter_groups(module, weight_decay=weight_decay), lr=lr)
     fields = {name: value if isinstance(value, str) else value is not None for name, value in given._asdict().items()}
     numbers = {"epochs": epochs, "lr": lr, "temperature": temperature, "distil": distil, "weight_decay": weight_decay}
     run = _Run(module, optimizer, {**numbers, **fields, "loss": loss is not None})

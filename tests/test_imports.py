@@ -29,6 +29,7 @@ HOUSE = (
         "compare",
         "checkpoint",
         "calibrate",
+        "kurtosis",
         "bits",
     ),
     *("convert", "prepare", "methods", "optimizers", "expect", "lower", "prepared", "show", "fuse", "rewrite"),

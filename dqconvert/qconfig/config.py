@@ -192,13 +192,16 @@ class UnknownPresetError(ConfigError, KeyError):
 class Presets(Mapping[str, QConfig]):
     """The named configs: an immutable mapping from name to `QConfig`.
 
-    All are affine and per tensor; weights, messages and aggregates are signed, activations `signed="input"`.
+    All are per tensor and, but for weights of learned steps, affine; weights, messages and aggregates are signed,
+    activations `signed="input"`.
 
     - `int8-dq`, `int4-dq`: Degree-Quant as its authors' code does it (Tailor, Fernandez-Marques and Lane,
         ICLR 2021): percentile ranges kept as running minimum and maximum, clipped gradient, protection 0.0 to
         0.1.
     - `int8-qat`, `int4-qat`: plain quantization-aware training: moving averages of minimum and maximum
         (momentum 0.01), straight-through gradient, no protection.
+    - `int8-lsq`, `int4-lsq`: learned steps (Esser et al., *LSQ*, ICLR 2020; Bhalgat et al., *LSQ+*, 2020), symmetric
+        grids of weights and affine ones of everything else; protection 0.0 to 0.1.
     - `int8-ptq`: for calibration without training: weights, which are known exactly, by their minimum and
         maximum; everything else by percentiles, as a few hubs would stretch the range for all; no protection.
 
@@ -207,14 +210,14 @@ class Presets(Mapping[str, QConfig]):
 
     Example:
         >>> list(presets)
-        ['int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-ptq']
+        ['int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-lsq', 'int4-lsq', 'int8-ptq']
         >>> presets["int4-dq"].protect
         Protect(p_min=0.0, p_max=0.1)
         >>> presets["int8-gat"]
         Traceback (most recent call last):
         ...
         dqconvert.qconfig.config.UnknownPresetError: unknown preset 'int8-gat'; did you mean 'int8-qat'? (there are:
-        'int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-ptq')
+        'int8-dq', 'int4-dq', ...)
     """
 
     def __init__(self, qconfigs: Mapping[str, QConfig]) -> None:
@@ -244,6 +247,11 @@ def _scheme(spec: QSpec, protect: Protect | None = None) -> QConfig:
     return QConfig(weight=signed, activation=activation, message=signed, aggregate=signed, protect=protect)
 
 
+def _learned(bits: int) -> QConfig:
+    config = _scheme(QSpec(bits=bits, range="learned"), Protect())
+    return replace(config, weight=QSpec(bits=bits, signed=True, symmetric=True, range="learned"))
+
+
 DEFAULT_PRESET = "int8-dq"
 presets = Presets(
     {
@@ -251,6 +259,8 @@ presets = Presets(
         "int4-dq": _scheme(QSpec(bits=4, range="percentile", grad="clip"), Protect(p_min=0.0, p_max=0.1)),
         "int8-qat": _scheme(QSpec(bits=8, range="ema")),
         "int4-qat": _scheme(QSpec(bits=4, range="ema")),
+        "int8-lsq": _learned(8),
+        "int4-lsq": _learned(4),
         "int8-ptq": replace(_scheme(QSpec(bits=8, range="percentile")), weight=QSpec(bits=8, signed=True)),
     }
 )

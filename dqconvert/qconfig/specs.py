@@ -36,8 +36,6 @@ NOT_SERVED_YET: Mapping[str, str] = {
     "noise": "it arrives with quantization-noise training; allowed today: None",
     "preset 'int8-nqat'": "it arrives with quantization-noise training; try 'int8-qat'",
     "preset 'int4-nqat'": "it arrives with quantization-noise training; try 'int4-qat'",
-    "preset 'int8-lsq'": "it arrives with LSQ; try 'int8-dq'",
-    "preset 'int4-lsq'": "it arrives with LSQ; try 'int4-dq'",
 }
 
 
