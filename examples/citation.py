@@ -31,7 +31,7 @@ from torch_geometric.transforms import NormalizeFeatures
 
 import dqconvert
 from dqconvert import QConfig
-from study import Job, Log, Row, add_arguments, carry_out, parse, show, summary
+from study import Job, Log, Row, add_arguments, carry_out, name_of, parse, show, summary, write_state
 
 DATASETS = ("Cora", "CiteSeer")
 
@@ -149,10 +149,20 @@ def jobs_of_seed(dataset: str, name: str, data: Data, seed: int, args: argparse.
         seed_everything(seed)
         return build(data.num_features, num_classes).to(data.x.device)
 
+    key: Row = {"dataset": dataset, "model": name, "seed": seed}
+    in_float = f"{args.float_epochs} epochs from {MODELS[name][1]}"
+    float_key = {**key, "preset": "float", "recipe": in_float}
+    state = args.out and args.out / "states" / f"{name_of(float_key)}.pt"
+
     def float_model(log: Log = _silent) -> nn.Module:
         if not floats:
             floats.append(new_model())
-            fit(floats[0], data, args.float_epochs, MODELS[name][1], log)
+            if state is not None and state.exists():
+                floats[0].load_state_dict(torch.load(state, weights_only=True))
+            else:
+                fit(floats[0], data, args.float_epochs, MODELS[name][1], log)
+                if state is not None:
+                    write_state(state, floats[0].state_dict())
         return copy.deepcopy(floats[0])
 
     def tested(model: nn.Module, *, integer: bool) -> Row:
@@ -174,19 +184,17 @@ def jobs_of_seed(dataset: str, name: str, data: Data, seed: int, args: argparse.
         return module
 
     how = "calibrate" if args.calibrate else "distil" if args.distil else "scratch" if args.from_scratch else "loop"
-    key: Row = {"dataset": dataset, "model": name, "seed": seed}
-    further = f"float + {args.epochs} epochs"
-    recipe = f"{how}, {args.epochs} epochs from {lr}, {args.float_epochs} in float"
+    recipe = f"{how}, {args.epochs} epochs from {lr}, float {in_float}"
 
-    def job(preset: str, epochs: int, run: Callable[[Log], Row], config: str = "") -> Job:
-        return Job({**key, "preset": preset, "recipe": recipe, "config": config}, run, epochs)
+    def job(preset: str, run: Callable[[Log], Row], config: str = "") -> Job:
+        return Job({**key, "preset": preset, "recipe": recipe, "config": config}, run, args.epochs)
 
-    yield job("float", args.float_epochs, lambda log: tested(float_model(log), integer=False))
+    yield Job(float_key, lambda log: tested(float_model(log), integer=False), args.float_epochs)
     if args.epochs and not args.from_scratch:
-        yield job(further, args.epochs, lambda log: tested(trained(QConfig(), log), integer=False))
+        yield job(f"float + {args.epochs} epochs", lambda log: tested(trained(QConfig(), log), integer=False))
     for preset, config in args.configs.items():
         run = partial(lambda config, log: tested(trained(config, log), integer=True), config)
-        yield job(preset, args.epochs, run, str(config))
+        yield job(preset, run, str(config))
 
 
 def _silent(epoch: int, **values: float) -> None:

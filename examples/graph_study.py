@@ -19,7 +19,7 @@ from torch_geometric.loader import DataLoader
 
 import dqconvert
 from dqconvert import QConfig
-from study import Job, Log, Row, name_of
+from study import Job, Log, Row, name_of, write_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,21 +152,14 @@ def train(
         if val_loss <= best["loss"]:
             best = {"loss": val_loss, "model": copy.deepcopy(model.state_dict())}
         if state is not None:
-            _write(state, model=model.state_dict(), optimizer=optimizer.state_dict(), best=best, done=epoch + 1)
+            held = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            write_state(state, {**held, "best": best, "done": epoch + 1})
         log(epoch + 1, loss=float(torch.stack(losses).mean()), val_loss=val_loss, val=val)
     model.load_state_dict(best["model"])
 
 
 def _parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
-
-
-def _write(path: Path, **held: Any) -> None:
-    """Writes a state whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(held, part)
-    part.replace(path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,6 +155,14 @@ def name_of(key: Row) -> str:
     return re.sub(r"[^\w+.-]+", "_", f"{_title(key)} {digest}")
 
 
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes what `torch.load(path, weights_only=True)` reads, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
 def carry_out(jobs: Iterable[Job], args: argparse.Namespace) -> list[Row]:
     """Runs all jobs that are not in the journal yet, with a progress bar for each, and returns the rows of all."""
     journal = Journal(args.out and args.out / "runs.jsonl")
