@@ -36,10 +36,11 @@ Log: TypeAlias = Callable[..., None]
 # -- what to run ---------------------------------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser, where: str) -> None:
-    """Adds the options that all experiments have; ``where`` says which folder of the data they read."""
-    help = f"folder of the data, which lies in {where} (default: $DQCONVERT_DATA)"
-    parser.add_argument("--root", default=os.environ.get("DQCONVERT_DATA"), metavar="DIR", help=help)
+def add_arguments(parser: argparse.ArgumentParser, where: str | None = None) -> None:
+    """Adds the options that all experiments have; ``where`` says which folder of the data they read, if they do."""
+    if where is not None:
+        help = f"folder of the data, which lies in {where} (default: $DQCONVERT_DATA)"
+        parser.add_argument("--root", default=os.environ.get("DQCONVERT_DATA"), metavar="DIR", help=help)
     help = "a preset's name or a .toml or .json file; repeatable (default: int8-dq)"
     parser.add_argument("--preset", action="append", metavar="NAME|FILE", help=help)
     help = "run each preset with all its values in this many bits; repeatable (default: those of the preset)"
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser, where: str) -> None:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Returns the options, checked; ``configs`` maps the names of rows to configs."""
     args = parser.parse_args(argv)
-    if args.root is None:
+    if getattr(args, "root", "") is None:
         parser.error("say where the data is, or is to be downloaded to: --root DIR, or set DQCONVERT_DATA")
     args.command = " ".join(["python", f"examples/{Path(parser.prog).name}", *(sys.argv[1:] if argv is None else argv)])
     args.configs = {}
