@@ -16,7 +16,8 @@ from dqconvert.expect import expect_prepared
 from dqconvert.prepared.base import note_agreement, note_bits
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.protect import ARGUMENT
-from dqconvert.trace.given import Callee, callee_of_graph, calls_of
+from dqconvert.trace.callee import Callee, callee_of_graph
+from dqconvert.trace.given import calls_of
 from dqconvert.trace.inputs import method_of
 from dqconvert.words import count, shortened
 

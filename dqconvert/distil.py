@@ -14,7 +14,8 @@ from torch_geometric.data.data import BaseData
 
 from dqconvert.calibrate import callee_of
 from dqconvert.errors import ConfigError
-from dqconvert.trace.given import Callee, calls_of, is_single
+from dqconvert.trace.callee import Callee
+from dqconvert.trace.given import calls_of, is_single
 from dqconvert.words import did_you_mean, kind_of, listed
 
 Rows: TypeAlias = Tensor | str | None

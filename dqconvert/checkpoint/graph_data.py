@@ -8,7 +8,6 @@ exist in the module.
 from __future__ import annotations
 
 import inspect
-import keyword
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,25 +19,24 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from dqconvert.checkpoint.functions import INTEGER_ONLY, allowed_functions, allowed_methods, function_name
+from dqconvert.checkpoint.graph_words import (
+    TORCH_WORDS,
+    identifier,
+    is_readable,
+    known_namedtuple,
+    torch_word,
+    tuple_name,
+)
 from dqconvert.checkpoint.writes import check_writes
 from dqconvert.errors import CheckpointError
-from dqconvert.kernels.integer.finish import Finish
-from dqconvert.kernels.integer.propagate import MessageWeight
 from dqconvert.ops import qualified_name
 from dqconvert.trace.globals import Globals, place_name, read_global
-from dqconvert.trace.names import module_of
+from dqconvert.trace.nested import is_named
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.runtime import store, unchanged
 from dqconvert.trace.unchanged import ITSELF, reads_from, reads_of
 
 Data = dict[str, Any]
-
-
-def _tuple_name(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
-_TORCH_WORDS = (torch.dtype, torch.layout, torch.memory_format)
 
 
 # -- writing -----------------------------------------------------------------------------------------------------
@@ -79,7 +77,7 @@ class _Encoder:
             raise self._unnamed(f"the method {node.target}() of a tensor", node)
         if node.op != "call_function":
             return str(node.target)
-        if node.target is getattr and not _is_readable(node.args[1]):
+        if node.target is getattr and not is_readable(node.args[1]):
             raise self._unnamed(f"a read of the attribute {node.args[1]!r}", node)
         name = function_name(node.target)  # type: ignore[arg-type]
         if name is None:
@@ -93,7 +91,7 @@ class _Encoder:
             return value
         if isinstance(value, float):
             return value if math.isfinite(value) else {"float": str(value)}
-        if isinstance(value, _TORCH_WORDS):
+        if isinstance(value, TORCH_WORDS):
             return {type(value).__name__: str(value).removeprefix("torch.")}
         if isinstance(value, torch.device):
             return {"device": str(value)}
@@ -106,8 +104,8 @@ class _Encoder:
     def _container(self, value: Any, node: Node) -> Any:
         if isinstance(value, slice):
             return {"slice": [self.value(part, node) for part in (value.start, value.stop, value.step)]}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return {"namedtuple": [_tuple_name(type(value)), *(self.value(item, node) for item in value)]}
+        if is_named(value):
+            return {"namedtuple": [tuple_name(type(value)), *(self.value(item, node) for item in value)]}
         if isinstance(value, tuple):
             return {"tuple": [self.value(item, node) for item in value]}
         if isinstance(value, list):
@@ -185,13 +183,13 @@ class _Decoder:
             "tuple": lambda items: tuple(map(self.value, items)),
             "dict": lambda pairs: {self.value(key): self.value(item) for key, item in pairs},
             "namedtuple": self._namedtuple,
-            **{kind.__name__: _torch_word(kind) for kind in _TORCH_WORDS},
+            **{kind.__name__: torch_word(kind) for kind in TORCH_WORDS},
         }
 
     def node(self, data: Data) -> None:
         op, name = data["op"], data["name"]
         args = tuple(map(self.value, data["args"]))
-        kwargs = {_identifier(key): self.value(value) for key, value in data["kwargs"].items()}
+        kwargs = {identifier(key): self.value(value) for key, value in data["kwargs"].items()}
         if kwargs.get("out") is not None:
             raise CheckpointError(f"the graph in the file has {name!r} write into its out=, which is not allowed.")
         target = self.target(op, data["target"], args, kwargs)
@@ -202,7 +200,7 @@ class _Decoder:
             args = (reads_from(args),)
         if target is read_global and self.root is not None:
             args = self.places(args)
-        node = self.graph.create_node(op, target, args, kwargs, name=_identifier(name))
+        node = self.graph.create_node(op, target, args, kwargs, name=identifier(name))
         self.nodes[name] = annotate(node, _decode_note(data["note"]))
 
     def target(self, op: str, target: Any, args: tuple[Any, ...], kwargs: Data) -> Any:
@@ -214,7 +212,7 @@ class _Decoder:
                 raise CheckpointError(f"the graph in the file calls {target!r}, which only integer graphs do.")
             if function is store and self.integer:
                 raise CheckpointError(f"the graph in the file calls {target!r}, and integer graphs keep no state.")
-            if function is getattr and not (len(args) == 2 and not kwargs and _is_readable(args[1])):
+            if function is getattr and not (len(args) == 2 and not kwargs and is_readable(args[1])):
                 raise CheckpointError(f"the graph in the file reads the attribute {args[1:]!r}, which is not allowed.")
             return function
         if op == "call_method":
@@ -224,7 +222,7 @@ class _Decoder:
         if op in ("get_attr", "call_module"):
             return self._path(op, target)
         if op == "placeholder":
-            _identifier(target.lstrip("*") if target.count("*") <= 2 else target)
+            identifier(target.lstrip("*") if target.count("*") <= 2 else target)
             return target
         if op == "output":
             return "output"
@@ -291,7 +289,7 @@ class _Decoder:
         return value
 
     def _namedtuple(self, content: list[Any]) -> Any:
-        kind = _known_namedtuple(content[0], self.root)
+        kind = known_namedtuple(content[0], self.root)
         items = tuple(map(self.value, content[1:]))
         return items if kind is None else kind(*items)
 
@@ -300,43 +298,6 @@ def _is_setting(owner: nn.Module, name: str, value: Any) -> bool:
     """True if a value is an attribute that a forward may follow: a number, or what holds numbers."""
     plain = name in vars(owner) or not hasattr(getattr(type(owner), name, None), "__get__")
     return plain and not name.startswith("_") and not callable(value) and not isinstance(value, str | bytes)
-
-
-_OURS = {_tuple_name(cls): cls for cls in (Finish, MessageWeight)}
-"""The named tuples of integer graphs."""
-
-
-def named_tuples(graph: Graph) -> list[str]:
-    """Returns the classes of the user's named tuples that a graph makes, by name."""
-    found: list[str] = []
-
-    def look(value: Any) -> None:
-        if isinstance(value, tuple) and hasattr(value, "_fields") and _tuple_name(type(value)) not in _OURS:
-            found.append(_tuple_name(type(value)))
-        for item in value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ():
-            look(item)
-
-    for node in graph.nodes:
-        look((node.args, node.kwargs))
-    return found
-
-
-def _known_namedtuple(name: str, root: nn.Module | None) -> Any:
-    """Returns a named tuple's class: ours, or found among the names of the modules that define the given model."""
-    if name in _OURS:
-        return _OURS[name]
-    if root is None:
-        return None
-    import sys
-
-    own = {module_of(cls) for module in root.modules() for cls in type(module).__mro__}
-    module, _, qualname = name.partition(":")
-    kind = vars(sys.modules[module]).get(qualname) if module in own and module in sys.modules else None
-    if not (isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")):
-        raise CheckpointError(
-            f"the graph in the file returns the named tuple {name!r}, which is not defined beside the given model."
-        )
-    return kind
 
 
 def _allowed(name: str) -> Callable[..., Any]:
@@ -349,46 +310,12 @@ def _allowed(name: str) -> Callable[..., Any]:
     return function
 
 
-def _identifier(name: Any) -> str:
-    if not isinstance(name, str) or not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
-        raise CheckpointError(f"the graph in the file has the name {name!r}, which is not a name in Python.")
-    return name
-
-
 def _signature(function: Callable[..., Any]) -> inspect.Signature | None:
     """Returns the signature of a function; ``None`` where only C++ knows it."""
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):
         return None
-
-
-def _is_plain(name: Any) -> bool:
-    return isinstance(name, str) and name.isidentifier() and not name.startswith("__")
-
-
-_READABLE = frozenset(
-    (
-        *("dtype", "device", "layout", "shape", "ndim", "is_sparse", "is_sparse_csr", "is_cuda"),
-        *("requires_grad", "itemsize", "T", "mT", "H", "mH", "real", "imag"),
-    )
-)
-"""What a graph reads off a tensor without a call: what says nothing of its memory, and views that write through it."""
-
-
-def _is_readable(name: Any) -> bool:
-    """True if a graph may read an attribute: these of a tensor, and any that a tensor does not have (``data.x``)."""
-    return _is_plain(name) and not name.startswith("_") and (name in _READABLE or not hasattr(torch.Tensor, name))
-
-
-def _torch_word(kind: type) -> Callable[[Any], Any]:
-    def read(name: Any) -> Any:
-        value = getattr(torch, name) if _is_plain(name) else None
-        if not isinstance(value, kind):
-            raise ValueError(f"there is no {kind.__name__} {name!r}")
-        return value
-
-    return read
 
 
 def _decode_note(data: Mapping[str, Any]) -> Note:
@@ -400,6 +327,6 @@ def _decode_note(data: Mapping[str, Any]) -> Note:
         propagation=int(data.get("propagation", -1)),
         source=str(data.get("source", "")),
         sizes=tuple(tuple(int(part) for part in size) for size in data.get("sizes", [])),
-        dtype=None if dtype is None else _torch_word(torch.dtype)(dtype),
+        dtype=None if dtype is None else torch_word(torch.dtype)(dtype),
         sparse=bool(data.get("sparse", False)),
     )

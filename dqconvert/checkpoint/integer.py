@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.fx import Graph
 
 import dqconvert
-from dqconvert.checkpoint.graph_data import decode_graph, encode_graph, named_tuples, wellformed
+from dqconvert.checkpoint.graph_data import decode_graph, encode_graph, wellformed
+from dqconvert.checkpoint.graph_words import named_tuples
 from dqconvert.checkpoint.leaf_data import decode_module, encode_module
 from dqconvert.checkpoint.limits import read_json, unpack
 from dqconvert.checkpoint.schema import IntegerData, check_document

@@ -27,6 +27,7 @@ from dqconvert.trace.leaves import STAGE_METHODS
 from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.plain_globals import functions_of
 from dqconvert.trace.runtime import keep
+from dqconvert.trace.source import source_line
 from dqconvert.trace.unchanged import ATOMS, COLLECTIONS, ITSELF, RESERVED, Read, Step, words
 from dqconvert.trace.values import Traced, plain
 
@@ -191,7 +192,7 @@ class Attributes:
             else:
                 function = getattr if kind == "attr" else OPERATORS["__getitem__"][0]
                 node = graph.create_node("call_function", function, (self.node((path, steps[:-1])), name))
-            self._nodes[key] = annotate(node, Note(module=path, source=self.writer.source()))
+            self._nodes[key] = annotate(node, Note(module=path, source=source_line()))
         return self._nodes[key]
 
     def _container(self, key: Read, value: Any) -> Any:
@@ -293,7 +294,7 @@ class Attributes:
             self.writer.remarks[f"{words(key)} stays as it is, where the float model's forward sets it"] = None
             return
         owner = self.writer.graph.create_node("get_attr", path or ITSELF)
-        annotate(owner, Note(module=path, source=self.writer.source()))
+        annotate(owner, Note(module=path, source=source_line()))
         self.writer.node("call_function", keep, (owner, name, value), {})
 
     def _was_read(self, key: Read) -> bool:

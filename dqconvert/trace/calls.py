@@ -12,18 +12,14 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.jit._builtins import _find_builtin
 from torch.overrides import resolve_name
 
 from dqconvert.ops import ALIASES, OPERATORS, op_named
-from dqconvert.trace.constants import literal
-from dqconvert.trace.values import plain
-
-Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+from dqconvert.trace.schemas import NUMPYS, Arguments, bind_schema, builtin_name, schemas
 
 
 class Call(NamedTuple):
@@ -40,13 +36,6 @@ class Call(NamedTuple):
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
-
-_NAMES = {"axis": "dim", "keepdims": "keepdim", "x2": "other"}
-"""NumPy's names of parameters, which torch takes as well."""
-
-_FIRST = frozenset(("input", "x", "a", "x1", "self"))
-"""Names that torch's functions take for their first parameter."""
 
 
 def normal_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -72,7 +61,7 @@ def normal_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         return _embedding(args, kwargs)
     if target is torch.dropout and len(args) == 3:
         return Call("call_function", nn.functional.dropout, args[:1], {"p": args[1], "training": args[2]})
-    if not isinstance(target, str) and op_named(name := _builtin_name(target)).as_method and not name.endswith("_"):
+    if not isinstance(target, str) and op_named(name := builtin_name(target)).as_method and not name.endswith("_"):
         target = name
     if not isinstance(target, str):
         return Call("call_function", target, args, kwargs)
@@ -135,7 +124,7 @@ def _target_of(func: Any, called: str) -> tuple[Any, Any]:
     if qualified.startswith("torch.Tensor."):
         name = qualified.rsplit(".", 1)[1]
         return _alias(name), name
-    name = _builtin_name(func)
+    name = builtin_name(func)
     known = _alias(name)
     return (getattr(torch, known, func) if known != name else func), func
 
@@ -153,7 +142,7 @@ def _of_aten(func: Any) -> tuple[Any, Any]:
         return func, func
     for place in (torch, nn.functional, torch._C._nn):
         found = getattr(place, name, None)
-        if _builtin_name(found) == name:
+        if builtin_name(found) == name:
             return _target(found)
     return (_alias(name), name) if inspect.ismethoddescriptor(getattr(Tensor, name, None)) else (func, func)
 
@@ -191,12 +180,12 @@ def _bound(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Argume
     signature = _signature(function)
     if signature is not None:
         return _bind_python(signature, args, kwargs) or (args, kwargs)
-    name = target if isinstance(target, str) else _builtin_name(target)
-    for schema in _schemas(name):
-        found = _bind_schema(schema, args, kwargs, isinstance(target, str))
+    name = target if isinstance(target, str) else builtin_name(target)
+    for schema in schemas(name):
+        found = bind_schema(schema, args, kwargs, isinstance(target, str))
         if found is not None:
             return found
-    return args, {_NAMES.get(key, key): value for key, value in kwargs.items()}
+    return args, {NUMPYS.get(key, key): value for key, value in kwargs.items()}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -229,141 +218,3 @@ def _bind_python(signature: inspect.Signature, args: tuple[Any, ...], kwargs: di
         else:
             named[name] = value
     return tuple(positional), named
-
-
-@functools.lru_cache(maxsize=4096)
-def _builtin_name(function: Any) -> str:
-    """Returns the name of the operator that a function of torch is; ``""`` if it is none, or is written in Python."""
-    name = str(_find_builtin(function) or "")
-    return name.removeprefix("aten::") if name.startswith("aten::") and not inspect.isfunction(function) else ""
-
-
-class _Parameter(NamedTuple):
-    """A parameter of a schema: reading one off torch's own takes longer than all that is asked of it."""
-
-    name: str
-    type: str
-    N: int | None
-    kwarg_only: bool
-    optional: bool
-
-
-class _Schema(NamedTuple):
-    name: str
-    parameters: tuple[_Parameter, ...]
-
-
-@functools.lru_cache(maxsize=4096)
-def _schemas(name: str) -> tuple[_Schema, ...]:
-    """Returns the schemas of an operator, without the variants that write somewhere else."""
-    if not name:
-        return ()
-    found = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
-    return tuple(
-        _Schema(
-            schema.name,
-            tuple(
-                _Parameter(one.name, str(one.type), getattr(one, "N", None), one.kwarg_only, one.has_default_value())
-                for one in schema.arguments
-            ),
-        )
-        for schema in found
-        if not schema.overload_name.startswith("prim_") and not any(argument.is_out for argument in schema.arguments)
-    )
-
-
-def _bind_schema(schema: _Schema, args: tuple[Any, ...], kwargs: dict[str, Any], method: bool) -> Arguments | None:
-    """Binds arguments to the parameters of one schema; returns ``None`` if they do not fit it."""
-    parameters = schema.parameters
-    if method and (not parameters or parameters[0].name != "self"):
-        return None
-    ordered = [parameter for parameter in parameters if not parameter.kwarg_only]
-    given: dict[str, Any] = {}
-    rest = list(args)
-    for parameter in ordered:
-        if not rest:
-            break
-        if _takes_ints(parameter) and parameter.N is None and all(_is_int(value) for value in rest):
-            given[parameter.name], rest = tuple(rest), []  # one number after the other
-        else:
-            given[parameter.name] = rest.pop(0)
-    names = {parameter.name: parameter for parameter in parameters}
-    for key, value in kwargs.items():
-        name = key
-        if name not in names:
-            name = ordered[0].name if ordered and key in _FIRST and ordered[0].name in _FIRST else _NAMES.get(key, key)
-            name = "self" if key == "input" and "self" in names else name  # as of torch.where, where it is the second
-        if name not in names or name in given:
-            return None
-        given[name] = value
-    if rest or not all(_fits(names[name], value) for name, value in given.items()):
-        return None
-    if any(p.name not in given and not p.optional for p in parameters):
-        return None
-    always = op_named(schema.name.removeprefix("aten::")).by_position
-    positional: list[Any] = []
-    named: dict[str, Any] = {}
-    for parameter in (one for one in parameters if one.name in given):
-        value = _one(parameter, given[parameter.name])
-        if parameter.kwarg_only or (parameter.optional and parameter.name not in always):
-            named[parameter.name] = value
-        else:
-            positional.append(value)
-    return tuple(positional), named
-
-
-def _one(parameter: _Parameter, value: Any) -> Any:
-    """Returns a list of one dimension as that dimension."""
-    single = parameter.N == 1 and _takes_ints(parameter) and isinstance(value, tuple | list) and len(value) == 1
-    return value[0] if single else value
-
-
-def _is_int(value: Any) -> bool:
-    value = literal(plain(value))
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _takes_ints(parameter: _Parameter) -> bool:
-    return "List[int]" in parameter.type or "List[SymInt]" in parameter.type
-
-
-def _fits(parameter: _Parameter, value: Any) -> bool:
-    """Returns True if a parameter takes a value, as far as that tells schemas apart."""
-    kind = parameter.type
-    if kind.startswith("Optional["):
-        if value is None:
-            return True
-        kind = kind.removeprefix("Optional[")[:-1]
-    value = literal(plain(value))
-    if isinstance(value, torch.dtype | torch.layout | torch.memory_format):
-        return kind in ("int", "Any") and parameter.name in ("dtype", "layout", "memory_format")
-    if parameter.name in ("dtype", "layout", "memory_format") and kind == "int":
-        return False
-    if kind in ("int", "SymInt"):
-        return _is_int(value)
-    if kind in ("float", "number") and isinstance(value, Tensor):
-        return value.dim() == 0
-    if kind in _KINDS:
-        return isinstance(value, _KINDS[kind])
-    if kind.startswith("List["):
-        inner = kind.removeprefix("List[")[:-1]
-        if not isinstance(value, tuple | list):
-            return parameter.N is not None and inner in ("int", "SymInt", "float") and _is_number(value, inner)
-        if inner in ("int", "SymInt"):
-            return all(_is_int(item) for item in value)
-        return all(isinstance(item, Tensor) or item is None for item in value) if "Tensor" in inner else True
-    return True
-
-
-def _is_number(value: Any, kind: str) -> bool:
-    return isinstance(value, int | float) if kind == "float" else _is_int(value)
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "Tensor": (Tensor,),
-    "bool": (bool,),
-    **dict.fromkeys(("float", "number"), (bool, int, float, complex)),
-    "str": (str,),
-    "Device": (torch.device, str, int),
-}
-"""Python's types for torch's."""

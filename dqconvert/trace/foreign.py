@@ -14,6 +14,7 @@ from dqconvert.trace.blocks import Blocks
 from dqconvert.trace.globals import Globals, place_name, read_global
 from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.runtime import left_in
+from dqconvert.trace.source import source_line
 from dqconvert.words import kind_of
 
 
@@ -32,7 +33,6 @@ class Recording(Protocol):
     def representable(self, value: Any) -> bool: ...
     def shape(self, tensor: Tensor) -> tuple[int, ...]: ...
     def with_value(self, note: Note, value: Tensor) -> Note: ...
-    def source(self) -> str: ...
     def paused(self) -> AbstractContextManager[Any]: ...
     def fail(self, reason: str) -> NoReturn: ...
 
@@ -68,7 +68,7 @@ class Foreign:
             )
         if path not in self._nodes:
             node = self.writer.graph.create_node("get_attr", path)
-            note = Note(module=path.rpartition(".")[0], source=self.writer.source())
+            note = Note(module=path.rpartition(".")[0], source=source_line())
             self._nodes[path] = annotate(node, self.writer.with_value(note, tensor))
             with self.writer.paused():
                 self.writer.blocks.bind(tensor, node, origin=True, attribute=True)
@@ -129,7 +129,7 @@ class Foreign:
             owner = annotate(graph.create_node("get_attr", path), Note(module=path))
         with graph.inserting_after(owner):
             node = graph.create_node("call_function", left_in, (owner, steps, call))
-        annotate(node, self.writer.with_value(Note(module=path, source=self.writer.source()), tensor))
+        annotate(node, self.writer.with_value(Note(module=path, source=source_line()), tensor))
         with self.writer.paused():
             self.writer.blocks.bind(tensor, node)
         return node

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import TraceError
-from dqconvert.trace.given import callee_of_method, calls_of
+from dqconvert.trace.callee import callee_of_method
+from dqconvert.trace.given import calls_of
 from dqconvert.trace.nested import is_named, map_items
 from dqconvert.words import did_you_mean, kind_of, listed
 

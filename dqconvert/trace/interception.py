@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch_geometric import EdgeIndex
@@ -22,8 +21,8 @@ from torch_geometric.nn.conv import MessagePassing
 from dqconvert.trace import leaves
 from dqconvert.trace.adjacency import edge_product
 from dqconvert.trace.brackets import Brackets, mark
+from dqconvert.trace.caches import set_once
 from dqconvert.trace.calls import bind_call
-from dqconvert.trace.copies import deepcopy, set_mode
 from dqconvert.trace.guards import check_sorted
 from dqconvert.trace.hooks import GLOBAL_REMARK, call_hook, global_hooks, has_tables, replace_hooks
 from dqconvert.trace.in_place import runs_alike
@@ -69,28 +68,8 @@ class Interception:
         """Returns the attributes that the first of two forwards sets, and the second does not."""
         with self.writer.paused():
             if self._caches is None:
-                self._caches = self._set_once(inputs, method)
+                self._caches = set_once(self.root, inputs, method)
         return self._caches
-
-    def _set_once(self, inputs: Inputs, method: str) -> set[Read]:
-        model = set_mode(deepcopy(self.root), False)
-        paths = {id(module): path for path, module in nn.Module.named_modules(model)}
-        found: list[set[Read]] = [set(), set()]
-        usual = nn.Module.__setattr__
-        args, kwargs = inputs.call()
-
-        def run(into: set[Read]) -> None:
-            def watch(module: nn.Module, name: str, value: Any) -> None:
-                if id(module) in paths:
-                    into.add((paths[id(module)], (("attr", name),)))
-                usual(module, name, value)
-
-            with patched([(nn.Module, "__setattr__", watch)]), torch.no_grad():
-                method_of(model, method)(*args, **kwargs)
-
-        for names in found:
-            run(names)
-        return found[0] - found[1]
 
     @property
     def writer(self) -> Writer:

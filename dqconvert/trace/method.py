@@ -15,7 +15,7 @@ from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import ArgumentError
 from dqconvert.trace.adjacency import plain_connectivity
-from dqconvert.trace.given import signature_of_graph
+from dqconvert.trace.callee import signature_of_graph
 from dqconvert.trace.guards import ARGUMENT_CHECKS
 from dqconvert.trace.islands import Island
 from dqconvert.trace.note import note_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,7 +80,8 @@ def _bind_argument(writer: Writer, inputs: Inputs, name: str) -> Any:
     value = shallow(inputs.arguments[name])
     stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
     default = () if parameter.default is parameter.empty else (literal(parameter.default),)
-    node = writer.placeholder(stars + name, value, default)
+    node = writer.graph.create_node("placeholder", stars + name, default)
+    annotate(node, writer.note(value, source=f"argument {stars + name!r}"))
     if name not in inputs.given and not stars and not isinstance(value, int | float):
         return value
     return _bind_parts(writer, value, node, name)
@@ -87,11 +89,11 @@ def _bind_argument(writer: Writer, inputs: Inputs, name: str) -> Any:
 
 def _bind_parts(writer: Writer, value: Any, node: Node, name: str) -> Any:
     if isinstance(value, Tensor):
-        writer.check_input(same_layout, (node, str(value.layout).removeprefix("torch."), name))
+        _check_input(writer, same_layout, (node, str(value.layout).removeprefix("torch."), name))
     plain = plain_connectivity(value)
     if plain is not value:
         writer.convert_input(value, plain, node)
-        node = writer.input_node(plain_connectivity, (node,), plain, f"argument {name}")
+        node = _input_node(writer, plain_connectivity, (node,), plain, f"argument {name}")
         value = plain
     if isinstance(value, Tensor) or (isinstance(value, int | float) and not isinstance(value, bool)):
         return writer.bind_input(value, node)
@@ -99,21 +101,32 @@ def _bind_parts(writer: Writer, value: Any, node: Node, name: str) -> Any:
         return _bind_data(writer, value, node, name)
     if isinstance(value, dict):
         if value or node.op == "placeholder":
-            writer.check_input(same_keys, (node, tuple(value), name))
+            _check_input(writer, same_keys, (node, tuple(value), name))
         return {key: _bind_item(writer, item, node, key, f"{name}[{key!r}]") for key, item in value.items()}
     if isinstance(value, tuple | list):
-        writer.check_input(same_items, (node, len(value), name))
+        _check_input(writer, same_items, (node, len(value), name))
         items = [_bind_item(writer, item, node, index, f"{name}[{index}]") for index, item in enumerate(value)]
         return type(value)(*items) if is_named(value) else type(value)(items)
     return value
 
 
 def _bind_item(writer: Writer, item: Any, node: Node, key: Any, name: str) -> Any:
-    part = writer.input_node(leaves.GETITEM, (node, key), item, f"argument {name}")
+    part = _input_node(writer, leaves.GETITEM, (node, key), item, f"argument {name}")
     if item is None or isinstance(item, bool | str):
-        writer.check_input(pinned, (part, item, name))
+        _check_input(writer, pinned, (part, item, name))
         return item
     return _bind_parts(writer, item, part, name)
+
+
+def _input_node(writer: Writer, function: Callable[..., Any], args: tuple[Any, ...], value: Any, source: str) -> Node:
+    """Adds a node that takes one part out of an input (``data.x``, ``x_dict["paper"]``)."""
+    node = writer.graph.create_node("call_function", function, args)
+    return annotate(node, writer.note(value, source=source))
+
+
+def _check_input(writer: Writer, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Adds a check of an input that is repeated whenever the graph runs."""
+    annotate(writer.graph.create_node("call_function", function, args), Note())
 
 
 class _Asked(dict[str, Any]):
@@ -152,18 +165,18 @@ def _bind_data(writer: Writer, data: BaseData, node: Node, name: str) -> BaseDat
         key = store._key
         owner = node
         if key is not None:
-            owner = writer.input_node(leaves.GETITEM, (node, key), None, f"argument {name}[{key!r}]")
+            owner = _input_node(writer, leaves.GETITEM, (node, key), None, f"argument {name}[{key!r}]")
         for attribute, value in list(store.items()):
             if isinstance(value, bool | str) or not isinstance(value, Tensor | int | float):
                 continue
-            part = writer.input_node(getattr, (owner, attribute), value, f"argument {name}.{attribute}")
+            part = _input_node(writer, getattr, (owner, attribute), value, f"argument {name}.{attribute}")
             store[attribute] = _bind_parts(writer, value, part, f"{name}.{attribute}")
         store._mapping = asked = _Asked(store._mapping)
         writer.asked.append((owner, name, asked))
     attributes = attributes_of_batch(data)
     graphs = attributes.get("_num_graphs")
     if isinstance(graphs, int):
-        part = writer.input_node(getattr, (node, "num_graphs"), graphs, f"argument {name}.num_graphs")
+        part = _input_node(writer, getattr, (node, "num_graphs"), graphs, f"argument {name}.num_graphs")
         attributes["_num_graphs"] = writer.bind_input(graphs, part)
     return data
 
@@ -174,6 +187,6 @@ def _pin(writer: Writer, inputs: Inputs) -> None:
         name = str(node.target).lstrip("*")
         value = inputs.arguments[name]
         if value is None or isinstance(value, bool | str):
-            writer.check_input(pinned, (node, literal(value), name))
+            _check_input(writer, pinned, (node, literal(value), name))
         elif node.args == (None,):
-            writer.check_input(present, (node, name))
+            _check_input(writer, present, (node, name))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +24,7 @@ from dqconvert.trace.guards import COMPARISONS, guard
 from dqconvert.trace.nested import is_named, leaves_in, map_items, tensors_in
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.runtime import after, private
+from dqconvert.trace.source import source_line
 from dqconvert.trace.unchanged import Read
 from dqconvert.trace.values import Traced, TracedFloat, TracedInt, Untraceable, plain
 from dqconvert.words import kind_of
@@ -91,20 +88,7 @@ class Writer:
 
     def fail(self, reason: str) -> NoReturn:
         """Gives up on the innermost module."""
-        raise Untraceable(self.where[-1][0], reason, self.source())
-
-    def source(self) -> str:
-        """Returns file and line of the innermost code that is neither torch's nor ours."""
-        frame = sys._getframe(1)
-        while frame is not None:
-            name = frame.f_code.co_filename
-            if not name.startswith(_INTERNAL) and not _GENERATED.search(name):
-                break
-            if frame.f_back is None:
-                break
-            frame = frame.f_back
-        parts = frame.f_code.co_filename.replace("\\", "/").split("/site-packages/")[-1].split("/")
-        return "/".join(parts if parts[0] == "torch_geometric" else parts[-2:]) + f":{frame.f_lineno}"
+        raise Untraceable(self.where[-1][0], reason, source_line())
 
     @contextmanager
     def inside(self, path: str, module: nn.Module) -> Iterator[None]:
@@ -140,7 +124,7 @@ class Writer:
         if (*sides, symbol) not in self._guards:
             self._guards.add((*sides, symbol))
             named = self.attributes.of(left, right)
-            args = (left, symbol, right, outcome, self.source(), *([named] if named else []))
+            args = (left, symbol, right, outcome, source_line(), *([named] if named else []))
             self.node("call_function", guard, args, {})
         return outcome
 
@@ -158,11 +142,6 @@ class Writer:
             return tuple(tensor.size())
 
     # -- nodes -----------------------------------------------------------------------------------------------------
-
-    def placeholder(self, name: str, value: Any, default: tuple[Any, ...] = ()) -> Node:
-        """Adds a graph input; ``default`` holds its default value, if it has one."""
-        node = self.graph.create_node("placeholder", name, default)
-        return annotate(node, self.note(value, source=f"argument {name!r}"))
 
     def bind_input(self, value: Any, node: Node) -> Any:
         """Connects an input's value (a tensor or a number) with the node that reads it.
@@ -183,15 +162,6 @@ class Writer:
         entry = self._given.get(id(plain))
         return entry[1] if entry is not None and entry[0] is plain else plain
 
-    def input_node(self, function: Callable[..., Any], args: tuple[Any, ...], value: Any, source: str) -> Node:
-        """Adds a node that takes one part out of an input (``data.x``, ``x_dict["paper"]``)."""
-        node = self.graph.create_node("call_function", function, args)
-        return annotate(node, self.note(value, source=source))
-
-    def check_input(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        """Adds a check of an input that is repeated whenever the graph runs."""
-        annotate(self.graph.create_node("call_function", function, args), Note())
-
     def output(self, value: Any) -> None:
         """Ends the graph."""
         returned = self.argument(value)
@@ -206,7 +176,7 @@ class Writer:
     def note(self, value: Any, source: str | None = None) -> Note:
         """Returns the note of a node that is made now and holds ``value``."""
         path, call = self.where[-1]
-        stage, source = self.stage[-1], source or self.source()
+        stage, source = self.stage[-1], source or source_line()
         note = Note(module=path, call=call, stage=stage, propagation=self.propagation[-1], source=source)
         return self.with_value(note, value) if isinstance(value, Tensor) else note
 
@@ -377,14 +347,4 @@ class _Paused:
         self.writer.recording = self.before
 
 
-_INTERNAL = (
-    torch.__path__[0] + os.sep,
-    os.path.dirname(__file__) + os.sep,
-    sys.modules[MessagePassing.__module__].__file__ or "",
-    "<",
-    contextmanager.__code__.co_filename,
-    functools.__file__,
-)
-# PyG writes each layer's propagate to a temporary file; the line that calls it says more.
-_GENERATED = re.compile(r"_(propagate|edge_updater)_\w+\.py$")
 _CONSTANTS = (bool, int, float, complex, str, type(...), np.generic, torch.layout, torch.memory_format)
