@@ -95,23 +95,45 @@ def counting(module: PreparedBase) -> Iterator[Elements]:
 def averages(module: PreparedBase, found: Elements) -> AverageBits:
     """Returns the average bits of the elements that were counted."""
     entries = module.report.entries
-    counted = [(entry, found.of(entry)) for entry in entries if entry.bits is not None and found.values[entry.path]]
     given = on_arguments(module)
-    rest = [(entry, number) for entry, number in counted if entry.role != "weight"]
+    counted = [
+        Counted(entry.path, entry.bits, found.of(entry), 1, entry.role == "weight", entry.path in given)
+        for entry in entries
+        if entry.bits is not None and found.values[entry.path]
+    ]
+    left = (entry.path for entry in entries if entry.bits is None or not found.values[entry.path])
+    return averages_of(counted, tuple(left))
+
+
+class Counted(NamedTuple):
+    """One or several quantizers of one width: their name, what they rounded, and of what kind that is."""
+
+    name: str
+    bits: int
+    elements: int
+    quantizers: int
+    is_weight: bool
+    is_given: bool
+
+
+def averages_of(counted: Iterable[Counted], uncounted: tuple[str, ...]) -> AverageBits:
+    """Returns the average bits of quantizers that were counted; ``uncounted``: the paths of the others."""
+    every = list(counted)
+    rest = [one for one in every if not one.is_weight]
     return AverageBits(
-        activations=_mean(rest),
-        hidden=_mean((entry, number) for entry, number in rest if entry.path not in given),
-        weights=_mean((entry, number) for entry, number in counted if entry.role == "weight"),
-        quantizers=_mean((entry, 1) for entry, _ in counted),
-        elements={entry.path: number for entry, number in counted},
-        uncounted=tuple(entry.path for entry in entries if entry.bits is None or not found.values[entry.path]),
+        activations=_mean((one.bits, one.elements) for one in rest),
+        hidden=_mean((one.bits, one.elements) for one in rest if not one.is_given),
+        weights=_mean((one.bits, one.elements) for one in every if one.is_weight),
+        quantizers=_mean((one.bits, one.quantizers) for one in every),
+        elements={one.name: one.elements for one in every},
+        uncounted=uncounted,
     )
 
 
-def _mean(weighted: Iterable[tuple[Entry, int]]) -> float | None:
+def _mean(weighted: Iterable[tuple[int, int]]) -> float | None:
     pairs = list(weighted)
     total = sum(number for _, number in pairs)
-    return sum((entry.bits or 0) * number for entry, number in pairs) / total if total else None
+    return sum(bits * number for bits, number in pairs) / total if total else None
 
 
 def on_arguments(module: PreparedBase) -> frozenset[str]:

@@ -281,6 +281,81 @@ def finetune(
     )
 
 
+@app.command("search-bits")
+def search_bits(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="The trained float model's checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The config to write: .toml or .json.")],
+    data: Annotated[Path, typer.Option("--data", metavar="FILE|FOLDER", help="What to measure on: saved inputs.")],
+    budget: Annotated[float, typer.Option(help="The most average bits of activations, and of weights.")],
+    model: _Model = None,
+    kwargs: _Kwargs = None,
+    weights: Annotated[float | None, typer.Option(help="The most average bits of weights, if another.")] = None,
+    count: Annotated[
+        str, typer.Option(help="What averages count: elements, hidden (no model inputs), quantizers.")
+    ] = "elements",
+    bits: Annotated[str, typer.Option(metavar="LIST", help="The widths to choose from, 2 to 8.")] = "2,3,4,8",
+    qconfig: Annotated[
+        str | None,
+        typer.Option(
+            "--qconfig",
+            metavar="NAME|FILE",
+            help="A preset or file for all but the bits.  [default: int4-dq, searched ranges]",
+            autocompletion=_complete_qconfig,
+        ),
+    ] = None,
+    sets: _Sets = None,
+    rules: _Rules = None,
+    numbers: Annotated[bool, typer.Option("--numbers", help="Outputs are numbers, not scores of classes.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Graphs per call, of a list of graphs.")
+    ] = None,
+    batches: Annotated[int | None, typer.Option(min=1, help="How many calls to measure on at most.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what the model draws.")] = 0,
+    example: _Example = None,
+    key: _Key = None,
+    trust_pickle: _TrustPickle = False,
+    force: _Force = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Choose a width for each value of a trained model, within a budget of average bits, and write a config.
+
+    Each value is rounded alone at each width, and the distance of the outputs
+    to the float model's is measured on the data; the widths of the least sum
+    within the budget are written. The config is for --qconfig of `dqconvert
+    finetune` and `dqconvert convert`.
+
+    Example: dqconvert search-bits gcn.pt --data cora.pt --budget 4.0 -o bits.toml
+    --model torch_geometric.nn:GCN --kwargs '{"in_channels": 16, ...}'
+    """
+    from dqconvert.commands.convert import Source
+    from dqconvert.commands.search_bits import Search
+    from dqconvert.commands.search_bits import search_bits as run
+
+    run(
+        Source(checkpoint=checkpoint, factory=model, kwargs=kwargs, key=key, trust_pickle=trust_pickle),
+        out,
+        data,
+        Search(
+            budget=budget,
+            weights=weights,
+            count=count,
+            bits=bits,
+            numbers=numbers,
+            batch_size=batch_size,
+            batches=batches,
+            seed=seed,
+        ),
+        qconfig=qconfig,
+        sets=sets or [],
+        rules=rules or [],
+        example=example,
+        force=force,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
 @app.command()
 def inspect(
     file: Annotated[

@@ -97,7 +97,7 @@ def finetune(
     if training.labels is None and (training.mask or training.validation):
         raise UsageError("--mask and --validation say which labels to use: pass --labels FIELD, or neither.")
     model, found = float_model(source)
-    inputs = _inputs(data, training)
+    inputs = saved_batches(data, training.batch_size, shuffle=True)
     torch.manual_seed(training.seed)
     epochs: list[Epoch] = []
     with usage():
@@ -140,8 +140,8 @@ def finetune(
         _show(summary)
 
 
-def _inputs(path: Path, training: Training) -> Any:
-    """Returns what the file or folder holds, as ``finetune`` takes it."""
+def saved_batches(path: Path, batch_size: int | None, *, shuffle: bool) -> Any:
+    """Returns what ``--data`` holds, as ``finetune`` takes it; ``batch_size``: a list of graphs in batches."""
     saved = SavedInputs(path, "--data")
     if len(saved.files) == 1:
         held = saved.first
@@ -149,11 +149,11 @@ def _inputs(path: Path, training: Training) -> Any:
     else:
         each = [saved.first, *map(read_inputs, saved.files[1:])]
         items = [item for held in each for item in (held if isinstance(held, list) else [held])]
-    if training.batch_size is None:
+    if batch_size is None:
         return saved.first if items is None else items
     if items is None or not all(isinstance(item, BaseData) for item in items):
         raise CommandError("--batch-size needs --data with a list of graphs (Data objects), to make batches of them.")
-    return DataLoader(items, batch_size=training.batch_size, shuffle=True)
+    return DataLoader(items, batch_size=batch_size, shuffle=shuffle)
 
 
 def _compared(module: PreparedModule, model: nn.Module, data: Path) -> Comparison:

@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from dqconvert import notebook
+from dqconvert.bits import AverageBits, Counted, averages_of
 from dqconvert.errors import ConfigError
 from dqconvert.mixed.knapsack import knapsack
 from dqconvert.mixed.sites import Key, config_with
@@ -135,6 +136,14 @@ class BitSensitivity:
     def loss(self, chosen: Mapping[str, int]) -> float:
         """Returns the sum of the losses of a choice."""
         return sum(site.loss[chosen[site.name]] for site in self.sites)
+
+    def average(self, chosen: Mapping[str, int]) -> AverageBits:
+        """Returns the average bits of a choice, as :func:`dqconvert.average_bits` would count them on this data."""
+        counted = (
+            Counted(site.name, chosen[site.name], site.elements, site.quantizers, site.role == "weight", site.given)
+            for site in self.sites
+        )
+        return averages_of(counted, self.unreached)
 
     # -- what there is to see --------------------------------------------------------------------------------------
 

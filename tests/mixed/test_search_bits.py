@@ -97,6 +97,7 @@ def test_averages_keep_to_the_budget(plain, found, budget, count):
     module, _ = dqconvert.prepare(plain, found.search(budget, count=count))
     assert bits_by_path(module) == chosen
     averages = dqconvert.average_bits(module, (X, EDGES))
+    assert averages == found.average(chosen)
     name = {"elements": "activations"}.get(count, count)
     assert getattr(averages, name) <= budget + 1e-9
     if count != "quantizers":
