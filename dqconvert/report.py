@@ -173,10 +173,8 @@ class Report:
         """One row per quantizer; the scheme has a column only where quantizers differ in it."""
         schemes = list(dict.fromkeys(entry.scheme for entry in self.entries))
         same = f" ({schemes[0]})" if len(schemes) == 1 else ""
-        table = Table(title=f"{self.model}: {count(len(self.entries), 'quantizer')}{same}", title_justify="left")
-        table.add_column("quantizer", overflow="fold")
-        for name in ("level", "codes", "protected", *(["scheme"] if not same else [])):
-            table.add_column(name, overflow="fold")
+        columns = ("quantizer", "level", "codes", "protected", *(["scheme"] if not same else []))
+        table = _table(f"{self.model}: {count(len(self.entries), 'quantizer')}{same}", *columns)
         for entry in self.entries:
             row = [entry.path, entry.level, entry.codes, "yes" if entry.protected else ""]
             table.add_row(*row, *([entry.scheme] if not same else []))
@@ -184,25 +182,19 @@ class Report:
         return table
 
     def _floats(self) -> Table:
-        table = Table(title="stays in float", title_justify="left")
-        for name in ("what", "why", "where"):
-            table.add_column(name, overflow="fold")
+        table = _table("stays in float", "what", "why", "where")
         for left in self.left_float:
             table.add_row(left.what, left.reason, left.source)
         return table
 
     def _fused(self) -> Table:
-        table = Table(title="runs as one operator each", title_justify="left")
-        for name in ("operator", "quantizers in it"):
-            table.add_column(name, overflow="fold")
+        table = _table("runs as one operator each", "operator", "quantizers in it")
         for op, quantizers in dict.fromkeys((fusion.op, fusion.quantizers) for fusion in self.fusions):
             table.add_row(op, ", ".join(quantizers))
         return table
 
     def _methods(self) -> Table:
-        table = Table(title="methods that are prepared", title_justify="left")
-        for name in ("method", "arguments", "how"):
-            table.add_column(name, overflow="fold")
+        table = _table("methods that are prepared", "method", "arguments", "how")
         for method in self.methods:
             table.add_row(method.name, method.arguments, method.how)
         return table
@@ -216,6 +208,13 @@ class Report:
 
 _ROLE_ORDER = ("weight", "input", "feature", "edge_weight", "message", "aggregate", "update")
 _KIND_ORDER = ("weight", "activation", "message", "aggregate")
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 def _count(values: Iterable[str], order: tuple[str, ...] = ()) -> dict[str, int]:

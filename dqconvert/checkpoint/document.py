@@ -57,13 +57,15 @@ def facts_of(
         "method": module.method,
         "factory": factory,
         "kwargs": _plain_kwargs(kwargs),
-        "versions": {
-            "dqconvert": dqconvert.__version__,
-            "torch": str(torch.__version__),
-            "torch_geometric": str(torch_geometric.__version__),
-        },
+        "versions": versions(),
         "qconfig": _qconfig(module, lenient),
     }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a file is written with."""
+    packages = {"dqconvert": dqconvert, "torch": torch, "torch_geometric": torch_geometric}
+    return {name: str(package.__version__) for name, package in packages.items()}
 
 
 def describe(
@@ -80,7 +82,6 @@ def describe(
     Raises:
         CheckpointError: If the module holds something that a file cannot, such as a quantizer of the user's own.
     """
-    train, evaluate = module.source
     hooked = [str(node.args[0]) for graph in every_graph(module) for node in graph.nodes if node.target is call_hook]
     if hooked:
         raise CheckpointError(
@@ -110,12 +111,7 @@ def describe(
         ],
         "modules": class_names(module),
         "state": _state(module),
-        "graphs": {
-            "train": encode_graph(module.graph),
-            "eval": _optional(module.eval_graph),
-            "float_train": encode_graph(train),
-            "float_eval": _optional(evaluate),
-        },
+        "graphs": _graphs(module.graph, module.eval_graph, *module.source),
         "methods": [_method(method) for method in module.more_methods],
     }
 
@@ -123,22 +119,17 @@ def describe(
 def _method(method: Method) -> dict[str, Any]:
     """Returns one more method: its name, how it came in, and its graphs."""
     assert method.source is not None
-    train, evaluate = method.source
     return {
         "name": method.name,
         "how": method.how,
         "islands": [asdict(island) for island in method.islands],
-        "graphs": {
-            "train": encode_graph(method.graph),
-            "eval": _optional(method.eval_graph),
-            "float_train": encode_graph(train),
-            "float_eval": _optional(evaluate),
-        },
+        "graphs": _graphs(method.graph, method.eval_graph, *method.source),
     }
 
 
-def _optional(graph: Graph | None) -> Any:
-    return None if graph is None else encode_graph(graph)
+def _graphs(*graphs: Graph | None) -> dict[str, Any]:
+    names = ("train", "eval", "float_train", "float_eval")
+    return {name: None if graph is None else encode_graph(graph) for name, graph in zip(names, graphs, strict=True)}
 
 
 def _plain_kwargs(kwargs: Mapping[str, Any] | None) -> Any:

@@ -11,12 +11,10 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
-import torch
-import torch_geometric
 from torch import Tensor, nn
 from torch.fx import Graph
 
-import dqconvert
+from dqconvert.checkpoint.document import versions
 from dqconvert.checkpoint.graph_data import decode_graph, encode_graph, wellformed
 from dqconvert.checkpoint.graph_words import named_tuples
 from dqconvert.checkpoint.leaf_data import decode_module, encode_module
@@ -28,6 +26,7 @@ from dqconvert.checkpoint.weights import grow, shrink, weight_columns
 from dqconvert.errors import CheckpointError
 from dqconvert.lower import IntegerModule, IntegerReport
 from dqconvert.lower.places import Place
+from dqconvert.lower.program import holder
 from dqconvert.lower.remember import Remember
 from dqconvert.lower.report import Float
 from dqconvert.report import PreparedMethod
@@ -77,11 +76,7 @@ def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors |= {f"{path}.{name}": value for name, value in (*child.named_parameters(), *child.named_buffers())}
     document = {
         "kind": KIND,
-        "versions": {
-            "dqconvert": dqconvert.__version__,
-            "torch": str(torch.__version__),
-            "torch_geometric": str(torch_geometric.__version__),
-        },
+        "versions": versions(),
         "model": module.report.model,
         "report": replace(module.report, remarks=(*module.report.remarks, *remarks)).to_dict(),
         "constants": constants,
@@ -261,14 +256,10 @@ def _constant(name: str, stored: Tensor, document: Mapping[str, Any]) -> Tensor:
 
 def _place(root: nn.Module, path: Any, found: Tensor | nn.Module) -> None:
     """Puts a constant or a module where the graph reads it."""
-    *owners, name = str(path).split(".")
-    for owner in owners:
-        if not hasattr(root, owner):
-            root.add_module(owner, nn.Module())
-        root = root.get_submodule(owner)
-    if not name or hasattr(root, name):
+    owner, name = holder(root, str(path))
+    if not name or hasattr(owner, name):
         raise CheckpointError(f"the file holds {path!r}, which is not allowed, or twice.")
-    root.add_module(name, found) if isinstance(found, nn.Module) else root.register_buffer(name, found)
+    owner.add_module(name, found) if isinstance(found, nn.Module) else owner.register_buffer(name, found)
 
 
 def report_of(data: Mapping[str, Any]) -> IntegerReport:

@@ -3,14 +3,12 @@
 A description is checked once, when it is read. What comes after takes it as it is declared here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypedDict, Union
+from typing import Any, NotRequired, TypedDict, Union
 
 from dqconvert.errors import CheckpointError
 from dqconvert.lower.places import Place
@@ -43,20 +41,17 @@ class NodeData(TypedDict):
     note: NoteData
 
 
-class _Report(TypedDict):
+class ReportData(TypedDict):
+    """A :class:`dqconvert.report.Report`."""
+
     model: str
     entries: list[Entry]
     left_float: list[LeftFloat]
     remarks: list[str]
     protection: list[str]
     fusions: list[Fusion]
-
-
-class ReportData(_Report, total=False):
-    """A :class:`dqconvert.report.Report`."""
-
-    methods: list[PreparedMethod]
-    average_bits: str
+    methods: NotRequired[list[PreparedMethod]]
+    average_bits: NotRequired[str]
 
 
 class QuantizerData(TypedDict):
@@ -80,15 +75,6 @@ class ProtectionData(TypedDict):
     p_max: float
 
 
-class _State(TypedDict):
-    aliases: dict[str, str]
-    settings: list[Any]
-    beside: list[str]
-    frozen: list[str]
-    training: bool
-    modes: dict[str, bool]
-
-
 class MethodData(TypedDict):
     """One more method of a prepared module."""
 
@@ -98,24 +84,29 @@ class MethodData(TypedDict):
     graphs: dict[str, list[NodeData] | None]
 
 
-class StateData(_State, total=False):
+class StateData(TypedDict):
     """The state that tensors do not hold."""
 
-    absent: list[str]
+    aliases: dict[str, str]
+    settings: list[Any]
+    beside: list[str]
+    frozen: list[str]
+    training: bool
+    modes: dict[str, bool]
+    absent: NotRequired[list[str]]
 
 
-class _Form(TypedDict):
-    layout: str
-
-
-class FormData(_Form, total=False):
+class FormData(TypedDict):
     """The form of a stored tensor that is not plain, see :mod:`dqconvert.checkpoint.stored`."""
 
-    shape: list[int]
-    coalesced: bool
+    layout: str
+    shape: NotRequired[list[int]]
+    coalesced: NotRequired[bool]
 
 
-class _Prepared(TypedDict):
+class PreparedData(TypedDict):
+    """The description of a prepared file; older ones have one method."""
+
     versions: dict[str, str]
     model: str
     method: str
@@ -130,31 +121,23 @@ class _Prepared(TypedDict):
     modules: dict[str, str]
     state: StateData
     graphs: dict[str, list[NodeData] | None]
+    forms: NotRequired[dict[str, FormData]]
+    extra: NotRequired[dict[str, Any]]
+    called_method: NotRequired[str]
+    own_code: NotRequired[dict[str, str]]
+    methods: NotRequired[list[MethodData]]
 
 
-class PreparedData(_Prepared, total=False):
-    """The description of a prepared file; older ones have one method."""
+class IntegerReportData(TypedDict):
+    """A :class:`dqconvert.lower.report.IntegerReport`."""
 
-    forms: dict[str, FormData]
-    extra: dict[str, Any]
-    called_method: str
-    own_code: dict[str, str]
-    methods: list[MethodData]
-
-
-class _IntegerReport(TypedDict):
     model: str
     ops: dict[str, int]
     floats: list[Float]
     places: list[Place]
     remarks: list[str]
     settings: list[str]
-
-
-class IntegerReportData(_IntegerReport, total=False):
-    """A :class:`dqconvert.lower.report.IntegerReport`."""
-
-    methods: list[PreparedMethod]
+    methods: NotRequired[list[PreparedMethod]]
 
 
 class WeightForm(TypedDict):
@@ -166,16 +149,13 @@ class WeightForm(TypedDict):
     bits: int
 
 
-class _Table(TypedDict):
-    kind: str
-    shape: list[int]
-
-
-class TableForm(_Table, total=False):
+class TableForm(TypedDict):
     """The form of a stored table."""
 
-    values: int
-    lines: list[int]
+    kind: str
+    shape: list[int]
+    values: NotRequired[int]
+    lines: NotRequired[list[int]]
 
 
 ModuleData = TypedDict(
@@ -201,7 +181,9 @@ class IntegerMethodData(TypedDict):
     graph: list[NodeData]
 
 
-class _Integer(TypedDict):
+class IntegerData(TypedDict):
+    """The description of an integer file, unpacked; older ones have one method."""
+
     versions: dict[str, str]
     model: str
     report: IntegerReportData
@@ -211,16 +193,11 @@ class _Integer(TypedDict):
     modules: dict[str, ModuleData]
     memos: dict[str, list[NodeData]]
     graph: list[NodeData]
-
-
-class IntegerData(_Integer, total=False):
-    """The description of an integer file, unpacked; older ones have one method."""
-
-    method: str
-    called_method: str
-    methods: list[IntegerMethodData]
-    left_out: dict[str, str]
-    order: list[str]
+    method: NotRequired[str]
+    called_method: NotRequired[str]
+    methods: NotRequired[list[IntegerMethodData]]
+    left_out: NotRequired[dict[str, str]]
+    order: NotRequired[list[str]]
 
 
 def check_document(document: Mapping[str, Any], declared: Any, where: str) -> None:

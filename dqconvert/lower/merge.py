@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
+from dqconvert.lower.program import holder
 from dqconvert.lower.remember import Remember
 
 
@@ -62,13 +63,9 @@ def _module(root: nn.Module, path: str, module: nn.Module) -> str:
         path = _free(root, path)
         root.add_module(path, module)
         return path
-    *owners, name = path.split(".")
-    for owner in owners:
-        if owner not in root._modules:
-            root.add_module(owner, nn.Module())
-        root = root.get_submodule(owner)
-    if name not in root._modules:
-        root.add_module(name, module)
+    owner, name = holder(root, path)
+    if name not in owner._modules:
+        owner.add_module(name, module)
     return path
 
 

@@ -125,12 +125,7 @@ class Program:
 
     def module(self, path: str, module: nn.Module) -> None:
         """Registers a copy of a module under a path, in evaluation mode, without quantizers."""
-        owner = self.root
-        *containers, name = path.split(".")
-        for container in containers:
-            if not hasattr(owner, container):
-                owner.add_module(container, nn.Module())
-            owner = getattr(owner, container)
+        owner, name = holder(self.root, path)
         if not hasattr(owner, name):
             copied = set_mode(copy_apart(module), False).requires_grad_(False)
             for part in list(copied.modules()):
@@ -165,6 +160,16 @@ class Program:
             return self.call(look_up_pairs, (*value.bases, table), note)
         table = self.constant(collapsed(value.table), f"{name}.table")
         return self.call(look_up_last, (value.bases[0], table), note)
+
+
+def holder(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """Returns the module that is to hold what has a path, made where it is missing; and the last part of the path."""
+    *owners, name = path.split(".")
+    for owner in owners:
+        if not hasattr(root, owner):
+            root.add_module(owner, nn.Module())
+        root = root.get_submodule(owner)
+    return root, name
 
 
 def collapsed(table: Tensor) -> Tensor:
