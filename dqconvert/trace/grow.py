@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,24 @@ _NODES, _EDGES = 2_000, 64
 """Numbers of nodes of each type that a cut keeps, where more than so many edges lie among them."""
 
 
+_COUNTS = ("batch_size", "num_graphs", "_num_graphs")
+"""Names of numbers of graphs."""
+
+
+class How(enum.Enum):
+    """What becomes of inputs: their first part alone, or with all of them, behind or before."""
+
+    CUT = 0
+    BEHIND = 1
+    BEFORE = 2
+
+    def join(self, whole: Tensor, part: Tensor, dim: int = 0) -> Tensor:
+        """Returns the part, or both."""
+        if self is How.CUT:
+            return part
+        return torch.cat([part, whole] if self is How.BEFORE else [whole, part], dim)
+
+
 def enlarge(inputs: Inputs) -> Iterator[Inputs]:
     """Yields the disjoint union of the inputs with a part of themselves: other sizes, every value in its domain.
 
@@ -32,10 +51,10 @@ def enlarge(inputs: Inputs) -> Iterator[Inputs]:
     """
     plain = InputGraph.among(inputs, 0)
     if plain is not None and plain.batch is None and plain.hops:
-        yield map_slots(inputs, partial(_grow_in_front, plain))
+        yield map_slots(inputs, partial(_resized, How.BEFORE, plain))
     for graph in (plain, InputGraph.among(inputs, -2), InputGraph.among(inputs, 0, fixed=True)):
         if graph is not None:
-            yield map_slots(inputs, partial(_grow, graph))
+            yield map_slots(inputs, partial(_resized, How.BEHIND, graph))
 
 
 def drop_edges(inputs: Inputs) -> Inputs | None:
@@ -66,7 +85,7 @@ def shrink(inputs: Inputs) -> Inputs | None:
             break
         kept = _kept(inputs, graph, parts)
         if all(len(kept[slot]) > min(_EDGES, number // 8) for slot, number in graph.edges.items() if number):
-            return map_slots(inputs, partial(_cut, replace(graph, parts=parts, kept=kept)))
+            return map_slots(inputs, partial(_resized, How.CUT, replace(graph, parts=parts, kept=kept)))
         limit *= 2
     return None
 
@@ -87,88 +106,54 @@ def _kept(inputs: Inputs, graph: InputGraph, parts: dict[Type, int]) -> dict[Slo
     return kept
 
 
-def _cut(graph: InputGraph, slot: Slot, value: Any) -> Any:
-    """Returns the first part of one of the inputs."""
-    kind, name = slot
-    part = graph.parts.get(kind, 0)
-    graphs = 1 if graph.batch is None else int(graph.batch[part - 1]) + 1
-    if isinstance(value, int) and not isinstance(value, bool):
-        sizes = {"num_nodes": part} | dict.fromkeys(("batch_size", "num_graphs", "_num_graphs"), graphs)
-        return sizes.get(name, value) if kind in graph.parts else value
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value
-    if slot in graph.edges:
-        kept, index = graph.kept[slot].to(value.device), edge_index_of(value)
-        index = index[:, kept]
-        if not is_sparse(value):
-            return _like(value, index, [graph.parts[end] for end in graph.ends[slot]])
-        source, target = (graph.parts[end] for end in graph.ends[slot])
-        return with_edges(value, index, entries_of(value)[kept], (source, target))
-    if name == "batch":
-        return value[:part]
-    if name == "ptr":
-        return value[: graphs + 1]
-    rows, over = graph.rows(slot, value)
-    if rows == "node":
-        return value.narrow(node_dim_of(name, value, graph.node_dim), 0, part)
-    if rows == "edge" and over is not None:
-        return value[graph.kept[over].to(value.device)]
-    return value[:graphs] if rows == "graph" else value
-
-
-def _grow(graph: InputGraph, slot: Slot, value: Any) -> Any:
-    """Returns one of the inputs with its second copy behind it."""
+def _resized(how: How, graph: InputGraph, slot: Slot, value: Any) -> Any:
+    """Returns the first part of one of the inputs; or all of it, with that part behind or before it."""
     kind, name = slot
     part = graph.parts.get(kind, 0)
     part_batch = None if graph.batch is None else graph.batch[:part]
     part_graphs = int(part_batch.max()) + 1 if part_batch is not None and part_batch.numel() else 1
+    if how is How.BEFORE and slot in graph.hops:
+        return type(value)([value[0] + graph.hops[slot], *value[1:]])
     if isinstance(value, int) and not isinstance(value, bool):
-        sizes = {"num_nodes": graph.nodes.get(kind, 0) + part}
-        sizes |= dict.fromkeys(("batch_size", "num_graphs", "_num_graphs"), graph.graphs + part_graphs)
-        return sizes.get(name, value)
+        cut = how is How.CUT
+        sizes = {"num_nodes": part if cut else graph.nodes.get(kind, 0) + part}
+        sizes |= dict.fromkeys(_COUNTS, part_graphs if cut else graph.graphs + part_graphs)
+        return value if cut and kind not in graph.parts else sizes.get(name, value)
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     if slot in graph.edges:
-        shift = torch.tensor([[graph.nodes.get(end, 0)] for end in graph.ends[slot]], device=value.device)
-        kept, index = graph.kept[slot].to(value.device), edge_index_of(value)
-        index = torch.cat([index, index[:, kept] + shift], dim=1)
-        if not is_sparse(value):
-            return _like(value, index, [graph.nodes.get(end, 0) + graph.parts.get(end, 0) for end in graph.ends[slot]])
-        entries = torch.cat([entries_of(value), entries_of(value)[kept]])
-        source, target = (graph.nodes[end] + graph.parts[end] for end in graph.ends[slot])
-        return with_edges(value, index, entries, (source, target))
+        return _resized_edges(how, graph, slot, value)
     if name == "batch":
-        return torch.cat([value, value[:part] + graph.graphs])
-    if name == "ptr":
+        return value[:part] if how is How.CUT else torch.cat([value, value[:part] + graph.graphs])
+    if name == "ptr" and how is How.CUT:
+        return value[: part_graphs + 1]
+    if name == "ptr" and how is How.BEHIND:
         added = torch.tensor([part]) if part_batch is None else torch.bincount(part_batch).cumsum(0)
         return torch.cat([value, value[-1] + added])
     rows, over = graph.rows(slot, value)
     if rows == "node":
         dim = node_dim_of(name, value, graph.node_dim)
-        return torch.cat([value, value.narrow(dim, 0, part)], dim=dim)
+        return how.join(value, value.narrow(dim, 0, part), dim)
     if rows == "edge" and over is not None:
-        return torch.cat([value, value[graph.kept[over].to(value.device)]])
-    return torch.cat([value, value[:part_graphs]]) if rows == "graph" else value
+        return how.join(value, value[graph.kept[over].to(value.device)])
+    return how.join(value, value[:part_graphs]) if rows == "graph" else value
 
 
-def _grow_in_front(graph: InputGraph, slot: Slot, value: Any) -> Any:
-    """Returns one of the inputs with its second copy before it."""
-    kind, _ = slot
-    if slot in graph.hops:
-        return type(value)([value[0] + graph.hops[slot], *value[1:]])
-    if slot in graph.edges and not is_sparse(value):
-        shift = torch.tensor([[graph.parts.get(end, 0)] for end in graph.ends[slot]], device=value.device)
-        kept, index = graph.kept[slot].to(value.device), edge_index_of(value)
-        index = torch.cat([index[:, kept], index + shift], dim=1)
-        return _like(value, index, [graph.nodes.get(end, 0) + graph.parts.get(end, 0) for end in graph.ends[slot]])
-    if not isinstance(value, Tensor) or value.dim() == 0 or is_sparse(value):
-        return _grow(graph, slot, value)
-    rows, over = graph.rows(slot, value)
-    if rows == "node":
-        return torch.cat([value[: graph.parts[kind]], value])
-    if rows == "edge" and over is not None:
-        return torch.cat([value[graph.kept[over].to(value.device)], value])
-    return value
+def _resized_edges(how: How, graph: InputGraph, slot: Slot, value: Tensor) -> Tensor:
+    if how is How.BEFORE and is_sparse(value):
+        how = How.BEHIND
+    whole, parts = ([sizes.get(end, 0) for end in graph.ends[slot]] for sizes in (graph.nodes, graph.parts))
+    kept, index = graph.kept[slot].to(value.device), edge_index_of(value)
+    some = index[:, kept]
+    if how is How.BEHIND:
+        some = some + torch.tensor(whole, device=value.device)[:, None]
+    if how is How.BEFORE:
+        index = index + torch.tensor(parts, device=value.device)[:, None]
+    index = how.join(index, some, 1)
+    sizes = parts if how is How.CUT else [a + b for a, b in zip(whole, parts, strict=True)]
+    if not is_sparse(value):
+        return _like(value, index, sizes)
+    return with_edges(value, index, how.join(entries_of(value), entries_of(value)[kept]), (sizes[0], sizes[1]))
 
 
 def _like(value: Tensor, index: Tensor, sizes: list[int]) -> Tensor:
