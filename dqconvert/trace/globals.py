@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import ExportError, GuardError
-from dqconvert.trace.names import module_of
+from dqconvert.trace.names import closed_over, module_of, unwrapped
 from dqconvert.trace.patching import is_foreign
 
 GlobalName = tuple[str, str, tuple[tuple[bool, Any], ...]]
@@ -187,7 +187,7 @@ class _Code:
                 self._of(cls)
             hooks = (module._forward_pre_hooks, module._forward_hooks)
             for value in (*vars(module).values(), *(hook for some in hooks for hook in some.values())):
-                self._of(getattr(value, "__func__", value))
+                self._of(unwrapped(value))
 
     def _of(self, value: Any) -> None:
         """Takes in what a function or a class of the user's names; anything else is neither."""
@@ -198,7 +198,7 @@ class _Code:
                 continue
             if isinstance(one, type) and is_own(module_of(one)):
                 self._seen.add(id(one))
-                pending += [_plain(member) for member in vars(one).values()]
+                pending += map(unwrapped, vars(one).values())
             elif type(one) is FunctionType and is_own(one.__globals__.get("__name__", "")):
                 self._seen.add(id(one))
                 pending += self._of_function(one)
@@ -215,19 +215,7 @@ class _Code:
                 yield value
             if known and value is not None and type(value) is not FunctionType:
                 self.globals.append((module, name, value))
-        yield from (cell.cell_contents for cell in function.__closure__ or () if _is_full(cell))
-
-
-def _plain(member: Any) -> Any:
-    member = member.__func__ if isinstance(member, staticmethod | classmethod) else member
-    return member.fget if isinstance(member, property) else member
-
-
-def _is_full(cell: Any) -> bool:
-    try:
-        return type(cell.cell_contents) is FunctionType
-    except ValueError:
-        return False
+        yield from (value for value in closed_over(function) if type(value) is FunctionType)
 
 
 @functools.lru_cache(maxsize=4096)

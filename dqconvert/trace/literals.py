@@ -8,13 +8,12 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
 
-from dqconvert.trace.names import module_of
+from dqconvert.trace.names import closed_over, module_of, unwrapped
 from dqconvert.trace.values import KeptFloat
 
 
@@ -95,8 +94,7 @@ class _Changes:
         for name, member in list(vars(cls).items()):
             if type(member) is float:
                 self.changes.append((cls, name, KeptFloat(member)))
-            plain = member.__func__ if type(member) in (staticmethod, classmethod) else member
-            plain = plain.fget if type(plain) is property else plain
+            plain = unwrapped(member)
             if type(plain) is FunctionType:
                 self.of_function(plain)
 
@@ -110,12 +108,6 @@ class _Changes:
             self.changes.append((function, "__code__", code))
         if defaults is not function.__defaults__:
             self.changes.append((function, "__defaults__", defaults))
-        for inner in _closed_over(function):
-            self.of_function(inner)
-
-
-def _closed_over(function: FunctionType) -> Iterator[FunctionType]:
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # an empty cell
-            if type(cell.cell_contents) is FunctionType:
-                yield cell.cell_contents
+        for inner in closed_over(function):
+            if type(inner) is FunctionType:
+                self.of_function(inner)

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import sys
-from types import FunctionType, ModuleType
+from collections.abc import Iterator
+from contextlib import suppress
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 
 def is_code(value: Any) -> bool:
     """Returns True for a function or a class, by its type alone: an object may pretend to be another."""
     return type(value) is FunctionType or issubclass(type(value), type)
+
+
+def unwrapped(member: Any) -> Any:
+    """Returns the function of a property, or of a static, class or bound method; anything else as it is."""
+    kind = type(member)
+    if issubclass(kind, property):
+        return member.fget
+    return member.__func__ if issubclass(kind, staticmethod | classmethod | MethodType) else member
+
+
+def closed_over(function: FunctionType) -> Iterator[Any]:
+    """Yields the values that a function closes over."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            yield cell.cell_contents
 
 
 def module_of(value: Any) -> str:

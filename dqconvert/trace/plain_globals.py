@@ -17,6 +17,7 @@ from torch import nn
 
 from dqconvert.trace.constants import literal
 from dqconvert.trace.globals import is_own
+from dqconvert.trace.names import closed_over, unwrapped
 from dqconvert.trace.unchanged import ATOMS, Entry
 
 
@@ -69,7 +70,7 @@ def plain_globals(functions: Iterable[FunctionType]) -> list[Entry]:
                 pending.append(called)
             elif place[1] in vars(sys.modules[place[0]]) and _is_plain(value):
                 found[place] = value
-        pending += [inner for cell in function.__closure__ or () if (inner := _held(cell)) is not None]
+        pending += [inner for value in closed_over(function) if (inner := _function(value)) is not None]
     return [
         Entry(module, (("attr", name),), "global", literal(value))
         for (module, name), value in found.items()
@@ -81,16 +82,8 @@ _NO_MODULE = ModuleType("none")
 
 
 def _function(value: Any) -> FunctionType | None:
-    value = value.fget if isinstance(value, property) else value
-    value = getattr(value, "__func__", value) if not isinstance(value, type | ModuleType) else value
-    return value if type(value) is FunctionType else None
-
-
-def _held(cell: Any) -> FunctionType | None:
-    try:
-        return _function(cell.cell_contents)
-    except ValueError:  # it is empty
-        return None
+    found = unwrapped(value)
+    return found if type(found) is FunctionType else None
 
 
 def _is_plain(value: Any) -> bool:
