@@ -108,6 +108,15 @@ _QConfig = Annotated[
         "--qconfig", metavar="NAME|FILE", help="A preset, or a .toml or .json file.", autocompletion=_complete_qconfig
     ),
 ]
+_ConvertQConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--qconfig",
+        metavar="NAME|FILE",
+        help="A preset, or a .toml or .json file. [default: int8-dq; with --calibrate int8-ptq]",
+        autocompletion=_complete_qconfig,
+    ),
+]
 _Key = Annotated[str | None, typer.Option("--key", help="Dotted path of the weights in the checkpoint.")]
 _TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Load pickled objects. This runs code that the file brings along.")
@@ -134,7 +143,7 @@ def convert(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The file to write.")],
     model: _Model = None,
     kwargs: _Kwargs = None,
-    qconfig: _QConfig = "int8-dq",
+    qconfig: _ConvertQConfig = None,
     sets: _Sets = None,
     rules: _Rules = None,
     example: _Example = None,
@@ -156,7 +165,8 @@ def convert(
     CKPT is a state_dict saved by torch.save or as safetensors, a training
     checkpoint that holds one, or a pickled module (with --trust-pickle;
     --model is then not needed). With --calibrate the result can be
-    evaluated at once; without, it is for training on.
+    evaluated at once, and the command says how far it is from the float
+    model on that data; without, it is for training on.
 
     With --integer the result is for inference: a prepared file that was
     trained, or a checkpoint that is prepared and calibrated on the way,
@@ -209,7 +219,7 @@ def finetune(
     data: Annotated[Path, typer.Option("--data", metavar="FILE|FOLDER", help="What to train on: saved inputs.")],
     model: _Model = None,
     kwargs: _Kwargs = None,
-    qconfig: _QConfig = "int8-dq",
+    qconfig: _QConfig = "int8-dq+",
     sets: _Sets = None,
     rules: _Rules = None,
     epochs: Annotated[int, typer.Option(min=1, help="How often to go through the data.")] = 150,
@@ -250,7 +260,7 @@ def finetune(
 
     Example: dqconvert finetune gcn.pt --data cora.pt -o gcn.int --integer
     --model torch_geometric.nn:GCN --kwargs '{"in_channels": 16, ...}'
-    --qconfig int8-dq --labels y --mask train_mask --validation val_mask
+    --qconfig int4-dq+ --labels y --mask train_mask --validation val_mask
     """
     from dqconvert.commands.convert import Source
     from dqconvert.commands.finetune import Training

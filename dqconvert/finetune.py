@@ -47,7 +47,7 @@ class Epoch(NamedTuple):
 def finetune(
     model: nn.Module,
     data: Any,
-    qconfig: QConfig | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    qconfig: QConfig | Mapping[str, Any] | str | os.PathLike[str] | None = "int8-dq+",
     *,
     epochs: int = 150,
     lr: float = 0.01,

@@ -31,7 +31,7 @@ from torch_geometric.transforms import NormalizeFeatures
 
 import dqconvert
 from dqconvert import QConfig
-from study import Job, Log, Row, add_arguments, carry_out, name_of, parse, show, summary, write_state
+from study import Job, Log, Row, add_arguments, carry_out, name_of, parameters_of, parse, show, summary, write_state
 
 DATASETS = ("Cora", "CiteSeer")
 
@@ -95,7 +95,7 @@ def fit(model: nn.Module, data: Data, epochs: int, lr: float, log: Log) -> None:
     The model ends with the state of its best validation epoch, the latest of equals. The first fifth of the
     epochs does not stand for election: there, a prepared model's ranges still move.
     """
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=5e-4)
+    optimizer = torch.optim.Adam(parameters_of(model, 5e-4), lr=lr)
     best, state = -1.0, model.state_dict()
     for epoch in range(epochs):
         model.train()

@@ -19,7 +19,7 @@ from torch_geometric.loader import DataLoader
 
 import dqconvert
 from dqconvert import QConfig
-from study import Job, Log, Row, name_of, write_state
+from study import Job, Log, Row, name_of, parameters_of, write_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def train(
     holds the training after each epoch, and from which it goes on; every epoch seeds its own draws, so that it goes on
     exactly.
     """
-    optimizer = torch.optim.Adam(_parameters(model, recipe.weight_decay), lr=recipe.lr)
+    optimizer = torch.optim.Adam(parameters_of(model, recipe.weight_decay), lr=recipe.lr)
     best, done = {"loss": math.inf, "model": copy.deepcopy(model.state_dict())}, 0
     if state is not None and state.exists():
         held = torch.load(state, weights_only=True)
@@ -156,10 +156,6 @@ def train(
             write_state(state, {**held, "best": best, "done": epoch + 1})
         log(epoch + 1, loss=float(torch.stack(losses).mean()), val_loss=val_loss, val=val)
     model.load_state_dict(best["model"])
-
-
-def _parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
 
 
 @dataclass(frozen=True, kw_only=True)

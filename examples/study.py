@@ -23,6 +23,7 @@ import torch_geometric
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import nn
 
 import dqconvert
 from dqconvert import QConfig, QSpec
@@ -162,6 +163,13 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
+
+
+def parameters_of(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Returns the parameters of a float or a prepared model, as optimizers take them; learned steps do not decay."""
+    if hasattr(model, "report"):
+        return dqconvert.parameter_groups(model, weight_decay=weight_decay)
+    return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
 
 
 def carry_out(jobs: Iterable[Job], args: argparse.Namespace) -> list[Row]:

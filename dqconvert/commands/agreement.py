@@ -47,7 +47,7 @@ def agreement_lines(found: dict[str, Any] | None) -> list[str]:
         return [line]
     worst = ", ".join(f"{path} ({db:.1f} dB)" for path, db in found["worst"].items() if db is not None)
     warning = (
-        f"warning: that is low, and accuracy will suffer. Rounding hurts most at {worst}. Train the prepared file of "
-        f"--qconfig int8-dq, calibrate on more data, or leave these values in float with --rule"
+        f"warning: that is low, and accuracy will suffer. Rounding hurts most at {worst}. Let dqconvert finetune train "
+        f"it on this data, calibrate on more, or leave these values in float with --rule"
     )
     return [line, warning]

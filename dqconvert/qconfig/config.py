@@ -17,6 +17,7 @@ from dqconvert.qconfig.specs import (
     Placement,
     Protect,
     QSpec,
+    Range,
     refuse_not_served_yet,
 )
 from dqconvert.qconfig.tables import (
@@ -192,8 +193,8 @@ class UnknownPresetError(ConfigError, KeyError):
 class Presets(Mapping[str, QConfig]):
     """The named configs: an immutable mapping from name to `QConfig`.
 
-    All are per tensor and, but for weights of learned steps, affine; weights, messages and aggregates are signed,
-    activations `signed="input"`.
+    Those of papers are per tensor and, but for weights of learned steps, affine; weights, messages and aggregates are
+    signed, activations `signed="input"`.
 
     - `int8-dq`, `int4-dq`: Degree-Quant as its authors' code does it (Tailor, Fernandez-Marques and Lane,
         ICLR 2021): percentile ranges kept as running minimum and maximum, clipped gradient, protection 0.0 to
@@ -202,6 +203,9 @@ class Presets(Mapping[str, QConfig]):
         (momentum 0.01), straight-through gradient, no protection.
     - `int8-lsq`, `int4-lsq`: learned steps (Esser et al., *LSQ*, ICLR 2020; Bhalgat et al., *LSQ+*, 2020), symmetric
         grids of weights and affine ones of everything else; protection 0.0 to 0.1.
+    - `int8-dq+`, `int4-dq+`, `int3-dq+`, `int2-dq+`: what measured best, for `dqconvert.finetune`: ranges searched over
+        non-zero values, in 3 and 2 bits as the beginning of learned steps, per channel of weights, which are symmetric;
+        unsigned grids wherever only ReLUs read on; quantizers before dropouts; no protection.
     - `int8-ptq`: for calibration without training: weights, which are known exactly, by their minimum and
         maximum; everything else by percentiles, as a few hubs would stretch the range for all; no protection.
 
@@ -210,7 +214,7 @@ class Presets(Mapping[str, QConfig]):
 
     Example:
         >>> list(presets)
-        ['int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-lsq', 'int4-lsq', 'int8-ptq']
+        ['int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-lsq', 'int4-lsq', 'int8-dq+', 'int4-dq+', ...]
         >>> presets["int4-dq"].protect
         Protect(p_min=0.0, p_max=0.1)
         >>> presets["int8-gat"]
@@ -252,6 +256,13 @@ def _learned(bits: int) -> QConfig:
     return replace(config, weight=QSpec(bits=bits, signed=True, symmetric=True, range="learned"))
 
 
+def _plus(bits: int) -> QConfig:
+    steps: Range = "mse" if bits >= 4 else "learned"
+    value = QSpec(bits=bits, signed="graph", range=steps)
+    weight = QSpec(bits=bits, signed=True, symmetric=True, granularity="channel", range=steps)
+    return QConfig(weight=weight, activation=value, message=value, aggregate=value, placement="before_dropout")
+
+
 DEFAULT_PRESET = "int8-dq"
 presets = Presets(
     {
@@ -261,6 +272,7 @@ presets = Presets(
         "int4-qat": _scheme(QSpec(bits=4, range="ema")),
         "int8-lsq": _learned(8),
         "int4-lsq": _learned(4),
+        **{f"int{bits}-dq+": _plus(bits) for bits in (8, 4, 3, 2)},
         "int8-ptq": replace(_scheme(QSpec(bits=8, range="percentile")), weight=QSpec(bits=8, signed=True)),
     }
 )
