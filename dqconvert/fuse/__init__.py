@@ -27,7 +27,7 @@ from dqconvert.fuse.one_for_one import drop_identities, put_stand_ins, remember
 from dqconvert.fuse.outputs import keep_apart
 from dqconvert.fuse.weights import fuse_weights
 from dqconvert.ops import op_of
-from dqconvert.quant import gather_protected
+from dqconvert.quant import gather_protected, groups_of_edges, groups_of_nodes
 from dqconvert.report import Fusion
 from dqconvert.trace.computed import at_rest
 from dqconvert.trace.method import Method
@@ -112,7 +112,8 @@ def _drop_unused(graph: Graph) -> None:
 
 def _droppable(node: Node) -> bool:
     op = op_of(node)
-    return node.target is gather_protected or op.moves is not None or op.reads_size
+    kept = (gather_protected, groups_of_edges, groups_of_nodes)
+    return node.target in kept or op.moves is not None or op.reads_size
 
 
 __all__ = ["Fused", "fuse", "fuse_method", "keep_apart"]

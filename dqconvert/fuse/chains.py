@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from torch.fx import Node
 
-from dqconvert.fuse.context import Context, only_user, protection_of, reads_form
+from dqconvert.fuse.context import Context, groups_of, only_user, protection_of, reads_form
 from dqconvert.ops import op_of
 from dqconvert.quant.fused import FusedChain, batch_norm, chain, linear, message_passing
 from dqconvert.rewrite.derive import Size
@@ -78,8 +78,8 @@ def _chain_from(context: Context, start: Node) -> _ChainNodes:
     """Returns the longest chain that begins with the call of a quantizer, which may be all there is of it."""
 
     def follows(user: Node | None) -> TypeGuard[Node]:
-        """True if a node is a quantizer with the same protection."""
-        return user is not None and context.is_quantizer(user) and protection_of(user) is protection_of(start)
+        """True if a node is a quantizer with the same protection, and the same groups of rows."""
+        return user is not None and context.is_quantizer(user) and _same_rows(user, start)
 
     first, added, second, third, nodes = None, _Added(), start, None, [start]
     add = only_user(start)
@@ -126,6 +126,10 @@ def _scaled(product: Node, shape: tuple[Size, ...]) -> _Added | None:
     return None
 
 
+def _same_rows(one: Node, other: Node) -> bool:
+    return protection_of(one) is protection_of(other) and groups_of(one) is groups_of(other)
+
+
 def _is_relu(context: Context, node: Node) -> bool:
     return op_of(node, context.plain_module(node)).name == "relu"
 
@@ -138,9 +142,10 @@ def fuse_entries(context: Context) -> None:
         quantize, *rest = node.args
         if not isinstance(quantize, Node) or len(quantize.users) > 1 or not context.is_quantizer(quantize):
             continue
-        protected = rest[3] if len(rest) > 3 else protection_of(quantize)
-        if protected is protection_of(quantize) and context.undisturbed((quantize, node)):
-            _enter(context, quantize, node, protected)
+        own = protection_of(quantize), groups_of(quantize)
+        protected, groups = (rest[3], rest[5] if len(rest) > 5 else None) if len(rest) > 3 else own
+        if protected is own[0] and groups is own[1] and context.undisturbed((quantize, node)):
+            _enter(context, quantize, node, own)
 
 
 # -- writing them ------------------------------------------------------------------------------------------------
@@ -152,6 +157,15 @@ SOURCES: Mapping[Any, tuple[str, int]] = MappingProxyType(
 """What can send its rows straight into a chain: its name in the report, and its number of arguments before that."""
 
 
+def _given(groups: Any) -> tuple[Any, ...]:
+    return () if groups is None else (groups,)
+
+
+def _of_chain(source: Node, groups: Any) -> tuple[Any, ...]:
+    """Returns the arguments of an operation behind its chain: of a linear layer there is its entry between them."""
+    return (None, *_given(groups)) if source.target is linear and groups is not None else _given(groups)
+
+
 def _source(context: Context, found: _ChainNodes) -> Node | None:
     """Returns the operation that makes the rows of a chain, if it can be part of the operator."""
     source = found.nodes[0].args[0]
@@ -160,15 +174,17 @@ def _source(context: Context, found: _ChainNodes) -> Node | None:
         return None
     # What reads the form of a value within the group would have nothing left to read it from.
     alone = all(len(node.users) == 1 for node in (source, *found.nodes[:-1]))
-    fits = alone and len(source.args) <= SOURCES[source.target][1]
+    ends = source.args[SOURCES[source.target][1] :]
+    # There is no chain yet, but messages may have groups: their sums have them, too, or are left alone.
+    fits = alone and not any(ends[:2]) and (not ends or groups_of(found.nodes[0]) is ends[-1])
     return source if fits and context.undisturbed((source, *found.nodes)) else None
 
 
-def _enter(context: Context, quantize: Node, node: Node, protected: Any) -> None:
+def _enter(context: Context, quantize: Node, node: Node, own: tuple[Any, Any]) -> None:
     graph = context.graph
     with graph.inserting_before(node):
         entry = graph.get_attr(str(quantize.target))
-        args = (quantize.args[0], *node.args[1:4], *(None,) * (4 - len(node.args)), protected, entry)
+        args = (quantize.args[0], *node.args[1:4], *(None,) * (4 - len(node.args)), own[0], entry, *_given(own[1]))
         new = annotate(graph.call_function(linear, args), note_of(node))
     before = context.fusions.get(node)
     context.replace((quantize, node), new, "quantizer, " + (before.op if before is not None else "linear"))
@@ -186,11 +202,13 @@ def _write(context: Context, found: _ChainNodes, source: Node | None) -> None:
         # With nodes for its fields, which the graph's code fills in.
         steps: Any = FusedChain(first, added.bias, added.other, added.alpha, second, found.relu, third)  # type: ignore[arg-type]
         if source is None:
-            new = graph.call_function(chain, (form, steps, protection_of(start)))
+            new = graph.call_function(chain, (form, steps, protection_of(start), *_given(groups_of(start))))
         else:
             assert callable(source.target)
-            missing = (None,) * (SOURCES[source.target][1] - len(source.args))
-            new = graph.call_function(source.target, (*source.args, *missing, steps, protection_of(start)))
+            count = SOURCES[source.target][1]
+            own, missing = source.args[:count], (None,) * (count - len(source.args))
+            more = _of_chain(source, groups_of(start))
+            new = graph.call_function(source.target, (*own, *missing, steps, protection_of(start), *more))
         annotate(new, note_of(end))
     assert isinstance(form, Node)
     for node in found.nodes[:-1]:

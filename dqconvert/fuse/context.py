@@ -48,7 +48,7 @@ class Context:
     def is_quantizer(self, node: Node) -> bool:
         """True if a node calls a plain quantizer of rows, the kind that the operators know."""
         module = self.plain_module(node)
-        return type(module) is FakeQuantize and module.min_val.dim() == 0 and module.row_dim == 0
+        return type(module) is FakeQuantize and module.channel_dim is None and module.row_dim == 0
 
     def undisturbed(self, nodes: Sequence[Node]) -> bool:
         """True if no node between the first and the last of a group, but those of the group, writes in place.
@@ -93,6 +93,11 @@ class Context:
 def protection_of(quantize: Node) -> Any:
     """Returns the mask of protected rows that the call of a quantizer is given; ``None`` if there is none."""
     return quantize.args[1] if len(quantize.args) > 1 else None
+
+
+def groups_of(quantize: Node) -> Any:
+    """Returns the group of in-degrees of each row that the call of a quantizer is given; ``None`` if there is none."""
+    return quantize.args[2] if len(quantize.args) > 2 else None
 
 
 def only_user(node: Node) -> Node | None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch.fx import Node
 
-from dqconvert.fuse.context import Context, only_user, protection_of
+from dqconvert.fuse.context import Context, groups_of, only_user, protection_of
 from dqconvert.fuse.memos import memo, origin, size_of
 from dqconvert.ops import Moves, op_of, op_of_layer
-from dqconvert.quant import gather_protected
+from dqconvert.quant import gather_protected, groups_of_edges
 from dqconvert.quant.fused import largest_message, message_passing
 from dqconvert.quant.memo import EdgeOrders
 from dqconvert.rewrite.connectivity import Gather, end_of_edges, gather
@@ -32,7 +32,11 @@ def fuse_messages(context: Context) -> None:
     orders: dict[Any, Node] = {}
     for node in list(context.graph.nodes):
         found = matched(context, node) if context.is_quantizer(node) else None
-        if found is not None and context.undisturbed(found.nodes):
+        # A maximum knows no groups: that of the products of a quantizer of its own is computed as it stands.
+        known = found is not None and (
+            found.groups is None or (found.how != "max" and found.message.weight is not None)
+        )
+        if found is not None and known and context.undisturbed(found.nodes):
             context.replace(found.nodes, _written(context, found, orders), "message passing")
 
 
@@ -59,6 +63,7 @@ class Propagation:
         message: What is sent.
         quantize: The call of its quantizer.
         protected: Which senders are protected; ``None``: none is.
+        groups: The groups of in-degrees of the nodes that receive, if messages have the range of theirs.
         aggregate: The sum, mean or maximum.
         receiver: The other ends of the edges.
         num_nodes: How many nodes receive.
@@ -69,6 +74,7 @@ class Propagation:
     message: Message
     quantize: Node
     protected: Any
+    groups: Any
     aggregate: Node
     receiver: Node
     num_nodes: Any
@@ -113,10 +119,14 @@ def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propag
     mask = protection_of(quantize)
     if mask is not None and not _is_senders(mask, taken):
         return None
+    groups = groups_of(quantize)
+    if groups is not None and not _is_receivers(groups, taken):
+        return None
     return Propagation(
         message=message,
         quantize=quantize,
         protected=None if mask is None else mask.args[0],
+        groups=None if groups is None else groups.args[0],
         aggregate=aggregate,
         receiver=receiver,
         num_nodes=size,
@@ -169,6 +179,14 @@ def _is_senders(mask: Any, taken: Gather) -> bool:
     return isinstance(index, Node) and end_of_edges(index) == (taken.edge_index, taken.row)
 
 
+def _is_receivers(groups: Any, taken: Gather) -> bool:
+    """True if groups of messages are those of the nodes that receive them."""
+    if not isinstance(groups, Node) or groups.target is not groups_of_edges:
+        return False
+    index = groups.args[1]
+    return isinstance(index, Node) and end_of_edges(index) == (taken.edge_index, 1 - taken.row)
+
+
 # -- writing them ------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +208,8 @@ def _written(context: Context, found: Propagation, orders: dict[Any, Node]) -> N
             new = graph.call_function(largest_message, args)
         else:
             drop = None if found.drop is None else tuple(found.drop.args[2:])
-            new = graph.call_function(message_passing, (*args, found.how == "mean", drop))
+            more = () if found.groups is None else (None, None, found.groups)
+            new = graph.call_function(message_passing, (*args, found.how == "mean", drop, *more))
         return annotate(new, note_of(found.aggregate))
 
 

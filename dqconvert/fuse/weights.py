@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.fx import Node
 
-from dqconvert.fuse.context import Context, protection_of
+from dqconvert.fuse.context import Context, groups_of, protection_of
 from dqconvert.quant.fused import weights
 from dqconvert.report import Fusion
 from dqconvert.trace.note import annotate, note_of
@@ -34,7 +34,7 @@ def fuse_weights(context: Context) -> None:
 
 
 def _of_a_small_parameter(context: Context, node: Node) -> bool:
-    if not context.is_quantizer(node) or protection_of(node) is not None:
+    if not context.is_quantizer(node) or protection_of(node) is not None or groups_of(node) is not None:
         return False
     (value,) = node.all_input_nodes
     if value.op != "get_attr":

@@ -181,11 +181,44 @@ class Grid:
             zero_point = min(max(low - round(lo / scale), low), high)
         return np.array([np.float32(scale), zero_point, low, high], dtype)
 
+    def table(self, dtype: Any) -> NDArray[Any]:
+        """The same of every group of rows, of which there is one: `[1, 4]`."""
+        return self.parameters(dtype)[None]
+
     def apply(self, value: float, dtype: Any) -> float:
         """One value, fake-quantized as the loops do it."""
         scale, zero_point, low, high = self.parameters(dtype)
         code = np.rint(dtype(value) / scale + zero_point)
         return float((min(max(code, low), high) - zero_point) * scale)
+
+
+class GridTable(Grid):
+    """The grids of groups of rows, whose ranges stay as they are.
+
+    Args:
+        lows, highs: The ends of the range of each group.
+    """
+
+    def __init__(self, scheme: Scheme, lows: Sequence[float], highs: Sequence[float]) -> None:
+        if scheme.observe:
+            raise ValueError("a table of grids observes nothing: quantizers update the ranges of groups themselves")
+        super().__init__(scheme, -math.inf, math.inf)
+        self._ends = tuple(lows), tuple(highs)
+
+    def table(self, dtype: Any) -> NDArray[Any]:
+        """Of every group its parameters: `[groups, 4]`."""
+        return _table(self.scheme, self._ends, dtype)
+
+
+@lru_cache(maxsize=1024)
+def _table(scheme: Scheme, ends: tuple[tuple[float, ...], ...], dtype: Any) -> NDArray[Any]:
+    """Kept, for it takes longer than to round some rows."""
+    return np.stack([Grid(scheme, lo, hi).parameters(dtype) for lo, hi in zip(*ends, strict=True)])
+
+
+def grid_of(scheme: Scheme, lo: Any, hi: Any) -> Grid:
+    """Returns the grid of a range; of those of groups of rows, if the ends are lists, their grids."""
+    return Grid(scheme, lo, hi) if isinstance(lo, float) else GridTable(scheme, lo, hi)
 
 
 def _single(value: float) -> float:

@@ -56,6 +56,7 @@ def plain_quantize_batch_norm(
     other: Tensor | None,
     alpha: Tensor | None,
     protected: Tensor | None,
+    groups: Tensor | None,
     ranges: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
@@ -70,7 +71,7 @@ def plain_quantize_batch_norm(
     """
     var, mean = torch.var_mean(x, 0, correction=0)
     y = plain_batch_norm(x, weight, shift, mean, var, eps)
-    return *plain_quantize_chain(y, bias, other, alpha, protected, ranges, ints, floats), mean, var
+    return *plain_quantize_chain(y, bias, other, alpha, protected, groups, ranges, ints, floats), mean, var
 
 
 class _Normed:
@@ -101,13 +102,13 @@ def _serves(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, 
 
 
 def _on_cpu(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, *rest: Any) -> tuple[Tensor, ...]:
-    bias, other, alpha, protected, ranges, ints, floats = rest
+    *added, ranges, ints, floats = rest
     mean, var = _moments(_chain.matrix(x))
     scale = 1 / torch.sqrt(var + eps)
     scale = scale if weight is None else scale * weight.detach()
     offset = -mean * scale if shift is None else shift.detach() - mean * scale
     source = _Normed(_chain.matrix(x), *(array(t.to(x.dtype)) for t in (scale, offset)))
-    results = _chain.quantize(source, _chain.Added(bias, other, alpha, protected), ranges, ints, floats)
+    results = _chain.quantize(source, _chain.Added(*added), ranges, ints, floats)
     return *results, mean.to(x.dtype), var.to(x.dtype)
 
 
@@ -198,7 +199,7 @@ batch_norm_grad = Operator(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    x, weight, _, ctx.eps, _, other, alpha, _, _, ints, floats = inputs
+    x, weight, _, ctx.eps, _, other, alpha, *_, ints, floats = inputs
     ctx.apart = Steps.unpacked(ints, floats).schemes[0] is not None
     keep_other = other if alpha is not None and ctx.needs_input_grad[6] else None
     ctx.save_for_backward(x, weight, output[2], *output[3:], alpha, keep_other)
@@ -206,7 +207,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 11
+        return (None,) * 12
     x, weight, passes, mean, var, alpha, other = ctx.saved_tensors
     for_x, for_weight, for_shift = ctx.needs_input_grad[:3]
     for_added = ctx.needs_input_grad[4:7]
@@ -224,7 +225,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         elif at_rows is not None:
             found = batch_norm_grad(at_rows, passes.new_empty(0), X, x, weight, mean, var, ctx.eps)
     gradients = (g if wanted else None for g, wanted in zip(found, (for_x, for_weight, for_shift), strict=True))
-    return *gradients, None, *added, *(None,) * 4
+    return *gradients, None, *added, *(None,) * 5
 
 
 quantize_batch_norm_operator = Operator(
@@ -243,6 +244,7 @@ quantize_batch_norm_operator = Operator(
         other="x? [=x]",
         alpha="x?",
         protected="bool? [rows]",
+        groups="uint8? [rows]",
         ranges="float32",
         ints="free",
         floats="free",
@@ -265,6 +267,7 @@ def quantize_batch_norm(
     alpha: Tensor | None = None,
     protected: Tensor | None = None,
     relu: bool = False,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Normalizes the columns of a batch and passes its rows through a chain.
 
@@ -272,7 +275,7 @@ def quantize_batch_norm(
         x: Floating `[rows, columns]`, at least one row.
         weight, shift: `[columns]`, what the normalized columns are multiplied with and what is added; or None.
         eps: Added to the variance.
-        schemes, ranges, bias, other, alpha, protected, relu: As in :func:`dqconvert.kernels.quantize_chain`.
+        schemes, ranges, bias, other, alpha, protected, relu, groups: As in :func:`dqconvert.kernels.quantize_chain`.
 
     Returns:
         The result `[rows, columns]`; the new ends of the ranges, float32 `[len(ranges)]`; the mean and the variance of
@@ -295,6 +298,6 @@ def quantize_batch_norm(
     packed = masked(schemes, relu)
     ends = ends_of(ranges)
     y, new, _, mean, var = quantize_batch_norm_operator(
-        x, weight, shift, eps, bias, other, alpha, protected, ends, *packed
+        x, weight, shift, eps, bias, other, alpha, protected, groups, ends, *packed
     )
     return y, new, mean, var

@@ -57,6 +57,7 @@ def plain_quantize_chain(
     other: Tensor | None,
     alpha: Tensor | None,
     protected: Tensor | None,
+    groups: Tensor | None,
     ranges: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
@@ -64,10 +65,10 @@ def plain_quantize_chain(
     """Defines what every implementation is held to.
 
     The arguments are those of :func:`quantize_chain`; `ranges` is float32 `[2 * grids]`, the two ends of every grid's
-    range, `ints` and `floats` the steps (:meth:`Steps.packed`).
+    range, or `[2 * grids, groups]`; `ints` and `floats` the steps (:meth:`Steps.packed`).
 
     Returns:
-        The result; the new ends of the ranges, float32 `[2 * grids]`; and, uint8, shaped like `x`, which gradients
+        The result; the new ends of the ranges, shaped like them; and, uint8, shaped like `x`, which gradients
         pass: bit 0, to the sum; bit 1, to `x` (`[0]` if the steps are not masked).
     """
     steps = Steps.unpacked(ints, floats)
@@ -82,10 +83,8 @@ def plain_quantize_chain(
         i = sum(before is not None for before in steps.schemes[:place])
         lo, hi = plain_observe(values, ranges[2 * i], ranges[2 * i + 1], scheme, protected)
         new[2 * i], new[2 * i + 1] = lo, hi
-        scale, zero_point = scheme_qparams(scheme, lo, hi)
-        rounded, clipped = plain_fake_quantize(
-            values, scale, zero_point, scheme.quant_min, scheme.quant_max, protected, 0, None
-        )
+        grids = of_rows(scheme_qparams(scheme, lo, hi), groups)
+        rounded, clipped = round_rows(values, grids, scheme, protected)
         return rounded, clipped & scheme.clip
 
     value, clipped = quantize(x, 0)
@@ -104,6 +103,30 @@ def plain_quantize_chain(
     passes = to_sum * SUM + (to_sum & to_x) * X if steps.masked else x.new_empty(0)
     ends = torch.stack(new).float() if new else ranges.clone()
     return value.to(x.dtype).contiguous().clone(), ends, passes.to(torch.uint8)
+
+
+def round_rows(
+    values: Tensor, grid: tuple[Tensor, Tensor, int | None], scheme: Scheme, protected: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Returns the values on a grid of :func:`of_rows`, and which were clipped."""
+    scale, zero_point, dim = grid
+    return plain_fake_quantize(values, scale, zero_point, scheme.quant_min, scheme.quant_max, protected, 0, dim)
+
+
+def of_rows(
+    grid: tuple[Tensor, Tensor], groups: Tensor | None, index: Tensor | None = None
+) -> tuple[Tensor, Tensor, int | None]:
+    """Returns a grid, and the dimension that it differs along: the rows', if each has that of its group.
+
+    Args:
+        grid: Scale and zero point, `[]`, or `[groups]` if rows have groups.
+        groups: uint8 `[rows]`, or None.
+        index: int64, which of these rows; None: all.
+    """
+    if groups is None:
+        return *grid, None
+    rows = groups.long() if index is None else groups.long()[index]
+    return grid[0][rows], grid[1][rows], 0
 
 
 def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,7 +216,7 @@ quantize_chain_grad = Operator(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1], output[2])
-    _, _, other, alpha, _, _, ints, floats = inputs
+    _, _, other, alpha, _, _, _, ints, floats = inputs
     ctx.apart = Steps.unpacked(ints, floats).schemes[0] is not None
     # What `alpha` is multiplied with is needed for its own gradient alone.
     keep_other = other if alpha is not None and ctx.needs_input_grad[3] else None
@@ -201,9 +224,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    nothing = (None,) * 4
+    nothing = (None,) * 5
     if grad is None:
-        return (None,) * 8
+        return (None,) * 9
     passes, alpha, other = ctx.saved_tensors
     return *chain_gradients(grad, passes, other, alpha, ctx.apart, ctx.needs_input_grad[:4]), *nothing
 
@@ -243,6 +266,7 @@ quantize_chain_operator = Operator(
         other="x? [=x]",
         alpha="x?",
         protected="bool? [rows]",
+        groups="uint8? [rows]",
         ranges="float32",
         ints="free",
         floats="free",
@@ -262,20 +286,24 @@ def quantize_chain(
     alpha: Tensor | None = None,
     protected: Tensor | None = None,
     relu: bool = False,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Passes rows through a chain of sums, grids and a ReLU.
 
     Args:
         x: Floating, at least one dimension; rows are its first one.
         schemes: Three entries, one for each place of a grid; `None`: no grid there.
-        ranges: The low and the high end of the range of each grid that there is, float32 `[]`, in that order.
+        ranges: The low and the high end of the range of each grid that there is, float32 `[]`, in that order; with
+            groups of rows, `[groups]`. Ranges of groups are not updated: their schemes do not observe.
         bias: `[x.size(-1)]`, added behind grid 0.
         other: Shaped like `x`, added there, times `alpha` (one element) if that is given.
         protected: bool `[x.size(0)]`; grids neither observe nor round the rows that are True.
         relu: True if negative values become zero before grid 2.
+        groups: uint8 `[x.size(0)]`, the group of each row, which says what range its grids have; `None`: all one.
 
     Returns:
-        The result, shaped like `x` and contiguous, and the new ends of the ranges, float32 `[len(ranges)]`. A range is
+        The result, shaped like `x` and contiguous, and the new ends of the ranges, float32 `[len(ranges)]`, with a
+        second dimension for groups. A range is
         updated before its grid rounds. Gradients reach `x`, `bias`, `other` and `alpha`; those of clipped values are
         zero in grids whose scheme says `clip`.
 
@@ -296,7 +324,7 @@ def quantize_chain(
     if protected is not None:
         check_rows(protected, x, 0, name="protected")
     packed = masked(schemes, relu)
-    y, new, _ = quantize_chain_operator(x, bias, other, alpha, protected, ends_of(ranges), *packed)
+    y, new, _ = quantize_chain_operator(x, bias, other, alpha, protected, groups, ends_of(ranges), *packed)
     return y, new
 
 
@@ -307,5 +335,5 @@ def masked(schemes: tuple[Scheme | None, Scheme | None, Scheme | None], relu: bo
 
 
 def ends_of(ranges: Sequence[Tensor]) -> Tensor:
-    """Returns the ends of the ranges in one tensor, float32 `[2 * grids]`."""
+    """Returns the ends of the ranges in one tensor, float32 `[2 * grids]`, or `[2 * grids, groups]`."""
     return torch.stack(list(ranges)) if ranges else torch.empty(0, dtype=torch.float32)

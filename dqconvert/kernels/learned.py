@@ -150,7 +150,7 @@ def plain_learned_chain(
     floats: Sequence[float],
 ) -> Tensor:
     """Defines the values: those of :func:`dqconvert.kernels.chain.plain_quantize_chain`."""
-    return plain_quantize_chain(x, bias, other, alpha, protected, ranges, ints, floats)[0]
+    return plain_quantize_chain(x, bias, other, alpha, protected, None, ranges, ints, floats)[0]
 
 
 def plain_learned_chain_grad(

@@ -35,7 +35,7 @@ def plain_learned_propagate(
     floats: Sequence[float],
 ) -> Tensor:
     """Defines the values: those of :func:`dqconvert.kernels.propagate.plain_propagate`, without a chain."""
-    scheme, mean = Passing.unpacked(ints, floats)
+    scheme, mean, _ = Passing.unpacked(ints, floats)
     message, _, _ = plain_messages(x, weight, sender, protected, range_, scheme)
     out = x.new_zeros((num_nodes, x.size(1))).index_add(0, receiver, message)
     return out / in_degree([receiver], num_nodes).to(out.dtype).clamp(min=1).unsqueeze(1) if mean else out
@@ -56,7 +56,7 @@ def plain_learned_propagate_grad(
     floats: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Defines the gradients of `x`, of the weights (`[0, 0]` without any) and of the range, message by message."""
-    scheme, mean = Passing.unpacked(ints, floats)
+    scheme, mean, _ = Passing.unpacked(ints, floats)
     if mean:
         grad = grad / in_degree([receiver], grad.size(0)).to(grad.dtype).clamp(min=1).unsqueeze(1)
     message, _, _ = plain_messages(x, weight, sender, sender.new_ones(x.size(0), dtype=torch.bool), range_, scheme)
@@ -69,7 +69,7 @@ def plain_learned_propagate_grad(
 
 def _on_cpu(x: Tensor, weight: Tensor | None, sender: Tensor, receiver: Tensor, *rest: Any) -> Tensor:
     by_receiver, by_sender, _, protected, range_, ints, floats = rest
-    scheme, mean = Passing.unpacked(ints, floats)
+    scheme, mean, _ = Passing.unpacked(ints, floats)
     common = (Grid(scheme, *range_.tolist()), protected, mean)
     if weight is None:
         return torch.from_numpy(sums.SumsOfRows(x, by_receiver, by_sender, *common).rows())
@@ -80,7 +80,7 @@ def _grad_on_cpu(
     grad: Tensor, x: Tensor, weight: Tensor | None, _: Tensor, __: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     by_receiver, by_sender, out, protected, range_, ints, floats = rest
-    scheme, mean = Passing.unpacked(ints, floats)
+    scheme, mean, _ = Passing.unpacked(ints, floats)
     grid = Grid(scheme, *range_.tolist())
     return _loops.propagate_back(grad, x, weight, by_receiver, by_sender, out, protected, grid, mean)
 

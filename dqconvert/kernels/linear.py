@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Grid, Scheme, Steps
+from dqconvert.kernels._grid import Grid, Scheme, Steps, grid_of
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
@@ -26,7 +26,7 @@ from dqconvert.kernels.chain import chain_gradients, ends_of, fake_results, mask
 from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.cpu import product_loops as loops
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.chain import flags
+from dqconvert.kernels.cpu.chain import flags, groups_of
 from dqconvert.kernels.cpu.entry import Gate
 from dqconvert.kernels.cpu.llvm.multiply import pack
 from dqconvert.kernels.cpu.select import Rows
@@ -53,6 +53,7 @@ def plain_quantize_linear(
     other: Tensor | None,
     alpha: Tensor | None,
     protected: Tensor | None,
+    groups: Tensor | None,
     ranges: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
@@ -65,11 +66,11 @@ def plain_quantize_linear(
     entry, steps = split(ints, floats)
     if entry is None:
         y = torch.nn.functional.linear(x, weight, offset)
-        return plain_quantize_chain(y, bias, other, alpha, protected, ranges, *steps)
+        return plain_quantize_chain(y, bias, other, alpha, protected, groups, ranges, *steps)
     alone = Steps((None, entry, None)).packed()
-    rounded, range_, _ = plain_quantize_chain(x, None, None, None, protected, ranges[:2], *alone)
+    rounded, range_, _ = plain_quantize_chain(x, None, None, None, protected, groups, ranges[:2], *alone)
     y = torch.nn.functional.linear(rounded, weight, offset)
-    y, new, passes = plain_quantize_chain(y, bias, other, alpha, protected, ranges[2:], *steps)
+    y, new, passes = plain_quantize_chain(y, bias, other, alpha, protected, groups, ranges[2:], *steps)
     return y, torch.cat([range_, new]), passes
 
 
@@ -83,15 +84,17 @@ class Product:
         offset: Tensor | None,
         entry: Grid | None = None,
         protected: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         self.shape, self.dtype = (*x.shape[:-1], weight.size(0)), x.dtype
         self._x = array(x).reshape(-1, x.size(-1))
         self._packed = pack(array(weight).T)
         self._offset = np.empty(0, self._x.dtype) if offset is None else array(offset)
-        self._entry, self._skip = np.empty(0, self._x.dtype), flags(protected)
+        self._entry, self._skip = np.empty((0, 4), self._x.dtype), flags(protected)
+        self._group = groups_of(groups)
         if entry is not None:
             _chain.observe(entry, Rows(self._x, self._skip if len(self._skip) else None))
-            self._entry = entry.parameters(self._x.dtype.type)
+            self._entry = entry.table(self._x.dtype.type)
         self._cuts = parts(len(self._x), len(self._x) * (weight.size(0) + weight.numel() // 16))
 
     @property
@@ -99,7 +102,7 @@ class Product:
         return len(self._cuts)
 
     def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
-        args = (self._x, self._entry, self._skip, self._packed, self._offset, y, chain)
+        args = (self._x, self._entry, self._skip, self._group, self._packed, self._offset, y, chain)
         run(lambda part, start, stop: loops.chain_products(*args, caught[part], start, stop), self._cuts)
 
     def holds(self) -> bool:
@@ -112,23 +115,29 @@ class Product:
 def _on_cpu(x: Tensor, weight: Tensor, offset: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *added, ranges, ints, floats = rest
     entry, steps = split(ints, floats)
-    grid = None if entry is None else Grid(entry, *ranges[:2].tolist())
+    grid = None if entry is None else grid_of(entry, *ranges[:2].tolist())
     if is_large(weight) or (entry is None and not ours(weight, *steps)):
-        y = _by_library(x, weight, offset, grid, added[3])
+        y = _by_library(x, weight, offset, grid, *added[3:])
         chain = Steps.unpacked(*steps)
         if not (entry or chain.grids or chain.relu or any(t is not None for t in added[:3])):
             return y, torch.empty_like(ranges), torch.empty(0, dtype=torch.uint8)
         product: _chain.Source = _chain.Memory(y)
     else:
-        product = Product(x, weight, offset, grid, added[3])
+        product = Product(x, weight, offset, grid, *added[3:])
     if grid is None:
         return _chain.quantize(product, _chain.Added(*added), ranges, *steps)
     y, new, passes = _chain.quantize(product, _chain.Added(*added), ranges[2:], *steps)
-    return y, torch.cat([torch.tensor([grid.lo, grid.hi], dtype=torch.float32), new]), passes
+    ends = torch.tensor([grid.lo, grid.hi], dtype=torch.float32) if ranges.dim() == 1 else ranges[:2]
+    return y, torch.cat([ends, new]), passes
 
 
 def _by_library(
-    x: Tensor, weight: Tensor, offset: Tensor | None, grid: Grid | None, protected: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    grid: Grid | None,
+    protected: Tensor | None,
+    groups: Tensor | None,
 ) -> Tensor:
     """Returns torch's product; if there is a grid, it observes rows of `x`, and they are rounded first."""
     if grid is not None:
@@ -137,7 +146,7 @@ def _by_library(
     y = empty((x.size(0), weight.size(0)), x.dtype)
     if grid is None:  # as it lies: of rows that lie otherwise the library's sums differ in the last bits
         return torch.mm(x, weight.t(), out=y) if offset is None else torch.addmm(offset, x, weight.t(), out=y)
-    for first, last, rows in Gate(x, grid, protected).chunks():
+    for first, last, rows in Gate(x, grid, protected, groups).chunks():
         to = y[first:last]
         torch.mm(rows, weight.t(), out=to) if offset is None else torch.addmm(offset, rows, weight.t(), out=to)
     return y
@@ -152,7 +161,7 @@ def _fake(x: Tensor, weight: Tensor, offset: Tensor | None, *rest: Any) -> tuple
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1], output[2])
-    x, weight, _, _, other, alpha, protected, _, *ctx.numbers = inputs
+    x, weight, _, _, other, alpha, protected, groups, _, *ctx.numbers = inputs
     for_x, for_weight, _, _, _, for_alpha = ctx.needs_input_grad[:6]
     entry, steps = split(*ctx.numbers)
     ctx.apart = Steps.unpacked(*steps).schemes[0] is not None
@@ -161,13 +170,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     keep_weight = weight if for_x or (for_weight and ctx.ours) else None
     keep_x = x if for_weight or (for_x and entry is not None) else None
     range_ = None if entry is None else output[1][:2]
-    ctx.save_for_backward(output[2], keep_x, keep_weight, alpha, keep_other, protected if entry else None, range_)
+    which = (protected, groups) if entry else (None, None)
+    ctx.save_for_backward(output[2], keep_x, keep_weight, alpha, keep_other, *which, range_)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 10
-    passes, x, weight, alpha, other, protected, range_ = ctx.saved_tensors
+        return (None,) * 11
+    passes, x, weight, alpha, other, protected, groups, range_ = ctx.saved_tensors
     for_x, for_weight, for_offset, for_bias, for_other, for_alpha = ctx.needs_input_grad[:6]
     if x is None or not ctx.ours or torch.is_grad_enabled():
         # Without `x` little is left to do; and a gradient of a gradient goes through torch's own operators.
@@ -177,21 +187,21 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         to_x = to_weight = to_offset = None
         if for_x and back is not None:
             to_x = (back @ weight).view(*grad.shape[:-1], weight.size(1))
-            to_x = let_in(to_x, x, protected, range_, *ctx.numbers)
+            to_x = let_in(to_x, x, protected, groups, range_, *ctx.numbers)
         if for_weight and back is not None:
-            to_weight = back.t() @ matrix_of(entered(x, protected, range_, *ctx.numbers))
+            to_weight = back.t() @ matrix_of(entered(x, protected, groups, range_, *ctx.numbers))
         if for_offset and back is not None:
             to_offset = back.sum(0)
-        return to_x, to_weight, to_offset, *rest, *(None,) * 4
+        return to_x, to_weight, to_offset, *rest, *(None,) * 5
     wanted = [for_x, for_weight, for_offset, for_bias, for_other, for_alpha]
     found = quantize_linear_grad(
-        grad, passes, x, weight, other, alpha, protected, range_, *ctx.numbers, ctx.apart, wanted
+        grad, passes, x, weight, other, alpha, protected, groups, range_, *ctx.numbers, ctx.apart, wanted
     )
     to_x, to_weight, to_offset, to_bias, to_other, to_alpha = (
         g if w else None for g, w in zip(found, wanted, strict=True)
     )
     to_alpha = None if to_alpha is None else to_alpha.reshape(alpha.shape)
-    return to_x, to_weight, to_offset, to_bias, to_other, to_alpha, *(None,) * 4
+    return to_x, to_weight, to_offset, to_bias, to_other, to_alpha, *(None,) * 5
 
 
 quantize_linear_operator = Operator(
@@ -209,6 +219,7 @@ quantize_linear_operator = Operator(
         other="x? [rows, columns]",
         alpha="x?",
         protected="bool? [rows]",
+        groups="uint8? [rows]",
         ranges="float32",
         ints="free",
         floats="free",
@@ -230,6 +241,7 @@ def quantize_linear(
     alpha: Tensor | None = None,
     protected: Tensor | None = None,
     relu: bool = False,
+    groups: Tensor | None = None,
     entry: Scheme | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Passes the rows of a linear layer's result through a chain, see :func:`dqconvert.kernels.quantize_chain`.
@@ -240,7 +252,7 @@ def quantize_linear(
         offset: `[out]`, the layer's own bias, or None.
         entry: The grid that `x` is rounded to first, but its protected rows; its range comes first in `ranges`, and in
             what is returned.
-        schemes, ranges, bias, other, alpha, protected, relu: As there, for the result `[..., out]`.
+        schemes, ranges, bias, other, alpha, protected, relu, groups: As there, for the result `[..., out]`.
 
     Returns and raises what :func:`dqconvert.kernels.quantize_chain` does. Gradients reach `x`, `weight` and `offset`,
     too.
@@ -260,7 +272,8 @@ def quantize_linear(
         # As torch's own linear does: gradients of gradients of one call add up before they meet those of another.
         weight = weight.view_as(weight)
     packed = joined(entry, *masked(schemes, relu))
-    y, new, _ = quantize_linear_operator(x, weight, offset, bias, other, alpha, protected, ends_of(ranges), *packed)
+    args = (x, weight, offset, bias, other, alpha, protected, groups, ends_of(ranges))
+    y, new, _ = quantize_linear_operator(*args, *packed)
     return y, new
 
 

@@ -10,17 +10,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Grid, Scheme, Steps
+from dqconvert.kernels._grid import Scheme, Steps, grid_of
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels.chain import chain_gradients, plain_quantize_chain, plain_quantize_chain_grad
+from dqconvert.kernels.chain import (
+    chain_gradients,
+    of_rows,
+    plain_quantize_chain,
+    plain_quantize_chain_grad,
+    round_rows,
+)
 from dqconvert.kernels.cpu import product_loops as loops
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.chain import flags, loops_add, matrix
+from dqconvert.kernels.cpu.chain import flags, groups_of, loops_add, matrix
 from dqconvert.kernels.cpu.entry import Gate
 from dqconvert.kernels.cpu.llvm.multiply import MOST, pack
 from dqconvert.kernels.cpu.threads import parts, run
-from dqconvert.kernels.fake_quantize import plain_fake_quantize, scheme_qparams
+from dqconvert.kernels.fake_quantize import scheme_qparams
 
 
 def split(ints: Sequence[int], floats: Sequence[float]) -> tuple[Scheme | None, tuple[Sequence[int], Sequence[float]]]:
@@ -37,20 +43,26 @@ def joined(entry: Scheme | None, ints: Sequence[int], floats: Sequence[float]) -
 
 
 def entered(
-    x: Tensor, protected: Tensor | None, range_: Tensor | None, ints: Sequence[int], floats: Sequence[float]
+    x: Tensor,
+    protected: Tensor | None,
+    groups: Tensor | None,
+    range_: Tensor | None,
+    ints: Sequence[int],
+    floats: Sequence[float],
 ) -> Tensor:
     """Returns the rows that the product was made of: `x`, rounded with the range that its entry had by then."""
     entry, _ = split(ints, floats)
     if entry is None or range_ is None:
         return x
     alone = Steps((None, entry._replace(observe=False), None)).packed()
-    return plain_quantize_chain(x, None, None, None, protected, range_, *alone)[0]
+    return plain_quantize_chain(x, None, None, None, protected, groups, range_, *alone)[0]
 
 
 def let_in(
     grad: Tensor,
     x: Tensor | None,
     protected: Tensor | None,
+    groups: Tensor | None,
     range_: Tensor | None,
     ints: Sequence[int],
     floats: Sequence[float],
@@ -59,9 +71,8 @@ def let_in(
     entry, _ = split(ints, floats)
     if entry is None or range_ is None or x is None or not entry.clip:
         return grad
-    scale, zero_point = scheme_qparams(entry, range_[0], range_[1])
-    args = (x, scale, zero_point, entry.quant_min, entry.quant_max, protected, 0, None)
-    return torch.where(plain_fake_quantize(*args)[1], 0, grad)
+    grid = of_rows(scheme_qparams(entry, range_[0], range_[1]), groups)
+    return torch.where(round_rows(x, grid, entry, protected)[1], 0, grad)
 
 
 def ours(weight: Tensor, ints: Sequence[int], floats: Sequence[float]) -> bool:
@@ -92,6 +103,7 @@ def plain_quantize_linear_grad(
     other: Tensor | None,
     alpha: Tensor | None,
     protected: Tensor | None,
+    groups: Tensor | None,
     range_: Tensor | None,
     ints: Sequence[int],
     floats: Sequence[float],
@@ -100,16 +112,16 @@ def plain_quantize_linear_grad(
 ) -> tuple[Tensor | None, ...]:
     """Defines the gradients of `x`, `weight`, `offset`, the bias, `other` and `alpha`.
 
-    Arguments are as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; `protected`, `range_`, `ints` and
-    `floats` are those of the entry, see :func:`entered`. `wanted`: which of the six; each of the first three is as much
-    work as the layer itself.
+    Arguments are as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; `protected`, `groups`, `range_`,
+    `ints` and `floats` are those of the entry, see :func:`entered`. `wanted`: which of the six; each of the first three
+    is as much work as the layer itself.
     """
     _, at_product, *rest = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
     rows, to_x, to_weight = matrix_of(at_product), None, None
     if wanted[0]:
-        to_x = let_in(at_product @ weight, x, protected, range_, ints, floats)
+        to_x = let_in(at_product @ weight, x, protected, groups, range_, ints, floats)
     if wanted[1]:
-        to_weight = rows.t() @ matrix_of(entered(x, protected, range_, ints, floats))
+        to_weight = rows.t() @ matrix_of(entered(x, protected, groups, range_, ints, floats))
     return to_x, to_weight, rows.sum(0) if wanted[2] else None, *rest
 
 
@@ -126,6 +138,7 @@ def _grad(
     other: Tensor | None,
     alpha: Tensor | None,
     protected: Tensor | None,
+    groups: Tensor | None,
     range_: Tensor | None,
     ints: Sequence[int],
     floats: Sequence[float],
@@ -133,7 +146,7 @@ def _grad(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Those of the six gradients that are wanted; `[0]` for the others."""
-    args = (grad, passes, x, weight, other, alpha, protected, range_, ints, floats, apart, wanted)
+    args = (grad, passes, x, weight, other, alpha, protected, groups, range_, ints, floats, apart, wanted)
     return _those(wanted, [None if g is None else g.clone() for g in plain_quantize_linear_grad(*args)], grad)
 
 
@@ -153,6 +166,7 @@ def _grad_on_cpu(
     other: Tensor | None,
     alpha: Tensor | None,
     protected: Tensor | None,
+    groups: Tensor | None,
     range_: Tensor | None,
     ints: Sequence[int],
     floats: Sequence[float],
@@ -160,9 +174,9 @@ def _grad_on_cpu(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     entry = split(ints, floats)[0]
-    grid = None if entry is None or range_ is None else Grid(entry, *range_.tolist())
+    grid = None if entry is None or range_ is None else grid_of(entry, *range_.tolist())
     if is_large(weight):
-        gate = Gate(x, grid, protected)
+        gate = Gate(x, grid, protected, groups)
         return _those(wanted, _by_library(grad, passes, gate, weight, other, alpha, apart, wanted), x)
     rows, columns, depth = x.size(0), weight.size(0), weight.size(1)
     to_x, to_other = (
@@ -177,9 +191,9 @@ def _grad_on_cpu(
     bits = array(passes).reshape(-1, columns)
     partner = matrix_or_nothing(other if wanted[5] else None, x)
     factor = packed.dtype.type(1 if alpha is None else float(alpha))
-    entry_grid = nothing if grid is None else grid.parameters(nothing.dtype.type)
+    entry_grid = nothing.reshape(0, 4) if grid is None else grid.table(nothing.dtype.type)
     clip = grid is not None and grid.scheme.clip
-    through = (matrix(x), entry_grid, clip, flags(protected))
+    through = (matrix(x), entry_grid, clip, flags(protected), groups_of(groups))
     args = (matrix(grad), bits, *through, packed, apart, factor, partner, array(to_x))
 
     def task(part: int, start: int, stop: int) -> float:
@@ -258,7 +272,8 @@ quantize_linear_grad = Operator(
         other="grad? [=grad]",
         alpha="grad?",
         protected="bool? [rows]",
-        range_="float32? [2]",
+        groups="uint8? [rows]",
+        range_="float32? [2] | [2, groups]",
         ints="free",
         floats="free",
         apart="free",

@@ -38,8 +38,9 @@ def plain_quantize_parts(
         passes (`[0]` if nobody asks).
     """
     masked, schemes = _unpacked(ints, floats)
+    alone = (None,) * 5
     found = [
-        plain_quantize_chain(part, None, None, None, None, ends, *Steps((None, scheme, None), masked=masked).packed())
+        plain_quantize_chain(part, *alone, ends, *Steps((None, scheme, None), masked=masked).packed())
         for part, scheme, ends in zip(x.split_with_sizes(list(sizes)), schemes, ranges.split(2), strict=True)
     ]
     values, ends, passes = (list(results) for results in zip(*found, strict=True))

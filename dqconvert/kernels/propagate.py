@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dqconvert.kernels._grid import Grid, Scheme, Steps
+from dqconvert.kernels._grid import Scheme, Steps, grid_of
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
@@ -25,33 +25,37 @@ from dqconvert.kernels.chain import (
     ends_of,
     fake_results,
     masked,
+    of_rows,
     plain_observe,
     plain_quantize_chain,
     plain_quantize_chain_grad,
+    round_rows,
 )
 from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.cpu import propagate as sums
 from dqconvert.kernels.degree import in_degree
 from dqconvert.kernels.edge_order import EdgeOrder
-from dqconvert.kernels.fake_quantize import plain_fake_quantize, scheme_qparams
+from dqconvert.kernels.fake_quantize import scheme_qparams
 
 
 class Passing(NamedTuple):
-    """How messages are passed: their scheme, and whether they are averaged; as the numbers that operators take.
+    """How messages are passed: their scheme, whether they are averaged, whether their grid is that of their receiver's
+    group; as the numbers that operators take.
 
     The range of the messages comes first among the ranges, their numbers come before those of the chain's steps.
     """
 
     scheme: Scheme
     mean: bool
+    grouped: bool = False
 
     def packed(self) -> tuple[list[int], list[float]]:
         ints, floats = self.scheme.packed()
-        return [int(self.mean), *ints], floats
+        return [int(self.mean) + 2 * int(self.grouped), *ints], floats
 
     @staticmethod
     def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Passing:
-        return Passing(Scheme.unpacked(ints[1:6], floats[:2]), bool(ints[0]))
+        return Passing(Scheme.unpacked(ints[1:6], floats[:2]), bool(ints[0] & 1), bool(ints[0] & 2))
 
     @staticmethod
     def steps(ints: Sequence[int], floats: Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
@@ -72,14 +76,16 @@ def plain_propagate(
     other: Tensor | None,
     alpha: Tensor | None,
     protected: Tensor | None,
+    groups: Tensor | None,
     ranges: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Defines what every implementation is held to; it does without the orders.
 
-    The arguments are those of :func:`propagate`; `ranges` is float32 `[2 + 2 * grids]`, that of the messages first,
-    `ints` and `floats` hold how messages are passed and the steps of the chain.
+    The arguments are those of :func:`propagate`; `ranges` is float32 `[2 + 2 * grids]`, that of the messages first, or
+    `[2 + 2 * grids, groups]`, where one of all messages stands for every group; `ints` and `floats`
+    hold how messages are passed and the steps of the chain.
 
     Returns:
         The result, the new ranges and which gradients pass, as :func:`dqconvert.kernels.chain.plain_quantize_chain`
@@ -87,28 +93,48 @@ def plain_propagate(
         for what is aggregated.
     """
     passing = Passing.unpacked(ints, floats)
-    message, new, _ = plain_messages(x, weight, sender, senders_protected, ranges[:2], passing.scheme)
+    own = (groups, receiver) if passing.grouped else None
+    range_ = message_range(ranges, passing)
+    message, new, _ = plain_messages(x, weight, sender, senders_protected, range_, passing.scheme, own)
     out = x.new_zeros((num_nodes, x.size(1))).index_add(0, receiver, message)
     if passing.mean:
         out = out / in_degree([receiver], num_nodes).to(out.dtype).clamp(min=1).unsqueeze(1)
-    y, ends, passes = plain_quantize_chain(out, bias, other, alpha, protected, ranges[2:], *Passing.steps(ints, floats))
-    return y, torch.cat([new, ends]), passes, x.new_empty((0, 0, 0))
+    args = (out, bias, other, alpha, protected, groups, ranges[2:])
+    y, ends, passes = plain_quantize_chain(*args, *Passing.steps(ints, floats))
+    return y, torch.cat([alike(new, ranges), ends]), passes, x.new_empty((0, 0, 0))
+
+
+def message_range(ranges: Tensor, passing: Passing) -> Tensor:
+    """Returns the range of the messages, float32 `[2]` or `[2, groups]`."""
+    return ranges[:2] if passing.grouped or ranges.dim() == 1 else ranges[:2, 0]
+
+
+def alike(new: Tensor, ranges: Tensor) -> Tensor:
+    """Returns the new range of the messages with as many dimensions as all ranges have."""
+    return new if new.dim() == ranges.dim() else new[:, None].expand(2, ranges.size(1))
 
 
 def plain_messages(
-    x: Tensor, weight: Tensor | None, sender: Tensor, protected: Tensor | None, range_: Tensor, scheme: Scheme
+    x: Tensor,
+    weight: Tensor | None,
+    sender: Tensor,
+    protected: Tensor | None,
+    range_: Tensor,
+    scheme: Scheme,
+    own: tuple[Tensor | None, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Every message, quantized, `[num_edges, features]`; the new range; and which values were clipped."""
+    """Every message, quantized, `[num_edges, features]`; the new range; and which values were clipped.
+
+    `own`: the groups of the nodes that receive, and the receiver of each edge; None: there is one grid.
+    """
     message = x.index_select(0, sender)
     if weight is not None:
         heads = (weight.size(0), weight.size(1), x.size(1) // max(weight.size(1), 1))
         message = (message.view(heads) * weight.unsqueeze(2)).view_as(message)
     rows = None if protected is None else protected.index_select(0, sender)
     lo, hi = plain_observe(message, range_[0], range_[1], scheme, rows)
-    scale, zero_point = scheme_qparams(scheme, lo, hi)
-    rounded, clipped = plain_fake_quantize(
-        message, scale, zero_point, scheme.quant_min, scheme.quant_max, rows, 0, None
-    )
+    grid = of_rows(scheme_qparams(scheme, lo, hi), *(own or (None,)))
+    rounded, clipped = round_rows(message, grid, scheme, rows)
     return rounded, torch.stack([lo, hi]), clipped & scheme.clip
 
 
@@ -140,16 +166,16 @@ GRAPH: dict[str, Any] = {
 def _on_cpu(x: Tensor, weight: Tensor | None, sender: Tensor, receiver: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     by_receiver, by_sender, num_nodes, senders_protected, *added, ranges, ints, floats = rest
     passing, steps = Passing.unpacked(ints, floats), Passing.steps(ints, floats)
-    grid = Grid(passing.scheme, *ranges[:2].tolist())
+    grid = grid_of(passing.scheme, *message_range(ranges, passing).tolist())
     common = (grid, senders_protected, passing.mean)
     source: sums.SumsOfRows | sums.SumsOfProducts
     if weight is None:
         source = sums.SumsOfRows(x, by_receiver, by_sender, *common)
         extremes = x.new_empty((0, 0, 0))
     else:
-        source = sums.SumsOfProducts(x, weight, by_receiver, *common)
+        source = sums.SumsOfProducts(x, weight, by_receiver, *common, added[4] if passing.grouped else None)
         extremes = source.extremes
-    bias, other, alpha, protected = added
+    bias, other, alpha, protected, groups = added
     if _chain.serves_sums((num_nodes, x.size(1)), x.dtype, bias, other, alpha):
         # Where the range of the messages grows, so do those of their sums, and edges would be gone through again.
         grows = isinstance(source, sums.SumsOfProducts) and source.grew
@@ -157,8 +183,9 @@ def _on_cpu(x: Tensor, weight: Tensor | None, sender: Tensor, receiver: Tensor, 
         y, ends, passes = _chain.quantize(rows_from, _chain.Added(*added), ranges[2:], *steps)
     else:
         rows = torch.from_numpy(source.rows())
-        y, ends, passes = plain_quantize_chain(rows, bias, other, alpha, protected, ranges[2:], *steps)
-    return y, torch.cat([torch.tensor([grid.lo, grid.hi], dtype=torch.float32), ends]), passes, extremes
+        y, ends, passes = plain_quantize_chain(rows, bias, other, alpha, protected, groups, ranges[2:], *steps)
+    new = ranges[:2] if passing.grouped else alike(torch.tensor([grid.lo, grid.hi], dtype=torch.float32), ranges)
+    return y, torch.cat([new, ends]), passes, extremes
 
 
 def _fake(x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
@@ -175,15 +202,17 @@ def plain_propagate_grad(
     sender: Tensor,
     receiver: Tensor,
     protected: Tensor | None,
+    groups: Tensor | None,
     range_: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
     for_weight: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Defines the gradients of `x` and of the weights, given that of the sums; differentiable itself."""
-    scheme, mean = Passing.unpacked(ints, floats)
+    scheme, mean, grouped = Passing.unpacked(ints, floats)
+    own = (groups, receiver) if grouped else None
     with torch.no_grad():
-        _, _, clipped = plain_messages(x, weight, sender, protected, range_, scheme._replace(observe=False))
+        _, _, clipped = plain_messages(x, weight, sender, protected, range_, scheme._replace(observe=False), own)
     if mean:
         grad = grad / in_degree([receiver], grad.size(0)).to(grad.dtype).clamp(min=1).unsqueeze(1)
     to_message = grad.index_select(0, receiver).masked_fill(clipped, 0)
@@ -202,6 +231,7 @@ def _grad(
     by_sender: Sequence[Tensor],
     extremes: Tensor,
     protected: Tensor | None,
+    groups: Tensor | None,
     range_: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
@@ -217,7 +247,7 @@ def _grad(
     """
     at_sum = plain_quantize_chain_grad(grad, passes, None, None, apart)[1]
     to_x, to_weight = plain_propagate_grad(
-        at_sum, x, weight, sender, receiver, protected, range_, ints, floats, for_weight
+        at_sum, x, weight, sender, receiver, protected, groups, range_, ints, floats, for_weight
     )
     to_x = to_x if plus is None else to_x + plus
     return to_x, grad.new_empty((0, 0)) if to_weight is None else to_weight
@@ -226,9 +256,10 @@ def _grad(
 def _grad_on_cpu(
     grad: Tensor, passes: Tensor, apart: bool, x: Tensor, weight: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
-    _, _, by_receiver, by_sender, extremes, protected, range_, ints, floats, for_weight, plus = rest
-    scheme, mean = Passing.unpacked(ints, floats)
-    ways = (by_receiver, by_sender, extremes, protected, Grid(scheme, *range_.tolist()), mean, for_weight)
+    _, _, by_receiver, by_sender, extremes, protected, groups, range_, ints, floats, for_weight, plus = rest
+    scheme, mean, _ = Passing.unpacked(ints, floats)
+    grid = grid_of(scheme._replace(observe=False), *range_.tolist())
+    ways = (by_receiver, by_sender, extremes, protected, groups, grid, mean, for_weight)
     return sums.propagate_grad(grad, passes, X if apart else SUM, x, weight, *ways, plus)
 
 
@@ -240,7 +271,7 @@ def _fake_grad(
 
 
 def _serves_grad(grad: Tensor, passes: Tensor, apart: bool, x: Tensor, weight: Tensor | None, *rest: Any) -> bool:
-    known = weight is None or rest[4].numel() > 0 or x.numel() == 0
+    known = (weight is None and rest[6] is None) or (weight is not None and rest[4].numel() > 0) or x.numel() == 0
     return known and grad.dtype == x.dtype and sums.serves(x, weight)
 
 
@@ -263,7 +294,8 @@ propagate_grad = Operator(
         by_sender="order [senders, edges, nodes]",
         extremes="grad [0, 0, 0] | [2, senders, heads]",
         protected="bool? [senders]",
-        range_="float32 [2]",
+        groups="uint8? [nodes]",
+        range_="float32 [2] | [2, groups]",
         ints="free",
         floats="free",
         for_weight="free",
@@ -276,23 +308,24 @@ propagate_grad = Operator(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    x, weight, sender, receiver, by_receiver, by_sender, _, senders, _, other, alpha, _, _, ctx.ints, ctx.floats = (
-        inputs
-    )
+    x, weight, sender, receiver, by_receiver, by_sender, _, senders, _, other, alpha, _, groups, _, *numbers = inputs
+    ctx.ints, ctx.floats = numbers
+    passing = Passing.unpacked(*numbers)
     steps = Steps.unpacked(*Passing.steps(ctx.ints, ctx.floats))
     ctx.apart = steps.schemes[0] is not None
     ctx.same = other is x
     # Not `ctx.needs_input_grad`: for the registered operator it counts the tensors of each list here.
     keep_other = other if alpha is not None and alpha.requires_grad else None
-    saved = (x, weight, sender, receiver, *by_receiver, *by_sender, senders, output[1][:2], output[3])
+    own = (groups if passing.grouped else None, message_range(output[1], passing))
+    saved = (x, weight, sender, receiver, *by_receiver, *by_sender, senders, *own, output[3])
     ctx.save_for_backward(*saved, output[2], alpha, keep_other)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     order = [None] * 3
     if grad is None:
-        return None, None, None, None, order, order, *(None,) * 9
-    x, weight, sender, receiver, *orders, senders, range_, extremes, passes, alpha, other = ctx.saved_tensors
+        return None, None, None, None, order, order, *(None,) * 10
+    x, weight, sender, receiver, *orders, senders, groups, range_, extremes, passes, alpha, other = ctx.saved_tensors
     for_x, for_weight = ctx.needs_input_grad[:2]
     for_added, twice = ctx.needs_input_grad[8:11], torch.is_grad_enabled()
     if twice or any(for_added):
@@ -303,7 +336,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         added = [None] * 3
     to_x, to_weight = None, None
     if grad is not None and (for_x or for_weight):
-        passing = (senders, range_, ctx.ints, ctx.floats, for_weight)
+        passing = (senders, groups, range_, ctx.ints, ctx.floats, for_weight)
         if twice:  # a gradient of a gradient goes through torch's own operators
             to_x, to_weight = plain_propagate_grad(grad, x, weight, sender, receiver, *passing)
         else:
@@ -314,7 +347,12 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
             args = (x, weight, sender, receiver, *order_of, *passing, plus)
             to_x, to_weight = propagate_grad(grad.contiguous(), passes, ctx.apart, *args)
     ends = (to_x, to_weight if for_weight else None)
-    return *ends, None, None, order, order, None, None, *added, *(None,) * 4
+    return *ends, None, None, order, order, None, None, *added, *(None,) * 5
+
+
+def _serves(x: Tensor, weight: Tensor | None, *rest: Any) -> bool:
+    # Rows that are sent as they are, are rounded once for all who receive them.
+    return sums.serves(x, weight) and not (weight is None and Passing.unpacked(*rest[-2:]).grouped)
 
 
 propagate_operator = Operator(
@@ -322,7 +360,7 @@ propagate_operator = Operator(
     plain_propagate,
     fake=_fake,
     cpu=_on_cpu,
-    serves=lambda x, weight, *_: sums.serves(x, weight),
+    serves=_serves,
     takes=Takes(
         "propagate",
         **GRAPH,
@@ -331,6 +369,7 @@ propagate_operator = Operator(
         other="free",
         alpha="free",
         protected="bool? [num_nodes]",
+        groups="uint8? [num_nodes]",
         ranges="float32",
         ints="free",
         floats="free",
@@ -360,6 +399,7 @@ def propagate(
     alpha: Tensor | None = None,
     protected: Tensor | None = None,
     relu: bool = False,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sums, or averages, the quantized messages that reach each node, and passes the sums through a chain.
 
@@ -368,16 +408,18 @@ def propagate(
         weight: `[num_edges, heads]` in `x`'s type, what each edge multiplies its message by; `None`: nothing.
         sender, receiver: int64 `[num_edges]`.
         by_receiver, by_sender: The edges in the order of either, for all nodes that receive and that send.
-        scheme, ends: The grid of the messages and its range so far, float32 `[]` each.
+        scheme, ends: The grid of the messages and its range so far, float32 `[]` each; or `[groups]`, by the group of
+            the node that receives.
         senders_protected: bool `[num_senders]`; messages of nodes that are True are neither observed nor rounded.
         mean: True to divide by the number of messages (1 where there is none).
-        schemes, ranges, bias, other, alpha, protected, relu: The chain that the aggregates go through, as in
+        schemes, ranges, bias, other, alpha, protected, relu, groups: The chain that the aggregates go through, as in
             :func:`dqconvert.kernels.quantize_chain`; by default none.
 
     Returns:
         The result `[num_receivers, heads * channels]` and the new ranges, float32 `[2 + len(ranges)]`, that of the
-        messages first. Gradients reach `x`, `weight`, `bias`, `other` and `alpha`. Each node's messages are added in
-        the order of the edges.
+        messages first; with groups they have a second dimension, along which one range of all messages is repeated.
+        Gradients reach `x`, `weight`, `bias`, `other` and `alpha`. Each node's messages are added in the order of the
+        edges.
 
     Raises:
         TypeError, ValueError: For a mask that does not fit.
@@ -400,7 +442,10 @@ def propagate(
     num_nodes = by_receiver.ptr.size(0) - 1
     if protected is not None:
         check_rows(protected, x.new_empty((num_nodes, 0)), 0, name="protected")
-    ints, floats = Passing(scheme, mean).packed()
+    ints, floats = Passing(scheme, mean, ends[0].dim() > 0).packed()
+    if groups is not None:
+        count = next(end.numel() for end in (*ends, *ranges) if end.dim() > 0)
+        ends = (ends[0].expand(count), ends[1].expand(count))
     more_ints, more_floats = masked(schemes, relu)
     y, new, _, _ = propagate_operator(
         x,
@@ -415,6 +460,7 @@ def propagate(
         other,
         alpha,
         protected,
+        groups,
         ends_of([*ends, *ranges]),
         [*ints, *more_ints],
         [*floats, *more_floats],

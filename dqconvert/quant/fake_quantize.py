@@ -19,6 +19,7 @@ from dqconvert.kernels import (
     qparams,
     quantize_chain,
 )
+from dqconvert.kernels.derived import Derived
 from dqconvert.qconfig import QSpec
 from dqconvert.quant.learned import learned_ends
 from dqconvert.quant.observers import is_empty, observer_for
@@ -119,7 +120,7 @@ class FakeQuantize(nn.Module):
         # Whether the range is known to hold something. The buffers are the truth; this spares looking at
         # them, which would wait for an accelerator, in every call.
         self._known_observed = False
-        fused = None if shape else self.observer.scheme(self.quant_min, self.quant_max)
+        fused = None if self.channel_dim is not None else self.observer.scheme(self.quant_min, self.quant_max)
         self._fused = fused if fused is None else fused._replace(from_zero=self.from_zero)
 
     @property
@@ -147,8 +148,17 @@ class FakeQuantize(nn.Module):
             return self._start if self.log_scale is None else self.ends(1)
 
     @property
+    def _seen(self) -> tuple[Tensor, Tensor]:
+        """The range observed; that of a group which saw nothing is that of the nearest which did."""
+        if not self.grouped:
+            return self.min_val, self.max_val
+        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+            return nearest_seen(self.min_val, self.max_val)
+        return _nearest_seen((self.min_val, self.max_val))
+
+    @property
     def _start(self) -> tuple[Tensor, Tensor]:
-        low, high = nearest_seen(self.min_val, self.max_val) if self.grouped else (self.min_val, self.max_val)
+        low, high = self._seen
         return low.clamp(min=0) if self.from_zero else low, high
 
     @property
@@ -159,7 +169,7 @@ class FakeQuantize(nn.Module):
     def ends(self, number: int) -> tuple[Tensor, Tensor]:
         """Returns the range as operators take it, for a value of so many numbers; with a gradient if it is learned."""
         if self.log_scale is None or not self.is_observed():
-            return self.min_val, self.max_val
+            return self._seen
         return learned_ends(
             self._start,
             self.log_scale,
@@ -179,7 +189,7 @@ class FakeQuantize(nn.Module):
             groups: uint8 ``[x.size(row_dim)]``, the group of each row, if there is a range for each.
         """
         if self.grouped:
-            self._check_groups(x, groups)
+            self.check_groups(groups, x.size(self.row_dim) if x.dim() > 0 else -1)
         if not self.training:
             protected = None
         scheme = self.scheme_for(x)
@@ -187,7 +197,7 @@ class FakeQuantize(nn.Module):
             ranges = self.ends(x.numel())
             if self.learned:
                 return learned_chain(x, (None, scheme, None), ranges, protected=protected)
-            y, ends = quantize_chain(x, (None, scheme, None), ranges, protected=protected)
+            y, ends = quantize_chain(x, (None, scheme, None), ranges, protected=protected, groups=groups)
             self.take(scheme, ends)
             return y
         observing = self._observing
@@ -208,12 +218,12 @@ class FakeQuantize(nn.Module):
         how = (*grid, self.quant_min, self.quant_max, protected, self.row_dim, dim)
         return learned_fake_quantize(x, *how) if self.learned else fake_quantize(x, *how, self.spec.grad)
 
-    def _check_groups(self, x: Tensor, groups: Tensor | None) -> None:
-        if groups is None or x.dim() == 0 or groups.shape != (x.size(self.row_dim),):
-            given = None if groups is None else tuple(groups.shape)
+    def check_groups(self, groups: Tensor | None, rows: int) -> None:
+        """Raises `InputShapeError` unless there is a group for each row."""
+        if groups is None or groups.shape != (rows,):
             raise InputShapeError(
                 f"quantizer {self.name!r} has a range for each group of in-degrees, and takes the group of each row: "
-                f"got {given} for values of shape {tuple(x.shape)}, whose rows are dimension {self.row_dim}"
+                f"got {'none' if groups is None else tuple(groups.shape)} for {rows} rows"
             )
 
     def _lacks_range(self, x: Tensor) -> bool:
@@ -240,8 +250,10 @@ class FakeQuantize(nn.Module):
             return None  # on the CPU, the exact percentile costs these operators less than a sample would
         if not observing and not self._known_observed:
             return None  # the long way finds out, and complains
-        if observing and self.observer.settles:
-            return None  # such a range is found from the values themselves, once
+        if observing and (self.observer.settles or self.grouped):
+            return None  # such a range is found from the values themselves, once; those of groups, group by group
+        if self.grouped and self.learned:
+            return None  # what learns in these operators is one range
         return self._fused if observing else self._fused._replace(observe=False)
 
     def take(self, scheme: Scheme, ends: Tensor) -> None:
@@ -341,6 +353,10 @@ class FakeQuantize(nn.Module):
             return f"{self.min_val.numel()} {'groups' if self.grouped else 'channels'}"
         lo, hi = self.range
         return f"[{lo.item():.6g}, {hi.item():.6g}]"
+
+
+_nearest_seen = Derived(nearest_seen)
+"""Kept, as it takes longer than to round some rows."""
 
 
 def granularity_of(spec: QSpec) -> str:

@@ -30,6 +30,7 @@ from dqconvert.kernels import (
 )
 from dqconvert.kernels import dropout as kernel_dropout
 from dqconvert.kernels import linear as kernel_linear
+from dqconvert.quant.degrees import groups_of_edges
 from dqconvert.quant.fake_quantize import FakeQuantize
 from dqconvert.quant.protection import gather_protected
 
@@ -53,23 +54,28 @@ class FusedChain(NamedTuple):
         """Those that there are."""
         return [quantizer for quantizer in (self.first, self.second, self.third) if quantizer is not None]
 
-    def __call__(self, x: Tensor, protected: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, protected: Tensor | None, groups: Tensor | None = None) -> Tensor:
         """Runs step by step, as the graph that is not fused does."""
-        value = x if self.first is None else self.first(x, protected)
+        value = x if self.first is None else self.first(x, protected, groups)
         if self.bias is not None:
             value = value + self.bias
         if self.other is not None:
             value = value + (self.other if self.alpha is None else self.alpha * self.other)
-        value = value if self.second is None else self.second(value, protected)
+        value = value if self.second is None else self.second(value, protected, groups)
         value = value.relu() if self.relu else value
-        return value if self.third is None else self.third(value, protected)
+        return value if self.third is None else self.third(value, protected, groups)
 
 
 class _Ready:
     """A chain whose quantizers all observe and round as usual, as the operators take it."""
 
     def __init__(
-        self, chain: FusedChain, schemes: Sequence[Scheme | None], protected: Tensor | None, number: int
+        self,
+        chain: FusedChain,
+        schemes: Sequence[Scheme | None],
+        protected: Tensor | None,
+        groups: Tensor | None,
+        number: int,
     ) -> None:
         self._present = chain.quantizers
         self.schemes = (schemes[0], schemes[1], schemes[2])
@@ -81,6 +87,7 @@ class _Ready:
             "alpha": chain.alpha,
             "relu": chain.relu,
             "protected": protected if training else None,
+            "groups": groups if self._present and self._present[0].grouped else None,
         }
 
     def take(self, ends: Tensor) -> None:
@@ -91,9 +98,15 @@ class _Ready:
 
 
 def _ready(
-    chain: FusedChain, x: Tensor, protected: Tensor | None, number: int | None = None, *, learned: bool = False
+    chain: FusedChain,
+    x: Tensor,
+    protected: Tensor | None,
+    groups: Tensor | None,
+    shape: Sequence[int] | None = None,
+    *,
+    learned: bool = False,
 ) -> _Ready | None:
-    """Returns the chain for an operator, if one can run it; `number`: of values that go through, if not those of `x`;
+    """Returns the chain for an operator, if one can run it; `shape`: of what goes through, if not that of `x`;
     `learned`: whether it is the one of ranges that are learned."""
     quantizers, present = (chain.first, chain.second, chain.third), chain.quantizers
     if any(quantizer.learned is not learned for quantizer in present):
@@ -103,22 +116,29 @@ def _ready(
     alike = len({quantizer.training for quantizer in present}) <= 1
     one_type = all(t is None or t.dtype == x.dtype for t in (chain.bias, chain.other, chain.alpha))
     usual = alike and one_type and sum(scheme is not None for scheme in schemes) == len(present)
-    return _Ready(chain, schemes, protected, x.numel() if number is None else number) if usual else None
+    if not usual:
+        return None
+    shape = x.shape if shape is None else shape
+    if present and present[0].grouped:
+        present[0].check_groups(groups, shape[0])
+    return _Ready(chain, schemes, protected, groups, math.prod(shape))
 
 
-def chain(x: Tensor, steps: FusedChain, protected: Tensor | None) -> Tensor:
+def chain(x: Tensor, steps: FusedChain, protected: Tensor | None, groups: Tensor | None = None) -> Tensor:
     """Runs a chain on ``x``, see :func:`dqconvert.kernels.quantize_chain`.
 
     Args:
         x: Floating ``[rows, *features]``.
         steps: The chain.
         protected: bool ``[rows]``, for all quantizers; ``None``: none is protected.
+        groups: uint8 ``[rows]``, likewise, if their ranges differ by group of in-degrees.
     """
     learned = any(quantizer.learned for quantizer in steps.quantizers)
-    ready = _ready(steps, x, protected, learned=learned)
+    ready = _ready(steps, x, protected, groups, learned=learned)
     if ready is None:
-        return steps(x, protected)
+        return steps(x, protected, groups)
     if learned:
+        ready.options.pop("groups")  # which those that learn do without
         return learned_chain(x, ready.schemes, ready.ranges, **ready.options)
     y, ends = quantize_chain(x, ready.schemes, ready.ranges, **ready.options)
     ready.take(ends)
@@ -132,6 +152,7 @@ def linear(
     steps: FusedChain | None = None,
     protected: Tensor | None = None,
     entry: FakeQuantize | None = None,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """Runs ``torch.nn.functional.linear``, and then the chain, if there is one; ``entry`` quantizes ``x`` first."""
     steps = steps or FusedChain()
@@ -140,19 +161,22 @@ def linear(
     fits = entry is not None and ordinary and x.dim() == 2 and not entry.learned
     scheme = entry.scheme_for(x) if entry is not None and fits else None
     if entry is not None and scheme is None:
-        x, entry = entry(x, protected), None
-    number = math.prod(x.shape[:-1]) * weight.size(0)
-    ready = _ready(steps, x, protected, number) if ordinary else None
+        x, entry = entry(x, protected, groups), None
+    ready = _ready(steps, x, protected, groups, (*x.shape[:-1], weight.size(0))) if ordinary else None
     if ready is None:
-        x = x if entry is None else entry(x, protected)
+        x = x if entry is None else entry(x, protected, groups)
         learned = ordinary and any(quantizer.learned for quantizer in steps.quantizers)
         product = kernel_linear if learned else nn.functional.linear
-        return chain(product(x, weight, bias), steps, protected)
+        return chain(product(x, weight, bias), steps, protected, groups)
     if entry is None or scheme is None:
         y, ends = quantize_linear(x, weight, bias, ready.schemes, ready.ranges, **ready.options)
     else:
+        if entry.grouped:
+            entry.check_groups(groups, x.size(0))
         ranges = (*entry.ends(x.numel()), *ready.ranges)
         options = {**ready.options, "protected": protected if entry.training else None}
+        if entry.grouped:
+            options["groups"] = groups
         y, ends = quantize_linear(x, weight, bias, ready.schemes, ranges, entry=scheme, **options)
         entry.take(scheme, ends[:2])
         ends = ends[2:]
@@ -181,7 +205,11 @@ LOOPED = (torch.float32, torch.float64)
 
 
 def batch_norm(
-    x: Tensor, norm: nn.BatchNorm1d, steps: FusedChain | None = None, protected: Tensor | None = None
+    x: Tensor,
+    norm: nn.BatchNorm1d,
+    steps: FusedChain | None = None,
+    protected: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """Runs a batch norm, and then the chain, if there is one; in training its running averages move as ever."""
     if steps is None:  # nothing is rounded: to the last bit
@@ -189,9 +217,9 @@ def batch_norm(
         return normed
     usual = norm.training and x.device.type == "cpu" and type(x) is Tensor and x.dim() == 2 and x.size(0) > 1
     one_type = norm.weight is None or norm.weight.dtype == x.dtype
-    ready = _ready(steps, x, protected) if usual and one_type and x.numel() >= LARGE else None
+    ready = _ready(steps, x, protected, groups) if usual and one_type and x.numel() >= LARGE else None
     if ready is None:
-        return chain(norm(x), steps, protected)
+        return chain(norm(x), steps, protected, groups)
     y, ends, mean, var = quantize_batch_norm(
         x, norm.weight, norm.bias, norm.eps, ready.schemes, ready.ranges, **ready.options
     )
@@ -224,6 +252,7 @@ def message_passing(
     drop: tuple[float, bool] | None = None,
     steps: FusedChain | None = None,
     protected: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """Gathers ``x`` along the edges, multiplies by ``weight``, quantizes, adds up (or averages) per receiver; a chain.
 
@@ -243,6 +272,8 @@ def message_passing(
             all channels that one number of ``weight`` multiplies. ``None``: none are.
         steps: The chain of the aggregates.
         protected: bool ``[num_nodes]``, for the quantizers of the chain.
+        groups: uint8 ``[num_nodes]``, the group of in-degrees of each node, for those quantizers that have a range for
+            each; messages have that of the node that receives them.
 
     Returns:
         ``[num_nodes, *features]``.
@@ -254,8 +285,10 @@ def message_passing(
     kept = dropout(torch.ones_like(weight, requires_grad=False), p) if weight is not None and p > 0 else None
     if scheme is None or by_receiver is None or by_sender is None or not fits or p >= 1:
         how = "mean" if mean else "sum"
-        passed = _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, senders_protected, how, kept)
-        return chain(passed, steps, protected)
+        own = groups if quantizer.grouped else None
+        edges = (x, weight, sender, receiver, num_nodes)
+        passed = _message_by_message(*edges, quantizer, senders_protected, how, own, kept)
+        return chain(passed, steps, protected, groups)
     senders = senders_protected if quantizer.training else None
     later, factor = None, 1.0
     if weight is not None and kept is not None:
@@ -273,19 +306,24 @@ def message_passing(
     if quantizer.learned:
         out = learned_propagate(*graph, scheme, ends, senders, mean)
         out = out.view(out.size(0), *x.shape[1:])
-        return chain(out, steps, protected) if later is None else chain(out * factor, later, protected)
-    ready = _ready(steps, x, protected, num_nodes * features) if x.dim() == 2 or steps.bias is None else None
+        return chain(out, steps, protected, groups) if later is None else chain(out * factor, later, protected, groups)
+    plain = x.dim() == 2 or steps.bias is None
+    ready = _ready(steps, x, protected, groups, (num_nodes, features)) if plain else None
+    if quantizer.grouped:
+        quantizer.check_groups(groups, num_nodes)
     options = {} if ready is None else {"schemes": ready.schemes, "ranges": ready.ranges, **ready.options}
+    if quantizer.grouped:
+        options["groups"] = groups
     if ready is not None and steps.other is not None:
         # As it is where it can be: x itself, say, whose gradients are then added up on the way.
         options["other"] = steps.other if steps.other.dim() == 2 else steps.other.reshape(num_nodes, features)
     out, new = propagate(*graph, scheme, ends, senders, mean, **options)
-    quantizer.take(scheme, new[:2])
+    quantizer.take(scheme, new[:2] if new.dim() == 1 else new[:2, 0])
     out = out.view(out.size(0), *x.shape[1:])
     if later is not None:
-        return chain(out * factor, later, protected)
+        return chain(out * factor, later, protected, groups)
     if ready is None:
-        return chain(out, steps, protected)
+        return chain(out, steps, protected, groups)
     ready.take(new[2:])
     return out
 
@@ -335,12 +373,14 @@ def _message_by_message(
     quantizer: FakeQuantize,
     protected: Tensor | None,
     how: str,
+    groups: Tensor | None = None,
     kept: Tensor | None = None,
 ) -> Tensor:
     message = x.index_select(0, sender)
     if weight is not None:
         message = weight.reshape(*weight.shape, *[1] * (message.dim() - weight.dim())) * message
-    message = quantizer(message, gather_protected(protected, sender))
+    own = None if groups is None else groups_of_edges(groups, receiver)
+    message = quantizer(message, gather_protected(protected, sender), own)
     if kept is not None:
         message = message * kept.to(message.dtype).reshape(*kept.shape, *[1] * (message.dim() - kept.dim()))
     return scatter(message, receiver, 0, num_nodes, how)

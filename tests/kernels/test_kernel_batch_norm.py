@@ -152,7 +152,19 @@ def test_operators_keep_their_contract(dtype, weighted):
     x, weight, shift = (t.requires_grad_() for t in batch(30, 5, dtype))
     weight, shift = (weight, shift) if weighted else (None, None)
     steps = masked((INT8._replace(observe=False), None, None), True)
-    args = (x, weight, shift, 1e-5, None, None, None, None, ends_of([torch.tensor(-3.0), torch.tensor(3.0)]), *steps)
+    args = (
+        x,
+        weight,
+        shift,
+        1e-5,
+        None,
+        None,
+        None,
+        None,
+        None,
+        ends_of([torch.tensor(-3.0), torch.tensor(3.0)]),
+        *steps,
+    )
     kinds = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(
         quantize_batch_norm_operator.registered, args, test_utils=kinds if dtype == torch.float32 else kinds[:3]
@@ -183,7 +195,7 @@ def test_the_gradient_counts_where_it_passes(shape, dtype, bit, threads):
 def test_the_definition_is_torchs():
     x, weight, shift = batch(40, 6, torch.float64)
     steps = masked(NOTHING, False)
-    y, *_ = plain_quantize_batch_norm(x, weight, shift, 1e-5, None, None, None, None, torch.empty(0), *steps)
+    y, *_ = plain_quantize_batch_norm(x, weight, shift, 1e-5, None, None, None, None, None, torch.empty(0), *steps)
     torch.testing.assert_close(y, reference(x, weight, shift))
     grad = torch.randn_like(x)
     leaves = [t.requires_grad_() for t in (x, weight, shift)]

@@ -32,9 +32,11 @@ from dqconvert.kernels.chain import plain_quantize_chain, quantize_chain_grad, q
 from dqconvert.kernels.cpu.chain import serves
 
 
-def arguments(x, schemes, ranges, bias=None, other=None, alpha=None, protected=None, relu=False, masked=True):
+def arguments(
+    x, schemes, ranges, bias=None, other=None, alpha=None, protected=None, relu=False, masked=True, groups=None
+):
     """What the operator takes, for schemes by place."""
-    return x, bias, other, alpha, protected, torch.tensor(ranges), *packed(schemes, relu, masked)
+    return x, bias, other, alpha, protected, groups, torch.tensor(ranges), *packed(schemes, relu, masked)
 
 
 def assert_as_defined(steps, schemes, **options):

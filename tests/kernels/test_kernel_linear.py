@@ -178,15 +178,15 @@ def test_operators_keep_their_contract():
     ints, floats = packed({1: INT8._replace(observe=False)}, relu=True)
     plain, entered = joined(None, ints, floats), joined(INT8, ints, floats)
     leaves = [torch.randn(s, requires_grad=True) for s in ((9, 5), (4, 5), (4,))]
-    args = (*leaves, None, None, None, None, torch.tensor([-1.0, 1.0]), *plain)
+    args = (*leaves, *[None] * 5, torch.tensor([-1.0, 1.0]), *plain)
     torch.library.opcheck(torch.ops.dqconvert.quantize_linear.default, args)
     x, weight, _ = (t.detach() for t in leaves)
     ranges, protected = torch.tensor([-2.0, 2.0, -1.0, 1.0]), torch.arange(9) > 6
-    args = (x, *leaves[1:], None, None, None, protected, ranges, *entered)
+    args = (x, *leaves[1:], None, None, None, protected, None, ranges, *entered)
     torch.library.opcheck(torch.ops.dqconvert.quantize_linear.default, args)
     bits, wanted = torch.randint(4, (9, 4), dtype=torch.uint8), [True, True, True, False, False, False]
-    back = (torch.randn(9, 4), bits, x, weight, None, None, None, None, *plain, False, wanted)
+    back = (torch.randn(9, 4), bits, x, weight, *[None] * 5, *plain, False, wanted)
     torch.library.opcheck(torch.ops.dqconvert.quantize_linear_grad.default, back)
     wanted = [False, *wanted[1:]]
-    back = (torch.randn(9, 4), bits, x, weight, None, None, protected, ranges[:2], *entered, False, wanted)
+    back = (torch.randn(9, 4), bits, x, weight, None, None, protected, None, ranges[:2], *entered, False, wanted)
     torch.library.opcheck(torch.ops.dqconvert.quantize_linear_grad.default, back)

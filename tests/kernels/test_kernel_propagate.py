@@ -59,9 +59,9 @@ def orders(edge_index, num_senders, num_receivers):
 def arguments(graph, x, weight, grid, protected=None, mean=False, ranges=NEVER, schemes=(), relu=False, **more):
     """What the operator takes; `schemes`: of the chain, by place; `more`: its addends and its mask."""
     sender, receiver, *order = orders(*graph)
-    ints, floats = Passing(grid, mean).packed()
+    ints, floats = Passing(grid, mean, more.get("grouped", False)).packed()
     chain = packed(dict(schemes), relu)
-    added = [more.get(name) for name in ("bias", "other", "alpha", "rows")]
+    added = [more.get(name) for name in ("bias", "other", "alpha", "rows", "groups")]
     numbers = [*ints, *chain[0]], [*floats, *chain[1]]
     return x, weight, sender, receiver, *order, graph[2], protected, *added, torch.tensor(ranges), *numbers
 
@@ -77,7 +77,12 @@ def assert_as_defined(graph, x, weight, grid, *rest, **chain):
     given, protected, ints, floats = args[2:6], args[7], *args[-2:]
     everything, apart = torch.empty(0, dtype=torch.uint8), 0 in dict(chain.get("schemes", ()))
     for plus, bits in ((None, passes), (torch.randn_like(x), everything)):
-        back = (grad, bits, apart, x, weight, *given, extremes, protected, new[:2], ints, floats)
+        own = (
+            (chain.get("groups"), new[:2])
+            if chain.get("grouped")
+            else (None, new[:2] if new.dim() == 1 else new[:2, 0])
+        )
+        back = (grad, bits, apart, x, weight, *given, extremes, protected, *own, ints, floats)
         args = (*back, weight is not None, plus)
         for one, two in zip(propagate_grad(*args), propagate_grad.definition(*args), strict=True):
             # Nothing comes back from a clipped message, not even the NaN that zero times an infinite value is.
@@ -344,7 +349,7 @@ def test_operators_keep_their_contract(dtype, heads):
     out, new, passes, extremes = propagate_operator(*args)
     values = [t if t is None or t is True else t.detach() for t in (torch.randn_like(out), passes, True, x, weight)]
     for for_weight, plus in ((False, None), (bool(heads), torch.randn_like(values[3]))):
-        more = (*values, *args[2:6], extremes, protected, new[:2], *args[-2:], for_weight, plus)
+        more = (*values, *args[2:6], extremes, protected, None, new[:2], *args[-2:], for_weight, plus)
         torch.library.opcheck(torch.ops.dqconvert.propagate_grad.default, more)
 
 

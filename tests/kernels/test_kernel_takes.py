@@ -28,7 +28,7 @@ def arguments(**changes):
     by_receiver, by_sender = edge_order(RECEIVER, SENDER, 3), edge_order(SENDER, RECEIVER, 3)
     given = {"x": torch.ones(3, 4), "weight": None, "sender": SENDER, "receiver": RECEIVER}
     given |= {"by_receiver": list(by_receiver), "by_sender": list(by_sender), "num_nodes": 3}
-    given |= dict.fromkeys(("senders_protected", "bias", "other", "alpha", "protected"))
+    given |= dict.fromkeys(("senders_protected", "bias", "other", "alpha", "protected", "groups"))
     ints, floats = [0, -8, 7, 0, 1, 0, *[0] * 17], [0.0, -1.0, *[0.0] * 6]
     return {**given, "ranges": torch.tensor([0.0, 1.0]), "ints": ints, "floats": floats, **changes}
 

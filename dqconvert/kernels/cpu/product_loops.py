@@ -14,6 +14,7 @@ from dqconvert.kernels.cpu.tile import (
     chain_tile,
     copy_values,
     dot,
+    group_of,
     numbers_of,
     scale_values,
     scratch,
@@ -58,29 +59,31 @@ def gap(columns, itemsize):  # type: ignore[no-untyped-def]
 
 
 @loop
-def round_rows(x, first, last, entry, skip, rows):  # type: ignore[no-untyped-def]
-    """Rows `first` to `last` of `x` into `rows`, rounded to the grid `entry` unless they are skipped."""
+def round_rows(x, first, last, entry, skip, group, rows):  # type: ignore[no-untyped-def]
+    """Rows `first` to `last` of `x` into `rows`, rounded to the grid `entry` of their group unless they are skipped."""
     depth, wide = x.shape[1], rows.shape[1]
     for r in range(last - first):
         copy_values(pointer(x, (first + r) * depth), pointer(rows, r * wide), depth)
         if not (skip.size > 0 and skip[first + r]):
-            round_span(pointer(rows, r * wide), depth, pointer(entry, 0))
+            own = group_of(group, first + r, entry.shape[0])
+            round_span(pointer(rows, r * wide), depth, pointer(entry, 4 * own))
 
 
 @loop
-def stop_rows(x, entry, skip, grad, start, stop):  # type: ignore[no-untyped-def]
+def stop_rows(x, entry, skip, group, grad, start, stop):  # type: ignore[no-untyped-def]
     """Zero is the gradient of values that the grid clips, in rows that are not skipped."""
-    depth, numbers = x.shape[1], numbers_of(entry)
+    depth = x.shape[1]
     for r in range(start, stop):
         if not (skip.size > 0 and skip[r]):
+            numbers = numbers_of(entry[group_of(group, r, entry.shape[0])])
             stop_clipped(pointer(x, r * depth), numbers, pointer(grad, r * depth), depth)
 
 
 @loop
-def chain_products(x, entry, skip, packed, offset, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
+def chain_products(x, entry, skip, group, packed, offset, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
     """Sends the rows of the product of `x` and what is packed, plus `offset` (or empty), through the chain.
 
-    `entry`: the grid that rows of `x` are rounded to first, but those in `skip`; empty: none.
+    `entry`: the grids `[groups, 4]` that rows of `x` are rounded to first, but those in `skip`; empty: none.
     """
     columns, depth = y.shape[1], x.shape[1]
     step = product_rows(columns, FORWARD)
@@ -93,7 +96,7 @@ def chain_products(x, entry, skip, packed, offset, y, chain, caught, start, stop
         base = first if is_far(y) else 0
         to = made[first - base : last - base]
         if entry.size > 0:
-            round_rows(x, first, last, entry, skip, rows)
+            round_rows(x, first, last, entry, skip, group, rows)
             product_tile(rows, to, packed, product)
         else:
             product_tile(x[first:last], to, packed, product)
@@ -111,6 +114,7 @@ def products_back(  # type: ignore[no-untyped-def]
     entry,
     clip,
     skip,
+    group,
     packed,
     apart,
     alpha,
@@ -125,13 +129,12 @@ def products_back(  # type: ignore[no-untyped-def]
 ):
     """Computes the gradients of everything, of rows `start` to `stop`; what is not wanted is empty.
 
-    `entry`: the grid that rows of `x` were rounded to, but those in `skip`; empty: none. `clip`: whether it lets no
-    gradient of clipped values through. `packed`: the weight, `[columns, depth]`. `apart`: whether the gradient of the
-    product differs from that of the sum. `to_weight`: `[columns, padded depth]`, and `to_offset` and `to_bias` are
-    added to. Returns the product of the gradient of the sum with `other`, added up.
+    `entry`: the grids `[groups, 4]` that rows of `x` were rounded to, but those in `skip`; empty: none. `clip`: whether
+    it lets no gradient of clipped values through. `packed`: the weight, `[columns, depth]`. `apart`: whether the
+    gradient of the product differs from that of the sum. `to_weight`: `[columns, padded depth]`, and `to_offset` and
+    `to_bias` are added to. Returns the product of the gradient of the sum with `other`, added up.
     """
     columns, depth = grad.shape[1], x.shape[1]
-    numbers = numbers_of(entry if clip else np.ones(4, x.dtype))  # of no grid, nobody asks
     step = product_rows(max(columns, depth), BACK)
     wide = padded(depth, x.itemsize)
     groups = groups_of(depth, x.itemsize)
@@ -181,13 +184,14 @@ def products_back(  # type: ignore[no-untyped-def]
                 multiply(flat_back, 0, columns, 1, rows, columns, packed, 0, groups, product, 0, wide, True)
                 for r in range(rows):
                     if not (skip.size > 0 and skip[first + r]):
+                        numbers = numbers_of(entry[group_of(group, first + r, entry.shape[0])])
                         stop_clipped(pointer(x, (first + r) * depth), numbers, pointer(product, r * wide), depth)
                 leave(product, rows, wide, to_x, first)
             else:
                 multiply_back(flat_back, columns, rows, packed, groups, to_x, first, product)
         if to_weight.size > 0:
             if entry.size > 0:
-                round_rows(x, first, last, entry, skip, rows_of_x)
+                round_rows(x, first, last, entry, skip, group, rows_of_x)
             elif copied:
                 for r in range(rows):
                     copy_values(pointer(x, (first + r) * depth), pointer(rows_of_x, r * apart_x), depth)

@@ -15,7 +15,7 @@ from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels.cpu import propagate_loops as loops
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.chain import flags, has_loops, matrix, observe, rows_of
+from dqconvert.kernels.cpu.chain import flags, groups_of, has_loops, matrix, observe, rows_of
 from dqconvert.kernels.cpu.llvm.vectors import VECTOR
 from dqconvert.kernels.cpu.select import Found, Messages, Rows, Values, ends_of, ranks
 from dqconvert.kernels.cpu.threads import balanced, parts, run
@@ -161,9 +161,18 @@ class SumsOfProducts(Sums):
         grew: True if the range of the messages was seen to grow before any sum.
     """
 
-    def __init__(self, x: Tensor, weight: Tensor, by_receiver: Sequence[Tensor], *rest: Any) -> None:
-        super().__init__(x, by_receiver, *rest)
-        self._weight = array(weight)
+    def __init__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        by_receiver: Sequence[Tensor],
+        grid: Grid,
+        protected: Tensor | None,
+        mean: bool,
+        groups: Tensor | None = None,
+    ) -> None:
+        super().__init__(x, by_receiver, grid, protected, mean)
+        self._weight, self._group = array(weight), groups_of(groups)
         self.extremes = extremes_of(self._x, weight.size(1))
         self._unsure = self.grid.scheme.observe
         self._noted: list[Any] = []
@@ -196,12 +205,13 @@ class SumsOfProducts(Sums):
 
     def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
         x, grid = self._x, self.grid
-        parameters, (lo, hi) = grid.parameters(x.dtype.type), map(x.dtype.type, (grid.lo, grid.hi))
+        parameters, (lo, hi) = grid.table(x.dtype.type), map(x.dtype.type, (grid.lo, grid.hi))
         room = 1024 + int(8 * len(self._senders) * x.shape[1] * grid.scheme.p)
         size = room // self.parts + x.shape[1] + 512 if self._unsure else 0
         noted = [(np.empty(size, x.dtype), np.empty(size, x.dtype)) for _ in self._cuts]
         least, most = array(self.extremes)
-        args = (x, self._weight, self._senders, self._ptr, self._edges, self._skip, parameters, least, most)
+        which = (self._skip, self._group)
+        args = (x, self._weight, self._senders, self._ptr, self._edges, *which, parameters, least, most)
 
         def task(part: int, start: int, stop: int) -> Any:
             more = (self._unsure, lo, hi, noted[part], self._mean, y, chain, caught[part])
@@ -251,6 +261,7 @@ def propagate_grad(
     by_sender: Sequence[Tensor],
     extremes: Tensor,
     protected: Tensor | None,
+    groups: Tensor | None,
     grid: Grid,
     mean: bool,
     for_weight: bool,
@@ -266,8 +277,9 @@ def propagate_grad(
         grads = shares
     to_x = empty(x.shape, x.dtype)
     ptr, edges, receivers = map(array, by_sender)
-    parameters, clip = grid.parameters(rows.dtype.type), grid.scheme.clip
+    clip = grid.scheme.clip
     if weight is None:
+        parameters = grid.parameters(rows.dtype.type)
         more = rows[:0] if plus is None else matrix(plus)
         args: tuple[Any, ...] = (grads, rows, receivers, ptr, skip, parameters, clip, more, array(to_x))
         run(lambda _, start, stop: loops.sum_back(*args, start, stop), balanced(ptr, x.size(1)))
@@ -275,7 +287,8 @@ def propagate_grad(
     to_weight = torch.empty(weight.shape if for_weight else (0, 0), dtype=x.dtype)
     least, most = array(extremes)
     weights = array(weight)
-    args = (grads, rows, weights, receivers, ptr, edges, skip, parameters, clip, least, most, array(to_x))
+    which = (skip, groups_of(groups), grid.table(rows.dtype.type))
+    args = (grads, rows, weights, receivers, ptr, edges, *which, clip, least, most, array(to_x))
     run(lambda _, start, stop: loops.products_back(*args, array(to_weight), start, stop), balanced(ptr, x.size(1)))
     return to_x if plus is None else to_x.add_(plus), to_weight
 

@@ -18,6 +18,7 @@ from dqconvert.kernels.cpu.tile import (
     copy_values,
     divide_values,
     dot,
+    group_of,
     numbers_of,
     round_values,
     scratch,
@@ -212,9 +213,30 @@ def sum_codes(codes, x, skip, grid, senders, ptr, mean, y, chain, caught, start,
 
 @loop
 def sum_products(  # type: ignore[no-untyped-def]
-    x, weight, senders, ptr, edges, skip, grid, least, most, catch, lo, hi, noted, mean, y, chain, caught, start, stop
+    x,
+    weight,
+    senders,
+    ptr,
+    edges,
+    skip,
+    group,
+    grid,
+    least,
+    most,
+    catch,
+    lo,
+    hi,
+    noted,
+    mean,
+    y,
+    chain,
+    caught,
+    start,
+    stop,
 ):
     """Adds up the quantized products that are sent to each node, and sends the sums through the chain.
+
+    `grid`: `[groups, 4]`, by the group of the node that receives.
 
     If `catch`, notes the products outside of `lo` and `hi` in `noted`, `(under, over)`. Returns how many there are on
     either side, how many are not finite, and whether the room ran out.
@@ -224,7 +246,6 @@ def sum_products(  # type: ignore[no-untyped-def]
     step = tile_rows(columns)
     spare, room = scratch(y, step), room_before(y, step)
     made = room if is_far(y) else y
-    numbers = numbers_of(grid)
     end = ptr[stop] - AHEAD
     below, above = noted
     n, m, odd, full = 0, 0, 0, False
@@ -232,7 +253,7 @@ def sum_products(  # type: ignore[no-untyped-def]
         last = min(first + step, stop)
         base = first if is_far(y) else 0
         for t in range(first, last):
-            at = (t - base) * columns
+            at, numbers = (t - base) * columns, numbers_of(grid[group_of(group, t, grid.shape[0])])
             clear(pointer(made, at), columns)
             for place in range(ptr[t], ptr[t + 1]):
                 if place < end:
@@ -281,14 +302,16 @@ def sum_back(grad, x, receivers, ptr, skip, grid, clip, plus, to_x, start, stop)
 
 @loop
 def products_back(  # type: ignore[no-untyped-def]
-    grad, x, weight, receivers, ptr, edges, skip, grid, clip, least, most, to_x, to_weight, start, stop
+    grad, x, weight, receivers, ptr, edges, skip, group, grid, clip, least, most, to_x, to_weight, start, stop
 ):
     """Computes the gradients of the rows that were sent, and of the weights of their edges."""
     columns, heads = x.shape[1], weight.shape[1]
     channels = columns // heads
-    scale, zero_point, low, high = grid[0], grid[1], grid[2], grid[3]
+    low, high = grid[0, 2], grid[0, 3]
     # Within these no value is clipped, so no row is whose extreme products are.
-    inside_low, inside_high = (low + 1 - zero_point) * scale, (high - 1 - zero_point) * scale
+    inside = np.empty((grid.shape[0], 2), x.dtype)
+    for g in range(grid.shape[0]):
+        inside[g, 0], inside[g, 1] = (low + 1 - grid[g, 1]) * grid[g, 0], (high - 1 - grid[g, 1]) * grid[g, 0]
     end, far = ptr[stop] - AHEAD, is_far(to_x)
     room = room_before(to_x, 1)
     for s in range(start, stop):
@@ -301,6 +324,8 @@ def products_back(  # type: ignore[no-untyped-def]
                 fetch_row(grad, receivers[place + AHEAD])
                 prefetch(weight, edges[place + AHEAD] * heads)
             t, e = receivers[place], edges[place]
+            g = group_of(group, t, grid.shape[0])
+            scale, zero_point, inside_low, inside_high = grid[g, 0], grid[g, 1], inside[g, 0], inside[g, 1]
             for h in range(heads):
                 w = weight[e, h]
                 a, b = h * channels, (h + 1) * channels

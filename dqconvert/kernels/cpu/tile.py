@@ -28,9 +28,9 @@ class Chain(NamedTuple):
 
     Attributes:
         bias: `[columns]`. other: `[rows, columns]`, times `alpha`.
-        skip: bool `[rows]`, the rows that grids leave alone.
+        skip: bool `[rows]`, the rows that grids leave alone. group: uint8 `[rows]`, whose grids a row has.
         relu: Whether there is a ReLU.
-        grids: `[3, 4]`, see :meth:`dqconvert.kernels._grid.Grid.parameters`. kinds: uint8 `[3]`.
+        grids: `[groups, 3, 4]`, see :meth:`dqconvert.kernels._grid.Grid.table`. kinds: uint8 `[3]`.
         bounds: `[3, 2]`; what lies outside of them on the way into a grid is noted, if its kind says so.
         bits: uint8 `[rows, columns]`, which gradients pass.
     """
@@ -39,6 +39,7 @@ class Chain(NamedTuple):
     other: Any
     alpha: Any
     skip: Any
+    group: Any
     relu: bool
     grids: Any
     kinds: Any
@@ -81,7 +82,7 @@ def chain_tile(y, first, last, chain, caught, spare, room):  # type: ignore[no-u
 @loop
 def chain_span_rows(y, place, first, last, chain, caught, spare):  # type: ignore[no-untyped-def]
     """Rows `first` to `last` of a chain, which lie in `y` from row `place` on."""
-    bits, bias, other, skip = chain.bits, chain.bias, chain.other, chain.skip
+    bits, bias, other, skip, group = chain.bits, chain.bias, chain.other, chain.skip, chain.group
     columns = y.shape[1]
     if bias.size > 0:
         for r in range(last - first):
@@ -92,9 +93,11 @@ def chain_span_rows(y, place, first, last, chain, caught, spare):  # type: ignor
     most = caught.values.shape[2]
     begin = first
     while begin < last:
-        skipped = skip.size > 0 and skip[begin]
+        skipped, own = skip.size > 0 and skip[begin], group_of(group, begin, chain.grids.shape[0])
         end = begin + 1
-        while end < last and (skip.size > 0 and skip[end]) == skipped:
+        while (
+            end < last and (skip.size > 0 and skip[end]) == skipped and (group.size == 0 or group[end] == group[begin])
+        ):
             end += 1
         at = begin * columns
         chain_span(
@@ -106,7 +109,7 @@ def chain_span_rows(y, place, first, last, chain, caught, spare):  # type: ignor
             chain.alpha,
             pointer(flags, 0),
             pointer(none if skipped else chain.kinds, 0),
-            pointer(chain.grids, 0),
+            pointer(chain.grids, 12 * own),
             pointer(chain.bounds, 0),
             pointer(caught.counts, 0),
             pointer(caught.values, 0),
@@ -181,6 +184,12 @@ def copy_values(x, y, count):  # type: ignore[no-untyped-def]
 def clear(y, count):  # type: ignore[no-untyped-def]
     for c in range(count):
         y[c] = 0
+
+
+@loop
+def group_of(group, row, groups):  # type: ignore[no-untyped-def]
+    """Returns the group of a row, of `groups` that there are; 0 if none are given."""
+    return min(np.intp(group[row]), groups - 1) if group.size > 0 else 0
 
 
 @loop
