@@ -47,14 +47,8 @@ class Engine:
 
 EDGE_INDEX = Engine(name="fp32, edge_index")
 CSR = Engine(name="fp32, CSR", csr=True)
-_BFLOAT16 = (
-    Engine(name="bf16, edge_index", bfloat16=True),
-    Engine(name="bf16, CSR", csr=True, bfloat16=True),
-)
-_COMPILED = (
-    Engine(name="compiled, edge_index", compiled=True),
-    Engine(name="compiled, CSR", csr=True, compiled=True),
-)
+_BFLOAT16 = (Engine(name="bf16, edge_index", bfloat16=True), Engine(name="bf16, CSR", csr=True, bfloat16=True))
+_COMPILED = (Engine(name="compiled, edge_index", compiled=True), Engine(name="compiled, CSR", csr=True, compiled=True))
 
 
 def engines_of(presets: Sequence[str], *, bfloat16: bool = True, compiled: bool = False) -> tuple[Engine, ...]:

@@ -154,10 +154,7 @@ class InferResult:
 
 
 def run(
-    cases: Sequence[Case],
-    engines: Sequence[Engine],
-    settings: Settings | None = None,
-    progress: Progress | None = None,
+    cases: Sequence[Case], engines: Sequence[Engine], settings: Settings | None = None, progress: Progress | None = None
 ) -> InferResult:
     """Measures each case's forward by each engine that works.
 

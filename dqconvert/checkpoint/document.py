@@ -69,10 +69,7 @@ def versions() -> dict[str, str]:
 
 
 def describe(
-    module: PreparedModule,
-    *,
-    factory: str | None = None,
-    kwargs: Mapping[str, Any] | None = None,
+    module: PreparedModule, *, factory: str | None = None, kwargs: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Returns everything about a prepared module but its tensors, as JSON-ready data with stable keys.
 

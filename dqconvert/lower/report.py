@@ -63,12 +63,7 @@ class IntegerReport:
     settings: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls,
-        model: str,
-        graph: Graph,
-        floats: Mapping[Node, Float],
-    ) -> IntegerReport:
+    def of(cls, model: str, graph: Graph, floats: Mapping[Node, Float]) -> IntegerReport:
         """Returns the report of a finished graph.
 
         Args:

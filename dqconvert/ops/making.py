@@ -12,11 +12,7 @@ SIZES = (
     Op("set_grad_enabled", bookkeeping=True),
 )
 
-MAKERS = (
-    Op("full", remembered=True),
-    Op("ones_like", remembered=True),
-    Op("zeros_like", remembered=True),
-)
+MAKERS = (Op("full", remembered=True), Op("ones_like", remembered=True), Op("zeros_like", remembered=True))
 
 FILLS = tuple(
     Op(name, in_place=InPlace.ON_COPY)
@@ -26,9 +22,6 @@ FILLS = tuple(
     )
 )
 
-SPARSE = (
-    Op("values", storage=Storage.SHARED),
-    Op("indices", storage=Storage.SHARED),
-)
+SPARSE = (Op("values", storage=Storage.SHARED), Op("indices", storage=Storage.SHARED))
 
 MAKING = SIZES + MAKERS + FILLS + SPARSE

@@ -55,14 +55,7 @@ VIEWS = (
     _view(Moves.SPLIT, "unbind", as_method=True, parameters=("input", "dim")),
     _view(Moves.CUT, "narrow", as_method=True, parameters=("input", "dim", "start", "length")),
     _view(Moves.SELECT, "select", as_method=True, parameters=("input", "dim", "index")),
-    _view(
-        Moves.ITEM,
-        "getitem",
-        operator="getitem",
-        methods=("__getitem__",),
-        bookkeeping=True,
-        scalar=True,
-    ),
+    _view(Moves.ITEM, "getitem", operator="getitem", methods=("__getitem__",), bookkeeping=True, scalar=True),
     *map(_unseen, ("tensor_split", "split_with_sizes", "hsplit", "vsplit", "dsplit", "diagonal", "unfold")),
     *map(_unseen, ("atleast_1d", "atleast_2d", "atleast_3d", "broadcast_to", "broadcast_tensors")),
     *map(_unseen, ("unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "linalg_diagonal", "slice_inverse")),
@@ -78,13 +71,7 @@ COPIES = (
 )
 
 PICKS = (
-    _moves(
-        Moves.PICK,
-        "index_select",
-        as_method=True,
-        parameters=("input", "dim", "index"),
-        storage=Storage.OWN,
-    ),
+    _moves(Moves.PICK, "index_select", as_method=True, parameters=("input", "dim", "index"), storage=Storage.OWN),
     _moves(Moves.GATHER, "gather", as_method=True, parameters=("input", "dim", "index")),
     _moves(Moves.REPEAT, "repeat", spreads=True),
     _moves(Moves.REPEAT, "repeat_interleave"),

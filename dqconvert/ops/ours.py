@@ -126,13 +126,7 @@ INTEGER = (
         multiply_adds=lambda terms, *_: sum(term.numel() for term in terms),
     ),
     _integer(
-        "codes",
-        "quantize",
-        row_by_row=1,
-        keeps_columns=True,
-        refuses_nan=True,
-        storage=Storage.OWN,
-        remembered=True,
+        "codes", "quantize", row_by_row=1, keeps_columns=True, refuses_nan=True, storage=Storage.OWN, remembered=True
     ),
     _integer("codes", "check_numbers", row_by_row=1, keeps_columns=True, storage=Storage.SHARED, remembered=True),
     _integer("tables", "look_up", row_by_row=1, storage=Storage.OWN, remembered=True),

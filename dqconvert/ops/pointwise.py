@@ -33,15 +33,7 @@ def _special(name: str, *aliases: str, **facts: Any) -> Op:
 
 
 ARITHMETIC = (
-    _entry(
-        "add",
-        variants=("iadd",),
-        operator="add",
-        methods=("add",),
-        sign=_ARITHMETIC,
-        in_place=_CASTS,
-        scalar=True,
-    ),
+    _entry("add", variants=("iadd",), operator="add", methods=("add",), sign=_ARITHMETIC, in_place=_CASTS, scalar=True),
     _entry(
         "sub",
         aliases=("subtract",),

@@ -52,13 +52,7 @@ def pin_choices(graph: Graph, choices: dict[str, int]) -> None:
 
 
 def _differs(
-    interception: Interception,
-    inputs: Inputs,
-    method: str,
-    kept: frozenset[str],
-    graph: Graph,
-    name: str,
-    number: int,
+    interception: Interception, inputs: Inputs, method: str, kept: frozenset[str], graph: Graph, name: str, number: int
 ) -> bool | None:
     """Returns True if another number gives another graph; ``None`` if the method refuses it."""
     changed = replace(inputs, arguments={**inputs.arguments, name: number})

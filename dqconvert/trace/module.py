@@ -173,10 +173,7 @@ class TracedModule(GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         graph, eval_graph, state = self._parts()
         copied = self._kind._assemble(
-            self._user_class,
-            deepcopy(state, memo),
-            copy.deepcopy(graph),
-            copy.deepcopy(eval_graph),
+            self._user_class, deepcopy(state, memo), copy.deepcopy(graph), copy.deepcopy(eval_graph)
         )
         memo[id(self)] = copied
         return copied

@@ -17,10 +17,7 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _PREFIXES = ("module.", "_orig_mod.")
 """Prefixes of DistributedDataParallel and torch.compile."""
 
-_NORMS = (
-    ("weight_g", "weight_v"),
-    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-)
+_NORMS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 """The parameters of weight norms, the old one's and the new one's: the lengths, and the directions."""
 
 
