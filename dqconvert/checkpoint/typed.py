@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from dqconvert.errors import CheckpointError
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.propagate import MessageWeight
 from dqconvert.lower.remember import Remember
+from dqconvert.trace.nested import nodes_in
 
 _ABSENT = object()
 
@@ -214,7 +215,7 @@ class _Check:
             self._take_constant(node, name, value, kind, given)
 
     def _take_value(self, node: Node, name: str, value: Any) -> None:
-        for found in [value] if isinstance(value, Node) else list(_nodes(value)):
+        for found in nodes_in(value):
             kind = self.kinds[found]
             if isinstance(kind, _Held):
                 self.read_by_others.setdefault(kind.name, node.name)
@@ -259,11 +260,3 @@ class _Check:
 
 def _called(node: Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
-
-
-def _nodes(value: Any) -> Iterator[Node]:
-    """Yields the nodes in nested lists, tuples and dicts."""
-    if isinstance(value, Node):
-        yield value
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        yield from _nodes(item)

@@ -30,6 +30,7 @@ from dqconvert.ops import op_of
 from dqconvert.quant import gather_protected, groups_of_edges, groups_of_nodes
 from dqconvert.report import Fusion
 from dqconvert.trace.computed import at_rest
+from dqconvert.trace.merge import erase_unused
 from dqconvert.trace.method import Method
 
 
@@ -105,15 +106,12 @@ def _layers(modules: Mapping[str, nn.Module], whole: Sequence[str]) -> list[str]
 
 def _drop_unused(graph: Graph) -> None:
     """Erases nodes that only fused groups used."""
-    for node in reversed(graph.nodes):
-        if not node.users and _droppable(node):
-            graph.erase_node(node)
 
+    def may(node: Node) -> bool:
+        op, kept = op_of(node), (gather_protected, groups_of_edges, groups_of_nodes)
+        return node.target in kept or op.moves is not None or op.reads_size
 
-def _droppable(node: Node) -> bool:
-    op = op_of(node)
-    kept = (gather_protected, groups_of_edges, groups_of_nodes)
-    return node.target in kept or op.moves is not None or op.reads_size
+    erase_unused(graph, may)
 
 
 __all__ = ["Fused", "fuse", "fuse_method", "keep_apart"]

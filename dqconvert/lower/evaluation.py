@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch.fx import Graph, Node
-from torch.fx.node import map_arg
 
 from dqconvert.lower.runtime import check_edges
 from dqconvert.ops import op_of, writes
@@ -19,6 +17,8 @@ from dqconvert.rewrite.derive import dimensions
 from dqconvert.rewrite.dropouts import drop_messages
 from dqconvert.rewrite.protect import ARGUMENT, given_probability, last_of
 from dqconvert.trace.guards import only_in
+from dqconvert.trace.merge import erase_unused
+from dqconvert.trace.nested import nodes_in
 from dqconvert.trace.note import Stage, annotate, note_of
 from dqconvert.trace.unchanged import without_reads
 
@@ -50,10 +50,12 @@ def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
             node.replace_all_uses_with(node.args[0])
         elif "quant" in str(node.target).split(".") and node.op == "call_module" and len(node.args) > 1:
             node.args = (node.args[0], None)  # a user's own quantizer
-    for node in reversed(list(graph.nodes)):
-        without = isinstance(modules.get(str(node.target)), Protection) or node.target is torch._C._set_grad_enabled
-        if not node.users and (without or removable(node)):
-            graph.erase_node(node)
+
+    def without(node: Node) -> bool:
+        switch = node.target is torch._C._set_grad_enabled
+        return switch or isinstance(modules.get(str(node.target)), Protection) or removable(node)
+
+    erase_unused(graph, without)
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.target == ARGUMENT and not node.users:
             graph.erase_node(node)
@@ -100,16 +102,10 @@ def differentiated(graph: Graph) -> set[Node]:
     between: set[Node] = set()
     for node in graph.nodes:
         if node.target is torch.autograd.grad:
-            tops, bottoms = (_nodes_in(argument) for argument in node.args[:2])
+            tops, bottoms = (set(nodes_in(argument)) for argument in node.args[:2])
             below = _reached(bottoms, lambda n: n.users)
             between |= (below & _reached(tops, lambda n: n.all_input_nodes)) | tops | bottoms
     return between
-
-
-def _nodes_in(argument: Any) -> set[Node]:
-    found: list[Node] = []
-    map_arg(argument, found.append)
-    return set(found)
 
 
 def _reached(start: set[Node], following: Callable[[Node], Iterable[Node]]) -> set[Node]:
@@ -131,6 +127,4 @@ def removable(node: Node) -> bool:
 
 def remove_unused(graph: Graph) -> None:
     """Removes, in place, nodes that nothing reads."""
-    for node in reversed(list(graph.nodes)):
-        if not node.users and removable(node):
-            graph.erase_node(node)
+    erase_unused(graph, removable)

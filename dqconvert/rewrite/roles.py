@@ -29,6 +29,7 @@ from dqconvert.rewrite.sites import (
     step_above,
 )
 from dqconvert.rewrite.spaces import Level, RowSpaces
+from dqconvert.trace.nested import nodes_in
 from dqconvert.trace.note import Stage, note_of
 from dqconvert.trace.runtime import stage_output
 
@@ -172,7 +173,7 @@ class Roles:
         self._boundary(node, list(node.args) + list(node.kwargs.values()))
 
     def _boundary(self, node: Node, arguments: list[Any]) -> None:
-        for value in _nodes(arguments):
+        for value in nodes_in(arguments):
             if note_of(value).is_float and not self.rows.parameter_only(value):
                 self._add_input(value, node)
         outputs = [node] if note_of(node).is_float else [n for n in node.users if note_of(n).is_float]
@@ -223,7 +224,7 @@ class Roles:
     def _operands(self, node: Node) -> Iterator[Any]:
         arguments = list(node.args) + list(node.kwargs.values())
         if op_of(node).name == "einsum":
-            yield from _nodes(arguments)
+            yield from nodes_in(arguments)
             return
         for position in op_of(node).weighted:
             if position < len(arguments):
@@ -238,13 +239,3 @@ def _sizes(node: Node) -> list[tuple[int, ...]]:
 def _elements(node: Node) -> int:
     sizes = note_of(node).sizes
     return int(torch.Size(sizes[-1]).numel()) if sizes else 1
-
-
-def _nodes(value: Any) -> Iterator[Node]:
-    if isinstance(value, Node):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _nodes(item)
-    elif isinstance(value, dict):
-        yield from _nodes(list(value.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -15,8 +16,13 @@ from dqconvert.trace.unchanged import join_reads
 
 def remove_unused(graph: Graph) -> None:
     """Erases nodes that only read sizes, attributes and parts, and that nobody uses."""
+    erase_unused(graph, _reads)
+
+
+def erase_unused(graph: Graph, may: Callable[[Node], bool]) -> None:
+    """Erases, in place, nodes that nothing reads and that may go."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and _reads(node):
+        if not node.users and may(node):
             graph.erase_node(node)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
+from torch.fx import Node
 
 
 def leaves_in(value: Any) -> Iterator[Any]:
@@ -60,3 +61,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         [3, 2]
     """
     return (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
+
+
+def nodes_in(value: Any) -> Iterator[Node]:
+    """Yields the nodes of a graph among the leaves of a value: of the arguments of a call."""
+    return (leaf for leaf in leaves_in(value) if isinstance(leaf, Node))
