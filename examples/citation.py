@@ -169,8 +169,10 @@ def jobs_of_seed(dataset: str, name: str, data: Data, seed: int, args: argparse.
         row: Row = {"val": accuracy(model, data, data.val_mask), "test": accuracy(model, data, test_mask)}
         return row | ({"integer": accuracy(dqconvert.convert(model), data, test_mask)} if integer else {})
 
-    def trained(config: QConfig, log: Log) -> nn.Module:
+    def trained(config: QConfig, budget: float | None, log: Log) -> nn.Module:
         start = new_model() if args.from_scratch else float_model()
+        if budget is not None:
+            config = dqconvert.search_bits(start.eval(), data, budget, config, seed=seed, progress=False)
         seed_everything(seed)
         if args.distil:
             return distil(start, data, config, args.epochs, lr, log)
@@ -191,10 +193,13 @@ def jobs_of_seed(dataset: str, name: str, data: Data, seed: int, args: argparse.
 
     yield Job(float_key, lambda log: tested(float_model(log), integer=False), args.float_epochs)
     if args.epochs and not args.from_scratch:
-        yield job(f"float + {args.epochs} epochs", lambda log: tested(trained(QConfig(), log), integer=False))
+        yield job(f"float + {args.epochs} epochs", lambda log: tested(trained(QConfig(), None, log), integer=False))
     for preset, config in args.configs.items():
-        run = partial(lambda config, log: tested(trained(config, log), integer=True), config)
-        yield job(preset, run, str(config))
+        for budget in args.budget or [None]:
+            run = partial(
+                lambda config, budget, log: tested(trained(config, budget, log), integer=True), config, budget
+            )
+            yield job(preset if budget is None else f"{preset}, {budget} bits on average", run, str(config))
 
 
 def _silent(epoch: int, **values: float) -> None:
@@ -228,8 +233,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     distilled = "fine-tune with dqconvert.finetune: learn the float model's predictions on all nodes, too"
     how.add_argument("--distil", action="store_true", help=distilled)
     how.add_argument("--calibrate", action="store_true", help="train nothing: calibrate, and test that")
+    budget = "choose widths by dqconvert.search_bits, so many bits on average by elements; repeatable: a curve"
+    parser.add_argument("--budget", action="append", type=float, metavar="BITS", help=budget)
     parser.add_argument("--device", default="cpu", help="default: cpu")
     args = parse(parser, argv)
+    if args.budget and args.from_scratch:
+        parser.error("--budget measures on the float model: leave --from-scratch out")
     if args.epochs is None:
         args.epochs = args.float_epochs if args.from_scratch else 300 if args.distil else 100
     if args.calibrate:

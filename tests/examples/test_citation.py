@@ -47,6 +47,12 @@ def test_other_ways(capsys: pytest.CaptureFixture[str], how: str) -> None:
     assert runs[-2]["test"] > runs[-1]["test"]
 
 
+def test_widths_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    runs, _ = run(capsys, "--calibrate", "--budget", "8", "--budget", "2.5")
+    assert [row["preset"] for row in runs[1:]] == ["int8-dq, 8.0 bits on average", "int8-dq, 2.5 bits on average"]
+    assert runs[1]["test"] > runs[2]["test"]
+
+
 def test_a_run_that_was_killed_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
