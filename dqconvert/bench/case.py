@@ -97,11 +97,6 @@ def build(case: Case, *, seed: int = 0) -> Subject:
 
     Raises:
         CommandError: If the case names something that is not there or does not fit.
-
-    Example:
-        >>> subject = build(Case(workload="W2", scale=0.001))
-        >>> subject.inputs.arguments["x"].shape, subject.edge_index.shape
-        (torch.Size([100, 128]), torch.Size([2, 1000]))
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

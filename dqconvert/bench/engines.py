@@ -72,13 +72,6 @@ class Forward:
         graphs: Two graphs in ``edge_index`` form, equal in size, that differ in every edge.
         open_graph: Turns a new graph into what ``call`` takes.
         forget: Drops what layers keep of a graph.
-
-    Example:
-        >>> from dqconvert.bench.case import Case, build
-        >>> forward = forward_of(CSR, build(Case(workload="V1", scale=0.005)))
-        >>> forward.renew()
-        >>> forward.warm().shape, forward.cold().shape
-        (torch.Size([500, 40]), torch.Size([500, 40]))
     """
 
     def __init__(
@@ -145,11 +138,6 @@ def why_not(engine: Engine, subject: Subject) -> str | None:
 
     Returns:
         Why it does not work; ``None``: it does.
-
-    Example:
-        >>> from dqconvert.bench.case import Case, build
-        >>> why_not(CSR, build(Case(workload="V1", scale=0.005))) is None
-        True
     """
     if engine.preset is not None:
         return None
@@ -163,12 +151,7 @@ def why_not(engine: Engine, subject: Subject) -> str | None:
 
 
 def file_bytes(module: nn.Module) -> int:
-    """Returns the size of the model's file: :func:`dqconvert.save`'s, or a float model's tensors in safetensors.
-
-    Example:
-        >>> file_bytes(nn.Linear(128, 128))
-        66192
-    """
+    """Returns the size of the model's file: :func:`dqconvert.save`'s, or a float model's tensors in safetensors."""
     if not isinstance(module, IntegerModule):
         return len(safetensors.torch.save(dict(module.state_dict())))
     with tempfile.TemporaryDirectory() as folder:
@@ -178,15 +161,7 @@ def file_bytes(module: nn.Module) -> int:
 
 
 def mirrored(inputs: Inputs) -> Inputs:
-    """Returns the graph with its nodes in reverse order: as much work, as sorted, and no edge is where it was.
-
-    Example:
-        >>> from dqconvert.bench.case import Case, build
-        >>> inputs = build(Case(workload="V1", scale=0.005)).inputs
-        >>> twice = mirrored(mirrored(inputs))
-        >>> all(torch.equal(twice.arguments[name], inputs.arguments[name]) for name in ("x", "edge_index"))
-        True
-    """
+    """Returns the graph with its nodes in reverse order: as much work, as sorted, and no edge is where it was."""
     nodes = inputs.arguments["x"].size(0)
     found = dict(inputs.arguments)
     for name in inputs.given:

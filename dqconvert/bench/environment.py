@@ -48,12 +48,7 @@ class Environment:
 
 
 def environment(threads: int) -> Environment:
-    """Returns the environment of this process.
-
-    Example:
-        >>> environment(threads=2).torch == torch.__version__
-        True
-    """
+    """Returns the environment of this process."""
     return Environment(
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,

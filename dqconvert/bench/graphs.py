@@ -87,13 +87,7 @@ def zipf_batch(sizes: Tensor, num_edges: int, *, exponent: float = 1.0, seed: in
 
 
 def graph_sizes(num_graphs: int, num_nodes: int, *, smallest: int = 8, seed: int = 0) -> Tensor:
-    """Draws the sizes of a batch's graphs, log-normal as those of many collections, with the sum ``num_nodes``.
-
-    Example:
-        >>> sizes = graph_sizes(128, 68_000)
-        >>> int(sizes.sum()), bool(sizes.max() > 4 * sizes.median())
-        (68000, True)
-    """
+    """Draws the sizes of a batch's graphs, log-normal as those of many collections, with the sum ``num_nodes``."""
     rng = torch.Generator().manual_seed(seed)
     spare = num_nodes - smallest * num_graphs
     if spare < 0:

@@ -165,13 +165,6 @@ def run(
 
     Raises:
         DQConvertError: If a case cannot be built, or its model not prepared or converted.
-
-    Example:
-        >>> from dqconvert.bench.engines import engines_of
-        >>> quick = Settings(rounds=1, seconds=0, memory=False)
-        >>> found = run([Case(workload="V1", scale=0.005)], engines_of(["int8-dq"], bfloat16=False), quick)
-        >>> [row.engine.name for row in found.cases[0].rows]
-        ['fp32, edge_index', 'fp32, CSR', 'int8-dq']
     """
     start = time.perf_counter()
     settings = settings or Settings()

@@ -10,14 +10,7 @@ from torch_geometric.nn import GINConv, global_add_pool
 
 
 class GraphClassifier(nn.Module):
-    """A graph isomorphism network: GIN layers of two linear maps, summed over each graph, then two more.
-
-    Example:
-        >>> import torch
-        >>> model = GraphClassifier(1, 8, 2, num_layers=2)
-        >>> model(torch.ones(3, 1), torch.tensor([[0, 1], [1, 0]]), torch.tensor([0, 0, 1])).shape
-        torch.Size([2, 2])
-    """
+    """A graph isomorphism network: GIN layers of two linear maps, summed over each graph, then two more."""
 
     def __init__(self, features: int, hidden: int, classes: int, num_layers: int = 5) -> None:
         super().__init__()
@@ -42,15 +35,7 @@ class GraphClassifier(nn.Module):
 
 
 class NodeClassifier(nn.Module):
-    """Two message-passing layers, ReLU and dropout between them.
-
-    Example:
-        >>> import torch
-        >>> from torch_geometric.nn import GCNConv
-        >>> model = NodeClassifier(GCNConv(4, 8), GCNConv(8, 3))
-        >>> model(torch.ones(3, 4), torch.tensor([[0, 1], [1, 0]])).shape
-        torch.Size([3, 3])
-    """
+    """Two message-passing layers, ReLU and dropout between them."""
 
     def __init__(self, conv1: nn.Module, conv2: nn.Module) -> None:
         super().__init__()

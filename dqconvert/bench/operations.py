@@ -58,16 +58,6 @@ def operations(
 
     Returns:
         The operations, the longest first.
-
-    Example:
-        >>> from dqconvert.bench.case import Case, build
-        >>> from dqconvert.bench.engines import Engine, forward_of
-        >>> forward = forward_of(Engine(name="int8-dq", preset="int8-dq"), build(Case(workload="V1", scale=0.005)))
-        >>> found = operations(forward.module, lambda: forward.known, bandwidth=1e10, known=True)
-        >>> {"integer_linear", "integer_propagate", "remembered"} <= {operation.name for operation in found}
-        True
-        >>> round(sum(operation.share for operation in found), 6)
-        1.0
     """
     counts = _Counts()
     for _ in range(repeats):

@@ -111,13 +111,6 @@ def phases(step: Callable[[], object], module: nn.Module, repeats: int = 3) -> d
 
     Returns:
         Every one of :data:`PHASES`; the sum is the duration of a step that observes.
-
-    Example:
-        >>> import torch
-        >>> layer = nn.Linear(64, 64)
-        >>> times = phases(lambda: layer(torch.ones(1000, 64)).sum().backward(), layer)
-        >>> list(times) == list(PHASES), times["linear"] > times["quantize"] == 0
-        (True, True)
     """
     with _labels(module), profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(repeats):

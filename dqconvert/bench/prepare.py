@@ -92,11 +92,6 @@ def run(
 
     Raises:
         ConfigError: If there is no such preset.
-
-    Example:
-        >>> found = run(layers=[1, 2], widths=[8], repeats=1)
-        >>> found.by_layers[1].size_growth, found.by_layers[1].growth > 0
-        (2.0, True)
     """
     start = time.perf_counter()
     with threads(num_threads), torch.random.fork_rng(devices=[]):

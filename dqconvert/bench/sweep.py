@@ -123,13 +123,7 @@ class SweepResult:
 
 
 def shapes(settings: Settings) -> list[Shape]:
-    """Returns the shapes that are small enough, in an order that depends on the seed alone.
-
-    Example:
-        >>> first, second, *_ = shapes(Settings(largest=1 << 20))
-        >>> first != second and max(first.nodes * first.width, first.nodes * first.hidden) <= 1 << 20
-        True
-    """
+    """Returns the shapes that are small enough, in an order that depends on the seed alone."""
     grid = itertools.product(LAYERS, PRESETS, NODES, WIDTHS, DENSITIES, HIDDEN)
     found = [
         Shape(layer=layer, preset=preset, nodes=nodes, width=width, density=density, hidden=hidden)
@@ -141,13 +135,7 @@ def shapes(settings: Settings) -> list[Shape]:
 
 
 def run(settings: Settings, progress: Progress | None = None) -> SweepResult:
-    """Measures as many shapes as time allows.
-
-    Example:
-        >>> result = run(Settings(seconds=0, largest=1 << 12, rounds=1, warmup=1))
-        >>> len(result.rows)
-        1
-    """
+    """Measures as many shapes as time allows."""
     start, rows = time.perf_counter(), list[Row]()
     task = None if progress is None else progress.add_task("sweep", total=settings.seconds)
     with threads(settings.threads), torch.random.fork_rng(devices=[]):

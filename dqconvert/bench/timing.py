@@ -17,16 +17,7 @@ Tick: TypeAlias = Callable[[], None]
 
 
 def ticker(progress: Progress | None, name: str, total: int) -> Tick:
-    """Returns a function that advances a new progress bar; one that does nothing where no progress is shown.
-
-    Example:
-        >>> from rich.progress import Progress
-        >>> progress = Progress()
-        >>> tick = ticker(progress, "W1", 10)
-        >>> tick()
-        >>> progress.tasks[0].completed == 1, ticker(None, "W1", 10)()
-        (True, None)
-    """
+    """Returns a function that advances a new progress bar; one that does nothing where no progress is shown."""
     if progress is None:
         return lambda: None
     task = progress.add_task(name, total=total)
@@ -35,12 +26,7 @@ def ticker(progress: Progress | None, name: str, total: int) -> Tick:
 
 @dataclass(frozen=True)
 class Times:
-    """Times of one step, in seconds.
-
-    Example:
-        >>> Times((1.0, 4.0, 2.0)).median, Times((1.0, 4.0, 2.0)).minimum
-        (2.0, 1.0)
-    """
+    """Times of one step, in seconds."""
 
     seconds: tuple[float, ...]
 
@@ -93,13 +79,7 @@ def interleave(
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Runs torch, and the kernels that follow it, on so many threads.
-
-    Example:
-        >>> with threads(1):
-        ...     torch.get_num_threads()
-        1
-    """
+    """Runs torch, and the kernels that follow it, on so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -136,13 +136,6 @@ def run(
 
     Raises:
         DQConvertError: If a case cannot be built, or its model not prepared.
-
-    Example:
-        >>> from dqconvert.bench.variants import variants_of
-        >>> quick = Settings(steps=1, warmup=1, memory=False)
-        >>> found = run([Case(workload="W2", scale=0.001)], variants_of(["int8-dq"]), quick)
-        >>> [row.variant.name for row in found.cases[0].rows]
-        ['float, edge_index', 'float, CSR', 'int8-dq']
     """
     start = time.perf_counter()
     settings = settings or Settings()

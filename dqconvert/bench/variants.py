@@ -65,13 +65,6 @@ class Step:
     Args:
         module: What to train; in training mode from here on.
         target: As in :class:`Subject`.
-
-    Example:
-        >>> from dqconvert.bench.case import Case, build
-        >>> step = step_of(FLOAT, build(Case(workload="W2", scale=0.001)))
-        >>> first = step()
-        >>> bool(step() != first)
-        True
     """
 
     def __init__(self, module: nn.Module, inputs: Inputs, target: Tensor | None) -> None:
@@ -127,11 +120,6 @@ def why_not_csr(subject: Subject) -> str | None:
 
     Returns:
         Why the model does not take one; ``None``: it does.
-
-    Example:
-        >>> from dqconvert.bench.case import Case, build
-        >>> why_not_csr(build(Case(workload="W2", scale=0.001))) is None
-        True
     """
     if subject.edge_index is None:
         return "forward has no argument edge_index of shape [2, E]"

@@ -24,15 +24,7 @@ from dqconvert.trace.unchanged import without_reads
 
 
 def evaluation_graph(module: PreparedModule) -> Graph:
-    """Returns a copy of the graph that a prepared module evaluates, before anything is fused, without protection.
-
-    Example:
-        >>> from torch_geometric.nn import GCNConv
-        >>> from dqconvert import prepare
-        >>> graph = evaluation_graph(prepare(GCNConv(8, 4)).module)
-        >>> [node.name for node in graph.nodes if "protect" in node.name]
-        []
-    """
+    """Returns a copy of the graph that a prepared module evaluates, before anything is fused, without protection."""
     return evaluation_of(module.eval_graph or module.graph, module)
 
 

@@ -285,12 +285,7 @@ def _own_names(usual: Callable[..., Any], value: Any, kind: type) -> Any:
 
 
 def followed(value: Any) -> Any:
-    """Returns a usual container of what recorded code sees in a reporting one; other values as they are.
-
-    Example:
-        >>> followed(SeenList([1, 2]))
-        [1, 2]
-    """
+    """Returns a usual container of what recorded code sees in a reporting one; other values as they are."""
     if isinstance(value, SeenDict):
         return dict(value.items())
     if isinstance(value, SeenList):
@@ -299,12 +294,7 @@ def followed(value: Any) -> Any:
 
 
 def unseen(value: Any) -> Any:
-    """Returns the content of a reporting container as a usual one; other values as they are.
-
-    Example:
-        >>> unseen(SeenList([1, 2]))
-        [1, 2]
-    """
+    """Returns the content of a reporting container as a usual one; other values as they are."""
     if isinstance(value, SeenDict):
         return {name: dict.__getitem__(value, name) for name in dict.__iter__(value)}
     if isinstance(value, SeenList):
