@@ -80,7 +80,7 @@ def _grad_on_cpu(
     grad: Tensor, x: Tensor, weight: Tensor | None, _: Tensor, __: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     by_receiver, by_sender, out, protected, range_, ints, floats = rest
-    scheme, mean, _ = Passing.unpacked(ints, floats)
+    scheme, mean, *_more = Passing.unpacked(ints, floats)
     grid = Grid(scheme, *range_.tolist())
     return _loops.propagate_back(grad, x, weight, by_receiver, by_sender, out, protected, grid, mean)
 
