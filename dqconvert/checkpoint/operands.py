@@ -135,6 +135,7 @@ FINISH: dict[str, Any] = {
         )
     ),
     "other": Optional(Value()),
+    "shares": Optional(Value()),
 }
 """The members of a :class:`dqconvert.kernels.integer.finish.Finish`."""
 

@@ -29,6 +29,7 @@ from dqconvert.lower.values import (
     rows_of,
 )
 from dqconvert.quant import FakeQuantize
+from dqconvert.rewrite.norms import scale_rows
 from dqconvert.trace.note import Note, note_of
 
 
@@ -44,6 +45,7 @@ class Lowering:
         values: What is known of each node so far.
         floats: What stays in float and why, by node of the integer graph.
         differentiated: Nodes through which the forward itself takes a gradient.
+        scaled: Nodes whose codes are those of the scaled rows that alone read them.
         propagations: Message passing that the integer operator can do, by the node that aggregates.
     """
 
@@ -53,6 +55,7 @@ class Lowering:
         self.values: dict[Node, Value] = {}
         self.floats: dict[Node, Float] = {}
         self.differentiated = differentiated(graph)
+        self.scaled: set[Node] = set()
         quantizers = [node for node in graph.nodes if self.context.is_quantizer(node)]
         found = [matched(self.context, node, shared=True) for node in quantizers]
         self.propagations: dict[Node, Propagation] = {match.aggregate: match for match in found if match is not None}
@@ -77,6 +80,23 @@ class Lowering:
         """Returns the grid to which a node's value is rounded right behind; None if anything else uses the value."""
         user = only_user(node)
         return None if user is None or user.args[:1] != (node,) else self.grid(user)
+
+    def behind(self, node: Node) -> tuple[QuantizerGrid, Node | None] | None:
+        """Returns the grid to which a node's rows are rounded, and what they are multiplied by before, ``[rows]``.
+
+        None: they are not rounded right behind. Whoever is told of a multiplier writes it into the epilogue.
+        """
+        scale = only_user(node)
+        if scale is None or scale.target is not scale_rows or scale.args[0] is not node:
+            grid = self.grid_behind(node)
+            return None if grid is None else (grid, None)
+        factor, dim = scale.args[1], scale.args[2] if len(scale.args) > 2 else 0
+        grid, shares = self.grid_behind(scale), self.values.get(factor)  # type: ignore[arg-type]
+        fits = dim == 0 and note_of(node).dtype == torch.float32 and isinstance(shares, Plain)
+        if grid is None or not fits:
+            return None
+        self.scaled.add(node)
+        return grid, shares.node  # type: ignore[union-attr]
 
     # -- of the integer graph ----------------------------------------------------------------------------------------
 

@@ -108,19 +108,28 @@ class Program:
         """Returns the constant of a grid, as the kernels take it."""
         return self.constant(grid.numbers(device), name)
 
-    def finish(self, factor: Tensor | float, grid: QuantizerGrid, name: str, bias: Tensor | None = None) -> Finish:
+    def finish(
+        self,
+        factor: Tensor | float,
+        grid: QuantizerGrid,
+        name: str,
+        bias: Tensor | None = None,
+        shares: Node | None = None,
+    ) -> Finish:
         """Returns the epilogue that requantizes a sum of integers to codes of ``grid``.
 
         Args:
             factor: The value of one step of the sum: a number, or float32 ``[1]`` or ``[columns]``.
             name: Prefix of the constants' names.
             bias: Added before rounding, one number for each column.
+            shares: What each row is multiplied by before that, float32 ``[rows]``.
         """
         factor = torch.tensor([factor], dtype=torch.float32) if isinstance(factor, float) else factor
         return Finish(
             factor=self.constant(factor, f"{name}.factor"),
             grid=self.grid(grid, f"{name}.grid", factor.device),
             bias=None if bias is None else self.constant(bias.float().reshape(-1), f"{name}.bias"),
+            shares=shares,  # type: ignore[arg-type]
         )
 
     def module(self, path: str, module: nn.Module) -> None:

@@ -76,6 +76,8 @@ TRACED = (
 
 PREPARED = (
     _ours("rewrite.open", "call_with_weights"),
+    _ours("rewrite.norms", "node_norm", of_graph=True, remembered=True, sign=Sign.NONNEGATIVE, storage=Storage.OWN),
+    _ours("rewrite.norms", "scale_rows", sign=Sign.KEEPS, lets_relu_pass=True, storage=Storage.OWN),
     _ours(
         "rewrite.dropouts",
         "drop_messages",

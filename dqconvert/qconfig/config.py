@@ -14,6 +14,7 @@ from dqconvert.qconfig.specs import (
     KIND_OF_ROLE,
     KINDS,
     NOT_SERVED_YET,
+    Norm,
     Placement,
     Protect,
     QSpec,
@@ -52,6 +53,10 @@ class QConfig:
         output: Whether results are rounded, too. ``False`` leaves the last ``feature`` and ``update`` in float: values
             of the graph's outputs behind which nothing else is quantized. Scores that differ by less than a step are
             then no ties. Default: true.
+        norm: ``"edges"`` (the default): as PyG's layers compute it, a GCN norm multiplies messages. ``"nodes"``: it
+            scales the rows that are sent, before their quantizer, and their sums, where edges have no weights
+            (:func:`dqconvert.rewrite.norms.fold_norms`); integer sums then are sums of codes. The report says where
+            not.
         noise: Reserved for quantization noise; not served yet.
         rules: Exceptions, each a :class:`Rule`; the first that matches a value decides. Default: none.
 
@@ -80,6 +85,7 @@ class QConfig:
     protect: Protect | None = None
     placement: Placement = "paper"
     output: bool = True
+    norm: Norm = "edges"
     noise: None = None
     rules: tuple[Rule, ...] = ()
 
@@ -101,6 +107,7 @@ class QConfig:
         require("protect", self.protect, is_protect, "a Protect or None")
         require_choice("placement", self.placement, get_args(Placement))
         require("output", self.output, isinstance(self.output, bool), "True or False")
+        require_choice("norm", self.norm, get_args(Norm))
         if self.noise is not None:
             refuse_not_served_yet("noise")
         require("rules", self.rules, isinstance(self.rules, list | tuple), "a sequence of Rule objects")
@@ -166,7 +173,7 @@ class QConfig:
                 changes[kind] = override(getattr(base, kind) or QSpec(), table[kind], kind)
         if "protect" in table:
             changes["protect"] = override(base.protect or Protect(), table["protect"], "protect")
-        changes |= {name: table[name] for name in ("placement", "output") if name in table}
+        changes |= {name: table[name] for name in ("placement", "norm", "output") if name in table}
         if "noise" in table:
             changes["noise"] = none_if_spelled("noise", table["noise"])
         base = replace(base, **changes)

@@ -12,6 +12,7 @@ from dqconvert.qconfig.tables import as_number, require, require_choice
 
 Granularity: TypeAlias = Literal["tensor", "channel", "degree"]
 Range: TypeAlias = Literal["minmax", "ema", "percentile", "mse", "learned"]
+Norm: TypeAlias = Literal["edges", "nodes"]
 Placement: TypeAlias = Literal["paper", "before_dropout"]
 Grad: TypeAlias = Literal["ste", "clip"]
 Role: TypeAlias = Literal["weight", "input", "feature", "edge_weight", "message", "aggregate", "update"]

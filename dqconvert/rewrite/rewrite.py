@@ -14,6 +14,7 @@ from dqconvert.quant import Protection
 from dqconvert.report import Entry, LeftFloat
 from dqconvert.rewrite.dropouts import Dropouts
 from dqconvert.rewrite.known import Known
+from dqconvert.rewrite.norms import fold_norms
 from dqconvert.rewrite.open import open_leaves
 from dqconvert.rewrite.place import Placer, Quantizers, attach, container_name
 from dqconvert.rewrite.protect import ARGUMENT, Masks
@@ -136,6 +137,8 @@ def _rewrite_graph(
     """
     open_leaves(graph, root)
     products = cut_products(graph)
+    if placer.ledger.qconfig.norm == "nodes":
+        placer.remarks += fold_norms(graph, root)
     dropouts = Dropouts(graph, root) if placer.ledger.qconfig.placement == "before_dropout" else None
     if dropouts is not None:
         dropouts.move_behind_messages()

@@ -16,6 +16,7 @@ from torch.fx import Graph, Node
 from dqconvert.ops import op_of, qualified_name
 from dqconvert.rewrite.connectivity import gather, is_input
 from dqconvert.rewrite.dropouts import Dropouts
+from dqconvert.rewrite.norms import scale_rows
 from dqconvert.rewrite.open import call_with_weights
 from dqconvert.rewrite.signs import Signs
 from dqconvert.rewrite.sites import (
@@ -115,6 +116,10 @@ class Roles:
                 self._add_input(value, node)
         for weight in weights:
             self._add_weight(weight, node)
+        # What a norm of the nodes scales is rounded once it is; the numbers must be there.
+        scaled = only_reader(output)
+        if scaled is not None and scaled.target is scale_rows and scaled.args[1] < output:  # type: ignore[operator]
+            output = scaled
         self._add("feature", output, op=node)
 
     def _stage(self, node: Node) -> None:
@@ -229,6 +234,12 @@ class Roles:
         for position in op_of(node).weighted:
             if position < len(arguments):
                 yield arguments[position]
+
+
+def only_reader(node: Node) -> Node | None:
+    """Returns what alone reads the values of a node; ``None`` if nothing does, or several."""
+    readers = [user for user in node.users if not op_of(user).reads_size and user.target is not getattr]
+    return readers[0] if len(readers) == 1 else None
 
 
 def _sizes(node: Node) -> list[tuple[int, ...]]:

@@ -42,6 +42,7 @@ class Finish(NamedTuple):
             codes as they are.
         other: uint8 `[rows, columns]`, codes of another value.
         packed: Whether codes are written two to a byte, the even column in the low half; a last one stands alone.
+        shares: float32 `[rows]`, what the values of each row are multiplied by, before the bias is added.
     """
 
     factor: Tensor
@@ -50,6 +51,7 @@ class Finish(NamedTuple):
     table: Tensor | None = None
     other: Tensor | None = None
     packed: bool = False
+    shares: Tensor | None = None
 
 
 def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> Tensor:
@@ -60,6 +62,8 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
         shares: float32 `[rows]`, what each row is multiplied by first.
     """
     values = sums.to(torch.float32) * finish.factor
+    if finish.shares is not None:
+        shares = finish.shares if shares is None else shares * finish.shares
     if shares is not None:
         values = values * shares[:, None]
     if finish.bias is not None:
@@ -114,6 +118,7 @@ TAKES: dict[str, Any] = {
     "table": "any?",
     "other": "any?",
     "packed": "flag",
+    "shares": "any?",
 }
 """What a gate looks at in the fields of a :class:`Finish`; :func:`check` looks at the rest."""
 
@@ -130,7 +135,7 @@ class Steps(NamedTuple):
         table, other: Flat; empty, if there is none. No table where there is a ramp or a plane; of values, what stands
             for it, if something does (:mod:`dqconvert.kernels.integer.on_grid`).
         by_column: Whether there is a table for each column.
-        packed: As there.
+        packed, shares: As there; no shares: empty.
     """
 
     factor: Any
@@ -143,13 +148,16 @@ class Steps(NamedTuple):
     by_column: bool
     other: Any
     packed: bool
+    shares: Any
 
 
 def steps(finish: Finish, columns: int) -> Steps:
     """For the loops."""
-    factor, grid, bias, table, other, packed = finish
+    factor, grid, bias, table, other, packed, shares = finish
     made = _steps((factor, grid, bias, table), columns, other is not None, packed)
-    return made if other is None else made._replace(other=array(other).reshape(-1))
+    if other is not None:
+        made = made._replace(other=array(other).reshape(-1))
+    return made if shares is None else made._replace(shares=array(shares))
 
 
 def _make_steps(
@@ -176,6 +184,7 @@ def _make_steps(
         entries.ndim == 2 and not pairs,
         np.empty(0, np.uint8),
         packed,
+        np.empty(0, np.float32),
     )
 
 
@@ -205,7 +214,7 @@ def dtype_of(table: Tensor | None) -> torch.dtype:
 
 def check(finish: Finish, rows: int, columns: int) -> None:
     """Raises `ValueError` unless shapes and types fit sums `[rows, columns]`: the loops do not look again."""
-    factor, grid, bias, table, other, packed = finish
+    factor, grid, bias, table, other, packed, shares = finish
     fits = {
         "factor": factor.shape in ((1,), (columns,)) and factor.dtype == torch.float32,
         "grid": grid.shape == (4,) and grid.dtype == torch.float32,
@@ -215,6 +224,7 @@ def check(finish: Finish, rows: int, columns: int) -> None:
         or (other is not None and table.shape in _PLANES and table.dtype == torch.float32),
         "other": other is None or (table is not None and other.shape == (rows, columns) and other.dtype == torch.uint8),
         "packed": not packed or dtype_of(table) == torch.uint8,
+        "shares": shares is None or (shares.shape == (rows,) and shares.dtype == torch.float32),
     }
     for name, right in fits.items():
         if not right:

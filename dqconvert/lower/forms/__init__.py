@@ -19,6 +19,7 @@ from dqconvert.lower.forms.heads import lower_edge_products, lower_mean, lower_p
 from dqconvert.lower.forms.linear import lower_linear
 from dqconvert.lower.forms.messages import lower_messages
 from dqconvert.lower.forms.moving import lower_identity, lower_join, lower_move
+from dqconvert.lower.forms.norms import lower_node_norm, lower_scaled_rows
 from dqconvert.lower.forms.rounding import lower_rounding
 from dqconvert.lower.forms.sources import lower_argument, lower_attribute, lower_constant, lower_metadata
 from dqconvert.lower.forms.tables import lower_pointwise
@@ -36,6 +37,8 @@ FORMS: tuple[Form, ...] = (
     lower_softmax,  # the rounding of a softmax over the edges of each node
     lower_mean,  # the rounding of a mean over heads, with a bias or without
     lower_rounding,  # any other rounding
+    lower_node_norm,  # the norm of the nodes of a GCN
+    lower_scaled_rows,  # rows that their epilogue has scaled by it
     lower_identity,  # what changes nothing in evaluation: dropout, clone, detach
     lower_move,  # what moves entries: view, index_select, transpose
     lower_join,  # a concatenation

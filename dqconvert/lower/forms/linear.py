@@ -22,20 +22,23 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     if name not in ("linear", "matmul") or len(node.args) < 2:
         return None
     x, weight, bias = map(lowering.value, (*node.args[:2], argument(node, "bias")))
-    grid, note = lowering.grid_behind(node), note_of(node)
-    if grid is None or not isinstance(x, Codes) or not isinstance(weight, Constant) or weight.quantizer is None:
+    behind, note = lowering.behind(node), note_of(node)
+    if behind is None or not isinstance(x, Codes) or not isinstance(weight, Constant) or weight.quantizer is None:
         return None
     if weight.value.dim() != 2 or not isinstance(bias, Constant | Literal):
         return None
     channel = 0 if name == "linear" else 1  # the dimension of the weight that is that of the results' columns
     if weight.quantizer.channel_dim not in (None, channel):
         return None
+    grid, shares = behind
+    if shares is not None and note.ndim != 2:
+        return None
     centred = centred_codes(weight.value, weight.quantizer)
     centred = (centred.t() if channel == 1 else centred).contiguous()
     columns, depth = centred.shape
     program, label = lowering.program, note.module or "linear"
     factor = weight.quantizer.scale.float().reshape(-1) * x.grid.scale
-    finish = program.finish(factor, grid, label, bias.value if isinstance(bias, Constant) else None)
+    finish = program.finish(factor, grid, label, bias.value if isinstance(bias, Constant) else None, shares)
     packed = program.constant(pack_weight(centred), f"{label}.weight")
     x_grid = program.grid(x.grid, f"{label}.input_grid", factor.device)
     if note.ndim == 2:

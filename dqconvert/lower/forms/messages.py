@@ -15,6 +15,7 @@ from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import receiver_order
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.values import Codes, QuantizerGrid, Value
+from dqconvert.rewrite.norms import scale_rows
 from dqconvert.trace.note import Note, note_of
 
 _NEAR = 8
@@ -24,11 +25,11 @@ _NEAR = 8
 def lower_messages(lowering: Lowering, node: Node) -> Value | None:
     """Lowers the aggregation of messages ``x_j`` or ``w * x_j``, rounded right behind."""
     match = lowering.propagations.get(node)
-    grid = lowering.grid_behind(node)
+    behind = lowering.behind(node)
     message_grid = None if match is None else lowering.grid(match.quantize)
     note = note_of(node)
     widths = {math.prod(size[1:]) for size in note.sizes}
-    if match is None or grid is None or message_grid is None or len(widths) != 1:
+    if match is None or behind is None or message_grid is None or len(widths) != 1:
         return None
     source, label, program = match.message.gather.source, str(match.quantize.target), lowering.program
     x, weight = lowering.values[source], lowering.value(match.message.weight)
@@ -37,9 +38,10 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
     value = lowering.coded(x, note_of(source), label)
     if value is None or not (match.message.weight is None or isinstance(weight, Codes)):
         return None
-    columns = widths.pop()
+    columns, (grid, shares) = widths.pop(), behind
     sender, receiver = lowering.plain(match.message.gather.index), lowering.plain(match.receiver)
-    sizes = lowering.num_rows(source), lowering.plain(match.num_nodes)
+    scaled = source.args[0] if source.target is scale_rows else None  # of as many rows, known before they are scaled
+    sizes = lowering.num_rows(scaled if isinstance(scaled, Node) else source), lowering.plain(match.num_nodes)
     # Equal calls become one: one order serves all layers of a graph.
     ptr, senders, edges = program.items(program.call(receiver_order, (sender, receiver, *sizes)), 3)
     codes = value.node if note.ndim == 2 else program.method("flatten", (value.node, 1))
@@ -52,7 +54,7 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
             program.constant(_multipliers(value.grid, weight.grid, message_grid), f"{label}.multipliers"),
             program.grid(message_grid, f"{label}.grid"),
         )
-    finish = program.finish(message_grid.scale, grid, label)
+    finish = program.finish(message_grid.scale, grid, label, shares=shares)
     rows = Note(sizes=tuple((size[0], columns) for size in note.sizes))
     found = program.call(integer_propagate, (codes, x_grid, ptr, senders, columns, finish), rows, **options)
     if note.ndim != 2:

@@ -8,10 +8,10 @@ all nodes back. The operations are in :mod:`dqconvert.kernels.integer.folding`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from dqconvert.fuse.context import reads_form
 from dqconvert.kernels.integer.finish import Finish
@@ -29,8 +29,8 @@ def fold_colors(program: Program) -> Program:
     """Folds a graph whose messages all pass over the same edges, and whose weights follow from the graph alone."""
     graph = program.graph
     orders = [node for node in graph.nodes if node.target in (receiver_order, gcn_order)]
-    if len(orders) != 1:
-        return program
+    if len(orders) != 1 or any(argument.shares is not None for argument in _finishes(graph)):
+        return program  # a norm of its own sets nodes apart that have the same features
     order = orders[0]
     parts = {user.args[1]: user for user in order.users if user.target is operator.getitem}
     over = [node for node in graph.nodes if node.target is integer_propagate and node.args[2] is parts.get(0)]
@@ -39,6 +39,10 @@ def fold_colors(program: Program) -> Program:
     if x is not None and over and all(weight.target is gcn_codes for weight in weights):
         _Folding(program, x, parts[0], parts[1], bool(weights)).run()
     return program
+
+
+def _finishes(graph: Graph) -> Iterator[Finish]:
+    return (argument for node in graph.nodes for argument in node.args if isinstance(argument, Finish))
 
 
 def _features(order: Node) -> Node | None:

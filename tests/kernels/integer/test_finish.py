@@ -77,12 +77,14 @@ def a_finish(rows, columns, *, grid=INT8, by_column=False, bias=False, table="no
     by_column=st.booleans(),
     bias=st.booleans(),
     table=st.sampled_from(TABLES),
+    scaled=st.booleans(),
 )
-def test_rows_end_as_defined(rows, columns, seed, wide, shared, packed, by_column, bias, table):
+def test_rows_end_as_defined(rows, columns, seed, wide, shared, packed, by_column, bias, table, scaled):
     torch.manual_seed(seed)
     packed = packed and table not in VALUES
     grid = INT4 if packed else INT8
     finish = a_finish(rows, columns, grid=grid, by_column=by_column, bias=bias, table=table, packed=packed)
+    finish = finish._replace(shares=torch.rand(rows) if scaled else None)
     check(finish, rows, columns)
     sums = torch.randint(-40_000, 40_000, (rows, columns), dtype=torch.int64 if wide else torch.int32)
     shares = torch.rand(rows) if shared else None

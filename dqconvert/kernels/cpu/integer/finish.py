@@ -19,8 +19,11 @@ GRID = 2
 def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignore[no-untyped-def]
     """One row: `sums[at : at + columns]` to row `row` of `out`.
 
-    `share`: float32, what the row is multiplied by behind the factor. `codes`: uint8 `[columns]`, to work with.
+    `share`: float32, what the row is multiplied by behind the factor, with its share of the steps. `codes`: uint8
+    `[columns]`, to work with.
     """
+    if steps.shares.size > 0:
+        share = share * steps.shares[row]
     finish_pointed(
         pointer(sums, at),
         columns,

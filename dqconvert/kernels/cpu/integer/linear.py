@@ -46,7 +46,8 @@ def linear_rows(x, packed_input, of_grid, weight, pairs, columns, steps, out, st
     places, factors, counts = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(ROWS, np.int64)
     codes, one, missing = np.empty(columns, np.uint8), np.float32(1), False
     # Rows of few columns are requantized as one long row: what is left of a vector costs as much as a whole one.
-    joined = columns <= NARROW and totals.size == 0 and not (steps.packed or steps.by_column) and stop - start >= ROWS
+    alike = not (steps.packed or steps.by_column or steps.shares.size > 0)
+    joined = columns <= NARROW and totals.size == 0 and alike and stop - start >= ROWS
     many = join_rows(steps, ROWS if joined else 0)
     for first in range(start, stop, ROWS):
         rows = min(ROWS, stop - first)
