@@ -126,12 +126,5 @@ def holds_integer(path: str | os.PathLike[str]) -> bool:
 
     Raises:
         CheckpointError: If the file is missing, damaged, of a newer version or another file.
-
-    Example:
-        >>> import dqconvert
-        >>> from torch_geometric.nn import SAGEConv
-        >>> dqconvert.save(dqconvert.prepare(SAGEConv(8, 4), "int4-dq").module, "/tmp/sage.dq")
-        >>> holds_integer("/tmp/sage.dq")
-        False
     """
     return bool(container.read(path)[1].get("kind") == integer.KIND)

@@ -18,12 +18,7 @@ _REACH = 1 << 16
 
 
 def is_finite(constant: Tensor) -> bool:
-    """True if it holds float32 numbers that are finite.
-
-    Example:
-        >>> is_finite(torch.tensor([1.0])), is_finite(torch.tensor([torch.nan]))
-        (True, False)
-    """
+    """True if it holds float32 numbers that are finite."""
     return constant.dtype == torch.float32 and bool(constant.isfinite().all())
 
 

@@ -17,12 +17,7 @@ _SHOWN = 10
 
 
 def shapes_of(tensors: Mapping[str, object]) -> Shapes:
-    """Returns the shapes of the tensors in a ``state_dict``.
-
-    Example:
-        >>> shapes_of(nn.Linear(3, 2).state_dict())
-        {'weight': (2, 3), 'bias': (2,)}
-    """
+    """Returns the shapes of the tensors in a ``state_dict``."""
     return {
         name: None if is_lazy(value) else tuple(value.shape)
         for name, value in tensors.items()

@@ -9,13 +9,7 @@ from torch import nn
 
 
 def computed_names(root: nn.Module) -> set[str]:
-    """Returns the names of weights that are computed, and not stored.
-
-    Example:
-        >>> from torch.nn.utils.parametrizations import weight_norm
-        >>> computed_names(nn.Sequential(weight_norm(nn.Linear(2, 2))))
-        {'0.weight'}
-    """
+    """Returns the names of weights that are computed, and not stored."""
     return {
         f"{path}.{name}" if path else name
         for path, module in nn.Module.named_modules(root, remove_duplicate=False)

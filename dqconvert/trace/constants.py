@@ -57,12 +57,7 @@ def as_data(value: Any) -> Any:
 
 
 def holds_numpy(value: Any) -> bool:
-    """Returns True if data for ``torch.tensor`` contains numpy's, at any depth.
-
-    Example:
-        >>> holds_numpy([[np.float64(1)]]), holds_numpy([1.0])
-        (True, False)
-    """
+    """Returns True if data for ``torch.tensor`` contains numpy's, at any depth."""
     if isinstance(value, list | tuple):
         return any(map(holds_numpy, value))
     return isinstance(value, np.generic | np.ndarray)

@@ -14,14 +14,6 @@ def collecting_new_objects() -> Iterator[None]:
     A model makes some hundred thousand objects on its way to a prepared one, for which Python would go several times
     through everything that torch and the program hold: up to half of the time. What is made inside is collected as
     ever. Where objects are frozen already, by the program or by a call around this one, nothing is done.
-
-    Example:
-        >>> import gc
-        >>> with collecting_new_objects():
-        ...     gc.get_freeze_count() > 0
-        True
-        >>> gc.get_freeze_count()
-        0
     """
     if gc.get_freeze_count():
         yield

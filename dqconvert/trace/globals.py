@@ -84,12 +84,7 @@ def _follow(place: GlobalName) -> Any:
 
 
 def place_name(name: str, path: tuple[tuple[bool, Any], ...]) -> str:
-    """Returns the expression by which code names such a tensor.
-
-    Example:
-        >>> place_name("data", ((True, "paper"), (False, "x")))
-        "data['paper'].x"
-    """
+    """Returns the expression by which code names such a tensor."""
     return name + "".join(f"[{key!r}]" if item else f".{key}" for item, key in path)
 
 

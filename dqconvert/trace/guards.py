@@ -57,13 +57,6 @@ def pinned(value: Any, expected: Any, name: str) -> None:
 
     Raises:
         ArgumentError: If it is not.
-
-    Example:
-        >>> pinned(None, None, "edge_weight")
-        >>> pinned(2, None, "edge_weight")
-        Traceback (most recent call last):
-            ...
-        dqconvert.errors.ArgumentError: argument 'edge_weight' was absent (None) when the model was prepared, and ...
     """
     if value is expected:
         return
@@ -162,14 +155,6 @@ def same_layout(value: Any, expected: str, name: str) -> None:
 
     Raises:
         ArgumentError: If it is not.
-
-    Example:
-        >>> import torch
-        >>> same_layout(torch.eye(2), "strided", "adj_t")
-        >>> same_layout(torch.eye(2).to_sparse_csr(), "strided", "adj_t")
-        Traceback (most recent call last):
-            ...
-        dqconvert.errors.ArgumentError: argument 'adj_t' was a dense tensor when the model was prepared and is a ...
     """
     if not isinstance(value, Tensor):
         return
@@ -191,13 +176,6 @@ def only_in(training: bool, expected: bool, refusal: str) -> None:
 
     Raises:
         ModeError: If it does not.
-
-    Example:
-        >>> only_in(True, True, "ValueError: no edges")
-        >>> only_in(False, True, "ValueError: no edges")
-        Traceback (most recent call last):
-            ...
-        dqconvert.errors.ModeError: the model refuses such a call in evaluation mode: ValueError: no edges
     """
     if bool(training) is not expected:
         mode = "training" if training else "evaluation"

@@ -32,22 +32,12 @@ class Written(NamedTuple):
 
 
 def runs_alike(module: nn.Module) -> bool:
-    """Returns True if a module with ``inplace=True`` computes the same values and gradients without, to the last bit.
-
-    Example:
-        >>> runs_alike(nn.ReLU(inplace=True)), runs_alike(nn.ELU(inplace=True))
-        (True, False)
-    """
+    """Returns True if a module with ``inplace=True`` computes the same values and gradients without, bit for bit."""
     return (op := op_of_layer(module)).known and op.in_place is InPlace.NAMESAKE
 
 
 def becomes_a_view(name: str) -> bool:
-    """Returns True if a method makes a tensor, in place, a view of what it was.
-
-    Example:
-        >>> becomes_a_view("t_"), becomes_a_view("t"), becomes_a_view("relu_")
-        (True, False, False)
-    """
+    """Returns True if a method makes a tensor, in place, a view of what it was."""
     return name.endswith("_") and op_named(name).in_place is InPlace.VIEW
 
 

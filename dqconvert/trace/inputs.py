@@ -153,14 +153,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 def attributes_of_batch(data: BaseData) -> dict[str, Any]:
-    """Returns the dict in which a batch keeps ``_num_graphs``; an empty one for other data.
-
-    Example:
-        >>> import torch
-        >>> from torch_geometric.data import Batch, Data
-        >>> attributes_of_batch(Batch.from_data_list([Data(torch.ones(2, 1))] * 3))["_num_graphs"]
-        3
-    """
+    """Returns the dict in which a batch keeps ``_num_graphs``; an empty one for other data."""
     # Versions of PyG differ in whether it belongs to the batch itself or to its store.
     places = [vars(data), *(vars(store) for store in data.stores)]
     return next((place for place in places if "_num_graphs" in place), {})

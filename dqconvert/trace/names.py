@@ -30,12 +30,7 @@ def closed_over(function: FunctionType) -> Iterator[Any]:
 
 
 def module_of(value: Any) -> str:
-    """Returns the name of the module that a function or class comes from; ``""`` if none, as for generated code.
-
-    Example:
-        >>> module_of(dict), module_of(eval("lambda: 0", {}))
-        ('builtins', '')
-    """
+    """Returns the name of the module that a function or class comes from; ``""`` if none, as for generated code."""
     try:
         name = value.__module__
     except AttributeError:  # a metaclass may answer so

@@ -53,13 +53,7 @@ def map_items(value: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yields the tensors among the leaves of a value; see :func:`leaves_in`.
-
-    Example:
-        >>> import torch
-        >>> [len(tensor) for tensor in tensors_in(({"x": torch.ones(3)}, [torch.ones(2), "sum"]))]
-        [3, 2]
-    """
+    """Yields the tensors among the leaves of a value; see :func:`leaves_in`."""
     return (leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor))
 
 

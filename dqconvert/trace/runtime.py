@@ -36,13 +36,7 @@ def either(messages: Tensor, product: Tensor) -> Tensor:
 
 
 def setitem(target: Tensor, index: Any, value: Any) -> Tensor:
-    """Returns ``target`` after ``target[index] = value``; ``target`` itself stays as it is.
-
-    Example:
-        >>> import torch
-        >>> setitem(torch.zeros(2), 0, 1.0)
-        tensor([1., 0.])
-    """
+    """Returns ``target`` after ``target[index] = value``; ``target`` itself stays as it is."""
     result = target.clone()
     result[index] = value
     return result
@@ -153,13 +147,6 @@ def left_in(module: Any, steps: tuple[Any, ...], call: Any) -> Tensor:
 
     Args:
         steps: The attribute's name; and the key.
-
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Identity()
-        >>> layer.seen = {"loss": torch.ones(1)}
-        >>> left_in(layer, ("seen", "loss"), layer(torch.ones(2)))
-        tensor([1.])
     """
     value: Any = getattr(module, steps[0])
     return value if len(steps) == 1 else value[steps[1]]

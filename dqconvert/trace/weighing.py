@@ -87,9 +87,6 @@ def unweighted(adjacency: Tensor) -> None:
 
     Raises:
         GuardError: If they are not; the graph does not multiply by them. (On a GPU the check is made there.)
-
-    Example:
-        >>> unweighted(torch.eye(2).to_sparse_csr())
     """
     ones = (adjacency.values() == 1).all()
     what = (
