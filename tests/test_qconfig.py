@@ -60,6 +60,7 @@ class TestQSpec:
             ({"range": "max"}, "range='max': must be 'minmax', 'ema', 'percentile', 'mse' or 'learned'"),
             ({"range": ["ema"]}, "range=['ema']: must be 'minmax', 'ema', 'percentile', 'mse' or 'learned'"),
             ({"grad": None}, "grad=None: must be 'ste' or 'clip'"),
+            ({"rounding": "up"}, "rounding='up': must be 'nearest' or 'stochastic'"),
             (
                 {"range": "percentile", "percentile": 0.5},
                 "percentile=0.5: must be a number between 0 and 0.5, or None",
@@ -248,10 +249,8 @@ class TestQConfig:
         [
             ({"weight": 8}, "weight=8: must be a QSpec or None (float)"),
             ({"protect": 0.1}, "protect=0.1: must be a Protect or None"),
-            (
-                {"noise": 0.5},
-                "noise: not served yet: it arrives with quantization-noise training; allowed today: None",
-            ),
+            ({"noise": 0}, "noise=0: must be a number above 0 and up to 1, or None"),
+            ({"noise": "some"}, "noise='some': must be a number above 0 and up to 1, or None"),
             ({"rules": "conv1"}, "rules='conv1': must be a sequence of Rule objects"),
             ({"rules": [None]}, "rules[0]=None: must be a Rule"),
         ],
@@ -385,10 +384,6 @@ class TestPresets:
         ("name", "message"),
         [
             (
-                "int8-nqat",
-                ("preset 'int8-nqat': not served yet: it arrives with quantization-noise training; try 'int8-qat'"),
-            ),
-            (
                 "int8_dq",
                 f"unknown preset 'int8_dq'; did you mean 'int8-dq'? (there are: {', '.join(map(repr, presets))})",
             ),
@@ -509,10 +504,7 @@ class TestAsQConfig:
                 {"rules": [{"op": "f", "spec": {"bit": 2}}]},
                 "rules[0].spec.bit: unknown field; did you mean 'bits'?",
             ),
-            (
-                {"noise": 0.1},
-                "noise: not served yet: it arrives with quantization-noise training; allowed today: None",
-            ),
+            ({"noise": 1.5}, "noise=1.5: must be a number above 0 and up to 1, or None"),
             (
                 {"preset": None},
                 f"unknown preset None (there are: {', '.join(map(repr, presets))})",

@@ -36,6 +36,7 @@ PHASE_OF: Mapping[str, str] = MappingProxyType(
         "dqconvert::*batch_norm*": "rest",
         "dqconvert::*quantize*": "quantize",
         "dqconvert::learned_chain*": "quantize",
+        "dqconvert::mix*": "quantize",
         "dqconvert::learned_propagate*": "message passing",
         "dqconvert::observe*": "observe",
         "dqconvert::propagate*": "message passing",

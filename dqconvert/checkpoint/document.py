@@ -163,6 +163,7 @@ def _quantizer(path: str, quantizer: FakeQuantize) -> dict[str, Any]:
         "channel_dim": quantizer.channel_dim or 0,
         "row_dim": quantizer.row_dim,
         "flags": {flag: getattr(quantizer, flag) for flag in FLAGS},
+        **({} if quantizer.noise is None else {"noise": quantizer.noise}),
     }
 
 

@@ -179,6 +179,7 @@ def quantizer_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None =
         channels=data["channels"],
         channel_dim=data["channel_dim"],
         row_dim=data["row_dim"],
+        noise=data.get("noise"),
     )
     for flag in FLAGS:
         setattr(quantizer, flag, bool(data["flags"][flag]))

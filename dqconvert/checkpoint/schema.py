@@ -54,9 +54,7 @@ class ReportData(TypedDict):
     average_bits: NotRequired[str]
 
 
-class QuantizerData(TypedDict):
-    """A quantizer: the arguments of its constructor, and its switches."""
-
+class _Quantizer(TypedDict):
     path: str
     spec: dict[str, Any]
     name: str
@@ -65,6 +63,12 @@ class QuantizerData(TypedDict):
     channel_dim: int
     row_dim: int
     flags: dict[str, bool]
+
+
+class QuantizerData(_Quantizer, total=False):
+    """A quantizer: the arguments of its constructor, and its switches."""
+
+    noise: float
 
 
 class ProtectionData(TypedDict):

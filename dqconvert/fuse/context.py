@@ -46,9 +46,14 @@ class Context:
         return None if module is None or has_hooks(module) else module
 
     def is_quantizer(self, node: Node) -> bool:
-        """True if a node calls a plain quantizer of rows, the kind that the operators know."""
+        """True if a node calls a plain quantizer of rows, the kind that the operators know.
+
+        One that draws stays where it is: in another order, or a graph fused otherwise, it would draw other numbers.
+        """
         module = self.plain_module(node)
-        return type(module) is FakeQuantize and module.channel_dim is None and module.row_dim == 0
+        if module is None or type(module) is not FakeQuantize or module.random:
+            return False
+        return module.channel_dim is None and module.row_dim == 0
 
     def undisturbed(self, nodes: Sequence[Node]) -> bool:
         """True if no node between the first and the last of a group, but those of the group, writes in place.

@@ -6,6 +6,7 @@ there.
 
 from dqconvert.kernels._buffers import release_memory
 from dqconvert.kernels._grid import Scheme
+from dqconvert.kernels._layout import along
 from dqconvert.kernels.batch_norm import quantize_batch_norm
 from dqconvert.kernels.chain import quantize_chain
 from dqconvert.kernels.degree import degree_groups, in_degree, nearest_seen, protection_probability
@@ -16,6 +17,7 @@ from dqconvert.kernels.learned import learned_chain, learned_fake_quantize
 from dqconvert.kernels.learned_propagate import learned_propagate
 from dqconvert.kernels.linear import linear, quantize_linear
 from dqconvert.kernels.minmax import minmax_pair
+from dqconvert.kernels.noise import mix
 from dqconvert.kernels.observe_messages import observe_messages
 from dqconvert.kernels.own_size import own_size
 from dqconvert.kernels.parts import quantize_parts
@@ -26,6 +28,7 @@ from dqconvert.kernels.propagate_max import propagate_max
 __all__ = [
     "EdgeOrder",
     "Scheme",
+    "along",
     "degree_groups",
     "dropout",
     "edge_order",
@@ -36,6 +39,7 @@ __all__ = [
     "learned_propagate",
     "linear",
     "minmax_pair",
+    "mix",
     "nearest_seen",
     "observe_messages",
     "own_size",

@@ -13,15 +13,14 @@ from dqconvert.qconfig.rules import Rule, Spec
 from dqconvert.qconfig.specs import (
     KIND_OF_ROLE,
     KINDS,
-    NOT_SERVED_YET,
     Norm,
     Placement,
     Protect,
     QSpec,
     Range,
-    refuse_not_served_yet,
 )
 from dqconvert.qconfig.tables import (
+    as_number,
     format_toml,
     is_config_path,
     none_if_spelled,
@@ -57,7 +56,9 @@ class QConfig:
             scales the rows that are sent, before their quantizer, and their sums, where edges have no weights
             (:func:`dqconvert.rewrite.norms.fold_norms`); integer sums then are sums of codes. The report says where
             not.
-        noise: Reserved for quantization noise; not served yet.
+        noise: The share of values, above 0 and up to 1, that are quantized in each step of training, drawn anew each
+            time; the others pass in float (Fan et al., *Training with Quantization Noise for Extreme Model
+            Compression*, ICLR 2021). Evaluation quantizes all. ``None`` (the default): so does training.
         rules: Exceptions, each a :class:`Rule`; the first that matches a value decides. Default: none.
 
     Raises:
@@ -86,7 +87,7 @@ class QConfig:
     placement: Placement = "paper"
     output: bool = True
     norm: Norm = "edges"
-    noise: None = None
+    noise: float | None = None
     rules: tuple[Rule, ...] = ()
 
     @property
@@ -109,7 +110,9 @@ class QConfig:
         require("output", self.output, isinstance(self.output, bool), "True or False")
         require_choice("norm", self.norm, get_args(Norm))
         if self.noise is not None:
-            refuse_not_served_yet("noise")
+            is_share = 0 < as_number(self.noise) <= 1
+            require("noise", self.noise, is_share, "a number above 0 and up to 1, or None")
+            object.__setattr__(self, "noise", float(self.noise))
         require("rules", self.rules, isinstance(self.rules, list | tuple), "a sequence of Rule objects")
         for index, rule in enumerate(self.rules):
             require(f"rules[{index}]", rule, isinstance(rule, Rule), "a Rule")
@@ -208,6 +211,8 @@ class Presets(Mapping[str, QConfig]):
         0.1.
     - `int8-qat`, `int4-qat`: plain quantization-aware training: moving averages of minimum and maximum
         (momentum 0.01), straight-through gradient, no protection.
+    - `int8-nqat`, `int4-nqat`: the same with quantization noise (Fan et al., ICLR 2021): each step quantizes half of
+        the values, their authors' example for scalar quantization.
     - `int8-lsq`, `int4-lsq`: learned steps (Esser et al., *LSQ*, ICLR 2020; Bhalgat et al., *LSQ+*, 2020), symmetric
         grids of weights and affine ones of everything else; protection 0.0 to 0.1.
     - `int8-dq+`, `int4-dq+`, `int3-dq+`, `int2-dq+`: what measured best, for `dqconvert.finetune`: ranges searched over
@@ -221,7 +226,7 @@ class Presets(Mapping[str, QConfig]):
 
     Example:
         >>> list(presets)
-        ['int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-lsq', 'int4-lsq', 'int8-dq+', 'int4-dq+', ...]
+        ['int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-nqat', 'int4-nqat', 'int8-lsq', 'int4-lsq', ...]
         >>> presets["int4-dq"].protect
         Protect(p_min=0.0, p_max=0.1)
         >>> presets["int8-gat"]
@@ -237,8 +242,6 @@ class Presets(Mapping[str, QConfig]):
     def __getitem__(self, name: str) -> QConfig:
         if isinstance(name, str) and name in self.qconfigs:
             return self.qconfigs[name]
-        if reason := NOT_SERVED_YET.get(f"preset {name!r}"):
-            raise UnknownPresetError(f"preset {name!r}: not served yet: {reason}")
         names = ", ".join(map(repr, self))
         raise UnknownPresetError(f"unknown preset {name!r}{did_you_mean(name, self)} (there are: {names})")
 
@@ -277,6 +280,8 @@ presets = Presets(
         "int4-dq": _scheme(QSpec(bits=4, range="percentile", grad="clip"), Protect(p_min=0.0, p_max=0.1)),
         "int8-qat": _scheme(QSpec(bits=8, range="ema")),
         "int4-qat": _scheme(QSpec(bits=4, range="ema")),
+        "int8-nqat": replace(_scheme(QSpec(bits=8, range="ema")), noise=0.5),
+        "int4-nqat": replace(_scheme(QSpec(bits=4, range="ema")), noise=0.5),
         "int8-lsq": _learned(8),
         "int4-lsq": _learned(4),
         **{f"int{bits}-dq+": _plus(bits) for bits in (8, 4, 3, 2)},

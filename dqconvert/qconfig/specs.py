@@ -15,6 +15,7 @@ Range: TypeAlias = Literal["minmax", "ema", "percentile", "mse", "learned"]
 Norm: TypeAlias = Literal["edges", "nodes"]
 Placement: TypeAlias = Literal["paper", "before_dropout"]
 Grad: TypeAlias = Literal["ste", "clip"]
+Rounding: TypeAlias = Literal["nearest", "stochastic"]
 Role: TypeAlias = Literal["weight", "input", "feature", "edge_weight", "message", "aggregate", "update"]
 Kind: TypeAlias = Literal["weight", "activation", "message", "aggregate"]
 
@@ -31,19 +32,6 @@ KIND_OF_ROLE: Mapping[str, Kind] = MappingProxyType(
         "update": "activation",
     }
 )
-
-# What a config can name but nothing serves yet. When it arrives, remove its entry: nothing else refuses it.
-NOT_SERVED_YET: Mapping[str, str] = {
-    "noise": "it arrives with quantization-noise training; allowed today: None",
-    "preset 'int8-nqat'": "it arrives with quantization-noise training; try 'int8-qat'",
-    "preset 'int4-nqat'": "it arrives with quantization-noise training; try 'int4-qat'",
-}
-
-
-def refuse_not_served_yet(what: str) -> None:
-    """Raises `ConfigError` if what a config names is in `NOT_SERVED_YET`."""
-    if what in NOT_SERVED_YET:
-        raise ConfigError(f"{what}: not served yet: {NOT_SERVED_YET[what]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +75,9 @@ class QSpec:
         grad: ``"ste"`` (the default): the gradient passes straight through rounding; ``"clip"``: it is zero where the
             code reaches or passes either end of the grid. With ``range="learned"`` it is ``"clip"``, whatever is given,
             and zero where the value reaches or passes an end before it is rounded, as LSQ defines it.
+        rounding: ``"nearest"`` (the default), halves to even; ``"stochastic"``: in training up or down at random, with
+            the probabilities that make it right on average (Gupta et al., *Deep Learning with Limited Numerical
+            Precision*, ICML 2015, section 3), from torch's generator. Evaluation and integers round to the nearest.
 
     Raises:
         ConfigError: If a field is out of bounds or would have no effect; it names the field and what is allowed.
@@ -115,6 +106,7 @@ class QSpec:
     momentum: float | None = None
     sample: float | None = None
     grad: Grad = "ste"
+    rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
         is_integer = isinstance(self.bits, int) and not isinstance(self.bits, bool)
@@ -133,6 +125,7 @@ class QSpec:
                 )
         require_choice("range", self.range, get_args(Range))
         require_choice("grad", self.grad, get_args(Grad))
+        require_choice("rounding", self.rounding, get_args(Rounding))
         if self.range == "learned":
             object.__setattr__(self, "grad", "clip")
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from dqconvert.errors import ConfigError, InputShapeError, InputTypeError, ObserverError
 from dqconvert.kernels import (
     Scheme,
+    along,
     fake_quantize,
     learned_chain,
     learned_fake_quantize,
+    mix,
     nearest_seen,
     qparams,
     quantize_chain,
@@ -41,6 +43,7 @@ class FakeQuantize(nn.Module):
         channels: The number of channels; required with ``spec.granularity="channel"``, else ignored.
         channel_dim: The dimension of the channels.
         row_dim: The dimension that ``protected`` ranges over.
+        noise: The share of values that training rounds, drawn at each call; ``None``: all.
 
     Attributes:
         min_val: Buffer, the lower end of the range: float32 whatever type the module is cast to, ``[]`` or
@@ -81,6 +84,7 @@ class FakeQuantize(nn.Module):
     max_val: Tensor
     log_scale: nn.Parameter | None
     offset: nn.Parameter | None
+    noise: float | None = None
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class FakeQuantize(nn.Module):
         channels: int | None = None,
         channel_dim: int = 0,
         row_dim: int = 0,
+        noise: float | None = None,
     ) -> None:
         super().__init__()
         shape: tuple[int, ...] = ()
@@ -102,6 +107,7 @@ class FakeQuantize(nn.Module):
             shape = (spec.groups_value,)
         self.spec = spec
         self.name = name
+        self.noise = noise
         self.signed = signed
         self.from_zero = spec.signed == "graph" and not signed
         self.channel_dim = channel_dim if spec.granularity == "channel" else None
@@ -180,6 +186,11 @@ class FakeQuantize(nn.Module):
             number=number // max(self.min_val.numel(), 1),
         )
 
+    @property
+    def random(self) -> bool:
+        """True if what training makes of a value is drawn, so that the order of calls matters."""
+        return self.noise is not None or self.spec.rounding == "stochastic"
+
     def forward(self, x: Tensor, protected: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
         """Observes and rounds ``x``, a floating tensor.
 
@@ -215,8 +226,27 @@ class FakeQuantize(nn.Module):
         dim = self.channel_dim
         if groups is not None:  # each row has the grid of its group
             grid, dim = (lo[groups.long()], hi[groups.long()]), self.row_dim
+        value = x
+        if self.training and self.spec.rounding == "stochastic":
+            value = self._dithered(x, groups, protected)
         how = (*grid, self.quant_min, self.quant_max, protected, self.row_dim, dim)
-        return learned_fake_quantize(x, *how) if self.learned else fake_quantize(x, *how, self.spec.grad)
+        y = learned_fake_quantize(value, *how) if self.learned else fake_quantize(value, *how, self.spec.grad)
+        y = y.to(x.dtype)
+        return mix(x, y, self.noise) if self.training and self.noise is not None else y
+
+    def _dithered(self, x: Tensor, groups: Tensor | None, protected: Tensor | None) -> Tensor:
+        """Returns values that are rounded stochastically by being rounded to the nearest: moved by up to half a step.
+
+        ``floor(v + u)`` is ``round(v + u - 1/2)``, for ``u`` uniform from 0 to 1. In float32 at least: narrower types
+        would lose what was added.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)
+        step, dim = self.scale.to(wide), self.channel_dim
+        if groups is not None:
+            step, dim = step[groups.long()], self.row_dim
+        step = step if dim is None else along(step, x, dim)
+        moved = (torch.rand_like(x, dtype=wide) - 0.5) * step
+        return x + (moved if protected is None else moved.masked_fill(along(protected, x, self.row_dim), 0))
 
     def check_groups(self, groups: Tensor | None, rows: int) -> None:
         """Raises `InputShapeError` unless there is a group for each row."""
@@ -244,6 +274,8 @@ class FakeQuantize(nn.Module):
                 f"quantizer {self.name!r} rounds each value, zeros too, and got a {x.layout} tensor: give .to_dense()"
             )
         observing = self._observing
+        if self.training and self.random:
+            return None
         if self._fused is None or not self.fake_quant_enabled or x.dim() == 0:
             return None
         if self.spec.sample is not None and x.device.type != "cpu":
@@ -343,6 +375,7 @@ class FakeQuantize(nn.Module):
     def extra_repr(self) -> str:
         scheme = "from zero" if self.from_zero else "symmetric" if self.spec.symmetric else "affine"
         parts = [self.name, f"bits={self.spec.bits}", f"signed={self.signed}", scheme]
+        parts += [f"noise={self.noise}"] if self.noise is not None else []
         parts += [f"per {granularity_of(self.spec)}", repr(self.observer), f"range={self._range_text()}"]
         return ", ".join(parts)
 

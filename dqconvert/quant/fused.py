@@ -283,7 +283,9 @@ def message_passing(
     fits = weight is None or weight.dtype == x.dtype
     p = 0.0 if drop is None or not drop[1] else drop[0]
     kept = dropout(torch.ones_like(weight, requires_grad=False), p) if weight is not None and p > 0 else None
-    if scheme is None or by_receiver is None or by_sender is None or not fits or p >= 1:
+    # What is dropped is zero, and would have a say in an offset that is learned.
+    alone = p >= 1 or (quantizer.learned and kept is not None)
+    if scheme is None or by_receiver is None or by_sender is None or not fits or alone:
         how = "mean" if mean else "sum"
         own = groups if quantizer.grouped else None
         edges = (x, weight, sender, receiver, num_nodes)
@@ -305,8 +307,7 @@ def message_passing(
     ends = quantizer.ends(sender.size(0) * features)
     if quantizer.learned:
         out = learned_propagate(*graph, scheme, ends, senders, mean)
-        out = out.view(out.size(0), *x.shape[1:])
-        return chain(out, steps, protected, groups) if later is None else chain(out * factor, later, protected, groups)
+        return chain(out.view(out.size(0), *x.shape[1:]), steps, protected, groups)
     plain = x.dim() == 2 or steps.bias is None
     ready = _ready(steps, x, protected, groups, (num_nodes, features)) if plain else None
     if quantizer.grouped:

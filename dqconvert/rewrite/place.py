@@ -204,6 +204,7 @@ class Placer:
             channels=channels,
             channel_dim=channel_dim,
             row_dim=site.row_dim,
+            noise=self.ledger.qconfig.noise,
         )
 
     # -- graph -----------------------------------------------------------------------------------------------------
@@ -252,9 +253,16 @@ class Placer:
             source=site.source,
             bits=own.bits if own else None,
             signed=site.signed(own) if own else None,
-            scheme=_scheme(own, self._ungrouped.get(id(site))) if own else getattr(spec, "__name__", repr(spec)),
+            scheme=self._scheme(own, self._ungrouped.get(id(site))) if own else getattr(spec, "__name__", repr(spec)),
             protected=site.protected,
         )
+
+    def _scheme(self, spec: QSpec, ungrouped: str | None) -> str:
+        granularity = f"per {granularity_of(spec)}" + (f" ({ungrouped})" if ungrouped else "")
+        parts = ["symmetric" if spec.symmetric else "affine", granularity, spec.range, spec.grad]
+        parts += ["rounded stochastically"] if spec.rounding == "stochastic" else []
+        noise = self.ledger.qconfig.noise
+        return ", ".join([*parts, *([] if noise is None else [f"noise {noise:g}"])])
 
     def _leave(self, site: Site, why: str) -> None:
         self.left_float.append(
@@ -302,9 +310,3 @@ def _channels(site: Site) -> tuple[int, int]:
     else:
         dim = len(size) - 1
     return dim, size[dim]
-
-
-def _scheme(spec: QSpec, ungrouped: str | None) -> str:
-    granularity = f"per {granularity_of(spec)}" + (f" ({ungrouped})" if ungrouped else "")
-    parts = ["symmetric" if spec.symmetric else "affine", granularity, spec.range, spec.grad]
-    return ", ".join(parts)
