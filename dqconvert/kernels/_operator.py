@@ -119,13 +119,14 @@ def _flattened(definition: Callable[..., Any], names: tuple[str, ...] | None) ->
         hint = hints[parameter.name]
         kind = next((one for one in (hint, *get_args(hint)) if hasattr(one, "_fields")), None)
         if kind is None:
-            parameters.append(parameter)
+            parameters.append(parameter.replace(annotation=hint))
             continue
         fields = get_type_hints(kind)
         groups.insert(0, _Group(kind, place, len(parameters), len(parameters) + len(fields)))
         for name, field in fields.items():
             annotation = field if kind is hint else field | None
             parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation))
+    signature = signature.replace(return_annotation=hints.get("return", signature.return_annotation))
     if not groups or names is None or len(names) != len(parameters):
         return signature, groups
     named = [parameter.replace(name=name) for parameter, name in zip(parameters, names, strict=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,48 +13,27 @@ from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.chain import observe
 from dqconvert.kernels.cpu.propagate import check_heads, message_values, serves
 from dqconvert.kernels.edge_order import EdgeOrder
-from dqconvert.kernels.propagate import GRAPH, plain_messages
+from dqconvert.kernels.messages import GRAPH, Sent, plain_messages
 
 
-def plain_observe_messages(
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    num_nodes: int,
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-) -> Tensor:
+def plain_observe_messages(sent: Sent, range_: Tensor, ints: Sequence[int], floats: Sequence[float]) -> Tensor:
     """Defines what every implementation is held to: the new range, float32 `[2]`; it does without the orders."""
-    return plain_messages(x, weight, sender, protected, range_, Scheme.unpacked(ints, floats))[1].float()
+    return plain_messages(*sent[:3], sent.protected, range_, Scheme.unpacked(ints, floats))[1].float()
 
 
-def _on_cpu(x: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
-    _, _, by_receiver, by_sender, _, protected, range_, ints, floats = rest
+def _on_cpu(sent: Sent, range_: Tensor, ints: Sequence[int], floats: Sequence[float]) -> Tensor:
     grid = Grid(Scheme.unpacked(ints, floats), *range_.tolist())
-    observe(grid, message_values(x, weight, by_receiver, by_sender, protected))
+    observe(grid, message_values(sent))
     return torch.tensor([grid.lo, grid.hi], dtype=torch.float32)
 
 
 observe_messages_operator = Operator(
     "observe_messages",
     plain_observe_messages,
-    fake=lambda x, *rest: x.new_empty((2,), dtype=torch.float32),
+    fake=lambda sent, *_: sent.x.new_empty((2,), dtype=torch.float32),
     cpu=_on_cpu,
     serves=lambda x, weight, *_: serves(x, weight),
-    takes=Takes(
-        "observe_messages",
-        **GRAPH,
-        protected="bool? [senders]",
-        range_="float32 [2]",
-        ints="free",
-        floats="free",
-        also=check_heads,
-    ),
+    takes=Takes("observe_messages", **GRAPH, range_="float32 [2]", ints="free", floats="free", also=check_heads),
 )
 
 
@@ -83,8 +61,6 @@ def observe_messages(
         >>> observe_messages(torch.tensor([[15.0], [3.0]]), weight, sender, receiver, *orders, scheme, never)
         tensor([ 0., 15.])
     """
-    num_nodes = by_receiver.ptr.size(0) - 1
-    orders = (list(by_receiver), list(by_sender))
-    args = (x, weight, sender, receiver, *orders, num_nodes, senders_protected, torch.stack(ends), *scheme.packed())
-    found: Tensor = observe_messages_operator(*args)
+    sent = Sent.of(x, weight, sender, receiver, by_receiver, by_sender, senders_protected)
+    found: Tensor = observe_messages_operator(sent, torch.stack(ends), *scheme.packed())
     return found

@@ -9,7 +9,7 @@ sums go on through a chain, see :mod:`dqconvert.kernels.chain`, without being st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,53 +25,27 @@ from dqconvert.kernels.chain import (
     ends_of,
     fake_results,
     masked,
-    of_rows,
-    plain_observe,
     plain_quantize_chain,
     plain_quantize_chain_grad,
-    round_rows,
 )
 from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.cpu import propagate as sums
-from dqconvert.kernels.degree import in_degree
 from dqconvert.kernels.edge_order import EdgeOrder
-from dqconvert.kernels.fake_quantize import scheme_qparams
-
-
-class Passing(NamedTuple):
-    """How messages are passed: their scheme, whether they are averaged, whether their grid is that of their receiver's
-    group; as the numbers that operators take.
-
-    The range of the messages comes first among the ranges, their numbers come before those of the chain's steps.
-    """
-
-    scheme: Scheme
-    mean: bool
-    grouped: bool = False
-
-    def packed(self) -> tuple[list[int], list[float]]:
-        ints, floats = self.scheme.packed()
-        return [int(self.mean) + 2 * int(self.grouped), *ints], floats
-
-    @staticmethod
-    def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Passing:
-        return Passing(Scheme.unpacked(ints[1:6], floats[:2]), bool(ints[0] & 1), bool(ints[0] & 2))
-
-    @staticmethod
-    def steps(ints: Sequence[int], floats: Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
-        """Returns the numbers of the chain, still packed."""
-        return ints[6:], floats[2:]
+from dqconvert.kernels.messages import (
+    GRAPH,
+    NO_GRADIENTS,
+    Passing,
+    Sent,
+    averaged,
+    fake_messages_back,
+    messages_back,
+    plain_messages,
+    plain_sums,
+)
 
 
 def plain_propagate(
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    num_nodes: int,
-    senders_protected: Tensor | None,
+    sent: Sent,
     bias: Tensor | None,
     other: Tensor | None,
     alpha: Tensor | None,
@@ -81,27 +55,23 @@ def plain_propagate(
     ints: Sequence[int],
     floats: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Defines what every implementation is held to; it does without the orders.
+    """Defines what every implementation is held to.
 
     The arguments are those of :func:`propagate`; `ranges` is float32 `[2 + 2 * grids]`, that of the messages first, or
-    `[2 + 2 * grids, groups]`, where one of all messages stands for every group; `ints` and `floats`
-    hold how messages are passed and the steps of the chain.
+    `[2 + 2 * grids, groups]`, where one of all messages stands for every group; `ints` and `floats` hold how messages
+    are passed and the steps of the chain.
 
     Returns:
         The result, the new ranges and which gradients pass, as :func:`dqconvert.kernels.chain.plain_quantize_chain`
-        does; and what the gradient wants to know of `x` again: here nothing, `[0, 0, 0]`. See :func:`plain_messages`
-        for what is aggregated.
+        does; and what the gradient wants to know of `x` again: here nothing, `[0, 0, 0]`.
     """
     passing = Passing.unpacked(ints, floats)
-    own = (groups, receiver) if passing.grouped else None
+    own = (groups, sent.receiver) if passing.grouped else None
     range_ = message_range(ranges, passing)
-    message, new, _ = plain_messages(x, weight, sender, senders_protected, range_, passing.scheme, own)
-    out = x.new_zeros((num_nodes, x.size(1))).index_add(0, receiver, message)
-    if passing.mean:
-        out = out / in_degree([receiver], num_nodes).to(out.dtype).clamp(min=1).unsqueeze(1)
-    args = (out, bias, other, alpha, protected, groups, ranges[2:])
+    message, new, _ = plain_messages(*sent[:3], sent.protected, range_, passing.scheme, own)
+    args = (plain_sums(message, sent, passing.mean), bias, other, alpha, protected, groups, ranges[2:])
     y, ends, passes = plain_quantize_chain(*args, *Passing.steps(ints, floats))
-    return y, torch.cat([alike(new, ranges), ends]), passes, x.new_empty((0, 0, 0))
+    return y, torch.cat([alike(new, ranges), ends]), passes, sent.x.new_empty((0, 0, 0))
 
 
 def message_range(ranges: Tensor, passing: Passing) -> Tensor:
@@ -114,123 +84,55 @@ def alike(new: Tensor, ranges: Tensor) -> Tensor:
     return new if new.dim() == ranges.dim() else new[:, None].expand(2, ranges.size(1))
 
 
-def plain_messages(
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    protected: Tensor | None,
-    range_: Tensor,
-    scheme: Scheme,
-    own: tuple[Tensor | None, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Every message, quantized, `[num_edges, features]`; the new range; and which values were clipped.
-
-    `own`: the groups of the nodes that receive, and the receiver of each edge; None: there is one grid.
-    """
-    message = x.index_select(0, sender)
-    if weight is not None:
-        heads = (weight.size(0), weight.size(1), x.size(1) // max(weight.size(1), 1))
-        message = (message.view(heads) * weight.unsqueeze(2)).view_as(message)
-    rows = None if protected is None else protected.index_select(0, sender)
-    lo, hi = plain_observe(message, range_[0], range_[1], scheme, rows)
-    grid = of_rows(scheme_qparams(scheme, lo, hi), *(own or (None,)))
-    rounded, clipped = round_rows(message, grid, scheme, rows)
-    return rounded, torch.stack([lo, hi]), clipped & scheme.clip
-
-
-def messages_back(
-    to_message: Tensor, x: Tensor, weight: Tensor | None, sender: Tensor, for_weight: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Returns the gradients of `x` and, if `for_weight`, of the weights, by that of every message."""
-    to_weight = None
-    if weight is not None:
-        heads = (weight.size(0), weight.size(1), x.size(1) // max(weight.size(1), 1))
-        if for_weight:
-            to_weight = (to_message.view(heads) * x.index_select(0, sender).view(heads)).sum(2)
-        to_message = (to_message.view(heads) * weight.unsqueeze(2)).view_as(to_message)
-    return torch.zeros_like(x).index_add(0, sender, to_message), to_weight
-
-
-GRAPH: dict[str, Any] = {
-    "x": "real [senders, columns]",
-    "weight": "x? [edges, heads]",
-    "sender": "index [edges]",
-    "receiver": "index [edges]",
-    "by_receiver": "order [num_nodes, edges, senders]",
-    "by_sender": "order [senders, edges, num_nodes]",
-    "num_nodes": "size",
-}
-"""What operators that pass messages take of rows, weights and edges."""
-
-
-def _on_cpu(x: Tensor, weight: Tensor | None, sender: Tensor, receiver: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    by_receiver, by_sender, num_nodes, senders_protected, *added, ranges, ints, floats = rest
+def _on_cpu(sent: Sent, *rest: Any) -> tuple[Tensor, ...]:
+    *added, ranges, ints, floats = rest
     passing, steps = Passing.unpacked(ints, floats), Passing.steps(ints, floats)
-    grid = grid_of(passing.scheme, *message_range(ranges, passing).tolist())
-    common = (grid, senders_protected, passing.mean)
-    source: sums.SumsOfRows | sums.SumsOfProducts
-    if weight is None:
-        source = sums.SumsOfRows(x, by_receiver, by_sender, *common)
-        extremes = x.new_empty((0, 0, 0))
-    else:
-        source = sums.SumsOfProducts(x, weight, by_receiver, *common, added[4] if passing.grouped else None)
-        extremes = source.extremes
     bias, other, alpha, protected, groups = added
-    if _chain.serves_sums((num_nodes, x.size(1)), x.dtype, bias, other, alpha):
+    grid = grid_of(passing.scheme, *message_range(ranges, passing).tolist())
+    source = sums.sums_of(sent, grid, passing.mean, groups if passing.grouped else None)
+    if _chain.serves_sums(source.shape, source.dtype, bias, other, alpha):
         # Where the range of the messages grows, so do those of their sums, and edges would be gone through again.
-        grows = isinstance(source, sums.SumsOfProducts) and source.grew
-        rows_from = _chain.in_memory(source) if grows else source
+        rows_from = _chain.in_memory(source) if source.grew else source
         y, ends, passes = _chain.quantize(rows_from, _chain.Added(*added), ranges[2:], *steps)
     else:
         rows = torch.from_numpy(source.rows())
         y, ends, passes = plain_quantize_chain(rows, bias, other, alpha, protected, groups, ranges[2:], *steps)
     new = ranges[:2] if passing.grouped else alike(torch.tensor([grid.lo, grid.hi], dtype=torch.float32), ranges)
-    return y, torch.cat([new, ends]), passes, extremes
+    return y, torch.cat([new, ends]), passes, source.extremes
 
 
-def _fake(x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    num_nodes, (*_, ranges, ints, floats) = rest[4], rest
+def _fake(sent: Sent, *rest: Any) -> tuple[Tensor, ...]:
+    x, weight = sent[:2]
+    *_, ranges, ints, floats = rest
     heads = 0 if weight is None else weight.size(1)
     extremes = x.new_empty((2, x.size(0), heads) if heads and sums.serves(x, weight) else (0, 0, 0))
-    return *fake_results(x, (num_nodes, x.size(1)), ranges, *Passing.steps(ints, floats)), extremes
+    return *fake_results(x, (sent.num_nodes, x.size(1)), ranges, *Passing.steps(ints, floats)), extremes
 
 
 def plain_propagate_grad(
     grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    protected: Tensor | None,
+    sent: Sent,
     groups: Tensor | None,
     range_: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
     for_weight: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Defines the gradients of `x` and of the weights, given that of the sums; differentiable itself."""
     scheme, mean, grouped = Passing.unpacked(ints, floats)
-    own = (groups, receiver) if grouped else None
+    own = (groups, sent.receiver) if grouped else None
     with torch.no_grad():
-        _, _, clipped = plain_messages(x, weight, sender, protected, range_, scheme._replace(observe=False), own)
-    if mean:
-        grad = grad / in_degree([receiver], grad.size(0)).to(grad.dtype).clamp(min=1).unsqueeze(1)
-    to_message = grad.index_select(0, receiver).masked_fill(clipped, 0)
-    return messages_back(to_message, x, weight, sender, for_weight)
+        _, _, clipped = plain_messages(*sent[:3], sent.protected, range_, scheme._replace(observe=False), own)
+    grad = averaged(grad, sent) if mean else grad
+    return messages_back(grad.index_select(0, sent.receiver).masked_fill(clipped, 0), sent, for_weight)
 
 
 def _grad(
     grad: Tensor,
     passes: Tensor,
     apart: bool,
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
+    sent: Sent,
     extremes: Tensor,
-    protected: Tensor | None,
     groups: Tensor | None,
     range_: Tensor,
     ints: Sequence[int],
@@ -246,55 +148,37 @@ def _grad(
         range_: As it was rounded with.
     """
     at_sum = plain_quantize_chain_grad(grad, passes, None, None, apart)[1]
-    to_x, to_weight = plain_propagate_grad(
-        at_sum, x, weight, sender, receiver, protected, groups, range_, ints, floats, for_weight
-    )
-    to_x = to_x if plus is None else to_x + plus
-    return to_x, grad.new_empty((0, 0)) if to_weight is None else to_weight
+    to_x, to_weight = plain_propagate_grad(at_sum, sent, groups, range_, ints, floats, for_weight)
+    return to_x if plus is None else to_x + plus, to_weight
 
 
-def _grad_on_cpu(
-    grad: Tensor, passes: Tensor, apart: bool, x: Tensor, weight: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    _, _, by_receiver, by_sender, extremes, protected, groups, range_, ints, floats, for_weight, plus = rest
+def _grad_on_cpu(grad: Tensor, passes: Tensor, apart: bool, sent: Sent, *rest: Any) -> tuple[Tensor, Tensor]:
+    extremes, groups, range_, ints, floats, *wanted = rest
     scheme, mean, _ = Passing.unpacked(ints, floats)
     grid = grid_of(scheme._replace(observe=False), *range_.tolist())
-    ways = (by_receiver, by_sender, extremes, protected, groups, grid, mean, for_weight)
-    return sums.propagate_grad(grad, passes, X if apart else SUM, x, weight, *ways, plus)
-
-
-def _fake_grad(
-    grad: Tensor, passes: Tensor, apart: bool, x: Tensor, weight: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    to_weight = weight.new_empty(weight.shape) if rest[-2] and weight is not None else x.new_empty((0, 0))
-    return x.new_empty(x.shape), to_weight
+    return sums.propagate_grad(grad, passes, X if apart else SUM, sent, extremes, groups, grid, mean, *wanted)
 
 
 def _serves_grad(grad: Tensor, passes: Tensor, apart: bool, x: Tensor, weight: Tensor | None, *rest: Any) -> bool:
-    known = (weight is None and rest[6] is None) or (weight is not None and rest[4].numel() > 0) or x.numel() == 0
+    extremes, groups = rest[6:8]
+    known = (weight is None and groups is None) or (weight is not None and extremes.numel() > 0) or x.numel() == 0
     return known and grad.dtype == x.dtype and sums.serves(x, weight)
 
 
 propagate_grad = Operator(
     "propagate_grad",
     _grad,
-    fake=_fake_grad,
+    fake=lambda grad, passes, apart, sent, *rest: fake_messages_back(sent, rest[-2]),
     cpu=_grad_on_cpu,
     serves=_serves_grad,
     takes=Takes(
         "propagate_grad",
-        grad="real [nodes, columns]",
+        grad="real [num_nodes, columns]",
         passes="uint8 [0] | [=grad]",
         apart="free",
-        x="grad [senders, columns]",
-        weight="grad? [edges, heads]",
-        sender="index [edges]",
-        receiver="index [edges]",
-        by_receiver="order [nodes, edges, senders]",
-        by_sender="order [senders, edges, nodes]",
+        **GRAPH | {"x": "grad [senders, columns]"},
         extremes="grad [0, 0, 0] | [2, senders, heads]",
-        protected="bool? [senders]",
-        groups="uint8? [nodes]",
+        groups="uint8? [num_nodes]",
         range_="float32 [2] | [2, groups]",
         ints="free",
         floats="free",
@@ -308,24 +192,21 @@ propagate_grad = Operator(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    x, weight, sender, receiver, by_receiver, by_sender, _, senders, _, other, alpha, _, groups, _, *numbers = inputs
-    ctx.ints, ctx.floats = numbers
-    passing = Passing.unpacked(*numbers)
+    sent, (_, other, alpha, _, groups, _, ctx.ints, ctx.floats) = Sent(*inputs[:8]), inputs[8:]
+    passing = Passing.unpacked(ctx.ints, ctx.floats)
     steps = Steps.unpacked(*Passing.steps(ctx.ints, ctx.floats))
     ctx.apart = steps.schemes[0] is not None
-    ctx.same = other is x
+    ctx.same = other is sent.x
     # Not `ctx.needs_input_grad`: for the registered operator it counts the tensors of each list here.
     keep_other = other if alpha is not None and alpha.requires_grad else None
     own = (groups if passing.grouped else None, message_range(output[1], passing))
-    saved = (x, weight, sender, receiver, *by_receiver, *by_sender, senders, *own, output[3])
-    ctx.save_for_backward(*saved, output[2], alpha, keep_other)
+    ctx.save_for_backward(*sent.tensors(), *own, output[3], output[2], alpha, keep_other)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    order = [None] * 3
     if grad is None:
-        return None, None, None, None, order, order, *(None,) * 10
-    x, weight, sender, receiver, *orders, senders, groups, range_, extremes, passes, alpha, other = ctx.saved_tensors
+        return None, None, *NO_GRADIENTS, *(None,) * 8
+    sent, (groups, range_, extremes, passes, alpha, other) = Sent.saved(ctx.saved_tensors)
     for_x, for_weight = ctx.needs_input_grad[:2]
     for_added, twice = ctx.needs_input_grad[8:11], torch.is_grad_enabled()
     if twice or any(for_added):
@@ -336,18 +217,15 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         added = [None] * 3
     to_x, to_weight = None, None
     if grad is not None and (for_x or for_weight):
-        passing = (senders, groups, range_, ctx.ints, ctx.floats, for_weight)
+        passing = (groups, range_, ctx.ints, ctx.floats, for_weight)
         if twice:  # a gradient of a gradient goes through torch's own operators
-            to_x, to_weight = plain_propagate_grad(grad, x, weight, sender, receiver, *passing)
+            to_x, to_weight = plain_propagate_grad(grad, sent, *passing)
         else:
             plus = None
             if ctx.same and for_x:  # both gradients are of one tensor: they are added up on the way
                 plus, added[1] = added[1], None
-            order_of = (orders[:3], orders[3:], extremes)
-            args = (x, weight, sender, receiver, *order_of, *passing, plus)
-            to_x, to_weight = propagate_grad(grad.contiguous(), passes, ctx.apart, *args)
-    ends = (to_x, to_weight if for_weight else None)
-    return *ends, None, None, order, order, None, None, *added, *(None,) * 5
+            to_x, to_weight = propagate_grad(grad.contiguous(), passes, ctx.apart, sent, extremes, *passing, plus)
+    return to_x, to_weight if for_weight else None, *NO_GRADIENTS, *added, *(None,) * 5
 
 
 def _serves(x: Tensor, weight: Tensor | None, *rest: Any) -> bool:
@@ -364,7 +242,6 @@ propagate_operator = Operator(
     takes=Takes(
         "propagate",
         **GRAPH,
-        senders_protected="bool? [senders]",
         bias="free",  # the chain is torch's where these do not fit the loops
         other="free",
         alpha="free",
@@ -437,32 +314,14 @@ def propagate(
         (tensor([[ 0.,  3.],
                 [15.,  5.]]), tensor([ 0.4000, 15.0000]))
     """
-    if senders_protected is not None:
-        check_rows(senders_protected, x, 0, name="senders_protected")
-    num_nodes = by_receiver.ptr.size(0) - 1
+    sent = Sent.of(x, weight, sender, receiver, by_receiver, by_sender, senders_protected)
     if protected is not None:
-        check_rows(protected, x.new_empty((num_nodes, 0)), 0, name="protected")
+        check_rows(protected, x.new_empty((sent.num_nodes, 0)), 0, name="protected")
     ints, floats = Passing(scheme, mean, ends[0].dim() > 0).packed()
     if groups is not None:
         count = next(end.numel() for end in (*ends, *ranges) if end.dim() > 0)
         ends = (ends[0].expand(count), ends[1].expand(count))
     more_ints, more_floats = masked(schemes, relu)
-    y, new, _, _ = propagate_operator(
-        x,
-        weight,
-        sender,
-        receiver,
-        list(by_receiver),
-        list(by_sender),
-        num_nodes,
-        senders_protected,
-        bias,
-        other,
-        alpha,
-        protected,
-        groups,
-        ends_of([*ends, *ranges]),
-        [*ints, *more_ints],
-        [*floats, *more_floats],
-    )
+    numbers = ends_of([*ends, *ranges]), [*ints, *more_ints], [*floats, *more_floats]
+    y, new, _, _ = propagate_operator(sent, bias, other, alpha, protected, groups, *numbers)
     return y, new

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid, Scheme
-from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu import max_loops as loops
@@ -22,145 +21,106 @@ from dqconvert.kernels.cpu.chain import flags, matrix, observe
 from dqconvert.kernels.cpu.propagate import check_heads, message_values, serves
 from dqconvert.kernels.cpu.threads import balanced, parts, run
 from dqconvert.kernels.edge_order import EdgeOrder
-from dqconvert.kernels.propagate import GRAPH, messages_back, plain_messages
+from dqconvert.kernels.messages import (
+    GRAPH,
+    NO_GRADIENTS,
+    Sent,
+    fake_messages_back,
+    messages_back,
+    plain_messages,
+)
 
 
 def plain_propagate_max(
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    num_nodes: int,
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
+    sent: Sent, range_: Tensor, ints: Sequence[int], floats: Sequence[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Defines what every implementation is held to; it does without the orders.
+    """Defines what every implementation is held to.
 
     The arguments are those of :func:`propagate_max`; `range_` is float32 `[2]`, `ints` and `floats` the scheme.
 
     Returns:
         The largest messages; the new range; and how many messages are as large, in `x`'s type.
     """
-    message, new, _ = plain_messages(x, weight, sender, protected, range_, Scheme.unpacked(ints, floats))
-    index = receiver.unsqueeze(1).expand_as(message)
-    out = x.new_zeros((num_nodes, x.size(1))).scatter_reduce(0, index, message, "amax", include_self=False)
+    message, new, _ = plain_messages(*sent[:3], sent.protected, range_, Scheme.unpacked(ints, floats))
+    index = sent.receiver.unsqueeze(1).expand_as(message)
+    out = message.new_zeros((sent.num_nodes, message.size(1)))
+    out = out.scatter_reduce(0, index, message, "amax", include_self=False)
     ties = torch.zeros_like(out).scatter_add(0, index, (message == out.gather(0, index)).to(out.dtype))
     return out, new, ties
 
 
-def _on_cpu(x: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _, _, by_receiver, by_sender, num_nodes, protected, range_, ints, floats = rest
+def _on_cpu(sent: Sent, range_: Tensor, ints: Sequence[int], floats: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     grid = Grid(Scheme.unpacked(ints, floats), *range_.tolist())
-    observe(grid, message_values(x, weight, by_receiver, by_sender, protected))
-    y, ties = (empty((num_nodes, x.size(1)), x.dtype) for _ in range(2))
-    ptr, edges, senders = map(array, by_receiver)
-    parameters = grid.parameters(matrix(x).dtype.type)
-    args = (matrix(x), _weights(x, weight), senders, ptr, edges, flags(protected), parameters, array(y), array(ties))
-    run(lambda _, start, stop: loops.max_rows(*args, start, stop), balanced(ptr, x.size(1)))
+    observe(grid, message_values(sent))
+    rows = matrix(sent.x)
+    y, ties = (empty((sent.num_nodes, sent.x.size(1)), sent.x.dtype) for _ in range(2))
+    ptr, edges, senders = map(array, sent.by_receiver)
+    graph = (senders, ptr, edges, flags(sent.protected), grid.parameters(rows.dtype.type))
+    args = (rows, _weights(sent), *graph, array(y), array(ties))
+    run(lambda _, start, stop: loops.max_rows(*args, start, stop), balanced(ptr, rows.shape[1]))
     return y, torch.tensor([grid.lo, grid.hi], dtype=torch.float32), ties
 
 
-def _weights(x: Tensor, weight: Tensor | None) -> Any:
-    return array(x.new_empty((0, 0))) if weight is None else array(weight)
+def _weights(sent: Sent) -> Any:
+    return array(sent.x.new_empty((0, 0)) if sent.weight is None else sent.weight)
 
 
-def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (rest[5], x.size(1))
-    return x.new_empty(shape), torch.empty_like(rest[7]), x.new_empty(shape)
+def _fake(sent: Sent, range_: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (sent.num_nodes, sent.x.size(1))
+    return sent.x.new_empty(shape), torch.empty_like(range_), sent.x.new_empty(shape)
 
 
 def plain_propagate_max_grad(
     grad: Tensor,
     y: Tensor,
     ties: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    protected: Tensor | None,
+    sent: Sent,
     range_: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
     for_weight: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Defines the gradients of `x` and of the weights.
+) -> tuple[Tensor, Tensor]:
+    """Defines the gradients of `x` and, if `for_weight`, of the weights (else `[0, 0]`), by the range of that time.
 
     The largest messages share the gradient evenly, as :func:`torch.scatter_reduce` does it, which counts the zero that
     it starts from where the result is zero. Differentiable itself.
     """
     scheme = Scheme.unpacked(ints, floats)._replace(observe=False)
     with torch.no_grad():
-        message, _, clipped = plain_messages(x, weight, sender, protected, range_, scheme)
-        there = y.index_select(0, receiver)
+        message, _, clipped = plain_messages(*sent[:3], sent.protected, range_, scheme)
+        there = y.index_select(0, sent.receiver)
         passes = ((message == there) | there.isnan()) & ~clipped
     share = grad / (ties + (y == 0))
-    to_message = torch.where(passes, share.index_select(0, receiver), 0)
-    return messages_back(to_message, x, weight, sender, for_weight)
+    return messages_back(torch.where(passes, share.index_select(0, sent.receiver), 0), sent, for_weight)
 
 
-def _grad(
-    grad: Tensor,
-    y: Tensor,
-    ties: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    by_sender: Sequence[Tensor],
-    protected: Tensor | None,
-    range_: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-    for_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of `x` and, if `for_weight`, of the weights (else `[0, 0]`), by the range of that time."""
-    passing = (protected, range_, ints, floats, for_weight)
-    to_x, to_weight = plain_propagate_max_grad(grad, y, ties, x, weight, sender, receiver, *passing)
-    return to_x, grad.new_empty((0, 0)) if to_weight is None else to_weight
-
-
-def _grad_on_cpu(grad: Tensor, y: Tensor, ties: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> Any:
-    _, _, by_sender, protected, range_, ints, floats, for_weight = rest
-    scheme = Scheme.unpacked(ints, floats)
-    rows = matrix(x)
+def _grad_on_cpu(grad: Tensor, y: Tensor, ties: Tensor, sent: Sent, *rest: Any) -> tuple[Tensor, Tensor]:
+    range_, ints, floats, for_weight = rest
+    scheme, x = Scheme.unpacked(ints, floats), sent.x
+    rows, (to_x, to_weight) = matrix(x), fake_messages_back(sent, for_weight)
     share, to_x = empty(y.shape, y.dtype), empty(x.shape, x.dtype)
-    cuts = parts(y.size(0), y.numel())
     whole = (matrix(grad), matrix(y), matrix(ties), array(share))
-    run(lambda _, start, stop: loops.shares(*whole, start, stop), cuts)
-    to_weight = x.new_empty(weight.shape if for_weight and weight is not None else (0, 0))
-    ptr, edges, receivers = map(array, by_sender)
+    run(lambda _, start, stop: loops.shares(*whole, start, stop), parts(y.size(0), y.numel()))
+    ptr, edges, receivers = map(array, sent.by_sender)
     parameters = Grid(scheme, *range_.tolist()).parameters(rows.dtype.type)
-    graph = (receivers, ptr, edges, flags(protected), parameters, scheme.clip)
-    args = (array(share), matrix(y), rows, _weights(x, weight), *graph, array(to_x), array(to_weight))
+    graph = (receivers, ptr, edges, flags(sent.protected), parameters, scheme.clip)
+    args = (array(share), matrix(y), rows, _weights(sent), *graph, array(to_x), array(to_weight))
     run(lambda _, start, stop: loops.max_back(*args, start, stop), balanced(ptr, x.size(1)))
     return to_x, to_weight
 
 
-def _fake_grad(grad: Tensor, y: Tensor, ties: Tensor, x: Tensor, weight: Tensor | None, *rest: Any) -> Any:
-    return x.new_empty(x.shape), x.new_empty(weight.shape if rest[-1] and weight is not None else (0, 0))
-
-
 propagate_max_grad = Operator(
     "propagate_max_grad",
-    _grad,
-    fake=_fake_grad,
+    plain_propagate_max_grad,
+    fake=lambda grad, y, ties, sent, *rest: fake_messages_back(sent, rest[-1]),
     cpu=_grad_on_cpu,
     serves=lambda grad, y, ties, x, weight, *_: grad.dtype == x.dtype and serves(x, weight),
     takes=Takes(
         "propagate_max_grad",
-        grad="real [nodes, columns]",
+        grad="real [num_nodes, columns]",
         y="grad [=grad]",
         ties="grad [=grad]",
-        x="grad [senders, columns]",
-        weight="grad? [edges, heads]",
-        sender="index [edges]",
-        receiver="index [edges]",
-        by_sender="order [senders, edges, nodes]",
-        protected="bool? [senders]",
+        **GRAPH | {"x": "grad [senders, columns]"},
         range_="float32 [2]",
         ints="free",
         floats="free",
@@ -173,24 +133,21 @@ propagate_max_grad = Operator(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    x, weight, sender, receiver, _, by_sender, _, protected, _, ctx.ints, ctx.floats = inputs
+    _, ctx.ints, ctx.floats = inputs[8:]
     y, range_, ties = output
-    ctx.save_for_backward(y, ties, x, weight, sender, receiver, *by_sender, protected, range_)
+    ctx.save_for_backward(*Sent(*inputs[:8]).tensors(), y, ties, range_)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    order = [None] * 3
     to_x, to_weight = None, None
     if grad is not None:
-        y, ties, x, weight, sender, receiver, *by_sender, protected, range_ = ctx.saved_tensors
+        sent, (y, ties, range_) = Sent.saved(ctx.saved_tensors)
         for_weight = ctx.needs_input_grad[1]
-        passing = (protected, range_, ctx.ints, ctx.floats, for_weight)
-        if torch.is_grad_enabled():  # a gradient of a gradient goes through torch's own operators
-            to_x, to_weight = plain_propagate_max_grad(grad, y, ties, x, weight, sender, receiver, *passing)
-        else:
-            to_x, to_weight = propagate_max_grad(grad, y, ties, x, weight, sender, receiver, by_sender, *passing)
+        # A gradient of a gradient goes through torch's own operators.
+        back = plain_propagate_max_grad if torch.is_grad_enabled() else propagate_max_grad
+        to_x, to_weight = back(grad, y, ties, sent, range_, ctx.ints, ctx.floats, for_weight)
         to_weight = to_weight if for_weight else None
-    return to_x, to_weight, None, None, order, order, *(None,) * 5
+    return to_x, to_weight, *NO_GRADIENTS, None, None, None
 
 
 propagate_max_operator = Operator(
@@ -199,15 +156,7 @@ propagate_max_operator = Operator(
     fake=_fake,
     cpu=_on_cpu,
     serves=lambda x, weight, *_: serves(x, weight),
-    takes=Takes(
-        "propagate_max",
-        **GRAPH,
-        protected="bool? [senders]",
-        range_="float32 [2]",
-        ints="free",
-        floats="free",
-        also=check_heads,
-    ),
+    takes=Takes("propagate_max", **GRAPH, range_="float32 [2]", ints="free", floats="free", also=check_heads),
     setup=_setup,
     backward=_backward,
 )
@@ -247,18 +196,6 @@ def propagate_max(
         tensor([[ 0.,  3.],
                 [15.,  3.]])
     """
-    if senders_protected is not None:
-        check_rows(senders_protected, x, 0, name="senders_protected")
-    y, new, _ = propagate_max_operator(
-        x,
-        weight,
-        sender,
-        receiver,
-        list(by_receiver),
-        list(by_sender),
-        by_receiver.ptr.size(0) - 1,
-        senders_protected,
-        torch.stack(ends),
-        *scheme.packed(),
-    )
+    sent = Sent.of(x, weight, sender, receiver, by_receiver, by_sender, senders_protected)
+    y, new, _ = propagate_max_operator(sent, torch.stack(ends), *scheme.packed())
     return y, new

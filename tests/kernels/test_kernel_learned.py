@@ -26,7 +26,7 @@ from dqconvert.kernels.learned_propagate import (
     plain_learned_propagate,
     plain_learned_propagate_grad,
 )
-from dqconvert.kernels.propagate import Passing
+from dqconvert.kernels.messages import Passing, Sent
 
 
 def scheme(bits):
@@ -143,10 +143,11 @@ def test_message_passing_is_as_defined(mean, heads):
         for bits in (4, 8):
             for protected in (None, torch.rand(nodes) < 0.3):
                 packed = Passing(scheme(bits), mean).packed()
-                graph, rest = (x, weight, sender, receiver, *orders), (protected, torch.tensor([-3.0, 2.8]), *packed)
-                out = learned_propagate_operator(*graph, nodes, *rest)
-                torch.testing.assert_close(out, plain_learned_propagate(*graph, nodes, *rest), rtol=1e-5, atol=1e-4)
-                args = (torch.randn(nodes, 16), *graph, out, *rest)
+                sent = Sent(x, weight, sender, receiver, *orders, nodes, protected)
+                rest = (torch.tensor([-3.0, 2.8]), *packed)
+                out = learned_propagate_operator(sent, *rest)
+                torch.testing.assert_close(out, plain_learned_propagate(sent, *rest), rtol=1e-5, atol=1e-4)
+                args = (torch.randn(nodes, 16), sent, out, *rest)
                 for one, other in zip(learned_propagate_grad(*args), plain_learned_propagate_grad(*args), strict=True):
                     torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
 

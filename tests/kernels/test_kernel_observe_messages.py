@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dqconvert.kernels import Scheme, edge_order, observe_messages, propagate
+from dqconvert.kernels.messages import Sent
 from dqconvert.kernels.observe_messages import observe_messages_operator
 
 NEVER = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
@@ -26,8 +27,10 @@ def test_the_range_is_that_of_the_definition_and_of_message_passing(p, momentum,
     mask = torch.arange(20) % 3 == 0 if masked else None
     for ends in (NEVER, (torch.tensor(-0.5), torch.tensor(0.25))):
         found = observe_messages(x, weight, sender, receiver, *orders, scheme, ends, mask)
-        args = (x, weight, sender, receiver, list(orders[0]), list(orders[1]), 20, mask, torch.stack(ends))
-        torch.testing.assert_close(found, observe_messages_operator.definition(*args, *scheme.packed()))
+        sent = Sent(x, weight, sender, receiver, *map(list, orders), 20, mask)
+        torch.testing.assert_close(
+            found, observe_messages_operator.definition(sent, torch.stack(ends), *scheme.packed())
+        )
         if x.size(0) and edges:
             assert torch.equal(found, propagate(x, weight, sender, receiver, *orders, scheme, ends, mask)[1])
 

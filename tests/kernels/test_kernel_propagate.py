@@ -27,13 +27,8 @@ from hypothesis import strategies as st
 
 from dqconvert.kernels import EdgeOrder, edge_order, propagate
 from dqconvert.kernels.cpu import propagate_loops as loops
-from dqconvert.kernels.propagate import (
-    Passing,
-    plain_messages,
-    plain_propagate,
-    propagate_grad,
-    propagate_operator,
-)
+from dqconvert.kernels.messages import Passing, Sent, plain_messages
+from dqconvert.kernels.propagate import plain_propagate, propagate_grad, propagate_operator
 
 GRAPHS = {
     "random": (torch.randint(29, (2, 120), generator=torch.Generator().manual_seed(0)), 30, 30),  # node 29 is isolated
@@ -69,20 +64,17 @@ def arguments(graph, x, weight, grid, protected=None, mean=False, ranges=NEVER, 
 def assert_as_defined(graph, x, weight, grid, *rest, **chain):
     """Values, ranges, which gradients pass, all to the last bit; and the gradients. The new ranges."""
     args = arguments(graph, x, weight, grid, *rest, **chain)
-    out, new, passes, extremes = propagate_operator(*args)
-    want = plain_propagate(*args)
+    out, new, passes, extremes = propagate_operator(Sent(*args[:8]), *args[8:])
+    want = plain_propagate(Sent(*args[:8]), *args[8:])
     assert_equal((out, new, passes), want[:3])
 
     grad = torch.randn_like(out)
-    given, protected, ints, floats = args[2:6], args[7], *args[-2:]
+    sent, ints, floats = Sent(*args[:8]), *args[-2:]
     everything, apart = torch.empty(0, dtype=torch.uint8), 0 in dict(chain.get("schemes", ()))
     for plus, bits in ((None, passes), (torch.randn_like(x), everything)):
-        own = (
-            (chain.get("groups"), new[:2])
-            if chain.get("grouped")
-            else (None, new[:2] if new.dim() == 1 else new[:2, 0])
-        )
-        back = (grad, bits, apart, x, weight, *given, extremes, protected, *own, ints, floats)
+        own = (None, new[:2] if new.dim() == 1 else new[:2, 0])
+        own = (chain.get("groups"), new[:2]) if chain.get("grouped") else own
+        back = (grad, bits, apart, sent, extremes, *own, ints, floats)
         args = (*back, weight is not None, plus)
         for one, two in zip(propagate_grad(*args), propagate_grad.definition(*args), strict=True):
             # Nothing comes back from a clipped message, not even the NaN that zero times an infinite value is.
@@ -211,7 +203,7 @@ def test_messages_are_added_in_the_order_of_the_edges(threads, heads):
         for edge in range(5000):
             want[receiver[edge]] += message[edge]
         args = arguments((edge_index, 50, 50), x, weight, grid, ranges=(-4.0, 4.0))
-        assert torch.equal(propagate_operator(*args)[0], want)
+        assert torch.equal(propagate_operator(Sent(*args[:8]), *args[8:])[0], want)
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------
@@ -346,10 +338,10 @@ def test_operators_keep_their_contract(dtype, heads):
     args = arguments(GRAPHS["bipartite"], x, weight, INT8, protected, True, ranges, relu=True, **chain)
     torch.library.opcheck(torch.ops.dqconvert.propagate.default, args)
 
-    out, new, passes, extremes = propagate_operator(*args)
+    out, new, passes, extremes = propagate_operator(Sent(*args[:8]), *args[8:])
     values = [t if t is None or t is True else t.detach() for t in (torch.randn_like(out), passes, True, x, weight)]
     for for_weight, plus in ((False, None), (bool(heads), torch.randn_like(values[3]))):
-        more = (*values, *args[2:6], extremes, protected, None, new[:2], *args[-2:], for_weight, plus)
+        more = (*values, *args[2:8], extremes, None, new[:2], *args[-2:], for_weight, plus)
         torch.library.opcheck(torch.ops.dqconvert.propagate_grad.default, more)
 
 

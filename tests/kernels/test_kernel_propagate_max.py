@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch_geometric.nn import MaxAggregation
 
 from dqconvert.kernels import Scheme, edge_order, propagate_max
-from dqconvert.kernels.propagate import plain_messages
+from dqconvert.kernels.messages import Sent, plain_messages
 from dqconvert.kernels.propagate_max import plain_propagate_max, propagate_max_grad, propagate_max_operator
 
 NEVER = (math.inf, -math.inf)
@@ -49,7 +49,7 @@ def arguments(graph, x, weight, scheme, protected=None, ranges=NEVER):
     sender, receiver, senders, receivers = graph
     by_receiver, by_sender = edge_order(receiver, sender, receivers), edge_order(sender, receiver, senders)
     order = (sender, receiver, list(by_receiver), list(by_sender), receivers)
-    return x, weight, *order, protected, torch.tensor(ranges), *scheme.packed()
+    return Sent(x, weight, *order, protected), torch.tensor(ranges), *scheme.packed()
 
 
 def assert_as_defined(*args, **options):
@@ -57,14 +57,10 @@ def assert_as_defined(*args, **options):
     got, want = propagate_max_operator(*given_), plain_propagate_max(*given_)
     for one, two in zip(got, want, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True)
-    x, weight, sender, receiver, _, by_sender, _, protected, _, *packed = given_
+    sent, _, *packed = given_
     y, ends, ties = got
-    back = (torch.randn_like(y), y, ties, x, weight, sender, receiver, by_sender, protected, ends, *packed)
-    for one, two in zip(
-        propagate_max_grad(*back, weight is not None),
-        propagate_max_grad.definition(*back, weight is not None),
-        strict=True,
-    ):
+    back = (torch.randn_like(y), y, ties, sent, ends, *packed, sent.weight is not None)
+    for one, two in zip(propagate_max_grad(*back), propagate_max_grad.definition(*back), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5, equal_nan=True)
     return ends.tolist()
 
@@ -191,10 +187,10 @@ def test_operators_keep_their_contract(dtype, heads):
     weight = torch.randn(120, heads, dtype=dtype, requires_grad=True) if heads else None
     args = arguments(graph, x, weight, INT4._replace(observe=False), ranges=(-1.0, 1.0))
     kinds = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(propagate_max_operator.registered, args, test_utils=kinds)
+    torch.library.opcheck(propagate_max_operator.registered, (*args[0], *args[1:]), test_utils=kinds)
     y, ends, ties = (t.detach() for t in propagate_max_operator(*args))
     leaves = (x.detach(), None if weight is None else weight.detach())
-    back = (torch.randn_like(y), y, ties, *leaves, *graph[:2], args[5], None, ends, *args[9:], heads > 0)
+    back = (torch.randn_like(y), y, ties, *leaves, *args[0][2:], ends, *args[2:], heads > 0)
     torch.library.opcheck(propagate_max_grad.registered, back, test_utils=("test_schema", "test_faketensor"))
 
 

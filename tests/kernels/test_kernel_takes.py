@@ -17,6 +17,7 @@ from dqconvert.kernels.dropout import dropout_grad
 from dqconvert.kernels.integer.folding.colors import have_colors_operator
 from dqconvert.kernels.integer.folding.refine import refine_colors_operator
 from dqconvert.kernels.integer.receivers import gcn_codes_operator
+from dqconvert.kernels.messages import Sent
 from dqconvert.kernels.order import check_order
 from dqconvert.kernels.propagate import propagate_operator
 
@@ -31,6 +32,11 @@ def arguments(**changes):
     given |= dict.fromkeys(("senders_protected", "bias", "other", "alpha", "protected", "groups"))
     ints, floats = [0, -8, 7, 0, 1, 0, *[0] * 17], [0.0, -1.0, *[0.0] * 6]
     return {**given, "ranges": torch.tensor([0.0, 1.0]), "ints": ints, "floats": floats, **changes}
+
+
+def propagated(**changes):
+    given = list(arguments(**changes).values())
+    return propagate_operator(Sent(*given[:8]), *given[8:])
 
 
 def order(ptr, edges, others):
@@ -64,7 +70,7 @@ def order(ptr, edges, others):
 )
 def test_what_loops_do_not_take(error, changes):
     with pytest.raises(error):
-        propagate_operator(*arguments(**changes).values())
+        propagated(**changes)
     with pytest.raises(error):
         propagate_operator.registered(*arguments(**changes).values())
 
@@ -114,7 +120,7 @@ def test_tensors_on_two_devices():
         dropout_grad(torch.ones(3, device="meta"), torch.ones(3, dtype=torch.uint8), 0.5)
     by_receiver = [part.to("meta") for part in order([0, 1, 3, 4], [0, 1, 2, 3], [0] * 4)]
     with pytest.raises(InputTypeError, match="meta"):
-        propagate_operator(*arguments(by_receiver=by_receiver).values())
+        propagated(by_receiver=by_receiver)
 
 
 TYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,28 +19,20 @@ from dqconvert.kernels.cpu.propagate import extremes_of
 from dqconvert.kernels.cpu.propagate_loops import fetch_row, pass_shares
 from dqconvert.kernels.cpu.threads import balanced, parts, run
 from dqconvert.kernels.cpu.tile import add_scaled, add_values, clear, dot, numbers_of
+from dqconvert.kernels.messages import Sent
 
 
-def propagate_back(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    out: Tensor,
-    protected: Tensor | None,
-    grid: Grid,
-    mean: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def propagate_back(grad: Tensor, sent: Sent, out: Tensor, grid: Grid, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`dqconvert.kernels.learned_propagate.plain_learned_propagate_grad`; `out`: the sums."""
-    grads, rows, skip = matrix(grad), matrix(x), flags(protected)
+    x, weight = sent[:2]
+    grads, rows, skip = matrix(grad), matrix(x), flags(sent.protected)
     if mean:
         shares = array(empty(grad.shape, grad.dtype))
-        sharing = (grads, np.empty((0, 0), np.uint8), np.uint8(0), array(by_receiver[0]), mean, shares)
+        sharing = (grads, np.empty((0, 0), np.uint8), np.uint8(0), array(sent.by_receiver[0]), mean, shares)
         run(lambda _, start, stop: pass_shares(*sharing, start, stop), parts(len(grads), grads.size))
         grads = shares
     to_x = empty(x.shape, x.dtype)
-    ptr, edges, receivers = map(array, by_sender)
+    ptr, edges, receivers = map(array, sent.by_sender)
     parameters = grid.parameters(rows.dtype.type)
     cuts = balanced(ptr, x.size(1))
     sums = np.zeros((len(cuts), 3))

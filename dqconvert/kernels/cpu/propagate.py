@@ -20,6 +20,7 @@ from dqconvert.kernels.cpu.llvm.vectors import VECTOR
 from dqconvert.kernels.cpu.select import Found, Messages, Rows, Values, ends_of, ranks
 from dqconvert.kernels.cpu.threads import balanced, parts, run
 from dqconvert.kernels.cpu.tile import Caught, Chain
+from dqconvert.kernels.messages import Sent
 
 _EVERY, _EDGES = 16, 1 << 9
 """Every 16th edge is looked at before all, if these are enough to say something."""
@@ -44,16 +45,16 @@ class Sums:
 
     Attributes:
         grid: That of the messages; its range is final once `holds()` was asked.
+        grew: True if the range of the messages was seen to grow before any sum.
+        extremes: What the gradient wants to know again, `[0, 0, 0]` if that is nothing.
     """
 
-    def __init__(
-        self, x: Tensor, by_receiver: Sequence[Tensor], grid: Grid, protected: Tensor | None, mean: bool
-    ) -> None:
-        self.shape, self.dtype = (by_receiver[0].size(0) - 1, x.size(1)), x.dtype
-        self.grid = grid
-        self._x, self._skip, self._mean = matrix(x), flags(protected), mean
-        self._ptr, self._edges, self._senders = map(array, by_receiver)
-        self._cuts = balanced(self._ptr, x.size(1))
+    def __init__(self, sent: Sent, grid: Grid, mean: bool) -> None:
+        self.shape, self.dtype = (sent.num_nodes, sent.x.size(1)), sent.x.dtype
+        self.grid, self.grew, self.extremes = grid, False, sent.x.new_empty((0, 0, 0))
+        self._x, self._skip, self._mean = matrix(sent.x), flags(sent.protected), mean
+        self._ptr, self._edges, self._senders = map(array, sent.by_receiver)
+        self._cuts = balanced(self._ptr, self.shape[1])
 
     @property
     def parts(self) -> int:
@@ -73,9 +74,9 @@ class Sums:
 class SumsOfRows(Sums):
     """Where a message is the row of the node that sends it: every message of a node is the same, rounded once."""
 
-    def __init__(self, x: Tensor, by_receiver: Sequence[Tensor], by_sender: Sequence[Tensor], *rest: Any) -> None:
-        super().__init__(x, by_receiver, *rest)
-        self._often = np.diff(array(by_sender[0]))
+    def __init__(self, sent: Sent, grid: Grid, mean: bool) -> None:
+        super().__init__(sent, grid, mean)
+        self._often = np.diff(array(sent.by_sender[0]))
         scheme = self.grid.scheme
         # Codes of up to eight bits are sent as such: a quarter of the memory to gather from. They hold no NaN.
         self._coded = scheme.quant_max - scheme.quant_min < 256
@@ -158,20 +159,10 @@ class SumsOfProducts(Sums):
 
     Attributes:
         extremes: `[2, nodes, heads]`, the smallest and the largest value of each row and head; NaN where there is one.
-        grew: True if the range of the messages was seen to grow before any sum.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        by_receiver: Sequence[Tensor],
-        grid: Grid,
-        protected: Tensor | None,
-        mean: bool,
-        groups: Tensor | None = None,
-    ) -> None:
-        super().__init__(x, by_receiver, grid, protected, mean)
+    def __init__(self, sent: Sent, weight: Tensor, grid: Grid, mean: bool, groups: Tensor | None = None) -> None:
+        super().__init__(sent, grid, mean)
         self._weight, self._group = array(weight), groups_of(groups)
         self.extremes = extremes_of(self._x, weight.size(1))
         self._unsure = self.grid.scheme.observe
@@ -235,32 +226,32 @@ class SumsOfProducts(Sums):
         return False
 
 
-def message_values(
-    x: Tensor,
-    weight: Tensor | None,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
-    protected: Tensor | None,
-) -> Values:
+def sums_of(sent: Sent, grid: Grid, mean: bool, groups: Tensor | None = None) -> Sums:
+    """Returns the sums, or averages, of quantized messages, made when they are wanted.
+
+    `groups`: of the receivers; weighted messages have the grid of their group.
+    """
+    if sent.weight is None:
+        return SumsOfRows(sent, grid, mean)
+    return SumsOfProducts(sent, sent.weight, grid, mean, groups)
+
+
+def message_values(sent: Sent) -> Values:
     """Returns all messages, to take percentiles of."""
-    skip = None if protected is None else flags(protected)
-    if weight is None:
-        return Rows(matrix(x), skip, np.diff(array(by_sender[0])))
-    least, most = array(extremes_of(matrix(x), weight.size(1)))
-    _, edges, senders = map(array, by_receiver)
-    return Messages(matrix(x), array(weight), edges, senders, skip, least, most)
+    skip, rows = None if sent.protected is None else flags(sent.protected), matrix(sent.x)
+    if sent.weight is None:
+        return Rows(rows, skip, np.diff(array(sent.by_sender[0])))
+    least, most = array(extremes_of(rows, sent.weight.size(1)))
+    _, edges, senders = map(array, sent.by_receiver)
+    return Messages(rows, array(sent.weight), edges, senders, skip, least, most)
 
 
 def propagate_grad(
     grad: Tensor,
     passes: Tensor,
     bit: int,
-    x: Tensor,
-    weight: Tensor | None,
-    by_receiver: Sequence[Tensor],
-    by_sender: Sequence[Tensor],
+    sent: Sent,
     extremes: Tensor,
-    protected: Tensor | None,
     groups: Tensor | None,
     grid: Grid,
     mean: bool,
@@ -268,15 +259,16 @@ def propagate_grad(
     plus: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the gradients of `x`, plus `plus`, and of the weights, by that of the sums where `passes` has the bit."""
-    skip = flags(protected)
+    x, weight = sent[:2]
+    skip = flags(sent.protected)
     grads, rows = matrix(grad), matrix(x)
     if mean or passes.numel() > 0:
         shares = array(empty(grad.shape, grad.dtype))
-        sharing = (grads, matrix(passes), np.uint8(bit), array(by_receiver[0]), mean, shares)
+        sharing = (grads, matrix(passes), np.uint8(bit), array(sent.by_receiver[0]), mean, shares)
         run(lambda _, start, stop: loops.pass_shares(*sharing, start, stop), parts(len(grads), grads.size))
         grads = shares
     to_x = empty(x.shape, x.dtype)
-    ptr, edges, receivers = map(array, by_sender)
+    ptr, edges, receivers = map(array, sent.by_sender)
     clip = grid.scheme.clip
     if weight is None:
         parameters = grid.parameters(rows.dtype.type)
