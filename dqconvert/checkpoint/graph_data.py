@@ -34,7 +34,7 @@ from dqconvert.trace.globals import Globals, place_name, read_global
 from dqconvert.trace.nested import is_named
 from dqconvert.trace.note import Note, Stage, annotate, note_of
 from dqconvert.trace.runtime import store, unchanged
-from dqconvert.trace.unchanged import ITSELF, reads_from, reads_of
+from dqconvert.trace.unchanged import GLOBAL, ITSELF, reads_from, reads_of
 
 Data = dict[str, Any]
 
@@ -66,7 +66,7 @@ class _Encoder:
             return {**data, "note": _encode_note(note_of(node))}
         given: tuple[Any, ...] = node.args
         if node.target is unchanged:  # of a program's global names a file says nothing
-            given = tuple(tuple(entry) for entry in reads_of(node).entries if entry.kind != "global")
+            given = tuple(tuple(entry) for entry in reads_of(node).entries if entry.kind not in GLOBAL)
         args = [self.value(arg, node) for arg in given]
         kwargs = {key: self.value(value, node) for key, value in node.kwargs.items()}
         data = {"op": node.op, "name": node.name, "target": self.target(node), "args": args, "kwargs": kwargs}

@@ -12,8 +12,18 @@ from torch import nn
 
 from dqconvert.errors import GuardError
 from dqconvert.trace.check_code import LISTS, NUMBERS, generate, is_large, never, same
-from dqconvert.trace.constants import literal
-from dqconvert.trace.unchanged import ASIDE, MISSING, Entry, equal, reached, type_name, words
+from dqconvert.trace.unchanged import (
+    ASIDE,
+    GLOBAL,
+    MISSING,
+    Entry,
+    equal,
+    global_value,
+    global_words,
+    reached,
+    type_name,
+    words,
+)
 
 _THEN = "when the model was prepared"
 
@@ -95,11 +105,11 @@ def _has_parts(module: nn.Module, parts: frozenset[str]) -> bool:
 def _change(root: nn.Module, entry: Entry, known: Any) -> str | None:
     """Returns what changed, in words; ``None`` if nothing did."""
     path, steps, kind, was = entry
-    if kind == "global":
-        found = vars(sys.modules[path]).get(steps[0][1], MISSING) if path in sys.modules else was
-        now = "gone" if found is MISSING else _short(found)
-        held = equal(literal(found), was)
-        return None if held else f"the global {steps[0][1]!r} of {path} was {_short(was)} {_THEN}, and is {now} now"
+    if kind in GLOBAL:
+        found = global_value(entry) if path in sys.modules else was
+        now = "is gone" if found is MISSING else "has other contents" if kind == "contents" else f"is {_short(found)}"
+        then = "" if kind == "contents" else f"was {_short(was)} {_THEN}, and "
+        return None if equal(found, was) else f"{global_words(entry)} {then}{now} now"
     name = words((path, steps))
     found = reached(root, path, steps)
     if kind == "class":

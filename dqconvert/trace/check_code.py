@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dqconvert.trace.unchanged import Entry, Step
+from dqconvert.trace.unchanged import GLOBAL, Entry, Step, frozen
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Modules of which all parts count, also those that are added."""
@@ -65,12 +65,12 @@ class _Plain:
         self.found = dict(nn.Module.named_modules(root, remove_duplicate=False))
         self.lines: list[str] = []
         self.conditions: list[str] = []
-        self.constants: dict[str, Any] = {"same": same, "numbers": NUMBERS}
+        self.constants: dict[str, Any] = {"same": same, "numbers": NUMBERS, "frozen": frozen}
         self.modules: dict[str, str] = {}
 
     def entry(self, entry: Entry) -> None:
         """Writes the condition of one entry."""
-        if entry.kind == "global":
+        if entry.kind in GLOBAL:
             condition = self.of_global(entry)
         else:
             condition = self.condition(entry, self.found[entry.path], self.module(entry.path))
@@ -81,7 +81,10 @@ class _Plain:
         """Returns the condition of a global name; ``""`` where nobody has imported its module."""
         if entry.path not in sys.modules:
             return ""
-        return f"{self.constant(sys.modules[entry.path])}.{entry.steps[0][1]} == {self.constant(entry.value)}"
+        text = self.constant(sys.modules[entry.path])
+        text += "".join(f".{name}" if kind == "attr" else f"[{name!r}]" for kind, name in entry.steps)
+        found = f"frozen({text})" if entry.kind == "contents" else text
+        return f"{found} == {self.constant(entry.value)}"
 
     def condition(self, entry: Entry, module: nn.Module, owner: str) -> str:
         """Returns the condition of an entry as code; ``""`` if there is none."""

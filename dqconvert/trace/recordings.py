@@ -16,6 +16,7 @@ from dqconvert.trace.interception import Interception
 from dqconvert.trace.islands import Island, drop_children, no_graph, refuse_loops
 from dqconvert.trace.merge import add_sizes, same_graph
 from dqconvert.trace.note import note_of
+from dqconvert.trace.plain_globals import leave_out_changing
 from dqconvert.trace.record import record
 from dqconvert.trace.unfuse import Unfused
 from dqconvert.trace.values import Untraceable
@@ -56,11 +57,13 @@ def record_all(
     while True:
         try:
             with interception.active(), interception.watching():
-                return _record_four(interception, inputs, second, method, islands)
+                found = _record_four(interception, inputs, second, method, islands)
+                found.remarks += leave_out_changing((found.train, found.evaluate))
+                return found
         except NoProduct as failure:
             interception.fused = frozenset(interception.fused) - {failure.layer}
-        except Stateful as found:
-            interception.stateful.add(found.key)
+        except Stateful as failure:
+            interception.stateful.add(failure.key)
         except Untraceable as failure:
             path = failure.module
             while path in islands and path:

@@ -7,6 +7,7 @@ graph is. :mod:`.check` compares.
 from __future__ import annotations
 
 import operator
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ ATOMS = (bool, int, str, bytes, complex, type(None), type(...), torch.dtype, tor
 COLLECTIONS = (dict, list, tuple, set, frozenset, deque, np.ndarray)
 """Types that are compared with a copy, where they cannot report which of their parts are read."""
 
+GLOBAL = ("global", "contents")
+"""Kinds of what Python modules hold, not the model's."""
+
 MISSING = object()
 
 
@@ -58,7 +62,8 @@ class Entry(NamedTuple):
         kind: In what sense it stays: ``value`` (equal to ``value``), ``object`` (the same object), ``equal`` (to a
             copy), ``number`` (some number: it is followed), ``none``, ``some`` (there is one), ``absent``, ``method``
             (the class's), ``class`` (and the parts of the module), ``len``, ``keys``, ``in`` and ``not in``. Of
-            kind ``global`` is a name of a Python module, which ``path`` is the name of.
+            kind ``global`` is a constant behind a name of a Python module, which ``path`` is the name of; of kind
+            ``contents``, all constants of a collection there, as :func:`frozen` gives them.
         value: What it was.
     """
 
@@ -172,6 +177,46 @@ def reached(root: nn.Module, path: str, steps: Iterable[Step]) -> Any:
     except (AttributeError, LookupError, TypeError):
         return MISSING
     return found
+
+
+def global_value(entry: Entry) -> Any:
+    """Returns what is there now of what an entry of :data:`GLOBAL` names; :data:`MISSING` if it is gone."""
+    found: Any = sys.modules.get(entry.path)
+    try:
+        for kind, name in entry.steps:
+            found = getattr(found, name) if kind == "attr" else found[name]
+    except (AttributeError, LookupError, TypeError):
+        return MISSING
+    return frozen(found) if entry.kind == "contents" else literal(found)
+
+
+def global_words(entry: Entry) -> str:
+    """Describes what an entry of :data:`GLOBAL` names.
+
+    Example:
+        >>> global_words(Entry("settings", (("attr", "CFG"), ("item", "alpha")), "global", 0.5))
+        "the global 'CFG['alpha']' of settings"
+    """
+    return f"the global {words(('', entry.steps)).removesuffix(' of the model')} of {entry.path}"
+
+
+def frozen(value: Any) -> Any:
+    """Returns the constants in a collection, at any depth, in a form that can be compared; of other values, nothing.
+
+    Example:
+        >>> frozen({"alpha": 0.5, "sizes": [1, 2], "x": torch.ones(1)})
+        ('dict', (('alpha', 0.5), ('sizes', ('list', (1, 2))), ('x', '…')))
+    """
+    if hasattr(value, "__dict__") and type(value).__module__ in ("types", "argparse"):
+        value = value.__dict__
+    if isinstance(value, dict):
+        return "dict", tuple([(name, frozen(item)) for name, item in value.items()])
+    if isinstance(value, list | tuple):
+        return "list", tuple([frozen(item) for item in value])
+    if isinstance(value, set | frozenset):
+        return "set", frozenset([frozen(item) for item in value])
+    value = literal(value)
+    return value if isinstance(value, float | str | int | bool | bytes | complex | None) and value == value else "…"
 
 
 # -- what is followed ----------------------------------------------------------------------------------------------
