@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,10 +118,10 @@ def matched(context: Context, quantize: Node, *, shared: bool = False) -> Propag
     if drop is not None and (how == "max" or not _drops_weights(drop, message.weight)):
         return None
     mask = protection_of(quantize)
-    if mask is not None and not _is_senders(mask, taken):
+    if mask is not None and not _is_of_ends(mask, gather_protected, taken, taken.row):
         return None
     groups = groups_of(quantize)
-    if groups is not None and not _is_receivers(groups, taken):
+    if groups is not None and not _is_of_ends(groups, groups_of_edges, taken, 1 - taken.row):
         return None
     return Propagation(
         message=message,
@@ -171,20 +172,12 @@ def _per_edge(factor: Node, sizes: tuple[Size, ...]) -> Node | None:
     return factor
 
 
-def _is_senders(mask: Any, taken: Gather) -> bool:
-    """True if a mask of messages is that of their senders, gathered as the messages are."""
-    if not isinstance(mask, Node) or mask.target is not gather_protected:
+def _is_of_ends(value: Any, function: Callable[..., Any], taken: Gather, row: int) -> bool:
+    """True if a function gave each message what the node at one end of its edge has."""
+    if not isinstance(value, Node) or value.target is not function:
         return False
-    index = mask.args[1]
-    return isinstance(index, Node) and end_of_edges(index) == (taken.edge_index, taken.row)
-
-
-def _is_receivers(groups: Any, taken: Gather) -> bool:
-    """True if groups of messages are those of the nodes that receive them."""
-    if not isinstance(groups, Node) or groups.target is not groups_of_edges:
-        return False
-    index = groups.args[1]
-    return isinstance(index, Node) and end_of_edges(index) == (taken.edge_index, 1 - taken.row)
+    index = value.args[1]
+    return isinstance(index, Node) and end_of_edges(index) == (taken.edge_index, row)
 
 
 # -- writing them ------------------------------------------------------------------------------------------------

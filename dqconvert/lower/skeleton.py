@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dqconvert.prepared import PreparedModule
+from dqconvert.prepared.base import quantized_parameters
 from dqconvert.prepared.float_view import float_view
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.doors import DoorModule
@@ -28,12 +29,7 @@ def skeleton_of(module: PreparedModule) -> nn.Module:
         >>> [name for name, _ in skeleton_of(prepare(GCN(8, 16, num_layers=2)).module).named_parameters()]
         ['convs.0.bias', 'convs.1.bias']
     """
-    quantized = {
-        str(node.args[0].target)
-        for method in module.all_methods()
-        for node in method.graph.nodes
-        if node.op == "call_module" and getattr(node.args[0] if node.args else None, "op", "") == "get_attr"
-    }
+    quantized = quantized_parameters(module)
     view = set_mode(float_view(module), False)
     for parameter in nn.Module.parameters(view):  # a model may have a method of that name for something else
         parameter.requires_grad_(False)

@@ -174,6 +174,12 @@ def add_rewritten(
     module.add_method(rewritten.method)
 
 
+def quantized_parameters(module: PreparedBase) -> set[str]:
+    """Returns the names of the parameters that graphs quantize."""
+    calls = (node for one in module.all_methods() for node in one.graph.nodes if node.op == "call_module" and node.args)
+    return {str(node.args[0].target) for node in calls if getattr(node.args[0], "op", "") == "get_attr"}
+
+
 def note_agreement(module: PreparedBase, words: str) -> None:
     """Has the report say how near the module is to the model without rounding, as far as that is known."""
     module._agreement = words

@@ -19,7 +19,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import DQConvertError, GuardError, InputError, TraceError
-from dqconvert.prepared.base import PreparedBase, add_rewritten, fuse_more, rewrite_more
+from dqconvert.prepared.base import PreparedBase, add_rewritten, fuse_more, quantized_parameters, rewrite_more
 from dqconvert.prepared.float_view import float_view
 from dqconvert.report import PreparedMethod
 from dqconvert.trace import Trace, trace
@@ -193,14 +193,8 @@ def _note_own_code(host: PreparedBase, door: str, why: str) -> None:
 def _run_own_code(host: PreparedBase, call: DoorCall, why: str, refusal: Exception | None) -> Any:
     if torch.compiler.is_compiling():
         return call.run_user()
-    vectors = {
-        str(node.args[0].target)
-        for method in host.all_methods()
-        for node in method.graph.nodes
-        if node.op == "call_module" and isinstance(node.args[0], torch.fx.Node) and node.args[0].op == "get_attr"
-    }
     try:
-        with watched(Watch(host, vectors, f"{call.door} {why}")):
+        with watched(Watch(host, quantized_parameters(host), f"{call.door} {why}")):
             return call.run_user()
     except Exception as error:
         if isinstance(refusal, InputError) and not isinstance(error, DQConvertError):
