@@ -19,6 +19,11 @@ from spare import Spare
 settings.register_profile("dqconvert", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dqconvert")
 
+if not torch.accelerator.is_available():
+    # For each device that nobody has, torch keeps every seed until its first use, with a printed stack: half a
+    # millisecond and 15 kB a call, of which there are some twenty thousand.
+    torch.manual_seed = torch.default_generator.manual_seed
+
 COMPILED = pytest.StashKey[str]()
 
 
