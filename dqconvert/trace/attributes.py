@@ -58,7 +58,7 @@ def attribute_of(path: str, name: str) -> Read:
     return path, (("attr", name),)
 
 
-def words_of(key: Read) -> str:
+def dotted(key: Read) -> str:
     """Returns the path of an attribute, as in ``"convs.0.alpha"``."""
     return f"{key[0]}.{key[1][0][1]}".lstrip(".")
 
@@ -284,13 +284,13 @@ class Attributes:
         self._lose(key)
 
     def _lose(self, key: Read) -> None:
-        self.lost.append(words_of(key))
+        self.lost.append(dotted(key))
         self.writer.remarks[f"{words(key)} stays as it is, where the float model's forward changes it"] = None
 
     def _keep(self, key: Read, value: Any) -> None:
         (_, name), path = key[1][0], key[0]
         if isinstance(value, nn.Module) or not self.writer.representable(value):
-            self.lost.append(words_of(key))
+            self.lost.append(dotted(key))
             self.writer.remarks[f"{words(key)} stays as it is, where the float model's forward sets it"] = None
             return
         owner = self.writer.graph.create_node("get_attr", path or ITSELF)

@@ -54,6 +54,8 @@ FURTHER = {
     "addcdiv": (Y, Y),
     "lerp": (Y, 0.25),
     "clamp": (-0.5, 0.5),
+    "clamp_min": (-0.5,),
+    "clamp_max": (0.5,),
     "pow": (2,),
     "prelu": (torch.tensor([0.25]),),
     "threshold": (0.1, 0.2),
@@ -326,7 +328,7 @@ def test_memory(op):
     shared = [result.untyped_storage().data_ptr() in places for result in results(op, x)]
     if op.storage is Storage.OWN:
         assert not any(shared)
-    elif op.name not in ("long", "int", "double"):  # these share where nothing is to be converted
+    elif not op.casts or op.name == "float":  # others share where nothing is to be converted
         assert any(shared)
 
 
@@ -395,7 +397,8 @@ def test_an_embedding_takes_row_by_row():
 
 # -- all passes know what one of them knows ------------------------------------------------------------------------
 
-OTHERS = (*BINARY, *BITS, "addcmul", "addcdiv", "lerp", "prelu", "logical_not", "float", "pos")
+TRUTHS = ("isnan", "isinf", "isfinite")
+OTHERS = (*BINARY, *BITS, "addcmul", "addcdiv", "lerp", "prelu", "logical_not", "float", "pos", *TRUTHS)
 UNARY = [op for op in OF_TORCH.values() if op.pointwise and op.name not in OTHERS]
 DOMAINS = {**dict.fromkeys(("acos", "asin", "atanh", "erfinv", "logit"), (0.5, 0.0)), "acosh": (1.0, 1.0)}
 """Factor and summand for those that have no value for some numbers between 0.5 and 1.5."""
