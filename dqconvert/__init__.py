@@ -28,6 +28,7 @@ _HOME = {
     "Report": "report",
     "parameter_groups": "optimizers",
     "kurtosis_penalty": "kurtosis",
+    "schedule": "schedule",
     "save": "checkpoint",
     "load": "checkpoint",
     "QConfig": "qconfig",

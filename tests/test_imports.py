@@ -30,6 +30,7 @@ HOUSE = (
         "checkpoint",
         "calibrate",
         "kurtosis",
+        "schedule",
         "bits",
     ),
     *("convert", "prepare", "methods", "optimizers", "expect", "lower", "prepared", "show", "fuse", "rewrite"),

@@ -134,7 +134,9 @@ class QConfig:
         table: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, part in table.items():
             if isinstance(part, QSpec | Protect):
-                table[name] = asdict(part)
+                table[name] = {
+                    key: list(value) if isinstance(value, tuple) else value for key, value in asdict(part).items()
+                }
         table["rules"] = []
         for index, rule in enumerate(self.rules):
             if rule.spec is not None and not isinstance(rule.spec, QSpec):
@@ -228,7 +230,7 @@ class Presets(Mapping[str, QConfig]):
         >>> list(presets)
         ['int8-dq', 'int4-dq', 'int8-qat', 'int4-qat', 'int8-nqat', 'int4-nqat', 'int8-lsq', 'int4-lsq', ...]
         >>> presets["int4-dq"].protect
-        Protect(p_min=0.0, p_max=0.1)
+        Protect(p_min=0.0, p_max=0.1, roles=None)
         >>> presets["int8-gat"]
         Traceback (most recent call last):
         ...

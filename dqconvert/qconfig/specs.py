@@ -203,13 +203,18 @@ class Protect:
     Attributes:
         p_min: The probability at the lowest in-degrees, 0 to ``p_max``. Default: 0.0.
         p_max: The probability at the highest in-degree, ``p_min`` to 1. Default: 0.1.
+        roles: The roles whose values pass in full precision where a node is protected; those of others are always
+            quantized. ``None`` (the default; ``"all"`` in files): all that rows of nodes and of their messages have.
+            The official code leaves the MLP of a GIN out: ``("message", "aggregate", "update")``.
 
     Raises:
-        ConfigError: If not 0 <= ``p_min`` <= ``p_max`` <= 1.
+        ConfigError: If not 0 <= ``p_min`` <= ``p_max`` <= 1, or for a role that there is not.
 
     Example:
         >>> Protect(p_max=0.2)
-        Protect(p_min=0.0, p_max=0.2)
+        Protect(p_min=0.0, p_max=0.2, roles=None)
+        >>> Protect(roles=["message"]).covers("input")
+        False
         >>> Protect(p_min=0.3)
         Traceback (most recent call last):
         ...
@@ -218,6 +223,7 @@ class Protect:
 
     p_min: float = 0.0
     p_max: float = 0.1
+    roles: tuple[Role, ...] | None = None
 
     def __post_init__(self) -> None:
         p_min, p_max = as_number(self.p_min), as_number(self.p_max)
@@ -225,3 +231,12 @@ class Protect:
         require("p_max", self.p_max, p_min <= p_max <= 1, f"a number from p_min={self.p_min!r} to 1")
         object.__setattr__(self, "p_min", float(p_min))
         object.__setattr__(self, "p_max", float(p_max))
+        if self.roles is not None:
+            allowed = [role for role in ROLES if role != "weight"]  # which has no rows of nodes
+            several = isinstance(self.roles, list | tuple) and all(role in allowed for role in self.roles)
+            require("roles", self.roles, several, f"some of {', '.join(map(repr, allowed))}, or None")
+            object.__setattr__(self, "roles", tuple(role for role in ROLES if role in self.roles))
+
+    def covers(self, role: str) -> bool:
+        """True if values of a role pass in full precision where a node is protected."""
+        return self.roles is None or role in self.roles

@@ -31,6 +31,7 @@ _PARSERS = {".toml": tomllib.loads, ".json": json.loads}
 _SPELLED_NONE: Mapping[str, str] = {
     **dict.fromkeys(["weight", "activation", "message", "aggregate", "spec"], "float"),
     **dict.fromkeys(["protect", "noise"], "none"),
+    "roles": "all",
     **dict.fromkeys(["signed", "groups", "percentile", "momentum", "sample"], "auto"),
 }
 
@@ -80,7 +81,7 @@ def spell_none(table: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             spelled[key] = spell_none(value)
         elif isinstance(value, list):
-            spelled[key] = [spell_none(row) for row in value]
+            spelled[key] = [spell_none(row) if isinstance(row, dict) else row for row in value]
         else:
             spelled[key] = _SPELLED_NONE[key] if value is None else value
     return spelled
@@ -146,7 +147,7 @@ def format_toml(table: Mapping[str, Any]) -> str:
         <BLANKLINE>
     """
     tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    arrays = {key: value for key, value in table.items() if isinstance(value, list) and value}
+    arrays = {key: rows for key, rows in table.items() if isinstance(rows, list) and rows}
     blocks = [_lines({key: value for key, value in table.items() if key not in tables and key not in arrays})]
     blocks += [f"[{key}]\n{_lines(value)}" for key, value in tables.items()]
     blocks += [f"[[{key}]]\n{_lines(row)}" for key, rows in arrays.items() for row in rows]
@@ -160,6 +161,8 @@ def _lines(table: Mapping[str, Any]) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return '"' + re.sub(r"[^\x20-\x7e]", lambda match: f"\\U{ord(match[0]):08X}", escaped) + '"'

@@ -45,6 +45,14 @@ class Protection(Memo):
     def __init__(self, protect: Protect) -> None:
         super().__init__()
         self.protect = protect
+        self._share: Tensor | None = None
+
+    def scale(self, share: float) -> None:
+        """Multiplies all probabilities by a number from now on, 0 to 1; it is not saved."""
+        if self._share is not None:
+            self._share.fill_(share)
+        elif share != 1:
+            self._share = torch.tensor(share)  # a tensor: compiled code follows it; no buffer: files leave it out
 
     def forward(
         self,
@@ -81,6 +89,10 @@ class Protection(Memo):
             probability = given.to(device)
         else:
             probability = self._probability(targets, num_nodes, batch, device)
+        if self._share is not None:
+            if self._share.device != probability.device:
+                self._share = self._share.to(probability.device)
+            probability = probability * self._share.to(probability.dtype)
         # Uniform numbers lie in [0, 1): a probability of 0 is never reached and one of 1 always.
         return torch.rand(num_nodes, dtype=torch.float32, device=probability.device) < probability
 

@@ -211,7 +211,7 @@ class Placer:
 
     def _insert(self, graph: Graph, site: Site, path: str, masks: Masks | None, rows: RowSpaces) -> Node:
         quantizer = self.placed[path]
-        mask = masks.of(site.value) if masks is not None and site.protected else None
+        mask = masks.of(site.value) if masks is not None and self._protected(site) else None
         groups: Node | str | None = None
         if isinstance(quantizer, FakeQuantize) and quantizer.grouped:
             groups = self._groups_of(graph, rows, site, quantizer.spec)
@@ -235,6 +235,10 @@ class Placer:
             self._redirect(site, node)
         return annotate(node, note_of(site.value))
 
+    def _protected(self, site: Site) -> bool:
+        protect = self.ledger.qconfig.protect
+        return site.protected and (protect is None or protect.covers(site.role))
+
     def _redirect(self, site: Site, node: Node) -> None:
         assert site.user is not None
         site.user.replace_input_with(site.value, node)
@@ -254,7 +258,7 @@ class Placer:
             bits=own.bits if own else None,
             signed=site.signed(own) if own else None,
             scheme=self._scheme(own, self._ungrouped.get(id(site))) if own else getattr(spec, "__name__", repr(spec)),
-            protected=site.protected,
+            protected=self._protected(site),
         )
 
     def _scheme(self, spec: QSpec, ungrouped: str | None) -> str:
