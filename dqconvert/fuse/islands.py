@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.fx import Graph
 from torch_geometric.explain.algorithm.utils import clear_masks
 
 from dqconvert.errors import GuardError
-from dqconvert.quant.fused import own_memory
 from dqconvert.trace.note import annotate, note_of
 
 
@@ -17,6 +17,7 @@ def guard_islands(graph: Graph, islands: Sequence[str]) -> None:
     """Copies the inputs and the outputs of modules that were not traced.
 
     What they do with that memory is unknown: reversible layers free that of their inputs, and later of their outputs.
+    Results of the kernels lie in buffers that are used again (``kernels/_buffers.py``), and cannot be freed.
 
     Example:
         >>> import torch
@@ -37,6 +38,13 @@ def guard_islands(graph: Graph, islands: Sequence[str]) -> None:
             with graph.inserting_after(node):
                 result = annotate(graph.call_function(own_memory, (node,)), note_of(node))
             node.replace_all_uses_with(result, delete_user_cb=lambda user, result=result: user is not result)
+
+
+def own_memory(x: Any) -> Any:
+    """Returns copies of a tensor, or of those in a tuple or list."""
+    if isinstance(x, tuple | list) and not hasattr(x, "_fields"):
+        return type(x)(map(own_memory, x))
+    return x.clone() if isinstance(x, Tensor) else x
 
 
 def refuse_explanations(graph: Graph, layers: Sequence[str]) -> None:

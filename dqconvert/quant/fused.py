@@ -387,13 +387,6 @@ def _message_by_message(
     return scatter(message, receiver, 0, num_nodes, how)
 
 
-def own_memory(x: Any) -> Any:
-    """Returns copies of a tensor, or of those in a tuple or list: for code that may free or resize them."""
-    if isinstance(x, tuple | list) and not hasattr(x, "_fields"):
-        return type(x)(map(own_memory, x))
-    return x.clone() if isinstance(x, Tensor) else x
-
-
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Runs ``torch.nn.functional.dropout``; ``inplace`` may be ignored, as no one else sees ``x``."""
     ordinary = x.device.type == "cpu" and x.is_floating_point() and x.is_contiguous()
@@ -410,6 +403,5 @@ __all__ = [
     "largest_message",
     "linear",
     "message_passing",
-    "own_memory",
     "weights",
 ]
