@@ -198,10 +198,28 @@ def test_every_operation_gives_the_codes_of_the_prepared_one(name, config):
     Where a sum in float, of products or of messages, lies half way between two codes, its last bit decides: either may
     come out. Everything else is computed in the same steps, ties included.
     """
+    assert_codes_of_the_prepared_one(name, config, inputs(name, 90, 700))
+
+
+EXTREME = {
+    "one-hot": lambda x: nn.functional.one_hot(torch.arange(len(x)) % x.size(1), x.size(1)).float(),
+    "beyond all ranges": lambda x: x * 1e30,
+    "below all steps": lambda x: x * 1e-30,
+    "some rows beyond": lambda x: torch.where(torch.arange(len(x)).unsqueeze(1) % 7 == 0, x * 1e30, x),
+}
+
+
+@pytest.mark.parametrize("features", EXTREME)
+@pytest.mark.parametrize("name", ["GIN", "GAT"])
+def test_every_operation_does_so_on_extreme_features(name, features):
+    x, edge_index = inputs(name, 90, 700)
+    assert_codes_of_the_prepared_one(name, "int8-dq", (EXTREME[features](x), edge_index))
+
+
+def assert_codes_of_the_prepared_one(name, config, args):
     module = trained(name, config)
     graph = evaluation_graph(module)
     lowering = walk(graph, module)
-    args = inputs(name, 90, 700)
     prepared = Recorded(module, graph)
     with torch.no_grad():
         prepared.run(*padded(graph, args))
