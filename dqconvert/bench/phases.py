@@ -37,6 +37,7 @@ PHASE_OF: Mapping[str, str] = MappingProxyType(
         "dqconvert::*quantize*": "quantize",
         "dqconvert::learned_chain*": "quantize",
         "dqconvert::mix*": "quantize",
+        "dqconvert::learned_linear*": "linear",
         "dqconvert::learned_propagate*": "message passing",
         "dqconvert::observe*": "observe",
         "dqconvert::propagate*": "message passing",

@@ -14,6 +14,7 @@ from dqconvert.kernels.dropout import dropout
 from dqconvert.kernels.edge_order import EdgeOrder, edge_order
 from dqconvert.kernels.fake_quantize import fake_quantize, qparams
 from dqconvert.kernels.learned import learned_chain, learned_fake_quantize
+from dqconvert.kernels.learned_linear import learned_linear
 from dqconvert.kernels.learned_propagate import learned_propagate
 from dqconvert.kernels.linear import linear, quantize_linear
 from dqconvert.kernels.minmax import minmax_pair
@@ -36,6 +37,7 @@ __all__ = [
     "in_degree",
     "learned_chain",
     "learned_fake_quantize",
+    "learned_linear",
     "learned_propagate",
     "linear",
     "minmax_pair",

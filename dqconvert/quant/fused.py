@@ -19,6 +19,7 @@ from dqconvert.kernels import (
     EdgeOrder,
     Scheme,
     learned_chain,
+    learned_linear,
     learned_propagate,
     observe_messages,
     propagate,
@@ -29,7 +30,6 @@ from dqconvert.kernels import (
     quantize_parts,
 )
 from dqconvert.kernels import dropout as kernel_dropout
-from dqconvert.kernels import linear as kernel_linear
 from dqconvert.quant.degrees import groups_of_edges
 from dqconvert.quant.fake_quantize import FakeQuantize
 from dqconvert.quant.protection import gather_protected
@@ -165,9 +165,12 @@ def linear(
     ready = _ready(steps, x, protected, groups, (*x.shape[:-1], weight.size(0))) if ordinary else None
     if ready is None:
         x = x if entry is None else entry(x, protected, groups)
-        learned = ordinary and any(quantizer.learned for quantizer in steps.quantizers)
-        product = kernel_linear if learned else nn.functional.linear
-        return chain(product(x, weight, bias), steps, protected, groups)
+        learned = ordinary and x.dim() == 2 and any(quantizer.learned for quantizer in steps.quantizers)
+        if learned and (bias is None or (steps.first is None and steps.bias is None and steps.other is None)):
+            return chain(
+                learned_linear(x, weight), steps._replace(bias=steps.bias if bias is None else bias), protected, groups
+            )
+        return chain(nn.functional.linear(x, weight, bias), steps, protected, groups)
     if entry is None or scheme is None:
         y, ends = quantize_linear(x, weight, bias, ready.schemes, ready.ranges, **ready.options)
     else:
@@ -217,7 +220,9 @@ def batch_norm(
         return normed
     usual = norm.training and x.device.type == "cpu" and type(x) is Tensor and x.dim() == 2 and x.size(0) > 1
     one_type = norm.weight is None or norm.weight.dtype == x.dtype
-    ready = _ready(steps, x, protected, groups) if usual and one_type and x.numel() >= LARGE else None
+    usual = usual and one_type and x.numel() >= LARGE
+    later = steps if any(quantizer.learned for quantizer in steps.quantizers) else None
+    ready = _ready(steps if later is None else FusedChain(), x, protected, groups) if usual else None
     if ready is None:
         return chain(norm(x), steps, protected, groups)
     y, ends, mean, var = quantize_batch_norm(
@@ -231,7 +236,7 @@ def batch_norm(
         with torch.no_grad():
             norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
             norm.running_var.lerp_(var.to(norm.running_var.dtype) * (len(x) / (len(x) - 1)), momentum)
-    return y
+    return y if later is None else chain(y, later, protected, groups)
 
 
 LARGE = 1 << 15

@@ -15,6 +15,7 @@ from dqconvert.kernels import (
     fake_quantize,
     learned_chain,
     learned_fake_quantize,
+    learned_linear,
     learned_propagate,
     qparams,
 )
@@ -150,6 +151,21 @@ def test_message_passing_is_as_defined(mean, heads):
                 args = (torch.randn(nodes, 16), sent, out, *rest)
                 for one, other in zip(learned_propagate_grad(*args), plain_learned_propagate_grad(*args), strict=True):
                     torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (1, 5, 3), (70, 33, 20)])
+def test_a_product_has_torchs_values_and_gradients(shape):
+    torch.manual_seed(0)
+    rows, depth, columns = shape
+    found = []
+    for how in (learned_linear, torch.nn.functional.linear):
+        torch.manual_seed(1)
+        x, weight = torch.randn(rows, depth).requires_grad_(), torch.randn(columns, depth).requires_grad_()
+        y = how(x, weight)
+        y.square().sum().backward()
+        found.append((y.detach(), x.grad, weight.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_that_lie_otherwise_give_the_same():
