@@ -114,11 +114,15 @@ def recipe_of(preset: str, epochs: int, lr: float | None) -> Recipe:
 
 
 def official(preset: str, config: QConfig) -> QConfig:
-    """Returns a preset as the authors' runs have it: the first linear map in float, protection 0.1 to 0.2 at 4 bits."""
+    """Returns a preset as the authors' runs have it.
+
+    The first linear map is in float; protection leaves the MLPs out, and is 0.1 to 0.2 at 4 bits.
+    """
     if preset.partition(",")[0] not in OFFICIAL:
         return config
-    if config.protect is not None and config.weight is not None and config.weight.bits <= 4:
-        config = replace(config, protect=Protect(p_min=0.1, p_max=0.2))
+    if config.protect is not None and config.weight is not None:
+        p_min, p_max = (0.1, 0.2) if config.weight.bits <= 4 else (0.0, 0.1)
+        config = replace(config, protect=Protect(p_min=p_min, p_max=p_max, roles=("message", "aggregate", "update")))
     first = tuple(Rule(module=r"convs\.0\.nn\.0", role=role, spec=None) for role in ("weight", "input", "feature"))
     return replace(config, rules=(*first, *config.rules))
 

@@ -32,8 +32,8 @@ def test_degrees_are_standardized_over_all_nodes() -> None:
     assert x.std().item() == pytest.approx(1)
 
 
-def test_presets_of_the_paper_leave_the_first_linear_map_in_float() -> None:
-    """Golden: the authors' code; 4 bits protect with 0.1 to 0.2."""
+def test_presets_of_the_paper_are_those_of_its_runs() -> None:
+    """The first linear map in float, MLPs without protection, 4 bits protected with 0.1 to 0.2."""
     data = reddit_binary.with_degrees(graphs())
     batch = (data[0].x, data[0].edge_index, torch.zeros(len(data[0].x), dtype=torch.int64))
     for preset, p_max in (("int8-dq", 0.1), ("int4-dq", 0.2)):
@@ -41,6 +41,7 @@ def test_presets_of_the_paper_leave_the_first_linear_map_in_float() -> None:
         _, report = dqconvert.prepare(reddit_binary.GIN(hidden=8), config, batch)
         assert config.protect is not None
         assert config.protect.p_max == p_max
+        assert not config.protect.covers("feature")
         first = sorted(entry.path[8:] for entry in report.entries if entry.path.startswith("convs.0."))
         second = [f"nn.2.quant.{role}" for role in ("feature", "input", "weight")]
         assert first == [*second, *(f"quant.{role}" for role in ("aggregate", "message", "update"))]
