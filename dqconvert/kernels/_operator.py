@@ -89,7 +89,7 @@ class Operator:
 
     def _flat(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         flat = list(args)
-        for _, place, start, stop in self._groups:
+        for _, place, start, stop, _ in self._groups:
             flat[place : place + 1] = args[place] or (None,) * (stop - start)
         return tuple(flat)
 
@@ -101,12 +101,14 @@ class _Group(NamedTuple):
         kind: Its class.
         place: Its place among the arguments.
         start, stop: Those of its fields among the flat arguments.
+        optional: True if it may be None; then its first field never is.
     """
 
     kind: type
     place: int
     start: int
     stop: int
+    optional: bool
 
 
 def _flattened(definition: Callable[..., Any], names: tuple[str, ...] | None) -> tuple[inspect.Signature, list[_Group]]:
@@ -122,7 +124,7 @@ def _flattened(definition: Callable[..., Any], names: tuple[str, ...] | None) ->
             parameters.append(parameter.replace(annotation=hint))
             continue
         fields = get_type_hints(kind)
-        groups.insert(0, _Group(kind, place, len(parameters), len(parameters) + len(fields)))
+        groups.insert(0, _Group(kind, place, len(parameters), len(parameters) + len(fields), kind is not hint))
         for name, field in fields.items():
             annotation = field if kind is hint else field | None
             parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation))
@@ -141,9 +143,9 @@ def _grouped(function: Callable[..., Any], groups: list[_Group], signature: insp
     @wraps(function)
     def run(*flat: Any) -> Any:
         args = list(flat)
-        for kind, _, start, stop in groups:
+        for kind, _, start, stop, optional in groups:
             part = args[start:stop]
-            args[start:stop] = (None if part[0] is None else kind(*part),)
+            args[start:stop] = (None if optional and part[0] is None else kind(*part),)
         return function(*args)
 
     run.__signature__ = signature  # type: ignore[attr-defined]

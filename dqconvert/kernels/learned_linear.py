@@ -12,10 +12,10 @@ from dqconvert.kernels._grid import Steps
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.linear import product_of
-from dqconvert.kernels.linear_grad import joined, quantize_linear_grad, serves
+from dqconvert.kernels.linear_grad import Entry, joined, quantize_linear_grad, serves
 
-_ALONE = joined(None, *Steps((None, None, None)).packed())
-"""The steps of a linear layer with no grids before or behind it."""
+_ALONE = Entry(None, None, None, *joined(None, *Steps((None, None, None)).packed()))
+"""Of a linear layer with no grids before or behind it."""
 
 
 def plain_learned_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     for_x, for_weight = ctx.needs_input_grad
     if torch.is_grad_enabled() or grad.numel() == 0:  # a gradient of a gradient goes through torch's own operators
         return grad @ weight if for_x else None, grad.t() @ x if for_weight else None
-    rest = (None, None, None, None, None, *_ALONE, False, [for_x, for_weight, False, False, False, False])
+    rest = (None, None, _ALONE, False, [for_x, for_weight, False, False, False, False])
     none = grad.new_empty(0, dtype=torch.uint8)
     to_x, to_weight, *_ = quantize_linear_grad(grad.contiguous(), none, x.contiguous(), weight.contiguous(), *rest)
     return to_x if for_x else None, to_weight if for_weight else None

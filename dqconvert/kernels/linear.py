@@ -33,6 +33,7 @@ from dqconvert.kernels.cpu.select import Rows
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.cpu.tile import Caught, Chain
 from dqconvert.kernels.linear_grad import (
+    Entry,
     entered,
     is_large,
     joined,
@@ -135,7 +136,7 @@ def product_of(x: Tensor, weight: Tensor) -> Tensor:
     """Returns the product alone: where the weight stays in the cache, of our loops."""
     if is_large(weight) or len(x) == 0:
         return _by_library(x, weight, None, None, None, None)
-    return torch.from_numpy(Product(x, weight, None).rows())
+    return torch.from_numpy(Product(x, weight, None).rows()).view(x.size(0), weight.size(0))
 
 
 def _by_library(
@@ -184,7 +185,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 11
-    passes, x, weight, alpha, other, protected, groups, range_ = ctx.saved_tensors
+    passes, x, weight, alpha, other, *which = ctx.saved_tensors
+    entry = Entry(*which, *ctx.numbers)
     for_x, for_weight, for_offset, for_bias, for_other, for_alpha = ctx.needs_input_grad[:6]
     if x is None or not ctx.ours or torch.is_grad_enabled():
         # Without `x` little is left to do; and a gradient of a gradient goes through torch's own operators.
@@ -194,16 +196,14 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         to_x = to_weight = to_offset = None
         if for_x and back is not None:
             to_x = (back @ weight).view(*grad.shape[:-1], weight.size(1))
-            to_x = let_in(to_x, x, protected, groups, range_, *ctx.numbers)
+            to_x = let_in(to_x, x, entry)
         if for_weight and back is not None:
-            to_weight = back.t() @ matrix_of(entered(x, protected, groups, range_, *ctx.numbers))
+            to_weight = back.t() @ matrix_of(entered(x, entry))
         if for_offset and back is not None:
             to_offset = back.sum(0)
         return to_x, to_weight, to_offset, *rest, *(None,) * 5
     wanted = [for_x, for_weight, for_offset, for_bias, for_other, for_alpha]
-    found = quantize_linear_grad(
-        grad, passes, x, weight, other, alpha, protected, groups, range_, *ctx.numbers, ctx.apart, wanted
-    )
+    found = quantize_linear_grad(grad, passes, x, weight, other, alpha, entry, ctx.apart, wanted)
     to_x, to_weight, to_offset, to_bias, to_other, to_alpha = (
         g if w else None for g, w in zip(found, wanted, strict=True)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from numpy.typing import NDArray
@@ -42,37 +42,38 @@ def joined(entry: Scheme | None, ints: Sequence[int], floats: Sequence[float]) -
     return [int(entry is not None), *more[0], *ints], [*more[1], *floats]
 
 
-def entered(
-    x: Tensor,
-    protected: Tensor | None,
-    groups: Tensor | None,
-    range_: Tensor | None,
-    ints: Sequence[int],
-    floats: Sequence[float],
-) -> Tensor:
+class Entry(NamedTuple):
+    """The grid on the way into a product.
+
+    Attributes:
+        protected, groups: bool and uint8 `[rows]`, see :func:`dqconvert.kernels.quantize_chain`.
+        range_: The range that rows were rounded with; None: they were not rounded.
+        ints, floats: The numbers of :func:`joined`.
+    """
+
+    protected: Tensor | None
+    groups: Tensor | None
+    range_: Tensor | None
+    ints: Sequence[int]
+    floats: Sequence[float]
+
+
+def entered(x: Tensor, entry: Entry) -> Tensor:
     """Returns the rows that the product was made of: `x`, rounded with the range that its entry had by then."""
-    entry, _ = split(ints, floats)
-    if entry is None or range_ is None:
+    scheme, _ = split(entry.ints, entry.floats)
+    if scheme is None or entry.range_ is None:
         return x
-    alone = Steps((None, entry._replace(observe=False), None)).packed()
-    return plain_quantize_chain(x, None, None, None, protected, groups, range_, *alone)[0]
+    alone = Steps((None, scheme._replace(observe=False), None)).packed()
+    return plain_quantize_chain(x, None, None, None, entry.protected, entry.groups, entry.range_, *alone)[0]
 
 
-def let_in(
-    grad: Tensor,
-    x: Tensor | None,
-    protected: Tensor | None,
-    groups: Tensor | None,
-    range_: Tensor | None,
-    ints: Sequence[int],
-    floats: Sequence[float],
-) -> Tensor:
+def let_in(grad: Tensor, x: Tensor | None, entry: Entry) -> Tensor:
     """Returns the gradient of `x`, by that of the rows behind the entry: zero where it clipped, if its scheme clips."""
-    entry, _ = split(ints, floats)
-    if entry is None or range_ is None or x is None or not entry.clip:
+    scheme, _ = split(entry.ints, entry.floats)
+    if scheme is None or entry.range_ is None or x is None or not scheme.clip:
         return grad
-    grid = of_rows(scheme_qparams(entry, range_[0], range_[1]), groups)
-    return torch.where(round_rows(x, grid, entry, protected)[1], 0, grad)
+    grid = of_rows(scheme_qparams(scheme, entry.range_[0], entry.range_[1]), entry.groups)
+    return torch.where(round_rows(x, grid, scheme, entry.protected)[1], 0, grad)
 
 
 def ours(weight: Tensor, ints: Sequence[int], floats: Sequence[float]) -> bool:
@@ -102,52 +103,28 @@ def plain_quantize_linear_grad(
     weight: Tensor,
     other: Tensor | None,
     alpha: Tensor | None,
-    protected: Tensor | None,
-    groups: Tensor | None,
-    range_: Tensor | None,
-    ints: Sequence[int],
-    floats: Sequence[float],
+    entry: Entry,
     apart: bool,
     wanted: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Defines the gradients of `x`, `weight`, `offset`, the bias, `other` and `alpha`.
 
-    Arguments are as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`; `protected`, `groups`, `range_`,
-    `ints` and `floats` are those of the entry, see :func:`entered`. `wanted`: which of the six; each of the first three
-    is as much work as the layer itself.
+    Arguments are as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`. `wanted`: which of the six, `[0]` for
+    the others; each of the first three is as much work as the layer itself.
     """
     _, at_product, *rest = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
     rows, to_x, to_weight = matrix_of(at_product), None, None
     if wanted[0]:
-        to_x = let_in(at_product @ weight, x, protected, groups, range_, ints, floats)
+        to_x = let_in(at_product @ weight, x, entry)
     if wanted[1]:
-        to_weight = rows.t() @ matrix_of(entered(x, protected, groups, range_, ints, floats))
-    return to_x, to_weight, rows.sum(0) if wanted[2] else None, *rest
+        to_weight = rows.t() @ matrix_of(entered(x, entry))
+    found = (to_x, to_weight, rows.sum(0) if wanted[2] else None, *rest)
+    return _those(wanted, [None if g is None else g.clone() for g in found], grad)
 
 
 def matrix_of(t: Tensor) -> Tensor:
     """As a matrix, whatever the dimensions before the last one are."""
     return t.unsqueeze(0) if t.dim() == 1 else t.flatten(0, -2)
-
-
-def _grad(
-    grad: Tensor,
-    passes: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    protected: Tensor | None,
-    groups: Tensor | None,
-    range_: Tensor | None,
-    ints: Sequence[int],
-    floats: Sequence[float],
-    apart: bool,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Those of the six gradients that are wanted; `[0]` for the others."""
-    args = (grad, passes, x, weight, other, alpha, protected, groups, range_, ints, floats, apart, wanted)
-    return _those(wanted, [None if g is None else g.clone() for g in plain_quantize_linear_grad(*args)], grad)
 
 
 def _those(
@@ -165,18 +142,14 @@ def _grad_on_cpu(
     weight: Tensor,
     other: Tensor | None,
     alpha: Tensor | None,
-    protected: Tensor | None,
-    groups: Tensor | None,
-    range_: Tensor | None,
-    ints: Sequence[int],
-    floats: Sequence[float],
+    entry: Entry,
     apart: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    entry = split(ints, floats)[0]
-    grid = None if entry is None or range_ is None else grid_of(entry, *range_.tolist())
+    scheme, _ = split(entry.ints, entry.floats)
+    grid = None if scheme is None or entry.range_ is None else grid_of(scheme, *entry.range_.tolist())
     if is_large(weight):
-        gate = Gate(x, grid, protected, groups)
+        gate = Gate(x, grid, entry.protected, entry.groups)
         return _those(wanted, _by_library(grad, passes, gate, weight, other, alpha, apart, wanted), x)
     rows, columns, depth = x.size(0), weight.size(0), weight.size(1)
     to_x, to_other = (
@@ -193,7 +166,7 @@ def _grad_on_cpu(
     factor = packed.dtype.type(1 if alpha is None else float(alpha))
     entry_grid = nothing.reshape(0, 4) if grid is None else grid.table(nothing.dtype.type)
     clip = grid is not None and grid.scheme.clip
-    through = (matrix(x), entry_grid, clip, flags(protected), groups_of(groups))
+    through = (matrix(x), entry_grid, clip, flags(entry.protected), groups_of(entry.groups))
     args = (matrix(grad), bits, *through, packed, apart, factor, partner, array(to_x))
 
     def task(part: int, start: int, stop: int) -> float:
@@ -259,7 +232,7 @@ def _serves_grad(
 
 quantize_linear_grad = Operator(
     "quantize_linear_grad",
-    _grad,
+    plain_quantize_linear_grad,
     fake=_fake_grad,
     cpu=_grad_on_cpu,
     serves=_serves_grad,

@@ -14,7 +14,7 @@ from dqconvert.kernels._grid import GridTable
 from dqconvert.kernels.batch_norm import plain_quantize_batch_norm, quantize_batch_norm_operator
 from dqconvert.kernels.chain import plain_quantize_chain, quantize_chain_operator
 from dqconvert.kernels.linear import plain_quantize_linear, quantize_linear_operator
-from dqconvert.kernels.linear_grad import joined, quantize_linear_grad
+from dqconvert.kernels.linear_grad import Entry, joined, quantize_linear_grad
 
 GRIDS = {
     "int8": scheme(observe=False),
@@ -69,7 +69,8 @@ def test_linear_layers(rows, entry, threads):
     torch.testing.assert_close(got[0], want[0], rtol=1e-4, atol=1e-4)
     assert torch.equal(got[1], ranges)
     own = (None, None, None) if entry is None else (mask, groups, ranges[:2])
-    back = (torch.randn(rows, 12), want[2], x, weight, None, None, *own, *numbers, True, [True] * 4 + [False] * 2)
+    entered = Entry(*own, *numbers)
+    back = (torch.randn(rows, 12), want[2], x, weight, None, None, entered, True, [True] * 4 + [False] * 2)
     for one, two in zip(quantize_linear_grad(*back), quantize_linear_grad.definition(*back), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
 

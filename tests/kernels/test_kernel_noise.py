@@ -33,3 +33,10 @@ def test_a_gradient_goes_where_the_value_came_from():
     (y * torch.arange(50)).sum().backward()
     assert torch.equal(rounded.grad, y.detach() * torch.arange(50))
     assert torch.equal(x.grad, (1 - y.detach()) * torch.arange(50))
+
+
+def test_operators_keep_their_contract():
+    x, rounded, drawn = torch.randn(7, 5), torch.randn(7, 5), torch.rand(7, 5) < 0.5
+    kinds = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(mix_operator.registered, (x, rounded, 0.3), test_utils=kinds)
+    torch.library.opcheck(mix_grad.registered, (x, drawn.to(torch.uint8)))
