@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -25,7 +25,8 @@ class AverageBits(NamedTuple):
     Attributes:
         activations: Of all values but weights: what MixQ's penalty counts.
         hidden: Of those, without what the module was given: an argument, cast, reshaped, dropped out or gathered along
-            edges at most. A²Q counts node features of its layers so, and leaves the model's input out.
+            edges at most. A²Q's figures leave a model's bag-of-words input out, too; of the rest they count the node
+            features that enter layers alone.
         weights: Of weights.
         quantizers: The mean over quantizers with ``n = 1`` for each, weights among them: what MixQ's tables give.
         elements: ``n`` of each quantizer, by path.
@@ -64,10 +65,10 @@ class Elements:
         self.calls: Counter[str] = Counter()
 
     def watched(self, path: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def counted(x: Tensor, *args: object) -> Tensor:
+        def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             self.values[path] += x.numel()
             self.calls[path] += 1
-            return forward(x, *args)
+            return forward(x, *args, **kwargs)
 
         return counted
 

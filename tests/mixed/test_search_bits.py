@@ -190,6 +190,21 @@ def test_configs_go_through_files_training_and_integers(kind, tmp_path):
     assert bits_by_path(again) == bits_by_path(module)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [QSpec(range="learned"), QSpec(range="mse", granularity="degree"), QSpec(range="percentile")],
+    ids=["learned", "degree", "percentile"],
+)
+def test_any_scheme(plain, spec):
+    weight = QSpec(range=spec.range, granularity="channel")
+    base = QConfig(weight=weight, activation=spec, message=spec, aggregate=spec)
+    found = dqconvert.bit_sensitivity(plain, (X, EDGES), base, bits=(2, 8), progress=False)
+    assert all(site.loss[2] > site.loss[8] for site in found.sites)
+    mixed, _ = dqconvert.prepare(plain, found.search(4))
+    assert bits_by_path(mixed) == found.choose(4)
+    assert {quantizer.spec.range for _, quantizer in mixed.quantizers()} == {spec.range}
+
+
 class Pooled(nn.Module):
     """A graph classifier."""
 
