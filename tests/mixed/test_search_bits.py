@@ -168,6 +168,7 @@ def test_rules_of_the_config_stay():
 # -- configs that come out ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", [GCN, GIN, GAT, GraphSAGE])
 def test_configs_go_through_files_training_and_integers(kind, tmp_path):
     torch.manual_seed(0)

@@ -125,6 +125,7 @@ def test_nodes_that_no_edge_type_reaches_stay_per_tensor():
     module(*args)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("model", [GCN, GIN, GAT])
 @pytest.mark.parametrize("range_", ["percentile", "mse"])
 def test_fused_or_not_and_copied_or_not_all_is_the_same(model, range_):

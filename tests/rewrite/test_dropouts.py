@@ -52,6 +52,7 @@ def test_evaluation_stays_what_it_was(kind):
     assert torch.equal(module.eval()(X, EDGES), paper.eval()(X, EDGES))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("range_", ["minmax", "percentile", "mse", "learned"])
 def test_fused_or_not(kind, range_):
