@@ -304,15 +304,7 @@ def search_bits(
         str, typer.Option(help="What averages count: elements, hidden (no model inputs), quantizers.")
     ] = "elements",
     bits: Annotated[str, typer.Option(metavar="LIST", help="The widths to choose from, 2 to 8.")] = "2,3,4,8",
-    qconfig: Annotated[
-        str | None,
-        typer.Option(
-            "--qconfig",
-            metavar="NAME|FILE",
-            help="A preset or file for all but the bits.  [default: int4-dq, searched ranges]",
-            autocompletion=_complete_qconfig,
-        ),
-    ] = None,
+    qconfig: _QConfig = "int4-dq+",
     sets: _Sets = None,
     rules: _Rules = None,
     numbers: Annotated[bool, typer.Option("--numbers", help="Outputs are numbers, not scores of classes.")] = False,

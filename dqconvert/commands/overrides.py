@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from dqconvert.errors import ConfigError
@@ -13,11 +13,11 @@ from dqconvert.qconfig.tables import is_config_path, read_table
 from dqconvert.words import did_you_mean
 
 
-def qconfig_from(name: str | Mapping[str, Any], sets: Sequence[str] = (), rules: Sequence[str] = ()) -> QConfig:
+def qconfig_from(name: str, sets: Sequence[str] = (), rules: Sequence[str] = ()) -> QConfig:
     """Returns the config that the options of ``dqconvert convert`` describe.
 
     Args:
-        name: A preset's name, or the path of a ``.toml`` or ``.json`` file; or what such a file holds.
+        name: A preset's name, or the path of a ``.toml`` or ``.json`` file.
         sets: ``FIELD=VALUE``, such as ``activation.bits=4``, ``protect.p_max=0.2``, ``message=float``.
         rules: ``MODULE[@ROLE]=SPEC``, such as ``conv1.*=float``, ``convs\\.0@weight=bits=4,range=minmax``; they come
             before the rules of a file.
@@ -32,10 +32,7 @@ def qconfig_from(name: str | Mapping[str, Any], sets: Sequence[str] = (), rules:
     """
     if not sets and not rules:
         return as_qconfig(name)
-    if isinstance(name, str):
-        table: dict[str, Any] = read_table(name) if is_config_path(name) else {"preset": name}
-    else:
-        table = dict(name)
+    table: dict[str, Any] = read_table(name) if is_config_path(name) else {"preset": name}
     as_qconfig(name)  # its own mistakes first, under its own name
     for option in sets:
         _set(table, option)

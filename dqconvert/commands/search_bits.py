@@ -15,7 +15,7 @@ from dqconvert.commands.finetune import saved_batches
 from dqconvert.commands.overrides import qconfig_from
 from dqconvert.errors import UsageError
 from dqconvert.files import check_target, write_file
-from dqconvert.mixed.search import SEARCHED, bit_sensitivity
+from dqconvert.mixed.search import bit_sensitivity
 from dqconvert.mixed.sensitivity import check_budget
 from dqconvert.user.inputs import read_example
 from dqconvert.words import article
@@ -54,7 +54,7 @@ def search_bits(
     data: Path,
     search: Search,
     *,
-    qconfig: str | None,
+    qconfig: str,
     sets: list[str],
     rules: list[str],
     example: Path | None = None,
@@ -69,7 +69,7 @@ def search_bits(
         out: Where to write: a ``.toml`` or ``.json`` file.
         data: Inputs to measure on: a file, or a folder of files.
         search: How to search.
-        qconfig: A preset or a config file; ``None``: searched ranges.
+        qconfig: A preset or a config file, for all but the bits.
         sets: Fields to override, see :func:`dqconvert.commands.overrides.qconfig_from`.
         rules: Rules to add, likewise.
         example: A file of inputs to trace on; ``None``: the first of the data.
@@ -85,7 +85,7 @@ def search_bits(
     check_target(out, overwrite=force)
     widths = _widths(search.bits)
     with usage():
-        config = qconfig_from(SEARCHED if qconfig is None else qconfig, sets, rules)
+        config = qconfig_from(qconfig, sets, rules)
         check_budget(search.budget, search.weights, search.count, widths)
     model, found = float_model(source)
     inputs = saved_batches(data, search.batch_size, shuffle=False)

@@ -33,12 +33,8 @@ from dqconvert.trace.inputs import map_tensors
 from dqconvert.trace.randomness import preserved_random_state
 from dqconvert.words import shortened
 
-SEARCHED: Mapping[str, Any] = {
-    "preset": "int4-dq",
-    "weight": {"range": "mse"},
-    **{kind: {"range": "mse", "signed": None} for kind in ("activation", "message", "aggregate")},
-}
-"""What bits are chosen for where no config is given: Degree-Quant with searched ranges, which few bits need."""
+BASE = "int4-dq+"
+"""What bits are chosen for where no config is given: searched ranges, which few bits need."""
 
 
 def search_bits(
@@ -68,7 +64,7 @@ def search_bits(
             memory, and gone through once for each value and width.
         budget: The most average bits of activations, and of weights, each by itself.
         qconfig: As for :func:`dqconvert.prepare`: all but the bits. Values that it leaves in float stay in float.
-            ``None``: the config of a prepared module; of a float model, ``int4-dq`` with searched ranges.
+            ``None``: the config of a prepared module; of a float model, ``int4-dq+``.
         weights: The most average bits of weights, if it is another.
         count: What averages count: ``"elements"``; ``"hidden"``, without the model's inputs; or ``"quantizers"``, each
             once.
@@ -150,7 +146,7 @@ def bit_sensitivity(
     if isinstance(data, Iterator):
         data = list(data)
     if qconfig is None:
-        qconfig = model.qconfig if isinstance(model, PreparedModule) else SEARCHED
+        qconfig = model.qconfig if isinstance(model, PreparedModule) else BASE
     with preserved_random_state():
         _seed(seed)
         example = first_inputs(data, "search_bits") if example_inputs is None else example_inputs
