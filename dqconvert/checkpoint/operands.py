@@ -13,6 +13,7 @@ from dqconvert.kernels.integer.attention import attention_codes, softmax_codes
 from dqconvert.kernels.integer.codes import check_numbers, quantize
 from dqconvert.kernels.integer.edge_products import edge_products
 from dqconvert.kernels.integer.folding.fold import DEEPEST, Level, fold_nodes, place_rows, take_rows
+from dqconvert.kernels.integer.groups import look_up_groups, look_up_pairs_groups, quantize_groups
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.propagate import REDUCTIONS, integer_propagate
@@ -118,24 +119,40 @@ _GRID = Constant("a grid", _always(constants.is_grid))
 _LOGITS = Constant("a finite number for each code", _always(constants.by_code))
 _TABLE = Constant("a table by code", _always(constants.is_table))
 _PAIRS = Constant("a table by pairs of codes", _always(constants.is_table_of_pairs))
+_GROUP_TABLE = Constant("a table by code for each group", _always(constants.is_group_table))
+_GROUP_PAIRS = Constant("a table by pairs of codes for each group", _always(constants.is_group_table_of_pairs))
+_GROUP_GRIDS = Constant("a grid for each group", _always(constants.of_groups(constants.is_grid)))
 _CODES_OF_PAIRS = Constant("a table of codes by pairs of codes", _always(constants.is_code_of_pairs))
 _TERM_WEIGHT = Constant("a table by code or a number", _always(constants.is_term_weight))
 _PACKED_WEIGHT = Constant("a packed weight of as many columns", lambda given: constants.is_weight(given["columns"]))
 _QUANTIZED = Constant("a grid", lambda given: constants.is_grid if given.get("dim") is None else constants.is_any_grid)
 
+_GRIDS = Constant("a grid, or one for each group of rows", _always(constants.is_grids))
+
+
+def _of_rows(sound: Callable[[dict[str, Any]], constants.Sound]) -> Callable[[dict[str, Any]], constants.Sound]:
+    """Returns what is asked of a constant of a finish, of each group if rows differ by group."""
+    return lambda given: sound(given) if given.get("groups") is None else constants.of_groups(sound(given))
+
+
 FINISH: dict[str, Any] = {
     "packed": _FLAG,
-    "factor": Constant("a number, or one for each column", lambda given: constants.is_factor(given["columns"])),
-    "grid": _GRID,
+    "factor": Constant(
+        "a number, or one for each column", _of_rows(lambda given: constants.is_factor(given["columns"]))
+    ),
+    "grid": Constant("a grid", _of_rows(_always(constants.is_grid))),
     "bias": Optional(Constant("a number for each column", lambda given: constants.is_bias(given["columns"]))),
     "table": Optional(
         Constant(
             "a table that fits the sums",
-            lambda given: constants.is_finishing(given["columns"], given["other"] is not None, given["packed"]),
+            _of_rows(
+                lambda given: constants.is_finishing(given["columns"], given["other"] is not None, given["packed"])
+            ),
         )
     ),
     "other": Optional(Value()),
     "shares": Optional(Value()),
+    "groups": Optional(Value()),
 }
 """The members of a :class:`dqconvert.kernels.integer.finish.Finish`."""
 
@@ -148,7 +165,7 @@ SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
     integer_linear: {
         "x": Value(),
         "columns": _COUNT,
-        "x_grid": _GRID,
+        "x_grid": _GRIDS,
         "weight": _PACKED_WEIGHT,
         "finish": FINISH,
         "packed_input": _FLAG,
@@ -172,6 +189,9 @@ SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
     check_numbers: {"x": Value(), "name": _NAME},
     look_up: {"codes": Value(), "table": _TABLE, "packed": _FLAG},
     look_up_last: {"codes": Value(), "table": _TABLE, "packed": _FLAG},
+    look_up_groups: {"codes": Value(), "table": _GROUP_TABLE, "groups": Value()},
+    look_up_pairs_groups: {"a": Value(), "b": Value(), "table": _GROUP_PAIRS, "groups": Value()},
+    quantize_groups: {"x": Value(), "grids": _GROUP_GRIDS, "groups": Value(), "name": _NAME},
     look_up_pairs: {"a": Value(), "b": Value(), "table": _PAIRS},
     edge_products: {
         "a": Value(),

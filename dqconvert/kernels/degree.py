@@ -44,6 +44,8 @@ def degree_groups(degree: Tensor, groups: int) -> Tensor:
         >>> degree_groups(torch.tensor([0, 1, 2, 3, 4, 1000]), 8).tolist()
         [0, 0, 1, 1, 2, 7]
     """
+    if not 1 <= groups <= 32:
+        raise ValueError(f"groups={groups!r}: must be from 1 to 32")
     bounds = torch.tensor([1 << power for power in range(1, groups)], dtype=degree.dtype, device=degree.device)
     return torch.bucketize(degree, bounds, right=True).to(torch.uint8)
 

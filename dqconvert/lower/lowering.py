@@ -12,11 +12,14 @@ from torch.fx.node import map_arg
 from dqconvert.fuse.context import Context, only_user
 from dqconvert.fuse.messages import Propagation, matched
 from dqconvert.kernels.integer.codes import quantize
+from dqconvert.kernels.integer.groups import quantize_groups
 from dqconvert.lower.evaluation import differentiated
 from dqconvert.lower.program import Program
 from dqconvert.lower.report import Float
 from dqconvert.lower.values import (
     Codes,
+    GroupCodes,
+    GroupGrid,
     Joined,
     Literal,
     Plain,
@@ -24,9 +27,14 @@ from dqconvert.lower.values import (
     Tabulated,
     Value,
     as_tabulated,
+    groups_of,
     is_identity,
+    number_of_groups,
+    of_group,
     rounded,
     rows_of,
+    tabular,
+    together,
 )
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.norms import scale_rows
@@ -76,22 +84,37 @@ class Lowering:
         quantizer = self.quantizer(node)
         return None if quantizer is None or quantizer.min_val.dim() > 0 else QuantizerGrid.of(quantizer)
 
+    def any_grid(self, node: Node) -> QuantizerGrid | GroupGrid | None:
+        """Returns the same, or the grids to which it rounds the rows of each group of in-degrees."""
+        quantizer = self.quantizer(node)
+        if quantizer is None or not quantizer.grouped or quantizer.row_dim != 0:
+            return self.grid(node)
+        low, scales, zeros = quantizer.quant_min, quantizer.scale.tolist(), quantizer.zero_point.tolist()
+        top = quantizer.quant_max - low
+        grids = [QuantizerGrid(scale, zero - low, top, low) for scale, zero in zip(scales, zeros, strict=True)]
+        return GroupGrid(tuple(grids), self.plain(node.args[2]))
+
+    def any_grid_behind(self, node: Node) -> QuantizerGrid | GroupGrid | None:
+        """Returns the grids to which a node's value is rounded right behind; None if anything else uses the value."""
+        user = only_user(node)
+        return None if user is None or user.args[:1] != (node,) else self.any_grid(user)
+
     def grid_behind(self, node: Node) -> QuantizerGrid | None:
         """Returns the grid to which a node's value is rounded right behind; None if anything else uses the value."""
         user = only_user(node)
         return None if user is None or user.args[:1] != (node,) else self.grid(user)
 
-    def behind(self, node: Node) -> tuple[QuantizerGrid, Node | None] | None:
+    def behind(self, node: Node) -> tuple[QuantizerGrid | GroupGrid, Node | None] | None:
         """Returns the grid to which a node's rows are rounded, and what they are multiplied by before, ``[rows]``.
 
         None: they are not rounded right behind. Whoever is told of a multiplier writes it into the epilogue.
         """
         scale = only_user(node)
         if scale is None or scale.target is not scale_rows or scale.args[0] is not node:
-            grid = self.grid_behind(node)
+            grid = self.any_grid_behind(node)
             return None if grid is None else (grid, None)
         factor, dim = scale.args[1], scale.args[2] if len(scale.args) > 2 else 0
-        grid, shares = self.grid_behind(scale), self.values.get(factor)  # type: ignore[arg-type]
+        grid, shares = self.any_grid_behind(scale), self.values.get(factor)  # type: ignore[arg-type]
         fits = dim == 0 and note_of(node).dtype == torch.float32 and isinstance(shares, Plain)
         if grid is None or not fits:
             return None
@@ -118,15 +141,17 @@ class Lowering:
         """Returns a node that counts the rows of a value; values that follow from codes are not computed for it."""
         return self.program.method("size", (rows_of(self.values[node]) or self.plain(node), 0))
 
-    def rounded(self, value: Value, grid: QuantizerGrid, note: Note, name: str) -> Value:
+    def rounded(self, value: Value, grid: QuantizerGrid | GroupGrid, note: Note, name: str) -> Value:
         """Returns a value requantized to a grid.
 
         Args:
             name: Prefix of the constants' names.
         """
         program = self.program
-        if isinstance(value, Codes) and value.grid == grid:
+        if isinstance(value, Codes | GroupCodes) and value.grid == grid:
             return value
+        if isinstance(grid, GroupGrid) or groups_of(value) is not None:
+            return self._rounded_by_group(value, grid, note, name)
         if isinstance(value, Joined):
             parts = [self.rounded(part, grid, note, name) for part in value.parts]
             nodes = [part.node if isinstance(part, Codes | Plain) else program.plain(part, note) for part in parts]
@@ -140,6 +165,31 @@ class Lowering:
             return Codes(program.look_up(codes, name, note), grid)
         numbers = program.grid(grid, f"{name}.grid")
         return Codes(program.call(quantize, (program.plain(value, note), numbers), note), grid)
+
+    def _rounded_by_group(self, value: Value, grid: QuantizerGrid | GroupGrid, note: Note, name: str) -> Value:
+        program, groups = self.program, groups_of(value)
+        own = grid.groups if isinstance(grid, GroupGrid) else groups
+        assert own is not None
+        count = len(grid.grids) if isinstance(grid, GroupGrid) else number_of_groups(value)
+        if tabular(value) and groups in (None, own):
+            tables: list[Tabulated] = []
+            for group in range(count):
+                part = of_group(value, group)
+                assert isinstance(part, Codes | Tabulated)
+                known = as_tabulated(part, max(note.ndim, 1), torch.float32)
+                tables.append(rounded(known, grid.grids[group] if isinstance(grid, GroupGrid) else grid))
+            if len(tables[0].bases) == 1 and all(is_identity(table.table) for table in tables):
+                node = tables[0].bases[0]
+            else:
+                codes = together(tables, own)
+                assert codes is not None
+                node = program.look_up(codes, name, note)
+            return GroupCodes(node, grid) if isinstance(grid, GroupGrid) else Codes(node, grid)
+        numbers = program.constant(grid.numbers(), f"{name}.grid")
+        plain = program.plain(value, note)
+        if isinstance(grid, GroupGrid):
+            return GroupCodes(program.call(quantize_groups, (plain, numbers, grid.groups), note), grid)
+        return Codes(program.call(quantize, (plain, numbers), note), grid)
 
     def coded(self, value: Value, note: Note, name: str) -> Codes | None:
         """Returns a value as codes of the grid that it was made from, if that changes no value, as behind a ReLU.

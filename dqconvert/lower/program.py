@@ -12,9 +12,26 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from dqconvert.kernels.integer.finish import CODES, Finish
+from dqconvert.kernels.integer.groups import look_up_groups, look_up_pairs_groups
 from dqconvert.kernels.integer.tables import look_up_pairs
 from dqconvert.lower.runtime import look_up_last
-from dqconvert.lower.values import Codes, Constant, Joined, Literal, QuantizerGrid, Tabulated, Value, as_tabulated
+from dqconvert.lower.values import (
+    Codes,
+    Constant,
+    GroupGrid,
+    GroupTabulated,
+    Joined,
+    Literal,
+    Plain,
+    QuantizerGrid,
+    Tabulated,
+    Value,
+    as_tabulated,
+    groups_of,
+    number_of_groups,
+    of_group,
+    together,
+)
 from dqconvert.rewrite.place import Quantizers
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.names import module_of
@@ -104,14 +121,14 @@ class Program:
         assert isinstance(constant, Node)
         return self.root.get_buffer(str(constant.target))
 
-    def grid(self, grid: QuantizerGrid, name: str, device: torch.device | None = None) -> Any:
+    def grid(self, grid: QuantizerGrid | GroupGrid, name: str, device: torch.device | None = None) -> Any:
         """Returns the constant of a grid, as the kernels take it."""
         return self.constant(grid.numbers(device), name)
 
     def finish(
         self,
         factor: Tensor | float,
-        grid: QuantizerGrid,
+        grid: QuantizerGrid | GroupGrid,
         name: str,
         bias: Tensor | None = None,
         shares: Node | None = None,
@@ -119,17 +136,23 @@ class Program:
         """Returns the epilogue that requantizes a sum of integers to codes of ``grid``.
 
         Args:
-            factor: The value of one step of the sum: a number, or float32 ``[1]`` or ``[columns]``.
+            factor: The value of one step of the sum: a number, or float32 ``[1]`` or ``[columns]``; of groups of rows,
+                with a first dimension for them.
             name: Prefix of the constants' names.
             bias: Added before rounding, one number for each column.
             shares: What each row is multiplied by before that, float32 ``[rows]``.
         """
         factor = torch.tensor([factor], dtype=torch.float32) if isinstance(factor, float) else factor
+        groups: Any = None
+        if isinstance(grid, GroupGrid):
+            groups = grid.groups
+            factor = factor if factor.dim() > 1 else factor.expand(len(grid.grids), -1)
         return Finish(
             factor=self.constant(factor, f"{name}.factor"),
             grid=self.grid(grid, f"{name}.grid", factor.device),
             bias=None if bias is None else self.constant(bias.float().reshape(-1), f"{name}.bias"),
             shares=shares,  # type: ignore[arg-type]
+            groups=groups,
         )
 
     def module(self, path: str, module: nn.Module) -> None:
@@ -155,15 +178,40 @@ class Program:
             return self.constant(value.value, f"{note.module}.value")
         if isinstance(value, Joined):
             return self.call(torch.cat, ([self.plain(part, note) for part in value.parts], value.dim), note)
-        if not isinstance(value, Codes | Tabulated):
+        if isinstance(value, Plain):
             return value.node
-        if value not in self._plain:
+        if value not in self._plain and groups_of(value) is not None:
+            self._plain[value] = self._plain_by_group(value, note)
+        elif value not in self._plain:
+            assert isinstance(value, Codes | Tabulated)
             table = as_tabulated(value, max(note.ndim, 1), note.dtype or torch.float32)
             self._plain[value] = self.look_up(table, f"{note.module}.values", note)
         return self._plain[value]
 
-    def look_up(self, value: Tabulated, name: str, note: Note) -> Node:
+    def _plain_by_group(self, value: Value, note: Note) -> Node:
+        groups, tables = groups_of(value), list[Tabulated]()
+        assert groups is not None
+        for group in range(number_of_groups(value)):
+            part = of_group(value, group)
+            assert isinstance(part, Codes | Tabulated)
+            tables.append(as_tabulated(part, max(note.ndim, 1), note.dtype or torch.float32))
+        found = together(tables, groups)
+        assert found is not None
+        return self.look_up(found, f"{note.module}.values", note)
+
+    def look_up(self, value: Tabulated | GroupTabulated, name: str, note: Note) -> Node:
         """Returns the call that looks a value up in its table."""
+        if isinstance(value, GroupTabulated):
+            count = len(value.table)
+            if len(value.bases) == 2:
+                table = self.constant(value.table.reshape(count, CODES, CODES).contiguous(), f"{name}.table")
+                return self.call(look_up_pairs_groups, (*value.bases, table, value.groups), note)
+            parts = [collapsed(part) for part in value.table]
+            wide = max(part.numel() // CODES for part in parts)
+            if wide > 1:
+                parts = [part.expand(wide, CODES) for part in parts]
+            table = self.constant(torch.stack(parts), f"{name}.table")
+            return self.call(look_up_groups, (value.bases[0], table, value.groups), note)
         if len(value.bases) == 2:
             table = self.constant(value.table.reshape(CODES, CODES).contiguous(), f"{name}.table")
             return self.call(look_up_pairs, (*value.bases, table), note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,46 @@ class Codes:
     grid: QuantizerGrid
 
 
+@dataclass(frozen=True)
+class GroupGrid:
+    """The grids of rows in groups.
+
+    Attributes:
+        grids: Of each group.
+        groups: The node of the integer graph that holds the group of each row, uint8.
+    """
+
+    grids: tuple[QuantizerGrid, ...]
+    groups: Node
+
+    def numbers(self, device: torch.device | None = None) -> Tensor:
+        """Returns the grids as the kernels take them: float32 ``[groups, 4]``."""
+        return torch.stack([grid.numbers(device) for grid in self.grids])
+
+
+@dataclass(frozen=True)
+class GroupCodes:
+    """A value that is held as codes, each row on the grid of its group; its rows are the first dimension."""
+
+    node: Node
+    grid: GroupGrid
+
+
+@dataclass(frozen=True, eq=False)
+class GroupTabulated:
+    """A value that follows from codes as :class:`Tabulated` does, each row by the table of its group.
+
+    Attributes:
+        bases: As there.
+        table: As there, with a first dimension for the groups.
+        groups: The node of the integer graph that holds the group of each row.
+    """
+
+    bases: tuple[Node, ...]
+    table: Tensor
+    groups: Node
+
+
 @dataclass(frozen=True, eq=False)
 class Tabulated:
     """A value that follows, entry by entry, from codes; it is looked up only where it is needed.
@@ -117,17 +158,48 @@ class Joined:
     dim: int
 
 
-Value = Plain | Codes | Tabulated | Constant | Literal | Joined
+Value = Plain | Codes | Tabulated | GroupCodes | GroupTabulated | Constant | Literal | Joined
+
+
+def groups_of(value: Value) -> Node | None:
+    """Returns the node that holds the group of each row, if rows differ by group."""
+    if isinstance(value, GroupCodes):
+        return value.grid.groups
+    return value.groups if isinstance(value, GroupTabulated) else None
+
+
+def of_group(value: Value, group: int) -> Value:
+    """Returns what is known of the rows of one group."""
+    if isinstance(value, GroupCodes):
+        return Codes(value.node, value.grid.grids[group])
+    return Tabulated(value.bases, value.table[group]) if isinstance(value, GroupTabulated) else value
+
+
+def together(tables: Sequence[Tabulated | None], groups: Node) -> GroupTabulated | None:
+    """Returns the tables of all groups as one; None if there are none, or of other codes."""
+    found = [table for table in tables if table is not None]
+    if len(found) < len(tables) or len({(table.bases, table.table.shape) for table in found}) > 1:
+        return None
+    return GroupTabulated(found[0].bases, torch.stack([table.table for table in found]), groups)
+
+
+def number_of_groups(value: Value) -> int:
+    """Returns how many groups of rows differ; 1 if none do."""
+    if isinstance(value, GroupCodes):
+        return len(value.grid.grids)
+    return len(value.table) if isinstance(value, GroupTabulated) else 1
 
 
 def tabular(value: Value) -> bool:
     """True if a value follows from codes entry by entry."""
-    return isinstance(value, Codes | Tabulated)
+    return isinstance(value, Codes | Tabulated | GroupCodes | GroupTabulated)
 
 
 def rows_of(value: Value) -> Node | None:
     """Returns codes that have as many rows as the value; None if it is not made of codes."""
-    return value.node if isinstance(value, Codes) else value.bases[0] if isinstance(value, Tabulated) else None
+    if isinstance(value, Codes | GroupCodes):
+        return value.node
+    return value.bases[0] if isinstance(value, Tabulated | GroupTabulated) else None
 
 
 def as_tabulated(value: Codes | Tabulated, ndim: int, dtype: torch.dtype) -> Tabulated:

@@ -43,6 +43,8 @@ class Finish(NamedTuple):
         other: uint8 `[rows, columns]`, codes of another value.
         packed: Whether codes are written two to a byte, the even column in the low half; a last one stands alone.
         shares: float32 `[rows]`, what the values of each row are multiplied by, before the bias is added.
+        groups: uint8 `[rows]`, which of several factors, grids and tables a row has: those then have a first dimension
+            more, and a plane is `[groups, 5]`. None: one.
     """
 
     factor: Tensor
@@ -52,6 +54,7 @@ class Finish(NamedTuple):
     other: Tensor | None = None
     packed: bool = False
     shares: Tensor | None = None
+    groups: Tensor | None = None
 
 
 def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> Tensor:
@@ -61,6 +64,8 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
         sums: int32 or int64 `[rows, columns]`.
         shares: float32 `[rows]`, what each row is multiplied by first.
     """
+    if finish.groups is not None:
+        return _by_group(sums, finish, finish.groups, shares)
     values = sums.to(torch.float32) * finish.factor
     if finish.shares is not None:
         shares = finish.shares if shares is None else shares * finish.shares
@@ -85,6 +90,23 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
     else:
         found = finish.table[codes]
     return pack(found) if finish.packed else found
+
+
+def _by_group(sums: Tensor, finish: Finish, groups: Tensor, shares: Tensor | None) -> Tensor:
+    """Returns the same, where each row ends as its group does."""
+    found = fake_room(sums, sums.size(0), sums.size(1), finish)
+    for group in range(finish.grid.size(0)):
+        rows = (groups == group).nonzero().view(-1)
+        one = finish._replace(
+            factor=finish.factor[group],
+            grid=finish.grid[group],
+            table=None if finish.table is None else finish.table[group],
+            other=None if finish.other is None else finish.other[rows],
+            shares=None if finish.shares is None else finish.shares[rows],
+            groups=None,
+        )
+        found[rows] = plain_finish(sums[rows], one, None if shares is None else shares[rows])
+    return found
 
 
 def pack(codes: Tensor) -> Tensor:
@@ -119,6 +141,7 @@ TAKES: dict[str, Any] = {
     "other": "any?",
     "packed": "flag",
     "shares": "any?",
+    "groups": "any?",
 }
 """What a gate looks at in the fields of a :class:`Finish`; :func:`check` looks at the rest."""
 
@@ -130,12 +153,14 @@ class Steps(NamedTuple):
         factor, bias: float32 `[columns]`.
         grid: float32 `[4]`: scale, zero, highest and lowest code, all of them as training counts.
         kind: What becomes of the codes before any table, see :mod:`dqconvert.kernels.cpu.llvm.requantize`.
-        ramp: float32 `[4, columns]`, what stands for a table (:mod:`dqconvert.kernels.integer.ramp`); or empty.
+        ramp: float32 `[4 * columns]`, what stands for a table (:mod:`dqconvert.kernels.integer.ramp`); or empty.
         plane: float32 `[5]`, what stands for one of pairs (:mod:`dqconvert.kernels.integer.plane`); or empty.
         table, other: Flat; empty, if there is none. No table where there is a ramp or a plane; of values, what stands
             for it, if something does (:mod:`dqconvert.kernels.integer.on_grid`).
         by_column: Whether there is a table for each column.
         packed, shares: As there; no shares: empty.
+        group: uint8 `[rows]`; empty, if there is but one. Of several all the others but `bias` lie one behind the
+            other: `number` of them.
     """
 
     factor: Any
@@ -149,46 +174,73 @@ class Steps(NamedTuple):
     other: Any
     packed: bool
     shares: Any
+    group: Any
+    number: int
 
 
 def steps(finish: Finish, columns: int) -> Steps:
     """For the loops."""
-    factor, grid, bias, table, other, packed, shares = finish
-    made = _steps((factor, grid, bias, table), columns, other is not None, packed)
+    factor, grid, bias, table, other, packed, shares, groups = finish
+    make = _steps if groups is None else _steps_of_groups
+    made = make((factor, grid, bias, table), columns, other is not None, packed)
     if other is not None:
         made = made._replace(other=array(other).reshape(-1))
-    return made if shares is None else made._replace(shares=array(shares))
+    if shares is not None:
+        made = made._replace(shares=array(shares))
+    return made if groups is None else made._replace(group=array(groups))
+
+
+def _make_steps_of_groups(
+    factor: Tensor, grid: Tensor, bias: Tensor | None, table: Tensor | None, columns: int, pairs: bool, packed: bool
+) -> Steps:
+    parts = [(factor[k], grid[k], bias, None if table is None else table[k]) for k in range(len(grid))]
+    made = [_make_steps(*part, columns, pairs, packed) for part in parts]
+    if len({(one.kind, one.table.size) for one in made}) > 1:  # what stands for some tables does not for all
+        made = [_make_steps(*part, columns, pairs, packed, tables=True) for part in parts]
+    names = ("factor", "grid", "ramp", "plane", "table")
+    several: dict[str, Any] = {name: np.concatenate([getattr(one, name).reshape(-1) for one in made]) for name in names}
+    return made[0]._replace(**several, number=len(made))
 
 
 def _make_steps(
-    factor: Tensor, grid: Tensor, bias: Tensor | None, table: Tensor | None, columns: int, pairs: bool, packed: bool
+    factor: Tensor,
+    grid: Tensor,
+    bias: Tensor | None,
+    table: Tensor | None,
+    columns: int,
+    pairs: bool,
+    packed: bool,
+    tables: bool = False,
 ) -> Steps:
+    """`tables`: to let nothing else stand for them."""
     scale, zero, top, low = CodeGrid(*grid.tolist())
     entries: NDArray[Any] = np.empty(0, np.uint8) if table is None else array(table)
     ramp, plane = None, np.empty(0, np.float32)
     if pairs and entries.ndim == 1:
         plane, entries = entries[:PLANE], entries[PLANE:]
-    elif table is not None and not pairs and entries.dtype == np.uint8:
+    elif table is not None and not pairs and entries.dtype == np.uint8 and not tables:
         ramp = ramp_of(table, int(top) + 1, columns)
         entries = entries if ramp is None else entries[:0]
-    elif entries.shape == (CODES,) and (found := grid_of(entries)) is not None:
+    elif entries.shape == (CODES,) and not tables and (found := grid_of(entries)) is not None:
         entries = found
     return Steps(
         _by_column(factor, columns),
         np.zeros(columns, np.float32) if bias is None else _by_column(bias, columns),
         np.array([scale, zero + low, top + low, low], np.float32),
         ON_RAMP if ramp is not None else ON_PLANE if plane.size > 0 else AS_THEY_ARE,
-        np.empty((4, 0), np.float32) if ramp is None else ramp,
+        np.empty(0, np.float32) if ramp is None else np.ascontiguousarray(ramp).reshape(-1),
         plane.copy(),
         entries.reshape(-1).copy(),
         entries.ndim == 2 and not pairs,
         np.empty(0, np.uint8),
         packed,
         np.empty(0, np.float32),
+        np.empty(0, np.uint8),
+        1,
     )
 
 
-_steps = Derived(_make_steps)
+_steps, _steps_of_groups = Derived(_make_steps), Derived(_make_steps_of_groups)
 
 
 def _by_column(t: Tensor, columns: int) -> NDArray[Any]:
@@ -209,12 +261,18 @@ def fake_room(x: Tensor, rows: int, columns: int, finish: Finish) -> Tensor:
 
 def dtype_of(table: Tensor | None) -> torch.dtype:
     """Of the result, given the finish's table."""
-    return torch.uint8 if table is None or table.shape == (PLANE,) else table.dtype
+    plane = table is not None and table.dtype == torch.float32 and table.size(-1) == PLANE
+    return torch.uint8 if table is None or plane else table.dtype
 
 
 def check(finish: Finish, rows: int, columns: int) -> None:
     """Raises `ValueError` unless shapes and types fit sums `[rows, columns]`: the loops do not look again."""
-    factor, grid, bias, table, other, packed, shares = finish
+    factor, grid, bias, table, other, packed, shares, groups = finish
+    if groups is not None:
+        known = (groups.shape, groups.dtype) == ((rows,), torch.uint8) and grid.dim() == 2 and grid.size(0) > 0
+        if not known or any(t is not None and t.size(0) != grid.size(0) for t in (factor, table)):
+            raise ValueError(f"finish.groups does not fit {rows} rows and grids {tuple(grid.shape)}: {groups.shape}")
+        factor, grid, table = factor[0], grid[0], None if table is None else table[0]
     fits = {
         "factor": factor.shape in ((1,), (columns,)) and factor.dtype == torch.float32,
         "grid": grid.shape == (4,) and grid.dtype == torch.float32,

@@ -63,14 +63,23 @@ def plain_integer_linear(
 
     The arguments are those of :func:`integer_linear`.
     """
+    grids, dim = rows_on(x_grid, finish)
     if x.is_floating_point():
-        x = plain_quantize(x, x_grid, None, False, name)
+        x = plain_quantize(x, grids, dim, False, name)
     elif packed_input:
         x = unpack(x, 2 * x.size(1))
     # float64 holds these sums exactly, and has products on every device.
-    centred = x.to(torch.float64) - CodeGrid(*x_grid).zero.to(torch.float64)
+    zero = CodeGrid(*grids).zero.to(torch.float64)
+    centred = x.to(torch.float64) - (zero if dim is None else zero[:, None])
     sums = centred @ unpack_weight(weight, columns, x.size(1)).to(torch.float64).t()
     return plain_finish(sums.to(torch.int64), finish)
+
+
+def rows_on(x_grid: Tensor, finish: Finish) -> tuple[Tensor, int | None]:
+    """Returns the grid of the rows, and the dimension along which it differs, if it is that of their groups."""
+    if x_grid.dim() == 1 or finish.groups is None:
+        return x_grid, None
+    return x_grid[finish.groups.long()].t(), 0
 
 
 _READ = (torch.uint8, torch.float32)
@@ -85,7 +94,8 @@ def _on_cpu(
     args = (
         array(x),
         packed_input,
-        for_loops(x_grid, np.float32),
+        for_loops(x_grid if x_grid.dim() == 1 else x_grid[0], np.float32),
+        array(x_grid if x_grid.dim() == 2 else x_grid.new_empty((0, 4))),
         array(weight),
         weight.size(1),
         columns,
@@ -110,6 +120,8 @@ def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
     width = sizes["width"]
     if sizes["groups"] != -(-columns // GROUP) or sizes["pairs"] != (width if packed_input else (width + 1) // 2):
         raise misfit(args[0], columns, packed_input, weight)
+    if args[1].dim() == 2 and (finish[-1] is None or len(args[1]) == 0):
+        raise ValueError(f"rows are on {len(args[1])} grids, and the finish does not say which have which")
     check(Finish(*finish), sizes["rows"], columns)
 
 
@@ -142,7 +154,7 @@ integer_linear_operator = Operator(
     takes=Takes(
         "integer_linear",
         x="number [rows, width]",
-        x_grid="float32 [4]",
+        x_grid="float32 [4] | [of_x, 4]",
         weight="int16 [groups, pairs, 16, 2]",
         columns="size",
         packed_input="flag",
@@ -170,7 +182,8 @@ def integer_linear(
         x: uint8 codes `[rows, depth]`; with `packed_input`, two to a byte, `[rows, (depth + 1) // 2]`; or floating
             values `[rows, depth]`, which are quantized to `x_grid` on the way, see
             :func:`dqconvert.kernels.integer.codes.quantize`.
-        x_grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training, as there.
+        x_grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training, as there; or `[groups, 4]`, by
+            the group of each row, that the finish says.
         weight: int16, see :func:`pack_weight`.
         columns: Of the result.
         finish: What makes codes of the sums; its factor is the scale of `x` times that of the weight.
@@ -197,6 +210,7 @@ def integer_linear(
     if depth is not None and x.dim() == 2 and x.size(1) != (-(-depth // 2) if packed_input else depth):
         raise InputShapeError(f"{name or 'x'} has {x.size(1)} columns, and the weight takes {depth}")
     if x.dtype not in _READ and x.is_floating_point() and x.dim() == 2:
-        x = quantize(x, x_grid, name=name)
+        grids, dim = rows_on(x_grid, finish)
+        x = quantize(x, grids, dim, name=name)
     result: Tensor = integer_linear_operator(x, x_grid, weight, columns, packed_input, finish, name)
     return result

@@ -10,7 +10,7 @@ from dqconvert.kernels.integer.codes import plain_quantize
 from dqconvert.kernels.integer.linear import integer_linear, pack_weight
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.runtime import reshaped_like
-from dqconvert.lower.values import Codes, Constant, Literal, QuantizerGrid, Value
+from dqconvert.lower.values import Codes, Constant, GroupCodes, GroupGrid, Literal, QuantizerGrid, Value
 from dqconvert.ops import argument, op_name
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import note_of
@@ -23,7 +23,9 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
         return None
     x, weight, bias = map(lowering.value, (*node.args[:2], argument(node, "bias")))
     behind, note = lowering.behind(node), note_of(node)
-    if behind is None or not isinstance(x, Codes) or not isinstance(weight, Constant) or weight.quantizer is None:
+    if behind is None or not isinstance(x, Codes | GroupCodes):
+        return None
+    if not isinstance(weight, Constant) or weight.quantizer is None:
         return None
     if weight.value.dim() != 2 or not isinstance(bias, Constant | Literal):
         return None
@@ -37,8 +39,23 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     centred = (centred.t() if channel == 1 else centred).contiguous()
     columns, depth = centred.shape
     program, label = lowering.program, note.module or "linear"
-    factor = weight.quantizer.scale.float().reshape(-1) * x.grid.scale
-    finish = program.finish(factor, grid, label, bias.value if isinstance(bias, Constant) else None, shares)
+    scale, offset = weight.quantizer.scale.float().reshape(-1), bias.value if isinstance(bias, Constant) else None
+    grouped = [one for one in (x.grid, grid) if isinstance(one, GroupGrid)]
+    if grouped:
+        if len({one.groups for one in grouped}) > 1 or note.ndim != 2:
+            lowering.scaled.discard(node)
+            return None
+        of_x, of_y = (by_group(one, grouped[0]) for one in (x.grid, grid))
+        factor = torch.stack([scale * one.scale for one in of_x.grids])
+        finish = program.finish(factor, of_y, label, offset, shares)
+        packed = program.constant(pack_weight(centred), f"{label}.weight")
+        x_grid = program.grid(x.grid, f"{label}.input_grid", factor.device)
+        made = program.call(integer_linear, (x.node, x_grid, packed, columns, finish), note, depth=depth)
+        return GroupCodes(made, grid) if isinstance(grid, GroupGrid) else Codes(made, grid)
+    assert isinstance(grid, QuantizerGrid)
+    assert isinstance(x, Codes)
+    factor = scale * x.grid.scale
+    finish = program.finish(factor, grid, label, offset, shares)
     packed = program.constant(pack_weight(centred), f"{label}.weight")
     x_grid = program.grid(x.grid, f"{label}.input_grid", factor.device)
     if note.ndim == 2:
@@ -46,6 +63,11 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     rows = program.method("reshape", (x.node, -1, depth))
     found = program.call(integer_linear, (rows, x_grid, packed, columns, finish), depth=depth)
     return Codes(program.call(reshaped_like, (found, x.node, columns), note), grid)
+
+
+def by_group(grid: QuantizerGrid | GroupGrid, like: GroupGrid) -> GroupGrid:
+    """Returns a grid of all rows as one of each group."""
+    return grid if isinstance(grid, GroupGrid) else GroupGrid((grid,) * len(like.grids), like.groups)
 
 
 def centred_codes(weight: Tensor, quantizer: FakeQuantize) -> Tensor:

@@ -14,7 +14,7 @@ from dqconvert.kernels.integer.finish import CODES
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import receiver_order
 from dqconvert.lower.lowering import Lowering
-from dqconvert.lower.values import Codes, QuantizerGrid, Value
+from dqconvert.lower.values import Codes, GroupCodes, GroupGrid, QuantizerGrid, Value
 from dqconvert.rewrite.norms import scale_rows
 from dqconvert.trace.note import Note, note_of
 
@@ -59,7 +59,7 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
     found = program.call(integer_propagate, (codes, x_grid, ptr, senders, columns, finish), rows, **options)
     if note.ndim != 2:
         found = program.method("view", (found, -1, *note.sizes[0][1:]), note)
-    return Codes(found, grid)
+    return GroupCodes(found, grid) if isinstance(grid, GroupGrid) else Codes(found, grid)
 
 
 def _by_head(lowering: Lowering, codes: Node, ndim: int) -> Any:

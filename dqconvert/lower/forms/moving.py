@@ -7,8 +7,8 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from dqconvert.lower.lowering import Lowering
-from dqconvert.lower.movers import moves, moves_rows
-from dqconvert.lower.values import Codes, Joined, Literal, Tabulated, Value, tabular
+from dqconvert.lower.movers import keeps_rows, moves, moves_rows
+from dqconvert.lower.values import Codes, GroupCodes, GroupGrid, Joined, Literal, Tabulated, Value, tabular
 from dqconvert.ops import Moves, argument, op_of, op_of_layer
 from dqconvert.trace.names import module_of
 from dqconvert.trace.note import note_of
@@ -44,13 +44,22 @@ def lower_move(lowering: Lowering, node: Node) -> Value | None:
     source = node.args[0]
     assert isinstance(source, Node)
     value, note = lowering.values[source], note_of(node)
-    if not isinstance(value, Codes | Tabulated):
+    if not isinstance(value, Codes | Tabulated | GroupCodes):
         return None
     rest = map_arg((node.args[1:], node.kwargs), lowering.plain)
 
     def move(base: Node) -> Node:
         return lowering.program.copy(node, (base, *rest[0]), rest[1])
 
+    if isinstance(value, GroupCodes):
+        if keeps_rows(node):
+            return GroupCodes(move(value.node), value.grid)
+        if op_of(node).moves is not Moves.PICK or not moves_rows(node):
+            return None
+        groups = lowering.program.method(
+            "index_select", (value.grid.groups, 0, lowering.plain(argument(node, "index")))
+        )
+        return GroupCodes(move(value.node), GroupGrid(value.grid.grids, groups))
     if isinstance(value, Codes):
         return Codes(move(value.node), value.grid)
     if moves_rows(node):

@@ -31,7 +31,7 @@ def lower_rounding(lowering: Lowering, node: Node) -> Value | None:
     if isinstance(value, Constant):
         args = value.value, quantizer.scale, quantizer.zero_point, *ends, None, quantizer.row_dim, quantizer.channel_dim
         return Constant(fake_quantize(*args), quantizer)
-    grid = lowering.grid(node)
+    grid = lowering.any_grid(node)
     if grid is not None:
         return lowering.rounded(value, grid, note_of(source), str(node.target))
     scale: Any = program.constant(quantizer.scale, f"{node.target}.scale")

@@ -13,7 +13,19 @@ from torch.fx.node import map_arg
 
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.lower.lowering import Lowering
-from dqconvert.lower.values import Codes, Constant, Literal, Tabulated, Value, as_tabulated, tabular
+from dqconvert.lower.values import (
+    Codes,
+    Constant,
+    Literal,
+    Tabulated,
+    Value,
+    as_tabulated,
+    groups_of,
+    number_of_groups,
+    of_group,
+    tabular,
+    together,
+)
 from dqconvert.ops import op_of, op_of_layer
 from dqconvert.trace.copies import set_mode
 from dqconvert.trace.note import note_of
@@ -27,6 +39,9 @@ def lower_pointwise(lowering: Lowering, node: Node) -> Value | None:
         None if a node is no such function, or if a table would take codes of three values, or pairs of codes by column.
     """
     module = lowering.module(node)
+    groups = {groups for source in node.all_input_nodes if (groups := groups_of(lowering.values[source])) is not None}
+    if groups:
+        return _by_group(lowering, node, groups.pop()) if len(groups) == 1 else None
     if not _pointwise(node, module) or not any(tabular(lowering.values[n]) for n in node.all_input_nodes):
         return None
     note, values = note_of(node), lowering.values
@@ -52,6 +67,22 @@ def lower_pointwise(lowering: Lowering, node: Node) -> Value | None:
     if not isinstance(found, Tensor) or found.dim() != note.ndim or (len(bases) == 2 and found[0].numel() > 1):
         return None
     return Tabulated(bases, found.reshape(*[CODES] * len(bases), *found.shape[1:]))
+
+
+def _by_group(lowering: Lowering, node: Node, groups: Node) -> Value | None:
+    """Makes a table for each group of rows, given what is known of its rows."""
+    values = {source: lowering.values[source] for source in node.all_input_nodes}
+    tables: list[Tabulated | None] = []
+    try:
+        for group in range(max(map(number_of_groups, values.values()))):
+            lowering.values.update({source: of_group(value, group) for source, value in values.items()})
+            found = lower_pointwise(lowering, node)
+            tables.append(found if isinstance(found, Tabulated) else None)
+            if tables[-1] is None:
+                return None
+    finally:
+        lowering.values.update(values)
+    return together(tables, groups)
 
 
 def evaluate(node: Node, values: Mapping[Node, Value]) -> Any:

@@ -21,6 +21,7 @@ from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_o
 from dqconvert.lower.movers import keeps_rows
 from dqconvert.lower.program import Program
 from dqconvert.ops import op_of
+from dqconvert.quant import groups_of_nodes
 from dqconvert.rewrite.connectivity import is_input
 from dqconvert.trace.note import annotate, note_of
 
@@ -31,6 +32,8 @@ def fold_colors(program: Program) -> Program:
     orders = [node for node in graph.nodes if node.target in (receiver_order, gcn_order)]
     if len(orders) != 1 or any(argument.shares is not None for argument in _finishes(graph)):
         return program  # a norm of its own sets nodes apart that have the same features
+    if any(node.target is groups_of_nodes for node in graph.nodes):
+        return program  # so do grids by in-degree
     order = orders[0]
     parts = {user.args[1]: user for user in order.users if user.target is operator.getitem}
     over = [node for node in graph.nodes if node.target is integer_propagate and node.args[2] is parts.get(0)]

@@ -9,6 +9,7 @@ from torch.fx import Node
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import CODES, Finish
+from dqconvert.kernels.integer.groups import look_up_groups, look_up_pairs_groups, quantize_groups
 from dqconvert.kernels.integer.linear import integer_linear
 from dqconvert.kernels.integer.on_grid import codes_of
 from dqconvert.kernels.integer.plane import plane_of
@@ -26,8 +27,10 @@ def fuse_tables(program: Program) -> Program:
     for node in list(program.graph.nodes):
         if node.target is look_up_last:
             _fuse_table(program, node)
-        elif node.target is look_up_pairs:
+        elif node.target in (look_up_pairs, look_up_pairs_groups):
             _fuse_pairs(program, node)
+        elif node.target is look_up_groups:
+            _fuse_group_table(program, node)
         elif node.target is integer_linear:
             _fuse_quantizing(node)
     return program
@@ -49,6 +52,8 @@ def _fuse_table(program: Program, node: Node) -> None:
         source.args = (source.args[0], program.constant(_chained(first, second), "table"))
     elif op_of(source).finish is not None and _ends(second) and (second.dim() == 1 or _columns(source) == len(second)):
         finish = finish_of(source)
+        if finish.groups is not None:
+            return  # codes of one grid, made of rows of several
         if finish.table is not None:
             first = program.tensor(finish.table)
             if first.dtype != torch.uint8 or (finish.other is not None and second.dim() > 1):
@@ -60,6 +65,48 @@ def _fuse_table(program: Program, node: Node) -> None:
     for step in path[1:]:
         hold_nothing(step)
     put_in_place(base, node)
+
+
+def _fuse_group_table(program: Program, node: Node) -> None:
+    """Fuses a look-up by group into another one or an epilogue before it."""
+    base, table, groups = node.args
+    second = program.tensor(table)
+    if not isinstance(base, Node) or not _only(base, node) or not _ends(second):
+        return
+    if base.target is look_up_groups and base.args[2] is groups:
+        first = program.tensor(base.args[1])
+        if first.dtype == torch.uint8:
+            chained = [_chained(*pair) for pair in zip(first, second, strict=True)]
+            base.args = (base.args[0], program.constant(torch.stack(chained), "table"), groups)
+            put_in_place(base, node)
+        return
+    if op_of(base).finish is None or finish_of(base).groups not in (None, groups):
+        return
+    finish = finish_of(base)
+    if second.dim() == 3 and _columns(base) != second.size(1):
+        return
+    if finish.table is not None:
+        first = program.tensor(finish.table)
+        if first.dtype != torch.uint8 or (finish.other is not None and second.dim() > 2):
+            return
+        first = first if finish.groups is not None else first.expand(len(second), *first.shape)
+        second = torch.stack([_chained(*pair) for pair in zip(first, second, strict=True)])
+    _end_with_groups(program, base, groups, second, finish.other)
+    put_in_place(base, node)
+
+
+def _end_with_groups(program: Program, node: Node, groups: object, table: Tensor, other: object) -> None:
+    """Gives an operation an epilogue by group: what was one of all rows is that of each."""
+    finish = finish_of(node)
+    if finish.groups is None:
+        count = len(table)
+        factor, grid = (
+            program.constant(program.tensor(one).expand(count, -1), name)
+            for one, name in ((finish.factor, "factor"), (finish.grid, "grid"))
+        )
+        finish = finish._replace(factor=factor, grid=grid, groups=groups)  # type: ignore[arg-type]
+    constant = program.constant(table.contiguous(), "table")
+    with_finish(node, finish._replace(table=constant, other=other))  # type: ignore[arg-type]
 
 
 def _ends(table: Tensor) -> bool:
@@ -81,17 +128,23 @@ def _chained(first: Tensor, second: Tensor) -> Tensor:
 
 def _fuse_pairs(program: Program, node: Node) -> None:
     """Fuses a table of pairs of codes into the later of the two operations that made them."""
-    first, second, table = node.args
+    first, second, table, *groups = node.args
     assert isinstance(first, Node)
     assert isinstance(second, Node)
     own, other = (first, second) if second < first else (second, first)
     if own is other or not _only(own, node) or op_of(own).finish is None or finish_of(own).table is not None:
         return
-    if not _ends(program.tensor(table)):
+    entries = program.tensor(table)
+    if not _ends(entries) or finish_of(own).groups not in (None, *groups):
         return
     if own is second:
-        table = program.constant(program.tensor(table).t().contiguous(), "table")
-    _end_with(own, table, other)
+        entries = entries.transpose(-2, -1).contiguous()
+    if groups:
+        _end_with_groups(program, own, groups[0], entries, other)
+    elif finish_of(own).groups is None:
+        _end_with(own, program.constant(entries, "table") if own is second else table, other)
+    else:
+        return
     put_in_place(own, node)
 
 
@@ -100,6 +153,9 @@ def tables_to_planes(program: Program) -> Program:
     for node in program.graph.nodes:
         finish = finish_of(node) if op_of(node).finish is not None else None
         if finish is None or finish.other is None:
+            continue
+        if finish.groups is not None:
+            _group_planes(program, node, finish)
             continue
         # Of the other value nothing is known but that most are on a grid of as many codes.
         table = program.tensor(finish.table)[: int(program.tensor(finish.grid)[2]) + 1]
@@ -112,10 +168,24 @@ def tables_to_planes(program: Program) -> Program:
     return program
 
 
+def _group_planes(program: Program, node: Node, finish: Finish) -> None:
+    """Replaces the tables of pairs of all groups, if all rise or fall evenly."""
+    tables, tops = program.tensor(finish.table), program.tensor(finish.grid)[:, 2]
+    if tables.dtype != torch.uint8:
+        return
+    planes: list[Tensor] = []
+    for table, top in zip(tables, tops.tolist(), strict=True):
+        plane = plane_of(table[: int(top) + 1])
+        if plane is None:
+            return
+        planes.append(plane)
+    _end_with(node, program.constant(torch.stack(planes), "plane"), finish.other)
+
+
 def _fuse_quantizing(node: Node) -> None:
     """Lets a product quantize its rows itself, if nothing else needs their codes."""
     rows = node.args[0]
-    if isinstance(rows, Node) and rows.target is quantize and _only(rows, node):
+    if isinstance(rows, Node) and rows.target in (quantize, quantize_groups) and _only(rows, node):
         values = rows.args[0]
         if isinstance(values, Node) and note_of(values).ndim == 2 and note_of(values).dtype == torch.float32:
             node.args = (values, *node.args[1:])

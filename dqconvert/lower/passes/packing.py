@@ -42,12 +42,13 @@ def _below_sixteen(program: Program, node: Node) -> bool:
     if finish.table is None:
         return top < 16
     table = program.tensor(finish.table)
-    reached = table[: top + 1] if finish.other is not None else table[..., : top + 1]
+    by_code = table.transpose(0, 1) if finish.groups is not None else table
+    reached = by_code[: top + 1] if finish.other is not None else table[..., : top + 1]
     return table.dtype == torch.uint8 and int(reached.max()) < 16
 
 
 def _top(program: Program, grid: object) -> int:
-    return int(program.tensor(grid)[2])
+    return int(program.tensor(grid)[..., 2].max())
 
 
 def _takes_packed(user: Node, codes: Node) -> bool:

@@ -17,25 +17,27 @@ GRID = 2
 
 @loop
 def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignore[no-untyped-def]
-    """One row: `sums[at : at + columns]` to row `row` of `out`.
+    """One row: `sums[at : at + columns]` to row `row` of `out`, as its group ends.
 
     `share`: float32, what the row is multiplied by behind the factor, with its share of the steps. `codes`: uint8
     `[columns]`, to work with.
     """
     if steps.shares.size > 0:
         share = share * steps.shares[row]
+    own = group_of(steps.group, row, steps.number)
+    entries = steps.table.size // steps.number
     finish_pointed(
         pointer(sums, at),
         columns,
         share,
-        pointer(steps.factor, 0),
+        pointer(steps.factor, own * columns),
         pointer(steps.bias, 0),
-        pointer(steps.grid, 0),
+        pointer(steps.grid, 4 * own),
         steps.kind,
-        pointer(steps.ramp, 0),
-        pointer(steps.plane, 0),
-        pointer(steps.table, 0),
-        steps.table.size,
+        pointer(steps.ramp, own * (steps.ramp.size // steps.number)),
+        pointer(steps.plane, own * (steps.plane.size // steps.number)),
+        pointer(steps.table, own * entries),
+        entries,
         steps.by_column,
         pointer(steps.other, row * columns if steps.other.size > 0 else 0),
         steps.other.size,
@@ -43,6 +45,12 @@ def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignor
         pointer(codes, 0),
         pointer(out, row * out.shape[1]),
     )
+
+
+@loop
+def group_of(group, row, count):  # type: ignore[no-untyped-def]
+    """Returns the group of a row, of `count` that there are; 0 if none are given."""
+    return min(np.intp(group[row]), count - 1) if group.size > 0 else 0
 
 
 @loop

@@ -7,7 +7,7 @@ import numpy as np
 from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import code_of_value, quantize_values
-from dqconvert.kernels.cpu.integer.finish import finish_pointed, finish_row
+from dqconvert.kernels.cpu.integer.finish import finish_pointed, finish_row, group_of
 from dqconvert.kernels.cpu.llvm.listed import list_values, multiply_listed
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.multiply import GROUP, multiply_pairs
@@ -32,8 +32,11 @@ EXACT = 1 << 14
 
 
 @loop
-def linear_rows(x, packed_input, of_grid, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop`; `pairs`: of the whole depth. True if there is NaN among the values."""
+def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`; `pairs`: of the whole depth. True if there is NaN among the values.
+
+    `grids`: float32 `[groups, 4]`, that of the rows of each group; empty: all have `of_grid`.
+    """
     c_row = (columns + GROUP - 1) // GROUP * GROUP
     a_row, b_group, grid = 2 * min(pairs, SPAN), pairs * 2 * GROUP, CodeGrid(*of_grid)
     tile, sums = np.zeros(ROWS * a_row, np.int16), np.zeros(ROWS * c_row, np.int32)
@@ -42,11 +45,13 @@ def linear_rows(x, packed_input, of_grid, weight, pairs, columns, steps, out, st
     listing = (
         x.itemsize > 1 and x.shape[1] >= WIDE and code_of_value(np.float32(0), grid) == grid.zero
     )  # zeros are left out of products
+    for own in range(grids.shape[0]):
+        listing &= code_of_value(np.float32(0), grid_at(grids, own)) == grids[own, 1]
     room = ROWS * a_row if listing else 0
     places, factors, counts = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(ROWS, np.int64)
     codes, one, missing = np.empty(columns, np.uint8), np.float32(1), False
     # Rows of few columns are requantized as one long row: what is left of a vector costs as much as a whole one.
-    alike = not (steps.packed or steps.by_column or steps.shares.size > 0)
+    alike = not (steps.packed or steps.by_column or steps.shares.size > 0) and steps.number == 1
     joined = columns <= NARROW and totals.size == 0 and alike and stop - start >= ROWS
     many = join_rows(steps, ROWS if joined else 0)
     for first in range(start, stop, ROWS):
@@ -56,12 +61,14 @@ def linear_rows(x, packed_input, of_grid, weight, pairs, columns, steps, out, st
             last = min(begin + SPAN, pairs)
             sparse, found = False, False
             if listing:
-                sparse, found = list_tile(x, grid, first, rows, 2 * begin, 2 * last, places, factors, a_row, counts)
+                which = (grid, grids, steps.group)
+                sparse, found = list_tile(x, which, first, rows, 2 * begin, 2 * last, places, factors, a_row, counts)
             if sparse:
                 at, fresh = begin * 2 * GROUP, begin % EXACT == 0
                 multiply_listed(places, factors, counts, a_row, weight, at, b_group, rows, sums, columns, fresh)
             else:
-                found = read_tile(x, packed_input, grid, first, rows, 2 * begin, 2 * last, tile, a_row)
+                which = (grid, grids, steps.group)
+                found = read_tile(x, packed_input, which, first, rows, 2 * begin, 2 * last, tile, a_row)
                 for pair in range(begin, last, BLOCK):  # and of it what keeps the weight in the first cache
                     count, fresh = min(BLOCK, last - pair), pair % EXACT == 0
                     at, a_at = pair * 2 * GROUP, 2 * (pair - begin)
@@ -93,7 +100,7 @@ def join_rows(steps, rows):  # type: ignore[no-untyped-def]
         column = at % columns
         factor[at], bias[at] = steps.factor[column], steps.bias[column]
         for part in range(4 if steps.ramp.size > 0 else 0):
-            ramp[part, at] = steps.ramp[part, column]
+            ramp[part, at] = steps.ramp[part * columns + column]
     return factor, bias, ramp, np.empty(count, np.int32), np.empty(count, np.uint8)
 
 
@@ -127,12 +134,25 @@ def finish_joined(sums, c_row, columns, first, many, steps, out):  # type: ignor
 
 
 @loop
-def list_tile(x, grid, first, rows, start, stop, places, factors, apart, counts):  # type: ignore[no-untyped-def]
+def grid_at(grids, own):  # type: ignore[no-untyped-def]
+    return CodeGrid(grids[own, 0], grids[own, 1], grids[own, 2], grids[own, 3])
+
+
+@loop
+def grid_of(which, row):  # type: ignore[no-untyped-def]
+    """Returns the grid of a row: of `which`, the grid of all, those of groups, and the group of each row."""
+    grid, grids, group = which
+    return grid_at(grids, group_of(group, row, grids.shape[0])) if grids.shape[0] > 0 else grid
+
+
+@loop
+def list_tile(x, which, first, rows, start, stop, places, factors, apart, counts):  # type: ignore[no-untyped-def]
     """Lists what is not zero in columns `start` to `stop` of a few rows. Whether it is little; whether there is NaN."""
     width, missing = x.shape[1], False
     count = min(stop, width) - start
     for r in range(rows):
-        counts[r], found = list_values(x, (first + r) * width + start, count, grid, places, factors, r * apart)
+        grid, at = grid_of(which, first + r), (first + r) * width + start
+        counts[r], found = list_values(x, at, count, grid, places, factors, r * apart)
         if counts[r] < 0:
             return False, False
         missing |= found
@@ -140,16 +160,16 @@ def list_tile(x, grid, first, rows, start, stop, places, factors, apart, counts)
 
 
 @loop
-def read_tile(x, packed_input, grid, first, rows, start, stop, tile, a_row):  # type: ignore[no-untyped-def]
+def read_tile(x, packed_input, which, first, rows, start, stop, tile, a_row):  # type: ignore[no-untyped-def]
     """Columns `start` to `stop` of a few rows of `x`, centred; what is not there is zero. Whether there is NaN."""
     width, missing = x.shape[1], False
     count = min(stop, 2 * width if packed_input else width) - start
-    whole = count == width  # rows that lie one behind the other
+    whole = count == width and which[1].shape[0] == 0  # rows that lie one behind the other, on one grid
     line = np.empty((rows * count if whole else count) if x.itemsize > 1 else 0, np.uint8)
     if x.itemsize > 1 and whole:
-        missing = quantize_values(pointer(x, first * width), rows * count, grid, pointer(line, 0))
+        missing = quantize_values(pointer(x, first * width), rows * count, which[0], pointer(line, 0))
     for r in range(rows):
-        row, to = (first + r) * width, pointer(tile, r * a_row)
+        row, to, grid = (first + r) * width, pointer(tile, r * a_row), grid_of(which, first + r)
         if x.itemsize > 1:
             if not whole:
                 missing |= quantize_values(pointer(x, row + start), count, grid, pointer(line, 0))
