@@ -1,0 +1,67 @@
+"""Scales per group of in-degrees in integer modules: the same codes as the prepared module's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
+
+import dqconvert
+from dqconvert import QConfig, QSpec
+
+
+def graph(nodes=300, edges=1800):
+    torch.manual_seed(0)
+    targets = (torch.rand(edges) ** 3 * nodes).long()
+    return torch.randn(nodes, 6), torch.stack([torch.randint(0, nodes, (edges,)), targets])
+
+
+def converted(model, bits, *args, **fields):
+    spec = QSpec(bits=bits, granularity="degree", range="mse", signed=True)
+    config = QConfig(weight=QSpec(bits=bits), activation=spec, message=spec, aggregate=spec, **fields)
+    module, _ = dqconvert.prepare(model, config, args)
+    dqconvert.calibrate(module, args)
+    return module.eval(), dqconvert.convert(module)
+
+
+def calls(integer):
+    return [getattr(node.target, "__name__", node.target) for node in integer.graph.nodes]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("model", [GCN, GIN, GraphSAGE, GAT])
+def test_integer_modules_agree_with_prepared_ones(model, bits, tmp_path):
+    torch.manual_seed(1)
+    args = graph()
+    module, integer = converted(model(6, 16, 2, 5), bits, *args)
+    with torch.no_grad():
+        want, got = module(*args), integer(*args)
+    assert ((want - got).abs() > 1e-5).float().mean() <= 1e-3
+    assert (want.argmax(1) == got.argmax(1)).float().mean() >= 0.999
+    dqconvert.save(integer, tmp_path / "model.dq")
+    assert torch.equal(dqconvert.load(tmp_path / "model.dq")(*args), got)
+    other = torch.randn(50, 6), torch.randint(0, 50, (2, 200))  # another graph, by its own degrees
+    torch.testing.assert_close(integer(*other), module(*other), rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_means_and_linear_layers_are_integer_all_the_way(bits):
+    _, integer = converted(GraphSAGE(6, 16, 2, 5), bits, *graph())
+    assert not integer.report.floats
+    assert calls(integer).count("integer_linear") == 4
+    assert calls(integer).count("integer_propagate") == 2
+
+
+def test_sums_of_norms_on_nodes_are_integer():
+    """A GCN whose norm lies on the nodes sends plain rows, which have one scale; sums have that of their group."""
+    module, integer = converted(GCN(6, 16, 2, 5), 8, *graph(), norm="nodes")
+    assert calls(integer).count("integer_propagate") == 2
+    with torch.no_grad():
+        want, got = module(*graph()), integer(*graph())
+    assert (want.argmax(1) == got.argmax(1)).float().mean() >= 0.999
+
+
+def test_values_between_groups_and_one_grid_are_looked_up():
+    _, integer = converted(GIN(6, 16, 2, 5), 8, *graph())
+    assert calls(integer).count("integer_propagate") == 2
+    assert calls(integer).count("groups_of_nodes") <= 1  # remembered with the graph
