@@ -52,9 +52,10 @@ def test_means_and_linear_layers_are_integer_all_the_way(bits):
     assert calls(integer).count("integer_propagate") == 2
 
 
-def test_sums_of_norms_on_nodes_are_integer():
+def test_sums_of_norms_on_nodes_are_integer_all_the_way():
     """A GCN whose norm lies on the nodes sends plain rows, which have one scale; sums have that of their group."""
     module, integer = converted(GCN(6, 16, 2, 5), 8, *graph(), norm="nodes")
+    assert not integer.report.floats
     assert calls(integer).count("integer_propagate") == 2
     with torch.no_grad():
         want, got = module(*graph()), integer(*graph())

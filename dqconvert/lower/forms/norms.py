@@ -6,7 +6,7 @@ import torch
 from torch.fx import Node
 
 from dqconvert.lower.lowering import Lowering
-from dqconvert.lower.values import Codes, Plain, Value
+from dqconvert.lower.values import Codes, GroupCodes, Plain, Value
 from dqconvert.rewrite.norms import node_norm, scale_rows
 from dqconvert.trace.note import note_of
 
@@ -25,4 +25,4 @@ def lower_scaled_rows(lowering: Lowering, node: Node) -> Value | None:
     if node.target is not scale_rows or not isinstance(source, Node) or source not in lowering.scaled:
         return None
     value = lowering.values[source]
-    return value if isinstance(value, Codes) else None
+    return value if isinstance(value, Codes | GroupCodes) else None
