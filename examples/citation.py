@@ -172,7 +172,9 @@ def jobs_of_seed(dataset: str, name: str, data: Data, seed: int, args: argparse.
     def trained(config: QConfig, budget: float | None, log: Log) -> nn.Module:
         start = new_model() if args.from_scratch else float_model()
         if budget is not None:
-            config = dqconvert.search_bits(start.eval(), data, budget, config, seed=seed, progress=False)
+            config = dqconvert.search_bits(
+                start.eval(), data, budget, config, count=args.count, seed=seed, progress=False
+            )
         seed_everything(seed)
         if args.distil:
             return distil(start, data, config, args.epochs, lr, log)
@@ -199,7 +201,8 @@ def jobs_of_seed(dataset: str, name: str, data: Data, seed: int, args: argparse.
             run = partial(
                 lambda config, budget, log: tested(trained(config, budget, log), integer=True), config, budget
             )
-            yield job(preset if budget is None else f"{preset}, {budget} bits on average", run, str(config))
+            of = "" if args.count == "elements" else f" of {args.count}"
+            yield job(preset if budget is None else f"{preset}, {budget} bits on average{of}", run, str(config))
 
 
 def _silent(epoch: int, **values: float) -> None:
@@ -233,8 +236,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     distilled = "fine-tune with dqconvert.finetune: learn the float model's predictions on all nodes, too"
     how.add_argument("--distil", action="store_true", help=distilled)
     how.add_argument("--calibrate", action="store_true", help="train nothing: calibrate, and test that")
-    budget = "choose widths by dqconvert.search_bits, so many bits on average by elements; repeatable: a curve"
+    budget = "choose widths by dqconvert.search_bits, so many bits on average; repeatable: a curve"
     parser.add_argument("--budget", action="append", type=float, metavar="BITS", help=budget)
+    count = "what the average counts: all elements, those computed by the model, or quantizers (default: elements)"
+    parser.add_argument("--count", default="elements", choices=["elements", "hidden", "quantizers"], help=count)
     parser.add_argument("--device", default="cpu", help="default: cpu")
     args = parse(parser, argv)
     if args.budget and args.from_scratch:
