@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from dqconvert.kernels import EdgeOrder, edge_order, propagate
 from dqconvert.kernels.cpu import propagate_loops as loops
 from dqconvert.kernels.messages import Passing, Sent, plain_messages
-from dqconvert.kernels.propagate import plain_propagate, propagate_grad, propagate_operator
+from dqconvert.kernels.propagate import plain_propagate, propagate_operator
+from dqconvert.kernels.propagate_grad import propagate_grad
 
 GRAPHS = {
     "random": (torch.randint(29, (2, 120), generator=torch.Generator().manual_seed(0)), 30, 30),  # node 29 is isolated
