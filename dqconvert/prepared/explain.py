@@ -90,6 +90,9 @@ def explain(error: Exception, place: Failed, given: Sequence[tuple[TensorInput, 
 
 def layer_of(node: Node) -> str:
     """Returns the path of the layer that a node belongs to; ``""`` if it is the root's own."""
+    weight = node.args[1] if op_of(node).name == "linear" and len(node.args) > 1 else None
+    if isinstance(weight, Node) and note_of(weight).module:
+        return note_of(weight).module  # a linear layer may be fused with what follows in another one
     if note_of(node).module:
         return note_of(node).module
     for one in (node, *node.all_input_nodes):
