@@ -100,6 +100,8 @@ def schedule(
     if freeze_ranges is not None:
         for _, quantizer in module.quantizers():
             quantizer.observer_enabled = done < freeze_ranges
+            if not quantizer.observer_enabled:
+                quantizer.is_observed()  # looked up once, as compiled code cannot
     norms: list[Any] = [child for child in module.modules() if isinstance(child, _BatchNorm)]
     if freeze_batch_norm is not None:
         for norm in norms:

@@ -412,6 +412,7 @@ def disable_observer(module: nn.Module) -> None:
     """Freezes the range of every quantizer in a module; also as ``module.apply(disable_observer)``."""
     for quantizer in _quantizers(module, "disable_observer"):
         quantizer.observer_enabled = False
+        quantizer.is_observed()  # looked up once, as compiled code cannot
 
 
 def enable_fake_quant(module: nn.Module) -> None:
