@@ -35,6 +35,7 @@ _HOME = {
     "QSpec": "qconfig",
     "Protect": "qconfig",
     "Rule": "qconfig",
+    "QuantizerSite": "qconfig",
     "presets": "qconfig",
     "DegreeProtection": "quant.protection",
     "enable_observer": "quant.fake_quantize",

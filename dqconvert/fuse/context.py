@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 
 from dqconvert.ops import writes
 from dqconvert.quant import FakeQuantize
+from dqconvert.quant.own_grid import OwnGrid
 from dqconvert.report import Fusion
 from dqconvert.trace.leaves import has_hooks
 
@@ -51,7 +52,7 @@ class Context:
         One that draws stays where it is: in another order, or a graph fused otherwise, it would draw other numbers.
         """
         module = self.plain_module(node)
-        if module is None or type(module) is not FakeQuantize or module.random:
+        if module is None or type(module) not in (FakeQuantize, OwnGrid) or module.random:
             return False
         return module.channel_dim is None and module.row_dim == 0
 

@@ -37,6 +37,7 @@ from dqconvert.lower.values import (
     together,
 )
 from dqconvert.quant import FakeQuantize
+from dqconvert.quant.own_grid import OwnGrid, says_grid
 from dqconvert.rewrite.norms import scale_rows
 from dqconvert.trace.note import Note, note_of
 
@@ -59,6 +60,10 @@ class Lowering:
 
     def __init__(self, graph: Graph, root: nn.Module) -> None:
         self.context = Context.of(graph, root)
+        for node in graph.nodes:  # a user's quantizer that says its grid is one
+            if node.op == "call_module" and says_grid(own := self.context.plain_module(node)) and _of_quantizers(node):
+                assert own is not None
+                self.context.modules[str(node.target)] = OwnGrid(own, str(node.target))
         self.program = Program()
         self.values: dict[Node, Value] = {}
         self.floats: dict[Node, Float] = {}
@@ -211,3 +216,9 @@ class Lowering:
                 found = self.rounded(value, grid, note, name)
                 return found if isinstance(found, Codes) else None
         return None
+
+
+def _of_quantizers(node: Node) -> bool:
+    """True if the module that a node calls is among the quantizers of another one, where only ``prepare`` puts them."""
+    *_, container, _ = ["", *str(node.target).split(".")]
+    return container.rstrip("_") == "quant"

@@ -7,7 +7,7 @@ value can have in a layer. `as_qconfig` turns whatever a user may pass as `qconf
 
 from dqconvert.qconfig.config import DEFAULT_PRESET, QConfig, UnknownPresetError, as_qconfig, presets
 from dqconvert.qconfig.ledger import RuleLedger
-from dqconvert.qconfig.rules import Factory, Rule, Spec
+from dqconvert.qconfig.rules import Factory, QuantizerSite, Rule, Spec, required_arguments
 from dqconvert.qconfig.specs import KIND_OF_ROLE, KINDS, ROLES, Kind, Protect, QSpec, Role
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Protect",
     "QConfig",
     "QSpec",
+    "QuantizerSite",
     "Role",
     "Rule",
     "RuleLedger",
@@ -27,4 +28,5 @@ __all__ = [
     "UnknownPresetError",
     "as_qconfig",
     "presets",
+    "required_arguments",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +15,55 @@ from dqconvert.qconfig.tables import require, require_choice
 if TYPE_CHECKING:
     from torch import nn
 
-Factory: TypeAlias = Callable[[], "nn.Module"]
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerSite:
+    """Where a quantizer of the user's own is to stand: what a factory with one argument is told.
+
+    Attributes:
+        path: The name that it gets in the module: ``"convs.0.quant.message"``.
+        module: Path of the module whose value it quantizes.
+        role: One of the roles of a :class:`Rule`.
+        kind: What a :class:`QConfig` calls it.
+        op: Qualified name of the operation that gives the value its role.
+        level: What a row of the value belongs to: ``"node"``, ``"edge"``, ``"graph"`` or ``"parameter"``.
+        row_dim: The dimension of the rows.
+        signed: Whether it matters that values lie below zero: they may, and something else than ReLUs reads them.
+        protected: Whether ``protected`` may be a mask, bool ``[x.size(row_dim)]``; else it is ``None``.
+        degrees: Whether in-degrees are to be had for the rows, those of nodes, or of the receivers of edges.
+        channels: How many channels the value has (outputs of a weight, features of others), and along which dimension.
+    """
+
+    path: str
+    module: str
+    role: Role
+    kind: Kind
+    op: str
+    level: str
+    row_dim: int
+    signed: bool
+    protected: bool
+    degrees: bool
+    channels: tuple[int, int]
+
+
+Factory: TypeAlias = Callable[[], "nn.Module"] | Callable[[QuantizerSite], "nn.Module"]
 Spec: TypeAlias = QSpec | Factory | None
+
+
+def required_arguments(factory: Callable[..., object]) -> int:
+    """Returns how many arguments must be given to a factory, by position or by name.
+
+    Example:
+        >>> required_arguments(lambda site, bits=4: None)
+        1
+    """
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # of builtins nothing is known
+        return 0
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return sum(one.default is inspect.Parameter.empty and one.kind not in several for one in parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +78,10 @@ class Rule:
         role: One of ``weight``, ``input``, ``feature``, ``edge_weight``, ``message``, ``aggregate``, ``update``.
         kind: One of ``weight``, ``activation``, ``message``, ``aggregate``.
         op: The qualified name of the op that computes the value, exactly.
-        spec: A :class:`QSpec`; ``None``, which leaves the value in float; or a factory, a callable without arguments
-            that returns an ``nn.Module``, called as ``m(x, protected)``, for the user's own quantizer. It is called
-            once per matched value.
+        spec: A :class:`QSpec`; ``None``, which leaves the value in float; or a factory, a callable that returns
+            an ``nn.Module``, called as ``m(x, protected)``, for the user's own quantizer. It is called once per matched
+            value, without arguments or, if it requires one, with the :class:`QuantizerSite`. A module that has a
+            ``grid``, or a method of that name, ``(scale, zero_point, low, high)``, becomes integers as ours do.
 
     Raises:
         ConfigError: If a key is invalid, if none is given, or if ``role`` and ``kind`` exclude each other.
@@ -81,6 +130,10 @@ class Rule:
             )
         is_spec = self.spec is None or isinstance(self.spec, QSpec) or callable(self.spec)
         require("spec", self.spec, is_spec, "a QSpec, None (float) or a callable that returns an nn.Module")
+        if callable(self.spec) and (count := required_arguments(self.spec)) > 1:
+            raise ConfigError(
+                f"spec={self.spec!r}: requires {count} arguments; a factory takes none, or one, the QuantizerSite"
+            )
         if isinstance(self.spec, QSpec) and "weight" in (self.role, self.kind) and self.spec.granularity == "degree":
             raise ConfigError("spec.granularity='degree': a weight has no nodes; it must be 'tensor' or 'channel'")
 

@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from dqconvert.errors import ConfigError
 from dqconvert.ops import op_named
-from dqconvert.qconfig import KIND_OF_ROLE, QSpec, RuleLedger
+from dqconvert.qconfig import KIND_OF_ROLE, QSpec, QuantizerSite, RuleLedger, required_arguments
 from dqconvert.quant import FakeQuantize
 from dqconvert.quant.fake_quantize import granularity_of
 from dqconvert.report import Entry, LeftFloat
@@ -22,7 +22,7 @@ from dqconvert.rewrite.degrees import Degrees
 from dqconvert.rewrite.known import Known
 from dqconvert.rewrite.protect import Masks, last_of
 from dqconvert.rewrite.sites import Site
-from dqconvert.rewrite.spaces import RowSpaces
+from dqconvert.rewrite.spaces import Level, RowSpaces
 from dqconvert.trace.note import annotate, note_of
 from dqconvert.words import kind_of
 
@@ -95,7 +95,7 @@ class Placer:
             if self.training is not None and path not in self.training.placed:
                 self._leave(site, "reached in evaluation only, so training never sets its range")
                 continue
-            quantizer = self._quantizer(site, spec, path)
+            quantizer = self._quantizer(site, spec, path, rows)
             self.placed[path] = quantizer
             node = self._insert(graph, site, path, masks, rows)
             if site.user is not None:
@@ -168,7 +168,7 @@ class Placer:
         name = f"{container}.{site.role}" + (f"_{number}" if number else "")
         return f"{site.module}.{name}" if site.module else name
 
-    def _quantizer(self, site: Site, spec: Any, path: str) -> nn.Module:
+    def _quantizer(self, site: Site, spec: Any, path: str, rows: RowSpaces) -> nn.Module:
         if self.training is not None or (self.known is not None and path in self.known.paths):
             shared = self.root.get_submodule(path)
             from_zero = isinstance(shared, FakeQuantize) and shared.from_zero
@@ -178,11 +178,28 @@ class Placer:
         if isinstance(spec, QSpec):
             quantizer: nn.Module = self._fake_quantize(site, spec, path)
         else:
-            quantizer = spec()
+            quantizer = spec(self._public(site, path, rows)) if required_arguments(spec) else spec()
             if not isinstance(quantizer, nn.Module):
                 raise ConfigError(f"the factory {spec!r} for {path} returned {kind_of(quantizer)}, not a module")
         attach(self.root, path, quantizer)
         return quantizer
+
+    def _public(self, site: Site, path: str, rows: RowSpaces) -> QuantizerSite:
+        """Returns what a user's factory is told of a site."""
+        dim, channels = _channels(site)
+        return QuantizerSite(
+            path=path,
+            module=site.module,
+            role=site.role,  # type: ignore[arg-type]
+            kind=KIND_OF_ROLE[site.role],
+            op=site.op,
+            level=site.level.value,
+            row_dim=site.row_dim,
+            signed=not (site.nonnegative or site.cut),
+            protected=self._protected(site) and self.ledger.qconfig.protect is not None,
+            degrees=site.level in (Level.NODE, Level.EDGE) and bool(rows.targets),
+            channels=(channels, dim),
+        )
 
     def _cuts(self, site: Site, path: str) -> None:
         """Says that a quantizer whose value fed only ReLUs is on a value that does not."""
