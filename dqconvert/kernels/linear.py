@@ -132,13 +132,6 @@ def _on_cpu(x: Tensor, weight: Tensor, offset: Tensor | None, *rest: Any) -> tup
     return y, torch.cat([ends, new]), passes
 
 
-def product_of(x: Tensor, weight: Tensor) -> Tensor:
-    """Returns the product alone: where the weight stays in the cache, of our loops."""
-    if is_large(weight) or len(x) == 0:
-        return _by_library(x, weight, None, None, None, None)
-    return torch.from_numpy(Product(x, weight, None).rows())
-
-
 def _by_library(
     x: Tensor,
     weight: Tensor,

@@ -165,11 +165,13 @@ def linear(
     ready = _ready(steps, x, protected, groups, (*x.shape[:-1], weight.size(0))) if ordinary else None
     if ready is None:
         x = x if entry is None else entry(x, protected, groups)
-        learned = ordinary and x.dim() == 2 and any(quantizer.learned for quantizer in steps.quantizers)
-        if learned and (bias is None or (steps.first is None and steps.bias is None and steps.other is None)):
-            return chain(
-                learned_linear(x, weight), steps._replace(bias=steps.bias if bias is None else bias), protected, groups
-            )
+        free = bias is None or (steps.first is None and steps.bias is None and steps.other is None)
+        if ordinary and x.dim() == 2 and free:  # the layer's own bias may be the chain's
+            own = steps._replace(bias=steps.bias if bias is None else bias)
+            learned = _ready(own, x, protected, groups, (x.size(0), weight.size(0)), learned=True)
+            if learned is not None and own.quantizers:
+                learned.options.pop("groups")
+                return learned_linear(x, weight, learned.schemes, learned.ranges, **learned.options)
         return chain(nn.functional.linear(x, weight, bias), steps, protected, groups)
     if entry is None or scheme is None:
         y, ends = quantize_linear(x, weight, bias, ready.schemes, ready.ranges, **ready.options)

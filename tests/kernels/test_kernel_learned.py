@@ -21,6 +21,12 @@ from dqconvert.kernels import (
 )
 from dqconvert.kernels._grid import Steps
 from dqconvert.kernels.learned import learned_chain_grad, plain_learned_chain_grad
+from dqconvert.kernels.learned_linear import (
+    learned_linear_grad,
+    learned_linear_operator,
+    plain_learned_linear,
+    plain_learned_linear_grad,
+)
 from dqconvert.kernels.learned_propagate import (
     learned_propagate_grad,
     learned_propagate_operator,
@@ -153,19 +159,38 @@ def test_message_passing_is_as_defined(mean, heads):
                     torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 3), (1, 5, 3), (70, 33, 20)])
-def test_a_product_has_torchs_values_and_gradients(shape):
+@pytest.mark.parametrize("kind", ADDED)
+@pytest.mark.parametrize("bits", CHAINS, ids=str)
+@pytest.mark.parametrize("shape", [(0, 5, 3), (1, 5, 3), (170, 33, 20), (100, 64, 64)], ids=str)
+def test_a_linear_layer_is_its_product_and_its_chain(shape, bits, kind):
     torch.manual_seed(0)
     rows, depth, columns = shape
-    found = []
-    for how in (learned_linear, torch.nn.functional.linear):
-        torch.manual_seed(1)
-        x, weight = torch.randn(rows, depth).requires_grad_(), torch.randn(columns, depth).requires_grad_()
-        y = how(x, weight)
-        y.square().sum().backward()
-        found.append((y.detach(), x.grad, weight.grad))
+    schemes = tuple(None if b is None else scheme(b) for b in bits)
+    ranges = torch.tensor([-4.0, 3.5] * sum(b is not None for b in bits), dtype=torch.float32)
+    extra = {"bias": None, "other": None, "alpha": None, **addends(kind, rows, columns)}
+    x, weight, grad = (torch.randint(-4, 5, size) / 4 for size in ((rows, depth), (columns, depth), (rows, columns)))
+    for protected in masks(rows).values():
+        for relu in (False, True):
+            chain = (*extra.values(), protected, ranges, *Steps(schemes, relu).packed())
+            torch.testing.assert_close(
+                learned_linear_operator(x, weight, *chain), plain_learned_linear(x, weight, *chain), rtol=0, atol=0
+            )
+            got, want = (how(grad, x, weight, *chain, True) for how in (learned_linear_grad, plain_learned_linear_grad))
+            for one, other in zip(got, want, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_a_large_weight_goes_by_the_library():
+    torch.manual_seed(0)
+    x, found = torch.randn(3, 600), []
+    for large in (True, False):
+        weight = torch.randn(600, 600, generator=torch.Generator().manual_seed(1)) / 20
+        weight = weight.requires_grad_() if large else weight[:, :].double().requires_grad_()
+        ends = [torch.tensor(end, requires_grad=True) for end in (-2.0, 1.9)]
+        learned_linear(x.to(weight.dtype), weight, (None, scheme(8), None), ends).square().sum().backward()
+        found.append((weight.grad.double(), *(end.grad for end in ends)))
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=0.5)
 
 
 def test_rows_that_lie_otherwise_give_the_same():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
@@ -26,125 +28,168 @@ from dqconvert.kernels.cpu.tile import (
 )
 
 
+class Learned(NamedTuple):
+    """A chain as the loops take it; what is left out is empty.
+
+    Attributes:
+        bias: `[columns]`. other: `[rows, columns]`, times `alpha`. scaled: whether there is such a factor.
+        skip: bool `[rows]`, the rows that grids leave alone.
+        there: bool `[3]`, which grids are. grids: `[3, 4]`, see :meth:`dqconvert.kernels._grid.Grid.parameters`.
+        relu: Whether there is a ReLU.
+    """
+
+    bias: Any
+    other: Any
+    alpha: Any
+    scaled: bool
+    skip: Any
+    there: Any
+    grids: Any
+    relu: bool
+
+    @staticmethod
+    def of(
+        dtype: Any,
+        bias: Tensor | None,
+        other: Tensor | None,
+        alpha: Tensor | None,
+        protected: Tensor | None,
+        ranges: Tensor,
+        ints: Sequence[int],
+        floats: Sequence[float],
+    ) -> Learned:
+        """Returns the chain that an operator is given."""
+        steps, ends = Steps.unpacked(ints, floats), iter(ranges.tolist())
+        grids, there = np.zeros((3, 4), dtype), np.zeros(3, np.bool_)
+        for place, scheme in enumerate(steps.schemes):
+            if scheme is not None:
+                grids[place], there[place] = Grid(scheme, next(ends), next(ends)).parameters(dtype), True
+        return Learned(
+            bias=np.empty(0, dtype) if bias is None else array(bias),
+            other=np.empty((0, 0), dtype) if other is None else matrix(other),
+            alpha=dtype(1 if alpha is None else float(alpha)),
+            scaled=alpha is not None,
+            skip=flags(protected),
+            there=there,
+            grids=grids,
+            relu=steps.relu,
+        )
+
+    def to_ends(self, sums: NDArray[np.float64]) -> Tensor:
+        """Returns the gradients of the ends of the ranges, by what :func:`grid_back` added up in each part."""
+        inside, below, above = sums.sum(0)[self.there].T
+        step = inside / (self.grids[self.there, 3] - self.grids[self.there, 2])
+        return torch.from_numpy(np.stack([below - step, above + step], 1).reshape(-1)).float()
+
+
 def back(
-    grad: Tensor,
-    x: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    protected: Tensor | None,
-    ranges: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
+    grad: Tensor, x: Tensor, bias: Tensor | None, other: Tensor | None, alpha: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`dqconvert.kernels.learned.plain_learned_chain_grad`."""
-    steps = Steps.unpacked(ints, floats)
     rows = matrix(x)
-    dtype = rows.dtype.type
-    ends = iter(ranges.tolist())
-    grids, there = np.zeros((3, 4), dtype), np.zeros(3, np.bool_)
-    for place, scheme in enumerate(steps.schemes):
-        if scheme is not None:
-            grids[place], there[place] = Grid(scheme, next(ends), next(ends)).parameters(dtype), True
+    chain = Learned.of(rows.dtype.type, bias, other, alpha, *rest)
     cuts = parts(len(rows), rows.size)
     to_x = empty(x.shape, x.dtype)
     to_other = empty(x.shape if other is not None else (0,), x.dtype)
     to_bias = torch.zeros((len(cuts), 0 if bias is None else rows.shape[1]), dtype=x.dtype)
     sums = np.zeros((len(cuts), 3, 3))
-    nothing = rows[:0]
-    added = (
-        nothing.reshape(-1) if bias is None else array(bias),
-        nothing if other is None else matrix(other),
-        dtype(1 if alpha is None else float(alpha)),
-        alpha is not None,
-    )
-    out = (array(to_x).reshape(rows.shape), matrix(to_other) if other is not None else nothing)
+    out = (array(to_x).reshape(rows.shape), rows[:0] if other is None else matrix(to_other))
 
     def task(part: int, start: int, stop: int) -> float:
-        args = (matrix(grad), rows, *added, flags(protected), there, grids, steps.relu, *out)
-        total: float = chain_back(*args, array(to_bias[part]), sums[part], start, stop)
+        total: float = chain_back(matrix(grad), rows, chain, *out, array(to_bias[part]), sums[part], start, stop)
         return total
 
     dots = run(task, cuts)
-    inside, below, above = sums.sum(0)[there].T
-    step = inside / (grids[there, 3] - grids[there, 2])
-    return (
-        to_x,
-        to_bias.sum(0),
-        to_other,
-        torch.tensor([sum(dots)] if other is not None and alpha is not None else [], dtype=x.dtype),
-        torch.from_numpy(np.stack([below - step, above + step], 1).reshape(-1)).float(),
-    )
+    asked = other is not None and alpha is not None
+    to_alpha = torch.tensor([sum(dots)] if asked else [], dtype=x.dtype)
+    return to_x, to_bias.sum(0), to_other, to_alpha, chain.to_ends(sums)
 
 
 @loop
-def chain_back(  # type: ignore[no-untyped-def]
-    grad, x, bias, other, alpha, scaled, skip, there, grids, relu, to_x, to_other, to_bias, sums, start, stop
-):
-    """Computes the gradients of rows `start` to `stop`; returns that of the sum times `other`, added up, if `scaled`.
+def chain_back(grad, x, chain, to_x, to_other, to_bias, sums, start, stop):  # type: ignore[no-untyped-def]
+    """Computes the gradients of rows `start` to `stop`; returns that of `alpha`, if it is asked for.
 
-    What is left out is empty. `there`: which grids are; `sums`: float64 `[3, 3]`, for each what :func:`grid_back` adds
-    up.
+    What is left out is empty. `sums`: float64 `[3, 3]`, for each grid what :func:`grid_back` adds up.
     """
     columns = x.shape[1]
     step = tile_rows(columns)
     at = np.empty(step * columns, x.dtype)
     total, behind = np.empty_like(at), np.empty_like(at)
     far = is_far(to_x)
-    flat_x, flat_grad, flat_other = x.reshape(-1), grad.reshape(-1), other.reshape(-1)
-    flat_to, flat_to_other = to_x.reshape(-1), to_other.reshape(-1)
+    flat_x, flat_to = x.reshape(-1), to_x.reshape(-1)
     product = 0.0
     for first in range(start, stop, step):
         last = min(first + step, stop)
         a, size = first * columns, (last - first) * columns
-        begin = first
-        while begin < last:
-            skipped, end = skip.size > 0 and skip[begin], run_of(skip, begin, last)
-            b, c, count = begin * columns, (begin - first) * columns, (end - begin) * columns
-            one, two, three = there[0] and not skipped, there[1] and not skipped, there[2] and not skipped
-            through(pointer(flat_x, b), one, grids[0], pointer(total, c), count)
-            if bias.size > 0:
-                for r in range(end - begin):
-                    add_values(pointer(bias, 0), pointer(total, c + r * columns), columns)
-            if other.size > 0:
-                add_scaled(pointer(flat_other, b), alpha, pointer(total, c), count)
-            copy_values(pointer(flat_grad, b), pointer(at, c), count)
-            if two and three:
-                floor = x.dtype.type(0 if relu else -np.inf)
-                here, back_ = pointer(total, c), pointer(at, c)
-                found = both_sums(here, numbers_of(grids[1]), numbers_of(grids[2]), floor, back_, count)
-                for place in range(2):
-                    for i in range(3):
-                        sums[1 + place, i] += found[3 * place + i]
-            elif three or relu:
-                through(pointer(total, c), two, grids[1], pointer(behind, c), count)
-                if relu:
-                    cut(pointer(behind, c), count, x.dtype.type(0))
-                if three:
-                    grid_back(pointer(behind, c), numbers_of(grids[2]), pointer(at, c), count, sums[2])
-                if relu:
-                    stop_cut(pointer(behind, c), pointer(at, c), count, x.dtype.type(0))
-            if two and not three:
-                grid_back(pointer(total, c), numbers_of(grids[1]), pointer(at, c), count, sums[1])
-            begin = end
-        if to_other.size > 0:
-            scale_values(pointer(at, 0), alpha, pointer(flat_to_other, a), size)
-        if scaled and other.size > 0:
-            product += dot(at[:size], flat_other[a : a + size])
-        if to_bias.size > 0:
-            for r in range(last - first):
-                add_values(pointer(at, r * columns), pointer(to_bias, 0), columns)
-        begin = first if there[0] else last
-        while begin < last:
-            end = run_of(skip, begin, last)
-            if not (skip.size > 0 and skip[begin]):
-                here, count = pointer(at, (begin - first) * columns), (end - begin) * columns
-                grid_back(pointer(flat_x, begin * columns), numbers_of(grids[0]), here, count, sums[0])
-            begin = end
+        product += tile_back(flat_x, a, grad, chain, at, total, behind, to_other, to_bias, sums, first, last)
         if far:
             stream(at, 0, flat_to, a, size)
         else:
             copy_values(pointer(at, 0), pointer(flat_to, a), size)
+    return product
+
+
+@loop
+def tile_back(x, place, grad, chain, at, total, behind, to_other, to_bias, sums, first, last):  # type: ignore[no-untyped-def]
+    """The same of a few rows, whose gradients become `at`; they lie in `x`, flat, from `place` on."""
+    columns = grad.shape[1]
+    bias, other, alpha, skip, there, grids, relu = (
+        chain.bias,
+        chain.other,
+        chain.alpha,
+        chain.skip,
+        chain.there,
+        chain.grids,
+        chain.relu,
+    )
+    flat_grad, flat_other, flat_to_other = grad.reshape(-1), other.reshape(-1), to_other.reshape(-1)
+    zero = x.dtype.type(0)
+    a, size = first * columns, (last - first) * columns
+    begin = first
+    while begin < last:
+        skipped, end = skip.size > 0 and skip[begin], run_of(skip, begin, last)
+        b, c, count = begin * columns, (begin - first) * columns, (end - begin) * columns
+        one, two, three = there[0] and not skipped, there[1] and not skipped, there[2] and not skipped
+        through(pointer(x, place + c), one, grids[0], pointer(total, c), count)
+        if bias.size > 0:
+            for r in range(end - begin):
+                add_values(pointer(bias, 0), pointer(total, c + r * columns), columns)
+        if other.size > 0:
+            add_scaled(pointer(flat_other, b), alpha, pointer(total, c), count)
+        copy_values(pointer(flat_grad, b), pointer(at, c), count)
+        if two and three:
+            floor = x.dtype.type(0 if relu else -np.inf)
+            one_, two_ = numbers_of(grids[1]), numbers_of(grids[2])
+            found = both_sums(pointer(total, c), one_, two_, floor, pointer(at, c), count)
+            for which in range(2):
+                for i in range(3):
+                    sums[1 + which, i] += found[3 * which + i]
+        elif three or relu:
+            through(pointer(total, c), two, grids[1], pointer(behind, c), count)
+            if relu:
+                cut(pointer(behind, c), count, zero)
+            if three:
+                grid_back(pointer(behind, c), numbers_of(grids[2]), pointer(at, c), count, sums[2])
+            if relu:
+                stop_cut(pointer(behind, c), pointer(at, c), count, zero)
+        if two and not three:
+            grid_back(pointer(total, c), numbers_of(grids[1]), pointer(at, c), count, sums[1])
+        begin = end
+    if to_other.size > 0:
+        scale_values(pointer(at, 0), alpha, pointer(flat_to_other, a), size)
+    if to_bias.size > 0:
+        for r in range(last - first):
+            add_values(pointer(at, r * columns), pointer(to_bias, 0), columns)
+    product = 0.0
+    if chain.scaled and other.size > 0:
+        product += dot(at[:size], flat_other[a : a + size])
+    begin = first if there[0] else last
+    while begin < last:
+        end = run_of(skip, begin, last)
+        if not (skip.size > 0 and skip[begin]):
+            c, count = (begin - first) * columns, (end - begin) * columns
+            grid_back(pointer(x, place + c), numbers_of(grids[0]), pointer(at, c), count, sums[0])
+        begin = end
     return product
 
 
