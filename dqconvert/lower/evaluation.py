@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.fx import Graph, Node
 
 from dqconvert.lower.runtime import check_edges
@@ -31,6 +33,7 @@ def evaluation_graph(module: PreparedModule) -> Graph:
 def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
     """Returns the same of any of the module's graphs."""
     graph = without_reads(copy.deepcopy(prepared))
+    _follow_cast(graph, module)
     modules = dict(module.named_modules(remove_duplicate=False))
     for check in graph.find_nodes(op="call_function", target=only_in):
         graph.erase_node(check)
@@ -53,6 +56,32 @@ def evaluation_of(prepared: Graph, module: PreparedModule) -> Graph:
             graph.erase_node(node)
     check_connectivity(graph)
     return graph
+
+
+def _follow_cast(graph: Graph, module: PreparedModule) -> None:
+    """Has notes name, in place, the type that the module was cast to since it was traced.
+
+    Not where the forward itself names a type: then values of the old one may be there still, and inputs are refused.
+    """
+    held = {(note_of(node).dtype, parameter.dtype) for node, parameter in _parameters(graph, module)}
+    casts = {"float", "double", "half", "bfloat16", "type", "type_as"}
+    if len(held) != 1:
+        return
+    ((was, now),) = held
+    named = any(node.target in casts or was in (*node.args, *node.kwargs.values()) for node in graph.nodes)
+    if was is now or named:
+        return
+    for node in graph.nodes:
+        if note_of(node).dtype is was:
+            annotate(node, replace(note_of(node), dtype=now))
+
+
+def _parameters(graph: Graph, module: PreparedModule) -> Iterator[tuple[Node, nn.Parameter]]:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for node in graph.nodes:
+        parameter = parameters.get(str(node.target)) if node.op == "get_attr" else None
+        if parameter is not None and parameter.is_floating_point():
+            yield node, parameter
 
 
 def refused(graph: Graph) -> str | None:

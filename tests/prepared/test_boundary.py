@@ -246,6 +246,22 @@ def test_integer_modules_of_models_of_other_types(kind, dtype):
     assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_module_that_was_cast_after_prepare_converts_as_one_that_was_cast_before(dtype):
+    torch.manual_seed(0)
+    x, edge_index = torch.randn(40, 16), torch.randint(40, (2, 160))
+    model = GCN(16, 8, 2, 4)
+    after = dqconvert.prepare(model, "int8-dq", (x, edge_index)).module.to(dtype)
+    after(x.to(dtype), edge_index).sum().backward()
+    before = dqconvert.prepare(model.to(dtype), "int8-dq", (x.to(dtype), edge_index)).module
+    before.load_state_dict(after.state_dict())
+    found, wanted = (dqconvert.convert(module.eval())(x.to(dtype), edge_index) for module in (after, before))
+    assert found.dtype is dtype
+    assert torch.equal(found, wanted)
+    with pytest.raises(InputTypeError, match=rf"x is torch.float32, and the model computes in {dtype}"):
+        dqconvert.convert(after)(x, edge_index)
+
+
 @pytest.mark.parametrize("cast", ["half", "double", "bfloat16"])
 def test_integer_modules_stay_in_their_types(cast):
     module = modes("GCN")[2]
