@@ -80,12 +80,13 @@ def test_every_operator_is_checked_somewhere():
     trained = {"quantize_chain", "quantize_linear", "quantize_parts", "propagate", "propagate_max", "dropout"}
     known |= trained | {f"{name}_grad" for name in trained} | {"quantize_batch_norm", "batch_norm_grad"}
     known |= {f"learned_{name}" for name in ("fake_quantize", "chain", "propagate", "linear")}
-    known |= {f"learned_{name}_grad" for name in ("chain", "propagate")} | {"mix", "mix_grad"}
+    known |= {f"learned_{name}_grad" for name in ("chain", "propagate", "linear")} | {"mix", "mix_grad"}
     known |= {"quantize_codes", "quantize_sum", "dequantize_codes", "look_up_codes", "look_up_pairs"}
+    known |= {"quantize_groups", "look_up_groups", "look_up_pairs_groups"}
     known |= {"integer_linear", "integer_propagate", "attention_codes", "softmax_codes", "add_heads", "edge_products"}
     known |= {"receiver_order", "gcn_codes", "row_colors", "have_colors", "refine_colors"}
     modules = ("codes", "sums", "linear", "propagate", "attention", "heads", "edge_products", "receivers")
-    modules += ("folding.colors", "folding.refine")
+    modules += ("folding.colors", "folding.refine", "groups")
     for module in modules:
         importlib.import_module(f"dqconvert.kernels.integer.{module}")
     names = torch._C._dispatch_get_all_op_names()

@@ -129,3 +129,10 @@ def test_a_group_that_is_not_there_is_the_last_one():
     far = torch.full((4,), 200, dtype=torch.uint8)
     given, table = codes(4, 2), tables()
     assert torch.equal(look_up_groups(given, table, far), look_up_groups(given, table, torch.full_like(far, COUNT - 1)))
+
+
+def test_operators_are_registered_right():
+    groups = groups_of(5)
+    torch.library.opcheck(look_up_groups_operator.registered, (codes(5, 4), tables(), groups))
+    torch.library.opcheck(look_up_pairs_groups_operator.registered, (codes(5, 4), codes(5, 4), tables(256), groups))
+    torch.library.opcheck(quantize_groups_operator.registered, (torch.randn(5, 4), grids(), groups, None))
