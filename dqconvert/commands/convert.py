@@ -109,7 +109,7 @@ def convert(
     Args:
         source: The float model.
         out: Where to write.
-        qconfig: A preset or a config file; ``None``: ``"int8-dq"``, or ``"int8-ptq"`` where it calibrates.
+        qconfig: A preset or a config file; ``None``: ``"int8-dq"``, or ``"int8-ptq+"`` where it calibrates.
         sets: Fields to override, see :func:`dqconvert.commands.overrides.qconfig_from`.
         rules: Rules to add, likewise.
         example: A file of inputs to trace on; ``None``: made up.
@@ -125,7 +125,7 @@ def convert(
     """
     check_target(out, overwrite=force)
     if qconfig is None:
-        qconfig = "int8-dq" if calibrate is None else "int8-ptq"
+        qconfig = "int8-dq" if calibrate is None else "int8-ptq+"
     with usage():
         config = qconfig_from(qconfig, sets, rules)
     if not fold and not integer:

@@ -36,7 +36,7 @@ def check_ready(graph: Graph, root: nn.Module) -> None:
             f"{_named(empty)} never observed a value (what is NaN or infinite does not count): "
             "train at least one step, or run dqconvert.calibrate."
         )
-    wrong = [path for path, q in quantizers.items() if not bool(torch.isfinite(q.min_val + q.max_val + q.scale).all())]
+    wrong = [path for path, quantizer in quantizers.items() if not _is_finite(quantizer)]
     if wrong:
         raise LoweringError(f"{_named(wrong)} has a range that is not finite: the training went astray.")
     tensors = {name: tensor for name, tensor in _tensors(graph, root) if tensor.is_floating_point()}
@@ -47,6 +47,13 @@ def check_ready(graph: Graph, root: nn.Module) -> None:
     endless = [name for name, tensor in weights.items() if bool(tensor.isinf().any())]
     if endless:
         raise LoweringError(f"{_named(endless)} holds infinite values: the training went astray.")
+
+
+def _is_finite(quantizer: FakeQuantize) -> bool:
+    """True if all ends are; a group of in-degrees that saw no node has none, and the scale of its neighbour."""
+    unseen = quantizer.min_val > quantizer.max_val
+    ends = torch.isfinite(quantizer.min_val + quantizer.max_val) | unseen
+    return bool(ends.all()) and bool(torch.isfinite(quantizer.scale).all())
 
 
 def _refuse_write(node: Node) -> NoReturn:

@@ -218,8 +218,10 @@ class Presets(Mapping[str, QConfig]):
     - `int8-lsq`, `int4-lsq`: learned steps (Esser et al., *LSQ*, ICLR 2020; Bhalgat et al., *LSQ+*, 2020), symmetric
         grids of weights and affine ones of everything else; protection 0.0 to 0.1.
     - `int8-dq+`, `int4-dq+`, `int3-dq+`, `int2-dq+`: what measured best, for `dqconvert.finetune`: ranges searched over
-        non-zero values, in 3 and 2 bits as the beginning of learned steps, per channel of weights, which are symmetric;
-        unsigned grids wherever only ReLUs read on; quantizers before dropouts; no protection.
+        non-zero values, in 3 and 2 bits as the beginning of learned steps; one per group of in-degrees, and per channel
+        of weights, which are symmetric; unsigned grids wherever only ReLUs read on; quantizers before dropouts, GCN
+        norms on the nodes; no protection.
+    - `int8-ptq+`: for calibration without training: `int8-dq+`, and the model's results in float.
     - `int8-ptq`: for calibration without training: weights, which are known exactly, by their minimum and
         maximum; everything else by percentiles, as a few hubs would stretch the range for all; no protection.
 
@@ -270,9 +272,11 @@ def _learned(bits: int) -> QConfig:
 
 def _plus(bits: int) -> QConfig:
     steps: Range = "mse" if bits >= 4 else "learned"
-    value = QSpec(bits=bits, signed="graph", range=steps)
+    value = QSpec(bits=bits, signed="graph", granularity="degree", range=steps)
     weight = QSpec(bits=bits, signed=True, symmetric=True, granularity="channel", range=steps)
-    return QConfig(weight=weight, activation=value, message=value, aggregate=value, placement="before_dropout")
+    return QConfig(
+        weight=weight, activation=value, message=value, aggregate=value, placement="before_dropout", norm="nodes"
+    )
 
 
 DEFAULT_PRESET = "int8-dq"
@@ -287,6 +291,7 @@ presets = Presets(
         "int8-lsq": _learned(8),
         "int4-lsq": _learned(4),
         **{f"int{bits}-dq+": _plus(bits) for bits in (8, 4, 3, 2)},
+        "int8-ptq+": replace(_plus(8), placement="paper", output=False),
         "int8-ptq": replace(_scheme(QSpec(bits=8, range="percentile")), weight=QSpec(bits=8, signed=True)),
     }
 )
