@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
@@ -17,7 +19,10 @@ from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer import groups as loops
 from dqconvert.kernels.cpu.integer.finish import CODES
 from dqconvert.kernels.cpu.threads import parts, run
+from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.codes import not_a_number, not_floating, plain_quantize
+from dqconvert.kernels.integer.ramp import ramp_of
+from dqconvert.kernels.integer.tables import WIDE
 
 
 def _own(groups: Tensor, codes: Tensor) -> Tensor:
@@ -42,9 +47,24 @@ def _columns(codes: Tensor) -> int:
 
 def _look_up_on_cpu(codes: Tensor, table: Tensor, groups: Tensor) -> Tensor:
     found, columns = empty(codes.shape, table.dtype), _columns(codes)
-    args = array(codes).reshape(-1), array(table).reshape(len(table), -1), array(groups), array(found).reshape(-1)
-    run(lambda _, start, stop: loops.look_up_rows(*args, columns, start, stop), parts(len(codes), codes.numel()))
+    ramps = (
+        _ramps((table,), columns) if table.dtype == torch.uint8 and columns >= WIDE else np.empty((0, 0), np.float32)
+    )
+    entries = ramps if len(ramps) > 0 else array(table).reshape(len(table), -1)
+    loop = loops.climb_rows if len(ramps) > 0 else loops.look_up_rows
+    args = array(codes).reshape(-1), entries, array(groups), array(found).reshape(-1), columns
+    run(lambda _, start, stop: loop(*args, start, stop), parts(len(codes), codes.numel()))
     return found
+
+
+def _make_ramps(table: Tensor, columns: int) -> NDArray[Any]:
+    """Returns what stands for the tables of all groups, float32 `[groups, 4 * columns]`; empty, if not for each."""
+    found = [ramp_of(own, CODES, columns) for own in table]
+    ramps = [np.ascontiguousarray(ramp, np.float32).reshape(-1) for ramp in found if ramp is not None]
+    return np.stack(ramps) if len(ramps) == len(found) else np.empty((0, 0), np.float32)
+
+
+_ramps = Derived(_make_ramps)
 
 
 def _check_look_up(_: Mapping[str, int], args: Sequence[Any]) -> None:

@@ -17,7 +17,7 @@ from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.integer.finish import pack
 from dqconvert.kernels.integer.ramp import ramp_of
 
-_WIDE = 32
+WIDE = 32
 """Columns from which ramps are faster than tables."""
 
 
@@ -34,7 +34,7 @@ def _look_up_on_cpu(codes: Tensor, table: Tensor, packed: bool = False) -> Tenso
     wide = codes.size(-1) if codes.dim() > 0 else 1
     found = empty((codes.size(0), (wide + 1) // 2) if packed else codes.shape, table.dtype)
     given, entries, to = (array(t).reshape(-1) for t in (codes, table, found))
-    ramp = ramp_of(table, CODES, wide) if table.dtype == torch.uint8 and wide >= _WIDE else None
+    ramp = ramp_of(table, CODES, wide) if table.dtype == torch.uint8 and wide >= WIDE else None
     columns = wide if packed or ramp is not None or table.dim() > 1 else 1
     cuts = parts(codes.numel() // max(columns, 1), codes.numel())
     if packed:

@@ -99,6 +99,13 @@ def test_look_ups(shape, dtype, threads):
     assert torch.equal(look_up_pairs_groups_operator(*args), look_up_pairs_groups_operator.definition(*args))
 
 
+def test_tables_that_rise_evenly_are_climbed(threads):
+    ramps = (torch.arange(256.0) * torch.tensor([[0.3], [0.9], [0.5]]) + 3).round().to(torch.uint8)
+    for table in (ramps, torch.cat([ramps[:1], tables()[1:]])):
+        args = (codes(70, 40), table, groups_of(70))
+        assert torch.equal(look_up_groups_operator(*args), look_up_groups_operator.definition(*args))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(0, 4), (5,), (200, 7), (30, 2, 4)], ids=str)
 def test_values_become_codes_of_the_grid_of_their_row(shape, dtype, threads):

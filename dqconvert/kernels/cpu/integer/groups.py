@@ -13,6 +13,7 @@ from dqconvert.kernels.cpu.integer.finish import (
 )
 from dqconvert.kernels.cpu.integer.linear import grid_at
 from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.llvm.requantize import ramp_span
 
 
 @loop
@@ -24,6 +25,14 @@ def look_up_rows(codes, table, group, found, columns, start, stop):  # type: ign
             look_up_columns(pointer(codes, at), columns, pointer(table, own), pointer(found, at))
         else:
             look_up_values(pointer(codes, at), columns, pointer(table, own), pointer(found, at))
+
+
+@loop
+def climb_rows(codes, ramps, group, found, columns, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`; `ramps`: float32 `[groups, 4 * columns]`."""
+    for row in range(start, stop):
+        own, at = group_of(group, row, ramps.shape[0]) * ramps.shape[1], row * columns
+        ramp_span(pointer(codes, at), columns, pointer(ramps, own), columns, pointer(found, at))
 
 
 @loop
