@@ -72,13 +72,13 @@ class Placer:
         self.quantized: dict[Node, Node] = {}
         self._shared: dict[tuple[Node, Any], Node] = {}
         self._degrees: dict[int, Degrees] = {}
-        self._ungrouped: dict[int, str] = {}
+        self._per_tensor: dict[int, str] = {}
 
     def place(self, graph: Graph, sites: list[Site], masks: Masks | None, rows: RowSpaces) -> None:
         """Inserts quantizers for all sites, in place."""
         found = list(self._wanted(sites))
         self._check_shared(sites, found)
-        wanted = [(site, self._grouped(graph, rows, site, spec)) for site, spec in found]
+        wanted = [(site, self._served(graph, rows, site, spec)) for site, spec in found]
         first = {(site.value, spec) if site.user is not None else site.value: site for site, spec in reversed(wanted)}
         placed = {id(site) for site in first.values()}
         same = {} if self.known is None else self.known.match([site for site, _ in wanted if id(site) in placed])
@@ -114,14 +114,19 @@ class Placer:
             else:
                 yield site, spec
 
-    def _grouped(self, graph: Graph, rows: RowSpaces, site: Site, spec: Any) -> Any:
-        """Returns a spec, per tensor where it asks for a range per group of in-degrees and there are none."""
-        if not isinstance(spec, QSpec) or spec.groups_value is None:
+    def _served(self, graph: Graph, rows: RowSpaces, site: Site, spec: Any) -> Any:
+        """Returns a spec, per tensor where it asks for a range per channel or group of in-degrees and there are none."""
+        if not isinstance(spec, QSpec) or spec.granularity == "tensor":
             return spec
-        groups = self._groups_of(graph, rows, site, spec)
-        if isinstance(groups, Node):
+        if spec.granularity == "degree":
+            groups = self._groups_of(graph, rows, site, spec)
+            if isinstance(groups, Node):
+                return spec
+            self._per_tensor[id(site)] = groups
+        elif site.level is Level.PARAMETER or len(note_of(site.value).sizes[0]) != 1:
             return spec
-        self._ungrouped[id(site)] = groups
+        else:
+            self._per_tensor[id(site)] = "one number per row has no channels"
         return replace(spec, granularity="tensor", groups=None)
 
     def _groups_of(self, graph: Graph, rows: RowSpaces, site: Site, spec: QSpec) -> Node | str:
@@ -274,12 +279,12 @@ class Placer:
             source=site.source,
             bits=own.bits if own else None,
             signed=site.signed(own) if own else None,
-            scheme=self._scheme(own, self._ungrouped.get(id(site))) if own else getattr(spec, "__name__", repr(spec)),
+            scheme=self._scheme(own, self._per_tensor.get(id(site))) if own else getattr(spec, "__name__", repr(spec)),
             protected=self._protected(site),
         )
 
-    def _scheme(self, spec: QSpec, ungrouped: str | None) -> str:
-        granularity = f"per {granularity_of(spec)}" + (f" ({ungrouped})" if ungrouped else "")
+    def _scheme(self, spec: QSpec, why: str | None) -> str:
+        granularity = f"per {granularity_of(spec)}" + (f" ({why})" if why else "")
         parts = ["symmetric" if spec.symmetric else "affine", granularity, spec.range, spec.grad]
         parts += ["rounded stochastically"] if spec.rounding == "stochastic" else []
         noise = self.ledger.qconfig.noise

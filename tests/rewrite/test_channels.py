@@ -1,0 +1,27 @@
+"""Where ranges per channel are placed: not on values of one number per row, whose only dimension is the rows'."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch_geometric.nn import GCN
+
+import dqconvert
+from dqconvert import QConfig, QSpec
+
+
+@pytest.mark.parametrize("range_", ["minmax", "mse", "percentile", "ema", "learned"])
+def test_one_number_per_edge_has_one_range_and_graphs_may_differ(range_):
+    spec = QSpec(granularity="channel", range=range_)
+    torch.manual_seed(0)
+    x, edges = torch.randn(20, 6), torch.randint(20, (2, 70))
+    module, report = dqconvert.prepare(
+        GCN(6, 8, 2), QConfig(weight=spec, activation=spec, message=spec, aggregate=spec), (x, edges)
+    )
+    schemes = {entry.role: entry.scheme for entry in report.entries}
+    assert "per tensor (one number per row has no channels)" in schemes["edge_weight"]
+    assert "per channel" in schemes["feature"] and "per channel" in schemes["message"]
+    dqconvert.calibrate(module, (x, edges))
+    other = (torch.randn(35, 6), torch.randint(35, (2, 120)))
+    integer = dqconvert.convert(module)
+    torch.testing.assert_close(integer(*other), module.eval()(*other), rtol=0, atol=0.1)
