@@ -115,7 +115,7 @@ class Placer:
                 yield site, spec
 
     def _served(self, graph: Graph, rows: RowSpaces, site: Site, spec: Any) -> Any:
-        """Returns a spec, per tensor where it asks for a range per channel or group of in-degrees and there are none."""
+        """Returns a spec, per tensor where it asks for a range per channel or group and has none."""
         if not isinstance(spec, QSpec) or spec.granularity == "tensor":
             return spec
         if spec.granularity == "degree":

@@ -20,7 +20,8 @@ def test_one_number_per_edge_has_one_range_and_graphs_may_differ(range_):
     )
     schemes = {entry.role: entry.scheme for entry in report.entries}
     assert "per tensor (one number per row has no channels)" in schemes["edge_weight"]
-    assert "per channel" in schemes["feature"] and "per channel" in schemes["message"]
+    assert "per channel" in schemes["feature"]
+    assert "per channel" in schemes["message"]
     dqconvert.calibrate(module, (x, edges))
     other = (torch.randn(35, 6), torch.randint(35, (2, 120)))
     integer = dqconvert.convert(module)
