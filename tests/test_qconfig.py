@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.errors import ConfigError
@@ -639,11 +639,12 @@ qconfigs = st.builds(
     QConfig,
     **dict.fromkeys(KINDS, st.none() | specs()),
     protect=st.none() | protects(),
-    noise=st.none(),
+    noise=st.none() | st.sampled_from([0.1, 0.5, 1.0]),
     rules=st.lists(rules(), max_size=3),
 )
 
 
+@settings(max_examples=40)
 @given(qconfig=qconfigs)
 def test_every_config_comes_back_from_a_dict_and_from_files(
     qconfig: QConfig, tmp_path_factory: pytest.TempPathFactory
