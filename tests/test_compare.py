@@ -89,6 +89,18 @@ def test_layers_of_an_integer_module_are_the_prepared_one_s(name):
         assert layer.values == of_prepared[layer.path].values
 
 
+def test_what_only_relus_read_is_compared_as_they_leave_it(tmp_path):
+    """Grids of signed="graph" cut what is below zero, which changes nothing behind a ReLU."""
+    model, module = calibrated("GIN", {"activation": {"signed": "graph"}, "protect": None})
+    cut = {path for path, quantizer in module.quantizers() if quantizer.from_zero}
+    integer = dqconvert.convert(module)
+    dqconvert.save(integer, tmp_path / "gin.int")
+    for other in (module, integer, dqconvert.load(tmp_path / "gin.int")):
+        found = {layer.path: layer for layer in dqconvert.compare(model, other, a_graph(5)).layers}
+        assert cut & set(found)
+        assert all(layer.sqnr_db > 20 for layer in found.values()), found
+
+
 def test_worst_layers_stand_first_and_fewer_bits_are_worse():
     model, module = calibrated()
     found = dqconvert.compare(model, dqconvert.convert(module), a_graph(5))

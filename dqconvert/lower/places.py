@@ -26,6 +26,7 @@ class Place:
         scale: A code stands for ``(code - zero) * scale``.
         zero: Likewise.
         packed: Whether there are two codes to a byte.
+        from_zero: Whether what is below zero is cut, as only ReLUs read it (``signed="graph"``): that is no error.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Place:
     scale: float
     zero: int
     packed: bool = False
+    from_zero: bool = False
 
     def read(self, held: Tensor, columns: int) -> Tensor:
         """Returns the values, float64, of what the node holds.

@@ -125,6 +125,7 @@ class QuantizedRun(_Run):
             expected = self._values.get(place.value)
             if expected is None or expected.dim() == 0:
                 continue
+            expected = expected.clamp(min=0) if place.from_zero else expected
             found = value if value.is_floating_point() else place.read(value, expected.size(-1))
             if found.shape == expected.shape:
                 self._report(place.path, expected, found)
@@ -144,7 +145,14 @@ def _rounded(graph: Graph, module: nn.Module) -> tuple[Place, ...]:
     modules = dict(module.named_modules(remove_duplicate=False))
     quantizers = [node for node in graph.nodes if node.op == "call_module"]
     return tuple(
-        Place(path=str(node.target), value=rounded_value(node, modules).name, node=node.name, scale=1.0, zero=0)
+        Place(
+            path=str(node.target),
+            value=rounded_value(node, modules).name,
+            node=node.name,
+            scale=1.0,
+            zero=0,
+            from_zero=quantizer.from_zero,
+        )
         for node in quantizers
-        if isinstance(modules[str(node.target)], FakeQuantize)
+        if isinstance(quantizer := modules[str(node.target)], FakeQuantize)
     )

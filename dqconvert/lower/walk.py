@@ -10,6 +10,7 @@ from dqconvert.lower.forms import FORMS
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.places import Place, hold, rounded_value
 from dqconvert.lower.values import Codes, Value
+from dqconvert.quant import FakeQuantize
 
 
 def walk(graph: Graph, root: nn.Module) -> Lowering:
@@ -32,8 +33,8 @@ def walk(graph: Graph, root: nn.Module) -> Lowering:
         value = lowering.values[node] = _lowered(lowering, node)
         if node is last:
             lowering.program.call(torch._C._set_grad_enabled, (False,))
-        if isinstance(value, Codes) and lowering.quantizer(node) is not None:
-            _note_place(lowering, node, value)
+        if isinstance(value, Codes) and (quantizer := lowering.quantizer(node)) is not None:
+            _note_place(lowering, node, value, quantizer)
     return lowering
 
 
@@ -41,10 +42,15 @@ def _lowered(lowering: Lowering, node: Node) -> Value:
     return next(value for form in FORMS if (value := form(lowering, node)) is not None)
 
 
-def _note_place(lowering: Lowering, node: Node, value: Codes) -> None:
+def _note_place(lowering: Lowering, node: Node, value: Codes, quantizer: FakeQuantize) -> None:
     """Notes which codes are the values that a quantizer rounds, for :func:`dqconvert.compare`."""
     rounds = rounded_value(node, lowering.context.modules).name
     place = Place(
-        path=str(node.target), value=rounds, node=value.node.name, scale=value.grid.scale, zero=value.grid.zero
+        path=str(node.target),
+        value=rounds,
+        node=value.node.name,
+        scale=value.grid.scale,
+        zero=value.grid.zero,
+        from_zero=quantizer.from_zero,
     )
     hold(value.node, place)
