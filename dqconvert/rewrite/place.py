@@ -201,7 +201,7 @@ class Placer:
             level=site.level.value,
             row_dim=site.row_dim,
             signed=not (site.nonnegative or site.cut),
-            protected=self._protected(site) and self.ledger.qconfig.protect is not None,
+            protected=self._protected(site),
             degrees=site.level in (Level.NODE, Level.EDGE) and bool(rows.targets),
             channels=(channels, dim),
         )
@@ -259,7 +259,7 @@ class Placer:
 
     def _protected(self, site: Site) -> bool:
         protect = self.ledger.qconfig.protect
-        return site.protected and (protect is None or protect.covers(site.role))
+        return site.protected and protect is not None and protect.covers(site.role)
 
     def _redirect(self, site: Site, node: Node) -> None:
         assert site.user is not None

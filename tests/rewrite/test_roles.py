@@ -91,6 +91,8 @@ def test_a_norm_from_the_graph_alone_is_never_protected_an_attention_coefficient
         for layer in (GCNConv(8, 4), GATConv(8, 4))
     }
     assert protected == {"GCNConv": False, "GATConv": True}
+    plain = dqconvert.prepare(GATConv(8, 4), "int8-qat", (X, EDGE_INDEX)).report
+    assert not any(entry.protected for entry in plain.entries)  # without protection nothing is
 
 
 class Gain(nn.Module):
