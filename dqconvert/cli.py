@@ -113,7 +113,7 @@ _ConvertQConfig = Annotated[
     typer.Option(
         "--qconfig",
         metavar="NAME|FILE",
-        help="A preset, or a .toml or .json file. [default: int8-dq; with --calibrate int8-ptq+]",
+        help="A preset, or a .toml or .json file. Default: int8-dq, with --calibrate int8-ptq+.",
         autocompletion=_complete_qconfig,
     ),
 ]

@@ -208,7 +208,7 @@ def _rows(item: Any, name: str, value: Rows, output: Tensor) -> Tensor | None:
             there = sorted(item.keys())
             raise ConfigError(
                 f"finetune: {name}={value!r} is not in the {type(item).__name__}, which has {listed(there)}"
-                f"{did_you_mean(value, there)}."
+                f"{did_you_mean(value, there)}"
             )
         value = item[value]
     if value is None:

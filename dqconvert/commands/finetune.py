@@ -27,7 +27,7 @@ from dqconvert.finetune import finetune as train
 from dqconvert.prepared import PreparedModule
 from dqconvert.user.factory import parse_kwargs
 from dqconvert.user.inputs import SavedInputs, read_example, read_inputs
-from dqconvert.words import article
+from dqconvert.words import article, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,8 @@ def _show(summary: dict[str, Any]) -> None:
     for epoch in summary["epochs"][-1:]:
         by = "of the validation rows right" if summary["chosen_by"] == "validation" else "as the float model predicts"
         score = f"{100 * epoch['best']:.2f} %" if epoch["best"] >= 0 else f"squared error {-epoch['best']:.4g}"
-        typer.echo(f"{summary['qconfig']}: {epoch['number']} epochs, loss {epoch['loss']:.4g}; best: {score} {by}")
+        epochs = count(epoch["number"], "epoch")
+        typer.echo(f"{summary['qconfig']}: {epochs}, loss {epoch['loss']:.4g}; best: {score} {by}")
     for line in agreement_lines({**summary["agreement"], "low": False}):  # its advice is to train
         typer.echo(line)
     typer.echo(f"{summary['out']}: {size_in_words(summary)}")

@@ -34,7 +34,7 @@ def sizes_of(out: Path, module: PreparedModule) -> dict[str, int]:
 def size_in_words(sizes: dict[str, Any]) -> str:
     """Returns the sizes as a line for people, with the reason where a file is larger than the weights."""
     size, floats, description = sizes["bytes"], sizes["float_bytes"], sizes["description_bytes"]
-    text = f"{count(size, 'byte')} written, {size / max(floats, 1):.2f} of the float weights' {floats:,}"
+    text = f"{count(size, 'byte')} written, {size / max(floats, 1):.2f} times the float weights' {floats:,}"
     if size > floats:
         text += f": what describes the graph ({description:,}) and its ranges or tables is as long for wider layers"
     return text

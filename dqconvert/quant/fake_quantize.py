@@ -218,9 +218,10 @@ class FakeQuantize(nn.Module):
             return x
         if not observing and self._lacks_range(x):
             raise ObserverError(
-                f"quantizer {self.name!r} never observed a value, so it has no range to quantize with: "
-                f"this evaluation came before the first training step. Train one step first (where a trainer validates "
-                f"before it trains, as Lightning does, Trainer(num_sanity_val_steps=0)), or run dqconvert.calibrate."
+                f"quantizer {self.name!r} never observed a value (what is NaN or infinite does not count), so it has "
+                f"no range to quantize with: this evaluation came before the first training step. Train one step first "
+                f"(where a trainer validates before it trains, as Lightning does, Trainer(num_sanity_val_steps=0)), or "
+                f"run dqconvert.calibrate."
             )
         lo, hi = grid = self.ends(x.numel()) if self.learned else self._qparams()
         dim = self.channel_dim

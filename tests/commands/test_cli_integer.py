@@ -101,7 +101,7 @@ def test_it_says_what_it_did_in_words_and_as_json():
     lines = dq(*args, "-o", "a.int").stdout.splitlines()
     assert lines[0] == "gin.pt: a GIN"
     assert lines[-1].startswith(f"a.int: {os.path.getsize('a.int'):,} bytes written, ")
-    assert "of the float weights' 744: what describes the graph (" in lines[-1]  # it grows, and says why
+    assert "times the float weights' 744: what describes the graph (" in lines[-1]  # it grows, and says why
     found = json.loads(dq(*args, "-o", "b.int", "--json").stdout)
     assert found["model"] == "GIN"
     assert found["operations"]["integer_linear"] == 4
