@@ -15,7 +15,7 @@ from dqconvert.fuse import fuse_method
 from dqconvert.methods import Methods, methods_of, with_shapes
 from dqconvert.optimizers import watch_optimizers
 from dqconvert.prepared.again import prepare_again
-from dqconvert.prepared.base import add_rewritten, defer_method, fuse_more, rewrite_more, run_own_code
+from dqconvert.prepared.base import add_rewritten, defer_method, fuse_more, keep_plain, rewrite_more, run_own_code
 from dqconvert.prepared.module import PreparedModule, assemble
 from dqconvert.qconfig import QConfig, RuleLedger, as_qconfig
 from dqconvert.report import Report
@@ -120,7 +120,7 @@ def _prepare(model: nn.Module, methods: Methods, qconfig: QConfig, *, strict: bo
     first, *others = methods.inputs
     found = trace(model, methods.inputs[first], method=first, strict=strict)
     rewritten = rewrite(found.method(first), found.module, ledger, products=found.products)
-    if rewritten is None:
+    if not rewritten.found:
         raise no_quantizers()
     fused = fuse_method(rewritten.method, found.module, groups=fuse)
     called, remarks = methods.called, found.remarks
@@ -138,9 +138,11 @@ def _prepare(model: nn.Module, methods: Methods, qconfig: QConfig, *, strict: bo
             defer_method(module, name)
             continue
         rewritten = rewrite_more(module, more.method(name), ledger, more.products)
-        if rewritten is not None:
+        if rewritten.found:
             add_rewritten(module, rewritten, fuse_more(module, rewritten), more.remarks)
             keeping[name] = more.left
+        elif not more.left and methods.inputs[name] is not None:  # else at its first call: made up, z may be numbers
+            keep_plain(module, rewritten.method)
     ledger.check()
     run_own_code(module, {name: f"keeps something for later in {left[0]!r}" for name, left in keeping.items() if left})
     return module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -110,6 +110,7 @@ def describe(
         "state": _state(module),
         "graphs": _graphs(module.graph, module.eval_graph, *module.source),
         "methods": [_method(method) for method in module.more_methods],
+        "plain_methods": [data for method in module.plain_methods if (data := _plain_method(method)) is not None],
     }
 
 
@@ -122,6 +123,14 @@ def _method(method: Method) -> dict[str, Any]:
         "islands": [asdict(island) for island in method.islands],
         "graphs": _graphs(method.graph, method.eval_graph, *method.source),
     }
+
+
+def _plain_method(method: Method) -> dict[str, Any] | None:
+    """Returns one that has nothing to quantize; ``None`` if a file cannot hold it: then the user's code alone runs."""
+    try:
+        return _method(replace(method, source=(method.graph, method.eval_graph)))
+    except CheckpointError:
+        return None
 
 
 def _graphs(*graphs: Graph | None) -> dict[str, Any]:

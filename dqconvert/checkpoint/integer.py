@@ -29,6 +29,7 @@ from dqconvert.lower.places import Place
 from dqconvert.lower.program import holder
 from dqconvert.lower.remember import Remember
 from dqconvert.lower.report import Float
+from dqconvert.prepared.base import NOTHING
 from dqconvert.report import PreparedMethod
 from dqconvert.trace import TracedModule
 from dqconvert.trace.globals import place_name, read_global
@@ -49,11 +50,12 @@ def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         CheckpointError: If it computes with functions or modules that only the model's own code can make again.
     """
-    graphs = [graph for method in module.all_methods() for graph in method.graphs()]
+    methods, left_out = _methods(module)
+    graphs = [method.graph for method in methods]
     for graph in graphs:
         _check_results(graph)
     _check_hooks(module)
-    tensors, modules = _read(module)
+    tensors, modules = _read(module, graphs)
     held = _globals(graphs, tensors)
     remarks = [_HELD.format(place_name(*args[1:3]), args[0]) for args in held]
     if remarks:
@@ -89,12 +91,34 @@ def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "called_method": module.called_method,
         "methods": [
             {"name": method.name, "how": method.how, "graph": encode_graph(method.graph, held)}
-            for method in module.more_methods
+            for method in methods[1:]
         ],
-        "left_out": module.lost(),
+        "left_out": {**left_out, **module.lost()},
         "order": _order(module, {*constants, *modules}),
     }
     return document, tensors
+
+
+def _methods(module: IntegerModule) -> tuple[list[Method], dict[str, str]]:
+    """Returns the methods that a file is to hold, and why not the others: some that have nothing to quantize."""
+    kept = [method for method in module.all_methods() if method.how != NOTHING]
+    left_out: dict[str, str] = {}
+    for method in [method for method in module.more_methods if method.how == NOTHING]:
+        try:
+            _door_name(method.name)
+            _check_results(method.graph)
+            for path, child in _read(module, [method.graph])[1].items():
+                if not isinstance(child, Remember):
+                    encode_module(child, path)
+            graphs = [one.graph for one in (*kept, method)]
+            check_graphs([decode_graph(encode_graph(graph), module, integer=True) for graph in graphs], module)
+        except CheckpointError as error:
+            left_out[method.name] = (
+                f"{method.name} runs the model's own code, and a file cannot hold its graph: {error}"
+            )
+        else:
+            kept.append(method)
+    return kept, left_out
 
 
 _HELD = "the file holds the global {} of module {!r} as it is when saved: what is loaded from it follows no change"
@@ -218,12 +242,11 @@ def _memo(nodes: list[dict[str, Any]], path: str, where: str) -> Remember:
     return Remember(TracedModule.build(nn.Module(), inner, from_file=True))
 
 
-def _read(module: IntegerModule) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
-    """Returns the tensors and the modules that the graph uses, by path."""
+def _read(module: IntegerModule, graphs: list[Graph]) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
+    """Returns the tensors and the modules that the graphs use, by path."""
     tensors: dict[str, Tensor] = {}
     modules: dict[str, nn.Module] = {}
-    nodes = (node for method in module.all_methods() for graph in method.graphs() for node in graph.nodes)
-    for node in nodes:
+    for node in (node for graph in graphs for node in graph.nodes):
         if node.op in ("call_module", "get_attr"):
             path = str(node.target)
             found = attrgetter(path)(module)

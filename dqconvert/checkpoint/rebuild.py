@@ -237,6 +237,7 @@ def _build(root: nn.Module, document: Mapping[str, Any]) -> PreparedModule:
         method=str(document["method"]),
         called_method=str(document.get("called_method", document["method"])),
         more_methods=tuple(_method(root, data) for data in document.get("methods", ())),
+        plain_methods=tuple(_method(root, data) for data in document.get("plain_methods", ())),
         own_code={_door(root, door): str(why) for door, why in document.get("own_code", {}).items()},
         islands=_islands(document),
         fuse=bool(document["fuse"]),

@@ -130,6 +130,7 @@ class PreparedData(TypedDict):
     called_method: NotRequired[str]
     own_code: NotRequired[dict[str, str]]
     methods: NotRequired[list[MethodData]]
+    plain_methods: NotRequired[list[MethodData]]
 
 
 class IntegerReportData(TypedDict):

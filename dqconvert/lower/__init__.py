@@ -18,8 +18,8 @@ from dataclasses import replace
 
 from torch.fx import Node
 
-from dqconvert.errors import LoweringError
-from dqconvert.lower.check import check_ready
+from dqconvert.errors import GuardError, LoweringError
+from dqconvert.lower.check import check_plain, check_ready
 from dqconvert.lower.evaluation import evaluation_of, refused
 from dqconvert.lower.left_out import not_done, settings
 from dqconvert.lower.merge import merge
@@ -38,6 +38,7 @@ from dqconvert.lower.report import Float, IntegerReport
 from dqconvert.lower.skeleton import skeleton_of
 from dqconvert.lower.walk import walk
 from dqconvert.prepared import PreparedModule
+from dqconvert.report import PreparedMethod
 from dqconvert.trace.hooks import share_hooks
 from dqconvert.trace.method import Method, words_of
 
@@ -91,6 +92,22 @@ def lower(module: PreparedModule, *, passes: Sequence[Pass] = PASSES) -> Integer
         merge(own.root, program.root, program.graph)
         report = report.and_of(IntegerReport.of(module.report.model, program.graph, floats))
         more.append(Method(name=method.name, graph=program.graph, how=method.how))
+    skeleton, own_code = skeleton_of(module), dict(module.own_code)
+    for method in module.plain_methods:
+        try:
+            check_plain(method, module, skeleton)
+            program, floats = _lower_graph(method, module, passes)
+        except (GuardError, LoweringError) as error:
+            own_code[method.name] = f"{method.how}, and no graph that holds now ({error})"
+            continue
+        merge(own.root, program.root, program.graph)
+        report = report.and_of(IntegerReport.of(module.report.model, program.graph, floats))
+        entry = PreparedMethod(name=method.name, arguments=words_of(method.graph), how=method.how)
+        read = settings([method.eval_graph or method.graph], module)
+        report = replace(
+            report, methods=(*report.methods, entry), settings=tuple(dict.fromkeys((*report.settings, *read)))
+        )
+        more.append(Method(name=method.name, graph=program.graph, how=method.how))
     integer: IntegerModule = IntegerModule.build(
         own.root,
         own.graph,
@@ -98,9 +115,9 @@ def lower(module: PreparedModule, *, passes: Sequence[Pass] = PASSES) -> Integer
         method=module.method,
         called_method=module.called_method,
         more_methods=tuple(more),
-        own_code=module.own_code,
+        own_code=own_code,
         left_out=left_out,
-        skeleton=skeleton_of(module),
+        skeleton=skeleton,
     )
     share_hooks(module, integer)
     return integer.eval()

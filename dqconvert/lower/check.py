@@ -11,11 +11,17 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from dqconvert.errors import LoweringError
+from dqconvert.lower.evaluation import refused
+from dqconvert.lower.skeleton import lacks_weights
 from dqconvert.ops import op_name, writes
+from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.connectivity import input_name
+from dqconvert.trace.check import Check
+from dqconvert.trace.method import Method
 from dqconvert.trace.note import note_of
 from dqconvert.trace.runtime import store
+from dqconvert.trace.unchanged import checks
 
 
 def check_ready(graph: Graph, root: nn.Module) -> None:
@@ -47,6 +53,27 @@ def check_ready(graph: Graph, root: nn.Module) -> None:
     endless = [name for name, tensor in weights.items() if bool(tensor.isinf().any())]
     if endless:
         raise LoweringError(f"{_named(endless)} holds infinite values: the training went astray.")
+
+
+def check_plain(method: Method, module: PreparedModule, skeleton: nn.Module) -> None:
+    """Checks that a method that has nothing to quantize computes what it did, and without weights that have quantizers.
+
+    Raises:
+        GuardError: If what it reads off the modules has changed.
+        LoweringError: If it reads such a weight, or refuses its arguments in evaluation.
+    """
+    Check(module, checks(method.graphs()))(module)
+    graph = method.eval_graph or method.graph
+    if (refusal := refused(graph)) is not None:
+        raise LoweringError(refusal)
+    for node in graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            try:
+                found = attrgetter(str(node.target))(skeleton)
+            except AttributeError as error:
+                raise LoweringError(f"it reads the weight {str(node.target)!r}") from error
+            if isinstance(found, nn.Module) and any(map(lacks_weights, found.modules())):
+                raise LoweringError(f"it calls {str(node.target)!r}")
 
 
 def _is_finite(quantizer: FakeQuantize) -> bool:

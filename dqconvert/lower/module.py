@@ -34,7 +34,8 @@ class IntegerModule(DoorModule):
     Its forward takes what the float model's takes and returns values of the same dtype. It computes without gradients,
     and is always in evaluation mode. It has the methods that the prepared module had graphs of, and its parts:
     ``module.encode(x, edge_index)``, ``module.encoder(x, edge_index)``. Of a module that ``convert`` returned, other
-    methods of the user's class run their own code over those; a file and a pickle have none but those.
+    methods of the user's class run their own code over those; a file and a pickle have none but those, and graphs of
+    those that have nothing to quantize.
 
     Attributes:
         report: What runs on codes, and what stays in float.
@@ -188,7 +189,7 @@ class IntegerModule(DoorModule):
 
     def __reduce__(self) -> Any:
         make, (kind, user, state, *graphs) = super().__reduce__()
-        return make, (kind, user, {**state, "skeleton": None, "left_out": self.lost()}, *graphs)
+        return make, (kind, user, {**state, "skeleton": None, "left_out": self.lost(), "own_code": {}}, *graphs)
 
     def lost(self) -> dict[str, str]:
         """Returns the methods that a file or a pickle of this module does not hold, and why."""

@@ -31,7 +31,7 @@ def prepare_again(prepared: PreparedModule, qconfig: QConfig, *, fuse: bool) -> 
     first, *others = prepared.all_methods()
     root = TracedModule.build(float_view(prepared), *_source(first))
     rewritten = rewrite(Trace(module=root, islands=prepared.islands).method(first.name), root, ledger)
-    if rewritten is None:
+    if not rewritten.found:
         raise no_quantizers()
     fused = fuse_method(rewritten.method, root, groups=fuse)
     remarks = prepared.report.remarks
@@ -39,10 +39,10 @@ def prepare_again(prepared: PreparedModule, qconfig: QConfig, *, fuse: bool) -> 
     for one in others:
         graph, eval_graph = _source(one)
         more = rewrite_more(module, replace(one, graph=graph, eval_graph=eval_graph), ledger)
-        if more is not None:
+        if more.found:
             add_rewritten(module, more, fuse_more(module, more))
     ledger.check()
-    module.own_code = prepared.own_code
+    module.own_code, module.plain_methods = prepared.own_code, copy.deepcopy(prepared.plain_methods)
     _keep_ranges(prepared, module)
     return module
 

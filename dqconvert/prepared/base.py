@@ -22,11 +22,17 @@ from dqconvert.rewrite.known import Known
 from dqconvert.rewrite.place import Quantizers
 from dqconvert.rewrite.rewrite import Rewritten, rewrite
 from dqconvert.trace import Island
+from dqconvert.trace.check import Check
 from dqconvert.trace.doors import DoorModule
+from dqconvert.trace.hooks import call_hook
 from dqconvert.trace.method import Method, words_of
+from dqconvert.trace.unchanged import checks
 
 DEFERRED = "named, traced at its first call"
 """How the report says that a named method had no inputs yet."""
+
+NOTHING = "has nothing to quantize"
+"""Why the user's code of a method runs that has a graph, as integer files need it."""
 
 
 class PreparedBase(DoorModule):
@@ -41,6 +47,8 @@ class PreparedBase(DoorModule):
         more_methods: The graphs of other methods, and of calls on other forms of arguments.
         own_code: Methods that no graph can hold, and why: they run the user's code, in which layers are prepared each
             for itself.
+        plain_methods: Graphs of methods that have nothing to quantize. They run the user's code; integer files, which
+            have none, hold these.
         islands: Modules kept whole, and why.
         fuse: Whether groups of nodes run as one operator each. ``graph`` is the graph before that; after changing this
             call ``recompile()``.
@@ -50,6 +58,7 @@ class PreparedBase(DoorModule):
     qconfig: QConfig
     _noted: Report
     source: tuple[Graph, Graph | None]
+    plain_methods: tuple[Method, ...] = ()
     islands: tuple[Island, ...]
     fuse: bool = True
     user_fuse: Any = None
@@ -130,7 +139,7 @@ class PreparedBase(DoorModule):
 
 def rewrite_more(
     module: PreparedBase, method: Method, ledger: RuleLedger | None = None, products: tuple[Island, ...] = ()
-) -> Rewritten | None:
+) -> Rewritten:
     """Rewrites the float graphs of one more method of a prepared module, whose quantizers it shares.
 
     Args:
@@ -140,12 +149,12 @@ def rewrite_more(
         products: Layers whose messages the graphs cannot show.
 
     Returns:
-        What :func:`add_rewritten` takes; ``None`` if there is nothing to quantize.
+        What :func:`add_rewritten` takes, or :func:`keep_plain` if there is nothing to quantize.
     """
     known = Known(module, module.report.entries, (graph for one in module.all_methods() for graph in one.graphs()))
     before = set(dict(module.named_modules()))
     rewritten = rewrite(method, module, ledger or RuleLedger(module.qconfig), known=known, products=products)
-    if rewritten is not None:
+    if rewritten.found:
         forget_keepers(module)
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
         for path, child in module.named_modules():
@@ -174,6 +183,17 @@ def add_rewritten(
     module.add_method(rewritten.method)
 
 
+def keep_plain(module: PreparedBase, method: Method) -> None:
+    """Gives a prepared module the graph of a method that has nothing to quantize; the user's code goes on to run.
+
+    A graph that runs hooks is not kept: they are the user's code, too.
+    """
+    module.own_code = {**module.own_code, method.name: NOTHING}
+    if not any(node.target is call_hook for graph in method.graphs() for node in graph.nodes):
+        Check(module, checks(method.graphs()))  # remembers what it read
+        module.plain_methods = (*module.plain_methods, replace(method, how=NOTHING))
+
+
 def quantized_parameters(module: PreparedBase) -> set[str]:
     """Returns the names of the parameters that graphs quantize."""
     calls = (node for one in module.all_methods() for node in one.graph.nodes if node.op == "call_module" and node.args)
@@ -198,7 +218,7 @@ def defer_method(module: PreparedBase, name: str) -> None:
 
 def run_own_code(module: PreparedBase, why: Mapping[str, str]) -> None:
     """Has methods run the user's code in spite of their graphs; ``why``: by name, the reason for the report."""
-    module.own_code = why
+    module.own_code = {**module.own_code, **why}
     methods = module._noted.methods
     noted = (replace(one, how=f"own code: {why[one.name]}") if one.name in why else one for one in methods)
     module._noted = replace(module._noted, methods=tuple(noted))

@@ -19,7 +19,15 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import DQConvertError, GuardError, InputError, TraceError
-from dqconvert.prepared.base import PreparedBase, add_rewritten, fuse_more, quantized_parameters, rewrite_more
+from dqconvert.prepared.base import (
+    NOTHING,
+    PreparedBase,
+    add_rewritten,
+    fuse_more,
+    keep_plain,
+    quantized_parameters,
+    rewrite_more,
+)
 from dqconvert.prepared.float_view import float_view
 from dqconvert.report import PreparedMethod
 from dqconvert.trace import Trace, trace
@@ -98,7 +106,7 @@ def _prepare(host: PreparedBase, call: DoorCall, refused: str) -> str | None:
     if odd is not None:
         return f"takes a {type(odd).__name__}, which is no input of a graph"
     if not any(isinstance(value, Tensor | BaseData) or is_sparse(value) for value in _leaves((args, kwargs))):
-        return None if refused else _NOTHING
+        return None if refused else NOTHING
     with torch.inference_mode(False), torch.enable_grad():
         try:
             view = float_view(host)
@@ -126,8 +134,10 @@ def _add(host: PreparedBase, door: str, found: Trace, refused: str) -> str | Non
     quantizers = {id(quantizer) for _, quantizer in host.quantizers()}
     method = found.method(door, "first call" if not refused else "first call in this form")
     rewritten = rewrite_more(host, method, products=found.products)
-    if rewritten is None:
-        return _NOTHING
+    if not rewritten.found:
+        if not refused and not found.left:
+            keep_plain(host, rewritten.method)
+        return NOTHING
     add_rewritten(host, rewritten, fuse_more(host, rewritten), found.remarks)
     added = [quantizer for _, quantizer in host.quantizers() if id(quantizer) not in quantizers]
     calibrating = any(quantizer.calibrating for _, quantizer in host.quantizers())
@@ -176,14 +186,11 @@ def _leaves(value: Any) -> Iterator[Any]:
 # -- the user's own code -------------------------------------------------------------------------------------------
 
 
-_NOTHING = "has nothing to quantize"
-
-
 def _note_own_code(host: PreparedBase, door: str, why: str) -> None:
     if door in host.own_code:
         return
     host.own_code = {**host.own_code, door: why}
-    if why == _NOTHING:
+    if why == NOTHING:
         return
     how = f"own code: {why}"
     entry = PreparedMethod(name=door, arguments="", how=how)

@@ -34,11 +34,12 @@ class Rewritten:
     """A method whose graphs call quantizers.
 
     Attributes:
-        method: The graphs, and the float graphs that they were made of.
+        method: The graphs, and the float graphs that they were made of; these alone if there is nothing to quantize.
         entries: The quantizers that are new.
         left_float: The values that stay in float.
         protection: Paths of the modules that draw the protected nodes.
         remarks: What else the report is to say.
+        found: Whether there is anything to quantize.
     """
 
     method: Method
@@ -46,6 +47,7 @@ class Rewritten:
     left_float: tuple[LeftFloat, ...]
     protection: tuple[str, ...]
     remarks: tuple[str, ...] = ()
+    found: bool = True
 
 
 def rewrite(
@@ -55,7 +57,7 @@ def rewrite(
     *,
     known: Known | None = None,
     products: tuple[Island, ...] = (),
-) -> Rewritten | None:
+) -> Rewritten:
     """Inserts quantizers and protection into the graphs of a method.
 
     Args:
@@ -66,7 +68,7 @@ def rewrite(
         products: Layers whose messages the graphs cannot show.
 
     Returns:
-        The rewritten method; ``None`` if there is nothing to quantize in it.
+        The rewritten method; as it was, if there is nothing to quantize in it.
 
     Example:
         >>> from torch_geometric.nn import SAGEConv
@@ -85,7 +87,8 @@ def rewrite(
     prefix = container_name(root)
     protections = _protections(root, prefix)
     if not _rewrite_graph(root, graph, train, whole, protections):
-        return None
+        plain = replace(method, graph=source[0], eval_graph=source[1])
+        return Rewritten(method=plain, entries=(), left_float=(), protection=(), found=False)
     placers = [train]
     if eval_graph is not None:
         placers.append(Placer(root, ledger, training=train))

@@ -39,6 +39,7 @@ RESERVED = frozenset(
     (
         *("graph", "code", "eval_graph", "meta", "report", "qconfig", "source", "method", "islands", "fuse", "fusions"),
         *("called_method", "more_methods", "own_code", "user_fuse", "from_file", "graphs", "all_methods", "quantizers"),
+        "plain_methods",
     )
 )
 """Names that a traced module has for itself: what the model at the root calls so is out of reach in it."""

@@ -169,8 +169,76 @@ def test_integer_modules_have_the_methods_and_parts(pairs, tmp_path):
         assert torch.equal(other.encode(X, EI), z)
         assert torch.equal(other.encoder(X, EI), z)
         assert torch.equal(other.decode(z, EI), integer.decode(z, EI))
-    with pytest.raises(AttributeError, match="which a file does not hold"):
-        dqconvert.load(tmp_path / "pairs.int").decode_all(z)
+        assert torch.equal(other.decode_all(z), integer.decode_all(z))
+
+
+class Dots(Encoder):
+    """A link predictor whose decoder has nothing to quantize, and code that a file cannot hold."""
+
+    power = 1.0
+    mode = "twice"
+
+    def encode(self, x, edge_index):
+        return self(x, edge_index)
+
+    def decode(self, z, edge_label_index):
+        return (z[edge_label_index[0]] * z[edge_label_index[1]]).sum(dim=-1) ** self.power
+
+    def best(self, z):
+        return z if z.sum() > 1e9 else z.relu()
+
+    def norm(self, z):
+        return z * self.conv1.lin.weight.norm()
+
+    def scaled(self, z):
+        return z * 2 if self.mode == "twice" else z
+
+
+def saved_integer(module, path):
+    dqconvert.save(dqconvert.convert(module), path)
+    return dqconvert.load(path)
+
+
+@pytest.mark.parametrize("named", ["encode", ("encode", "decode"), {"encode": (X, EI), "decode": (X[:, :4], EI)}])
+def test_a_file_of_integers_keeps_methods_that_have_nothing_to_quantize(named, tmp_path):
+    torch.manual_seed(0)
+    model = Dots()
+    module, _ = dqconvert.prepare(model, "int8-dq", None if isinstance(named, dict) else (X, EI), method=named)
+    module.train().encode(X, EI)
+    z = module.eval().encode(X, EI)
+    wanted = model.decode(z, EI[:, :40])
+    assert torch.equal(module.decode(z, EI[:, :40]), wanted)
+    dqconvert.save(module, tmp_path / "dots.dq")
+    again, _ = dqconvert.prepare(module, "int8-dq")
+    for one in (module, again, dqconvert.load(tmp_path / "dots.dq", model=Dots())):
+        integer = saved_integer(one, tmp_path / "dots.int")
+        assert torch.equal(integer.decode(z, EI[:, :40]), wanted)
+        assert ("decode", "has nothing to quantize") in {(method.name, method.how) for method in integer.report.methods}
+
+
+def test_a_file_of_integers_says_which_methods_it_does_not_keep(tmp_path):
+    module = trained(Dots(), "encode", method="encode")
+    z = module.encode(X, EI)
+    for name in ("best", "norm", "scaled"):
+        assert torch.equal(getattr(module, name)(z), getattr(Dots, name)(module, z))
+    module.decode(z, EI)
+    module.power, module.mode = 2.0, "once"
+    assert torch.equal(module.decode(z, EI), Dots.decode(module, z, EI))
+    assert torch.equal(module.scaled(z), z)
+    integer = saved_integer(module, tmp_path / "dots.int")
+    assert torch.equal(integer.decode(z, EI), Dots.decode(module, z, EI))
+    reasons = {"best": "branches on the value", "norm": r"reads the weight 'conv1\.lin\.weight'", "scaled": "'once'"}
+    for name, why in reasons.items():
+        with pytest.raises(AttributeError, match=why):
+            getattr(integer, name)
+
+
+def test_an_autoencoder_decodes_from_a_file(tmp_path):
+    module = trained(GAE(Encoder()), "encode", method="encode")
+    z = module.encode(X, EI)
+    wanted = module.decode(z, EI, sigmoid=True)
+    integer = saved_integer(module, tmp_path / "gae.int")
+    assert torch.equal(integer.decode(z, EI, sigmoid=True), wanted)
 
 
 def test_what_an_integer_module_was_not_prepared_for_is_an_error():
