@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from dqconvert.ops import Moves, op_name, op_of
+from dqconvert.ops import Moves, Storage, op_name, op_of
 from dqconvert.trace.note import Note, annotate, note_of
 from dqconvert.trace.runtime import keep_gradient, private, setitem, store
 
@@ -95,17 +95,22 @@ class Blocks:
         cell = self._cells.get(id(tensor))
         return cell if cell is not None and cell.tensor() is tensor else None
 
-    def bind(self, tensor: Tensor, node: Node, *, origin: bool = False, attribute: bool = False) -> None:
-        """Says which node has the value of a tensor.
+    def bind(self, tensor: Tensor, node: Node, *, origin: bool = False, attribute: bool = False) -> Tensor:
+        """Says which node has the value of a tensor; returns the tensor that stands for it from now on.
+
+        That is another one where a cast, say, returned its argument as it was: later readings are of one or the other.
 
         Args:
             origin: Whether the node reads it off an argument or an attribute.
             attribute: Whether it is an attribute.
         """
         known = self.find(tensor)
-        if known is not None:  # `x.contiguous()` may be x
-            known.node = node
-            return
+        if known is not None:
+            if not _may_copy(node) or type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
+                known.node = node
+                return tensor
+            with torch.enable_grad():  # as of the argument itself, gradients of later writes are followed
+                tensor = torch.ops.aten.alias.default(tensor)
         block = self._block(tensor)
         cell = Cell(weakref.ref(tensor), node, block, block.version, _geometry(tensor), tensor.requires_grad)
         if block.cells:
@@ -116,6 +121,7 @@ class Blocks:
             block.opaque = "writes into parts of a sparse matrix"
         block.cells.append(cell)
         self._cells[id(tensor)] = cell
+        return tensor
 
     def current(self, cell: Cell) -> Node:
         """Returns the node that has the value of a tensor now."""
@@ -299,6 +305,11 @@ class Blocks:
     def _written(self, node: Node, note: Note) -> Node:
         self._made.append(node)
         return annotate(node, replace(self._note(), sizes=note.sizes, dtype=note.dtype, sparse=note.sparse))
+
+
+def _may_copy(node: Node) -> bool:
+    """Returns True if a call that returned its argument itself may return a copy of it elsewhere: ``x.float()``."""
+    return node.op != "call_module" and op_name(node) != "getitem" and op_of(node).storage is Storage.SHARED
 
 
 def _geometry(tensor: Tensor) -> _Geometry | None:

@@ -199,8 +199,7 @@ class Writer:
         if isinstance(result, Tensor):
             self._note_value(node, result)
             with self.paused():
-                self.blocks.bind(result, node, origin=origin)
-            return result
+                return self.blocks.bind(result, node, origin=origin)
         if isinstance(result, tuple | list):
             items = [self._bind_item(item, node, index) for index, item in enumerate(result)]
             if not any(isinstance(item, Traced) for item in items):

@@ -257,3 +257,55 @@ def test_an_activation_in_place_is_the_activation():
     module = dqconvert.prepare(Model(a_residual), "int8-dq", zoo.graph()).module
     assert module.relu.inplace is False
     assert any("chain" in fusion.op for fusion in module.fusions)
+
+
+RETURNED = {
+    "float": lambda x: x.float(),
+    "to": lambda x: x.to(torch.float32),
+    "type": lambda x: x.type(torch.float32),
+    "type_as": lambda x: x.type_as(torch.zeros(1)),
+    "two in a row": lambda x: x.contiguous().float(),
+}
+
+
+class Returned(nn.Module):
+    """Reads what a call that may return its argument itself returned, and the argument."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call, self.lin = call, nn.Linear(8, 4)
+
+    def forward(self, x):
+        returned = self.call(x * 1)
+        x = self.lin(x * 1)
+        other = self.call(x)
+        return x + 1, other * 2, returned.type_as(x)
+
+
+@pytest.mark.parametrize("call", RETURNED.values(), ids=RETURNED)
+def test_what_a_cast_returned_as_it_was_is_not_what_it_was_given(call):
+    model, x = Returned(call), torch.randn(5, 8, dtype=torch.float64)
+    traced = trace(model, (x.float(),)).module
+    for got, wanted in zip(traced.double()(x), model.double()(x), strict=True):
+        assert got.dtype is wanted.dtype
+        assert torch.equal(got, wanted)
+
+
+class Writes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(8, 4)
+
+    def forward(self, x):
+        h = self.lin(x)
+        with torch.no_grad():
+            same = h.float()
+        same.add_(self.lin.bias)
+        h[0] = 2
+        return h * 3, same * 5, self.lin.weight.float() @ x.t(), self.lin.weight.sum()
+
+
+def test_writes_into_what_a_cast_returned_as_it_was_reach_both():
+    model, x = Writes(), torch.randn(5, 8)
+    for got, wanted in zip(trace(model, (x,)).module(x), model(x), strict=True):
+        assert torch.equal(got, wanted)
