@@ -93,6 +93,7 @@ PREPARED = (
         _ours("quant.degrees", name, bookkeeping=True, remembered=True, of_graph=True, storage=Storage.OWN)
         for name in ("groups_of_nodes", "groups_of_edges")
     ),
+    _ours("kernels.fake_quantize", "fake_quantize", storage=Storage.OWN),  # of integer graphs, where grids differ
     # Operators that training runs; no file names them.
     *(Op(name, OURS, storage=Storage.OWN) for name in ("linear", "message_passing", "largest_message", "propagate")),
 )

@@ -11,7 +11,7 @@ from dqconvert import QConfig, QSpec
 
 
 @pytest.mark.parametrize("range_", ["minmax", "mse", "percentile", "ema", "learned"])
-def test_one_number_per_edge_has_one_range_and_graphs_may_differ(range_):
+def test_one_number_per_edge_has_one_range_and_graphs_may_differ(range_, tmp_path):
     spec = QSpec(granularity="channel", range=range_)
     torch.manual_seed(0)
     x, edges = torch.randn(20, 6), torch.randint(20, (2, 70))
@@ -26,3 +26,5 @@ def test_one_number_per_edge_has_one_range_and_graphs_may_differ(range_):
     other = (torch.randn(35, 6), torch.randint(35, (2, 120)))
     integer = dqconvert.convert(module)
     torch.testing.assert_close(integer(*other), module.eval()(*other), rtol=0, atol=0.1)
+    dqconvert.save(integer, tmp_path / "gcn.int")
+    assert torch.equal(dqconvert.load(tmp_path / "gcn.int")(*other), integer(*other))
