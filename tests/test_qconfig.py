@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +29,9 @@ from dqconvert.qconfig import (
     as_qconfig,
     presets,
 )
+from dqconvert.qconfig.specs import Range
+
+RANGES = " or ".join(", ".join(map(repr, get_args(Range))).rsplit(", ", 1))
 
 
 def a_factory() -> Any:
@@ -57,8 +60,8 @@ class TestQSpec:
             ({"signed": "auto"}, "signed='auto': must be True, False, None, 'input' or 'graph'"),
             ({"symmetric": 0}, "symmetric=0: must be True or False"),
             ({"granularity": "row"}, "granularity='row': must be 'tensor', 'channel' or 'degree'"),
-            ({"range": "max"}, "range='max': must be 'minmax', 'ema', 'percentile', 'mse' or 'learned'"),
-            ({"range": ["ema"]}, "range=['ema']: must be 'minmax', 'ema', 'percentile', 'mse' or 'learned'"),
+            ({"range": "max"}, f"range='max': must be {RANGES}"),
+            ({"range": ["ema"]}, f"range=['ema']: must be {RANGES}"),
             ({"grad": None}, "grad=None: must be 'ste' or 'clip'"),
             ({"rounding": "up"}, "rounding='up': must be 'nearest' or 'stochastic'"),
             (
@@ -498,7 +501,7 @@ class TestAsQConfig:
             ),
             (
                 {"rules": [{"op": "f", "spec": {"range": "min"}}]},
-                "rules[0].spec.range='min': must be 'minmax', 'ema', 'percentile', 'mse' or 'learned'",
+                f"rules[0].spec.range='min': must be {RANGES}",
             ),
             (
                 {"rules": [{"op": "f", "spec": {"bit": 2}}]},

@@ -130,7 +130,7 @@ OF_OTHERS = (
 
 def function_of(name):
     """One of torch's functions or methods, or an operator, or a builtin."""
-    places = (torch, F, torch.Tensor, torch._C._nn, torch.linalg, operator)
+    places = (torch, F, torch.Tensor, torch._C._nn, torch._C._special, torch.linalg, operator)
     found = [getattr(place, name) for place in places if hasattr(place, name)]
     called = [value for value in found if callable(value) and not isinstance(value, type)]  # torch.float is a type
     return called[0] if called else getattr(operator, f"{name}_", None) or getattr(torch.Tensor, f"{name}_", None)
