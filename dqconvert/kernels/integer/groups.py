@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def plain_look_up_groups(codes: Tensor, table: Tensor, groups: Tensor) -> Tensor
 
 
 def _columns(codes: Tensor) -> int:
-    return codes.numel() // max(codes.size(0), 1)
+    return math.prod(codes.shape[1:])
 
 
 def _look_up_on_cpu(codes: Tensor, table: Tensor, groups: Tensor) -> Tensor:
