@@ -54,7 +54,7 @@ def prepare(
     parameters. An optimizer of the model's own parameters trains nothing of it; build one of ``module.parameters()``.
 
     Args:
-        model: Any PyG model. A prepared module is prepared again: quantizers that stay keep their ranges.
+        model: Any PyG model. A prepared module is prepared again: quantizers that stay keep ranges of the same values.
         qconfig: A preset's name, a path to a TOML or JSON file, a dict of overrides, or a :class:`QConfig`. ``None``:
             ``"int8-dq"``.
         example_inputs: One call's worth of inputs, or several, of which the first is taken: as

@@ -942,6 +942,38 @@ def test_preparing_again_with_more_quantizers():
     assert all(value.isinf().all() for key, value in ranges(again).items() if key not in known)
 
 
+def test_preparing_again_forgets_ranges_of_other_values_and_groups():
+    """A norm on the nodes multiplies the rows that are sent; as many groups as channels are no channels."""
+    inputs = zoo.graph()
+    module, _ = dqconvert.prepare(zoo.WeightedGCN(), "int8-dq", inputs)
+    zoo.train_step(module, inputs)
+    again, _ = dqconvert.prepare(module, {"norm": "nodes"})
+    observed = {path: quantizer.is_observed() for path, quantizer in again.quantizers()}
+    assert {path.rpartition(".")[2] for path, seen in observed.items() if not seen} == {"feature", "message"}
+
+    spec = QSpec(granularity="channel")
+    module, _ = dqconvert.prepare(zoo.WeightedGCN(), {"aggregate": spec}, inputs)
+    zoo.train_step(module, inputs)
+    again, _ = dqconvert.prepare(module, {"aggregate": {"granularity": "degree", "groups": 8}})
+    same = dict(module.quantizers())["conv1.quant.aggregate"], dict(again.quantizers())["conv1.quant.aggregate"]
+    assert same[0].min_val.shape == same[1].min_val.shape
+    assert [quantizer.is_observed() for quantizer in same] == [True, False]
+
+
+def test_preparing_again_in_fewer_bits_begins_at_the_range_that_was_learned():
+    inputs = zoo.graph()
+    module, _ = dqconvert.prepare(zoo.WeightedGCN(), "int8-lsq", inputs)
+    zoo.train_step(module, inputs)
+    learned = dict(module.quantizers())["conv1.quant.update"]
+    learned.offset.data.fill_(20.0)
+    again, _ = dqconvert.prepare(module, "int4-lsq")
+    found = dict(again.quantizers())["conv1.quant.update"]
+    step = found.scale.item()
+    assert found.offset.item() == 0
+    for old, new in zip(learned.range, found.range, strict=True):
+        assert abs(old.item() - new.item()) <= step
+
+
 @pytest.mark.parametrize("name", SOME)
 def test_preparing_again_without_quantizers_is_the_float_model(prepared, name):
     case = zoo.CASES[name]

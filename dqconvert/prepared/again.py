@@ -55,13 +55,18 @@ def _source(method: Method) -> tuple[Graph, Graph | None]:
 
 
 def _keep_ranges(old: PreparedModule, new: PreparedModule) -> None:
-    """Copies the ranges of quantizers that are in both modules, if they have the same shape."""
+    """Copies the ranges of quantizers that are in both modules, if they are of the same values, in the same groups."""
     known = dict(old.quantizers())
+    if old.qconfig.norm != new.qconfig.norm:  # which rows that are sent are multiplied by
+        sent = [entry.path for entry in new.report.entries if entry.role in ("feature", "message")]
+        known = {path: quantizer for path, quantizer in known.items() if path not in sent}
     for path, quantizer in new.quantizers():
         before = known.get(path)
-        if before is not None and before.min_val.shape == quantizer.min_val.shape:
+        alike = before is not None and before.spec.granularity == quantizer.spec.granularity
+        if before is not None and alike and before.min_val.shape == quantizer.min_val.shape:
             state = before.state_dict()
-            if state.keys() != quantizer.state_dict().keys():  # learned in one of them
+            learned = "learned" in (before.spec.range, quantizer.spec.range)
+            if learned and (before.spec, before.signed) != (quantizer.spec, quantizer.signed):  # in codes of its grid
                 lo, hi = before.range
                 state = {**quantizer.state_dict(), "min_val": lo, "max_val": hi}
             quantizer.load_state_dict(state)
