@@ -476,6 +476,13 @@ class TestAsQConfig:
         [
             ({"activation": {"bit": 4}}, "activation.bit: unknown field; did you mean 'bits'?"),
             ({"activations": {"bits": 4}}, "activations: unknown field; did you mean 'activation'?"),
+            (
+                {"protect": {"roles": []}},
+                (
+                    "protect.roles=[]: must be one or more of 'input', 'feature', 'edge_weight', 'message', "
+                    "'aggregate', 'update', or None"
+                ),
+            ),
             ({"protect": {"q": 1}}, "protect.q: unknown field; there are: 'p_min', 'p_max', 'roles'"),
             ({"weight": {"bits": 16}}, "weight.bits=16: must be an integer from 2 to 8"),
             ({"weight": 4}, "weight=4: must be a dict of QSpec fields, a QSpec, None or 'float'"),

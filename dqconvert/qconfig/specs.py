@@ -209,7 +209,7 @@ class Protect:
             The official code leaves the MLP of a GIN out: ``("message", "aggregate", "update")``.
 
     Raises:
-        ConfigError: If not 0 <= ``p_min`` <= ``p_max`` <= 1, or for a role that there is not.
+        ConfigError: If not 0 <= ``p_min`` <= ``p_max`` <= 1, for a role that there is not, and for none.
 
     Example:
         >>> Protect(p_max=0.2)
@@ -235,7 +235,8 @@ class Protect:
         if self.roles is not None:
             allowed = [role for role in ROLES if role != "weight"]  # which has no rows of nodes
             several = isinstance(self.roles, list | tuple) and all(role in allowed for role in self.roles)
-            require("roles", self.roles, several, f"some of {', '.join(map(repr, allowed))}, or None")
+            some = several and bool(self.roles)
+            require("roles", self.roles, some, f"one or more of {', '.join(map(repr, allowed))}, or None")
             object.__setattr__(self, "roles", tuple(role for role in ROLES if role in self.roles))
 
     def covers(self, role: str) -> bool:

@@ -42,10 +42,11 @@ class Protection(Memo):
         True
     """
 
+    _share: Tensor | None = None
+
     def __init__(self, protect: Protect) -> None:
         super().__init__()
         self.protect = protect
-        self._share: Tensor | None = None
 
     def scale(self, share: float) -> None:
         """Multiplies all probabilities by a number from now on, 0 to 1; it is not saved."""

@@ -193,3 +193,9 @@ class TestDegreeProtection:
         with pytest.raises(ConfigError, match="p_max"):
             DegreeProtection(0.5, 0.2)
         assert repr(DegreeProtection(0.1, 0.6)) == "DegreeProtection(p_min=0.1, p_max=0.6)"
+
+
+def test_one_that_was_pickled_before_it_could_be_scaled():
+    protection = Protection(Protect(p_min=1.0, p_max=1.0))
+    vars(protection).pop("_share", None)
+    assert protection(TARGETS, num_nodes=5).all()
