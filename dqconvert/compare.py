@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from dqconvert.lower.replay import FloatRun, QuantizedRun
 from dqconvert.prepare import prepare
 from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.base import note_agreement
+from dqconvert.qconfig import QConfig
+from dqconvert.qconfig.specs import Norm
 from dqconvert.rewrite.protect import ARGUMENT
 from dqconvert.trace.given import calls_of
 from dqconvert.trace.inputs import map_tensors
@@ -87,6 +89,10 @@ class Comparison:
         lines = [f"{row[0]:<{wide[0]}}  " + "  ".join(f"{row[k]:>{wide[k]}}" for k in (1, 2, 3)) for row in rows]
         lines += self.verdict()
         lines += [f"not compared, as the float model has no such value: {path}" for path in self.unmatched]
+        if not self.layers and not self.unmatched:
+            lines.append(
+                "no value in between has one grid for all rows: compare the prepared module to see what each loses"
+            )
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -164,9 +170,10 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
     sums, predictions, rounded, batches = _Sums(), _Predictions(), _Predictions(), 0
     prepared = _evaluated(float_model) if isinstance(integer, IntegerModule) else None
     quantized, reference = QuantizedRun(checked, sums.add), None
+    config = checked.qconfig if isinstance(checked, PreparedModule) else None
     for call in calls_of(callee_of(checked), data):
         given = _by_name(call)
-        reference = reference or _reference(float_model, call, quantized)
+        reference = reference or _reference(float_model, call, quantized, config)
         with torch.no_grad():
             values, expected = reference.values(given)
             actual = quantized.against(values, given)
@@ -218,14 +225,22 @@ def _by_name(call: inspect.BoundArguments) -> dict[str, Any]:
     return {f"{stars.get(parameters[name].kind, '')}{name}": value for name, value in call.arguments.items()}
 
 
-def _reference(model: nn.Module, call: inspect.BoundArguments, quantized: QuantizedRun) -> FloatRun:
-    if not isinstance(model, PreparedModule):
-        call.arguments.pop(ARGUMENT, None)
-        names = {name.lstrip("*"): value for name, value in _by_name(call).items() if not name.startswith("*")}
-        model = prepare(
-            model, None, {**names, **call.kwargs} if len(names) == len(call.arguments) else call.args
-        ).module
-    return FloatRun(model, {place.value for place in quantized.places})
+def _reference(
+    model: nn.Module, call: inspect.BoundArguments, quantized: QuantizedRun, config: QConfig | None
+) -> FloatRun:
+    """Returns the run to compare with; ``config``: what the quantized module was prepared with, if that is known."""
+    wanted = {place.value for place in quantized.places}
+    if isinstance(model, PreparedModule):
+        return FloatRun(model, wanted)
+    call.arguments.pop(ARGUMENT, None)
+    names = {name.lstrip("*"): value for name, value in _by_name(call).items() if not name.startswith("*")}
+    inputs = {**names, **call.kwargs} if len(names) == len(call.arguments) else call.args
+    runs: list[FloatRun] = []
+    for norm in get_args(Norm) if config is None else (config.norm,):  # which says what is computed on the way
+        runs.append(FloatRun(prepare(model, QConfig(norm=norm), inputs).module, wanted))
+        if not runs[-1].missing:
+            break
+    return min(runs, key=lambda run: len(run.missing))
 
 
 def _pairs(expected: Any, found: Any) -> Iterator[tuple[Tensor, Tensor]]:

@@ -101,6 +101,26 @@ def test_what_only_relus_read_is_compared_as_they_leave_it(tmp_path):
         assert all(layer.sqnr_db > 20 for layer in found.values()), found
 
 
+def test_norms_on_the_nodes_are_compared_with_a_float_model_that_scales_nodes():
+    model, module = calibrated("GCN", {"preset": "int8-qat", "norm": "nodes"})
+    for other in (module, dqconvert.convert(module)):
+        found = dqconvert.compare(model, other, a_graph(5))
+        assert found.layers
+        assert not found.unmatched
+        assert min(layer.sqnr_db for layer in found.layers) > 20, found
+    assert {layer.path for layer in dqconvert.compare(model, module, a_graph(5)).layers} == dict(
+        module.quantizers()
+    ).keys()
+
+
+def test_an_integer_module_whose_grids_differ_by_group_says_that_nothing_in_between_was_compared():
+    model, module = calibrated("GCN", "int8-dq+")
+    found = dqconvert.compare(model, dqconvert.convert(module), a_graph(5))
+    assert not found.layers
+    assert str(found).splitlines()[-1].startswith("no value in between has one grid for all rows: compare the prepared")
+    assert len(dqconvert.compare(model, module, a_graph(5)).layers) == len(list(module.quantizers()))
+
+
 def test_worst_layers_stand_first_and_fewer_bits_are_worse():
     model, module = calibrated()
     found = dqconvert.compare(model, dqconvert.convert(module), a_graph(5))

@@ -63,12 +63,17 @@ class FloatRun(_Run):
 
     Args:
         module: The module; it is not changed.
+        wanted: Names of nodes whose values are wanted.
+
+    Attributes:
+        missing: Those that its graph does not have.
     """
 
     def __init__(self, module: PreparedModule, wanted: set[str]) -> None:
         module = set_mode(copy.deepcopy(module), False)
         super().__init__(module, evaluation_graph(module))
         self._wanted = wanted
+        self.missing = wanted - {node.name for node in self.graph.nodes}
         self._values: dict[str, Tensor] = {}
 
     def values(self, given: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
