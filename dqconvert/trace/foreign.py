@@ -80,12 +80,15 @@ class Foreign:
         """Yields the tensors in plain attributes of a module and its parts: with the part's path, and the steps."""
         paths = self.writer.modules
         for part in nn.Module.modules(module):
+            if (path := paths.get(id(part))) is None:
+                continue
             for name, value in vars(part).items():
-                items = value.items() if isinstance(value, dict) and not name.startswith("_") else ()
-                found = [((name,), value), *(((name, key), item) for key, item in items if isinstance(key, str))]
-                for steps, tensor in found:
-                    if isinstance(tensor, Tensor) and id(part) in paths:
-                        yield tensor, paths[id(part)], steps
+                if isinstance(value, Tensor):
+                    yield value, path, (name,)
+                elif isinstance(value, dict) and value and not name.startswith("_"):
+                    for key, item in value.items():
+                        if isinstance(item, Tensor) and isinstance(key, str):
+                            yield item, path, (name, key)
 
     def left_behind(self, module: nn.Module, call: Node, before: dict[int, Tensor]) -> None:
         """Notes which tensors a call of a module, which stays whole, put into its attributes: others may read them."""

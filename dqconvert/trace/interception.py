@@ -175,20 +175,22 @@ class Interception:
             return value
 
         def on_registered(module: nn.Module, name: str) -> Any:
-            watched = self.recording and name not in _OF_EVERY_MODULE and current() == thread
+            writer = self._writer
+            watched = writer is not None and writer.recording and name not in _OF_EVERY_MODULE and current() == thread
             try:
                 value = registered(module, name)
             except AttributeError:
-                if watched:
-                    self.writer.attributes.missing(module, name)
+                if writer is not None and watched:
+                    writer.attributes.missing(module, name)
                 raise
-            if watched:
-                self.writer.attributes.registered(module, name, value)
+            if writer is not None and watched:
+                writer.attributes.registered(module, name, value)
             return value
 
         def on_set(module: nn.Module, name: str, value: Any) -> None:
-            if self.recording and name not in _OF_EVERY_MODULE and current() == thread:
-                self.writer.attributes.set(module, name, value)
+            writer = self._writer
+            if writer is not None and writer.recording and name not in _OF_EVERY_MODULE and current() == thread:
+                writer.attributes.set(module, name, value)
             set_one(module, name, value)
 
         names = ("__getattribute__", on_read), ("__getattr__", on_registered), ("__setattr__", on_set)

@@ -17,11 +17,12 @@ def is_code(value: Any) -> bool:
 def unwrapped(member: Any) -> Any:
     """Returns the function of a property, or of a static, class or bound method; anything else as it is."""
     kind = type(member)
-    if kind is FunctionType:  # most are
+    if kind is FunctionType or not issubclass(kind, _WRAPPERS):  # most are
         return member
-    if issubclass(kind, property):
-        return member.fget
-    return member.__func__ if issubclass(kind, staticmethod | classmethod | MethodType) else member
+    return member.fget if issubclass(kind, property) else member.__func__
+
+
+_WRAPPERS = (property, staticmethod, classmethod, MethodType)
 
 
 def closed_over(function: FunctionType) -> Iterator[Any]:
