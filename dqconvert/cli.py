@@ -174,10 +174,11 @@ def convert(
 
     \b
     --set changes a field of the config for all values of a kind (weight,
-    activation, message, aggregate) or of the protection; repeat it:
+    activation, message, aggregate), of the protection or of all; repeat it:
       --set activation.bits=4            4 bits for activations
       --set weight.symmetric=true        --set message.range=minmax
       --set protect.p_max=0.2            --set aggregate=float
+      --set norm=nodes                   --set 'protect.roles=["message"]'
 
     \b
     --rule makes an exception for a part of the model. MODULE is a regular
