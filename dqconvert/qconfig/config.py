@@ -220,7 +220,7 @@ class Presets(Mapping[str, QConfig]):
     - `int8-dq+`, `int4-dq+`, `int3-dq+`, `int2-dq+`: what measured best, for `dqconvert.finetune`: ranges searched over
         non-zero values, in 3 and 2 bits as the beginning of learned steps; one per group of in-degrees, and per channel
         of weights, which are symmetric; unsigned grids wherever only ReLUs read on; quantizers before dropouts, GCN
-        norms on the nodes; no protection.
+        norms on the nodes; clipped gradient; no protection.
     - `int8-ptq+`: for calibration without training: `int8-dq+`, and the model's results in float.
     - `int8-ptq`: for calibration without training: weights, which are known exactly, by their minimum and
         maximum; everything else by percentiles, as a few hubs would stretch the range for all; no protection.
@@ -272,8 +272,8 @@ def _learned(bits: int) -> QConfig:
 
 def _plus(bits: int) -> QConfig:
     steps: Range = "mse" if bits >= 4 else "learned"
-    value = QSpec(bits=bits, signed="graph", granularity="degree", range=steps)
-    weight = QSpec(bits=bits, signed=True, symmetric=True, granularity="channel", range=steps)
+    value = QSpec(bits=bits, signed="graph", granularity="degree", range=steps, grad="clip")
+    weight = QSpec(bits=bits, signed=True, symmetric=True, granularity="channel", range=steps, grad="clip")
     return QConfig(
         weight=weight, activation=value, message=value, aggregate=value, placement="before_dropout", norm="nodes"
     )
