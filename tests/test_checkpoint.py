@@ -295,12 +295,19 @@ def rewritten(path, change):
     container.write(path, tensors, document)
 
 
-def test_a_newer_format_says_to_update(gcn, monkeypatch):
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (99, "in file format 99, and this version reads 2: update dqconvert"),
+        (1, "in file format 1, and this version reads 2: save the module again with this version"),
+    ],
+)
+def test_another_format_says_what_to_do(gcn, monkeypatch, written, message):
     path, model = gcn
     with monkeypatch.context() as patch:
-        patch.setattr(container, "FORMAT", 99)
+        patch.setattr(container, "FORMAT", written)
         dqconvert.save(prepared(), path)
-    with pytest.raises(CheckpointError, match=r"in file format 99, and this version reads up to 1: update dqconvert"):
+    with pytest.raises(CheckpointError, match=message):
         dqconvert.load(path, model)
 
 

@@ -28,8 +28,8 @@ from dqconvert.kernels.cpu.arrays import array
 KEY = "dqconvert"
 """The metadata entry that holds the document."""
 
-FORMAT = 1
-"""The version of the document's layout that this package writes, and the newest that it reads."""
+FORMAT = 2
+"""The version of the document's layout that this package writes and reads. 1 was that of the first days."""
 
 _NO_CHECKSUM = "0" * 64
 _DTYPES: dict[torch.dtype, str] = {
@@ -171,13 +171,19 @@ def _sound(header: Mapping[str, Any], available: int) -> bool:
 
 def _check_format(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
     version = document.get("format")
-    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT:
-        versions = document.get("versions")
-        writer = versions.get("dqconvert", "") if isinstance(versions, dict) else ""
-        writer = writer if isinstance(writer, str) and writer else "a newer version"
-        raise CheckpointError(
-            f"{path}: was written by dqconvert {writer} in file format {version}, and this version reads up to "
-            f"{FORMAT}: update dqconvert."
-        )
-    if not (version == FORMAT and type(version) is int):
+    if type(version) is not int or version < 1:
         raise CheckpointError(f"{path}: is damaged: its file format {version!r} never was. Take another copy of it.")
+    if version == FORMAT:
+        return
+    versions = document.get("versions")
+    writer = versions.get("dqconvert", "") if isinstance(versions, dict) else ""
+    newer = version > FORMAT
+    writer = writer if isinstance(writer, str) and writer else "a newer version" if newer else "an older version"
+    what = (
+        "update dqconvert"
+        if newer
+        else "save the module again with this version, or load it with the one that wrote it"
+    )
+    raise CheckpointError(
+        f"{path}: was written by dqconvert {writer} in file format {version}, and this version reads {FORMAT}: {what}."
+    )

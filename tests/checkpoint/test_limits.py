@@ -47,7 +47,7 @@ def write_raw(path, text, size=0):
 
 
 def header(document, **tensors):
-    document = {"checksum": "0" * 64, "format": 1, "kind": "integer", **document}
+    document = {"checksum": "0" * 64, "format": container.FORMAT, "kind": "integer", **document}
     text = json.dumps(document, separators=(",", ":"))
     return json.dumps({"__metadata__": {"dqconvert": text}, **tensors}, separators=(",", ":")).encode()
 
