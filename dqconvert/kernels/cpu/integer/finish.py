@@ -24,8 +24,8 @@ def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignor
     """
     if steps.shares.size > 0:
         share = share * steps.shares[row]
-    own = group_of(steps.group, row, steps.number)
-    entries = steps.table.size // steps.number
+    own, several = group_of(steps.group, row, steps.number), steps.number > 1
+    entries = steps.table.size // steps.number if several else steps.table.size  # a division costs as much as the row
     finish_pointed(
         pointer(sums, at),
         columns,
@@ -34,8 +34,8 @@ def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignor
         pointer(steps.bias, 0),
         pointer(steps.grid, 4 * own),
         steps.kind,
-        pointer(steps.ramp, own * (steps.ramp.size // steps.number)),
-        pointer(steps.plane, own * (steps.plane.size // steps.number)),
+        pointer(steps.ramp, own * (steps.ramp.size // steps.number) if several else 0),
+        pointer(steps.plane, own * (steps.plane.size // steps.number) if several else 0),
         pointer(steps.table, own * entries),
         entries,
         steps.by_column,

@@ -49,6 +49,7 @@ def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, steps, 
         listing &= code_of_value(np.float32(0), grid_at(grids, own)) == grids[own, 1]
     room = ROWS * a_row if listing else 0
     places, factors, counts = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(ROWS, np.int64)
+    group = steps.group
     codes, one, missing = np.empty(columns, np.uint8), np.float32(1), False
     # Rows of few columns are requantized as one long row: what is left of a vector costs as much as a whole one.
     alike = not (steps.packed or steps.by_column or steps.shares.size > 0) and steps.number == 1
@@ -61,14 +62,14 @@ def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, steps, 
             last = min(begin + SPAN, pairs)
             sparse, found = False, False
             if listing:
-                which = (grid, grids, steps.group)
-                sparse, found = list_tile(x, which, first, rows, 2 * begin, 2 * last, places, factors, a_row, counts)
+                span = (2 * begin, 2 * last)
+                sparse, found = list_tile(x, grid, grids, group, first, rows, span, places, factors, a_row, counts)
             if sparse:
                 at, fresh = begin * 2 * GROUP, begin % EXACT == 0
                 multiply_listed(places, factors, counts, a_row, weight, at, b_group, rows, sums, columns, fresh)
             else:
-                which = (grid, grids, steps.group)
-                found = read_tile(x, packed_input, which, first, rows, 2 * begin, 2 * last, tile, a_row)
+                span = (2 * begin, 2 * last)
+                found = read_tile(x, packed_input, grid, grids, group, first, rows, span, tile, a_row)
                 for pair in range(begin, last, BLOCK):  # and of it what keeps the weight in the first cache
                     count, fresh = min(BLOCK, last - pair), pair % EXACT == 0
                     at, a_at = pair * 2 * GROUP, 2 * (pair - begin)
@@ -139,19 +140,18 @@ def grid_at(grids, own):  # type: ignore[no-untyped-def]
 
 
 @loop
-def grid_of(which, row):  # type: ignore[no-untyped-def]
-    """Returns the grid of a row: of `which`, the grid of all, those of groups, and the group of each row."""
-    grid, grids, group = which
+def grid_of(grid, grids, group, row):  # type: ignore[no-untyped-def]
+    """Returns the grid of a row: that of all, or of those of groups the one of its group."""
     return grid_at(grids, group_of(group, row, grids.shape[0])) if grids.shape[0] > 0 else grid
 
 
 @loop
-def list_tile(x, which, first, rows, start, stop, places, factors, apart, counts):  # type: ignore[no-untyped-def]
-    """Lists what is not zero in columns `start` to `stop` of a few rows. Whether it is little; whether there is NaN."""
-    width, missing = x.shape[1], False
+def list_tile(x, of_all, grids, group, first, rows, span, places, factors, apart, counts):  # type: ignore[no-untyped-def]
+    """Lists what is not zero in a span of columns of a few rows. Whether it is little; whether there is NaN."""
+    width, missing, (start, stop) = x.shape[1], False, span
     count = min(stop, width) - start
     for r in range(rows):
-        grid, at = grid_of(which, first + r), (first + r) * width + start
+        grid, at = grid_of(of_all, grids, group, first + r), (first + r) * width + start
         counts[r], found = list_values(x, at, count, grid, places, factors, r * apart)
         if counts[r] < 0:
             return False, False
@@ -160,24 +160,28 @@ def list_tile(x, which, first, rows, start, stop, places, factors, apart, counts
 
 
 @loop
-def read_tile(x, packed_input, which, first, rows, start, stop, tile, a_row):  # type: ignore[no-untyped-def]
-    """Columns `start` to `stop` of a few rows of `x`, centred; what is not there is zero. Whether there is NaN."""
-    width, missing = x.shape[1], False
+def read_tile(x, packed_input, of_all, grids, group, first, rows, span, tile, a_row):  # type: ignore[no-untyped-def]
+    """A span of columns of a few rows of `x`, centred; what is not there is zero. Whether there is NaN."""
+    width, missing, (start, stop) = x.shape[1], False, span
     count = min(stop, 2 * width if packed_input else width) - start
-    whole = count == width and which[1].shape[0] == 0  # rows that lie one behind the other, on one grid
+    whole = count == width and grids.shape[0] == 0  # rows that lie one behind the other, on one grid
     line = np.empty((rows * count if whole else count) if x.itemsize > 1 else 0, np.uint8)
     if x.itemsize > 1 and whole:
-        missing = quantize_values(pointer(x, first * width), rows * count, which[0], pointer(line, 0))
+        missing = quantize_values(pointer(x, first * width), rows * count, of_all, pointer(line, 0))
+    grid, zero, several = of_all, np.int16(of_all.zero), grids.shape[0] > 0
     for r in range(rows):
-        row, to, grid = (first + r) * width, pointer(tile, r * a_row), grid_of(which, first + r)
+        row, to = (first + r) * width, pointer(tile, r * a_row)
+        if several:
+            grid = grid_at(grids, group_of(group, first + r, grids.shape[0]))
+            zero = np.int16(grid.zero)
         if x.itemsize > 1:
             if not whole:
                 missing |= quantize_values(pointer(x, row + start), count, grid, pointer(line, 0))
-            centre_codes(pointer(line, r * count if whole else 0), count, np.int16(grid.zero), to)
+            centre_codes(pointer(line, r * count if whole else 0), count, zero, to)
         elif packed_input:
-            centre_packed(pointer(x, row + start // 2), count // 2, np.int16(grid.zero), to)
+            centre_packed(pointer(x, row + start // 2), count // 2, zero, to)
         else:
-            centre_codes(pointer(x, row + start), count, np.int16(grid.zero), to)
+            centre_codes(pointer(x, row + start), count, zero, to)
         if count < stop - start:
             to[count] = 0
     return missing
