@@ -244,6 +244,17 @@ learned_chain_grad = Operator(
 )
 
 
+def of_added(
+    bias: Tensor | None, other: Tensor | None, alpha: Tensor | None, to_bias: Tensor, to_other: Tensor, to_alpha: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Returns the gradients of what a chain adds, `None` for what it does not."""
+    return (
+        None if bias is None else to_bias,
+        None if other is None else to_other,
+        None if alpha is None else to_alpha.reshape(alpha.shape),
+    )
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.ints, ctx.floats = inputs
     ctx.save_for_backward(*tensors)
@@ -257,9 +268,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     to_x, to_bias, to_other, to_alpha, to_ranges = back(grad.contiguous(), *args)
     return (
         to_x,
-        None if bias is None else to_bias,
-        None if other is None else to_other,
-        None if alpha is None else to_alpha.reshape(alpha.shape),
+        *of_added(bias, other, alpha, to_bias, to_other, to_alpha),
         None,
         to_ranges,
         None,

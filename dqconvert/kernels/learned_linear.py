@@ -18,7 +18,7 @@ from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.chain import ends_of
 from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.cpu import learned_linear as _loops
-from dqconvert.kernels.learned import learned_chain, plain_learned_chain, plain_learned_chain_grad
+from dqconvert.kernels.learned import learned_chain, of_added, plain_learned_chain, plain_learned_chain_grad
 from dqconvert.kernels.linear import Product, linear
 from dqconvert.kernels.linear_grad import is_large, serves
 
@@ -116,9 +116,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return (
         to_x if for_x else None,
         to_weight,
-        None if bias is None else to_bias,
-        None if other is None else to_other,
-        None if alpha is None else to_alpha.reshape(alpha.shape),
+        *of_added(bias, other, alpha, to_bias, to_other, to_alpha),
         None,
         to_ranges,
         None,
