@@ -115,6 +115,8 @@ class Report:
     entries: tuple[Entry, ...]
     left_float: tuple[LeftFloat, ...] = ()
     remarks: tuple[str, ...] = ()
+    of_config: tuple[str, ...] = ()
+    """Those of the remarks that this config is the reason for: preparing again with another leaves them out."""
     protection: tuple[str, ...] = field(default=())
     """Paths of the modules that draw the protected nodes."""
     fusions: tuple[Fusion, ...] = ()

@@ -281,6 +281,7 @@ def report_of(data: Mapping[str, Any]) -> Report:
         entries=tuple(Entry(**entry) for entry in data["entries"]),
         left_float=tuple(LeftFloat(**left) for left in data["left_float"]),
         remarks=tuple(data["remarks"]),
+        of_config=tuple(data.get("of_config", ())),
         protection=tuple(data["protection"]),
         fusions=tuple(
             Fusion(op=fusion["op"], quantizers=tuple(fusion["quantizers"]), nodes=tuple(fusion["nodes"]))

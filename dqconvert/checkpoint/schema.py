@@ -48,6 +48,7 @@ class ReportData(TypedDict):
     entries: list[Entry]
     left_float: list[LeftFloat]
     remarks: list[str]
+    of_config: NotRequired[list[str]]
     protection: list[str]
     fusions: list[Fusion]
     methods: NotRequired[list[PreparedMethod]]

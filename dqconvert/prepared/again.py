@@ -34,7 +34,8 @@ def prepare_again(prepared: PreparedModule, qconfig: QConfig, *, fuse: bool) -> 
     if not rewritten.found:
         raise no_quantizers()
     fused = fuse_method(rewritten.method, root, groups=fuse)
-    remarks = prepared.report.remarks
+    report = prepared.report
+    remarks = tuple(remark for remark in report.remarks if remark not in report.of_config)
     module = assemble(root, rewritten, fused, qconfig, called=prepared.called_method, fuse=fuse, remarks=remarks)
     for one in others:
         graph, eval_graph = _source(one)

@@ -233,6 +233,7 @@ def extended(report: Report, rewritten: Rewritten, remarks: tuple[str, ...]) -> 
         entries=(*report.entries, *rewritten.entries),
         left_float=tuple(dict.fromkeys((*report.left_float, *rewritten.left_float))),
         remarks=tuple(dict.fromkeys((*report.remarks, *remarks, *rewritten.remarks))),
+        of_config=tuple(dict.fromkeys((*report.of_config, *rewritten.remarks))),
         protection=tuple(dict.fromkeys((*report.protection, *rewritten.protection))),
         methods=(*(m for m in report.methods if (m.name, m.how) != (method.name, DEFERRED)), entry),
     )
