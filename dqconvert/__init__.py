@@ -22,6 +22,7 @@ _HOME = {
     "bit_sensitivity": "mixed.search",
     "search_bits": "mixed.search",
     "compare": "compare",
+    "export": "export",
     "Comparison": "compare",
     "IntegerModule": "lower.module",
     "PreparedModule": "prepared.module",

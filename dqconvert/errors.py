@@ -76,4 +76,4 @@ class LoweringError(DQConvertError):
 
 
 class ExportError(DQConvertError):
-    """An integer module could not be exported."""
+    """A module could not be exported: the message names the operation, its layer and its line."""

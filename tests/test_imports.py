@@ -25,6 +25,7 @@ HOUSE = (
         "mixed",
         "finetune",
         "distil",
+        "export",
         "weights",
         "compare",
         "checkpoint",

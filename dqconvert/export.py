@@ -1,0 +1,69 @@
+"""``export``: a module as a file for other runtimes, ONNX or torch.export's. Each format is a function here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+from dqconvert.errors import ExportError
+from dqconvert.expect import expect_path, expect_quantized
+from dqconvert.files import check_target, write_file
+from dqconvert.words import did_you_mean, listed
+
+Target: TypeAlias = Literal["onnxruntime", "tensorrt", "openvino"]
+
+
+def export(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any = None,
+    *,
+    format: str | None = None,
+    exact: bool = False,
+    target: Target | None = None,
+) -> None:
+    """Writes a module as one file for other runtimes. The module is not changed.
+
+    Args:
+        module: A prepared module with ranges; as ``"pt2"`` also an integer module.
+        path: Where to write: ``"model.onnx"``, ``"model.pt2"``. The file is written whole or not at all.
+        example_inputs: Arguments of forward, as :func:`dqconvert.prepare` takes them: they choose among the graphs of a
+            forward that was called on several forms of arguments. ``None``: those that it was prepared with.
+        format: ``"onnx"`` or ``"pt2"``; ``None``: what the path ends in.
+        exact: ONNX: write roundings as arithmetic whose ties fall as in training, which runtimes do not turn into
+            integer operations.
+        target: ONNX: the runtime that the file is for, ``"onnxruntime"``, ``"tensorrt"`` or ``"openvino"``: what that
+            cannot take is refused.
+
+    Raises:
+        ExportError: If the format is unknown, what it needs is not installed, or the module holds what it cannot say;
+            the message names the operation, its layer and its line.
+        CheckpointError: If the file cannot be written.
+    """
+    expect_quantized(module, "export", error=ExportError)
+    place = Path(expect_path(path, "export"))
+    name = format or place.suffix.removeprefix(".")
+    if name not in FORMATS:
+        found = f"format={format!r}" if format else f"{place}: its ending"
+        raise ExportError(f"{found} is no format{did_you_mean(name, FORMATS)}: there are {listed(FORMATS)}.")
+    check_target(place)
+    write_file(place, [FORMATS[name](module, example_inputs, exact, target)])
+
+
+def _onnx(module: nn.Module, example_inputs: Any, exact: bool, target: Target | None) -> bytes:
+    raise ExportError("format='onnx': is not written yet.")
+
+
+def _pt2(module: nn.Module, example_inputs: Any, exact: bool, target: Target | None) -> bytes:
+    raise ExportError("format='pt2': is not written yet.")
+
+
+FORMATS: Mapping[str, Callable[[nn.Module, Any, bool, Target | None], bytes]] = MappingProxyType(
+    {"onnx": _onnx, "pt2": _pt2}
+)
+"""By ending: what returns the bytes of a file of that format."""
