@@ -24,6 +24,8 @@ _HOME = {
     "compare": "compare",
     "export": "export",
     "Comparison": "compare",
+    "evaluate": "evaluate",
+    "Evaluation": "evaluation",
     "IntegerModule": "lower.module",
     "PreparedModule": "prepared.module",
     "Report": "report",

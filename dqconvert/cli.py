@@ -446,6 +446,66 @@ def compare(
     compare_files(source, file, data, plot=plot, as_json=as_json)
 
 
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="The float model's checkpoint; or a file, which others are held to.")
+    ],
+    data: _Data,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE...", help="Prepared and integer files that were made of it.")
+    ] = None,
+    model: _Model = None,
+    kwargs: _Kwargs = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", metavar="FIELD", help="Labels in the data. Default: y, if there is one.")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option("--mask", metavar="FIELD", help="Rows whose labels count, such as test_mask.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME|PKG.MOD:NAME",
+            help="accuracy, mae, rmse, a function of predictions and labels, or a class of torchmetrics; repeatable.",
+        ),
+    ] = None,
+    metric_kwargs: Annotated[
+        str | None, typer.Option("--metric-kwargs", metavar="JSON", help="The arguments of a --metric that is a class.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Graphs per call, of a list of graphs.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Forwards that are timed of each model.")] = 5,
+    no_costs: Annotated[bool, typer.Option("--no-costs", help="Measure no times, memory and file sizes.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw a chart (extra: plot).")] = None,
+    key: _Key = None,
+    trust_pickle: _TrustPickle = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Evaluate a float checkpoint, and files made of it, side by side: accuracy, agreement, times, memory, sizes.
+
+    Example: dqconvert evaluate gcn.pt gcn.dq gcn.int8 --data graph.pt --mask test_mask
+    --model torch_geometric.nn:GCN --kwargs '{"in_channels": 16, "hidden_channels": 32, "num_layers": 2}'
+    """
+    from dqconvert.commands.convert import Source
+    from dqconvert.commands.evaluate import Scoring
+    from dqconvert.commands.evaluate import evaluate as evaluate_files
+
+    scoring = Scoring(
+        metrics=metrics or (),
+        kwargs=metric_kwargs,
+        labels=labels,
+        mask=mask,
+        batch_size=batch_size,
+        repeats=repeats,
+        costs=not no_costs,
+    )
+    source = Source(checkpoint=checkpoint, factory=model, kwargs=kwargs, key=key, trust_pickle=trust_pickle)
+    evaluate_files(source, files or (), data, scoring, plot=plot, as_json=as_json)
+
+
 app.add_typer(bench, name="bench")
 
 

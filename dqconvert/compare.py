@@ -167,7 +167,7 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
         raise ConfigError("compare takes the float model first and the integer module second.")
     expect_float(float_model, "compare, as its first argument,", prepared=True)
     checked = expect_quantized(integer, "compare, as its second argument,")
-    sums, predictions, rounded, batches = _Sums(), _Predictions(), _Predictions(), 0
+    sums, predictions, rounded, batches = Sums(), Predictions(), Predictions(), 0
     prepared = _evaluated(float_model) if isinstance(integer, IntegerModule) else None
     quantized, reference = QuantizedRun(checked, sums.add), None
     config = checked.qconfig if isinstance(checked, PreparedModule) else None
@@ -177,13 +177,13 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
         with torch.no_grad():
             values, expected = reference.values(given)
             actual = quantized.against(values, given)
-        for one, other in _pairs(expected, actual):
+        for one, other in pairs_of(expected, actual):
             sums.add(_OUTPUT, one, other)
             predictions.add(one, other)
         if prepared is not None:
             with torch.no_grad():
                 alike = prepared(*call.args, **call.kwargs)
-            for one, other in _pairs(alike, actual):
+            for one, other in pairs_of(alike, actual):
                 rounded.add(one, other)
         batches += 1
     if not batches:
@@ -243,26 +243,31 @@ def _reference(
     return min(runs, key=lambda run: len(run.missing))
 
 
-def _pairs(expected: Any, found: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Returns the floating-point tensors of two outputs in pairs."""
+def pairs_of(expected: Any, found: Any, door: str = "compare") -> Iterator[tuple[Tensor, Tensor]]:
+    """Returns the floating-point tensors of two outputs in pairs.
+
+    Raises:
+        ConfigError: If they differ in shapes; it begins with ``door``.
+    """
     tensors: tuple[list[Tensor], list[Tensor]] = [], []
     for output, into in zip((expected, found), tensors, strict=True):
         map_tensors(output, into.append)
     shapes = [[tuple(tensor.shape) for tensor in some] for some in tensors]
     if shapes[0] != shapes[1]:
         raise ConfigError(
-            f"compare: the float model returns {shapes[0]}, the other {shapes[1]}: it was not made of this model."
+            f"{door}: the float model returns {shapes[0]}, the other {shapes[1]}: it was not made of this model."
         )
     return ((one, other) for one, other in zip(*tensors, strict=True) if one.is_floating_point())
 
 
-class _Sums:
-    """Of signal and noise, by path."""
+class Sums:
+    """Sums of signal and noise, by path."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[float, float, float, int]] = {}
 
     def add(self, path: str, expected: Tensor, found: Tensor) -> None:
+        """Adds what a model without rounding has, and what another one has there."""
         noise = expected.double() - found
         signal, squares, worst, values = self._found.get(path, (0.0, 0.0, 0.0, 0))
         largest = float(noise.abs().max()) if noise.numel() else 0.0
@@ -274,6 +279,7 @@ class _Sums:
         )
 
     def layers(self) -> dict[str, Layer]:
+        """Returns the ratios of all that was added, by path."""
         return {
             path: Layer(path=path, sqnr_db=_decibels(signal, noise), max_error=worst, values=values)
             for path, (signal, noise, worst, values) in self._found.items()
@@ -286,7 +292,7 @@ def _decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf if signal == 0 else math.nan
 
 
-class _Predictions:
+class Predictions:
     """Counts of predictions, and of those that were equal."""
 
     def __init__(self) -> None:

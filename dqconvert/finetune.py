@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from dqconvert.calibrate import calibrate
-from dqconvert.distil import Fields, Lessons, Rows, is_pair
+from dqconvert.distil import Fields, Lessons
 from dqconvert.errors import CheckpointError, ConfigError
 from dqconvert.expect import expect_float
 from dqconvert.files import check_target, write_file
+from dqconvert.labels import Rows, is_pair
 from dqconvert.optimizers import parameter_groups
 from dqconvert.prepare import Prepared, prepare
 from dqconvert.qconfig import QConfig

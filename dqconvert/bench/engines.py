@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from dqconvert.bench.case import Subject
 from dqconvert.bench.variants import why_not_csr, with_csr
-from dqconvert.checkpoint import save
 from dqconvert.convert import convert
 from dqconvert.errors import CommandError
 from dqconvert.lower import IntegerModule
@@ -148,16 +144,6 @@ def why_not(engine: Engine, subject: Subject) -> str | None:
     except Exception as error:  # whatever torch raises on a type, a matrix or a compiler that it cannot do with
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return None
-
-
-def file_bytes(module: nn.Module) -> int:
-    """Returns the size of the model's file: :func:`dqconvert.save`'s, or a float model's tensors in safetensors."""
-    if not isinstance(module, IntegerModule):
-        return len(safetensors.torch.save(dict(module.state_dict())))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        save(module, path)
-        return path.stat().st_size
 
 
 def mirrored(inputs: Inputs) -> Inputs:

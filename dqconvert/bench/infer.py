@@ -13,7 +13,8 @@ from rich.progress import Progress
 from dqconvert.bench import memory
 from dqconvert.bench.bandwidth import copy_bandwidth
 from dqconvert.bench.case import Case, build
-from dqconvert.bench.engines import CSR, EDGE_INDEX, Engine, Forward, file_bytes, forward_of, why_not
+from dqconvert.bench.costs import file_bytes, why_not_measurable
+from dqconvert.bench.engines import CSR, EDGE_INDEX, Engine, Forward, forward_of, why_not
 from dqconvert.bench.environment import Environment, environment
 from dqconvert.bench.operations import Operation, operations
 from dqconvert.bench.timing import Tick, Times, interleave, threads, ticker
@@ -168,7 +169,7 @@ def run(
     """
     start = time.perf_counter()
     settings = settings or Settings()
-    no_memory = memory.why_not_measurable() if settings.memory else None
+    no_memory = why_not_measurable() if settings.memory else None
     found = []
     with threads(settings.threads), torch.random.fork_rng(devices=[]):
         bandwidth = copy_bandwidth()

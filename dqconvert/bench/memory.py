@@ -8,14 +8,11 @@ on a small part of the data.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,55 +20,10 @@ import typer
 
 import dqconvert
 from dqconvert.bench.case import Case, build
+from dqconvert.bench.costs import Peak, peak_of
 from dqconvert.bench.engines import Engine, forward_of
 from dqconvert.bench.variants import Variant, step_of
 from dqconvert.errors import CommandError, DQConvertError
-from dqconvert.kernels import release_memory
-
-_STATUS = Path("/proc/self/status")
-_RESET = Path("/proc/self/clear_refs")
-_MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Resident memory of a process, in MiB.
-
-    Attributes:
-        before: Before the first step: interpreter, libraries, model and data.
-        rise: How far above that the highest point of the steps was.
-    """
-
-    before: float
-    rise: float
-
-
-def why_not_measurable() -> str | None:
-    """Returns why memory cannot be measured on this system; ``None`` if it can."""
-    if _STATUS.exists() and "VmHWM" in _STATUS.read_text() and os.access(_RESET, os.W_OK):
-        return None
-    return "it is read from Linux's /proc/self/status and reset by /proc/self/clear_refs, which is missing here"
-
-
-def peak_of(step: Callable[[], object], repeats: int = 2) -> Peak:
-    """Returns the peak memory of this process during a step, above that before.
-
-    Args:
-        repeats: How many times. The second training step has the optimizer's state as well.
-
-    Raises:
-        CommandError: If this system does not tell.
-    """
-    if (reason := why_not_measurable()) is not None:
-        raise CommandError(reason)
-    gc.collect()
-    release_memory()
-    _return_freed_memory()
-    _RESET.write_text("5")  # VmHWM, the highest resident memory so far, becomes the present one
-    before = _status("VmRSS")
-    for _ in range(repeats):
-        step()
-    return Peak(before, max(0.0, _status("VmHWM") - before))
 
 
 def measure(case: Case, variant: Variant, threads: int) -> Peak:
@@ -134,19 +86,6 @@ def _forward_peaks(engine: Engine, case: Case) -> dict[str, Peak]:
     warm = peak_of(forward.warm, repeats=1)
     forward.renew()
     return {"warm": warm, "cold": peak_of(forward.cold, repeats=1)}
-
-
-def _status(field: str) -> float:
-    """Returns a field of the process's status, in MiB."""
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024 / _MIB
-
-
-def _return_freed_memory() -> None:
-    """Returns freed memory to the system: glibc would keep it, and its reuse would not be seen."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from dqconvert.bench import memory
 from dqconvert.bench.case import Case, Subject, build
+from dqconvert.bench.costs import Peak, why_not_measurable
 from dqconvert.bench.environment import Environment, environment
 from dqconvert.bench.phases import phases
 from dqconvert.bench.timing import Tick, Times, interleave, threads, ticker
@@ -139,7 +140,7 @@ def run(
     """
     start = time.perf_counter()
     settings = settings or Settings()
-    no_memory = memory.why_not_measurable() if settings.memory else None
+    no_memory = why_not_measurable() if settings.memory else None
     found = []
     for case in cases:
         build(case)  # a case that cannot be built shows now, not after the others are measured
@@ -202,7 +203,7 @@ def _timed(subject: Subject, compared: Sequence[Variant], settings: Settings, ti
     return found
 
 
-def _row(variant: Variant, found: _Timed, timed: Mapping[Variant, _Timed], peak: memory.Peak | None) -> Row:
+def _row(variant: Variant, found: _Timed, timed: Mapping[Variant, _Timed], peak: Peak | None) -> Row:
     median = found.times.median
     edge_index = timed[FLOAT].times.median
     csr = timed[CSR].times.median if CSR in timed else None

@@ -60,7 +60,7 @@ def working_copy(model: nn.Module, *, caller: str = "prepare()", error: type[DQC
         ) from reason
     for parameter in nn.Module.parameters(root):  # a model may have a method of that name for something else
         parameter.grad = None
-    _clear_caches(root)
+    clear_caches(root)
     return root
 
 
@@ -218,7 +218,8 @@ def set_mode(model: Model, training: bool) -> Model:
     return model
 
 
-def _clear_caches(model: nn.Module) -> None:
+def clear_caches(model: nn.Module) -> None:
+    """Forgets what layers with ``cached=True`` computed of a graph."""
     for module in nn.Module.modules(model):
         for name, value in list(vars(module).items()):
             if name.startswith("_cached") and value is not None and not callable(value):

@@ -1,4 +1,4 @@
-"""``--model pkg.mod:factory --kwargs JSON``: the float model that the user's own code builds."""
+"""``--model pkg.mod:factory --kwargs JSON``: what the user's own code builds, the float model above all."""
 
 from __future__ import annotations
 
@@ -32,24 +32,33 @@ def build_model(factory: str, kwargs: dict[str, Any]) -> nn.Module:
         >>> build_model("torch.nn:Linear", {"in_features": 2, "out_features": 1})
         Linear(in_features=2, out_features=1, bias=True)
     """
-    function = _find(factory)
-    if not callable(function):
-        raise UsageError(f"--model {factory}: is {kind_of(function)}, not a class or a function.")
-    try:
-        inspect.signature(function).bind(**kwargs)
-    except TypeError as error:
-        raise UsageError(f"--model {factory}: cannot be called with {_call(kwargs)}: {error}.") from error
-    except ValueError:  # a callable without a signature
-        pass
-    with _in_one_line(f"--model {factory}: raised when called with {_call(kwargs)}"):
-        model = function(**kwargs)
+    model = build(factory, kwargs)
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {factory}: returned {kind_of(model)}, not a torch.nn.Module.")
     return model
 
 
-def parse_kwargs(text: str | None) -> dict[str, Any]:
-    """Parses the JSON object of ``--kwargs``.
+def build(factory: str, kwargs: dict[str, Any], option: str = "--model", more: str = "--kwargs") -> Any:
+    """Imports a factory as :func:`build_model` does, and returns what it returns, whatever that is.
+
+    Args:
+        option: What the factory was given as, for messages.
+        more: Likewise, its arguments.
+    """
+    function = find(factory, option)
+    call = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or f"no arguments (pass them with {more})"
+    try:
+        inspect.signature(function).bind(**kwargs)
+    except TypeError as error:
+        raise UsageError(f"{option} {factory}: cannot be called with {call}: {error}.") from error
+    except ValueError:  # a callable without a signature
+        pass
+    with _in_one_line(f"{option} {factory}: raised when called with {call}"):
+        return function(**kwargs)
+
+
+def parse_kwargs(text: str | None, option: str = "--kwargs") -> dict[str, Any]:
+    """Parses the JSON object of ``--kwargs``, or of another option.
 
     Raises:
         UsageError: If it is not one.
@@ -63,9 +72,9 @@ def parse_kwargs(text: str | None) -> dict[str, Any]:
     try:
         kwargs = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--kwargs {text}: is not JSON: {error}. Example: --kwargs '{{\"num_layers\": 2}}'") from error
+        raise UsageError(f"{option} {text}: is not JSON: {error}. Example: {option} '{{\"num_layers\": 2}}'") from error
     if not isinstance(kwargs, dict):
-        raise UsageError(f"--kwargs {text}: must be a JSON object of arguments by name.")
+        raise UsageError(f"{option} {text}: must be a JSON object of arguments by name.")
     return kwargs
 
 
@@ -75,17 +84,25 @@ def search_here() -> None:
         sys.path.insert(0, os.getcwd())
 
 
-def _find(factory: str) -> Callable[..., Any]:
+def find(factory: str, option: str = "--model") -> Callable[..., Any]:
+    """Imports ``pkg.mod:name``, also from the working directory.
+
+    Raises:
+        UsageError: If there is no such thing, or it cannot be called.
+        CommandError: If its module raises.
+    """
     module_name, colon, name = factory.partition(":")
     if not colon or not name or not all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
-        raise UsageError(f"--model {factory}: must be written as pkg.mod:name.")
+        raise UsageError(f"{option} {factory}: must be written as pkg.mod:name.")
     search_here()
-    with _in_one_line(f"--model {factory}: {module_name} cannot be imported", module_name):
+    with _in_one_line(f"{option} {factory}: {module_name} cannot be imported", module_name):
         found: Any = importlib.import_module(module_name)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise UsageError(f"--model {factory}: {module_name} has no {name!r}{did_you_mean(part, dir(found))}")
+            raise UsageError(f"{option} {factory}: {module_name} has no {name!r}{did_you_mean(part, dir(found))}")
         found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"{option} {factory}: is {kind_of(found)}, not a class or a function.")
     return found
 
 
@@ -107,7 +124,3 @@ def _in_one_line(message: str, module_name: str = "") -> Iterator[None]:
         if isinstance(error, SyntaxError) and error.filename:
             where = f" ({os.path.relpath(error.filename)}:{error.lineno})"
         raise CommandError(f"{text}{where}") from error
-
-
-def _call(kwargs: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no arguments (pass them with --kwargs)"

@@ -21,7 +21,7 @@ from torch_geometric.utils import contains_self_loops, is_undirected
 from typer.testing import CliRunner
 
 from command_line import dqconvert_command
-from dqconvert.bench import memory, sweep
+from dqconvert.bench import costs, memory, sweep
 from dqconvert.bench.case import Case, Subject, build
 from dqconvert.bench.environment import environment, spinning
 from dqconvert.bench.graphs import graph_sizes, zipf_batch, zipf_edges
@@ -211,7 +211,7 @@ class TestTiming:
         assert all(torch.equal(value, before[name]) for name, value in copied.module.state_dict().items())
 
 
-needs_memory = pytest.mark.skipif(memory.why_not_measurable() is not None, reason="needs Linux's /proc")
+needs_memory = pytest.mark.skipif(costs.why_not_measurable() is not None, reason="needs Linux's /proc")
 
 
 class TestMemory:
@@ -219,14 +219,14 @@ class TestMemory:
     @pytest.mark.parametrize("mib", [32, 256])
     def test_what_a_step_allocates_is_measured(self, mib: int) -> None:
         # Once: the C library may put what a second step allocates beside what the first one freed.
-        found = memory.peak_of(lambda: torch.ones(mib << 18), repeats=1)
+        found = costs.peak_of(lambda: torch.ones(mib << 18), repeats=1)
         assert mib - 1 <= found.rise < mib + 16
         assert found.before > 50
 
     @needs_memory
     def test_an_earlier_peak_does_not_count(self) -> None:
         torch.ones(512 << 18)
-        assert memory.peak_of(lambda: None).rise < 16
+        assert costs.peak_of(lambda: None).rise < 16
 
     @pytest.mark.study
     @needs_memory
@@ -243,7 +243,7 @@ class TestMemory:
             memory.measure(Case(workload="W9"), FLOAT, threads=1)
 
     def test_where_it_cannot_be_measured_the_result_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(memory, "_RESET", Path("/proc/self/no_such_file"))
+        monkeypatch.setattr(costs, "_RESET", Path("/proc/self/no_such_file"))
         result = run([tiny("W2")], [], Settings(steps=1, warmup=1, phases=False))
         assert result.no_memory is not None
         assert all(row.peak_mib is None for row in result.cases[0].rows)

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 from command_line import dqconvert_command
 from dqconvert.bench import memory
 from dqconvert.bench.case import Case, Subject, build
+from dqconvert.bench.costs import file_bytes, why_not_measurable
 from dqconvert.bench.engines import (
     CSR,
     EDGE_INDEX,
     Engine,
     Forward,
     engines_of,
-    file_bytes,
     forward_of,
     mirrored,
     why_not,
@@ -302,7 +302,7 @@ class TestResult:
         assert run([tiny("V6")], [EDGE_INDEX], quick).cases[0].rows[0].warm.rounds == 40
 
 
-@pytest.mark.skipif(memory.why_not_measurable() is not None, reason="needs Linux's /proc")
+@pytest.mark.skipif(why_not_measurable() is not None, reason="needs Linux's /proc")
 def test_a_warm_forward_follows_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Forward] = []
     warm = Forward.warm
