@@ -25,7 +25,7 @@ _MOST_ROUNDS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class InferSettings:
     """The settings of a measurement.
 
     Attributes:
@@ -71,7 +71,7 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class InferRow:
     """One engine's measurements.
 
     Attributes:
@@ -105,7 +105,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaseResult:
+class InferCase:
     """The measurements of one workload.
 
     Attributes:
@@ -116,7 +116,7 @@ class CaseResult:
 
     subject: dict[str, Any]
     left_out: dict[str, str]
-    rows: tuple[Row, ...]
+    rows: tuple[InferRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.subject, "left_out": self.left_out, "engines": [row.to_dict() for row in self.rows]}
@@ -136,10 +136,10 @@ class InferResult:
     """
 
     environment: Environment
-    settings: Settings
+    settings: InferSettings
     bandwidth: float
     no_memory: str | None
-    cases: tuple[CaseResult, ...]
+    cases: tuple[InferCase, ...]
     seconds: float = field(compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,7 +155,10 @@ class InferResult:
 
 
 def run(
-    cases: Sequence[Case], engines: Sequence[Engine], settings: Settings | None = None, progress: Progress | None = None
+    cases: Sequence[Case],
+    engines: Sequence[Engine],
+    settings: InferSettings | None = None,
+    progress: Progress | None = None,
 ) -> InferResult:
     """Measures each case's forward by each engine that works.
 
@@ -168,7 +171,7 @@ def run(
         DQConvertError: If a case cannot be built, or its model not prepared or converted.
     """
     start = time.perf_counter()
-    settings = settings or Settings()
+    settings = settings or InferSettings()
     no_memory = why_not_measurable() if settings.memory else None
     found = []
     with threads(settings.threads), torch.random.fork_rng(devices=[]):
@@ -189,11 +192,11 @@ def run(
 def _measure(
     case: Case,
     engines: Sequence[Engine],
-    settings: Settings,
+    settings: InferSettings,
     bandwidth: float,
     measurable: bool,
     progress: Progress | None,
-) -> CaseResult:
+) -> InferCase:
     subject = build(case, seed=settings.seed)
     reasons = {engine.name: why_not(engine, subject) for engine in engines}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
@@ -225,7 +228,7 @@ def _measure(
             peaks = memory.measure_forward(case, engine, settings.threads)
             tick()
         rows.append(
-            Row(
+            InferRow(
                 engine=engine,
                 warm=_speed(name, warm),
                 cold=None if cold is None else _speed(name, cold),
@@ -238,12 +241,12 @@ def _measure(
                 phases_cold=_cold_phases(forward, bandwidth) if name in phases and settings.cold else None,
             )
         )
-    return CaseResult(subject=sizes, left_out=left_out, rows=tuple(rows))
+    return InferCase(subject=sizes, left_out=left_out, rows=tuple(rows))
 
 
 def _times(
     steps: Mapping[str, Callable[[], object]],
-    settings: Settings,
+    settings: InferSettings,
     tick: Tick,
     before: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Times]:

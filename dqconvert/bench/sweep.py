@@ -34,7 +34,7 @@ _DEGREE, _CLASSES = 5, 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SweepSettings:
     """The settings of a sweep.
 
     Attributes:
@@ -72,7 +72,7 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SweepRow:
     """The measurements of a shape: medians in milliseconds, and ratios of them.
 
     Attributes:
@@ -102,11 +102,11 @@ class SweepResult:
     """Everything that a sweep found, in the order of the sample."""
 
     environment: Environment
-    settings: Settings
-    rows: tuple[Row, ...]
+    settings: SweepSettings
+    rows: tuple[SweepRow, ...]
     seconds: float = field(compare=False)
 
-    def worst(self, ratio: str, number: int = 10) -> list[Row]:
+    def worst(self, ratio: str, number: int = 10) -> list[SweepRow]:
         """Returns the rows whose ratio, ``"fused_ratio"`` or ``"infer_ratio"``, is the largest."""
         return sorted(self.rows, key=lambda row: float(getattr(row, ratio)), reverse=True)[:number]
 
@@ -122,7 +122,7 @@ class SweepResult:
         }
 
 
-def shapes(settings: Settings) -> list[Shape]:
+def shapes(settings: SweepSettings) -> list[Shape]:
     """Returns the shapes that are small enough, in an order that depends on the seed alone."""
     grid = itertools.product(LAYERS, PRESETS, NODES, WIDTHS, DENSITIES, HIDDEN)
     found = [
@@ -134,9 +134,9 @@ def shapes(settings: Settings) -> list[Shape]:
     return found
 
 
-def run(settings: Settings, progress: Progress | None = None) -> SweepResult:
+def run(settings: SweepSettings, progress: Progress | None = None) -> SweepResult:
     """Measures as many shapes as time allows."""
-    start, rows = time.perf_counter(), list[Row]()
+    start, rows = time.perf_counter(), list[SweepRow]()
     task = None if progress is None else progress.add_task("sweep", total=settings.seconds)
     with threads(settings.threads), torch.random.fork_rng(devices=[]):
         for shape in shapes(settings):
@@ -153,7 +153,7 @@ def run(settings: Settings, progress: Progress | None = None) -> SweepResult:
     )
 
 
-def measure(shape: Shape, settings: Settings) -> Row:
+def measure(shape: Shape, settings: SweepSettings) -> SweepRow:
     """Measures a shape: three training steps in turns, then two forwards."""
     torch.manual_seed(settings.seed)
     x = torch.randn(shape.nodes, shape.width)
@@ -172,7 +172,7 @@ def measure(shape: Shape, settings: Settings) -> Row:
     integer = convert(fused.eval())
     forwards = {name: _forward(module.eval(), x, edge_index) for name, module in (("float", model), ("int", integer))}
     forward = interleave(forwards, max(settings.rounds, 10), settings.warmup, clock=clock)
-    return Row(
+    return SweepRow(
         shape=shape,
         float_ms=_ms(step["float"]),
         unfused_ms=_ms(step["unfused"]),

@@ -14,7 +14,7 @@ from dqconvert.bench.operations import Operation
 from dqconvert.bench.phases import PHASES
 from dqconvert.bench.prepare import Point, PrepareResult
 from dqconvert.bench.sweep import SweepResult
-from dqconvert.bench.train import CaseResult, Row, TrainResult
+from dqconvert.bench.train import TrainCase, TrainResult, TrainRow
 
 _SMALL = 0.01
 """Share of a forward below which operations are not shown one by one."""
@@ -119,7 +119,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def _times(case: CaseResult) -> Table:
+def _times(case: TrainCase) -> Table:
     table = _table("median", "min, ms", "x edge_index", "x CSR", "x faster", "peak, MiB", "x float")
     base = case.rows[0].peak_mib
     for row in case.rows:
@@ -136,7 +136,7 @@ def _times(case: CaseResult) -> Table:
     return table
 
 
-def _phases(case: CaseResult) -> Table:
+def _phases(case: TrainCase) -> Table:
     table = _table(*PHASES, "sum, ms")
     for row in case.rows:
         if row.phases_ms is not None:
@@ -144,7 +144,7 @@ def _phases(case: CaseResult) -> Table:
     return table
 
 
-def _speeds(case: infer.CaseResult) -> Table:
+def _speeds(case: infer.InferCase) -> Table:
     columns = ("warm", "min, ms", "x edge_index", "x CSR", "cold", "min, ms", "x edge_index", "x CSR")
     table = _table(*columns, "Mnodes/s", "peak, MiB", "file, kB")
     for row in case.rows:
@@ -165,7 +165,7 @@ def _speed(speed: infer.Speed | None) -> tuple[str, ...]:
     return _digits(speed.median_ms), _digits(speed.min_ms), _ratio(speed.over_edge_index), _ratio(speed.over_csr)
 
 
-def _peaks(row: infer.Row) -> str:
+def _peaks(row: infer.InferRow) -> str:
     return " / ".join(f"{peak:.0f}" for peak in (row.peak_warm_mib, row.peak_cold_mib) if peak is not None)
 
 
@@ -193,7 +193,7 @@ def _operations(title: str, known: Sequence[Operation], new: Sequence[Operation]
     return table
 
 
-def _growth(cases: Sequence[CaseResult]) -> Table | None:
+def _growth(cases: Sequence[TrainCase]) -> Table | None:
     """Returns the growth of time from one size of a workload to the next; ``None`` where no workload has several."""
     table = _table("edges", "features", "x edges", "x features", "x time", title="Growth")
     for before, case in pairwise(cases):
@@ -223,7 +223,7 @@ def _points(title: str, what: str, points: Sequence[Point]) -> Table:
     return table
 
 
-def _sum(row: Row) -> float:
+def _sum(row: TrainRow) -> float:
     return sum((row.phases_ms or {}).values())
 
 

@@ -20,7 +20,7 @@ from dqconvert.bench.variants import CSR, FLOAT, Variant, timed_step_of, why_not
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainSettings:
     """The settings of a measurement.
 
     Attributes:
@@ -42,7 +42,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TrainRow:
     """One variant's measurements; times in milliseconds, memory in MiB.
 
     Attributes:
@@ -76,7 +76,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaseResult:
+class TrainCase:
     """The measurements of one workload or model.
 
     Attributes:
@@ -87,7 +87,7 @@ class CaseResult:
 
     subject: dict[str, Any]
     no_csr: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[TrainRow, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.subject, "no_csr": self.no_csr, "variants": [row.to_dict() for row in self.rows]}
@@ -106,9 +106,9 @@ class TrainResult:
     """
 
     environment: Environment
-    settings: Settings
+    settings: TrainSettings
     no_memory: str | None
-    cases: tuple[CaseResult, ...]
+    cases: tuple[TrainCase, ...]
     seconds: float = field(compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class TrainResult:
 def run(
     cases: Sequence[Case],
     variants: Sequence[Variant],
-    settings: Settings | None = None,
+    settings: TrainSettings | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Measures each case: the float step, with a CSR adjacency where the model takes one, and the variants' steps.
@@ -139,7 +139,7 @@ def run(
         DQConvertError: If a case cannot be built, or its model not prepared.
     """
     start = time.perf_counter()
-    settings = settings or Settings()
+    settings = settings or TrainSettings()
     no_memory = why_not_measurable() if settings.memory else None
     found = []
     for case in cases:
@@ -158,8 +158,8 @@ def run(
 
 
 def _measure(
-    case: Case, variants: Sequence[Variant], settings: Settings, measurable: bool, progress: Progress | None
-) -> CaseResult:
+    case: Case, variants: Sequence[Variant], settings: TrainSettings, measurable: bool, progress: Progress | None
+) -> TrainCase:
     subject = build(case, seed=settings.seed)
     no_csr = why_not_csr(subject)
     compared = [FLOAT, *([CSR] if no_csr is None else []), *variants]
@@ -175,7 +175,7 @@ def _measure(
             peak = memory.measure(case, variant, settings.threads)
             tick()
         rows.append(_row(variant, found, timed, peak))
-    return CaseResult(subject=sizes, no_csr=no_csr, rows=tuple(rows))
+    return TrainCase(subject=sizes, no_csr=no_csr, rows=tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class _Timed:
     phases_s: dict[str, float] | None
 
 
-def _timed(subject: Subject, compared: Sequence[Variant], settings: Settings, tick: Tick) -> dict[Variant, _Timed]:
+def _timed(subject: Subject, compared: Sequence[Variant], settings: TrainSettings, tick: Tick) -> dict[Variant, _Timed]:
     steps, build_s = {}, {}
     for variant in compared:
         steps[variant.name], build_s[variant.name] = timed_step_of(variant, subject)
@@ -203,11 +203,11 @@ def _timed(subject: Subject, compared: Sequence[Variant], settings: Settings, ti
     return found
 
 
-def _row(variant: Variant, found: _Timed, timed: Mapping[Variant, _Timed], peak: Peak | None) -> Row:
+def _row(variant: Variant, found: _Timed, timed: Mapping[Variant, _Timed], peak: Peak | None) -> TrainRow:
     median = found.times.median
     edge_index = timed[FLOAT].times.median
     csr = timed[CSR].times.median if CSR in timed else None
-    return Row(
+    return TrainRow(
         variant=variant,
         median_ms=1e3 * median,
         min_ms=1e3 * found.times.minimum,

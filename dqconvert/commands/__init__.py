@@ -1,1 +1,1 @@
-"""The work of the command line's commands, one file each; :mod:`dqconvert.cli` has their options and help."""
+"""The work of the commands, one file each; :mod:`dqconvert.cli` has their help, ``options.py`` shared options."""

@@ -10,7 +10,8 @@ from torch import nn
 
 from dqconvert.checkpoint import holds_integer, load
 from dqconvert.checkpoint.container import is_prepared
-from dqconvert.commands.convert import Source, float_model, prepared_model, unfilled
+from dqconvert.commands.convert import float_model, prepared_model, unfilled
+from dqconvert.commands.options import Source
 from dqconvert.compare import compare as compare_modules
 from dqconvert.drawing import check_drawing
 from dqconvert.user.inputs import SavedInputs

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dqconvert.calibrate import calibrate as calibrate_on
 from dqconvert.checkpoint import holds_integer, load, save
 from dqconvert.checkpoint.container import is_prepared
 from dqconvert.commands.agreement import agreement_lines, agreement_of
+from dqconvert.commands.options import Changes, Output, Source
 from dqconvert.commands.overrides import qconfig_from
 from dqconvert.commands.sizes import size_in_words, sizes_of
 from dqconvert.compare import compare
@@ -33,25 +34,6 @@ from dqconvert.user.factory import build_model, parse_kwargs, search_here
 from dqconvert.user.inputs import SavedInputs, read_example
 from dqconvert.weights import Weights, check_finite, fill, read_weights
 from dqconvert.words import article, count, listed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """The source of a float model: the options that ``convert`` and ``inspect`` share.
-
-    Attributes:
-        checkpoint: The float checkpoint.
-        factory: ``"pkg.mod:name"``; ``None`` for a pickled module.
-        kwargs: The factory's arguments as JSON.
-        key: Where in the checkpoint the weights are.
-        trust_pickle: If true, the checkpoint's own code may run.
-    """
-
-    checkpoint: Path
-    factory: str | None = None
-    kwargs: str | None = None
-    key: str | None = None
-    trust_pickle: bool = False
 
 
 def float_model(source: Source) -> tuple[nn.Module, str]:
@@ -88,17 +70,14 @@ def _pickled(source: Source, weights: Weights) -> nn.Module:
 def convert(
     source: Source,
     out: Path,
+    output: Output,
     *,
-    qconfig: str | None = None,
-    sets: Sequence[str] = (),
-    rules: Sequence[str] = (),
+    qconfig: str | None,
+    changes: Changes,
     example: Path | None = None,
     calibrate: Path | None = None,
     integer: bool = False,
     fold: bool = True,
-    force: bool = False,
-    as_json: bool = False,
-    quiet: bool = False,
 ) -> None:
     """Prepares the model of a float checkpoint, calibrates it where data is given, and saves it.
 
@@ -109,25 +88,22 @@ def convert(
     Args:
         source: The float model.
         out: Where to write.
+        output: Whether to replace a file, and what to print.
         qconfig: A preset or a config file; ``None``: ``"int8-dq"``, or ``"int8-ptq+"`` where it calibrates.
-        sets: Fields to override, see :func:`dqconvert.commands.overrides.qconfig_from`.
-        rules: Rules to add, likewise.
+        changes: Fields to override and rules to add.
         example: A file of inputs to trace on; ``None``: made up.
         calibrate: Data to set the ranges from; ``None``: training sets them.
         integer: Save an integer module.
         fold: Let it compute one row for nodes that a layer cannot tell apart, see :func:`dqconvert.convert`.
-        force: Replace a file that exists.
-        as_json: Print a summary as JSON.
-        quiet: Print nothing.
 
     Raises:
         DQConvertError: If anything is wrong; its class says what.
     """
-    check_target(out, overwrite=force)
+    check_target(out, overwrite=output.force)
     if qconfig is None:
         qconfig = "int8-dq" if calibrate is None else "int8-ptq+"
     with usage():
-        config = qconfig_from(qconfig, sets, rules)
+        config = qconfig_from(qconfig, changes.sets, changes.rules)
     if not fold and not integer:
         raise UsageError("--no-fold is about integer files: pass --integer, too.")
     given = is_prepared(source.checkpoint)
@@ -150,8 +126,8 @@ def convert(
             module = prepare(model, config, example_inputs).module
     agreement = None
     if data is not None:
-        agreement = _run_calibration(module, data, silent=quiet or as_json)
-    check_target(out, overwrite=force)
+        agreement = _run_calibration(module, data, silent=output.quiet or output.as_json)
+    check_target(out, overwrite=output.force)
     if integer:
         converted = to_integer(module, fold=fold)
         save(converted, out)
@@ -161,9 +137,9 @@ def convert(
         save(module, out, factory=source.factory, kwargs=parse_kwargs(source.kwargs))
         summary = _summary(source, out, qconfig, config, module, found, calibrated=data is not None)
         summary |= {"agreement": agreement}
-    if as_json:
+    if output.as_json:
         typer.echo(json.dumps(summary, indent=2))
-    elif not quiet:
+    elif not output.quiet:
         _show_integer(summary) if integer else _show(summary)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +13,14 @@ from torch import nn
 
 from dqconvert.checkpoint import holds_integer, load
 from dqconvert.checkpoint.container import is_prepared
-from dqconvert.commands.convert import Source, float_model, unfilled, usage
+from dqconvert.commands.convert import float_model, unfilled, usage
 from dqconvert.commands.finetune import saved_batches
+from dqconvert.commands.options import Scoring, Source
 from dqconvert.drawing import check_drawing
 from dqconvert.errors import UsageError
 from dqconvert.evaluate import evaluate as evaluate_models
 from dqconvert.metrics import NAMED
 from dqconvert.user.factory import build, find, parse_kwargs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """How to score, and what to measure besides.
-
-    Attributes:
-        metrics: Names of :data:`dqconvert.metrics.NAMED`, or ``"pkg.mod:name"`` of functions and classes.
-        kwargs: The arguments of metrics that are classes, as JSON.
-        labels: The field of the data objects that holds labels.
-        mask: The field that says which rows' labels count.
-        batch_size: Graphs per call, where the data is a list of graphs.
-        repeats: How many forwards are timed of each model.
-        costs: Measure times, memory and file sizes.
-    """
-
-    metrics: Sequence[str] = ()
-    kwargs: str | None = None
-    labels: str | None = None
-    mask: str | None = None
-    batch_size: int | None = None
-    repeats: int = 5
-    costs: bool = True
 
 
 def evaluate(
@@ -85,7 +62,7 @@ def evaluate(
             labels=scoring.labels,
             mask=scoring.mask,
             repeats=scoring.repeats,
-            costs=scoring.costs,
+            costs=not scoring.no_costs,
         )
     if plot is not None:
         found.plot(plot)
@@ -98,7 +75,7 @@ def evaluate(
 def _metrics(scoring: Scoring) -> dict[str, Any] | None:
     """Returns the metrics by name; a class of metrics becomes an object."""
     found: dict[str, Any] = {}
-    for name in scoring.metrics:
+    for name in scoring.metrics or ():
         if ":" not in name:
             if name not in NAMED:
                 raise UsageError(f"--metric {name}: must be one of {', '.join(NAMED)}, or pkg.mod:name.")
@@ -106,7 +83,7 @@ def _metrics(scoring: Scoring) -> dict[str, Any] | None:
             continue
         metric: Any = find(name, "--metric")
         if isinstance(metric, type):
-            kwargs = parse_kwargs(scoring.kwargs, "--metric-kwargs")
+            kwargs = parse_kwargs(scoring.metric_kwargs, "--metric-kwargs")
             metric = build(name, kwargs, "--metric", "--metric-kwargs")
         found[name.partition(":")[2]] = metric
     return found or None

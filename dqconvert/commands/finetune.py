@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch_geometric.loader import DataLoader
 
 from dqconvert.checkpoint import save
 from dqconvert.commands.agreement import agreement_lines, agreement_of
-from dqconvert.commands.convert import Source, float_model, usage
+from dqconvert.commands.convert import float_model, usage
+from dqconvert.commands.options import Changes, Output, Source, Training
 from dqconvert.commands.overrides import qconfig_from
 from dqconvert.commands.sizes import size_in_words, sizes_of
 from dqconvert.compare import Comparison, compare
@@ -30,45 +30,17 @@ from dqconvert.user.inputs import SavedInputs, read_example, read_inputs
 from dqconvert.words import article, count
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How to train.
-
-    Attributes:
-        epochs: How often to go through the data.
-        lr: The rate at the start.
-        labels: The field of the data objects that holds labels; ``None``: none are used.
-        mask: The field that says which rows' labels count.
-        validation: The field that says which rows choose the best epoch.
-        batch_size: Graphs per step, where the data is a list of graphs; ``None``: one after the other.
-        seed: Of shuffling, dropout and protection.
-        resume: A file that holds the state after each epoch, and from which an interrupted training goes on.
-    """
-
-    epochs: int
-    lr: float
-    labels: str | None = None
-    mask: str | None = None
-    validation: str | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    resume: Path | None = None
-
-
 def finetune(
     source: Source,
     out: Path,
     data: Path,
     training: Training,
+    output: Output,
     *,
     qconfig: str,
-    sets: list[str],
-    rules: list[str],
+    changes: Changes,
     example: Path | None = None,
     integer: bool = False,
-    force: bool = False,
-    as_json: bool = False,
-    quiet: bool = False,
 ) -> None:
     """Fine-tunes the model of a float checkpoint on data, and saves it.
 
@@ -79,21 +51,18 @@ def finetune(
         out: Where to write.
         data: Inputs to train on: a file, or a folder of files.
         training: How to train.
+        output: Whether to replace a file, and what to print.
         qconfig: A preset or a config file.
-        sets: Fields to override, see :func:`dqconvert.commands.overrides.qconfig_from`.
-        rules: Rules to add, likewise.
+        changes: Fields to override and rules to add.
         example: A file of inputs to trace on; ``None``: the first of the data.
         integer: Save an integer module.
-        force: Replace a file that exists.
-        as_json: Print a summary as JSON.
-        quiet: Print nothing.
 
     Raises:
         DQConvertError: Of one kind or another, if anything is wrong.
     """
-    check_target(out, overwrite=force)
+    check_target(out, overwrite=output.force)
     with usage():
-        config = qconfig_from(qconfig, sets, rules)
+        config = qconfig_from(qconfig, changes.sets, changes.rules)
     if training.labels is None and (training.mask or training.validation):
         raise UsageError("--mask and --validation say which labels to use: pass --labels FIELD, or neither.")
     model, found = float_model(source)
@@ -113,10 +82,10 @@ def finetune(
             example_inputs=None if example is None else read_example(example),
             resume=training.resume,
             on_epoch=epochs.append,
-            progress=not (quiet or as_json),
+            progress=not (output.quiet or output.as_json),
         )
     agreement = agreement_of(_compared(module, model, data))
-    check_target(out, overwrite=force)
+    check_target(out, overwrite=output.force)
     if integer:
         save(convert(module), out)
     else:
@@ -134,9 +103,9 @@ def finetune(
         "out": str(out),
         **sizes_of(out, module),
     }
-    if as_json:
+    if output.as_json:
         typer.echo(json.dumps(summary, indent=2))
-    elif not quiet:
+    elif not output.quiet:
         _show(summary)
 
 

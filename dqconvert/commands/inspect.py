@@ -13,11 +13,13 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from dqconvert.checkpoint.container import is_prepared
-from dqconvert.checkpoint.integer import report_of
+from dqconvert.checkpoint.schema import made
 from dqconvert.checkpoint.view import integer_graphs, read_integer, view_file, view_live
-from dqconvert.commands.convert import Source, float_model, usage
+from dqconvert.commands.convert import float_model, usage
+from dqconvert.commands.options import Source
 from dqconvert.errors import CheckpointError, UsageError
 from dqconvert.files import check_target, write_file
+from dqconvert.lower import IntegerReport
 from dqconvert.prepare import prepare
 from dqconvert.qconfig import as_qconfig
 from dqconvert.show.code import code_of
@@ -82,7 +84,7 @@ def _inspect_integer(document: dict[str, Any], form: str, *, html: Path | None, 
     elif form == "code":
         typer.echo(integer_code(integer_graphs(document)[""]))
     else:
-        typer.echo(str(report_of(document["report"])))
+        typer.echo(str(made(IntegerReport, document["report"])))
 
 
 def _view(source: Source, qconfig: str) -> tuple[dict[str, Any], View]:

@@ -13,7 +13,7 @@ from dqconvert.qconfig.tables import is_config_path, read_table
 from dqconvert.words import did_you_mean
 
 
-def qconfig_from(name: str, sets: Sequence[str] = (), rules: Sequence[str] = ()) -> QConfig:
+def qconfig_from(name: str, sets: Sequence[str] | None = (), rules: Sequence[str] | None = ()) -> QConfig:
     """Returns the config that the options of ``dqconvert convert`` describe.
 
     Args:
@@ -30,6 +30,7 @@ def qconfig_from(name: str, sets: Sequence[str] = (), rules: Sequence[str] = ())
         >>> qconfig.activation.bits, qconfig.rules
         (4, (Rule(module='conv1.*', role='message', kind=None, op=None, spec=None),))
     """
+    sets, rules = sets or (), rules or ()
     if not sets and not rules:
         return as_qconfig(name)
     table: dict[str, Any] = read_table(name) if is_config_path(name) else {"preset": name}

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from dqconvert.checkpoint import holds_integer, load
+from dqconvert.commands.options import Output
 from dqconvert.errors import CommandError
 from dqconvert.files import check_target, write_file
 from dqconvert.lower import IntegerModule
@@ -24,36 +25,27 @@ from dqconvert.user.inputs import SavedInputs
 from dqconvert.words import count
 
 
-def run(
-    file: Path,
-    data: Path,
-    *,
-    out: Path | None = None,
-    force: bool = False,
-    as_json: bool = False,
-    quiet: bool = False,
-) -> None:
+def run(file: Path, data: Path, output: Output, *, out: Path | None = None) -> None:
     """Runs an integer file on saved inputs, and writes or describes what it returns.
 
     Args:
         data: Inputs, see :class:`dqconvert.user.inputs.SavedInputs`.
+        output: Whether to replace a file, and what to print.
         out: Where to write the outputs as safetensors, named after the files of the inputs: ``graph`` for ``graph.pt``,
             ``graphs.0`` for the first of the list in ``graphs.pt``, with more parts to the name where there are several
             outputs; ``None``: nowhere.
-        force: Replace a file that exists.
-        as_json: Print a summary as JSON.
 
     Raises:
         DQConvertError: If anything is wrong; its class says what.
     """
     if out is not None:
-        check_target(out, overwrite=force)
+        check_target(out, overwrite=output.force)
     module = load_integer(file)
     inputs = SavedInputs(data, "--data")
     found: dict[str, Tensor] = {}
     times: list[float] = []
     console = Console(stderr=True)
-    silent = quiet or as_json or not console.is_terminal
+    silent = output.quiet or output.as_json or not console.is_terminal
     with Progress(console=console, transient=True, disable=silent) as progress:
         task = progress.add_task("running", total=1.0)
         for done, label, (outputs, seconds) in inputs.each(module, lambda call: _call(module, call)):
@@ -61,11 +53,11 @@ def run(
             times.append(seconds)
             progress.update(task, completed=done)
     if out is not None:
-        check_target(out, overwrite=force)
+        check_target(out, overwrite=output.force)
         write_file(out, [memoryview(safetensors.torch.save(found))])
-    if as_json:
+    if output.as_json:
         typer.echo(json.dumps(_summary(file, found, times, out), indent=2))
-    elif not quiet:
+    elif not output.quiet:
         _show(found, times, out)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
 from rich.console import Console
 
-from dqconvert.commands.convert import Source, float_model, usage
+from dqconvert.commands.convert import float_model, usage
 from dqconvert.commands.finetune import saved_batches
+from dqconvert.commands.options import Changes, Output, Search, Source
 from dqconvert.commands.overrides import qconfig_from
 from dqconvert.errors import UsageError
 from dqconvert.files import check_target, write_file
@@ -23,44 +24,16 @@ from dqconvert.words import article
 _WIDTH = 80
 
 
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """How to search; see :func:`dqconvert.search_bits`.
-
-    Attributes:
-        budget: The most average bits of activations, and of weights.
-        weights: Of weights, if it is another.
-        count: What averages count.
-        bits: The widths to choose from, with commas.
-        numbers: Whether outputs are numbers; otherwise those of two columns or more are scores.
-        batch_size: Graphs per call, where the data is a list of graphs; ``None``: one by one.
-        batches: How many calls to measure on at most.
-        seed: Of what the model draws.
-    """
-
-    budget: float
-    weights: float | None = None
-    count: Any = "elements"
-    bits: str = "2,3,4,8"
-    numbers: bool = False
-    batch_size: int | None = None
-    batches: int | None = None
-    seed: int = 0
-
-
 def search_bits(
     source: Source,
     out: Path,
     data: Path,
     search: Search,
+    output: Output,
     *,
     qconfig: str,
-    sets: list[str],
-    rules: list[str],
+    changes: Changes,
     example: Path | None = None,
-    force: bool = False,
-    as_json: bool = False,
-    quiet: bool = False,
 ) -> None:
     """Chooses a width for each value of the model of a float checkpoint, and writes the config.
 
@@ -69,24 +42,21 @@ def search_bits(
         out: Where to write: a ``.toml`` or ``.json`` file.
         data: Inputs to measure on: a file, or a folder of files.
         search: How to search.
+        output: Whether to replace a file, and what to print.
         qconfig: A preset or a config file, for all but the bits.
-        sets: Fields to override, see :func:`dqconvert.commands.overrides.qconfig_from`.
-        rules: Rules to add, likewise.
+        changes: Fields to override and rules to add.
         example: A file of inputs to trace on; ``None``: the first of the data.
-        force: Replace a file that exists.
-        as_json: Print a summary as JSON.
-        quiet: Print nothing.
 
     Raises:
         DQConvertError: If anything is wrong; its class says what.
     """
     if out.suffix not in (".toml", ".json"):
         raise UsageError(f"--out {out}: a config file's name must end in .toml or .json.")
-    check_target(out, overwrite=force)
-    widths = _widths(search.bits)
+    check_target(out, overwrite=output.force)
+    widths, count = _widths(search.bits), cast(Any, search.count)  # which is checked with the rest
     with usage():
-        config = qconfig_from(qconfig, sets, rules)
-        check_budget(search.budget, search.weights, search.count, widths)
+        config = qconfig_from(qconfig, changes.sets, changes.rules)
+        check_budget(search.budget, search.weights, count, widths)
     model, found = float_model(source)
     inputs = saved_batches(data, search.batch_size, shuffle=False)
     with usage():
@@ -99,14 +69,14 @@ def search_bits(
             example_inputs=None if example is None else read_example(example),
             scores=False if search.numbers else None,
             seed=search.seed,
-            progress=not (quiet or as_json),
+            progress=not (output.quiet or output.as_json),
         )
-    chosen = table.choose(search.budget, weights=search.weights, count=search.count)
+    chosen = table.choose(search.budget, weights=search.weights, count=count)
     text = table.config(chosen)
-    check_target(out, overwrite=force)
+    check_target(out, overwrite=output.force)
     write_file(out, [(text.to_toml() if out.suffix == ".toml" else text.to_json()).encode()])
     averages = table.average(chosen)
-    if as_json:
+    if output.as_json:
         summary = {
             "checkpoint": str(source.checkpoint),
             "found": found,
@@ -118,7 +88,7 @@ def search_bits(
             "out": str(out),
         }
         typer.echo(json.dumps(summary, indent=2))
-    elif not quiet:
+    elif not output.quiet:
         where = f" ({found})" if found else ""
         typer.echo(f"{source.checkpoint}: the weights of {article(table.model)}{where}")
         console = Console(highlight=False)

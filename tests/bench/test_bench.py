@@ -29,11 +29,11 @@ from dqconvert.bench.phases import PHASE_OF, PHASES, phase_of, phases
 from dqconvert.bench.prepare import run as run_prepare
 from dqconvert.bench.tables import show_prepare, show_train
 from dqconvert.bench.timing import interleave
-from dqconvert.bench.train import Settings, TrainResult, run
+from dqconvert.bench.train import TrainResult, TrainSettings, run
 from dqconvert.bench.variants import FLOAT, Step, step_of, variants_of, why_not_csr
 from dqconvert.bench.workloads import WORKLOADS
 from dqconvert.cli import app
-from dqconvert.commands.bench import train
+from dqconvert.cli.bench import train
 from dqconvert.errors import CommandError
 from dqconvert.qconfig import QSpec
 from dqconvert.quant import FakeQuantize, fused
@@ -168,7 +168,7 @@ class TestCSR:
         reason = why_not_csr(subject)
         assert reason is not None
         assert "Error" in reason
-        result = run([Case(factory="test_bench:TwoEnds", example=file)], [], Settings(steps=1, memory=False))
+        result = run([Case(factory="test_bench:TwoEnds", example=file)], [], TrainSettings(steps=1, memory=False))
         assert result.cases[0].no_csr == reason
         assert result.cases[0].rows[0].ratio_to_csr is None
 
@@ -244,7 +244,7 @@ class TestMemory:
 
     def test_where_it_cannot_be_measured_the_result_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(costs, "_RESET", Path("/proc/self/no_such_file"))
-        result = run([tiny("W2")], [], Settings(steps=1, warmup=1, phases=False))
+        result = run([tiny("W2")], [], TrainSettings(steps=1, warmup=1, phases=False))
         assert result.no_memory is not None
         assert all(row.peak_mib is None for row in result.cases[0].rows)
 
@@ -409,15 +409,15 @@ class TestPhases:
 
 @pytest.fixture(scope="module")
 def result() -> TrainResult:
-    quick = Settings(steps=3, warmup=1, memory=False)
+    quick = TrainSettings(steps=3, warmup=1, memory=False)
     cases = [Case(workload="W2", scale=0.002, edges=edges) for edges in (1_000, 2_000)]
     return run([*cases, tiny("W5")], variants_of(["int8-dq"], ["fused", "unfused"]), quick)
 
 
 class TestTrain:
     def test_it_warms_up_until_ranges_hardly_grow(self) -> None:
-        assert inspect.signature(train).parameters["warmup"].default == Settings().warmup == 10
-        assert Settings(warmup=3).warmup == 3
+        assert inspect.signature(train).parameters["warmup"].default == TrainSettings().warmup == 10
+        assert TrainSettings(warmup=3).warmup == 3
 
     def test_keys_are_stable(self, result: TrainResult) -> None:
         plain = json.loads(json.dumps(result.to_dict()))
@@ -463,7 +463,7 @@ class TestTrain:
 
     def test_the_global_state_is_left_alone(self) -> None:
         before, threads = torch.get_rng_state(), torch.get_num_threads()
-        run([tiny("W2")], [], Settings(steps=1, warmup=1, threads=threads + 1, memory=False, phases=False))
+        run([tiny("W2")], [], TrainSettings(steps=1, warmup=1, threads=threads + 1, memory=False, phases=False))
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.get_num_threads() == threads
 
@@ -632,7 +632,7 @@ class TestChart:
 
 class TestSweep:
     def test_the_sample_depends_on_the_seed_alone(self) -> None:
-        one, two = sweep.Settings(seed=1, largest=1 << 16), sweep.Settings(seed=2, largest=1 << 16)
+        one, two = sweep.SweepSettings(seed=1, largest=1 << 16), sweep.SweepSettings(seed=2, largest=1 << 16)
         assert sweep.shapes(one) == sweep.shapes(one) != sweep.shapes(two)
         assert set(sweep.shapes(one)) == set(sweep.shapes(two))
         assert {shape.layer for shape in sweep.shapes(one)} == set(sweep.LAYERS)

@@ -28,7 +28,7 @@ from dqconvert.bench.engines import (
     mirrored,
     why_not,
 )
-from dqconvert.bench.infer import InferResult, Settings, run
+from dqconvert.bench.infer import InferResult, InferSettings, run
 from dqconvert.bench.operations import operations
 from dqconvert.bench.tables import show_infer
 from dqconvert.bench.workloads import INFERENCE
@@ -231,7 +231,7 @@ class TestOperations:
 
 @pytest.fixture(scope="module")
 def result() -> InferResult:
-    quick = Settings(rounds=2, seconds=0, memory=False)
+    quick = InferSettings(rounds=2, seconds=0, memory=False)
     return run([tiny("V1"), tiny("V6")], engines_of(["int8-dq", "int4-dq"]), quick)
 
 
@@ -290,7 +290,7 @@ class TestResult:
 
     def test_the_global_state_is_left_alone(self) -> None:
         before, threads = torch.get_rng_state(), torch.get_num_threads()
-        quick = Settings(rounds=1, seconds=0, threads=threads + 1, cold=False, memory=False, phases=False)
+        quick = InferSettings(rounds=1, seconds=0, threads=threads + 1, cold=False, memory=False, phases=False)
         found = run([tiny("V1")], [EDGE_INDEX], quick)
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.get_num_threads() == threads
@@ -298,7 +298,7 @@ class TestResult:
         assert (row.cold, row.warm.over_csr, row.phases, row.peak_warm_mib) == (None, None, None, None)
 
     def test_what_is_short_is_repeated(self) -> None:
-        quick = Settings(rounds=2, seconds=60, cold=False, memory=False, phases=False)
+        quick = InferSettings(rounds=2, seconds=60, cold=False, memory=False, phases=False)
         assert run([tiny("V6")], [EDGE_INDEX], quick).cases[0].rows[0].warm.rounds == 40
 
 
@@ -307,7 +307,7 @@ def test_a_warm_forward_follows_one_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     taken: list[Forward] = []
     warm = Forward.warm
     monkeypatch.setattr(Forward, "warm", lambda self: taken.append(self) or warm(self))
-    quick = Settings(rounds=3, seconds=0, memory=False, phases=False, cold=False)
+    quick = InferSettings(rounds=3, seconds=0, memory=False, phases=False, cold=False)
     run([tiny("V6")], [EDGE_INDEX, CSR, INT8], quick)
     taken = [forward for forward in taken if taken.count(forward) > 2]  # others run once, on a part of the data
     assert len(set(taken)) == 3

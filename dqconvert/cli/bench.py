@@ -102,7 +102,7 @@ def train(
 
     # torch's profiler reads it when torch is imported, and would write notes of its own to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from dqconvert.bench.train import Settings, run
+    from dqconvert.bench.train import TrainSettings, run
     from dqconvert.bench.variants import FORMS, variants_of
     from dqconvert.qconfig import presets
 
@@ -113,7 +113,7 @@ def train(
         cases = _workloads(workload, edges, features, scale=scale, root=where)
     else:
         cases = _own_model(model, kwargs, str(example))
-    settings = Settings(steps=steps, warmup=warmup, threads=threads, memory=memory, phases=phases)
+    settings = TrainSettings(steps=steps, warmup=warmup, threads=threads, memory=memory, phases=phases)
     _begin(chart)
     with _progress(silent=quiet or as_json) as progress:
         result = run(cases, variants_of(_once(chosen), _once(forms)), settings, progress)
@@ -164,13 +164,13 @@ def infer(
     chosen = list(preset or ["int8-dq", "int4-dq"])
 
     from dqconvert.bench.engines import engines_of
-    from dqconvert.bench.infer import Settings, run
+    from dqconvert.bench.infer import InferSettings, run
     from dqconvert.bench.workloads import INFERENCE
     from dqconvert.qconfig import presets
 
     _check_names("--preset", chosen, list(presets))
     cases = _cases(workload, list(INFERENCE), scale=scale, root=root)
-    settings = Settings(rounds=rounds, threads=threads, cold=cold, memory=memory, phases=phases)
+    settings = InferSettings(rounds=rounds, threads=threads, cold=cold, memory=memory, phases=phases)
     _begin(chart)
     with _progress(silent=quiet or as_json) as progress:
         result = run(cases, engines_of(_once(chosen), bfloat16=bf16, compiled=compiled), settings, progress)
@@ -238,11 +238,11 @@ def sweep(
 
     Example: dqconvert bench sweep --quick --threads 1
     """
-    from dqconvert.bench.sweep import Settings, run
+    from dqconvert.bench.sweep import SweepSettings, run
 
-    wanted = Settings(seconds=seconds, seed=seed, threads=threads)
+    wanted = SweepSettings(seconds=seconds, seed=seed, threads=threads)
     if quick:
-        wanted = Settings(seconds=min(seconds, 30), largest=1 << 20, seed=seed, threads=threads)
+        wanted = SweepSettings(seconds=min(seconds, 30), largest=1 << 20, seed=seed, threads=threads)
     _begin(None)
     with _progress(silent=quiet or as_json) as progress:
         result = run(wanted, progress)
