@@ -49,11 +49,19 @@ def write_bases(folder, names=NAMES, config="int8-dq"):
         dqconvert.save(dqconvert.convert(module), folder / f"{name}.int")
 
 
-def run(folder, count, seed=0, workers=1):
-    """How many of ``count`` mutations of the files in ``folder`` came out how; and what is wrong with the bad ones."""
+def _process(*args):
+    return subprocess.run([sys.executable, __file__, *map(str, args)], capture_output=True, text=True)
+
+
+def run(folder, count, seed=0, workers=1, start=_process):
+    """How many of ``count`` mutations of the files in ``folder`` came out how; and what is wrong with the bad ones.
+
+    Args:
+        start: Runs this file as a script in a process of its own.
+    """
     cuts = [count * part // workers for part in range(workers + 1)]
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_span, folder, seed, cuts[part], cuts[part + 1]) for part in range(workers)]
+        jobs = [pool.submit(_span, start, folder, seed, *cuts[part : part + 2]) for part in range(workers)]
         found = [job.result() for job in jobs]
     outcomes, bad = collections.Counter(), []
     for number, outcome, detail in (line for lines in found for line in lines):
@@ -63,12 +71,11 @@ def run(folder, count, seed=0, workers=1):
     return outcomes, bad
 
 
-def _span(folder, seed, start, stop):
+def _span(run_child, folder, seed, start, stop):
     """Mutations ``start`` to ``stop``, in children: a new one behind each that crashed."""
     lines = []
     while start < stop:
-        command = [sys.executable, __file__, "--child", str(folder), str(seed), str(start), str(stop)]
-        child = subprocess.run(command, capture_output=True, text=True)
+        child = run_child("--child", folder, seed, start, stop)
         done = [line.split("\t", 2) for line in child.stdout.splitlines() if line.count("\t") >= 2]
         lines += done
         if len(done) < stop - start:

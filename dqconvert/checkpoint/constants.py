@@ -51,16 +51,6 @@ def of_groups(sound: Sound) -> Sound:
     return lambda constant: constant.dim() > 0 and len(constant) > 0 and all(map(sound, constant))
 
 
-def is_group_table(constant: Tensor) -> bool:
-    """True if it says something of each code, or of each column and code, for each group of rows."""
-    return constant.dim() in (2, 3) and constant.size(-1) == CODES and not constant.dtype.is_complex
-
-
-def is_group_table_of_pairs(constant: Tensor) -> bool:
-    """True if it says something of each pair of codes, for each group of rows."""
-    return constant.dim() == 3 and constant.shape[1:] == (CODES, CODES) and not constant.dtype.is_complex
-
-
 def by_code(constant: Tensor) -> bool:
     """True if it has a finite float32 number for each code."""
     return constant.shape == (CODES,) and is_finite(constant)

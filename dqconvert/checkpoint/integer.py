@@ -19,18 +19,15 @@ from dqconvert.checkpoint.graph_data import decode_graph, encode_graph, wellform
 from dqconvert.checkpoint.graph_words import named_tuples
 from dqconvert.checkpoint.leaf_data import decode_module, encode_module
 from dqconvert.checkpoint.limits import read_json, unpack
-from dqconvert.checkpoint.schema import IntegerData, check_document
+from dqconvert.checkpoint.schema import IntegerData, check_document, made
 from dqconvert.checkpoint.tables import check_sizes, deflate, inflate
 from dqconvert.checkpoint.typed import check_graphs
 from dqconvert.checkpoint.weights import grow, shrink, weight_columns
 from dqconvert.errors import CheckpointError
 from dqconvert.lower import IntegerModule, IntegerReport
-from dqconvert.lower.places import Place
 from dqconvert.lower.program import holder
 from dqconvert.lower.remember import Remember
-from dqconvert.lower.report import Float
 from dqconvert.prepared.base import NOTHING
-from dqconvert.report import PreparedMethod
 from dqconvert.trace import TracedModule
 from dqconvert.trace.globals import place_name, read_global
 from dqconvert.trace.hooks import of_torch, tables
@@ -202,7 +199,7 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: s
             else:
                 _place(root, path, _constant(path, tensors[path], document))
         graph = decode_graph(document["graph"], root, integer=True)
-        report = report_of(document["report"])
+        report = made(IntegerReport, document["report"])
         more = [_method(data, root) for data in document.get("methods", [])]
         check_graphs([graph, *(method.graph for method in more)], root)
         name = _door_name(document.get("method", "forward"))
@@ -283,16 +280,3 @@ def _place(root: nn.Module, path: Any, found: Tensor | nn.Module) -> None:
     if not name or hasattr(owner, name):
         raise CheckpointError(f"the file holds {path!r}, which is not allowed, or twice.")
     owner.add_module(name, found) if isinstance(found, nn.Module) else owner.register_buffer(name, found)
-
-
-def report_of(data: Mapping[str, Any]) -> IntegerReport:
-    """Returns the report that a description holds."""
-    return IntegerReport(
-        model=str(data["model"]),
-        ops={str(name): int(count) for name, count in data["ops"].items()},
-        floats=tuple(Float(**entry) for entry in data["floats"]),
-        places=tuple(Place(**entry) for entry in data["places"]),
-        methods=tuple(PreparedMethod(**entry) for entry in data.get("methods", ())),
-        remarks=tuple(map(str, data.get("remarks", ()))),
-        settings=tuple(map(str, data.get("settings", ()))),
-    )

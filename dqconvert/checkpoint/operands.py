@@ -24,12 +24,12 @@ from dqconvert.lower.runtime import check_edges, group_order, in_edge_order, loo
 
 
 @dataclass(frozen=True)
-class Value:
+class AnyValue:
     """Any value that is not one of the kinds below: a tensor, a size, an argument of the forward."""
 
 
 @dataclass(frozen=True)
-class Literal:
+class LiteralOf:
     """An operand that is written into the graph, and is no node's value.
 
     Attributes:
@@ -42,7 +42,7 @@ class Literal:
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantOf:
     """A tensor of the file.
 
     Attributes:
@@ -55,7 +55,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Part:
+class OrderPart:
     """A part of an order of edges: made by an operator that orders, and by nothing else.
 
     Attributes:
@@ -66,14 +66,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Optional:
+class OrNone:
     """Something of a kind, or ``None``."""
 
     kind: Any
 
 
 @dataclass(frozen=True)
-class Several:
+class ListOf:
     """A list of values of a kind."""
 
     kind: Any
@@ -101,33 +101,37 @@ def _whole(value: Any) -> bool:
 
 
 _MOST = (1 << 31) - 1
-_COUNT = Literal("a number of columns", lambda value: _whole(value) and 0 <= value <= _MOST)
-_WHOLE = Literal("a whole number", lambda value: _whole(value) and abs(value) <= _MOST)
-_CODE = Literal("a code", lambda value: _whole(value) and -255 <= value <= 255)
-_NUMBER = Literal("a finite number", lambda value: _whole(value) or (isinstance(value, float) and abs(value) < 1e300))
-_FLAG = Literal("True or False", lambda value: isinstance(value, bool))
-_NAME = Optional(Literal("a name", lambda value: isinstance(value, str)))
-_REDUCE = Literal(f"one of {', '.join(REDUCTIONS)}", lambda value: isinstance(value, str) and value in REDUCTIONS)
-_DEPTH = Literal("a number of layers", lambda value: _whole(value) and 0 <= value <= DEEPEST)
+_COUNT = LiteralOf("a number of columns", lambda value: _whole(value) and 0 <= value <= _MOST)
+_WHOLE = LiteralOf("a whole number", lambda value: _whole(value) and abs(value) <= _MOST)
+_CODE = LiteralOf("a code", lambda value: _whole(value) and -255 <= value <= 255)
+_NUMBER = LiteralOf("a finite number", lambda value: _whole(value) or (isinstance(value, float) and abs(value) < 1e300))
+_FLAG = LiteralOf("True or False", lambda value: isinstance(value, bool))
+_NAME = OrNone(LiteralOf("a name", lambda value: isinstance(value, str)))
+_REDUCE = LiteralOf(f"one of {', '.join(REDUCTIONS)}", lambda value: isinstance(value, str) and value in REDUCTIONS)
+_DEPTH = LiteralOf("a number of layers", lambda value: _whole(value) and 0 <= value <= DEEPEST)
 
 
 def _always(sound: Callable[[Tensor], bool]) -> Callable[[dict[str, Any]], Callable[[Tensor], bool]]:
     return lambda given: sound
 
 
-_GRID = Constant("a grid", _always(constants.is_grid))
-_LOGITS = Constant("a finite number for each code", _always(constants.by_code))
-_TABLE = Constant("a table by code", _always(constants.is_table))
-_PAIRS = Constant("a table by pairs of codes", _always(constants.is_table_of_pairs))
-_GROUP_TABLE = Constant("a table by code for each group", _always(constants.is_group_table))
-_GROUP_PAIRS = Constant("a table by pairs of codes for each group", _always(constants.is_group_table_of_pairs))
-_GROUP_GRIDS = Constant("a grid for each group", _always(constants.of_groups(constants.is_grid)))
-_CODES_OF_PAIRS = Constant("a table of codes by pairs of codes", _always(constants.is_code_of_pairs))
-_TERM_WEIGHT = Constant("a table by code or a number", _always(constants.is_term_weight))
-_PACKED_WEIGHT = Constant("a packed weight of as many columns", lambda given: constants.is_weight(given["columns"]))
-_QUANTIZED = Constant("a grid", lambda given: constants.is_grid if given.get("dim") is None else constants.is_any_grid)
+_GRID = ConstantOf("a grid", _always(constants.is_grid))
+_LOGITS = ConstantOf("a finite number for each code", _always(constants.by_code))
+_TABLE = ConstantOf("a table by code", _always(constants.is_table))
+_PAIRS = ConstantOf("a table by pairs of codes", _always(constants.is_table_of_pairs))
+_GROUP_TABLE = ConstantOf("a table by code for each group", _always(constants.of_groups(constants.is_table)))
+_GROUP_PAIRS = ConstantOf(
+    "a table by pairs of codes for each group", _always(constants.of_groups(constants.is_table_of_pairs))
+)
+_GROUP_GRIDS = ConstantOf("a grid for each group", _always(constants.of_groups(constants.is_grid)))
+_CODES_OF_PAIRS = ConstantOf("a table of codes by pairs of codes", _always(constants.is_code_of_pairs))
+_TERM_WEIGHT = ConstantOf("a table by code or a number", _always(constants.is_term_weight))
+_PACKED_WEIGHT = ConstantOf("a packed weight of as many columns", lambda given: constants.is_weight(given["columns"]))
+_QUANTIZED = ConstantOf(
+    "a grid", lambda given: constants.is_grid if given.get("dim") is None else constants.is_any_grid
+)
 
-_GRIDS = Constant("a grid, or one for each group of rows", _always(constants.is_grids))
+_GRIDS = ConstantOf("a grid, or one for each group of rows", _always(constants.is_grids))
 
 
 def _of_rows(sound: Callable[[dict[str, Any]], constants.Sound]) -> Callable[[dict[str, Any]], constants.Sound]:
@@ -137,76 +141,76 @@ def _of_rows(sound: Callable[[dict[str, Any]], constants.Sound]) -> Callable[[di
 
 FINISH: dict[str, Any] = {
     "packed": _FLAG,
-    "factor": Constant(
+    "factor": ConstantOf(
         "a number, or one for each column", _of_rows(lambda given: constants.is_factor(given["columns"]))
     ),
-    "grid": Constant("a grid", _of_rows(_always(constants.is_grid))),
-    "bias": Optional(Constant("a number for each column", lambda given: constants.is_bias(given["columns"]))),
-    "table": Optional(
-        Constant(
+    "grid": ConstantOf("a grid", _of_rows(_always(constants.is_grid))),
+    "bias": OrNone(ConstantOf("a number for each column", lambda given: constants.is_bias(given["columns"]))),
+    "table": OrNone(
+        ConstantOf(
             "a table that fits the sums",
             _of_rows(
                 lambda given: constants.is_finishing(given["columns"], given["other"] is not None, given["packed"])
             ),
         )
     ),
-    "other": Optional(Value()),
-    "shares": Optional(Value()),
-    "groups": Optional(Value()),
+    "other": OrNone(AnyValue()),
+    "shares": OrNone(AnyValue()),
+    "groups": OrNone(AnyValue()),
 }
 """The members of a :class:`dqconvert.kernels.integer.finish.Finish`."""
 
-MESSAGE_WEIGHT: dict[str, Any] = {"codes": Value(), "multipliers": _LOGITS, "grid": _GRID}
+MESSAGE_WEIGHT: dict[str, Any] = {"codes": AnyValue(), "multipliers": _LOGITS, "grid": _GRID}
 """The members of a :class:`dqconvert.kernels.integer.propagate.MessageWeight`."""
 
-_PTR, _SENDERS, _EDGES, _ROOTS = (Part((name,)) for name in ("ptr", "senders", "edges", "roots"))
+_PTR, _SENDERS, _EDGES, _ROOTS = (OrderPart((name,)) for name in ("ptr", "senders", "edges", "roots"))
 
 SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
     integer_linear: {
-        "x": Value(),
+        "x": AnyValue(),
         "columns": _COUNT,
         "x_grid": _GRIDS,
         "weight": _PACKED_WEIGHT,
         "finish": FINISH,
         "packed_input": _FLAG,
         "name": _NAME,
-        "depth": Optional(_COUNT),
+        "depth": OrNone(_COUNT),
     },
     integer_propagate: {
-        "x": Value(),
+        "x": AnyValue(),
         "x_grid": _GRID,
         "ptr": _PTR,
         "senders": _SENDERS,
         "columns": _COUNT,
         "finish": FINISH,
-        "weight": Optional(MESSAGE_WEIGHT),
+        "weight": OrNone(MESSAGE_WEIGHT),
         "reduce": _REDUCE,
         "packed_input": _FLAG,
     },
-    add_heads: {"x": Value(), "x_grid": _GRID, "columns": _COUNT, "finish": FINISH},
-    quantize: {"x": Value(), "dim": Optional(_WHOLE), "grid": _QUANTIZED, "packed": _FLAG, "name": _NAME},
-    quantize_sum: {"terms": Several(Value()), "weights": Several(_TERM_WEIGHT), "grid": _GRID},
-    check_numbers: {"x": Value(), "name": _NAME},
-    look_up: {"codes": Value(), "table": _TABLE, "packed": _FLAG},
-    look_up_last: {"codes": Value(), "table": _TABLE, "packed": _FLAG},
-    look_up_groups: {"codes": Value(), "table": _GROUP_TABLE, "groups": Value()},
-    look_up_pairs_groups: {"a": Value(), "b": Value(), "table": _GROUP_PAIRS, "groups": Value()},
-    quantize_groups: {"x": Value(), "grids": _GROUP_GRIDS, "groups": Value(), "name": _NAME},
-    look_up_pairs: {"a": Value(), "b": Value(), "table": _PAIRS},
+    add_heads: {"x": AnyValue(), "x_grid": _GRID, "columns": _COUNT, "finish": FINISH},
+    quantize: {"x": AnyValue(), "dim": OrNone(_WHOLE), "grid": _QUANTIZED, "packed": _FLAG, "name": _NAME},
+    quantize_sum: {"terms": ListOf(AnyValue()), "weights": ListOf(_TERM_WEIGHT), "grid": _GRID},
+    check_numbers: {"x": AnyValue(), "name": _NAME},
+    look_up: {"codes": AnyValue(), "table": _TABLE, "packed": _FLAG},
+    look_up_last: {"codes": AnyValue(), "table": _TABLE, "packed": _FLAG},
+    look_up_groups: {"codes": AnyValue(), "table": _GROUP_TABLE, "groups": AnyValue()},
+    look_up_pairs_groups: {"a": AnyValue(), "b": AnyValue(), "table": _GROUP_PAIRS, "groups": AnyValue()},
+    quantize_groups: {"x": AnyValue(), "grids": _GROUP_GRIDS, "groups": AnyValue(), "name": _NAME},
+    look_up_pairs: {"a": AnyValue(), "b": AnyValue(), "table": _PAIRS},
     edge_products: {
-        "a": Value(),
-        "a_rows": Value(),
+        "a": AnyValue(),
+        "a_rows": AnyValue(),
         "a_zero": _CODE,
-        "b": Value(),
-        "b_rows": Value(),
+        "b": AnyValue(),
+        "b_rows": AnyValue(),
         "b_zero": _CODE,
         "heads": _COUNT,
         "factor": _NUMBER,
     },
-    softmax_codes: {"codes": Value(), "logits": _LOGITS, "ptr": _PTR, "edges": _EDGES, "grid": _GRID},
+    softmax_codes: {"codes": AnyValue(), "logits": _LOGITS, "ptr": _PTR, "edges": _EDGES, "grid": _GRID},
     attention_codes: {
-        "source": Value(),
-        "target": Value(),
+        "source": AnyValue(),
+        "target": AnyValue(),
         "table": _CODES_OF_PAIRS,
         "logits": _LOGITS,
         "ptr": _PTR,
@@ -214,21 +218,21 @@ SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
         "grid": _GRID,
     },
     gcn_codes: {"ptr": _PTR, "senders": _SENDERS, "roots": _ROOTS, "grid": _GRID},
-    gcn_order: {"edge_index": Value(), "num_nodes": Value(), "loops": _FLAG},
+    gcn_order: {"edge_index": AnyValue(), "num_nodes": AnyValue(), "loops": _FLAG},
     receiver_order: {
-        "sender": Value(),
-        "receiver": Value(),
-        "num_source": Value(),
-        "num_target": Value(),
+        "sender": AnyValue(),
+        "receiver": AnyValue(),
+        "num_source": AnyValue(),
+        "num_target": AnyValue(),
         "positions": _FLAG,
     },
-    group_order: {"index": Value(), "num_rows": Value(), "size": Optional(Value())},
-    check_edges: {"edge_index": Value(), "num_nodes": Value(), "ends": _FLAG},
-    in_edge_order: {"codes": Value(), "edges": _EDGES},
-    reshaped_like: {"rows": Value(), "x": Value(), "columns": _COUNT},
-    fold_nodes: {"x": Value(), "ptr": _PTR, "senders": _SENDERS, "depth": _DEPTH, "by_degree": _FLAG},
-    take_rows: {"values": Value(), "index": Optional(Part(("edges", "own", "place")))},
-    place_rows: {"rows": _SENDERS, "place": Optional(Part(("place",)))},
+    group_order: {"index": AnyValue(), "num_rows": AnyValue(), "size": OrNone(AnyValue())},
+    check_edges: {"edge_index": AnyValue(), "num_nodes": AnyValue(), "ends": _FLAG},
+    in_edge_order: {"codes": AnyValue(), "edges": _EDGES},
+    reshaped_like: {"rows": AnyValue(), "x": AnyValue(), "columns": _COUNT},
+    fold_nodes: {"x": AnyValue(), "ptr": _PTR, "senders": _SENDERS, "depth": _DEPTH, "by_degree": _FLAG},
+    take_rows: {"values": AnyValue(), "index": OrNone(OrderPart(("edges", "own", "place")))},
+    place_rows: {"rows": _SENDERS, "place": OrNone(OrderPart(("place",)))},
 }
 """The operands of every operation of integer graphs, by the names of its parameters, in the order of checking."""
 

@@ -13,13 +13,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from dqconvert.checkpoint.document import FLAGS, PLAIN, aliases_of
 from dqconvert.checkpoint.fit import check_fit, shapes_of
 from dqconvert.checkpoint.graph_data import decode_graph, wellformed
-from dqconvert.checkpoint.schema import PreparedData, check_document
+from dqconvert.checkpoint.schema import PreparedData, check_document, made
 from dqconvert.checkpoint.stored import decode_extra, put_together
 from dqconvert.errors import CheckpointError, GuardError, TraceError
 from dqconvert.prepared import PreparedModule
 from dqconvert.qconfig import Protect, QConfig, QSpec
 from dqconvert.quant import FakeQuantize, Protection
-from dqconvert.report import Entry, Fusion, LeftFloat, PreparedMethod, Report
+from dqconvert.report import Report
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace import Island
 from dqconvert.trace.computed import at_rest, computed_names
@@ -232,14 +232,14 @@ def _build(root: nn.Module, document: Mapping[str, Any]) -> PreparedModule:
         train,
         evaluate,
         qconfig=QConfig.from_dict(document["qconfig"]),
-        _noted=report_of(document["report"]),
+        _noted=made(Report, document["report"]),
         source=source,
         method=str(document["method"]),
         called_method=str(document.get("called_method", document["method"])),
         more_methods=tuple(_method(root, data) for data in document.get("methods", ())),
         plain_methods=tuple(_method(root, data) for data in document.get("plain_methods", ())),
         own_code={_door(root, door): str(why) for door, why in document.get("own_code", {}).items()},
-        islands=_islands(document),
+        islands=made(tuple[Island, ...], document["islands"]),
         fuse=bool(document["fuse"]),
         from_file=True,
         user_fuse=vars(root).get("fuse"),
@@ -257,8 +257,8 @@ def _graphs(root: nn.Module, data: Mapping[str, Any]) -> tuple[Graph, Graph | No
 
 def _method(root: nn.Module, data: Mapping[str, Any]) -> Method:
     graph, eval_graph, source = _graphs(root, data["graphs"])
-    name, how = _door(root, data["name"]), str(data["how"])
-    return Method(name=name, graph=graph, eval_graph=eval_graph, source=source, islands=_islands(data), how=how)
+    name, how, islands = _door(root, data["name"]), str(data["how"]), made(tuple[Island, ...], data["islands"])
+    return Method(name=name, graph=graph, eval_graph=eval_graph, source=source, islands=islands, how=how)
 
 
 def _door(root: nn.Module, name: Any) -> str:
@@ -268,28 +268,6 @@ def _door(root: nn.Module, name: Any) -> str:
     except TraceError as error:
         raise CheckpointError(f"the file has a method that the given model does not have: {error}") from error
     return str(name)
-
-
-def _islands(data: Mapping[str, Any]) -> tuple[Island, ...]:
-    return tuple(Island(**island) for island in data["islands"])
-
-
-def report_of(data: Mapping[str, Any]) -> Report:
-    """Returns the report that a description holds."""
-    return Report(
-        model=data["model"],
-        entries=tuple(Entry(**entry) for entry in data["entries"]),
-        left_float=tuple(LeftFloat(**left) for left in data["left_float"]),
-        remarks=tuple(data["remarks"]),
-        of_config=tuple(data.get("of_config", ())),
-        protection=tuple(data["protection"]),
-        fusions=tuple(
-            Fusion(op=fusion["op"], quantizers=tuple(fusion["quantizers"]), nodes=tuple(fusion["nodes"]))
-            for fusion in data.get("fusions", ())
-        ),
-        methods=tuple(PreparedMethod(**method) for method in data.get("methods", ())),
-        average_bits=str(data.get("average_bits", "")),
-    )
 
 
 def _set_modes(module: PreparedModule, document: Mapping[str, Any]) -> None:

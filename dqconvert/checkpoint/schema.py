@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict, Union
 
 from dqconvert.errors import CheckpointError
-from dqconvert.lower.places import Place
-from dqconvert.lower.report import Float
-from dqconvert.report import Entry, Fusion, LeftFloat, PreparedMethod
+from dqconvert.lower.report import IntegerReport
+from dqconvert.report import Report
 from dqconvert.trace import Island
 
 
@@ -39,20 +38,6 @@ class NodeData(TypedDict):
     args: list[Any]
     kwargs: dict[str, Any]
     note: NoteData
-
-
-class ReportData(TypedDict):
-    """A :class:`dqconvert.report.Report`."""
-
-    model: str
-    entries: list[Entry]
-    left_float: list[LeftFloat]
-    remarks: list[str]
-    of_config: NotRequired[list[str]]
-    protection: list[str]
-    fusions: list[Fusion]
-    methods: NotRequired[list[PreparedMethod]]
-    average_bits: NotRequired[str]
 
 
 class _Quantizer(TypedDict):
@@ -119,7 +104,7 @@ class PreparedData(TypedDict):
     factory: str | None
     kwargs: Any
     qconfig: dict[str, Any]
-    report: ReportData
+    report: Report
     islands: list[Island]
     quantizers: list[QuantizerData]
     protections: list[ProtectionData]
@@ -132,18 +117,6 @@ class PreparedData(TypedDict):
     own_code: NotRequired[dict[str, str]]
     methods: NotRequired[list[MethodData]]
     plain_methods: NotRequired[list[MethodData]]
-
-
-class IntegerReportData(TypedDict):
-    """A :class:`dqconvert.lower.report.IntegerReport`."""
-
-    model: str
-    ops: dict[str, int]
-    floats: list[Float]
-    places: list[Place]
-    remarks: list[str]
-    settings: list[str]
-    methods: NotRequired[list[PreparedMethod]]
 
 
 class WeightForm(TypedDict):
@@ -192,7 +165,7 @@ class IntegerData(TypedDict):
 
     versions: dict[str, str]
     model: str
-    report: IntegerReportData
+    report: IntegerReport
     constants: list[str]
     weights: dict[str, WeightForm]
     tables: dict[str, TableForm]
@@ -226,6 +199,21 @@ def check_document(document: Mapping[str, Any], declared: Any, where: str) -> No
     fault = _fault(document, declared, "")
     if fault:
         raise CheckpointError(f"{where}: its description is malformed: {fault}. The file was not written by dqconvert.")
+
+
+def made(declared: Any, data: Any) -> Any:
+    """Returns the dataclass, or the tuple of such, that checked data describes.
+
+    Example:
+        >>> made(tuple[Island, ...], [{"module": "act", "reason": "branches", "source": "net.py:7"}])
+        (Island(module='act', reason='branches', source='net.py:7'),)
+    """
+    if dataclasses.is_dataclass(declared):
+        make: Any = declared
+        return make(**{name: made(_fields(make)[name][0], value) for name, value in data.items()})
+    if typing.get_origin(declared) is tuple:
+        return tuple(made(typing.get_args(declared)[0], item) for item in data)
+    return data
 
 
 _WORDS = {

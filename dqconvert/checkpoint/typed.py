@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from dqconvert.checkpoint import operands
-from dqconvert.checkpoint.operands import RESULTS, SIGNATURES, Literal, Makes, Optional, Part, Several, Value
+from dqconvert.checkpoint.operands import RESULTS, SIGNATURES, AnyValue, ListOf, LiteralOf, Makes, OrderPart, OrNone
 from dqconvert.errors import CheckpointError
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.propagate import MessageWeight
@@ -54,7 +54,7 @@ class _Held:
     name: str
 
 
-_PLAIN = Value()
+_PLAIN = AnyValue()
 
 
 def check_graphs(graphs: Iterable[Graph], root: nn.Module) -> None:
@@ -103,7 +103,7 @@ class _Check:
         if node.op == "call_function" and node.target in SIGNATURES:
             return self._operation(node, node.target)
         if node.target is operator.getitem and isinstance(source := node.args[0], Node):
-            if not isinstance(self.kinds[source], Value | _Held):
+            if not isinstance(self.kinds[source], AnyValue | _Held):
                 return self._item(node, self.kinds[source])
         elif node.op == "call_method" and node.target == "index_select" and not node.kwargs and len(node.args) == 3:
             return self._selected(node)
@@ -113,14 +113,14 @@ class _Check:
 
     # -- other calls -------------------------------------------------------------------------------------------------
 
-    def _plain(self, node: Node, but: Node | None = None) -> Value:
+    def _plain(self, node: Node, but: Node | None = None) -> AnyValue:
         """Checks a call of anything else: it takes plain values, and makes one."""
         for given in node.all_input_nodes:
             kind = self.kinds[given]
             if isinstance(kind, _Held):
                 if given is not but:
                     self.read_by_others.setdefault(kind.name, node.name)
-            elif not isinstance(kind, Value):
+            elif not isinstance(kind, AnyValue):
                 raise self._wrong(node, given.name, "a plain value", kind)
         return _PLAIN
 
@@ -136,12 +136,12 @@ class _Check:
             return _Order((kind.made, index), kind.parts)
         return _Member(kind.made, kind.parts[index])
 
-    def _selected(self, node: Node) -> Value:
+    def _selected(self, node: Node) -> AnyValue:
         """Rows of a plain value, by the positions of edges."""
         value, dim, index = node.args
         self._take(node, "input", value, _PLAIN, {})
         if isinstance(index, Node) and isinstance(self.kinds[index], _Member):
-            self._take(node, "index", index, Part(("edges",)), {})
+            self._take(node, "index", index, OrderPart(("edges",)), {})
             if not isinstance(dim, int):
                 raise self._wrong(node, "dim", "a whole number", dim)
             return _PLAIN
@@ -189,10 +189,10 @@ class _Check:
 
     def _take(self, node: Node, name: str, value: Any, kind: Any, given: dict[str, Any]) -> None:
         """Raises unless an operand is of the kind."""
-        if isinstance(kind, Optional):
+        if isinstance(kind, OrNone):
             if value is not None:
                 self._take(node, name, value, kind.kind, given)
-        elif isinstance(kind, Several):
+        elif isinstance(kind, ListOf):
             if not isinstance(value, list | tuple):
                 raise self._wrong(node, name, "a list", value)
             for number, item in enumerate(value):
@@ -202,14 +202,14 @@ class _Check:
             if not isinstance(value, tuples):
                 raise self._wrong(node, name, f"a {tuples.__name__}", value)
             self._operands(node, f"{name}.", kind, {**given, **value._asdict()})
-        elif isinstance(kind, Literal):
+        elif isinstance(kind, LiteralOf):
             if not kind.holds(value):
                 raise self._wrong(node, name, kind.words, value)
-        elif isinstance(kind, Part):
+        elif isinstance(kind, OrderPart):
             found = self.kinds[value] if isinstance(value, Node) else None
             if not isinstance(found, _Member) or found.name not in kind.names:
                 raise self._wrong(node, name, f"the {' or '.join(kind.names)} of an order of edges", value)
-        elif isinstance(kind, Value):
+        elif isinstance(kind, AnyValue):
             self._take_value(node, name, value)
         else:
             self._take_constant(node, name, value, kind, given)
@@ -219,10 +219,12 @@ class _Check:
             kind = self.kinds[found]
             if isinstance(kind, _Held):
                 self.read_by_others.setdefault(kind.name, node.name)
-            elif not isinstance(kind, Value):
+            elif not isinstance(kind, AnyValue):
                 raise self._wrong(node, name, "a plain value", found)
 
-    def _take_constant(self, node: Node, name: str, value: Any, kind: operands.Constant, given: dict[str, Any]) -> None:
+    def _take_constant(
+        self, node: Node, name: str, value: Any, kind: operands.ConstantOf, given: dict[str, Any]
+    ) -> None:
         held = self.kinds[value] if isinstance(value, Node) else None
         constant = self._tensor(held.name) if isinstance(held, _Held) else None
         if not isinstance(held, _Held) or constant is None or constant.layout != torch.strided:
@@ -250,7 +252,7 @@ class _Check:
 
     def _wrong(self, node: Node, name: str, wanted: str, given: Any) -> CheckpointError:
         kind = self.kinds.get(given, given) if isinstance(given, Node) else given
-        found = {_Held: "a constant", _Order: "an order of edges", Value: "a plain value", tuple: "several values"}
+        found = {_Held: "a constant", _Order: "an order of edges", AnyValue: "a plain value", tuple: "several values"}
         words = f"the {kind.name} of an order" if isinstance(kind, _Member) else found.get(type(kind), repr(given)[:80])
         return CheckpointError(
             f"{node.name} in the file ({_called(node)}) takes {wanted} as its {name}, and is given {words}: the file "

@@ -12,10 +12,11 @@ from dqconvert.checkpoint import container, integer
 from dqconvert.checkpoint.document import facts_of
 from dqconvert.checkpoint.functions import function_name
 from dqconvert.checkpoint.graph_data import decode_graph, wellformed
-from dqconvert.checkpoint.rebuild import quantizer_of, report_of
-from dqconvert.checkpoint.schema import PreparedData, check_document
+from dqconvert.checkpoint.rebuild import quantizer_of
+from dqconvert.checkpoint.schema import PreparedData, check_document, made
 from dqconvert.ops import qualified_name
 from dqconvert.prepared.module import PreparedModule, view_module
+from dqconvert.report import Report
 from dqconvert.show.view import View, view_of
 
 
@@ -35,7 +36,7 @@ def view_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], View]:
         graphs = document["graphs"]
         view = view_of(
             {name: None if nodes is None else decode_graph(nodes) for name, nodes in graphs.items()},
-            report_of(document["report"]),
+            made(Report, document["report"]),
             modules=document["modules"],
             protections={one["path"]: (one["p_min"], one["p_max"]) for one in document["protections"]},
             ranges={data["path"]: quantizer_of(data, tensors).range for data in document["quantizers"]},

@@ -24,7 +24,7 @@ class Key(NamedTuple):
     op: str
 
 
-class Site(NamedTuple):
+class BitSite(NamedTuple):
     """Quantizers whose bits are chosen together: those of one key, and of several where layers share one quantizer."""
 
     name: str
@@ -36,7 +36,7 @@ def keys_of(module: PreparedBase) -> dict[str, Key]:
     return {entry.path: Key(entry.module, entry.role, entry.op) for entry in module.report.entries if entry.bits}
 
 
-def sites_of(module: PreparedBase) -> tuple[Site, ...]:
+def sites_of(module: PreparedBase) -> tuple[BitSite, ...]:
     """Returns the sites of a prepared module, in the order of its report; the name of each is a quantizer's path.
 
     Layers that read one value share its quantizer as long as their specs are equal, and the report names the first of
@@ -55,9 +55,9 @@ def sites_of(module: PreparedBase) -> tuple[Site, ...]:
     for together in _reading_one_value(probed):
         merged = list(dict.fromkeys(key for one in together for key in groups[one]))
         groups |= dict.fromkeys(merged, merged)
-    sites: dict[int, Site] = {}
+    sites: dict[int, BitSite] = {}
     for path, key in named.items():
-        sites.setdefault(id(groups[key]), Site(path, tuple(groups[key])))
+        sites.setdefault(id(groups[key]), BitSite(path, tuple(groups[key])))
     return tuple(sites.values())
 
 

@@ -11,7 +11,7 @@ from dqconvert.show.view import NodeView, View
 
 
 @dataclass(frozen=True)
-class Row:
+class DiffRow:
     """One row: the same place in both graphs.
 
     Attributes:
@@ -25,32 +25,32 @@ class Row:
     inserted: bool = False
 
 
-def diff_rows(view: View) -> list[Row]:
+def diff_rows(view: View) -> list[DiffRow]:
     """The rows of the comparison, in the order of execution."""
     old = [node for node in view.nodes["float_train"] if node.is_arithmetic]
     new = [node for node in view.nodes["train"] if node.is_arithmetic]
     matcher = SequenceMatcher(a=list(map(_key, old)), b=list(map(_key, new)), autojunk=False)
-    rows: list[Row] = []
+    rows: list[DiffRow] = []
     for kind, start, stop, first, last in matcher.get_opcodes():
         rows += _rows(view, old[start:stop], new[first:last], same=kind == "equal")
     return rows
 
 
-def _rows(view: View, old: list[NodeView], new: list[NodeView], *, same: bool) -> Iterator[Row]:
+def _rows(view: View, old: list[NodeView], new: list[NodeView], *, same: bool) -> Iterator[DiffRow]:
     if same:
         for left, right in zip(old, new, strict=True):
-            yield Row(_text(left), _text(right))
+            yield DiffRow(_text(left), _text(right))
         return
     remaining = list(old)
     for node in new:
         if node.kind == "quantizer":
-            yield Row("", quantizer_words(view.quantizers[node.target]), inserted=True)
+            yield DiffRow("", quantizer_words(view.quantizers[node.target]), inserted=True)
         elif node.kind == "protection":
-            yield Row("", f"+ {node.target}", inserted=True)
+            yield DiffRow("", f"+ {node.target}", inserted=True)
         else:  # an operation that is spelled differently: a layer that was opened
-            yield Row(_text(remaining.pop(0)) if remaining else "", _text(node))
+            yield DiffRow(_text(remaining.pop(0)) if remaining else "", _text(node))
     for node in remaining:
-        yield Row(_text(node), "")
+        yield DiffRow(_text(node), "")
 
 
 def _key(node: NodeView) -> tuple[str, str]:

@@ -27,7 +27,7 @@ class Group:
 
 
 @dataclass
-class Block:
+class LayerBlock:
     """The groups of one call of a message-passing layer; without a header, those of the model itself.
 
     Attributes:
@@ -43,7 +43,7 @@ class Block:
     groups: list[Group] = field(default_factory=list)
 
 
-def blocks_of(view: View) -> list[Block]:
+def blocks_of(view: View) -> list[LayerBlock]:
     """The training graph of a view in blocks and groups, in the order of execution."""
     return _Grouper(view).run()
 
@@ -70,9 +70,9 @@ class _Grouper:
                 self.stages.setdefault(node.propagation, node.stage)
         entries = [quantizer.entry for quantizer in view.quantizers.values()]
         self.weighted = {entry.module for entry in entries if entry.role in ("weight", "input")}
-        self.blocks: list[Block] = []
+        self.blocks: list[LayerBlock] = []
 
-    def run(self) -> list[Block]:
+    def run(self) -> list[LayerBlock]:
         waiting: list[NodeView] = []  # weights and inputs stand beside the operation that takes them
         for node in self._adopted([node for node in self.nodes if node.is_arithmetic]):
             if self._role(node) in ("weight", "input"):
@@ -118,7 +118,7 @@ class _Grouper:
         block.groups.append(Group(where if named else ""))
         return block.groups[-1]
 
-    def _block(self, node: NodeView) -> Block:
+    def _block(self, node: NodeView) -> LayerBlock:
         layer = self._layer(node.module)
         counts = bool(layer) and node.module == layer and node.kind != "quantizer"
         last = self.blocks[-1] if self.blocks else None
@@ -127,7 +127,7 @@ class _Grouper:
         call = node.call if counts else 0
         again = f", call {call + 1}" if call else ""
         header = f"{layer} ({self.view.modules.get(layer, 'module')}{again})" if layer else ""
-        self.blocks.append(Block(header, layer, call))
+        self.blocks.append(LayerBlock(header, layer, call))
         return self.blocks[-1]
 
     def _layer(self, path: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from dqconvert.show.groups import Block, Group, blocks_of
+from dqconvert.show.groups import Group, LayerBlock, blocks_of
 from dqconvert.show.view import View
 from dqconvert.words import count
 
@@ -47,7 +47,7 @@ def tree_lines(view: View) -> list[Line]:
     """Returns the lines of the tree."""
     lines = [Line(_title(view))]
     inputs = [node.target for node in view.nodes["train"] if node.kind == "input"]
-    blocks = [Block("", groups=[Group("inputs", operations=inputs)]), *blocks_of(view)]
+    blocks = [LayerBlock("", groups=[Group("inputs", operations=inputs)]), *blocks_of(view)]
     items: list[tuple[str, list[Line]]] = []
     for block in blocks:
         if block.header:

@@ -28,7 +28,7 @@ _Geometry: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]
 
 @dataclass(eq=False)
 class Block:
-    """A block of block.
+    """A block of memory.
 
     Attributes:
         version: How often it was written.

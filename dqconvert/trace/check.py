@@ -16,7 +16,7 @@ from dqconvert.trace.unchanged import (
     ASIDE,
     GLOBAL,
     MISSING,
-    Entry,
+    Condition,
     equal,
     global_value,
     global_words,
@@ -35,7 +35,7 @@ class Check:
     what it is compared with.
     """
 
-    def __init__(self, root: nn.Module, entries: Iterable[Entry]) -> None:
+    def __init__(self, root: nn.Module, entries: Iterable[Condition]) -> None:
         self.entries = tuple(dict.fromkeys(_with_lists(root, list(entries))))
         objects = vars(root).setdefault("_objects", {})
         for entry in self.entries:
@@ -72,7 +72,7 @@ class Check:
             )
 
 
-def _with_lists(root: nn.Module, entries: list[Entry]) -> Iterator[Entry]:
+def _with_lists(root: nn.Module, entries: list[Condition]) -> Iterator[Condition]:
     """Yields the entries, and one for each list of modules of which some are called."""
     holders: dict[str, None] = {}
     for entry in entries:
@@ -83,11 +83,11 @@ def _with_lists(root: nn.Module, entries: list[Entry]) -> Iterator[Entry]:
     for path in holders:
         module = reached(root, path, ())
         if path and isinstance(module, LISTS):
-            yield Entry(path, (), "class", type_name(module))
+            yield Condition(path, (), "class", type_name(module))
     yield from entries
 
 
-def _kept(root: nn.Module, entry: Entry) -> Any:
+def _kept(root: nn.Module, entry: Condition) -> Any:
     """Returns what an object will be compared with."""
     if entry.kind not in ("object", "equal", "class"):
         return None
@@ -102,7 +102,7 @@ def _has_parts(module: nn.Module, parts: frozenset[str]) -> bool:
     return module._modules.keys() == parts if isinstance(module, LISTS) else module._modules.keys() >= parts
 
 
-def _change(root: nn.Module, entry: Entry, known: Any) -> str | None:
+def _change(root: nn.Module, entry: Condition, known: Any) -> str | None:
     """Returns what changed, in words; ``None`` if nothing did."""
     path, steps, kind, was = entry
     if kind in GLOBAL:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dqconvert.trace.unchanged import GLOBAL, Entry, Step, frozen
+from dqconvert.trace.unchanged import GLOBAL, Condition, Step, frozen
 
 LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """Modules of which all parts count, also those that are added."""
@@ -37,7 +37,7 @@ def never(root: Any, objects: Any) -> bool:
     return False
 
 
-def generate(root: nn.Module, entries: Iterable[Entry], *, whole: bool) -> Callable[[Any, Any], bool]:
+def generate(root: nn.Module, entries: Iterable[Condition], *, whole: bool) -> Callable[[Any, Any], bool]:
     """Generates a function of the root and of the kept objects that returns True if everything is as it is now.
 
     It says no as well where a module has got more attributes or parts: one may be a method that hides its class's.
@@ -68,7 +68,7 @@ class _Plain:
         self.constants: dict[str, Any] = {"same": same, "numbers": NUMBERS, "frozen": frozen}
         self.modules: dict[str, str] = {}
 
-    def entry(self, entry: Entry) -> None:
+    def entry(self, entry: Condition) -> None:
         """Writes the condition of one entry."""
         if entry.kind in GLOBAL:
             condition = self.of_global(entry)
@@ -77,7 +77,7 @@ class _Plain:
         if condition:
             self.conditions.append(condition)
 
-    def of_global(self, entry: Entry) -> str:
+    def of_global(self, entry: Condition) -> str:
         """Returns the condition of a global name; ``""`` where nobody has imported its module."""
         if entry.path not in sys.modules:
             return ""
@@ -86,7 +86,7 @@ class _Plain:
         found = f"frozen({text})" if entry.kind == "contents" else text
         return f"{found} == {self.constant(entry.value)}"
 
-    def condition(self, entry: Entry, module: nn.Module, owner: str) -> str:
+    def condition(self, entry: Condition, module: nn.Module, owner: str) -> str:
         """Returns the condition of an entry as code; ``""`` if there is none."""
         kind, was = entry.kind, entry.value
         if kind in ("none", "some"):
@@ -110,7 +110,7 @@ class _Plain:
             self.lines.append(f"    {self.modules[path]} = self{steps}")
         return self.modules[path]
 
-    def registered(self, owner: str, module: nn.Module, entry: Entry) -> str:
+    def registered(self, owner: str, module: nn.Module, entry: Condition) -> str:
         """Returns code that reads a parameter, a buffer or a submodule that may be absent."""
         name = str(entry.steps[0][1])
         for table in ("_parameters", "_buffers", "_modules"):
@@ -137,7 +137,7 @@ class _Plain:
 class _Whole(_Plain):
     """Writes all conditions, in terms of the modules' ``__dict__``: a third of the time that attributes take."""
 
-    def condition(self, entry: Entry, module: nn.Module, owner: str) -> str:
+    def condition(self, entry: Condition, module: nn.Module, owner: str) -> str:
         if entry.kind == "class":
             return f"type({owner}) is {self.constant(type(module))}"
         if entry.kind in ("absent", "method"):

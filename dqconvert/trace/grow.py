@@ -27,7 +27,7 @@ _COUNTS = ("batch_size", "num_graphs", "_num_graphs")
 """Names of numbers of graphs."""
 
 
-class How(enum.Enum):
+class Growth(enum.Enum):
     """What becomes of inputs: their first part alone, or with all of them, behind or before."""
 
     CUT = 0
@@ -36,9 +36,9 @@ class How(enum.Enum):
 
     def join(self, whole: Tensor, part: Tensor, dim: int = 0) -> Tensor:
         """Returns the part, or both."""
-        if self is How.CUT:
+        if self is Growth.CUT:
             return part
-        return torch.cat([part, whole] if self is How.BEFORE else [whole, part], dim)
+        return torch.cat([part, whole] if self is Growth.BEFORE else [whole, part], dim)
 
 
 def enlarge(inputs: Inputs) -> Iterator[Inputs]:
@@ -51,10 +51,10 @@ def enlarge(inputs: Inputs) -> Iterator[Inputs]:
     """
     plain = InputGraph.among(inputs, 0)
     if plain is not None and plain.batch is None and plain.hops:
-        yield map_slots(inputs, partial(_resized, How.BEFORE, plain))
+        yield map_slots(inputs, partial(_resized, Growth.BEFORE, plain))
     for graph in (plain, InputGraph.among(inputs, -2), InputGraph.among(inputs, 0, fixed=True)):
         if graph is not None:
-            yield map_slots(inputs, partial(_resized, How.BEHIND, graph))
+            yield map_slots(inputs, partial(_resized, Growth.BEHIND, graph))
 
 
 def drop_edges(inputs: Inputs) -> Inputs | None:
@@ -85,7 +85,7 @@ def shrink(inputs: Inputs) -> Inputs | None:
             break
         kept = _kept(inputs, graph, parts)
         if all(len(kept[slot]) > min(_EDGES, number // 8) for slot, number in graph.edges.items() if number):
-            return map_slots(inputs, partial(_resized, How.CUT, replace(graph, parts=parts, kept=kept)))
+            return map_slots(inputs, partial(_resized, Growth.CUT, replace(graph, parts=parts, kept=kept)))
         limit *= 2
     return None
 
@@ -106,16 +106,16 @@ def _kept(inputs: Inputs, graph: InputGraph, parts: dict[Type, int]) -> dict[Slo
     return kept
 
 
-def _resized(how: How, graph: InputGraph, slot: Slot, value: Any) -> Any:
+def _resized(how: Growth, graph: InputGraph, slot: Slot, value: Any) -> Any:
     """Returns the first part of one of the inputs; or all of it, with that part behind or before it."""
     kind, name = slot
     part = graph.parts.get(kind, 0)
     part_batch = None if graph.batch is None else graph.batch[:part]
     part_graphs = int(part_batch.max()) + 1 if part_batch is not None and part_batch.numel() else 1
-    if how is How.BEFORE and slot in graph.hops:
+    if how is Growth.BEFORE and slot in graph.hops:
         return type(value)([value[0] + graph.hops[slot], *value[1:]])
     if isinstance(value, int) and not isinstance(value, bool):
-        cut = how is How.CUT
+        cut = how is Growth.CUT
         sizes = {"num_nodes": part if cut else graph.nodes.get(kind, 0) + part}
         sizes |= dict.fromkeys(_COUNTS, part_graphs if cut else graph.graphs + part_graphs)
         return value if cut and kind not in graph.parts else sizes.get(name, value)
@@ -124,10 +124,10 @@ def _resized(how: How, graph: InputGraph, slot: Slot, value: Any) -> Any:
     if slot in graph.edges:
         return _resized_edges(how, graph, slot, value)
     if name == "batch":
-        return value[:part] if how is How.CUT else torch.cat([value, value[:part] + graph.graphs])
-    if name == "ptr" and how is How.CUT:
+        return value[:part] if how is Growth.CUT else torch.cat([value, value[:part] + graph.graphs])
+    if name == "ptr" and how is Growth.CUT:
         return value[: part_graphs + 1]
-    if name == "ptr" and how is How.BEHIND:
+    if name == "ptr" and how is Growth.BEHIND:
         added = torch.tensor([part]) if part_batch is None else torch.bincount(part_batch).cumsum(0)
         return torch.cat([value, value[-1] + added])
     rows, over = graph.rows(slot, value)
@@ -139,18 +139,18 @@ def _resized(how: How, graph: InputGraph, slot: Slot, value: Any) -> Any:
     return how.join(value, value[:part_graphs]) if rows == "graph" else value
 
 
-def _resized_edges(how: How, graph: InputGraph, slot: Slot, value: Tensor) -> Tensor:
-    if how is How.BEFORE and is_sparse(value):
-        how = How.BEHIND
+def _resized_edges(how: Growth, graph: InputGraph, slot: Slot, value: Tensor) -> Tensor:
+    if how is Growth.BEFORE and is_sparse(value):
+        how = Growth.BEHIND
     whole, parts = ([sizes.get(end, 0) for end in graph.ends[slot]] for sizes in (graph.nodes, graph.parts))
     kept, index = graph.kept[slot].to(value.device), edge_index_of(value)
     some = index[:, kept]
-    if how is How.BEHIND:
+    if how is Growth.BEHIND:
         some = some + torch.tensor(whole, device=value.device)[:, None]
-    if how is How.BEFORE:
+    if how is Growth.BEFORE:
         index = index + torch.tensor(parts, device=value.device)[:, None]
     index = how.join(index, some, 1)
-    sizes = parts if how is How.CUT else [a + b for a, b in zip(whole, parts, strict=True)]
+    sizes = parts if how is Growth.CUT else [a + b for a, b in zip(whole, parts, strict=True)]
     if not is_sparse(value):
         return _like(value, index, sizes)
     return with_edges(value, index, how.join(entries_of(value), entries_of(value)[kept]), (sizes[0], sizes[1]))

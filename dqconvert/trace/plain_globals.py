@@ -27,7 +27,7 @@ from dqconvert.trace.unchanged import (
     ATOMS,
     GLOBAL,
     MISSING,
-    Entry,
+    Condition,
     Reads,
     Step,
     equal,
@@ -58,13 +58,13 @@ def functions_of(module: nn.Module, names: Iterable[str]) -> Iterator[FunctionTy
                 yield found
 
 
-def plain_globals(functions: Iterable[FunctionType]) -> list[Entry]:
+def plain_globals(functions: Iterable[FunctionType]) -> list[Condition]:
     """Returns what must stay among the global names that functions of the user's read.
 
     Args:
         functions: The functions that ran. What they name is looked at, too; what one of them sets is left out.
     """
-    found: dict[Entry, None] = {}
+    found: dict[Condition, None] = {}
     written: set[tuple[str, str]] = set()
     pending, seen = list(functions), set()
     while pending:
@@ -102,7 +102,7 @@ def leave_out_changing(graphs: Iterable[Graph]) -> list[str]:
     return [f"{global_words(one)}, which the forward changes, is in the graph as it was" for one in changing.values()]
 
 
-def _entry(module: str, name: str, value: Any, steps: tuple[Step, ...]) -> Entry | None:
+def _entry(module: str, name: str, value: Any, steps: tuple[Step, ...]) -> Condition | None:
     """Returns what must stay of a global name of which code takes a part; ``None`` if nothing is known to."""
     taken: list[Step] = [("attr", name)]
     for step in steps:
@@ -112,11 +112,11 @@ def _entry(module: str, name: str, value: Any, steps: tuple[Step, ...]) -> Entry
         value = part
         taken.append(step)
     if _is_plain(value):
-        return Entry(module, tuple(taken), "global", literal(value))
+        return Condition(module, tuple(taken), "global", literal(value))
     rest = steps[len(taken) - 1 :]
     if (rest and rest[0][1] in _CHANGES) or not isinstance(value, dict | list | tuple | set | frozenset | Namespaces):
         return None
-    return Entry(module, tuple(taken), "contents", frozen(value))
+    return Condition(module, tuple(taken), "contents", frozen(value))
 
 
 Namespaces = SimpleNamespace | argparse.Namespace

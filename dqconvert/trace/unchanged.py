@@ -54,7 +54,7 @@ GLOBAL = ("global", "contents")
 MISSING = object()
 
 
-class Entry(NamedTuple):
+class Condition(NamedTuple):
     """One thing that must stay.
 
     Attributes:
@@ -82,7 +82,7 @@ class Reads:
         entries: One for each thing.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Condition, ...]
 
 
 def words(key: Read) -> str:
@@ -100,7 +100,9 @@ def words(key: Read) -> str:
 # -- with the graph ----------------------------------------------------------------------------------------------
 
 
-def note_reads(graph: Graph, reads: Iterable[tuple[Read, str]], root: nn.Module, others: Iterable[Entry] = ()) -> None:
+def note_reads(
+    graph: Graph, reads: Iterable[tuple[Read, str]], root: nn.Module, others: Iterable[Condition] = ()
+) -> None:
     """Adds to a graph what its recording read, with the values that ``root`` has; and ``others``."""
     modules = dict(nn.Module.named_modules(root, remove_duplicate=False))
     entries = tuple(
@@ -121,7 +123,7 @@ def join_reads(graph: Graph, other: Graph) -> None:
             node.args = (Reads(tuple(dict.fromkeys((*entries_of(graph), *entries_of(other))))),)
 
 
-def entries_of(graph: Graph) -> list[Entry]:
+def entries_of(graph: Graph) -> list[Condition]:
     """Returns what must stay for a graph to hold."""
     nodes = graph.find_nodes(op="call_function", target=unchanged)
     return [entry for node in nodes for entry in reads_of(node).entries]
@@ -136,7 +138,7 @@ def reads_of(node: Node) -> Reads:
 
 def reads_from(entries: Iterable[Any]) -> Reads:
     """Returns the list that was written to a file as these tuples."""
-    return Reads(tuple(Entry(*entry) for entry in entries))
+    return Reads(tuple(Condition(*entry) for entry in entries))
 
 
 def without_reads(graph: Graph) -> Graph:
@@ -147,20 +149,20 @@ def without_reads(graph: Graph) -> Graph:
     return graph
 
 
-def _entry(module: nn.Module, key: Read, kind: str) -> Entry:
+def _entry(module: nn.Module, key: Read, kind: str) -> Condition:
     path, steps = key
     if kind == "class":
-        return Entry(path, steps, kind, type_name(module))
+        return Condition(path, steps, kind, type_name(module))
     if kind == "value":
         found = reached(module, "", steps)
         if steps == (("attr", "inplace"),) and runs_alike(module):
             found = False  # in the copy, which writes nowhere
-        return Entry(path, steps, kind, literal(found))
+        return Condition(path, steps, kind, literal(found))
     if kind == "len":
-        return Entry(path, steps, kind, len(reached(module, "", steps)))
+        return Condition(path, steps, kind, len(reached(module, "", steps)))
     if kind == "keys":
-        return Entry(path, steps, kind, tuple(reached(module, "", steps)))
-    return Entry(path, steps, kind)
+        return Condition(path, steps, kind, tuple(reached(module, "", steps)))
+    return Condition(path, steps, kind)
 
 
 def type_name(module: nn.Module) -> str:
@@ -172,7 +174,14 @@ def type_name(module: nn.Module) -> str:
 def reached(root: nn.Module, path: str, steps: Iterable[Step]) -> Any:
     """Returns the value at the end of the steps; :data:`MISSING` if they lead nowhere."""
     try:
-        found: Any = root.get_submodule(path)
+        owner: Any = root.get_submodule(path)
+    except AttributeError:
+        return MISSING
+    return _follow(owner, steps)
+
+
+def _follow(found: Any, steps: Iterable[Step]) -> Any:
+    try:
         for kind, name in steps:
             found = getattr(found, name) if kind == "attr" else found[name]
     except (AttributeError, LookupError, TypeError):
@@ -180,22 +189,17 @@ def reached(root: nn.Module, path: str, steps: Iterable[Step]) -> Any:
     return found
 
 
-def global_value(entry: Entry) -> Any:
+def global_value(entry: Condition) -> Any:
     """Returns what is there now of what an entry of :data:`GLOBAL` names; :data:`MISSING` if it is gone."""
-    found: Any = sys.modules.get(entry.path)
-    try:
-        for kind, name in entry.steps:
-            found = getattr(found, name) if kind == "attr" else found[name]
-    except (AttributeError, LookupError, TypeError):
-        return MISSING
-    return frozen(found) if entry.kind == "contents" else literal(found)
+    found = _follow(sys.modules.get(entry.path), entry.steps)
+    return found if found is MISSING else frozen(found) if entry.kind == "contents" else literal(found)
 
 
-def global_words(entry: Entry) -> str:
+def global_words(entry: Condition) -> str:
     """Describes what an entry of :data:`GLOBAL` names.
 
     Example:
-        >>> global_words(Entry("settings", (("attr", "CFG"), ("item", "alpha")), "global", 0.5))
+        >>> global_words(Condition("settings", (("attr", "CFG"), ("item", "alpha")), "global", 0.5))
         "the global 'CFG['alpha']' of settings"
     """
     return f"the global {words(('', entry.steps)).removesuffix(' of the model')} of {entry.path}"
@@ -268,7 +272,7 @@ def equal(found: Any, was: Any) -> bool:
         return False
 
 
-def checks(graphs: Iterable[Graph | None]) -> Iterator[Entry]:
+def checks(graphs: Iterable[Graph | None]) -> Iterator[Condition]:
     """Yields what must stay for all of some graphs."""
     for graph in graphs:
         if graph is not None:

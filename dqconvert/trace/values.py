@@ -36,7 +36,7 @@ class Untraceable(Exception):  # noqa: N818  (a signal between the recorder and 
         self.source = source
 
 
-class Recording(Protocol):
+class NumberRecording(Protocol):
     """The recording that traced numbers write their arithmetic to."""
 
     recording: bool
@@ -58,7 +58,7 @@ class Traced:
     """
 
     node: Node
-    recorder: Recording
+    recorder: NumberRecording
     from_values: bool
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -213,7 +213,7 @@ def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, record
     module = set_mode(deepcopy(graph), training)
     wrong: list[str] = []
 
-    class Watch(torch.fx.Interpreter):
+    class NodeByNode(torch.fx.Interpreter):
         def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
             return arguments[str(target).lstrip("*")]
 
@@ -230,7 +230,7 @@ def first_wrong_node(graph: TracedModule, inputs: Inputs, training: bool, record
     arguments = inputs.copied().arguments
     picked = module.graph if training or module.eval_graph is None else module.eval_graph
     try:
-        Watch(module, graph=picked).run()
+        NodeByNode(module, graph=picked).run()
     except Exception as error:  # the difference may be a crash: report it as one
         wrong.append(f"running the graph node by node fails with {type(error).__name__}: {error}")
     return wrong[0] if wrong else "every forward value agrees, the backward does not"

@@ -13,9 +13,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [60, pytest.param(1000, marks=pytest.mark.study)])
-def test_mutated_files_are_refused_or_compute(folder, number):
+def test_mutated_files_are_refused_or_compute(folder, spare, number):
     """About two thirds are refused; what is left computes, or what it calls says what is wrong."""
-    outcomes, bad = fuzz_files.run(folder, number)
+    outcomes, bad = fuzz_files.run(folder, number, start=lambda *args: spare.run_module("fuzz_files", *args))
     assert bad == []
     assert outcomes[fuzz_files.REFUSED] > number / 2
     assert outcomes[fuzz_files.WORKS] > number / 15

@@ -170,7 +170,7 @@ FIELDS_OF_PREPARED = [
     (("report", "entries", 0, "role"), ...),
     (("report", "entries", 0, "more"), 1),
     (("report", "remarks"), "none"),
-    (("report", "fusions"), ...),
+    (("report", "model"), ...),
     (("report", "fusions"), [{"op": "x"}]),
     (("quantizers", 0, "spec"), []),
     (("quantizers", 0, "channel_dim"), 1.5),
