@@ -11,7 +11,7 @@ from rich.console import Console
 from torch_geometric.nn import GCN
 from torch_geometric.utils import contains_self_loops, degree, is_undirected
 
-from dqconvert.demo import GraphSpec, Result, make_graph, run, save_state, show
+from dqconvert.demo import DemoResult, GraphSpec, make_graph, run, save_state, show
 from dqconvert.errors import CheckpointError, ConfigError
 
 SMALL = GraphSpec(num_nodes=300, num_classes=3, num_words=30, num_train=10, num_val=20)
@@ -59,7 +59,7 @@ class TestMakeGraph:
         assert not torch.equal(first.x, other.x)
 
 
-def small_run(**changes: object) -> Result:
+def small_run(**changes: object) -> DemoResult:
     return run(**{"epochs": 6, "spec": SMALL, "presets": ("int8-dq",), "timing_rounds": 1, **changes})  # type: ignore[arg-type]
 
 
