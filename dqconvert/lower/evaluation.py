@@ -17,7 +17,8 @@ from dqconvert.quant import FakeQuantize, Protection
 from dqconvert.rewrite.connectivity import gather, is_connectivity, is_input
 from dqconvert.rewrite.derive import dimensions
 from dqconvert.rewrite.dropouts import drop_messages
-from dqconvert.rewrite.protect import ARGUMENT, given_probability, last_of
+from dqconvert.rewrite.follow import last_of
+from dqconvert.rewrite.protect import ARGUMENT, given_probability
 from dqconvert.trace.guards import only_in
 from dqconvert.trace.merge import erase_unused
 from dqconvert.trace.nested import nodes_in

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import operator
-
 from torch.fx import Graph, Node
 
 from dqconvert.ops import op_of
-from dqconvert.qconfig import Protect
 from dqconvert.quant import groups_of_edges, groups_of_nodes
 from dqconvert.rewrite.connectivity import gather
 from dqconvert.rewrite.derive import Size
-from dqconvert.rewrite.protect import Masks
+from dqconvert.rewrite.follow import RowFollower
 from dqconvert.rewrite.sites import Site
 from dqconvert.rewrite.spaces import Level, RowSpaces, Sender
-from dqconvert.trace.adjacency import targets_of
-from dqconvert.trace.note import note_of
 from dqconvert.trace.runtime import stage_output
 
 
-class Degrees(Masks):
+class Degrees(RowFollower):
     """Writes the nodes that group rows by in-degree, as quantizers ask for them.
 
     Rows of nodes are found, and followed through pooling and joins, as those of protection are; the row of an edge has
@@ -32,7 +27,7 @@ class Degrees(Masks):
     """
 
     def __init__(self, graph: Graph, rows: RowSpaces, groups: int) -> None:
-        super().__init__(graph, rows, Protect(), {}, "")
+        super().__init__(graph, rows)
         self.groups = groups
 
     def of_site(self, site: Site) -> Node | str:
@@ -54,10 +49,7 @@ class Degrees(Masks):
             if groups is None:
                 return None
             with self._after([groups, sender.edge_index]) as place:
-                if note_of(sender.edge_index).sparse:
-                    receiver = place.call("call_function", targets_of, (sender.edge_index,))
-                else:
-                    receiver = place.call("call_function", operator.getitem, (sender.edge_index, 1 - sender.row))
+                receiver = self._receiver(place, sender.edge_index, 1 - sender.row)
                 self._edges[key] = place.call("call_function", groups_of_edges, (groups, receiver))
         return self._edges[key]
 
@@ -68,17 +60,12 @@ class Degrees(Masks):
                 return space
         return None
 
-    def _draw(self, space: Size, holder: Node, dim: int) -> Node | None:
+    def _made(self, space: Size, holder: Node, dim: int) -> Node | None:
         connectivity = self._received(space, holder)
         if not connectivity:
             return None
         with self._after([holder, *(edge_index for edge_index, _ in connectivity)]) as place:
-            targets = [
-                place.call("call_function", targets_of, (edge_index,))
-                if note_of(edge_index).sparse
-                else place.call("call_function", operator.getitem, (edge_index, row))
-                for edge_index, row in connectivity
-            ]
+            targets = [self._receiver(place, *received) for received in connectivity]
             rows = place.call("call_method", "size", (holder, dim))
             return place.call("call_function", groups_of_nodes, (rows, self.groups, *targets))
 

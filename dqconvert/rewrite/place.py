@@ -19,8 +19,9 @@ from dqconvert.quant.fake_quantize import granularity_of
 from dqconvert.report import Entry, LeftFloat
 from dqconvert.rewrite.connectivity import ancestors, descendants
 from dqconvert.rewrite.degrees import Degrees
+from dqconvert.rewrite.follow import last_of
 from dqconvert.rewrite.known import Known
-from dqconvert.rewrite.protect import Masks, last_of
+from dqconvert.rewrite.protect import Masks
 from dqconvert.rewrite.sites import Site
 from dqconvert.rewrite.spaces import Level, RowSpaces
 from dqconvert.trace.note import annotate, note_of
