@@ -104,6 +104,8 @@ ARITHMETIC = (
     _entry("addcmul", in_place=_CASTS),
     _entry("addcdiv", in_place=_CASTS),
     _entry("lerp", in_place=_CASTS),
+    _entry("where", sign=_ARITHMETIC),  # of three; the tracer records that of one as nonzero
+    _entry("masked_fill", sign=_ARITHMETIC),
 )
 
 ACTIVATIONS = (
@@ -143,12 +145,12 @@ COMPARISONS = (
     _entry("logical_and", in_place=_ON_COPY),
     _entry("logical_or", in_place=_ON_COPY),
     _entry("logical_xor", in_place=_ON_COPY),
-    _entry("and", operator="and_", methods=("__and__",)),
-    _entry("or", operator="or_", methods=("__or__",)),
-    _entry("xor", operator="xor", methods=("__xor__",)),
-    _entry("lshift", operator="lshift"),
-    _entry("rshift", operator="rshift"),
-    _entry("invert", operator="invert", methods=("__invert__",)),
+    _entry("and", variants=("bitwise_and",), operator="and_", methods=("__and__",)),
+    _entry("or", variants=("bitwise_or",), operator="or_", methods=("__or__",)),
+    _entry("xor", variants=("bitwise_xor",), operator="xor", methods=("__xor__",)),
+    _entry("lshift", variants=("bitwise_left_shift",), operator="lshift"),
+    _entry("rshift", variants=("bitwise_right_shift",), operator="rshift"),
+    _entry("invert", variants=("bitwise_not",), operator="invert", methods=("__invert__",)),
 )
 
 FUNCTIONS = (

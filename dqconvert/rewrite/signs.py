@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.fx import Node
 
@@ -99,9 +100,9 @@ class Signs:
 
 
 def _may_be_negative(operand: object) -> bool:
-    """Returns True if an operand of arithmetic is a negative number or an integer tensor, whose sign is unknown."""
+    """Returns True if an operand of arithmetic is a negative number, or a number or integers of unknown sign."""
     if isinstance(operand, Node):
-        return not note_of(operand).is_float
+        return not note_of(operand).is_float and note_of(operand).dtype is not torch.bool
     return isinstance(operand, int | float) and operand < 0
 
 

@@ -59,6 +59,8 @@ def normal_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         return _stacked(target, args, kwargs)
     if target is torch.embedding and len(args) == 2:
         return _embedding(args, kwargs)
+    if target is torch.where and len(args) == 1:
+        return Call("call_function", torch.nonzero, args, {"as_tuple": True})
     if target is torch.dropout and len(args) == 3:
         return Call("call_function", nn.functional.dropout, args[:1], {"p": args[1], "training": args[2]})
     if not isinstance(target, str) and op_named(name := builtin_name(target)).as_method and not name.endswith("_"):

@@ -53,6 +53,8 @@ FURTHER = {
     "addcmul": (Y, Y),
     "addcdiv": (Y, Y),
     "lerp": (Y, 0.25),
+    "where": (Y > 0, Y),
+    "masked_fill": (Y > 0, 0.5),
     "clamp": (-0.5, 0.5),
     "clamp_min": (-0.5,),
     "clamp_max": (0.5,),
@@ -130,6 +132,8 @@ OF_OTHERS = (
 
 def function_of(name):
     """One of torch's functions or methods, or an operator, or a builtin."""
+    if name == "where":  # whose function takes the condition first
+        return torch.Tensor.where
     places = (torch, F, torch.Tensor, torch._C._nn, torch._C._special, torch.linalg, operator)
     found = [getattr(place, name) for place in places if hasattr(place, name)]
     called = [value for value in found if callable(value) and not isinstance(value, type)]  # torch.float is a type
@@ -252,6 +256,14 @@ def test_an_alias_is_the_same_operation(alias):
         assert same(function(X.abs(), *FURTHER.get(op.name, ())), call(op, X.abs()))
 
 
+@pytest.mark.parametrize("name", ["and", "or", "xor", "lshift", "rshift", "invert"])
+def test_functions_on_bits_are_the_operators(name):
+    written = {"lshift": "left_shift", "rshift": "right_shift", "invert": "not"}.get(name, name)
+    op, x = op_named(f"bitwise_{written}"), torch.tensor([5, 6])
+    assert op is op_named(name)
+    assert torch.equal(getattr(torch, f"bitwise_{written}")(x, *FURTHER[name]), function_of(name)(x, *FURTHER[name]))
+
+
 # -- what an operation returns -------------------------------------------------------------------------------------
 
 
@@ -259,7 +271,7 @@ def test_an_alias_is_the_same_operation(alias):
 def test_pointwise_operations_take_one_entry_at_a_time(op):
     order = torch.randperm(X.numel())
     found = call(op, numbers(op)).flatten()[order]
-    others = [v.flatten()[order] if v is Y else v for v in FURTHER.get(op.name, ())]
+    others = [v.flatten()[order] if getattr(v, "shape", None) == X.shape else v for v in FURTHER.get(op.name, ())]
     assert same(function_of(op.name)(numbers(op).flatten()[order], *others), found)
 
 
@@ -398,7 +410,20 @@ def test_an_embedding_takes_row_by_row():
 # -- all passes know what one of them knows ------------------------------------------------------------------------
 
 TRUTHS = ("isnan", "isinf", "isfinite")
-OTHERS = (*BINARY, *BITS, "addcmul", "addcdiv", "lerp", "prelu", "logical_not", "float", "pos", *TRUTHS)
+OTHERS = (
+    *BINARY,
+    *BITS,
+    "addcmul",
+    "addcdiv",
+    "lerp",
+    "where",
+    "masked_fill",
+    "prelu",
+    "logical_not",
+    "float",
+    "pos",
+    *TRUTHS,
+)
 UNARY = [op for op in OF_TORCH.values() if op.pointwise and op.name not in OTHERS]
 DOMAINS = {**dict.fromkeys(("acos", "asin", "atanh", "erfinv", "logit"), (0.5, 0.0)), "acosh": (1.0, 1.0)}
 """Factor and summand for those that have no value for some numbers between 0.5 and 1.5."""
