@@ -50,9 +50,23 @@ def tree(name):
     return ast.parse(FILES[name].read_text(encoding="utf-8"))
 
 
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
+
+
+@functools.cache
+def statements(name):
+    """Returns the statements of a module, and those within them: in functions and for type checkers, too."""
+    found, pending = [], [tree(name)]
+    while pending:  # expressions, which are most of a tree, are left out
+        inner = [node for node in ast.iter_child_nodes(pending.pop()) if isinstance(node, STATEMENTS)]
+        found += inner
+        pending += inner
+    return found
+
+
 def imported(name):
-    """Yields what a module imports, wherever in it: in functions and for type checkers, too."""
-    for node in ast.walk(tree(name)):
+    """Yields what a module imports."""
+    for node in statements(name):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -66,7 +80,7 @@ def imported_names(name):
     """Returns what a module takes from others, by its full name."""
     return {
         f"{node.module}.{alias.name}"
-        for node in ast.walk(tree(name))
+        for node in statements(name)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
@@ -151,7 +165,7 @@ UNSAID = re.compile(r"(What|Whether|Where|Which|How)\b")
 
 def docstrings(name):
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(tree(name)):
+    for node in (tree(name), *statements(name)):
         if isinstance(node, kinds) and (text := ast.get_docstring(node)):
             yield getattr(node, "name", "the module"), isinstance(node, ast.FunctionDef), text
 

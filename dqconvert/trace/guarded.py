@@ -76,28 +76,8 @@ def rows_of(ptr: Any, values: Tensor, dim: int = -2) -> Any:
     return None if ptr is None or torch.compiler.is_compiling() else rising(ptr, values.size(dim))
 
 
-def _index2ptr(given: dict[str, Any]) -> None:
-    if given["size"] is None:
-        below(given["index"], 1 << 62, "index")
-    else:
-        below(given["index"], given["size"], "index")
-
-
-def _ptr2index(given: dict[str, Any]) -> None:
-    rising(given["ptr"], given["output_size"])
-
-
-def _segment(given: dict[str, Any]) -> None:
-    rising(given["ptr"], given["src"].size(0))
-
-
-def _segment_logsumexp(given: dict[str, Any]) -> None:
-    rising(given["ptr"], given["src"].size(given["dim"]))
-
-
-def _softmax(given: dict[str, Any]) -> None:
-    if given["ptr"] is not None:
-        rising(given["ptr"], given["src"].size(given["dim"]))
+_ANY = 1 << 62
+"""A size that no index reaches."""
 
 
 def _repeat_interleave(given: dict[str, Any]) -> None:
@@ -111,14 +91,14 @@ def _sparse(given: dict[str, Any]) -> None:
     edge_index, size = given["edge_index"], given["size"]
     sizes = size if isinstance(size, list | tuple) else (size, size)
     for row, rows in zip(edge_index, sizes, strict=True):
-        below(row, 1 << 62 if rows is None else rows, "edge_index")
+        below(row, _ANY if rows is None else rows, "edge_index")
 
 
 def _torch_repeat_interleave(input: Any, repeats: Any = None, dim: Any = None, *, output_size: Any = None) -> None:
     """Has the signature of ``torch.repeat_interleave``, which torch does not tell."""
 
 
-def _guarded(function: Function, check: Callable[[dict[str, Any]], None], like: Function | None = None) -> Function:
+def _guarded(function: Function, check: Callable[[dict[str, Any]], Any], like: Function | None = None) -> Function:
     """Returns a function that checks its arguments first."""
     signature = inspect.signature(like or function)
     makes_sparse = check is _sparse
@@ -142,11 +122,11 @@ _MAKERS = (
 )
 
 GUARDED: dict[Function, Function] = {
-    index2ptr: _guarded(index2ptr, _index2ptr),
-    ptr2index: _guarded(ptr2index, _ptr2index),
-    segment: _guarded(segment, _segment),
-    segment_logsumexp: _guarded(segment_logsumexp, _segment_logsumexp),
-    softmax: _guarded(softmax, _softmax),
+    index2ptr: _guarded(index2ptr, lambda g: below(g["index"], _ANY if g["size"] is None else g["size"], "index")),
+    ptr2index: _guarded(ptr2index, lambda g: rising(g["ptr"], g["output_size"])),
+    segment: _guarded(segment, lambda g: rising(g["ptr"], g["src"].size(0))),
+    segment_logsumexp: _guarded(segment_logsumexp, lambda g: rising(g["ptr"], g["src"].size(g["dim"]))),
+    softmax: _guarded(softmax, lambda g: rows_of(g["ptr"], g["src"], g["dim"])),
     torch.repeat_interleave: _guarded(torch.repeat_interleave, _repeat_interleave, _torch_repeat_interleave),
     **{function: _guarded(function, _sparse) for function in _MAKERS},
 }

@@ -34,30 +34,11 @@ _PYG_LEAVES: tuple[type[nn.Module], ...] = (
 
 # Not PyG functions of tensors: they call back, build objects, or answer a question about types.
 _NOT_KEPT = {
-    "is_sparse",
-    "is_torch_sparse_tensor",
-    "is_torch_sparse_coo_tensor",
-    "is_torch_sparse_csr_tensor",
-    "is_torch_sparse_csc_tensor",
-    "to_networkx",
-    "from_networkx",
-    "to_networkit",
-    "from_networkit",
-    "to_trimesh",
-    "from_trimesh",
-    "to_cugraph",
-    "from_cugraph",
-    "to_dgl",
-    "from_dgl",
-    "from_rdmol",
-    "to_rdmol",
-    "from_smiles",
-    "to_smiles",
-    "total_influence",
-    "get_embeddings",
-    "get_embeddings_hetero",
-    # Cuts rows off: what is kept must be seen to be the same rows.
-    "trim_to_layer",
+    *("is_sparse", *(f"is_torch_sparse_{form}tensor" for form in ("", "coo_", "csr_", "csc_"))),
+    *(f"{way}_{form}" for way in ("to", "from") for form in ("networkx", "networkit", "trimesh", "cugraph", "dgl")),
+    *("from_rdmol", "to_rdmol", "from_smiles", "to_smiles", "total_influence"),
+    *("get_embeddings", "get_embeddings_hetero"),
+    "trim_to_layer",  # cuts rows off: what is kept must be seen to be the same rows
 }
 
 _EXTRA_FUNCTIONS = (

@@ -205,13 +205,19 @@ def _build(signature: inspect.Signature, required: list[str], guess: _Guess, siz
 
 def _value(name: str, parameter: inspect.Parameter, guess: _Guess, size: int, graph: dict[str, Tensor]) -> Any:
     """Makes up one argument by its name and annotation; ``None`` if nothing is known about it."""
-    nodes, edges = NODES[size], EDGES[size]
+    nodes = NODES[size]
     if name in _DATA_NAMES or "Data" in str(parameter.annotation) or str(parameter.annotation).endswith("Batch'>"):
         return _data(guess, size, graph)
     if name in _X_NAMES:
         return _x(guess, nodes)
     if name in _EDGE_INDEX_NAMES:
         return _connectivity(graph["edge_index"], nodes, guess.form if len(_forms(parameter)) > 1 else "edge_index")
+    return _named(name, guess, size, graph)
+
+
+def _named(name: str, guess: _Guess, size: int, graph: dict[str, Tensor]) -> Any:
+    """Makes up an argument, or a field of a data object, by its name alone."""
+    nodes, edges = NODES[size], EDGES[size]
     if name == "batch":
         return graph["batch"]
     if name in ("edge_weight", "edge_weights", "weight"):
@@ -250,14 +256,7 @@ def _x(guess: _Guess, nodes: int) -> Tensor:
 
 
 def _data(guess: _Guess, size: int, graph: dict[str, Tensor]) -> Data:
-    nodes, edges = NODES[size], EDGES[size]
-    data = Data(x=_x(guess, nodes), edge_index=graph["edge_index"], batch=graph["batch"])
-    if "edge_attr" in guess.extra:
-        data.edge_attr = _features(edges, guess.edge_width or 1, 2)
-    if "edge_weight" in guess.extra:
-        data.edge_weight = torch.rand(edges, generator=torch.Generator().manual_seed(3)) + 0.5
-    if "pos" in guess.extra:
-        data.pos = _features(nodes, 3, 4)
-    if "z" in guess.extra:
-        data.z = torch.randint(1, 10, (nodes,), generator=torch.Generator().manual_seed(6))
+    data = Data(x=_x(guess, NODES[size]), edge_index=graph["edge_index"], batch=graph["batch"])
+    for name in guess.extra:
+        data[name] = _named(name, guess, size, graph)
     return data
