@@ -73,7 +73,8 @@ def is_code_of_pairs(constant: Tensor) -> bool:
 
 def is_term_weight(constant: Tensor) -> bool:
     """True if a term of a sum can be weighed with it: values of codes, or one number."""
-    return constant.dtype == torch.float32 and (constant.shape == (1,) or is_table(constant))
+    by_group = constant.dim() == 3 and of_groups(is_table)(constant)
+    return constant.dtype == torch.float32 and (constant.shape == (1,) or is_table(constant) or by_group)
 
 
 def is_factor(columns: int) -> Sound:

@@ -189,7 +189,12 @@ SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
     },
     add_heads: {"x": AnyValue(), "x_grid": _GRID, "columns": _COUNT, "finish": FINISH},
     quantize: {"x": AnyValue(), "dim": OrNone(_WHOLE), "grid": _QUANTIZED, "packed": _FLAG, "name": _NAME},
-    quantize_sum: {"terms": ListOf(AnyValue()), "weights": ListOf(_TERM_WEIGHT), "grid": _GRID},
+    quantize_sum: {
+        "terms": ListOf(AnyValue()),
+        "weights": ListOf(_TERM_WEIGHT),
+        "grid": ConstantOf("a grid", _of_rows(_always(constants.is_grid))),
+        "groups": OrNone(AnyValue()),
+    },
     check_numbers: {"x": AnyValue(), "name": _NAME},
     look_up: {"codes": AnyValue(), "table": _TABLE, "packed": _FLAG},
     look_up_last: {"codes": AnyValue(), "table": _TABLE, "packed": _FLAG},

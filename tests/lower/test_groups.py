@@ -64,5 +64,6 @@ def test_sums_of_norms_on_nodes_are_integer_all_the_way():
 
 def test_values_between_groups_and_one_grid_are_looked_up():
     _, integer = converted(GIN(6, 16, 2, 5), 8, *graph())
+    assert not integer.report.floats
     assert calls(integer).count("integer_propagate") == 2
     assert calls(integer).count("groups_of_nodes") <= 1  # remembered with the graph

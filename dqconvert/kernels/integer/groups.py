@@ -177,7 +177,7 @@ def look_up_pairs_groups(a: Tensor, b: Tensor, table: Tensor, groups: Tensor) ->
     return result
 
 
-def plain_quantize_groups(x: Tensor, grids: Tensor, groups: Tensor, name: str | None) -> Tensor:
+def plain_quantize_groups(x: Tensor, grids: Tensor, groups: Tensor, name: str | None = None) -> Tensor:
     """Defines what every implementation is held to; the arguments are those of :func:`quantize_groups`."""
     return plain_quantize(x, grids[groups.long()].t(), 0, False, name)
 

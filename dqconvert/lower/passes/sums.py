@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from dqconvert.kernels.integer.codes import quantize
+from dqconvert.kernels.integer.groups import look_up_groups, quantize_groups
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.lower.places import put_in_place
 from dqconvert.lower.program import Program
@@ -32,13 +33,14 @@ def fuse_sums(program: Program) -> Program:
     """Fuses sums of matrices, and the look-ups and factors of their terms, into the rounding behind them."""
     one = torch.ones(1, dtype=torch.float32)
     for node in list(program.graph.nodes):
-        total = node.args[0] if node.target is quantize else None
+        total = node.args[0] if node.target in (quantize, quantize_groups) else None
         if not isinstance(total, Node) or not _is_sum(total) or len(total.users) > 1:
             continue
-        terms = _terms(program, total, note_of(total).sizes, one)
+        groups = node.args[2] if node.target is quantize_groups else None
+        terms = _terms(program, total, note_of(total).sizes, one, groups)
         with program.graph.inserting_before(node):
-            values, weights = [term.value for term in terms], [term.weight for term in terms]
-            new = program.call(quantize_sum, (values, weights, node.args[1]), note_of(node))
+            args = [term.value for term in terms], [term.weight for term in terms], node.args[1]
+            new = program.call(quantize_sum, args if groups is None else (*args, groups), note_of(node))
         put_in_place(new, node)
     return program
 
@@ -61,7 +63,9 @@ def _is_matrix(node: Node, sizes: tuple[tuple[int, ...], ...]) -> bool:
     return note_of(node).dtype == torch.float32 and note_of(node).sizes == sizes
 
 
-def _terms(program: Program, total: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> list[_Term]:
+def _terms(
+    program: Program, total: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor, groups: object
+) -> list[_Term]:
     """Returns what is added up, in order; the first two may change places, which changes no bit."""
     first, second = total.args
     assert isinstance(first, Node)
@@ -69,14 +73,18 @@ def _terms(program: Program, total: Node, sizes: tuple[tuple[int, ...], ...], on
     if _is_sum(second) and len(second.users) == 1 and not (_is_sum(first) and len(first.users) == 1):
         first, second = second, first
     if _is_sum(first) and len(first.users) == 1:
-        before = _terms(program, first, sizes, one)
+        before = _terms(program, first, sizes, one, groups)
     else:
-        before = [_term(program, first, sizes, one)]
-    return [*before, _term(program, second, sizes, one)]
+        before = [_term(program, first, sizes, one, groups)]
+    return [*before, _term(program, second, sizes, one, groups)]
 
 
-def _term(program: Program, node: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor) -> _Term:
+def _term(program: Program, node: Node, sizes: tuple[tuple[int, ...], ...], one: torch.Tensor, groups: object) -> _Term:
     if len(node.users) == 1:
+        if node.target is look_up_groups and node.args[2] is groups and isinstance(node.args[0], Node):
+            table = program.tensor(node.args[1])
+            by_column = table if table.dim() == 3 else table.unsqueeze(1)
+            return _Term(node.args[0], program.constant(by_column, "table"))
         if node.target is look_up_last and isinstance(node.args[0], Node) and isinstance(node.args[1], Node):
             return _Term(node.args[0], node.args[1])
         if op_of(node).name == "mul" and len(node.args) == 2:
