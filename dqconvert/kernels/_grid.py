@@ -129,6 +129,19 @@ def _unpacked(ints: tuple[int, ...], floats: tuple[float, ...]) -> Steps:
     return Steps((schemes[0], schemes[1], schemes[2]), relu, masked)
 
 
+def split(ints: Sequence[int], floats: Sequence[float]) -> tuple[Scheme | None, tuple[Sequence[int], Sequence[float]]]:
+    """Returns the scheme of the entry, if there is one, and the numbers of the chain."""
+    if not ints[0]:
+        return None, (ints[1:], floats)
+    return Scheme.unpacked(ints[1:6], floats[:2]), (ints[6:], floats[2:])
+
+
+def joined(entry: Scheme | None, ints: Sequence[int], floats: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Returns the numbers that :func:`split` takes apart."""
+    more = ([], []) if entry is None else entry.packed()
+    return [int(entry is not None), *more[0], *ints], [*more[1], *floats]
+
+
 @dataclass
 class Grid:
     """A range that is being updated, and the grid of it.

@@ -20,7 +20,7 @@ from dqconvert.kernels._grid import Scheme, Steps
 from dqconvert.kernels._layout import along, check_rows, wide_dtype
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels.chain import ends_of, plain_quantize_chain
+from dqconvert.kernels.chain import ends_of, of_rows, plain_quantize_chain
 from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.cpu import learned as _loops
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
@@ -145,12 +145,13 @@ def plain_learned_chain(
     other: Tensor | None,
     alpha: Tensor | None,
     protected: Tensor | None,
+    groups: Tensor | None,
     ranges: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
 ) -> Tensor:
     """Defines the values: those of :func:`dqconvert.kernels.chain.plain_quantize_chain`."""
-    return plain_quantize_chain(x, bias, other, alpha, protected, None, ranges, ints, floats)[0]
+    return plain_quantize_chain(x, bias, other, alpha, protected, groups, ranges, ints, floats)[0]
 
 
 def plain_learned_chain_grad(
@@ -160,29 +161,29 @@ def plain_learned_chain_grad(
     other: Tensor | None,
     alpha: Tensor | None,
     protected: Tensor | None,
+    groups: Tensor | None,
     ranges: Tensor,
     ints: Sequence[int],
     floats: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Defines the gradients of `x`, the bias, `other` (`[0]` where there is none), `alpha` and the ranges."""
     steps = Steps.unpacked(ints, floats)
-    ends = dict(zip([place for place in range(3) if steps.schemes[place]], ranges.view(-1, 2), strict=True))
-    to_ends: dict[int, list[Tensor]] = {}
+    pairs = ranges.view(-1, 2, *ranges.shape[1:]).unbind()
+    ends = dict(zip([place for place in range(3) if steps.schemes[place]], pairs, strict=True))
+    to_ends: dict[int, Sequence[Tensor]] = {}
 
     def forward(values: Tensor, place: int) -> Tensor:
         scheme = steps.schemes[place]
         if scheme is None:
             return values
-        lo, hi = ends[place]
-        return plain_learned(values, lo, hi, scheme.quant_min, scheme.quant_max, protected, 0, None)
+        grid = of_rows(ends[place].unbind(), groups)  # type: ignore[arg-type]
+        return plain_learned(values, *grid[:2], scheme.quant_min, scheme.quant_max, protected, 0, grid[2])
 
     def back(grad: Tensor, values: Tensor, place: int) -> Tensor:
         scheme = steps.schemes[place]
         if scheme is None:
             return grad
-        lo, hi = ends[place]
-        args = (lo, hi, scheme.quant_min, scheme.quant_max, protected, 0, None)
-        grad, *to_ends[place] = plain_learned_grad(grad, values, *args)
+        grad, to_ends[place] = plain_grid_back(grad, values, ends[place], scheme, protected, groups)
         return grad
 
     total = forward(x, 0)
@@ -196,14 +197,26 @@ def plain_learned_chain_grad(
         at = torch.where(behind <= 0, 0, at)
     at = back(at, total, 1)
     to_x = back(at, x, 0)
-    nothing = grad.new_empty(0)
+    nothing, found = grad.new_empty(0), [end for place in sorted(to_ends) for end in to_ends[place]]
     return (
         to_x.clone(),
         nothing if bias is None else at.sum(tuple(range(at.dim() - 1))),
         nothing if other is None else at.clone() if alpha is None else at * alpha,
         nothing if other is None or alpha is None else (at * other).sum().reshape(1),
-        torch.stack([end for place in sorted(to_ends) for end in to_ends[place]]).float(),
+        torch.stack(found).float() if found else ranges.clone(),
     )
+
+
+def plain_grid_back(
+    grad: Tensor, x: Tensor, ends: Tensor, scheme: Scheme, protected: Tensor | None, groups: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Defines the gradients of rows on the way into a grid, and of the ends of its range, `[]` or `[groups]` each."""
+    lo, hi, dim = of_rows((ends[0], ends[1]), groups)
+    args = (lo, hi, scheme.quant_min, scheme.quant_max, protected, 0, dim)
+    to_x, *to_ends = plain_learned_grad(grad, x, *args)
+    if groups is not None:
+        to_ends = [torch.zeros_like(ends[0]).index_add(0, groups.long(), end) for end in to_ends]
+    return to_x, to_ends
 
 
 def _serves_grad(
@@ -212,14 +225,14 @@ def _serves_grad(
     return grad.numel() > 0 and grad.dtype == x.dtype and _chain.serves(x, bias, other, alpha)
 
 
-def _fake_grad(grad: Tensor, x: Tensor, bias: Any, other: Any, alpha: Any, _: Any, ranges: Tensor, *__: Any) -> Any:
+def _fake_grad(grad: Tensor, x: Tensor, bias: Any, other: Any, alpha: Any, *rest: Any) -> Any:
     nothing = grad.new_empty(0)
     return (
         torch.empty_like(x),
         nothing if bias is None else bias.new_empty(bias.shape),
         nothing if other is None else grad.new_empty(grad.shape),
         nothing if other is None or alpha is None else grad.new_empty(1),
-        torch.empty_like(ranges),
+        torch.empty_like(rest[2]),
     )
 
 
@@ -237,6 +250,7 @@ learned_chain_grad = Operator(
         other="grad? [=grad]",
         alpha="grad?",
         protected="bool? [rows]",
+        groups="uint8? [rows]",
         ranges="float32",
         ints="free",
         floats="free",
@@ -270,6 +284,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         to_x,
         *of_added(bias, other, alpha, to_bias, to_other, to_alpha),
         None,
+        None,
         to_ranges,
         None,
         None,
@@ -280,8 +295,8 @@ learned_chain_operator = Operator(
     "learned_chain",
     plain_learned_chain,
     fake=lambda x, *_: x.new_empty(x.shape),
-    cpu=lambda x, bias, other, alpha, protected, ranges, ints, floats: _chain.quantize(
-        _chain.Memory(x), _chain.Added(bias, other, alpha, protected), ranges, ints, floats
+    cpu=lambda x, bias, other, alpha, protected, groups, ranges, ints, floats: _chain.quantize(
+        _chain.Memory(x), _chain.Added(bias, other, alpha, protected, groups), ranges, ints, floats
     )[0],
     serves=lambda x, bias, other, alpha, *_: _chain.serves(x, bias, other, alpha),
     takes=Takes(
@@ -291,6 +306,7 @@ learned_chain_operator = Operator(
         other="x? [=x]",
         alpha="x?",
         protected="bool? [rows]",
+        groups="uint8? [rows]",
         ranges="float32",
         ints="free",
         floats="free",
@@ -310,6 +326,7 @@ def learned_chain(
     alpha: Tensor | None = None,
     protected: Tensor | None = None,
     relu: bool = False,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """Passes rows through a chain of sums, grids and a ReLU, all of whose ranges are learned.
 
@@ -331,5 +348,5 @@ def learned_chain(
     if protected is not None:
         check_rows(protected, x, 0, name="protected")
     ints, floats = Steps(schemes, relu).packed()
-    y: Tensor = learned_chain_operator(x, bias, other, alpha, protected, ends_of(ranges), ints, floats)
+    y: Tensor = learned_chain_operator(x, bias, other, alpha, protected, groups, ends_of(ranges), ints, floats)
     return y

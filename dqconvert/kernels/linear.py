@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Grid, Scheme, Steps, grid_of
+from dqconvert.kernels._grid import Grid, Scheme, Steps, grid_of, joined, split
 from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
@@ -36,13 +36,11 @@ from dqconvert.kernels.linear_grad import (
     Entry,
     entered,
     is_large,
-    joined,
     let_in,
     matrix_of,
     ours,
     quantize_linear_grad,
     serves,
-    split,
 )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Scheme, Steps, grid_of
+from dqconvert.kernels._grid import Steps, grid_of, split
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.chain import (
@@ -27,19 +27,6 @@ from dqconvert.kernels.cpu.entry import Gate
 from dqconvert.kernels.cpu.llvm.multiply import MOST, pack
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.fake_quantize import scheme_qparams
-
-
-def split(ints: Sequence[int], floats: Sequence[float]) -> tuple[Scheme | None, tuple[Sequence[int], Sequence[float]]]:
-    """Returns the scheme of the entry, if there is one, and the numbers of the chain."""
-    if not ints[0]:
-        return None, (ints[1:], floats)
-    return Scheme.unpacked(ints[1:6], floats[:2]), (ints[6:], floats[2:])
-
-
-def joined(entry: Scheme | None, ints: Sequence[int], floats: Sequence[float]) -> tuple[list[int], list[float]]:
-    """Returns the numbers that :func:`split` takes apart."""
-    more = ([], []) if entry is None else entry.packed()
-    return [int(entry is not None), *more[0], *ints], [*more[1], *floats]
 
 
 class Entry(NamedTuple):

@@ -207,7 +207,7 @@ class FakeQuantize(nn.Module):
         if scheme is not None and self.row_dim == 0:
             ranges = self.ends(x.numel())
             if self.learned:
-                return learned_chain(x, (None, scheme, None), ranges, protected=protected)
+                return learned_chain(x, (None, scheme, None), ranges, protected=protected, groups=groups)
             y, ends = quantize_chain(x, (None, scheme, None), ranges, protected=protected, groups=groups)
             self.take(scheme, ends)
             return y
@@ -285,8 +285,6 @@ class FakeQuantize(nn.Module):
             return None  # the long way finds out, and complains
         if observing and (self.observer.settles or self.grouped):
             return None  # such a range is found from the values themselves, once; those of groups, group by group
-        if self.grouped and self.learned:
-            return None  # what learns in these operators is one range
         return self._fused if observing else self._fused._replace(observe=False)
 
     def take(self, scheme: Scheme, ends: Tensor) -> None:

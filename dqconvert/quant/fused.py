@@ -138,7 +138,6 @@ def chain(x: Tensor, steps: FusedChain, protected: Tensor | None, groups: Tensor
     if ready is None:
         return steps(x, protected, groups)
     if learned:
-        ready.options.pop("groups")  # which those that learn do without
         return learned_chain(x, ready.schemes, ready.ranges, **ready.options)
     y, ends = quantize_chain(x, ready.schemes, ready.ranges, **ready.options)
     ready.take(ends)
@@ -158,31 +157,32 @@ def linear(
     steps = steps or FusedChain()
     alike = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
     ordinary = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and type(x) is Tensor and alike
-    fits = entry is not None and ordinary and x.dim() == 2 and not entry.learned
-    scheme = entry.scheme_for(x) if entry is not None and fits else None
-    if entry is not None and scheme is None:
-        x, entry = entry(x, protected, groups), None
-    ready = _ready(steps, x, protected, groups, (*x.shape[:-1], weight.size(0))) if ordinary else None
+    scheme = None
+    if entry is not None:
+        modes = {(quantizer.learned, quantizer.training) for quantizer in (entry, *steps.quantizers)}
+        scheme = entry.scheme_for(x) if ordinary and x.dim() == 2 and len(modes) == 1 else None
+        if scheme is None:
+            x, entry = entry(x, protected, groups), None
+    learned = any(quantizer.learned for quantizer in (*steps.quantizers, *([] if entry is None else [entry])))
+    own, shape = steps, (*x.shape[:-1], weight.size(0))
+    if learned and bias is not None and steps.first is None and steps.bias is None and steps.other is None:
+        own = steps._replace(bias=bias)  # the layer's own bias may be the chain's
+    fits = ordinary and (not learned or (x.dim() == 2 and (bias is None or own is not steps)))
+    ready = _ready(own, x, protected, groups, shape, learned=learned) if fits else None
     if ready is None:
         x = x if entry is None else entry(x, protected, groups)
-        free = bias is None or (steps.first is None and steps.bias is None and steps.other is None)
-        if ordinary and x.dim() == 2 and free:  # the layer's own bias may be the chain's
-            own = steps._replace(bias=steps.bias if bias is None else bias)
-            learned = _ready(own, x, protected, groups, (x.size(0), weight.size(0)), learned=True)
-            if learned is not None and own.quantizers:
-                learned.options.pop("groups")
-                return learned_linear(x, weight, learned.schemes, learned.ranges, **learned.options)
         return chain(nn.functional.linear(x, weight, bias), steps, protected, groups)
-    if entry is None or scheme is None:
-        y, ends = quantize_linear(x, weight, bias, ready.schemes, ready.ranges, **ready.options)
-    else:
+    ranges, options = ready.ranges, ready.options
+    if entry is not None:
+        ranges = [*entry.ends(x.numel()), *ranges]
+        options = {**options, "entry": scheme, "protected": protected if entry.training else None}
         if entry.grouped:
             entry.check_groups(groups, x.size(0))
-        ranges = (*entry.ends(x.numel()), *ready.ranges)
-        options = {**ready.options, "protected": protected if entry.training else None}
-        if entry.grouped:
             options["groups"] = groups
-        y, ends = quantize_linear(x, weight, bias, ready.schemes, ranges, entry=scheme, **options)
+    if learned:
+        return learned_linear(x, weight, ready.schemes, ranges, **options)
+    y, ends = quantize_linear(x, weight, bias, ready.schemes, ranges, **options)
+    if entry is not None and scheme is not None:
         entry.take(scheme, ends[:2])
         ends = ends[2:]
     ready.take(ends)
@@ -313,7 +313,9 @@ def message_passing(
     graph = (rows, None if weight is None else _by_head(weight), sender, receiver, by_receiver, by_sender)
     ends = quantizer.ends(sender.size(0) * features)
     if quantizer.learned:
-        out = learned_propagate(*graph, scheme, ends, senders, mean)
+        if quantizer.grouped:
+            quantizer.check_groups(groups, num_nodes)
+        out = learned_propagate(*graph, scheme, ends, senders, mean, groups if quantizer.grouped else None)
         return chain(out.view(out.size(0), *x.shape[1:]), steps, protected, groups)
     plain = x.dim() == 2 or steps.bias is None
     ready = _ready(steps, x, protected, groups, (num_nodes, features)) if plain else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -19,7 +20,7 @@ from dqconvert.kernels import (
     learned_propagate,
     qparams,
 )
-from dqconvert.kernels._grid import Steps
+from dqconvert.kernels._grid import Steps, joined
 from dqconvert.kernels.learned import learned_chain_grad, plain_learned_chain_grad
 from dqconvert.kernels.learned_linear import (
     learned_linear_grad,
@@ -118,19 +119,29 @@ def test_a_mask_that_does_not_fit_is_an_error():
 CHAINS = [(4, 8, 3), (None, 4, None), (4, 4, None), (None, 4, 8)]
 
 
+def ranges_of(bits, groups=None, high=3.5):
+    """The ends of as many ranges as there are grids, all the same or one of each group."""
+    ends = torch.tensor([-4.0, high] * sum(b is not None for b in bits))
+    return ends if groups is None else ends[:, None] * (1 + torch.arange(3) / 2)
+
+
+def groups_of(rows):
+    return (None, torch.randint(3, (rows,), dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ADDED)
 @pytest.mark.parametrize("bits", CHAINS, ids=str)
 def test_gradients_of_a_chain_are_as_defined(bits, kind, dtype):
     torch.manual_seed(0)
     schemes = tuple(None if b is None else scheme(b) for b in bits)
-    ranges = torch.tensor([-4.0, 3.5] * sum(b is not None for b in bits))
     for rows in (0, 1, 150):
         extra = {"bias": None, "other": None, "alpha": None, **addends(kind, rows, 16, dtype)}
-        for protected in masks(rows).values():
+        for protected, groups in itertools.product(masks(rows).values(), groups_of(rows)):
             for relu in (False, True):
                 x, grad = torch.randn(rows, 16, dtype=dtype) * 3, torch.randn(rows, 16, dtype=dtype)
-                args = (grad, x, *extra.values(), protected, ranges, *Steps(schemes, relu).packed())
+                numbers = (ranges_of(bits, groups), *Steps(schemes, relu).packed())
+                args = (grad, x, *extra.values(), protected, groups, *numbers)
                 got, want = learned_chain_grad(*args), plain_learned_chain_grad(*args)
                 assert torch.equal(got[0], want[0])
                 assert torch.equal(got[2], want[2])
@@ -148,10 +159,12 @@ def test_message_passing_is_as_defined(mean, heads):
         sender, receiver = torch.randint(nodes, (2, edges))
         orders = [list(edge_order(*ends, nodes)) for ends in ((receiver, sender), (sender, receiver))]
         for bits in (4, 8):
-            for protected in (None, torch.rand(nodes) < 0.3):
+            for protected, groups in itertools.product((None, torch.rand(nodes) < 0.3), groups_of(nodes)):
+                if groups is not None and heads is None:
+                    continue  # rows that are sent as they are have one grid
                 packed = Passing(scheme(bits), mean).packed()
                 sent = Sent(x, weight, sender, receiver, *orders, nodes, protected)
-                rest = (torch.tensor([-3.0, 2.8]), *packed)
+                rest = (groups, ranges_of([bits], groups), *packed)
                 out = learned_propagate_operator(sent, *rest)
                 torch.testing.assert_close(out, plain_learned_propagate(sent, *rest), rtol=1e-5, atol=1e-4)
                 args = (torch.randn(nodes, 16), sent, out, *rest)
@@ -160,18 +173,19 @@ def test_message_passing_is_as_defined(mean, heads):
 
 
 @pytest.mark.parametrize("kind", ADDED)
-@pytest.mark.parametrize("bits", CHAINS, ids=str)
+@pytest.mark.parametrize("bits", [*CHAINS, (None, None, None)], ids=str)
 @pytest.mark.parametrize("shape", [(0, 5, 3), (1, 5, 3), (170, 33, 20), (100, 64, 64)], ids=str)
 def test_a_linear_layer_is_its_product_and_its_chain(shape, bits, kind):
     torch.manual_seed(0)
     rows, depth, columns = shape
     schemes = tuple(None if b is None else scheme(b) for b in bits)
-    ranges = torch.tensor([-4.0, 3.5] * sum(b is not None for b in bits), dtype=torch.float32)
     extra = {"bias": None, "other": None, "alpha": None, **addends(kind, rows, columns)}
     x, weight, grad = (torch.randint(-4, 5, size) / 4 for size in ((rows, depth), (columns, depth), (rows, columns)))
-    for protected in masks(rows).values():
-        for relu in (False, True):
-            chain = (*extra.values(), protected, ranges, *Steps(schemes, relu).packed())
+    for protected, groups in itertools.product(masks(rows).values(), groups_of(rows)):
+        for relu, entry in itertools.product((False, True), (None, scheme(3))):
+            at_entry = ranges_of([entry], groups, high=3.0)  # whose steps leave products exact
+            ranges = torch.cat([at_entry, ranges_of(bits, groups)])
+            chain = (*extra.values(), protected, groups, ranges, *joined(entry, *Steps(schemes, relu).packed()))
             torch.testing.assert_close(
                 learned_linear_operator(x, weight, *chain), plain_learned_linear(x, weight, *chain), rtol=0, atol=0
             )

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Grid, Steps
+from dqconvert.kernels._grid import Steps, grid_of
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.chain import flags, matrix
+from dqconvert.kernels.cpu.chain import flags, groups_of, matrix
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.llvm.memory import is_far, pointer, stream
 from dqconvert.kernels.cpu.threads import parts, run
@@ -22,6 +22,7 @@ from dqconvert.kernels.cpu.tile import (
     add_values,
     copy_values,
     dot,
+    group_of,
     numbers_of,
     scale_values,
     tile_rows,
@@ -33,8 +34,8 @@ class Learned(NamedTuple):
 
     Attributes:
         bias: `[columns]`. other: `[rows, columns]`, times `alpha`. scaled: whether there is such a factor.
-        skip: bool `[rows]`, the rows that grids leave alone.
-        there: bool `[3]`, which grids are. grids: `[3, 4]`, see :meth:`dqconvert.kernels._grid.Grid.parameters`.
+        skip: bool `[rows]`, the rows that grids leave alone. group: uint8 `[rows]`, whose grids a row has.
+        there: bool `[3]`, which grids are. grids: `[groups, 3, 4]`, see :meth:`dqconvert.kernels._grid.Grid.table`.
         relu: Whether there is a ReLU.
     """
 
@@ -43,6 +44,7 @@ class Learned(NamedTuple):
     alpha: Any
     scaled: bool
     skip: Any
+    group: Any
     there: Any
     grids: Any
     relu: bool
@@ -54,32 +56,49 @@ class Learned(NamedTuple):
         other: Tensor | None,
         alpha: Tensor | None,
         protected: Tensor | None,
+        groups: Tensor | None,
         ranges: Tensor,
         ints: Sequence[int],
         floats: Sequence[float],
     ) -> Learned:
         """Returns the chain that an operator is given."""
         steps, ends = Steps.unpacked(ints, floats), iter(ranges.tolist())
-        grids, there = np.zeros((3, 4), dtype), np.zeros(3, np.bool_)
+        count = ranges.size(1) if ranges.dim() > 1 else 1
+        grids, there = np.zeros((count, 3, 4), dtype), np.zeros(3, np.bool_)
         for place, scheme in enumerate(steps.schemes):
             if scheme is not None:
-                grids[place], there[place] = Grid(scheme, next(ends), next(ends)).parameters(dtype), True
+                grids[:, place], there[place] = grid_of(scheme, next(ends), next(ends)).table(dtype), True
         return Learned(
             bias=np.empty(0, dtype) if bias is None else array(bias),
             other=np.empty((0, 0), dtype) if other is None else matrix(other),
             alpha=dtype(1 if alpha is None else float(alpha)),
             scaled=alpha is not None,
             skip=flags(protected),
+            group=groups_of(groups),
             there=there,
             grids=grids,
             relu=steps.relu,
         )
 
-    def to_ends(self, sums: NDArray[np.float64]) -> Tensor:
-        """Returns the gradients of the ends of the ranges, by what :func:`grid_back` added up in each part."""
-        inside, below, above = sums.sum(0)[self.there].T
-        step = inside / (self.grids[self.there, 3] - self.grids[self.there, 2])
-        return torch.from_numpy(np.stack([below - step, above + step], 1).reshape(-1)).float()
+    def sums(self, parts: int) -> NDArray[np.float64]:
+        """Returns where parts add up what :func:`grid_back` finds, for each group and grid."""
+        return np.zeros((parts, len(self.grids), 3, 3))
+
+    def to_ends(self, sums: NDArray[np.float64], ranges: Tensor) -> Tensor:
+        """Returns the gradients of the ranges, by what was added up in each part."""
+        return ends_back(sums.sum(0)[:, self.there], self.grids[:, self.there], ranges)
+
+
+def ends_back(sums: NDArray[np.float64], grids: NDArray[Any], ranges: Tensor) -> Tensor:
+    """Returns the gradients of ranges `[2 * grids]` or `[2 * grids, groups]`.
+
+    Args:
+        sums: `[groups, grids, 3]`, of :func:`grid_back`.
+        grids: `[groups, grids, 4]`.
+    """
+    step = sums[..., 0] / (grids[..., 3] - grids[..., 2])
+    ends = np.stack([sums[..., 1] - step, sums[..., 2] + step], 2).reshape(len(sums), -1)
+    return torch.from_numpy(ends.T.copy()).float().reshape(ranges.shape)
 
 
 def back(
@@ -92,7 +111,7 @@ def back(
     to_x = empty(x.shape, x.dtype)
     to_other = empty(x.shape if other is not None else (0,), x.dtype)
     to_bias = torch.zeros((len(cuts), 0 if bias is None else rows.shape[1]), dtype=x.dtype)
-    sums = np.zeros((len(cuts), 3, 3))
+    sums = chain.sums(len(cuts))
     out = (array(to_x).reshape(rows.shape), rows[:0] if other is None else matrix(to_other))
 
     def task(part: int, start: int, stop: int) -> float:
@@ -102,14 +121,14 @@ def back(
     dots = run(task, cuts)
     asked = other is not None and alpha is not None
     to_alpha = torch.tensor([sum(dots)] if asked else [], dtype=x.dtype)
-    return to_x, to_bias.sum(0), to_other, to_alpha, chain.to_ends(sums)
+    return to_x, to_bias.sum(0), to_other, to_alpha, chain.to_ends(sums, rest[2])
 
 
 @loop
 def chain_back(grad, x, chain, to_x, to_other, to_bias, sums, start, stop):  # type: ignore[no-untyped-def]
     """Computes the gradients of rows `start` to `stop`; returns that of `alpha`, if it is asked for.
 
-    What is left out is empty. `sums`: float64 `[3, 3]`, for each grid what :func:`grid_back` adds up.
+    What is left out is empty. `sums`: float64 `[groups, 3, 3]`, for each grid what :func:`grid_back` adds up.
     """
     columns = x.shape[1]
     step = tile_rows(columns)
@@ -133,11 +152,12 @@ def chain_back(grad, x, chain, to_x, to_other, to_bias, sums, start, stop):  # t
 def tile_back(x, place, grad, chain, at, total, behind, to_other, to_bias, sums, first, last):  # type: ignore[no-untyped-def]
     """The same of a few rows, whose gradients become `at`; they lie in `x`, flat, from `place` on."""
     columns = grad.shape[1]
-    bias, other, alpha, skip, there, grids, relu = (
+    bias, other, alpha, skip, group, there, grids, relu = (
         chain.bias,
         chain.other,
         chain.alpha,
         chain.skip,
+        chain.group,
         chain.there,
         chain.grids,
         chain.relu,
@@ -147,10 +167,11 @@ def tile_back(x, place, grad, chain, at, total, behind, to_other, to_bias, sums,
     a, size = first * columns, (last - first) * columns
     begin = first
     while begin < last:
-        skipped, end = skip.size > 0 and skip[begin], run_of(skip, begin, last)
+        skipped, end = skip.size > 0 and skip[begin], run_of(skip, group, begin, last)
+        own = group_of(group, begin, grids.shape[0])
         b, c, count = begin * columns, (begin - first) * columns, (end - begin) * columns
         one, two, three = there[0] and not skipped, there[1] and not skipped, there[2] and not skipped
-        through(pointer(x, place + c), one, grids[0], pointer(total, c), count)
+        through(pointer(x, place + c), one, numbers_of(grids[own, 0]), pointer(total, c), count)
         if bias.size > 0:
             for r in range(end - begin):
                 add_values(pointer(bias, 0), pointer(total, c + r * columns), columns)
@@ -159,21 +180,22 @@ def tile_back(x, place, grad, chain, at, total, behind, to_other, to_bias, sums,
         copy_values(pointer(flat_grad, b), pointer(at, c), count)
         if two and three:
             floor = x.dtype.type(0 if relu else -np.inf)
-            one_, two_ = numbers_of(grids[1]), numbers_of(grids[2])
+            one_, two_ = numbers_of(grids[own, 1]), numbers_of(grids[own, 2])
             found = both_sums(pointer(total, c), one_, two_, floor, pointer(at, c), count)
             for which in range(2):
                 for i in range(3):
-                    sums[1 + which, i] += found[3 * which + i]
+                    sums[own, 1 + which, i] += found[3 * which + i]
         elif three or relu:
-            through(pointer(total, c), two, grids[1], pointer(behind, c), count)
+            through(pointer(total, c), two, numbers_of(grids[own, 1]), pointer(behind, c), count)
             if relu:
                 cut(pointer(behind, c), count, zero)
             if three:
-                grid_back(pointer(behind, c), numbers_of(grids[2]), pointer(at, c), count, sums[2])
+                place_of = pointer(sums, 9 * own + 6)
+                grid_back(pointer(behind, c), numbers_of(grids[own, 2]), pointer(at, c), count, place_of)
             if relu:
                 stop_cut(pointer(behind, c), pointer(at, c), count, zero)
         if two and not three:
-            grid_back(pointer(total, c), numbers_of(grids[1]), pointer(at, c), count, sums[1])
+            grid_back(pointer(total, c), numbers_of(grids[own, 1]), pointer(at, c), count, pointer(sums, 9 * own + 3))
         begin = end
     if to_other.size > 0:
         scale_values(pointer(at, 0), alpha, pointer(flat_to_other, a), size)
@@ -185,32 +207,34 @@ def tile_back(x, place, grad, chain, at, total, behind, to_other, to_bias, sums,
         product += dot(at[:size], flat_other[a : a + size])
     begin = first if there[0] else last
     while begin < last:
-        end = run_of(skip, begin, last)
+        end, own = run_of(skip, group, begin, last), group_of(group, begin, grids.shape[0])
         if not (skip.size > 0 and skip[begin]):
             c, count = (begin - first) * columns, (end - begin) * columns
-            grid_back(pointer(x, place + c), numbers_of(grids[0]), pointer(at, c), count, sums[0])
+            grid_back(pointer(x, place + c), numbers_of(grids[own, 0]), pointer(at, c), count, pointer(sums, 9 * own))
         begin = end
     return product
 
 
 @loop
-def run_of(skip, begin, last):  # type: ignore[no-untyped-def]
-    """Returns the end of the rows that are alike from a row on: all rounded, or none."""
-    if skip.size == 0:
+def run_of(skip, group, begin, last):  # type: ignore[no-untyped-def]
+    """Returns the end of the rows that are alike from a row on: all rounded, or none, and in one group."""
+    if skip.size == 0 and group.size == 0:
         return last
     end = begin + 1
-    while end < last and skip[end] == skip[begin]:
+    while (
+        end < last and (skip.size == 0 or skip[end] == skip[begin]) and (group.size == 0 or group[end] == group[begin])
+    ):
         end += 1
     return end
 
 
 @loop
-def through(x, rounded, grid, y, count):  # type: ignore[no-untyped-def]
+def through(x, rounded, numbers, y, count):  # type: ignore[no-untyped-def]
     """Copies values, rounded to a grid if they are to be."""
     if not rounded:
         copy_values(x, y, count)
         return
-    scale, zero_point, low, high = numbers_of(grid)
+    scale, zero_point, low, high = numbers
     for c in range(count):
         q = np.rint(x[c] / scale + zero_point)
         q = low if q < low else q  # NaN stays NaN

@@ -9,15 +9,25 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
+from dqconvert.kernels._grid import grid_of, split
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.chain import matrix
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.learned import Learned, tile_back
+from dqconvert.kernels.cpu.learned import Learned, ends_back, grid_back, tile_back
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.multiply import groups_of, multiply, pack
-from dqconvert.kernels.cpu.product_loops import BACK, gap, multiply_back, padded, product_rows, product_tile
+from dqconvert.kernels.cpu.product_loops import (
+    BACK,
+    gap,
+    leave,
+    multiply_back,
+    padded,
+    product_rows,
+    product_tile,
+    round_rows,
+)
 from dqconvert.kernels.cpu.threads import parts, run
-from dqconvert.kernels.cpu.tile import copy_values
+from dqconvert.kernels.cpu.tile import copy_values, group_of, numbers_of
 
 
 def back(
@@ -30,48 +40,58 @@ def back(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`dqconvert.kernels.learned_linear.plain_learned_linear_grad`."""
-    *chain_of, for_x = rest
+    protected, groups, ranges, ints, floats, for_x = rest
     rows, (columns, depth) = matrix(x), weight.shape
-    chain = Learned.of(rows.dtype.type, bias, other, alpha, *chain_of)
+    entry, steps = split(ints, floats)
+    own = 0 if entry is None else 2
+    chain = Learned.of(rows.dtype.type, bias, other, alpha, protected, groups, ranges[own:], *steps)
+    grids = np.empty((0, 4), rows.dtype)
+    if entry is not None:
+        grids = grid_of(entry, *ranges[:2].tolist()).table(rows.dtype.type)
     cuts = parts(len(rows), len(rows) * (columns + weight.numel() // 8))
     to_x = empty(x.shape if for_x else (0, 0), x.dtype)
     to_other = empty(grad.shape if other is not None else (0, 0), x.dtype)
     to_bias = torch.zeros((len(cuts), 0 if bias is None else columns), dtype=x.dtype)
     to_weight = torch.zeros((len(cuts), columns, padded(depth, x.itemsize)), dtype=x.dtype)
-    sums = np.zeros((len(cuts), 3, 3))
+    sums, at_entry = chain.sums(len(cuts)), np.zeros((len(cuts), len(grids), 3))
     wide, whole = pack(array(weight).T), pack(array(weight))
-    args = (matrix(grad), rows, wide, whole, chain, array(to_x), array(to_other))
+    args = (matrix(grad), rows, grids, wide, whole, chain, array(to_x), array(to_other))
 
     def task(part: int, start: int, stop: int) -> float:
-        own = (array(to_weight[part]), array(to_bias[part]), sums[part])
-        total: float = products_back(*args, *own, start, stop)
+        found = (array(to_weight[part]), array(to_bias[part]), at_entry[part], sums[part])
+        total: float = products_back(*args, *found, start, stop)
         return total
 
     dots = run(task, cuts)
     asked = other is not None and alpha is not None
+    to_ranges = chain.to_ends(sums, ranges[own:])
+    if entry is not None:
+        to_ranges = torch.cat([ends_back(at_entry.sum(0)[:, None], grids[:, None], ranges[:2]), to_ranges])
     return (
         to_x,
         to_weight.sum(0)[:, :depth].contiguous(),
         to_bias.sum(0),
         to_other if other is not None else x.new_empty(0),
         torch.tensor([sum(dots)] if asked else [], dtype=x.dtype),
-        chain.to_ends(sums),
+        to_ranges,
     )
 
 
 @loop
 def products_back(  # type: ignore[no-untyped-def]
-    grad, x, wide, whole, chain, to_x, to_other, to_weight, to_bias, sums, start, stop
+    grad, x, entry, wide, whole, chain, to_x, to_other, to_weight, to_bias, at_entry, sums, start, stop
 ):
     """Computes the gradients of everything, of rows `start` to `stop`; what is not wanted is empty.
 
-    `wide`, `whole`: the weight, packed for the product and for its gradient. Returns that of `alpha`.
+    `entry`: the grids `[groups, 4]` that rows of `x` are rounded to, or empty; `at_entry`: `[groups, 3]`, what
+    :func:`grid_back` adds up there. `wide`, `whole`: the weight, packed for the product and for its gradient. Returns
+    that of `alpha`.
     """
-    columns, depth = grad.shape[1], x.shape[1]
+    columns, depth, skip, group = grad.shape[1], x.shape[1], chain.skip, chain.group
     step = product_rows(max(columns, depth), BACK)
     wide_depth = padded(depth, x.itemsize)
     groups = groups_of(depth, x.itemsize)
-    made = np.empty((step, columns), x.dtype)
+    made, rounded = np.empty((step, columns), x.dtype), np.empty((step if entry.size > 0 else 0, depth), x.dtype)
     spare = np.empty(step * max(wide_depth, padded(columns, x.itemsize)), x.dtype)
     at = np.empty(step * columns, x.dtype)
     total, behind = np.empty_like(at), np.empty_like(at)
@@ -79,19 +99,32 @@ def products_back(  # type: ignore[no-untyped-def]
     copied = apart_x != depth  # rows that are not in memory as they are needed
     rows_of_x = np.zeros((step if copied else 0, apart_x), x.dtype)
     spaced = np.empty(step * apart_grad if apart_grad != columns else 0, x.dtype)
-    flat_x, flat_weight, flat_made = x.reshape(-1), to_weight.reshape(-1), made.reshape(-1)
+    flat_weight, flat_made = to_weight.reshape(-1), made.reshape(-1)
     product = 0.0
     for first in range(start, stop, step):
         last = min(first + step, stop)
         rows = last - first
-        product_tile(x[first:last], made[:rows], wide, spare)
+        given = x[first:last]
+        if entry.size > 0:
+            round_rows(x, first, last, entry, skip, group, rounded)
+            given = rounded[:rows]
+        product_tile(given, made[:rows], wide, spare)
         product += tile_back(flat_made, 0, grad, chain, at, total, behind, to_other, to_bias, sums, first, last)
-        if to_x.size > 0:
+        if entry.size > 0:
+            multiply(at, 0, columns, 1, rows, columns, whole, 0, groups, spare, 0, wide_depth, True)
+            for r in range(rows):
+                if not (skip.size > 0 and skip[first + r]):
+                    own = group_of(group, first + r, entry.shape[0])
+                    numbers, found = numbers_of(entry[own]), pointer(at_entry, 3 * own)
+                    grid_back(pointer(x, (first + r) * depth), numbers, pointer(spare, r * wide_depth), depth, found)
+            if to_x.size > 0:
+                leave(spare, rows, wide_depth, to_x, first)
+        elif to_x.size > 0:
             multiply_back(at, columns, rows, whole, groups, to_x, first, spare)
         if copied:
             for r in range(rows):
-                copy_values(pointer(x, (first + r) * depth), pointer(rows_of_x, r * apart_x), depth)
-        source = rows_of_x.reshape(-1) if copied else flat_x[first * depth :]
+                copy_values(pointer(given, r * depth), pointer(rows_of_x, r * apart_x), depth)
+        source = rows_of_x.reshape(-1) if copied else given.reshape(-1)
         if spaced.size > 0:
             for r in range(rows):
                 copy_values(pointer(at, r * columns), pointer(spaced, r * apart_grad), columns)

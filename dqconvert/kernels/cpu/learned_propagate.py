@@ -11,18 +11,20 @@ from torch import Tensor
 from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.chain import flags, matrix
+from dqconvert.kernels.cpu.chain import flags, groups_of, matrix
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.learned import grid_back
+from dqconvert.kernels.cpu.learned import ends_back, grid_back
 from dqconvert.kernels.cpu.llvm.memory import AHEAD, is_far, pointer, prefetch, room_before, stream
 from dqconvert.kernels.cpu.propagate import extremes_of
 from dqconvert.kernels.cpu.propagate_loops import fetch_row, pass_shares
 from dqconvert.kernels.cpu.threads import balanced, parts, run
-from dqconvert.kernels.cpu.tile import add_scaled, add_values, clear, dot, numbers_of
+from dqconvert.kernels.cpu.tile import add_scaled, add_values, clear, dot, group_of, numbers_of
 from dqconvert.kernels.messages import Sent
 
 
-def propagate_back(grad: Tensor, sent: Sent, out: Tensor, grid: Grid, mean: bool) -> tuple[Tensor, Tensor, Tensor]:
+def propagate_back(
+    grad: Tensor, sent: Sent, out: Tensor, groups: Tensor | None, grid: Grid, range_: Tensor, mean: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`dqconvert.kernels.learned_propagate.plain_learned_propagate_grad`; `out`: the sums."""
     x, weight = sent[:2]
     grads, rows, skip = matrix(grad), matrix(x), flags(sent.protected)
@@ -33,40 +35,34 @@ def propagate_back(grad: Tensor, sent: Sent, out: Tensor, grid: Grid, mean: bool
         grads = shares
     to_x = empty(x.shape, x.dtype)
     ptr, edges, receivers = map(array, sent.by_sender)
-    parameters = grid.parameters(rows.dtype.type)
+    grids = grid.table(rows.dtype.type)
     cuts = balanced(ptr, x.size(1))
-    sums = np.zeros((len(cuts), 3))
+    sums = np.zeros((len(cuts), len(grids), 3))
     if weight is None:
-        args: tuple[Any, ...] = (grads, rows, receivers, ptr, skip, parameters, array(to_x))
+        args: tuple[Any, ...] = (grads, rows, receivers, ptr, skip, grids[0], array(to_x))
         run(lambda part, start, stop: sum_back(*args, sums[part], start, stop), cuts)
-        inside, below, above = sums.sum(0)
-        to_weight = x.new_empty((0, 0))
-    else:
-        to_weight = torch.empty(weight.shape, dtype=x.dtype)
-        least, most = array(extremes_of(rows, weight.size(1)))
-        args = (grads, rows, array(weight), receivers, ptr, edges, skip, parameters, least, most, array(to_x))
-        run(lambda part, start, stop: products_back(*args, array(to_weight), sums[part], start, stop), cuts)
-        _, below, above = sums.sum(0)
-        # The sums are homogeneous in x and the grid: x times its gradient, and what the grid has, add up to the sums
-        # times theirs. So nobody has to look at how each message was rounded.
-        whole = inner(matrix(grad), matrix(out)) - inner(rows, array(to_x))
-        scale, zero_point, low, high = map(float, parameters)
-        inside = whole / scale - (low - zero_point) * below - (high - zero_point) * above
-    step = inside / (parameters[3] - parameters[2])
-    return to_x, to_weight, torch.tensor([below - step, above + step], dtype=torch.float32)
-
-
-def inner(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the inner product of two matrices, in double precision from row to row."""
-    return float(sum(run(lambda _, start, stop: dot_rows(a, b, start, stop), parts(len(a), a.size))))
+        return to_x, x.new_empty((0, 0)), ends_back(sums.sum(0)[:, None], grids[:, None], range_)
+    to_weight = torch.empty(weight.shape, dtype=x.dtype)
+    least, most = array(extremes_of(rows, weight.size(1)))
+    group = groups_of(groups)
+    args = (grads, rows, array(weight), receivers, ptr, edges, skip, group, grids, least, most, array(to_x))
+    run(lambda part, start, stop: products_back(*args, array(to_weight), sums[part], start, stop), cuts)
+    # The sums are homogeneous in x and the grid: x times its gradient, and what the grid has, add up to the sums
+    # times theirs. So nobody has to look at how each message was rounded.
+    known, whole = sums.sum(0), np.zeros((len(cuts), len(grids)))
+    both = matrix(grad), matrix(out)
+    run(lambda part, start, stop: dot_rows(*both, group, whole[part], start, stop), parts(len(out), out.numel()))
+    scale, zero_point, low, high = grids.astype(np.float64).T
+    by_x, below, above = known.T
+    known[:, 0] = (whole.sum(0) - by_x) / scale - (low - zero_point) * below - (high - zero_point) * above
+    return to_x, to_weight, ends_back(known[:, None], grids[:, None], range_)
 
 
 @loop
-def dot_rows(a, b, start, stop):  # type: ignore[no-untyped-def]
-    total = 0.0
+def dot_rows(a, b, group, found, start, stop):  # type: ignore[no-untyped-def]
+    """Adds the inner product of rows of two matrices to that of their group."""
     for r in range(start, stop):
-        total += dot(a[r], b[r])
-    return total
+        found[group_of(group, r, found.size)] += dot(a[r], b[r])
 
 
 @loop
@@ -84,23 +80,27 @@ def sum_back(grad, x, receivers, ptr, skip, grid, to_x, sums, start, stop):  # t
                 fetch_row(grad, receivers[place + AHEAD])
             add_values(pointer(grad, receivers[place] * columns), row, columns)
         if not (skip.size > 0 and skip[s]):
-            grid_back(pointer(x, s * columns), numbers, row, columns, sums)
+            grid_back(pointer(x, s * columns), numbers, row, columns, pointer(sums, 0))
         if far:
             stream(room, 0, to_x, s * columns, columns)
 
 
 @loop
 def products_back(  # type: ignore[no-untyped-def]
-    grad, x, weight, receivers, ptr, edges, skip, grid, least, most, to_x, to_weight, sums, start, stop
+    grad, x, weight, receivers, ptr, edges, skip, group, grids, least, most, to_x, to_weight, sums, start, stop
 ):
-    """Computes the gradients of the rows that were sent, and of the weights; `sums[1:]`: those below and above."""
+    """Computes the gradients of the rows that were sent, and of the weights.
+
+    `grids`: `[groups, 4]`, by the group of the node that receives; `sums`: `[groups, 3]`, of the messages that are not
+    clipped their gradients times themselves; the gradients of those below; above.
+    """
     columns, heads = x.shape[1], weight.shape[1]
     channels = columns // heads
-    numbers = numbers_of(grid)
-    scale, zero_point, low, high = numbers
     # Within these no value is clipped, however it is rounded on the way.
-    margin = x.dtype.type(0.01)
-    inside_low, inside_high = (low + margin - zero_point) * scale, (high - margin - zero_point) * scale
+    inside, margin = np.empty((grids.shape[0], 2), x.dtype), x.dtype.type(0.01)
+    for g in range(grids.shape[0]):
+        scale, zero_point, low, high = numbers_of(grids[g])
+        inside[g, 0], inside[g, 1] = (low + margin - zero_point) * scale, (high - margin - zero_point) * scale
     end, far = ptr[stop] - AHEAD, is_far(to_x)
     room = room_before(to_x, 1)
     for s in range(start, stop):
@@ -112,19 +112,21 @@ def products_back(  # type: ignore[no-untyped-def]
                 fetch_row(grad, receivers[place + AHEAD])
                 prefetch(weight, edges[place + AHEAD] * heads)
             t, e = receivers[place], edges[place]
+            own = group_of(group, t, grids.shape[0])
             for h in range(heads):
                 w = weight[e, h]
                 a, b = h * channels, (h + 1) * channels
                 one, two = w * least[s, h], w * most[s, h]
-                if exact or (min(one, two) > inside_low and max(one, two) < inside_high):
+                if exact or (min(one, two) > inside[own, 0] and max(one, two) < inside[own, 1]):
                     add_scaled(pointer(grad, t * columns + a), w, pointer(to, at + a), channels)
                     to_weight[e, h] = dot(grad[t, a:b], x[s, a:b])
                 else:
                     from_, here = pointer(x, s * columns + a), pointer(grad, t * columns + a)
-                    found = clipped_back(from_, here, w, numbers, pointer(to, at + a), channels)
+                    found = clipped_back(from_, here, w, numbers_of(grids[own]), pointer(to, at + a), channels)
                     to_weight[e, h] = found[0]
-                    sums[1] += found[1]
-                    sums[2] += found[2]
+                    sums[own, 1] += found[1]
+                    sums[own, 2] += found[2]
+                sums[own, 0] += w * to_weight[e, h]
         if far:
             stream(room, 0, to_x, s * columns, columns)
 
