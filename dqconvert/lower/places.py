@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, unpack
 from dqconvert.quant import FakeQuantize
+from dqconvert.trace.note import describe, note_of
 
 _KEY = "dqconvert_places"
 
@@ -71,6 +72,9 @@ def hold(node: Node, place: Place) -> None:
 def put_in_place(new: Node, old: Node) -> None:
     """Lets a node of the integer graph take the place of another one, which is erased; it holds what that held."""
     new.meta[_KEY] = old.meta.get(_KEY, ())
+    note, was = note_of(new), note_of(old)
+    if not note.module and not note.source:
+        describe(new, module=was.module, call=was.call, propagation=was.propagation, source=was.source)
     old.replace_all_uses_with(new)
     old.graph.erase_node(old)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,9 +46,11 @@ class Program:
     Attributes:
         graph: The integer graph. New nodes go to its end unless an ``inserting_before`` says otherwise.
         root: Holds its constants (buffers) and the modules that stay in float.
+        where: Where what is written now comes from: module, call, propagation and source of new nodes.
     """
 
     def __init__(self) -> None:
+        self.where = Note()
         self.graph = Graph()
         self.root = nn.Module()
         self._plain: dict[Value, Node] = {}
@@ -57,11 +60,17 @@ class Program:
 
     def call(self, target: Callable[..., Any], args: tuple[Any, ...], note: Note | None = None, **kwargs: Any) -> Node:
         """Returns a new call of a function; ``note`` describes its value."""
-        return annotate(self.graph.call_function(target, args, kwargs), note or Note())
+        return annotate(self.graph.call_function(target, args, kwargs), self._placed(note))
 
     def method(self, name: str, args: tuple[Any, ...], note: Note | None = None) -> Node:
         """Returns a new call of a tensor's method; ``note`` describes its value."""
-        return annotate(self.graph.call_method(name, args), note or Note())
+        return annotate(self.graph.call_method(name, args), self._placed(note))
+
+    def _placed(self, note: Note | None) -> Note:
+        if note is not None and (note.module or note.source):
+            return note
+        at = self.where
+        return replace(note or Note(), module=at.module, call=at.call, propagation=at.propagation, source=at.source)
 
     def items(self, value: Node, count: int) -> tuple[Node, ...]:
         """Returns the first ``count`` items of a tuple."""

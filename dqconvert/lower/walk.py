@@ -11,6 +11,7 @@ from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.places import Place, hold, rounded_value
 from dqconvert.lower.values import Codes, Value
 from dqconvert.quant import FakeQuantize
+from dqconvert.trace.note import Note, note_of
 
 
 def walk(graph: Graph, root: nn.Module) -> Lowering:
@@ -28,6 +29,7 @@ def walk(graph: Graph, root: nn.Module) -> Lowering:
     first = next((node for node in nodes if node in lowering.differentiated), None)
     last = next((node for node in reversed(nodes) if node.target is torch.autograd.grad), None)
     for node in nodes:
+        lowering.program.where = note_of(node)
         if node is first:
             lowering.program.call(torch._C._set_grad_enabled, (True,))
         value = lowering.values[node] = _lowered(lowering, node)
@@ -35,6 +37,7 @@ def walk(graph: Graph, root: nn.Module) -> Lowering:
             lowering.program.call(torch._C._set_grad_enabled, (False,))
         if isinstance(value, Codes) and (quantizer := lowering.quantizer(node)) is not None:
             _note_place(lowering, node, value, quantizer)
+    lowering.program.where = Note()
     return lowering
 
 
