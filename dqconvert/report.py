@@ -208,7 +208,18 @@ class Report:
         return capture.get().rstrip()
 
 
-_ROLE_ORDER = ("weight", "input", "feature", "edge_weight", "message", "aggregate", "update")
+ROLE_COLORS = {
+    "weight": "#e58e26",
+    "input": "#3f8fd2",
+    "feature": "#1fa39a",
+    "edge_weight": "#9b6fd0",
+    "message": "#dc5a5a",
+    "aggregate": "#6aa121",
+    "update": "#c9a70c",
+}
+"""The colors of roles on pages and in charts."""
+
+_ROLE_ORDER = tuple(ROLE_COLORS)
 _KIND_ORDER = ("weight", "activation", "message", "aggregate")
 
 

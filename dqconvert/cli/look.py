@@ -20,6 +20,10 @@ def inspect(
     report: Annotated[bool, typer.Option("--report", help="The quantizers, and what stayed in float and why.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Float graph and rewritten graph side by side.")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the graph as a web page.")] = None,
+    comparison: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Color the page's layers by what `dqconvert compare --json` printed."),
+    ] = None,
     as_json: JsonOfAll = False,
     qconfig: QConfigName = "int8-dq",
     force: Force = False,
@@ -36,7 +40,8 @@ def inspect(
 
     from dqconvert.commands.inspect import inspect as run
 
-    run(model.of(file), qconfig=qconfig, form=[*chosen, "graph"][0], html=html, force=force, as_json=as_json)
+    form = [*chosen, "graph"][0]
+    run(model.of(file), qconfig=qconfig, form=form, html=html, comparison=comparison, force=force, as_json=as_json)
 
 
 def run(

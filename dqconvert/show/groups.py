@@ -49,7 +49,7 @@ def blocks_of(view: View) -> list[LayerBlock]:
 
 
 def quantizer_words(quantizer: QuantizerView) -> str:
-    """``+ message       edge  8s [-2.3, 1.9]``."""
+    """``+ message       edge  s8 [-2.3, 1.9]``."""
     entry = quantizer.entry
     name = entry.path.rpartition(".")[2]
     level = _LEVELS.get(entry.level, entry.level)

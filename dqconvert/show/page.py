@@ -1,96 +1,248 @@
-"""The graph as one HTML page that needs nothing else: boxes coloured by role, details on a click."""
+"""The graph as one HTML page that needs nothing else: a box per layer, what is in it, details on a click."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
 
-from dqconvert.show.view import NodeView, View
-from dqconvert.words import count
+from torch.fx import Graph
 
-_BOX, _GAP_X, _GAP_Y, _MARGIN = (190, 30), 24, 26, 20
+from dqconvert.report import ROLE_COLORS, Report
+from dqconvert.show.picture import Box, layers_of, outermost, shown
+from dqconvert.show.view import NodeView, View, node_view
+from dqconvert.words import article, count
+
+_NUMBERS = ("size", "getattr", "numel", "item", "guard", "given_probability")
+"""What computes a number, or checks: no value flows on behind it."""
+
+_ON_CODES = ("dqconvert.kernels.integer.", "dqconvert.lower.runtime.look_up")
+_MOVES = "dqconvert.kernels.integer.folding."
+
+_COLORS = {**ROLE_COLORS, "protection": "#d95fa5", "codes": "#3f8fd2"}
+_LEGEND = {
+    "weight": "a parameter that enters a weighted operation",
+    "input": "a value that enters one",
+    "feature": "what one returns",
+    "edge_weight": "a factor of each message: a norm, an attention coefficient",
+    "message": "what each edge carries",
+    "aggregate": "sum, mean or maximum of the messages",
+    "update": "what a message-passing layer returns",
+    "protection": "draws the rows that pass in full precision in a training step",
+    "codes": "an operation on integers",
+    "float": "an operation that computes in float",
+}
+_SIGNS = {
+    "s8": "codes of 8 bits, signed: -128 to 127 (int8)",
+    "u4": "codes of 4 bits, unsigned: 0 to 15",
+    "shield": "in training, rows of protected nodes pass in full precision",
+    "grey pill": "says where values go (an index): click it to see its source",
+    "edges": "of what is chosen: orange from its sources, green to its consumers",
+}
 
 
-def page_of(view: View) -> str:
-    """The page's HTML.
+def page_of(view: View, ratios: Mapping[str, float] | None = None) -> str:
+    """Returns the page of a prepared module, as HTML.
 
     What a file says ends up in it as text only: no name in a file becomes markup or script.
+
+    Args:
+        view: What there is to see.
+        ratios: Signal-to-quantization-noise ratios in dB by the path of a quantizer, to color layers by.
     """
-    template = files("dqconvert.show").joinpath("page.html").read_text(encoding="utf-8")
-    title = f"{view.report.model}: {count(len(view.report.entries), 'quantizer')}"
-    data = json.dumps(_picture(view)).replace("<", "\\u003c")
-    return template.replace("@TITLE@", escape(title)).replace("@DATA@", data)
+    report, nodes = view.report, view.nodes["train"]
+    boxes = _boxes(nodes, lambda node: _inserted(view, node, ratios or {}), view.modules, _flows_by_type)
+    summary = [f"{count(len(report.entries), 'quantizer')}, {_bits(report)}."] if report.entries else []
+    for low, high in list(view.protections.values())[:1]:
+        summary.append(f"In training, rows of a node pass in full precision with a probability of {low:g} to {high:g}.")
+    if "eval" in view.graphs:
+        summary.append("Evaluation has a graph of its own; this is the one of training.")
+    if report.agreement:
+        summary.append(f"Agreement with float: {report.agreement}.")
+    lists = {
+        "Stays in float": [f"{left.what}: {left.reason} ({left.source})" for left in report.left_float],
+        "Notes": list(report.remarks),
+    }
+    return _page(f"{report.model}: {count(len(report.entries), 'quantizer')}", summary, boxes, view.modules, lists)
 
 
-def _picture(view: View) -> dict[str, Any]:
-    nodes = [node for node in view.nodes["train"] if node.kind not in ("check", "parameter")]
-    edges = _edges(view, {node.name for node in nodes})
-    used = {source for sources in edges.values() for source in sources}
-    nodes = [node for node in nodes if node.kind != "input" or node.name in used]
-    places = _layout([node.name for node in nodes], {node.name: edges[node.name] for node in nodes})
-    boxes = [{**_box(view, node), "x": places[node.name].x, "y": places[node.name].y} for node in nodes]
-    width = max(place.x for place in places.values()) + _BOX[0] + _MARGIN
-    height = max(place.y for place in places.values()) + _BOX[1] + _MARGIN
-    main = {node.name for node in nodes if node.kind not in ("input", "protection")}
-    lines = [[source, target, source in main] for target, sources in edges.items() for source in sources]
-    return {"nodes": boxes, "edges": lines, "width": width, "height": height, "box": list(_BOX)}
+def integer_page(
+    model: str,
+    graphs: Mapping[str, Graph],
+    *,
+    held: Mapping[str, Sequence[tuple[str, str]]],
+    floats: Mapping[str, str],
+    notes: Sequence[str] = (),
+    ratios: Mapping[str, float] | None = None,
+) -> str:
+    """Returns the page of an integer module: the graph of its forward.
+
+    Args:
+        model: The float model's class.
+        graphs: The graphs by title; that of forward has none.
+        held: By node, the quantizers whose codes it holds, each with its grid in words.
+        floats: Why a node computes in float.
+        notes: What there is to say of it.
+        ratios: Signal-to-quantization-noise ratios in dB by the path of a quantizer, to color layers by.
+    """
+    nodes = [node_view(node) for node in graphs[""].nodes]
+    inside = {
+        title.partition(",")[0]: ", ".join(one.label for node in graph.nodes if (one := node_view(node)).is_arithmetic)
+        for title, graph in graphs.items()
+    }
+
+    def more(node: NodeView) -> dict[str, Any]:
+        found = [ratio for path, _ in held.get(node.name, ()) if (ratio := (ratios or {}).get(path)) is not None]
+        facts: dict[str, Any] = {"sqnr": min(found)} if found else {}
+        details = [("holds", f"{path}: {grid}") for path, grid in held.get(node.name, ())]
+        if node.target.startswith(_ON_CODES) and not node.target.startswith(_MOVES):
+            facts |= {"kind": "integer", "role": "codes"}
+        elif node.name in floats:
+            facts |= {"in_float": floats[node.name]}
+        elif node.label in inside:
+            facts |= {"label": "once per graph", "below": inside[node.label]}
+        return {**facts, "details": details}
+
+    boxes = _boxes(nodes, more, {}, lambda parent, drawn: drawn and not parent.dtype.startswith("int"))
+    known = sum(box.kind == "integer" for box in boxes)
+    summary = [f"{count(known, 'operation')} on codes, {count(len(floats), 'operation')} in float."]
+    others = [title.rstrip(":") for title in graphs if title.startswith("method ")]
+    summary += [f"This is the graph of forward; there are also: {', '.join(others)}."] if others else []
+    lists = {"Notes": list(notes)}
+    return _page(f"{article(model)[:1].upper()}{article(model)[1:]} in integers", summary, boxes, {}, lists)
 
 
-def _box(view: View, node: NodeView) -> dict[str, Any]:
-    details = {"module": node.module, "kind": node.kind, "calls": node.target, "source": node.source}
-    if node.stage != "none":
-        details["stage"] = node.stage
-    if node.shape:
-        details["shape on the example"] = " x ".join(map(str, node.shape))
-    role, label = node.kind, node.label
-    if node.kind == "quantizer":
-        quantizer = view.quantizers[node.target]
-        entry = quantizer.entry
-        role, label = entry.role, f"{entry.role} {quantizer.bits}"
-        details |= {"role": entry.role, "level": entry.level, "scheme": entry.scheme, "operation": entry.op}
-        details |= {"bits": quantizer.bits, "range": quantizer.range_text or "not observed"}
-        details["protected rows pass"] = "yes" if entry.protected else "no"
-    return {"id": node.name, "role": role, "label": label, "module": node.module, "details": details}
+def _page(
+    title: str, summary: list[str], boxes: list[Box], modules: Mapping[str, str], lists: Mapping[str, list[str]]
+) -> str:
+    layers, named = layers_of(boxes), {box.id: box for box in boxes}
+    homes = {name: layer.id for layer in layers for name in layer.members}
+    used = {name for box in boxes for name in (box.role, *(["float"] if box.in_float else []))}
+    picture = {
+        "summary": summary,
+        "colors": _COLORS,
+        "layers": [
+            {
+                "id": layer.id,
+                "path": layer.path,
+                "kind": modules.get(layer.path, ""),
+                "facts": _facts([named[name] for name in layer.members]),
+            }
+            for layer in layers
+        ],
+        "nodes": [{**box.to_dict(), "layer": homes.get(box.id, "")} for box in boxes],
+        "legend": [[name, text] for name, text in _LEGEND.items() if name in used],
+        "signs": list(_SIGNS.items())[0 if "protection" in used or ROLE_COLORS.keys() & used else 3 :],
+        "lists": [[name, lines] for name, lines in lists.items() if lines],
+    }
+    room = files("dqconvert.show").joinpath("web")
+    parts = {"TITLE": escape(title), "DATA": json.dumps(picture).replace("<", "\\u003c")}
+    for mark, name in {"CSS": "page.css", "LAYOUT": "layout.js", "SCRIPT": "page.js"}.items():
+        parts[mark] = room.joinpath(name).read_text(encoding="utf-8")
+    page = room.joinpath("page.html").read_text(encoding="utf-8")
+    return re.sub(r"@([A-Z]+)@", lambda found: parts[found[1]], page)
 
 
-def _edges(view: View, shown: set[str]) -> dict[str, list[str]]:
-    """From which shown nodes each shown node takes its values, through nodes that are not shown."""
-    sources: dict[str, list[str]] = {}
-    for node in view.nodes["train"]:
-        found = [name for parent in node.inputs for name in ([parent] if parent in shown else sources.get(parent, []))]
-        sources[node.name] = list(dict.fromkeys(found))
-    return {name: found for name, found in sources.items() if name in shown}
+def _boxes(
+    nodes: Sequence[NodeView],
+    more: Callable[[NodeView], dict[str, Any]],
+    modules: Mapping[str, str],
+    flows: Callable[[NodeView, bool], bool],
+) -> list[Box]:
+    """Returns a box for each node that is drawn.
+
+    Args:
+        nodes: In the order of execution.
+        more: Gives fields that a node's box has beside, or instead of, those of all.
+        modules: The class of every module, by path.
+        flows: True if a value, which is drawn or not, flows where it goes; else it says where values go.
+    """
+    called = {node.name: node for node in nodes}
+    hidden = ("check", "parameter")
+    found = shown(nodes, lambda node: node.kind not in hidden, lambda node: node.label in _NUMBERS)
+    layers: dict[int, str] = {}
+    for node in nodes:
+        if node.propagation >= 0 and node.kind != "quantizer":
+            path = node.module.removesuffix(".aggr_module")  # which every layer has, and integers may have alone
+            layers[node.propagation] = min(layers.get(node.propagation, path), path, key=len)
+    taken = {source.name for sources in found.values() for source in sources}
+    boxes = []
+    for name, sources in found.items():
+        node = called[name]
+        if node.kind == "input" and name not in taken:
+            continue
+        home = outermost(layers, node.module)
+        counts = node.kind != "quantizer" and node.module == home
+        box = {"label": node.label, "kind": node.kind, "home": home, "call": node.call if counts else None}
+        if node.kind == "module":
+            box["label"] = modules.get(node.target, node.label)
+        inner = (node.target if node.kind == "module" else node.module)[len(home) :].lstrip(".")
+        size = " \u00d7 ".join(map(str, node.shape))
+        box["below"] = "" if node.kind == "quantizer" else " \u00b7 ".join(filter(None, (inner, size)))
+        added = more(node)
+        details = {"name": name, "calls": node.target, "module": node.module, "stage": node.stage.replace("none", "")}
+        details |= {"example's shape": size, "type": node.dtype, "source": node.source}
+        added["details"] = [*added.get("details", ()), *((term, text) for term, text in details.items() if text)]
+        edges: tuple[list[str], list[str]] = [], []
+        for source in sources:
+            parent = called[source.through]
+            edges[0 if flows(parent, source.through == source.name) else 1].append(source.name)
+        inputs = list(dict.fromkeys(edges[0]))
+        refs = [ref for ref in dict.fromkeys(edges[1]) if ref not in inputs]
+        boxes.append(Box(id=name, module=node.module, inputs=inputs, refs=refs, **(box | added)))
+    return boxes
 
 
-@dataclass(frozen=True)
-class _Corner:
-    x: int
-    y: int
+def _flows_by_type(parent: NodeView, drawn: bool) -> bool:
+    if parent.kind == "protection":
+        return False
+    return parent.dtype.startswith(("float", "bfloat", "complex")) or (drawn and not parent.dtype)
 
 
-def _layout(names: list[str], edges: dict[str, list[str]]) -> dict[str, _Corner]:
-    """Rows by the longest way from an input; within a row, each node as near below its sources as there is room."""
-    rows: dict[str, int] = {}
-    for name in names:
-        rows[name] = max((rows[source] + 1 for source in edges[name]), default=0)
-    targets: dict[str, list[str]] = {name: [] for name in names}
-    for name in names:
-        for source in edges[name]:
-            targets[source].append(name)
-    for name in names:  # what has no source (a parameter's quantizer) moves down to where it is used
-        if not edges[name] and targets[name]:
-            rows[name] = max(0, min(rows[target] for target in targets[name]) - 1)
-    columns: dict[str, int] = {}
-    taken: dict[int, set[int]] = {}
-    for name in sorted(
-        names, key=lambda name: (rows[name], not edges[name])
-    ):  # what has a place to keep to comes first
-        known = [columns[source] for source in edges[name] if source in columns]
-        wanted, used = min(known, default=0), taken.setdefault(rows[name], set())
-        columns[name] = next(column for column in range(wanted, wanted + len(names) + 1) if column not in used)
-        used.add(columns[name])
-    step_x, step_y = _BOX[0] + _GAP_X, _BOX[1] + _GAP_Y
-    return {name: _Corner(_MARGIN + columns[name] * step_x, _MARGIN + rows[name] * step_y) for name in names}
+def _inserted(view: View, node: NodeView, ratios: Mapping[str, float]) -> dict[str, Any]:
+    """Returns what the box of an inserted node has beside."""
+    if node.kind == "protection":
+        low, high = view.protections[node.target]
+        return {"label": "protect", "role": "protection", "below": f"p {low:g} to {high:g}"}
+    if node.kind != "quantizer":
+        return {}
+    quantizer = view.quantizers[node.target]
+    entry = quantizer.entry
+    facts: dict[str, Any] = {
+        "label": entry.role,
+        "role": entry.role,
+        "code": quantizer.bits,
+        "protected": entry.protected,
+    }
+    if node.target in ratios:
+        facts["sqnr"] = ratios[node.target]
+    if quantizer.range is not None:
+        facts["range"] = quantizer.range
+        if entry.scheme.startswith("affine") and entry.bits is not None:
+            low = -(1 << entry.bits - 1) if entry.signed else 0
+            facts["ends"] = (low, low + (1 << entry.bits) - 1)
+    range_text = quantizer.range_text or "not observed"
+    details = {"quantizer": entry.path, "codes": entry.codes, "range": range_text, "scheme": entry.scheme}
+    details |= {"level": entry.level, "of": entry.op, "protected rows pass": "yes" if entry.protected else "no"}
+    return {**facts, "details": list(details.items())}
+
+
+def _facts(members: Sequence[Box]) -> str:
+    """Returns what a layer holds, in words."""
+    codes = sorted({box.code for box in members if box.kind == "quantizer"})
+    quantizers = [box for box in members if box.kind == "quantizer"]
+    parts = [f"{count(len(quantizers), 'quantizer')} ({', '.join(codes)})"] if quantizers else []
+    integers = sum(box.kind == "integer" for box in members)
+    parts += [count(integers, "operation") + " on codes"] if integers else []
+    others = len(members) - len(quantizers) - integers
+    return " \u00b7 ".join([*parts, *([count(others, "operation")] if others else [])])
+
+
+def _bits(report: Report) -> str:
+    """Returns how wide codes are, in words: ``of 8 bits``; ``12 of 4 bits, 2 of 8 bits``."""
+    bits = report.totals["bits"]
+    each = {f"of {bit} bits" if bit != "own" else "of your own": number for bit, number in bits.items()}
+    return next(iter(each)) if len(each) == 1 else ", ".join(f"{number} {width}" for width, number in each.items())

@@ -2,8 +2,8 @@
 
 GCN: 14 quantizers (8-bit), protection 0 to 0.1
 ├─ conv1 (GCNConv)
-│  ├─ lin  linear                     + weight      param 8s [-0.41, 0.4]
-│  │                                  + input       node  8s [0, 1]
+│  ├─ lin  linear                     + weight      param s8 [-0.41, 0.4]
+│  │                                  + input       node  s8 [0, 1]
 """
 
 from __future__ import annotations

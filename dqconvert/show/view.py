@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -30,10 +31,10 @@ class QuantizerView:
 
     @property
     def bits(self) -> str:
-        """The code's type: ``8s`` for 8 bits signed, ``8u`` for unsigned, ``own`` for a user's quantizer."""
+        """The code's type: ``s8`` for 8 bits signed, ``u8`` for unsigned, ``own`` for a user's quantizer."""
         if self.entry.bits is None:
             return "own"
-        return f"{self.entry.bits}{'s' if self.entry.signed else 'u'}"
+        return f"{'s' if self.entry.signed else 'u'}{self.entry.bits}"
 
     @property
     def range_text(self) -> str:
@@ -143,7 +144,7 @@ def view_of(
         quantizers=quantizers,
         graphs=found,
         nodes={
-            key: tuple(_node(node, quantizers, report.protection, name) for node in graph.nodes)
+            key: tuple(node_view(node, quantizers, report.protection, name) for node in graph.nodes)
             for key, graph in found.items()
         },
         modules=modules,
@@ -158,9 +159,20 @@ def _quantizer(entry: Entry, ends: tuple[Tensor, Tensor] | None) -> QuantizerVie
     return QuantizerView(entry=entry, range=(low, high), channels=max(1, ends[0].numel()))
 
 
-def _node(
-    node: Node, quantizers: Mapping[str, QuantizerView], protection: tuple[str, ...], name: Callable[[Node], str]
+def node_view(
+    node: Node,
+    quantizers: Mapping[str, QuantizerView] = MappingProxyType({}),
+    protection: tuple[str, ...] = (),
+    name: Callable[[Node], str] = qualified_name,
 ) -> NodeView:
+    """Returns what there is to see of a node.
+
+    Args:
+        node: Of a graph.
+        quantizers: The quantizers by path.
+        protection: Paths of what draws the protected nodes.
+        name: Names the function that a node calls.
+    """
     note, target = note_of(node), name(node) if node.op == "call_function" else str(node.target)
     short = target if node.op in ("call_module", "get_attr") else target.rpartition(".")[2]
     inserted = quantizers.get(target) if node.op == "call_module" else None

@@ -218,8 +218,7 @@ def test_inspect_shows_the_graph_the_code_the_report_and_all_of_it():
 
 def test_inspect_refuses_what_integer_files_do_not_have():
     make()
-    assert "no --html and no --diff" in refused("inspect", "gin.int", "--diff", code=2)
-    assert "no --html and no --diff" in refused("inspect", "gin.int", "--html", "a.html", code=2)
+    assert "no --diff" in refused("inspect", "gin.int", "--diff", code=2)
 
 
 def test_graphs_of_a_list_are_batches_of_one(folder, monkeypatch):

@@ -70,7 +70,7 @@ WRONG_USAGE = {
     "an ending": ["compare", "gcn.pt", "gcn.int", *DATA, *MODEL, "--plot", "a.bmp"],
     "compare, no model": ["compare", "gcn.pt", "gcn.int", *DATA],
     "inspect, a preset": ["inspect", "gcn.pt", *MODEL, "--qconfig", "int8-qd"],
-    "inspect, a page of integers": ["inspect", "gcn.int", "--html", "a.html"],
+    "inspect, integers side by side": ["inspect", "gcn.int", "--diff"],
     "inspect, two forms": ["inspect", "gcn.dq", "--code", "--graph"],
     "run, no data": ["run", "gcn.int"],
     "bench, a workload": ["bench", "train", "--workload", "W9"],
