@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class FakeQuantize(nn.Module):
         channel_dim: The dimension of the channels.
         row_dim: The dimension that ``protected`` ranges over.
         noise: The share of values that training rounds, drawn at each call; ``None``: all.
+        behind: Dropouts, or the probabilities of such, that values come out of, to be rounded as if before them:
+            training scales what it keeps, and the grid with it.
 
     Attributes:
         min_val: Buffer, the lower end of the range: float32 whatever type the module is cast to, ``[]`` or
@@ -85,6 +87,7 @@ class FakeQuantize(nn.Module):
     log_scale: nn.Parameter | None
     offset: nn.Parameter | None
     noise: float | None = None
+    behind: tuple[float | nn.Module, ...] = ()
 
     def __init__(
         self,
@@ -96,6 +99,7 @@ class FakeQuantize(nn.Module):
         channel_dim: int = 0,
         row_dim: int = 0,
         noise: float | None = None,
+        behind: tuple[float | nn.Module, ...] = (),
     ) -> None:
         super().__init__()
         shape: tuple[int, ...] = ()
@@ -108,6 +112,7 @@ class FakeQuantize(nn.Module):
         self.spec = spec
         self.name = name
         self.noise = noise
+        self.behind = behind  # within a tuple, so that they are no parts of this module
         self.signed = signed
         self.from_zero = spec.signed == "graph" and not signed
         self.channel_dim = channel_dim if spec.granularity == "channel" else None
@@ -151,7 +156,7 @@ class FakeQuantize(nn.Module):
     def range(self) -> tuple[Tensor, Tensor]:
         """The range in force: the one observed, of the nearest group if need be, or what training has made of it."""
         with torch.no_grad():
-            return self._start if self.log_scale is None else self.ends(1)
+            return self._start if self.log_scale is None else self._ends(1)
 
     @property
     def _seen(self) -> tuple[Tensor, Tensor]:
@@ -172,8 +177,21 @@ class FakeQuantize(nn.Module):
         """True if the range is learned, and somebody takes gradients."""
         return self.log_scale is not None and torch.is_grad_enabled()
 
+    @property
+    def stretch(self) -> float:
+        """By how much training scales values and grid: by the dropouts before it."""
+        stretch = 1.0
+        for one in self.behind if self.training else ():
+            p = one if isinstance(one, float) else cast(nn.Dropout, one).p if one.training else 0.0
+            stretch *= 1 / (1 - p) if p < 1 else 1.0
+        return stretch
+
     def ends(self, number: int) -> tuple[Tensor, Tensor]:
         """Returns the range as operators take it, for a value of so many numbers; with a gradient if it is learned."""
+        ends, stretch = self._ends(number), self.stretch
+        return ends if stretch == 1 else (ends[0] * stretch, ends[1] * stretch)
+
+    def _ends(self, number: int) -> tuple[Tensor, Tensor]:
         if self.log_scale is None or not self.is_observed():
             return self._seen
         return learned_ends(
@@ -224,6 +242,8 @@ class FakeQuantize(nn.Module):
                 f"run dqconvert.calibrate."
             )
         lo, hi = grid = self.ends(x.numel()) if self.learned else self._qparams()
+        if not self.learned and (stretch := self.stretch) != 1:
+            lo, hi = grid = lo * stretch, hi
         dim = self.channel_dim
         if groups is not None:  # each row has the grid of its group
             grid, dim = (lo[groups.long()], hi[groups.long()]), self.row_dim
@@ -242,7 +262,7 @@ class FakeQuantize(nn.Module):
         would lose what was added.
         """
         wide = torch.promote_types(x.dtype, torch.float32)
-        step, dim = self.scale.to(wide), self.channel_dim
+        step, dim = self.scale.to(wide) * self.stretch, self.channel_dim
         if groups is not None:
             step, dim = step[groups.long()], self.row_dim
         step = step if dim is None else along(step, x, dim)
@@ -290,7 +310,7 @@ class FakeQuantize(nn.Module):
     def take(self, scheme: Scheme, ends: Tensor) -> None:
         """Takes the new range, float32 ``[2]``, that such an operator returns."""
         if scheme.observe:
-            lo, hi = ends.unbind()
+            lo, hi = (ends if (stretch := self.stretch) == 1 else ends / stretch).unbind()
             self.min_val.copy_(lo)
             self.max_val.copy_(hi)
 
@@ -298,6 +318,7 @@ class FakeQuantize(nn.Module):
     def _observe(self, x: Tensor, protected: Tensor | None, groups: Tensor | None = None) -> None:
         keep, old = None if protected is None else ~protected, (self.min_val, self.max_val)
         x = x.clamp(min=0) if self.from_zero else x  # a search is not to look at what is cut
+        x = x if (stretch := self.stretch) == 1 else x / stretch
         if groups is None:
             lo, hi = self.observer.update(old, x, keep, self.row_dim, self.channel_dim)
         else:

@@ -304,7 +304,8 @@ def message_passing(
         # A message that is zero is zero when it is rounded: what is dropped has no weight, but is observed with it.
         if scheme.observe:
             args = (x.reshape(x.size(0), -1), _by_head(weight), sender, receiver, by_receiver, by_sender)
-            quantizer.take(scheme, observe_messages(*args, scheme, (quantizer.min_val, quantizer.max_val), senders))
+            ends = quantizer.ends(sender.size(0) * math.prod(x.shape[1:]))
+            quantizer.take(scheme, observe_messages(*args, scheme, ends, senders))
             scheme = scheme._replace(observe=False)
         weight, factor = weight * (kept != 0), 1 / (1 - p)
         steps, later = FusedChain(), steps

@@ -15,6 +15,8 @@ from torch.fx import Graph, Node
 
 from dqconvert.ops import Op, Sign, argument, op_of, op_of_layer
 from dqconvert.quant.fused import dropout
+from dqconvert.rewrite.connectivity import gather
+from dqconvert.rewrite.norms import scale_rows
 from dqconvert.rewrite.spaces import RowSpaces
 from dqconvert.trace.leaves import has_hooks
 from dqconvert.trace.note import Stage, annotate, note_of
@@ -116,6 +118,36 @@ class Dropouts:
         base = top.args[0]
         assert isinstance(base, Node)
         return base, top
+
+    def behind(self, value: Node, rows: RowSpaces) -> tuple[float | nn.Module, ...]:
+        """Returns the dropouts that a value carries the scale of, in training: layers, or the probabilities of others.
+
+        A message that is a dropped row, or its product with what the graph alone says, is as many times larger as the
+        dropout makes what it keeps.
+        """
+        found: list[float | nn.Module] = []
+        while value.args:
+            step = value.args[0]
+            if self._drops(value):
+                found += self._scale(value)
+            elif op_of(value).name == "mul" and note_of(value).stage is Stage.MESSAGE:
+                dropped = [part for part in value.args if isinstance(part, Node) and rows.from_features(part)]
+                step = dropped[0] if len(dropped) == 1 else None
+            elif (taken := gather(value)) is not None:
+                step = taken.source
+            elif value.target not in (stage_output, scale_rows) and not self._passes(value):
+                break
+            if not isinstance(step, Node):
+                break
+            value = step
+        return tuple(found)
+
+    def _scale(self, node: Node) -> list[float | nn.Module]:
+        if node.op == "call_module":
+            return [self._root.get_submodule(str(node.target))]
+        p, training = argument(node, "p", 0.5), argument(node, "training", True)
+        # One that drops in evaluation, too, scales what calibration sees.
+        return [float(p)] if isinstance(p, int | float) and isinstance(training, Node) else []
 
     def _op(self, node: Node) -> Op:
         if node.op != "call_module":

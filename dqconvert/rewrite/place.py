@@ -228,6 +228,7 @@ class Placer:
             channel_dim=channel_dim,
             row_dim=site.row_dim,
             noise=self.ledger.qconfig.noise,
+            behind=site.behind,
         )
 
     # -- graph -----------------------------------------------------------------------------------------------------

@@ -219,6 +219,7 @@ class Roles:
             nonnegative=self.signs.is_nonnegative(value),
             cut=user is None and level is not Level.PARAMETER and self.signs.is_cut(value),
             source=note_of(op).source,
+            behind=self.dropouts.behind(value, self.rows) if self.dropouts and role in ("input", "message") else (),
         )
         self.sites.append(site)
         if user is None:

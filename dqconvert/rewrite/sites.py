@@ -32,6 +32,7 @@ class Site:
         nonnegative: Whether the value cannot be negative.
         cut: Whether what is below zero counts as zero in all that reads it.
         source: File and line.
+        behind: The dropouts that scale the value in training, where the quantizer is to round as if before them.
     """
 
     role: str
@@ -45,6 +46,7 @@ class Site:
     nonnegative: bool
     cut: bool
     source: str
+    behind: tuple[float | nn.Module, ...] = ()
 
     def signed(self, spec: QSpec) -> bool:
         """True if the codes that a spec gives the value are signed."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import GAT, GCN, GATConv, GraphSAGE
+from torch_geometric.nn import GAT, GCN, GATConv, GINConv, GraphSAGE
 from torch_geometric.utils import softmax
 
 import dqconvert
@@ -116,6 +118,57 @@ def test_a_message_is_rounded_before_its_coefficient_is_dropped(p):
     assert (out - expected).abs().max() <= 1.001 * step
     assert ((out - expected).abs() > 0.5 * step).sum() <= 1  # where it lay beside the middle of two codes
     assert q.edge_weight.max_val == alpha.max()
+
+
+class Dropped(nn.Module):
+    """Sends what it dropped, and adds it to the sum."""
+
+    def __init__(self, drop):
+        super().__init__()
+        self.drop, self.conv = drop, GINConv(nn.Linear(8, 3))
+
+    def forward(self, x, edge_index):
+        return self.conv(self.drop(x), edge_index)
+
+
+class Called(Dropped):
+    """The same by a function."""
+
+    def forward(self, x, edge_index):
+        return self.conv(nn.functional.dropout(x, 0.5, self.training), edge_index)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("kind", [Dropped, Called])
+@pytest.mark.parametrize("spec", [{}, {"grad": "clip"}, {"granularity": "channel"}, {"range": "learned"}], ids=str)
+def test_a_message_that_is_a_dropped_row_is_rounded_as_if_before(kind, spec, fuse):
+    """Behind a dropout of a half values and grid are twice as wide; what is observed is not."""
+    model = kind(nn.Dropout(0.5))
+    config = QConfig(message=QSpec(bits=4, **spec), placement="before_dropout")
+    module, _ = prepared(model, config, fuse=fuse)
+    torch.manual_seed(3)
+    out = module.train()(X, EDGES)
+    torch.manual_seed(3)
+    rows, quantizer = dropout(X, 0.5), module.conv.quant.message
+    assert (quantizer.min_val >= 1.1 * X.min()).all()
+    assert (quantizer.max_val <= 1.1 * X.max()).all()
+    sent = quantizer.eval()(X)[EDGES[0]] * 2 * (rows[EDGES[0]] != 0)
+    total = torch.zeros(NODES, 8).index_add(0, EDGES[1], sent)
+    torch.testing.assert_close(out, module.conv.nn(total + rows), rtol=1e-4, atol=1e-4)
+    held = quantizer.max_val.clone()
+    module.train()(0.01 * X, EDGES)
+    torch.testing.assert_close(quantizer.max_val, held)  # as it was, the values being smaller
+
+
+def test_the_probability_is_the_one_of_now():
+    module, _ = prepared(Dropped(nn.Dropout(0.5)), plain(bits=4))
+    for one in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        one.train().drop.p = 0.8
+        assert one.conv.quant.message.stretch == pytest.approx(5)
+        one.drop.eval()
+        assert one.conv.quant.message.stretch == 1
+    one, _ = prepared(Dropped(nn.Dropout(0.5)), PAPER)
+    assert one.conv.quant.message.train().stretch == 1  # where the paper's code has it
 
 
 def test_an_explicit_seed_drops_whole_heads():
