@@ -48,7 +48,9 @@ class QConfig:
             quantized always.
         placement: ``"paper"`` (the default): as Degree-Quant's code places quantizers, behind dropouts.
             ``"before_dropout"``: an input of a layer is rounded before its dropout, and a message before its attention
-            coefficient is dropped. In evaluation both compute the same.
+            coefficient is dropped; where a quantizer has to stay behind a dropout, on a message that is a dropped row,
+            its grid in training is as many times wider as the dropout makes what it keeps. In evaluation both compute
+            the same.
         output: Whether results are rounded, too. ``False`` leaves the last ``feature`` and ``update`` in float: values
             of the graph's outputs behind which nothing else is quantized. Scores that differ by less than a step are
             then no ties. Default: true.
@@ -220,8 +222,8 @@ class Presets(Mapping[str, QConfig]):
     - `int8-dq+`, `int4-dq+`, `int3-dq+`, `int2-dq+`: what measured best, for `dqconvert.finetune`: ranges searched over
         non-zero values, in 3 and 2 bits as the beginning of learned steps; one per group of in-degrees, and per channel
         of weights, which are symmetric; unsigned grids wherever only ReLUs read on; quantizers before dropouts, GCN
-        norms on the nodes; clipped gradient; no protection.
-    - `int8-ptq+`: for calibration without training: `int8-dq+`, and the model's results in float.
+        norms on the nodes; the model's results in float; clipped gradient; no protection.
+    - `int8-ptq+`: `int8-dq+` for calibration without training, where dropouts do not matter.
     - `int8-ptq`: for calibration without training: weights, which are known exactly, by their minimum and
         maximum; everything else by percentiles, as a few hubs would stretch the range for all; no protection.
 
@@ -275,7 +277,13 @@ def _plus(bits: int) -> QConfig:
     value = QSpec(bits=bits, signed="graph", granularity="degree", range=steps, grad="clip")
     weight = QSpec(bits=bits, signed=True, symmetric=True, granularity="channel", range=steps, grad="clip")
     return QConfig(
-        weight=weight, activation=value, message=value, aggregate=value, placement="before_dropout", norm="nodes"
+        weight=weight,
+        activation=value,
+        message=value,
+        aggregate=value,
+        placement="before_dropout",
+        output=False,
+        norm="nodes",
     )
 
 

@@ -62,7 +62,8 @@ def loops():
 
 
 def test_numbers_are_compared_by_their_squared_error(model):
-    found = dqconvert.bit_sensitivity(model, (X, EDGES), bits=[2], scores=False, progress=False)
+    base = replace(presets["int4-dq+"], output=True)
+    found = dqconvert.bit_sensitivity(model, (X, EDGES), base, bits=[2], scores=False, progress=False)
     assert found.measure == "error"
     config = found.config({site.name: 2 for site in found.sites})
     only = [Rule(module=r"convs\.1", role="update", spec=config.spec_for(module="convs.1", role="update", op="add")[0])]
