@@ -39,12 +39,15 @@ def test_float_float_trained_on_and_each_preset(capsys: pytest.CaptureFixture[st
     assert lines[2]["change"] == pytest.approx(runs[2]["test"] - runs[0]["test"])
 
 
-@pytest.mark.parametrize("how", ["--distil", "--calibrate"])
+@pytest.mark.parametrize("how", ["--distil", "--unlabelled", "--calibrate"])
 def test_other_ways(capsys: pytest.CaptureFixture[str], how: str) -> None:
     runs, _ = run(capsys, how, "--bits", "8", "--bits", "2", "--model", "GIN", "--epochs", "4")
-    further = [] if how == "--calibrate" else ["float + 4 epochs"]
+    further = ["float + 4 epochs"] if how == "--distil" else []
     assert [row["preset"] for row in runs] == ["float", *further, "int8-dq, 8 bits", "int8-dq, 2 bits"]
     assert runs[-2]["test"] > runs[-1]["test"]
+    eight, two = (row["errors"] for row in runs[-2:])
+    assert all(none is few is None or none < few for none, few in zip(eight, two, strict=True))
+    assert citation.by_degree(runs).count("\n") == 3
 
 
 def test_widths_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
