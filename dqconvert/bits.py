@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 from dqconvert.prepared.base import PreparedBase
+from dqconvert.quant import FakeQuantize
 from dqconvert.report import Entry
 from dqconvert.rewrite.connectivity import is_input
 from dqconvert.rewrite.sites import Grids, keeps_grid
@@ -64,33 +64,15 @@ class Elements:
         self.values: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
 
-    def watched(self, path: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def counted(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            self.values[path] += x.numel()
-            self.calls[path] += 1
-            return forward(x, *args, **kwargs)
-
-        return counted
+    def see(self, path: str, quantizer: FakeQuantize, x: Tensor, groups: Tensor | None) -> None:
+        """Counts one call, see :func:`dqconvert.advice.watching`."""
+        self.values[path] += x.numel()
+        self.calls[path] += 1
 
     def of(self, entry: Entry) -> int:
         """Returns the number of elements of a quantizer; a weight has those of one call."""
         values = self.values[entry.path]
         return values // self.calls[entry.path] if entry.role == "weight" and values else values
-
-
-@contextmanager
-def counting(module: PreparedBase) -> Iterator[Elements]:
-    """Counts the elements that reach quantizers one by one, as they do while they do not round."""
-    found = Elements()
-    quantizers = [quantizer for _, quantizer in module.quantizers()]
-    for path, quantizer in module.quantizers():
-        # Not a hook: those of the user's have a prepared module generate its code anew.
-        vars(quantizer)["forward"] = found.watched(path, quantizer.forward)
-    try:
-        yield found
-    finally:
-        for quantizer in quantizers:
-            del vars(quantizer)["forward"]
 
 
 def averages(module: PreparedBase, found: Elements) -> AverageBits:

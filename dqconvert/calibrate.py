@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dqconvert.bits import averages, counting, words_of
+from dqconvert.advice import looking, watching
+from dqconvert.bits import Elements, averages, words_of
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_prepared
 from dqconvert.prepared.base import note_agreement, note_bits
@@ -28,7 +29,7 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
     Nothing is protected, nothing is trained, and values pass unrounded while ranges are observed. Modes and flags are
     as before at the end, also when a batch raises. ``module.report`` says from then on that ranges were calibrated, and
     how wide codes are on average on this data, but not how near the result is to float: :func:`dqconvert.compare`
-    measures that.
+    measures that. ``module.report.advice()`` says which ranges cost much, and what mends them.
 
     Args:
         module: A prepared module.
@@ -59,7 +60,8 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
         )
     run = module if method is None else method_of(module, method)
     used = 0
-    with _observing(module), counting(prepared) as elements, torch.no_grad():
+    elements, look = Elements(), looking(prepared)
+    with _observing(module), watching(prepared.quantizers(), elements.see, look), torch.no_grad():
         for call in itertools.islice(calls_of(callee_of(module, method), data), batches):
             run(*call.args, **call.kwargs)
             used += 1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
+from dqconvert.advice import Advice, enough, looking, seen_as, watching
 from dqconvert.bench.costs import file_bytes, peak_of, why_not_measurable
 from dqconvert.bench.timing import interleave
 from dqconvert.calibrate import callee_of
@@ -23,6 +24,7 @@ from dqconvert.labels import Rows, chosen, holders_of, outputs_of, rows_of
 from dqconvert.lower import IntegerModule
 from dqconvert.metrics import Gauge, default_metric, metrics_of
 from dqconvert.prepared import PreparedModule
+from dqconvert.prepared.switches import rounding
 from dqconvert.trace.callee import Callee, callee_of_method
 from dqconvert.trace.copies import clear_caches, working_copy
 from dqconvert.trace.inputs import map_tensors, method_of, shallow
@@ -57,7 +59,8 @@ def evaluate(
         costs: Measure times, memory and file sizes, too.
 
     Returns:
-        The table; without labels it has no metrics, and says so.
+        The table; without labels it has no metrics, and says so. Of prepared modules it has the advice, too, see
+        :meth:`dqconvert.Report.advice`.
 
     Raises:
         ConfigError: If there is no model or no data, or labels, mask or metric do not fit.
@@ -93,9 +96,11 @@ def evaluate(
                 predictions[place].add(one, other)
         first = call if first is None else first
         batches += 1
+        for run in runs:
+            run.look(call)
     if first is None:
         raise ConfigError("evaluate: there was no data to evaluate on; pass at least one batch.")
-    notes = list(scores.notes)
+    notes, advice = list(scores.notes), {run.name: some for run in runs if (some := run.advice())}
     spent = _costs(runs, first, repeats, notes) if costs else [{} for _ in runs]
     found = [
         Evaluated(
@@ -117,6 +122,7 @@ def evaluate(
         batches=batches,
         threads=torch.get_num_threads(),
         notes=tuple(dict.fromkeys(notes)),
+        advice=advice,
     )
 
 
@@ -143,10 +149,26 @@ class _Run:
         self.module = (
             copy.deepcopy(model) if quantized else working_copy(model, caller="evaluate()", error=ConfigError)
         ).eval()
+        self._given = model
+        self._see = looking(self.module) if isinstance(model, PreparedModule) else None
 
     @torch.no_grad()
     def __call__(self, call: BoundArguments) -> Any:
         return self.module(*map(shallow, call.args), **{key: shallow(value) for key, value in call.kwargs.items()})
+
+    def look(self, call: BoundArguments) -> None:
+        """Looks at the values of a prepared module as they are before they are rounded, of the first few calls."""
+        module = self.module
+        if self._see is not None and isinstance(module, PreparedModule) and not enough(module):
+            with rounding(module, ()), watching(module.quantizers(), self._see):
+                self(call)
+
+    def advice(self) -> Advice | None:
+        """Returns what there is to mend in a prepared module; ``None``: nothing, or it is another model."""
+        if self._see is None:
+            return None
+        seen_as(self._given, self.module)
+        return self._given.report.advice() or None
 
     def forget(self) -> None:
         """Forgets the graphs that it has seen."""

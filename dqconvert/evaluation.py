@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from dqconvert import notebook
+from dqconvert.advice import Advice
 from dqconvert.drawing import check_drawing, new_figure, write_figure
 from dqconvert.words import count
 
@@ -66,10 +69,14 @@ class Evaluation:
     batches: int
     threads: int
     notes: tuple[str, ...] = ()
+    advice: Mapping[str, Advice] = field(default_factory=dict)
+    """Of prepared models where there is any, by name."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as plain data for JSON; a number that is not finite is None."""
-        return _finite(asdict(self))
+        plain = {name: value for name, value in vars(self).items() if name not in ("models", "advice")}
+        advice = {name: one.to_list() for name, one in self.advice.items()}
+        return _finite({**plain, "models": [asdict(model) for model in self.models], "advice": advice})
 
     def __str__(self) -> str:
         console = Console(width=100, no_color=True, highlight=False)
@@ -94,12 +101,16 @@ class Evaluation:
         yield table
         yield _LEGEND
         yield from (f"note: {note}" for note in self.notes)
+        for name, advice in self.advice.items():
+            yield Text(f"{name}: {advice}")
 
     def _repr_html_(self) -> str:
         header, rows = self._table()
         names = [f"{name}, {unit}" if unit else name for name, unit in header]
-        return notebook.table(self._title(), names, rows) + notebook.lines(
-            [_LEGEND, *(f"note: {note}" for note in self.notes)]
+        return (
+            notebook.table(self._title(), names, rows)
+            + notebook.lines([_LEGEND, *(f"note: {note}" for note in self.notes)])
+            + "".join(notebook.folded(f"advice on {name}", one._repr_html_()) for name, one in self.advice.items())
         )
 
     def plot(self, path: str | os.PathLike[str]) -> None:

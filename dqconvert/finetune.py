@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
+from dqconvert.advice import log_advice, looking, watching
 from dqconvert.calibrate import calibrate
 from dqconvert.distil import Fields, Lessons
 from dqconvert.errors import CheckpointError, ConfigError
@@ -23,6 +25,7 @@ from dqconvert.files import check_target, write_file
 from dqconvert.labels import Rows, is_pair
 from dqconvert.optimizers import parameter_groups
 from dqconvert.prepare import Prepared, prepare
+from dqconvert.prepared.switches import rounding
 from dqconvert.qconfig import QConfig
 from dqconvert.trace.copies import working_copy
 from dqconvert.weights.archive import load_archive
@@ -71,7 +74,8 @@ def finetune(
     floats, count as numbers: squared error over the variance of the float model's, in place of the divergence. Adam,
     with a rate that falls to a hundredth by a cosine. The module ends with the best of what it was after calibration
     and after each epoch of the second half: by its accuracy on the rows of ``validation``, or else by the share of its
-    predictions that are the float model's.
+    predictions that are the float model's. What then still costs accuracy is logged as warnings of the logger
+    ``dqconvert``, see :meth:`dqconvert.Report.advice`.
 
     Args:
         model: The float model, trained; it is not changed.
@@ -145,6 +149,10 @@ def finetune(
                 on_epoch(found)
             bar.update(task, completed=run.done)
     run.finish()
+    with rounding(module, ()), watching(module.quantizers(), looking(module)), torch.no_grad():
+        for lesson in itertools.islice(lessons, 1):
+            module(*lesson.args, **lesson.kwargs)
+    log_advice(module)
     return Prepared(module, module.report)
 
 

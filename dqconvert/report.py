@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from dqconvert import notebook
+from dqconvert.advice import Advice, advice_on
+from dqconvert.errors import ConfigError
 from dqconvert.words import article, count
 
 
@@ -140,6 +143,43 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data for JSON, with stable keys."""
         return {**asdict(self), "totals": self.totals}
+
+    def of(self, module: Any) -> Report:
+        """Returns this report, which knows the module that it is of: its ranges are what there is advice on."""
+        object.__setattr__(self, "_module", weakref.ref(module))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_module"}
+
+    def advice(self) -> Advice:
+        """Returns what costs accuracy in the module as it is now, with the rule that mends each: ranges that are empty,
+        clip more than 1 % of the values, or are set by a few of them; roundings that lose far more than others do; bags
+        of words in 4 bits.
+
+        After :func:`dqconvert.calibrate`, :func:`dqconvert.finetune` and :func:`dqconvert.evaluate` it is based on a
+        part of the values that they saw; else on the ranges alone, and says so.
+
+        Raises:
+            ConfigError: If the module is gone.
+
+        Example:
+            >>> import torch, dqconvert
+            >>> from torch_geometric.nn import SAGEConv
+            >>> words, edge_index = 0.1 * (torch.rand(200, 50) < 0.008), torch.randint(200, (2, 600))
+            >>> module, report = dqconvert.prepare(SAGEConv(50, 4), "int4-dq")
+            >>> dqconvert.calibrate(module, (words, edge_index))
+            >>> report.advice()[0].kind
+            'bag of words'
+            >>> print(report.advice()[0].option)
+            --rule lin_r@input=bits=8,range=minmax
+        """
+        module = self.__dict__.get("_module", lambda: None)()
+        if module is None:
+            raise ConfigError(
+                "report.advice() looks at the module's ranges, and the module is gone: ask module.report."
+            )
+        return advice_on(module)
 
     def __repr__(self) -> str:
         parts = [count(len(self.entries), "quantizer")]

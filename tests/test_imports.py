@@ -39,7 +39,7 @@ HOUSE = (
         "bits",
     ),
     *("convert", "prepare", "methods", "optimizers", "expect", "lower", "prepared", "show", "fuse", "rewrite"),
-    *("report", "notebook", "quant", "kernels", "qconfig", "trace", "drawing", "files", "ops"),
+    *("report", "advice", "notebook", "quant", "kernels", "qconfig", "trace", "drawing", "files", "ops"),
     *("words", "errors", ""),
 )
 """The rooms, from the top: each imports from itself and from those behind it. The last is ``dqconvert/__init__.py``."""

@@ -124,19 +124,20 @@ def convert(
         model, found = float_model(source)
         with usage():
             module = prepare(model, config, example_inputs).module
-    agreement = None
+    agreement, advice = None, list[str]()
     if data is not None:
         agreement = _run_calibration(module, data, silent=output.quiet or output.as_json)
+        advice = [f"advice: {finding}" for finding in module.report.advice()]
     check_target(out, overwrite=output.force)
     if integer:
         converted = to_integer(module, fold=fold)
         save(converted, out)
         summary = _integer_summary(source, out, module, found, converted)
-        summary |= {"agreement": agreement}
+        summary |= {"agreement": agreement, "advice": advice}
     else:
         save(module, out, factory=source.factory, kwargs=parse_kwargs(source.kwargs))
         summary = _summary(source, out, qconfig, config, module, found, calibrated=data is not None)
-        summary |= {"agreement": agreement}
+        summary |= {"agreement": agreement, "advice": advice}
     if output.as_json:
         typer.echo(json.dumps(summary, indent=2))
     elif not output.quiet:
@@ -244,6 +245,6 @@ def _show(summary: dict[str, Any]) -> None:
 
 def _echo_end(summary: dict[str, Any]) -> None:
     """Prints how far it is from the float model on the data, and the size of the file."""
-    for line in agreement_lines(summary["agreement"]):
+    for line in (*agreement_lines(summary["agreement"]), *summary["advice"]):
         typer.echo(line)
     typer.echo(f"{summary['out']}: {size_in_words(summary)}")

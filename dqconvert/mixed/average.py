@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dqconvert.bits import AverageBits, averages, counting, words_of
+from dqconvert.advice import watching
+from dqconvert.bits import AverageBits, Elements, averages, words_of
 from dqconvert.calibrate import callee_of
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_prepared
-from dqconvert.mixed.switches import rounding
 from dqconvert.prepared.base import note_bits
+from dqconvert.prepared.switches import rounding
 from dqconvert.trace.given import calls_of
 
 
@@ -44,8 +45,8 @@ def average_bits(module: nn.Module, data: Any) -> AverageBits:
         6.29 activations (hidden 8.00), 8.00 weights, 7.14 per quantizer
     """
     prepared = expect_prepared(module, "average_bits")
-    batches = 0
-    with rounding(prepared, ()), counting(prepared) as found, torch.no_grad():
+    batches, found = 0, Elements()
+    with rounding(prepared, ()), watching(prepared.quantizers(), found.see), torch.no_grad():
         for call in calls_of(callee_of(prepared), data):
             prepared(*call.args, **call.kwargs)
             batches += 1

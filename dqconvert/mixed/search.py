@@ -24,9 +24,9 @@ from dqconvert.finetune import first_inputs
 from dqconvert.mixed.average import average_bits
 from dqconvert.mixed.sensitivity import BitSensitivity, Count, SiteSensitivity, check_budget
 from dqconvert.mixed.sites import config_with, keys_of, rules_kept, sites_of
-from dqconvert.mixed.switches import rounding
 from dqconvert.prepare import prepare
 from dqconvert.prepared import PreparedModule
+from dqconvert.prepared.switches import rounding
 from dqconvert.qconfig import QConfig, as_qconfig
 from dqconvert.trace.given import calls_of
 from dqconvert.trace.inputs import map_tensors

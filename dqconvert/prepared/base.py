@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.fx import Graph
 
+from dqconvert.advice import log_empty_ranges
 from dqconvert.fuse import Fused, fuse_method
 from dqconvert.kernels.memory import Memory
 from dqconvert.prepared.boundary import Boundary, bounded
@@ -109,12 +110,20 @@ class PreparedBase(DoorModule):
     def _before(self, part: nn.Module) -> Before | None:
         return None if torch.compiler.is_compiling() else Before.of(self, part)
 
+    def train(self, mode: bool = True) -> Any:
+        """Switches modes; the first evaluation after training warns of ranges that it left empty."""
+        trained = self.training and not mode
+        super().train(mode)
+        if trained and not torch.compiler.is_compiling():
+            log_empty_ranges(self)
+        return self
+
     # -- what there is to say of it --------------------------------------------------------------------------------
 
     @property
     def report(self) -> Report:
         """The report: the inserted quantizers, and the groups of nodes that run as one operator."""
-        return replace(self._noted, fusions=self.fusions, agreement=self._agreement)
+        return replace(self._noted, fusions=self.fusions, agreement=self._agreement).of(self)
 
     @property
     def graph_memory(self) -> Memory:
