@@ -1,41 +1,52 @@
-"""Fixtures shared by the tests."""
+"""Fixtures shared by the tests. Who starts workers runs none itself, and would import torch before they begin."""
+
+from __future__ import annotations
 
 import copy
 import functools
+import gc
 import os
 import shutil
 import tempfile
 from collections import Counter
 
 import pytest
-import torch
-from hypothesis import HealthCheck, settings
 
-import dqconvert
-import zoo
 from spare import Spare
-
-# No test depends on how fast a machine is: the first example may compile a loop, and others may be at work.
-settings.register_profile("dqconvert", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("dqconvert")
-
-if not torch.accelerator.is_available():
-    # For each device that nobody has, torch keeps every seed until its first use, with a printed stack: half a
-    # millisecond and 15 kB a call, of which there are some twenty thousand.
-    torch.manual_seed = torch.default_generator.manual_seed
 
 COMPILED = pytest.StashKey[str]()
 
 
 def pytest_configure(config):
-    """What torch.compile kept on disk may be of other code: its key does not know of the backward of an operator.
-
-    Workers share the cores: each with as many threads as there are cores would only wait for the others.
-    """
+    """What torch.compile kept on disk may be of other code: its key does not know of the backward of an operator."""
     if not hasattr(config, "workerinput"):  # workers have the folder of who started them
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = config.stash.setdefault(COMPILED, tempfile.mkdtemp())
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        gc.disable()  # till all is imported: see below
+        _prepare_libraries()
+
+
+def _prepare_libraries():
+    import torch
+    from hypothesis import HealthCheck, settings
+
+    # No test depends on how fast a machine is: the first example may compile a loop, and others may be at work.
+    settings.register_profile("dqconvert", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("dqconvert")
+    if not torch.accelerator.is_available():
+        # For each device that nobody has, torch keeps every seed until its first use, with a printed stack: half a
+        # millisecond and 15 kB a call, of which there are some twenty thousand.
+        torch.manual_seed = torch.default_generator.manual_seed
+    # Workers share the cores: each with as many threads as there are cores would only wait for the others.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def pytest_collection_finish():
+    """Keeps the garbage collector from what is there by now: a second each time, for none of it ever goes."""
+    gc.freeze()
+    gc.set_threshold(1000, 20, 30)  # what is left is small, and it would go through all of that ten times as often
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
@@ -60,6 +71,8 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -74,6 +87,9 @@ def spare(tmp_path_factory):
 
 @functools.cache
 def _prepared_once(name, qconfig):
+    import dqconvert
+    import zoo
+
     case = zoo.CASES[name]
     return dqconvert.prepare(case.model(), qconfig, case.inputs())
 

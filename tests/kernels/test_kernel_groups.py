@@ -10,11 +10,11 @@ from test_kernel_propagate import GRAPHS, assert_as_defined
 
 from dqconvert.errors import InputShapeError, InputTypeError
 from dqconvert.kernels import quantize_chain, quantize_linear
-from dqconvert.kernels._grid import GridTable
+from dqconvert.kernels._grid import GridTable, joined
 from dqconvert.kernels.batch_norm import plain_quantize_batch_norm, quantize_batch_norm_operator
 from dqconvert.kernels.chain import plain_quantize_chain, quantize_chain_operator
 from dqconvert.kernels.linear import plain_quantize_linear, quantize_linear_operator
-from dqconvert.kernels.linear_grad import Entry, joined, quantize_linear_grad
+from dqconvert.kernels.linear_grad import Entry, quantize_linear_grad
 
 GRIDS = {
     "int8": scheme(observe=False),

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from chain_cases import INT8, NEVER, PLACES, as_ranges, by_place, packed
 
 from dqconvert.kernels import Scheme, linear, quantize_chain, quantize_linear
+from dqconvert.kernels._grid import joined
 from dqconvert.kernels.cpu.entry import CHUNK
 from dqconvert.kernels.linear import Product
-from dqconvert.kernels.linear_grad import joined
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

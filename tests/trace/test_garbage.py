@@ -9,6 +9,13 @@ import dqconvert
 from dqconvert import TraceError
 
 
+@pytest.fixture(autouse=True)
+def _thawed():
+    gc.unfreeze()  # what was there before the tests, see tests/conftest.py
+    yield
+    gc.freeze()
+
+
 @pytest.fixture
 def frozen():
     gc.freeze()
