@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.nn import GCN, global_add_pool
-from torchmetrics.classification import MulticlassF1Score
 from typer.testing import CliRunner
 
 import citation
@@ -94,6 +93,8 @@ def test_models_stay_as_they_were(case):
 @pytest.mark.parametrize("what", ["number", "object", "function"])
 def test_any_metric(case, what):
     data, models = case
+    from torchmetrics.classification import MulticlassF1Score  # two seconds, in one test
+
     f1 = MulticlassF1Score(num_classes=3, average="macro")
     metric = {"number": "accuracy", "object": f1, "function": lambda rows, y: (rows.argmax(-1) == y).sum()}[what]
     found = dqconvert.evaluate(models["float"], data, {"mine": metric}, mask="val_mask", costs=False)
@@ -164,7 +165,7 @@ def test_training_rows_among_the_labels_are_mentioned(case):
     [
         ({"metric": "acuracy"}, "did you mean 'accuracy'"),
         ({"metric": 3}, "got an int"),
-        ({"metric": MulticlassF1Score}, "make an instance"),
+        ({"metric": Pooled}, "make an instance"),
         ({"metric": lambda rows, y: rows}, "one number is expected"),
         ({"labels": "label"}, "which has"),
         ({"mask": "x"}, "bool tensor"),

@@ -228,6 +228,7 @@ def test_data_of_nothing():
         dqconvert.finetune(Pooled(2), [], "int4-dq", epochs=1)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("out", "labels", "message"),
     [

@@ -626,6 +626,7 @@ def test_bipartite_trains(name):
     assert_trains(factory(), inputs(PAIRS["all different"]), inputs((23, 15, 50)))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", BIPARTITE)
 def test_bipartite_in_integers(name):
     """Senders and receivers are counted apart: there may be more of either."""

@@ -59,6 +59,7 @@ def test_a_training_step_and_evaluation(prepared, name, preset):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", SOME)
 def test_int8_evaluation_is_close_to_float_and_not_equal(prepared, name):
     """Quantizers do something, and not too much."""
@@ -285,6 +286,7 @@ def test_state_has_the_float_models_keys_and_the_quantizers(prepared, name):
     zoo.assert_same(dict(back.state_dict()), dict(float_state))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", SOME)
 def test_a_prepared_state_loads_into_another_prepared_module(prepared, name):
     case = zoo.CASES[name]
@@ -387,6 +389,7 @@ def cast(inputs, dtype):
     )
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", ["GCN", "GAT", "GIN_graph_norm", "EdgeFeatures", "WeightedGCN"])
 def test_ranges_stay_float32_when_the_module_is_cast(prepared, name, dtype):
@@ -605,6 +608,7 @@ def test_reset_parameters_resets_weights_and_ranges(prepared):
     assert zoo.evaluate(module, zoo.with_weight(zoo.TRACED)).isfinite().all()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", zoo.LAYERS)
 def test_a_layer_itself_can_be_the_root(prepared, name):
     module, report = prepared(name)
@@ -974,6 +978,7 @@ def test_preparing_again_in_fewer_bits_begins_at_the_range_that_was_learned():
         assert abs(old.item() - new.item()) <= step
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", SOME)
 def test_preparing_again_without_quantizers_is_the_float_model(prepared, name):
     case = zoo.CASES[name]

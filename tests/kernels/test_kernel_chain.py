@@ -50,6 +50,7 @@ def assert_as_defined(steps, schemes, **options):
     return ranges
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("added", ADDED)
 @pytest.mark.parametrize("places", PLACES, ids=str)

@@ -92,6 +92,7 @@ def test_batch_norms():
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("heads", [0, 1, 2])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_message_passing(name, heads, threads):

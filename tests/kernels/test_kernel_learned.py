@@ -129,6 +129,7 @@ def groups_of(rows):
     return (None, torch.randint(3, (rows,), dtype=torch.uint8))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ADDED)
 @pytest.mark.parametrize("bits", CHAINS, ids=str)
@@ -172,6 +173,7 @@ def test_message_passing_is_as_defined(mean, heads):
                     torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("kind", ADDED)
 @pytest.mark.parametrize("bits", [*CHAINS, (None, None, None)], ids=str)
 @pytest.mark.parametrize("shape", [(0, 5, 3), (1, 5, 3), (170, 33, 20), (100, 64, 64)], ids=str)

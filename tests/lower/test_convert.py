@@ -209,6 +209,7 @@ EXTREME = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("features", EXTREME)
 @pytest.mark.parametrize("name", ["GIN", "GAT"])
 def test_every_operation_does_so_on_extreme_features(name, features):

@@ -28,6 +28,7 @@ def calls(integer):
     return [getattr(node.target, "__name__", node.target) for node in integer.graph.nodes]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("model", [GCN, GIN, GraphSAGE, GAT])
 def test_integer_modules_agree_with_prepared_ones(model, bits, tmp_path):

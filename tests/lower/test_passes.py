@@ -57,12 +57,14 @@ def test_any_pass_may_be_left_out(name, left_out):
     assert same_outputs(name, [run for run in PASSES if run.__name__ != left_out])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_lowering_may_stop_before_any_pass(name):
     for count in range(0, len(PASSES), 3):
         assert same_outputs(name, PASSES[:count])
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_is_left_that_nobody_reads(name):
     """Nodes and constants."""

@@ -21,6 +21,7 @@ def quantizer(noise=None, **spec):
 STOCHASTIC = {"rounding": "stochastic"}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("how", ["minmax", "learned"])
 def test_stochastic_rounding_is_right_on_average(how, granularity):
@@ -119,6 +120,7 @@ def graph():
     return torch.randn(60, 16), torch.randint(60, (2, 200))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("config", RANDOM)
 @pytest.mark.parametrize("model_class", [GCN, GIN, GAT])
 def test_fused_and_step_by_step_draw_alike(model_class, config, graph):

@@ -60,6 +60,7 @@ def test_the_factors_are_those_of_the_norm(flow):
     torch.testing.assert_close(factor[edges[0]] * factor[edges[1]], weight)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_in_float_it_is_the_layer_but_for_rounding(kind, dtype):
@@ -93,6 +94,7 @@ def test_messages_are_scaled_rows_and_sums_are_scaled():
     assert not hasattr(q, "edge_weight")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("kind", ["gcn", "no loops", "back", "sg", "model"])
 def test_integers_agree(kind, bits, tmp_path):

@@ -50,6 +50,7 @@ class Pair(nn.Module):
         return h, self.conv2(h.relu(), edge_index)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("model", "expected"),
     [

@@ -100,6 +100,7 @@ def test_a_factory_of_two_arguments_is_refused():
         Rule(role="input", spec=lambda site, bits: Largest(bits))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("role", ["message", "input", "weight", "aggregate", "feature", "update"])
 def test_a_grid_becomes_integers(role, bits, tmp_path):

@@ -105,6 +105,7 @@ def test_other_settings_mean_what_they_meant(spec):
     assert entries["first.quant.feature"].signed is (spec is not False)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("kind", ["minmax", "ema", "percentile", "mse"])

@@ -67,6 +67,7 @@ def finishes(rows, columns):
     }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("rows", [0, 1, 130])
 @pytest.mark.parametrize("kind", finishes(1, 1))
 def test_linear_layers_end_as_the_group_of_each_row_says(kind, rows, threads):
@@ -78,6 +79,7 @@ def test_linear_layers_end_as_the_group_of_each_row_says(kind, rows, threads):
             torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("kind", finishes(1, 1))
 def test_plain_sums_end_as_the_group_of_each_node_says(kind, threads):
     sender, receiver = torch.randint(50, (2, 300))

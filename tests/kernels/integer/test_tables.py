@@ -29,6 +29,7 @@ def test_tables_by_code(dtype, threads):
         assert torch.equal(look_up_pairs(a, b, pairs), plain_look_up_pairs(a, b, pairs))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("columns", [1, 31, 32, 33, 40, 64, 77, 200])
 @pytest.mark.parametrize("by_column", [False, True], ids=["one table", "by column"])
 def test_tables_that_are_lines(columns, by_column, threads):
