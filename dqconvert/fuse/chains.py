@@ -174,6 +174,8 @@ def _source(context: Context, found: _ChainNodes) -> Node | None:
         return None
     # What reads the form of a value within the group would have nothing left to read it from.
     alone = all(len(node.users) == 1 for node in (source, *found.nodes[:-1]))
+    if source.target is message_passing and "max" in source.args:
+        return None  # the largest messages go through no chain
     ends = source.args[SOURCES[source.target][1] :]
     # There is no chain yet, but messages may have groups: their sums have them, too, or are left alone.
     fits = alone and not any(ends[:2]) and (not ends or groups_of(found.nodes[0]) is ends[-1])

@@ -12,7 +12,7 @@ from dqconvert.fuse.context import Context, groups_of, only_user, protection_of
 from dqconvert.fuse.memos import memo, origin, size_of
 from dqconvert.ops import Moves, op_of, op_of_layer
 from dqconvert.quant import gather_protected, groups_of_edges
-from dqconvert.quant.fused import largest_message, message_passing
+from dqconvert.quant.fused import message_passing
 from dqconvert.quant.memo import EdgeOrders
 from dqconvert.rewrite.connectivity import Gather, end_of_edges, gather
 from dqconvert.rewrite.derive import Size
@@ -24,8 +24,7 @@ _REDUCTIONS = ("sum", "mean", "max")
 
 
 def fuse_messages(context: Context) -> None:
-    """Replaces gather, product, quantizer and aggregation by :func:`dqconvert.quant.fused.message_passing`
-    or :func:`dqconvert.quant.fused.largest_message`.
+    """Replaces gather, product, quantizer and aggregation by :func:`dqconvert.quant.fused.message_passing`.
 
     Messages are then never all in memory. Only those of the form ``x_j`` or ``w * x_j`` whose quantizer has the
     protection of the nodes that send; others stay as they are.
@@ -196,13 +195,10 @@ def _written(context: Context, found: Propagation, orders: dict[Any, Node]) -> N
         by_sender = _order(context, orders, taken.index, receiver, senders)
         module = graph.get_attr(str(found.quantize.target))
         ends = (taken.index, receiver, found.num_nodes, by_receiver, by_sender)
-        args = (taken.source, found.message.weight, *ends, module, found.protected)
-        if found.how == "max":
-            new = graph.call_function(largest_message, args)
-        else:
-            drop = None if found.drop is None else tuple(found.drop.args[2:])
-            more = () if found.groups is None else (None, None, found.groups)
-            new = graph.call_function(message_passing, (*args, found.how == "mean", drop, *more))
+        drop = None if found.drop is None else tuple(found.drop.args[2:])
+        more = () if found.groups is None else (None, None, found.groups)
+        args = (taken.source, found.message.weight, *ends, module, found.protected, found.how, drop, *more)
+        new = graph.call_function(message_passing, args)
         return annotate(new, note_of(found.aggregate))
 
 

@@ -7,6 +7,7 @@ there.
 from dqconvert.kernels._buffers import release_memory
 from dqconvert.kernels._grid import Scheme
 from dqconvert.kernels._layout import along
+from dqconvert.kernels._steps import NO_CHAIN, Chain, Ranged
 from dqconvert.kernels.batch_norm import quantize_batch_norm
 from dqconvert.kernels.chain import quantize_chain
 from dqconvert.kernels.degree import degree_groups, in_degree, nearest_seen, protection_probability
@@ -17,6 +18,7 @@ from dqconvert.kernels.learned import learned_chain, learned_fake_quantize
 from dqconvert.kernels.learned_linear import learned_linear
 from dqconvert.kernels.learned_propagate import learned_propagate
 from dqconvert.kernels.linear import linear, quantize_linear
+from dqconvert.kernels.messages import Sent
 from dqconvert.kernels.minmax import minmax_pair
 from dqconvert.kernels.noise import mix
 from dqconvert.kernels.observe_messages import observe_messages
@@ -24,11 +26,14 @@ from dqconvert.kernels.own_size import own_size
 from dqconvert.kernels.parts import quantize_parts
 from dqconvert.kernels.percentile import percentile_pair
 from dqconvert.kernels.propagate import propagate
-from dqconvert.kernels.propagate_max import propagate_max
 
 __all__ = [
+    "NO_CHAIN",
+    "Chain",
     "EdgeOrder",
+    "Ranged",
     "Scheme",
+    "Sent",
     "along",
     "degree_groups",
     "dropout",
@@ -47,7 +52,6 @@ __all__ = [
     "own_size",
     "percentile_pair",
     "propagate",
-    "propagate_max",
     "protection_probability",
     "qparams",
     "quantize_batch_norm",

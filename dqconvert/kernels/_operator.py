@@ -7,7 +7,7 @@ costs about a tenth of a millisecond a call, which is more than many of ours tak
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -25,8 +25,8 @@ class Operator:
         name: What torch calls it, behind ``dqconvert::``.
         definition: What every implementation is held to; its annotations are the operator's schema. It returns tensors
             of its own, never its arguments or parts of them. Where it takes a ``NamedTuple``, the registered operator
-            and what looks at its arguments (``takes``, ``serves``, ``check``, ``setup``, ``backward``) have one for
-            each field, named as ``takes`` says; ``None`` for each where there is none.
+            and ``takes`` have an argument for each field, named as ``takes`` says, and ``None`` for each where there is
+            none; all other functions here are given the ``NamedTuple``, and ``backward`` returns one of gradients.
         fake: The same, of shapes and types alone.
         cpu: The loops of the CPU, if it has any.
         takes: What those rely on; nothing else reaches them. Required with ``cpu``.
@@ -55,43 +55,83 @@ class Operator:
     ) -> None:
         # Equal calls of what draws random numbers must neither be merged nor run again in a backward pass.
         tags = (torch.Tag.nondeterministic_seeded,) if random else ()
-        signature, groups = _flattened(definition, None if takes is None else takes.names)
-        self.definition, self._groups = definition, groups
-        definition, fake = (_grouped(function, groups, signature) for function in (definition, fake))
-        self.registered = torch.library.custom_op(f"dqconvert::{name}", definition, mutates_args=(), tags=tags)
-        self.registered.register_fake(fake)
-        self._direct, self._check = definition, check
+        signature, self._groups = _flattened(definition, None if takes is None else takes.names)
+
+        def flat(function: Callable[..., Any]) -> Callable[..., Any]:
+            if not self._groups:
+                return function
+            return _with_signature(lambda *args: function(*self._grouped(args)), function, signature)
+
+        self.definition = definition
+        self.registered = torch.library.custom_op(f"dqconvert::{name}", flat(definition), mutates_args=(), tags=tags)
+        self.registered.register_fake(flat(fake))
+        self._direct, self._check = flat(definition), check
         self._loops: Callable[..., Any] | None = None
         if cpu is not None:
             if takes is None or list(takes.names) != list(signature.parameters):
                 raise TypeError(f"operator {name!r} has loops: what they take must be said of each of its arguments")
-            self._direct = _behind(takes, _grouped(cpu, groups, signature), definition, serves)
+            gate, loops = takes, cpu
+
+            def behind_gate(*args: Any) -> Any:
+                given = self._grouped(args)
+                if serves is not None and not serves(*given):
+                    return definition(*given)
+                gate(args)
+                return loops(*given)
+
+            self._direct = _with_signature(behind_gate, definition, signature)
             self.registered.register_kernel("cpu")(self._direct)
             if backward is None:
                 self._loops, self._knows = cpu, takes.knows
-        if backward is not None:
-            self.registered.register_autograd(backward, setup_context=setup)
-            self._direct = _function(name, self._direct, setup, backward).apply
+        if backward is not None and setup is not None:
+            prepare, back = setup, backward
+
+            def flat_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+                prepare(ctx, self._grouped(inputs), output)
+
+            def flat_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+                return self._flat(back(ctx, *grads))
+
+            self.registered.register_autograd(flat_backward, setup_context=flat_setup)
+            self._direct = _function(name, self._direct, flat_setup, flat_backward).apply
 
     def __call__(self, *args: Any) -> Any:
         # Most calls: arguments of a form that was checked before, which the loops serve.
-        given = args
-        if self._groups:
-            args = self._flat(args)
+        given, args = args, self._flat(args)
         if self._loops is not None and not _somebody_looks() and self._knows(args):
             return self._loops(*given)
         if self._check is not None:
-            self._check(*args)
+            self._check(*given)
         if nobody_looks(args):
             return self._direct(*args)
         _check_devices(self.registered._name, args)
         return self.registered(*args)
 
     def _flat(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns an argument for each field of NamedTuples."""
+        if not self._groups:
+            return args
         flat = list(args)
         for _, place, start, stop, _ in self._groups:
             flat[place : place + 1] = args[place] or (None,) * (stop - start)
         return tuple(flat)
+
+    def _grouped(self, flat: tuple[Any, ...]) -> Sequence[Any]:
+        """Reverses :meth:`_flat`."""
+        if not self._groups:
+            return flat
+        args = list(flat)
+        for kind, _, start, stop, optional in self._groups:
+            part = args[start:stop]
+            args[start:stop] = (None if optional and part[0] is None else kind(*part),)
+        return args
+
+
+def _with_signature(function: Callable[..., Any], like: Callable[..., Any], signature: inspect.Signature) -> Any:
+    """Returns the function under the name of another one, for torch to read its schema off."""
+    run: Any = wraps(like)(function)
+    run.__signature__ = signature
+    return run
 
 
 class _Group(NamedTuple):
@@ -135,55 +175,17 @@ def _flattened(definition: Callable[..., Any], names: tuple[str, ...] | None) ->
     return signature.replace(parameters=named), groups
 
 
-def _grouped(function: Callable[..., Any], groups: list[_Group], signature: inspect.Signature) -> Callable[..., Any]:
-    """Returns the function of the flat arguments, given one of NamedTuples."""
-    if not groups:
-        return function
-
-    @wraps(function)
-    def run(*flat: Any) -> Any:
-        args = list(flat)
-        for kind, _, start, stop, optional in groups:
-            part = args[start:stop]
-            args[start:stop] = (None if optional and part[0] is None else kind(*part),)
-        return function(*args)
-
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    return run
-
-
-def _behind(
-    takes: Takes, loops: Callable[..., Any], definition: Callable[..., Any], serves: Callable[..., bool] | None
-) -> Callable[..., Any]:
-    """Returns the loops, behind their gate."""
-
-    @wraps(definition)
-    def run(*args: Any) -> Any:
-        if serves is not None and not serves(*args):
-            return definition(*args)
-        takes(args)
-        return loops(*args)
-
-    return run
-
-
-def _function(
-    name: str, forward: Callable[..., Any], setup: Callable[..., None] | None, backward: Callable[..., Any]
-) -> Any:
+def _function(name: str, forward: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any]) -> Any:
     """Returns the operator as a function with a gradient that is not registered."""
 
     def run(ctx: Any, *args: Any) -> Any:
         output = forward(*args)
-        if setup is not None:
-            setup(ctx, args, output)
+        setup(ctx, args, output)
         return output
 
     def back(ctx: Any, *grads: Any) -> Any:
-        found = backward(ctx, *grads)
-        if not isinstance(found, tuple):
-            return found
         # Of a list an operator wants a list of gradients, a function none.
-        return tuple(None if isinstance(grad, list) else grad for grad in found)
+        return tuple(None if isinstance(grad, list) else grad for grad in backward(ctx, *grads))
 
     members = {"forward": staticmethod(run), "backward": staticmethod(back)}
     return type(f"Direct_{name}", (torch.autograd.Function,), members)

@@ -16,25 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Scheme, Steps
-from dqconvert.kernels._layout import check_rows
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._steps import CHAIN, OF_MATRIX, Chain
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels.chain import (
-    SUM,
-    X,
-    all_pass,
-    chain_gradients,
-    ends_of,
-    fake_results,
-    masked,
-    plain_quantize_chain,
-)
+from dqconvert.kernels.chain import SUM, X, all_pass, chain_gradients, fake_results, plain_quantize_chain
 from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.cpu import norm_loops as loops
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.threads import parts, run
-from dqconvert.kernels.cpu.tile import Caught, Chain
+from dqconvert.kernels.cpu.tile import Caught, ChainArrays
 
 
 def plain_batch_norm(
@@ -48,68 +38,40 @@ def plain_batch_norm(
 
 
 def plain_quantize_batch_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    protected: Tensor | None,
-    groups: Tensor | None,
-    ranges: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
+    x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, chain: Chain
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Defines what every implementation is held to: the chain of the normalized rows.
-
-    The arguments are those of :func:`quantize_batch_norm`; the last three as in
-    :func:`dqconvert.kernels.chain.plain_quantize_chain`.
 
     Returns:
         What that does; and the mean and the variance (of the batch, not corrected) of each column.
     """
     var, mean = torch.var_mean(x, 0, correction=0)
-    y = plain_batch_norm(x, weight, shift, mean, var, eps)
-    return *plain_quantize_chain(y, bias, other, alpha, protected, groups, ranges, ints, floats), mean, var
+    return *plain_quantize_chain(plain_batch_norm(x, weight, shift, mean, var, eps), chain), mean, var
 
 
-class _Normed:
+class _Normed(_chain.Source):
     """Normalized rows, made when they are wanted."""
 
     def __init__(self, x: NDArray[Any], scale: NDArray[Any], shift: NDArray[Any]) -> None:
-        self.shape, self.dtype = x.shape, torch.from_numpy(x).dtype
+        super().__init__(x.shape, torch.from_numpy(x).dtype, parts(len(x), x.size))
         self._args = (x, scale, shift)
-        self._cuts = parts(len(x), x.size)
 
-    @property
-    def parts(self) -> int:
-        return len(self._cuts)
-
-    def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
-        run(lambda part, start, stop: loops.chain_normed(*self._args, y, chain, caught[part], start, stop), self._cuts)
-
-    def holds(self) -> bool:
-        return True
-
-    def rows(self) -> NDArray[Any]:
-        return _chain.rows_of(self)
+    def go(self, y: NDArray[Any], chain: ChainArrays, caught: Sequence[Caught]) -> None:
+        run(lambda part, start, stop: loops.chain_normed(*self._args, y, chain, caught[part], start, stop), self.cuts)
 
 
-def _serves(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, *rest: Any) -> bool:
+def _serves(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, chain: Chain) -> bool:
     alike = all(t is None or t.dtype == x.dtype for t in (weight, shift))
-    return alike and x.dim() == 2 and x.size(0) > 0 and _chain.serves(x, *rest[:3])
+    return alike and x.dim() == 2 and x.size(0) > 0 and _chain.serves(x.shape, x.dtype, chain.added)
 
 
-def _on_cpu(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, *rest: Any) -> tuple[Tensor, ...]:
-    *added, ranges, ints, floats = rest
+def _on_cpu(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, chain: Chain) -> tuple[Tensor, ...]:
     mean, var = _moments(_chain.matrix(x))
     scale = 1 / torch.sqrt(var + eps)
     scale = scale if weight is None else scale * weight.detach()
     offset = -mean * scale if shift is None else shift.detach() - mean * scale
-    source = _Normed(_chain.matrix(x), *(array(t.to(x.dtype)) for t in (scale, offset)))
-    results = _chain.quantize(source, _chain.Added(*added), ranges, ints, floats)
-    return *results, mean.to(x.dtype), var.to(x.dtype)
+    rows = _Normed(_chain.matrix(x), *(array(t.to(x.dtype)) for t in (scale, offset)))
+    return *_chain.quantize(rows, chain), mean.to(x.dtype), var.to(x.dtype)
 
 
 def _moments(x: NDArray[Any]) -> tuple[Tensor, Tensor]:
@@ -122,10 +84,9 @@ def _moments(x: NDArray[Any]) -> tuple[Tensor, Tensor]:
     return total, (square + rows * (mean - total).square()).sum(0) / len(x)
 
 
-def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *_, ranges, ints, floats = rest
+def _fake(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, chain: Chain) -> tuple[Tensor, ...]:
     columns = x.new_empty((x.size(1),))
-    return *fake_results(x, x.shape, ranges, ints, floats), columns, torch.empty_like(columns)
+    return *fake_results(x, x.shape, chain), columns, torch.empty_like(columns)
 
 
 def plain_batch_norm_grad(
@@ -199,15 +160,15 @@ batch_norm_grad = Operator(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    x, weight, _, ctx.eps, _, other, alpha, *_, ints, floats = inputs
-    ctx.apart = Steps.unpacked(ints, floats).schemes[0] is not None
-    keep_other = other if alpha is not None and ctx.needs_input_grad[6] else None
-    ctx.save_for_backward(x, weight, output[2], *output[3:], alpha, keep_other)
+    x, weight, _, ctx.eps, chain = inputs
+    ctx.apart = chain.steps.schemes[0] is not None
+    keep_other = chain.other if chain.alpha is not None and ctx.needs_input_grad[6] else None
+    ctx.save_for_backward(x, weight, output[2], *output[3:], chain.alpha, keep_other)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 12
+        return (None,) * 5
     x, weight, passes, mean, var, alpha, other = ctx.saved_tensors
     for_x, for_weight, for_shift = ctx.needs_input_grad[:3]
     for_added = ctx.needs_input_grad[4:7]
@@ -225,7 +186,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         elif at_rows is not None:
             found = batch_norm_grad(at_rows, passes.new_empty(0), X, x, weight, mean, var, ctx.eps)
     gradients = (g if wanted else None for g, wanted in zip(found, (for_x, for_weight, for_shift), strict=True))
-    return *gradients, None, *added, *(None,) * 5
+    return *gradients, None, Chain.gradients(*added)
 
 
 quantize_batch_norm_operator = Operator(
@@ -234,20 +195,14 @@ quantize_batch_norm_operator = Operator(
     fake=_fake,
     cpu=_on_cpu,
     serves=_serves,
+    check=lambda x, weight, shift, eps, chain: chain.check(x),
     takes=Takes(
         "quantize_batch_norm",
         x="real [rows, columns]",
         weight="x? [columns]",
         shift="x? [columns]",
         eps="free",
-        bias="x? [columns]",
-        other="x? [=x]",
-        alpha="x?",
-        protected="bool? [rows]",
-        groups="uint8? [rows]",
-        ranges="float32",
-        ints="free",
-        floats="free",
+        **CHAIN | OF_MATRIX,
     ),
     setup=_setup,
     backward=_backward,
@@ -255,19 +210,7 @@ quantize_batch_norm_operator = Operator(
 
 
 def quantize_batch_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    schemes: tuple[Scheme | None, Scheme | None, Scheme | None],
-    ranges: Sequence[Tensor],
-    *,
-    bias: Tensor | None = None,
-    other: Tensor | None = None,
-    alpha: Tensor | None = None,
-    protected: Tensor | None = None,
-    relu: bool = False,
-    groups: Tensor | None = None,
+    x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, chain: Chain
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Normalizes the columns of a batch and passes its rows through a chain.
 
@@ -275,7 +218,7 @@ def quantize_batch_norm(
         x: Floating `[rows, columns]`, at least one row.
         weight, shift: `[columns]`, what the normalized columns are multiplied with and what is added; or None.
         eps: Added to the variance.
-        schemes, ranges, bias, other, alpha, protected, relu, groups: As in :func:`dqconvert.kernels.quantize_chain`.
+        chain: As for :func:`dqconvert.kernels.quantize_chain`.
 
     Returns:
         The result `[rows, columns]`; the new ends of the ranges, float32 `[len(ranges)]`; the mean and the variance of
@@ -283,21 +226,15 @@ def quantize_batch_norm(
         `bias`, `other` and `alpha`, from the first result alone.
 
     Raises:
-        TypeError, ValueError: For a mask that does not fit.
+        TypeError, ValueError: For values that are not floating, or a mask that does not fit.
 
     Source: Ioffe and Szegedy, *Batch Normalization*, ICML 2015, algorithm 1.
 
     Example:
         >>> x = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
-        >>> y, _, mean, var = quantize_batch_norm(x, None, None, 0.0, (None, None, None), ())
+        >>> y, _, mean, var = quantize_batch_norm(x, None, None, 0.0, Chain.of())
         >>> y.tolist(), mean.tolist(), var.tolist()
         ([[-1.0, -1.0], [1.0, 1.0]], [2.0, 2.0], [1.0, 4.0])
     """
-    if protected is not None:
-        check_rows(protected, x, 0, name="protected")
-    packed = masked(schemes, relu)
-    ends = ends_of(ranges)
-    y, new, _, mean, var = quantize_batch_norm_operator(
-        x, weight, shift, eps, bias, other, alpha, protected, groups, ends, *packed
-    )
+    y, new, _, mean, var = quantize_batch_norm_operator(x, weight, shift, eps, chain)
     return y, new, mean, var

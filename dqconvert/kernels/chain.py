@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 
-from dqconvert.kernels._grid import Scheme, Steps
-from dqconvert.kernels._layout import check_rows, wide_dtype
+from dqconvert.kernels._grid import Scheme
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._steps import CHAIN, Chain
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, scheme_qparams
@@ -51,27 +51,14 @@ def plain_observe(
     return average(lo, batch_lo), average(hi, batch_hi)
 
 
-def plain_quantize_chain(
-    x: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    protected: Tensor | None,
-    groups: Tensor | None,
-    ranges: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor]:
+def plain_quantize_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     """Defines what every implementation is held to.
-
-    The arguments are those of :func:`quantize_chain`; `ranges` is float32 `[2 * grids]`, the two ends of every grid's
-    range, or `[2 * grids, groups]`; `ints` and `floats` the steps (:meth:`Steps.packed`).
 
     Returns:
         The result; the new ends of the ranges, shaped like them; and, uint8, shaped like `x`, which gradients
         pass: bit 0, to the sum; bit 1, to `x` (`[0]` if the steps are not masked).
     """
-    steps = Steps.unpacked(ints, floats)
+    steps, (bias, other, alpha, protected, groups, ranges, *_) = chain.steps, chain
     new = list(ranges.unbind())
     to_sum = torch.ones_like(x, dtype=torch.bool)
     to_x = to_sum
@@ -129,22 +116,10 @@ def of_rows(
     return grid[0][rows], grid[1][rows], 0
 
 
-def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *_, ranges, ints, floats = rest
-    return fake_results(x, x.shape, ranges, ints, floats)
-
-
-def fake_results(
-    x: Tensor, shape: Sequence[int], ranges: Tensor, ints: Sequence[int], floats: Sequence[float]
-) -> tuple[Tensor, Tensor, Tensor]:
+def fake_results(x: Tensor, shape: Sequence[int], chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the fake results of operators that end in a chain."""
-    passes = x.new_empty(shape if Steps.unpacked(ints, floats).masked else (0,), dtype=torch.uint8)
-    return x.new_empty(shape), torch.empty_like(ranges), passes
-
-
-def _on_cpu(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *added, ranges, ints, floats = rest
-    return _chain.quantize(_chain.Memory(x), _chain.Added(*added), ranges, ints, floats)
+    passes = x.new_empty(shape if chain.steps.masked else (0,), dtype=torch.uint8)
+    return x.new_empty(shape), torch.empty_like(chain.ranges), passes
 
 
 def plain_quantize_chain_grad(
@@ -186,8 +161,8 @@ def _grad(
 
 
 def _serves_grad(grad: Tensor, passes: Tensor, other: Tensor | None, alpha: Tensor | None, *_: Any) -> bool:
-    fits = other is None or other.shape == grad.shape
-    return grad.numel() > 0 and passes.numel() > 0 and fits and _chain.loops_add(grad.dtype, None, other, alpha)
+    fits = _chain.serves(grad.shape, grad.dtype, (None, other, alpha))
+    return grad.numel() > 0 and passes.numel() > 0 and fits
 
 
 def _fake_grad(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -216,19 +191,19 @@ quantize_chain_grad = Operator(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1], output[2])
-    _, _, other, alpha, _, _, _, ints, floats = inputs
-    ctx.apart = Steps.unpacked(ints, floats).schemes[0] is not None
+    chain: Chain = inputs[1]
+    ctx.apart = chain.steps.schemes[0] is not None
     # What `alpha` is multiplied with is needed for its own gradient alone.
-    keep_other = other if alpha is not None and ctx.needs_input_grad[3] else None
-    ctx.save_for_backward(output[2], alpha, keep_other)
+    keep_other = chain.other if chain.alpha is not None and ctx.needs_input_grad[3] else None
+    ctx.save_for_backward(output[2], chain.alpha, keep_other)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    nothing = (None,) * 5
     if grad is None:
-        return (None,) * 9
+        return None, None
     passes, alpha, other = ctx.saved_tensors
-    return *chain_gradients(grad, passes, other, alpha, ctx.apart, ctx.needs_input_grad[:4]), *nothing
+    to_x, *added = chain_gradients(grad, passes, other, alpha, ctx.apart, ctx.needs_input_grad[:4])
+    return to_x, Chain.gradients(*added)
 
 
 def chain_gradients(
@@ -256,54 +231,25 @@ def chain_gradients(
 quantize_chain_operator = Operator(
     "quantize_chain",
     plain_quantize_chain,
-    fake=_fake,
-    cpu=_on_cpu,
-    serves=lambda x, bias, other, alpha, *_: _chain.serves(x, bias, other, alpha),
-    takes=Takes(
-        "quantize_chain",
-        x="real [rows, ...]",
-        bias="x?",
-        other="x? [=x]",
-        alpha="x?",
-        protected="bool? [rows]",
-        groups="uint8? [rows]",
-        ranges="float32",
-        ints="free",
-        floats="free",
-    ),
+    fake=lambda x, chain: fake_results(x, x.shape, chain),
+    cpu=lambda x, chain: _chain.quantize(_chain.StoredRows(x), chain),
+    serves=lambda x, chain: _chain.serves(x.shape, x.dtype, chain.added),
+    check=lambda x, chain: chain.check(x),
+    takes=Takes("quantize_chain", x="real [rows, ...]", **CHAIN),
     setup=_setup,
     backward=_backward,
 )
 
 
-def quantize_chain(
-    x: Tensor,
-    schemes: tuple[Scheme | None, Scheme | None, Scheme | None],
-    ranges: Sequence[Tensor],
-    *,
-    bias: Tensor | None = None,
-    other: Tensor | None = None,
-    alpha: Tensor | None = None,
-    protected: Tensor | None = None,
-    relu: bool = False,
-    groups: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def quantize_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
     """Passes rows through a chain of sums, grids and a ReLU.
 
     Args:
         x: Floating, at least one dimension; rows are its first one.
-        schemes: Three entries, one for each place of a grid; `None`: no grid there.
-        ranges: The low and the high end of the range of each grid that there is, float32 `[]`, in that order; with
-            groups of rows, `[groups]`. Ranges of groups are not updated: their schemes do not observe.
-        bias: `[x.size(-1)]`, added behind grid 0.
-        other: Shaped like `x`, added there, times `alpha` (one element) if that is given.
-        protected: bool `[x.size(0)]`; grids neither observe nor round the rows that are True.
-        relu: True if negative values become zero before grid 2.
-        groups: uint8 `[x.size(0)]`, the group of each row, which says what range its grids have; `None`: all one.
+        chain: The chain, see :meth:`Chain.of`.
 
     Returns:
-        The result, shaped like `x` and contiguous, and the new ends of the ranges, float32 `[len(ranges)]`, with a
-        second dimension for groups. A range is
+        The result, shaped like `x` and contiguous, and the new ends of the ranges, shaped like them. A range is
         updated before its grid rounds. Gradients reach `x`, `bias`, `other` and `alpha`; those of clipped values are
         zero in grids whose scheme says `clip`.
 
@@ -316,24 +262,9 @@ def quantize_chain(
         >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
         >>> never = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
         >>> x = torch.tensor([[-3.0, 4.4], [0.6, 12.0]])
-        >>> y, ends = quantize_chain(x, (None, scheme, None), never, relu=True)
+        >>> y, ends = quantize_chain(x, Chain.of((None, scheme, None), never, relu=True))
         >>> y.tolist(), ends.tolist()
         ([[0.0, 4.0], [1.0, 12.0]], [-3.0, 12.0])
     """
-    wide_dtype(x.dtype)
-    if protected is not None:
-        check_rows(protected, x, 0, name="protected")
-    packed = masked(schemes, relu)
-    y, new, _ = quantize_chain_operator(x, bias, other, alpha, protected, groups, ends_of(ranges), *packed)
+    y, new, _ = quantize_chain_operator(x, chain)
     return y, new
-
-
-def masked(schemes: tuple[Scheme | None, Scheme | None, Scheme | None], relu: bool) -> tuple[list[int], list[float]]:
-    """Returns the steps, packed; masked if there will be gradients some of which do not pass."""
-    steps = Steps(schemes, relu)
-    return steps._replace(masked=steps.clips and torch.is_grad_enabled()).packed()
-
-
-def ends_of(ranges: Sequence[Tensor]) -> Tensor:
-    """Returns the ends of the ranges in one tensor, float32 `[2 * grids]`, or `[2 * grids, groups]`."""
-    return torch.stack(list(ranges)) if ranges else torch.empty(0, dtype=torch.float32)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqconvert.kernels._grid import Scheme, Steps
+from dqconvert.kernels._grid import Scheme
 from dqconvert.kernels._layout import along, check_rows, wide_dtype
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._steps import CHAIN, Chain
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels.chain import ends_of, of_rows, plain_quantize_chain
+from dqconvert.kernels.chain import of_rows, plain_quantize_chain
 from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.cpu import learned as _loops
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, qparams
@@ -139,35 +140,14 @@ def learned_fake_quantize(
 # -- chains of rows ----------------------------------------------------------------------------------------------
 
 
-def plain_learned_chain(
-    x: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    protected: Tensor | None,
-    groups: Tensor | None,
-    ranges: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-) -> Tensor:
+def plain_learned_chain(x: Tensor, chain: Chain) -> Tensor:
     """Defines the values: those of :func:`dqconvert.kernels.chain.plain_quantize_chain`."""
-    return plain_quantize_chain(x, bias, other, alpha, protected, groups, ranges, ints, floats)[0]
+    return plain_quantize_chain(x, chain)[0]
 
 
-def plain_learned_chain_grad(
-    grad: Tensor,
-    x: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    protected: Tensor | None,
-    groups: Tensor | None,
-    ranges: Tensor,
-    ints: Sequence[int],
-    floats: Sequence[float],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def plain_learned_chain_grad(grad: Tensor, x: Tensor, chain: Chain) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Defines the gradients of `x`, the bias, `other` (`[0]` where there is none), `alpha` and the ranges."""
-    steps = Steps.unpacked(ints, floats)
+    steps, (bias, other, alpha, protected, groups, ranges, *_) = chain.steps, chain
     pairs = ranges.view(-1, 2, *ranges.shape[1:]).unbind()
     ends = dict(zip([place for place in range(3) if steps.schemes[place]], pairs, strict=True))
     to_ends: dict[int, Sequence[Tensor]] = {}
@@ -219,118 +199,75 @@ def plain_grid_back(
     return to_x, to_ends
 
 
-def _serves_grad(
-    grad: Tensor, x: Tensor, bias: Tensor | None, other: Tensor | None, alpha: Tensor | None, *_: Any
-) -> bool:
-    return grad.numel() > 0 and grad.dtype == x.dtype and _chain.serves(x, bias, other, alpha)
-
-
-def _fake_grad(grad: Tensor, x: Tensor, bias: Any, other: Any, alpha: Any, *rest: Any) -> Any:
+def fake_of_added(grad: Tensor, chain: Chain) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns fakes of all gradients but that of `x`."""
+    bias, other, alpha = chain.added
     nothing = grad.new_empty(0)
     return (
-        torch.empty_like(x),
         nothing if bias is None else bias.new_empty(bias.shape),
         nothing if other is None else grad.new_empty(grad.shape),
         nothing if other is None or alpha is None else grad.new_empty(1),
-        torch.empty_like(rest[2]),
+        torch.empty_like(chain.ranges),
     )
 
 
 learned_chain_grad = Operator(
     "learned_chain_grad",
     plain_learned_chain_grad,
-    fake=_fake_grad,
+    fake=lambda grad, x, chain: (torch.empty_like(x), *fake_of_added(grad, chain)),
     cpu=_loops.back,
-    serves=_serves_grad,
-    takes=Takes(
-        "learned_chain_grad",
-        grad="real [rows, ...]",
-        x="grad [=grad]",
-        bias="grad?",
-        other="grad? [=grad]",
-        alpha="grad?",
-        protected="bool? [rows]",
-        groups="uint8? [rows]",
-        ranges="float32",
-        ints="free",
-        floats="free",
+    serves=lambda grad, x, chain: (
+        grad.numel() > 0 and grad.dtype == x.dtype and _chain.serves(x.shape, x.dtype, chain.added)
     ),
+    takes=Takes("learned_chain_grad", grad="real [rows, ...]", **{"x": "grad [=grad]"} | CHAIN),
 )
 
 
-def of_added(
-    bias: Tensor | None, other: Tensor | None, alpha: Tensor | None, to_bias: Tensor, to_other: Tensor, to_alpha: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Returns the gradients of what a chain adds, `None` for what it does not."""
-    return (
+def of_added(chain: Chain, to_bias: Tensor, to_other: Tensor, to_alpha: Tensor, to_ranges: Tensor) -> Any:
+    """Returns the gradients of what a chain adds and of its ranges, `None` for what it does not add."""
+    bias, other, alpha = chain.added
+    return Chain.gradients(
         None if bias is None else to_bias,
         None if other is None else to_other,
         None if alpha is None else to_alpha.reshape(alpha.shape),
+        to_ranges,
     )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.ints, ctx.floats = inputs
-    ctx.save_for_backward(*tensors)
+    x, (*tensors, ints, floats) = inputs
+    ctx.steps = ints, floats
+    ctx.save_for_backward(x, *tensors)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, bias, other, alpha, *rest = ctx.saved_tensors
+    x, *tensors = ctx.saved_tensors
+    chain = Chain(*tensors, *ctx.steps)
     # A gradient of a gradient goes through torch's own operators.
     back = plain_learned_chain_grad if torch.is_grad_enabled() else learned_chain_grad
-    args = (x.contiguous(), bias, other, alpha, *rest, ctx.ints, ctx.floats)
-    to_x, to_bias, to_other, to_alpha, to_ranges = back(grad.contiguous(), *args)
-    return (
-        to_x,
-        *of_added(bias, other, alpha, to_bias, to_other, to_alpha),
-        None,
-        None,
-        to_ranges,
-        None,
-        None,
-    )
+    to_x, *others = back(grad.contiguous(), x.contiguous(), chain)
+    return to_x, of_added(chain, *others)
 
 
 learned_chain_operator = Operator(
     "learned_chain",
     plain_learned_chain,
-    fake=lambda x, *_: x.new_empty(x.shape),
-    cpu=lambda x, bias, other, alpha, protected, groups, ranges, ints, floats: _chain.quantize(
-        _chain.Memory(x), _chain.Added(bias, other, alpha, protected, groups), ranges, ints, floats
-    )[0],
-    serves=lambda x, bias, other, alpha, *_: _chain.serves(x, bias, other, alpha),
-    takes=Takes(
-        "learned_chain",
-        x="real [rows, ...]",
-        bias="x?",
-        other="x? [=x]",
-        alpha="x?",
-        protected="bool? [rows]",
-        groups="uint8? [rows]",
-        ranges="float32",
-        ints="free",
-        floats="free",
-    ),
+    fake=lambda x, chain: x.new_empty(x.shape),
+    cpu=lambda x, chain: _chain.quantize(_chain.StoredRows(x), chain)[0],
+    serves=lambda x, chain: _chain.serves(x.shape, x.dtype, chain.added),
+    check=lambda x, chain: chain.check(x),
+    takes=Takes("learned_chain", x="real [rows, ...]", **CHAIN),
     setup=_setup,
     backward=_backward,
 )
 
 
-def learned_chain(
-    x: Tensor,
-    schemes: tuple[Scheme | None, Scheme | None, Scheme | None],
-    ranges: Sequence[Tensor],
-    *,
-    bias: Tensor | None = None,
-    other: Tensor | None = None,
-    alpha: Tensor | None = None,
-    protected: Tensor | None = None,
-    relu: bool = False,
-    groups: Tensor | None = None,
-) -> Tensor:
+def learned_chain(x: Tensor, chain: Chain) -> Tensor:
     """Passes rows through a chain of sums, grids and a ReLU, all of whose ranges are learned.
 
-    The arguments are those of :func:`dqconvert.kernels.quantize_chain`; the schemes are affine and observe nothing.
+    Args:
+        x: As for :func:`dqconvert.kernels.quantize_chain`.
+        chain: Likewise; its schemes are affine and observe nothing.
 
     Returns:
         The values of that. Gradients reach `x`, `bias`, `other`, `alpha` and `ranges`.
@@ -338,15 +275,13 @@ def learned_chain(
     Source: see :func:`learned_fake_quantize`.
 
     Example:
+        >>> from dqconvert.kernels import Scheme
         >>> scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0, momentum=-1, observe=False, clip=False)
         >>> ends = (torch.tensor(-8.0), torch.tensor(7.0, requires_grad=True))
-        >>> learned_chain(torch.tensor([[0.3], [9.0]]), (None, scheme, None), ends).sum().backward()
+        >>> chain = Chain.of((None, scheme, None), ends, learned=True)
+        >>> learned_chain(torch.tensor([[0.3], [9.0]]), chain).sum().backward()
         >>> round(ends[1].grad.item(), 4)
         0.98
     """
-    wide_dtype(x.dtype)
-    if protected is not None:
-        check_rows(protected, x, 0, name="protected")
-    ints, floats = Steps(schemes, relu).packed()
-    y: Tensor = learned_chain_operator(x, bias, other, alpha, protected, groups, ends_of(ranges), ints, floats)
+    y: Tensor = learned_chain_operator(x, chain)
     return y

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Steps, grid_of, split
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._steps import RANGED, Chain, Ranged
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.chain import (
     chain_gradients,
@@ -22,50 +22,37 @@ from dqconvert.kernels.chain import (
 )
 from dqconvert.kernels.cpu import product_loops as loops
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.chain import flags, groups_of, loops_add, matrix
+from dqconvert.kernels.cpu.chain import flags, groups_of, matrix
+from dqconvert.kernels.cpu.chain import serves as rows_serve
 from dqconvert.kernels.cpu.entry import Gate
 from dqconvert.kernels.cpu.llvm.multiply import MOST, pack
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.fake_quantize import scheme_qparams
 
 
-class Entry(NamedTuple):
-    """The grid on the way into a product.
-
-    Attributes:
-        protected, groups: bool and uint8 `[rows]`, see :func:`dqconvert.kernels.quantize_chain`.
-        range_: The range that rows were rounded with; None: they were not rounded.
-        ints, floats: The numbers of :func:`joined`.
-    """
-
-    protected: Tensor | None
-    groups: Tensor | None
-    range_: Tensor | None
-    ints: Sequence[int]
-    floats: Sequence[float]
+def enter(
+    x: Tensor, entry: Ranged | None, protected: Tensor | None = None, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns the rows that a product is made of, and the new range of its entry, `[0]` if there is none."""
+    if entry is None:
+        return x, torch.empty(0)
+    rounded, range_, _ = plain_quantize_chain(x, entry.chain(protected, groups))
+    return rounded, range_
 
 
-def entered(x: Tensor, entry: Entry) -> Tensor:
-    """Returns the rows that the product was made of: `x`, rounded with the range that its entry had by then."""
-    scheme, _ = split(entry.ints, entry.floats)
-    if scheme is None or entry.range_ is None:
-        return x
-    alone = Steps((None, scheme._replace(observe=False), None)).packed()
-    return plain_quantize_chain(x, None, None, None, entry.protected, entry.groups, entry.range_, *alone)[0]
-
-
-def let_in(grad: Tensor, x: Tensor | None, entry: Entry) -> Tensor:
+def let_in(
+    grad: Tensor, x: Tensor | None, entry: Ranged | None, protected: Tensor | None, groups: Tensor | None
+) -> Tensor:
     """Returns the gradient of `x`, by that of the rows behind the entry: zero where it clipped, if its scheme clips."""
-    scheme, _ = split(entry.ints, entry.floats)
-    if scheme is None or entry.range_ is None or x is None or not scheme.clip:
+    if entry is None or x is None or not entry.scheme.clip:
         return grad
-    grid = of_rows(scheme_qparams(scheme, entry.range_[0], entry.range_[1]), entry.groups)
-    return torch.where(round_rows(x, grid, scheme, entry.protected)[1], 0, grad)
+    grid = of_rows(scheme_qparams(entry.scheme, *entry.range_), groups)
+    return torch.where(round_rows(x, grid, entry.scheme, protected)[1], 0, grad)
 
 
-def ours(weight: Tensor, ints: Sequence[int], floats: Sequence[float]) -> bool:
+def ours(weight: Tensor, chain: Chain) -> bool:
     """True if the product is made here: where nothing is rounded, it is torch's to the last bit."""
-    return Steps.unpacked(ints, floats).grids > 0 and not is_large(weight)
+    return chain.steps.grids > 0 and not is_large(weight)
 
 
 def is_large(weight: Tensor) -> bool:
@@ -73,14 +60,13 @@ def is_large(weight: Tensor) -> bool:
     return weight.numel() * weight.itemsize > MOST
 
 
-def serves(x: Tensor, weight: Tensor, offset: Tensor | None, *added: Tensor | None) -> bool:
+def serves(x: Tensor, weight: Tensor, offset: Tensor | None, added: Sequence[Tensor | None]) -> bool:
     """True if the loops can do it: matrices in one type that they know."""
     if x.dim() != 2 or weight.dim() != 2 or any(t is not None and t.dtype != x.dtype for t in (weight, offset)):
         return False
-    bias, other, _ = added
     rows, columns = x.size(0), weight.size(0)
-    fits = (other is None or other.shape == (rows, columns)) and (bias is None or bias.shape == (columns,))
-    return fits and (offset is None or offset.shape == (columns,)) and loops_add(x.dtype, *added)
+    fits = offset is None or offset.shape == (columns,)
+    return fits and rows_serve((rows, columns), x.dtype, added)
 
 
 def plain_quantize_linear_grad(
@@ -90,21 +76,24 @@ def plain_quantize_linear_grad(
     weight: Tensor,
     other: Tensor | None,
     alpha: Tensor | None,
-    entry: Entry,
+    entry: Ranged | None,
+    protected: Tensor | None,
+    groups: Tensor | None,
     apart: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Defines the gradients of `x`, `weight`, `offset`, the bias, `other` and `alpha`.
 
-    Arguments are as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`. `wanted`: which of the six, `[0]` for
-    the others; each of the first three is as much work as the layer itself.
+    Arguments are as in :func:`dqconvert.kernels.chain.plain_quantize_chain_grad`. `entry`, `protected`, `groups`: how
+    rows of `x` were rounded. `wanted`: which of the six, `[0]` for the others; each of the first three is as much work
+    as the layer itself.
     """
     _, at_product, *rest = plain_quantize_chain_grad(grad, passes, other, alpha, apart)
     rows, to_x, to_weight = matrix_of(at_product), None, None
     if wanted[0]:
-        to_x = let_in(at_product @ weight, x, entry)
+        to_x = let_in(at_product @ weight, x, entry, protected, groups)
     if wanted[1]:
-        to_weight = rows.t() @ matrix_of(entered(x, entry))
+        to_weight = rows.t() @ matrix_of(enter(x, entry, protected, groups)[0])
     found = (to_x, to_weight, rows.sum(0) if wanted[2] else None, *rest)
     return _those(wanted, [None if g is None else g.clone() for g in found], grad)
 
@@ -129,14 +118,15 @@ def _grad_on_cpu(
     weight: Tensor,
     other: Tensor | None,
     alpha: Tensor | None,
-    entry: Entry,
+    entry: Ranged | None,
+    protected: Tensor | None,
+    groups: Tensor | None,
     apart: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    scheme, _ = split(entry.ints, entry.floats)
-    grid = None if scheme is None or entry.range_ is None else grid_of(scheme, *entry.range_.tolist())
+    grid = None if entry is None else entry.grid()
     if is_large(weight):
-        gate = Gate(x, grid, entry.protected, entry.groups)
+        gate = Gate(x, grid, protected, groups)
         return _those(wanted, _by_library(grad, passes, gate, weight, other, alpha, apart, wanted), x)
     rows, columns, depth = x.size(0), weight.size(0), weight.size(1)
     to_x, to_other = (
@@ -153,7 +143,7 @@ def _grad_on_cpu(
     factor = packed.dtype.type(1 if alpha is None else float(alpha))
     entry_grid = nothing.reshape(0, 4) if grid is None else grid.table(nothing.dtype.type)
     clip = grid is not None and grid.scheme.clip
-    through = (matrix(x), entry_grid, clip, flags(entry.protected), groups_of(entry.groups))
+    through = (matrix(x), entry_grid, clip, flags(protected), groups_of(groups))
     args = (matrix(grad), bits, *through, packed, apart, factor, partner, array(to_x))
 
     def task(part: int, start: int, stop: int) -> float:
@@ -214,7 +204,7 @@ def _fake_grad(grad: Tensor, passes: Tensor, x: Tensor, weight: Tensor, *rest: A
 def _serves_grad(
     grad: Tensor, passes: Tensor, x: Tensor, weight: Tensor, other: Tensor | None, alpha: Tensor | None, *_: Any
 ) -> bool:
-    return weight.size(0) > 0 and grad.dtype == x.dtype and serves(x, weight, None, None, other, alpha)
+    return weight.size(0) > 0 and grad.dtype == x.dtype and serves(x, weight, None, (None, other, alpha))
 
 
 quantize_linear_grad = Operator(
@@ -231,11 +221,9 @@ quantize_linear_grad = Operator(
         weight="grad [columns, depth]",
         other="grad? [=grad]",
         alpha="grad?",
+        **RANGED | {"range_": "float32? [2] | [2, groups]"},
         protected="bool? [rows]",
         groups="uint8? [rows]",
-        range_="float32? [2] | [2, groups]",
-        ints="free",
-        floats="free",
         apart="free",
         wanted="free",
     ),

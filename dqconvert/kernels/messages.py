@@ -21,7 +21,7 @@ class Sent(NamedTuple):
 
     Attributes:
         x: Floating `[num_senders, heads * channels]`.
-        weight: `[num_edges, heads]` in `x`'s type, or None.
+        weight: `[num_edges, heads]` in `x`'s type, what each edge multiplies its message by; or None.
         sender, receiver: int64 `[num_edges]`.
         by_receiver, by_sender: The edges in the order of either, see :class:`EdgeOrder`. Definitions do without.
         num_nodes: How many nodes receive.
@@ -45,17 +45,21 @@ class Sent(NamedTuple):
         receiver: Tensor,
         by_receiver: EdgeOrder,
         by_sender: EdgeOrder,
-        protected: Tensor | None,
+        protected: Tensor | None = None,
     ) -> Sent:
-        """Returns the arguments of a public function as those of its operator.
-
-        Raises:
-            TypeError, ValueError: For a mask that does not fit.
-        """
-        if protected is not None:
-            check_rows(protected, x, 0, name="senders_protected")
+        """Returns what is sent along edges that are in order, for all nodes that receive and that send."""
         num_nodes = by_receiver.ptr.size(0) - 1
         return Sent(x, weight, sender, receiver, list(by_receiver), list(by_sender), num_nodes, protected)
+
+    def check(self) -> None:
+        """Raises `TypeError` or `ValueError` for a mask that does not fit."""
+        if self.protected is not None:
+            check_rows(self.protected, self.x, 0, name="senders_protected")
+
+    @staticmethod
+    def gradients(x: Tensor | None, weight: Tensor | None) -> Sequence[Any]:
+        """Returns gradients by attribute."""
+        return x, weight, None, None, [None] * 3, [None] * 3, None, None
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Returns what to save for the backward pass."""
@@ -80,34 +84,6 @@ GRAPH: dict[str, Any] = {
     "senders_protected": "bool? [senders]",
 }
 """What the loops take of :class:`Sent`."""
-
-NO_GRADIENTS = (None, None, [None] * 3, [None] * 3, None, None)
-"""Of what stands behind the weights in :class:`Sent`."""
-
-
-class Passing(NamedTuple):
-    """How messages are passed: their scheme, whether they are averaged, whether their grid is that of their receiver's
-    group; as the numbers that operators take.
-
-    The range of the messages comes first among the ranges, their numbers come before those of the chain's steps.
-    """
-
-    scheme: Scheme
-    mean: bool
-    grouped: bool = False
-
-    def packed(self) -> tuple[list[int], list[float]]:
-        ints, floats = self.scheme.packed()
-        return [int(self.mean) + 2 * int(self.grouped), *ints], floats
-
-    @staticmethod
-    def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Passing:
-        return Passing(Scheme.unpacked(ints[1:6], floats[:2]), bool(ints[0] & 1), bool(ints[0] & 2))
-
-    @staticmethod
-    def steps(ints: Sequence[int], floats: Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
-        """Returns the numbers of the chain, still packed."""
-        return ints[6:], floats[2:]
 
 
 def plain_messages(

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
-from dqconvert.kernels._grid import Grid, Scheme, Steps
+from dqconvert.kernels._grid import Grid, Scheme
 from dqconvert.kernels._operator import Operator
+from dqconvert.kernels._steps import Ranged, ends_of
 from dqconvert.kernels._takes import Takes
-from dqconvert.kernels.chain import all_pass, ends_of, plain_quantize_chain
+from dqconvert.kernels.chain import all_pass, plain_quantize_chain
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.chain import has_loops, observe
 from dqconvert.kernels.cpu.parts import count_beyond, pass_all, round_parts
@@ -38,9 +39,8 @@ def plain_quantize_parts(
         passes (`[0]` if nobody asks).
     """
     masked, schemes = _unpacked(ints, floats)
-    alone = (None,) * 5
     found = [
-        plain_quantize_chain(part, *alone, ends, *Steps((None, scheme, None), masked=masked).packed())
+        plain_quantize_chain(part, Ranged(ends, *scheme.packed()).chain(masked=masked))
         for part, scheme, ends in zip(x.split_with_sizes(list(sizes)), schemes, ranges.split(2), strict=True)
     ]
     values, ends, passes = (list(results) for results in zip(*found, strict=True))

@@ -95,7 +95,7 @@ PREPARED = (
     ),
     _ours("kernels.fake_quantize", "fake_quantize", storage=Storage.OWN),  # of integer graphs, where grids differ
     # Operators that training runs; no file names them.
-    *(Op(name, OURS, storage=Storage.OWN) for name in ("linear", "message_passing", "largest_message", "propagate")),
+    *(Op(name, OURS, storage=Storage.OWN) for name in ("linear", "message_passing", "propagate")),
 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dqconvert.errors import ConfigError, InputShapeError, InputTypeError, ObserverError
 from dqconvert.kernels import (
+    Chain,
     Scheme,
     along,
     fake_quantize,
@@ -223,10 +224,12 @@ class FakeQuantize(nn.Module):
             protected = None
         scheme = self.scheme_for(x)
         if scheme is not None and self.row_dim == 0:
-            ranges = self.ends(x.numel())
+            chain = Chain.of(
+                (None, scheme, None), self.ends(x.numel()), protected=protected, groups=groups, learned=self.learned
+            )
             if self.learned:
-                return learned_chain(x, (None, scheme, None), ranges, protected=protected, groups=groups)
-            y, ends = quantize_chain(x, (None, scheme, None), ranges, protected=protected, groups=groups)
+                return learned_chain(x, chain)
+            y, ends = quantize_chain(x, chain)
             self.take(scheme, ends)
             return y
         observing = self._observing

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.utils import scatter
 
 from dqconvert.kernels import (
+    NO_CHAIN,
+    Chain,
     EdgeOrder,
+    Ranged,
     Scheme,
+    Sent,
     learned_chain,
     learned_linear,
     learned_propagate,
     observe_messages,
     propagate,
-    propagate_max,
     quantize_batch_norm,
     quantize_chain,
     quantize_linear,
@@ -66,39 +69,26 @@ class FusedChain(NamedTuple):
         return value if self.third is None else self.third(value, protected, groups)
 
 
-class _Ready:
-    """A chain whose quantizers all observe and round as usual, as the operators take it."""
+class _Ready(NamedTuple):
+    """A chain whose quantizers all observe and round as usual.
 
-    def __init__(
-        self,
-        chain: FusedChain,
-        schemes: Sequence[Scheme | None],
-        protected: Tensor | None,
-        groups: Tensor | None,
-        number: int,
-    ) -> None:
-        self._present = chain.quantizers
-        self.schemes = (schemes[0], schemes[1], schemes[2])
-        self.ranges = [end for quantizer in self._present for end in quantizer.ends(number)]
-        training = bool(self._present) and self._present[0].training
-        self.options: dict[str, Any] = {
-            "bias": chain.bias,
-            "other": chain.other,
-            "alpha": chain.alpha,
-            "relu": chain.relu,
-            "protected": protected if training else None,
-            "groups": groups if self._present and self._present[0].grouped else None,
-        }
+    Attributes:
+        chain: As the operators take it.
+        quantizers, schemes: Those that there are.
+    """
+
+    chain: Chain
+    quantizers: list[FakeQuantize]
+    schemes: list[Scheme]
 
     def take(self, ends: Tensor) -> None:
         """Gives the quantizers their new ranges."""
-        used = [scheme for scheme in self.schemes if scheme is not None]
-        for place, (quantizer, scheme) in enumerate(zip(self._present, used, strict=True)):
+        for place, (quantizer, scheme) in enumerate(zip(self.quantizers, self.schemes, strict=True)):
             quantizer.take(scheme, ends[2 * place : 2 * place + 2])
 
 
 def _ready(
-    chain: FusedChain,
+    steps: FusedChain,
     x: Tensor,
     protected: Tensor | None,
     groups: Tensor | None,
@@ -108,20 +98,33 @@ def _ready(
 ) -> _Ready | None:
     """Returns the chain for an operator, if one can run it; `shape`: of what goes through, if not that of `x`;
     `learned`: whether it is the one of ranges that are learned."""
-    quantizers, present = (chain.first, chain.second, chain.third), chain.quantizers
+    present = steps.quantizers
     if any(quantizer.learned is not learned for quantizer in present):
         return None
-    schemes = [None if quantizer is None else quantizer.scheme_for(x) for quantizer in quantizers]
+    one, two, three = (q if q is None else q.scheme_for(x) for q in (steps.first, steps.second, steps.third))
+    schemes = [scheme for scheme in (one, two, three) if scheme is not None]
     # A part of the model may be in evaluation, and autocast mixes types.
     alike = len({quantizer.training for quantizer in present}) <= 1
-    one_type = all(t is None or t.dtype == x.dtype for t in (chain.bias, chain.other, chain.alpha))
-    usual = alike and one_type and sum(scheme is not None for scheme in schemes) == len(present)
-    if not usual:
+    one_type = all(t is None or t.dtype == x.dtype for t in (steps.bias, steps.other, steps.alpha))
+    if not (alike and one_type and len(schemes) == len(present)):
         return None
     shape = x.shape if shape is None else shape
-    if present and present[0].grouped:
+    grouped = bool(present) and present[0].grouped
+    if grouped:
         present[0].check_groups(groups, shape[0])
-    return _Ready(chain, schemes, protected, groups, math.prod(shape))
+    number = math.prod(shape)
+    chain = Chain.of(
+        (one, two, three),
+        [end for quantizer in present for end in quantizer.ends(number)],
+        bias=steps.bias,
+        other=steps.other,
+        alpha=steps.alpha,
+        relu=steps.relu,
+        protected=protected if present and present[0].training else None,
+        groups=groups if grouped else None,
+        learned=learned,
+    )
+    return _Ready(chain, present, schemes)
 
 
 def chain(x: Tensor, steps: FusedChain, protected: Tensor | None, groups: Tensor | None = None) -> Tensor:
@@ -138,8 +141,8 @@ def chain(x: Tensor, steps: FusedChain, protected: Tensor | None, groups: Tensor
     if ready is None:
         return steps(x, protected, groups)
     if learned:
-        return learned_chain(x, ready.schemes, ready.ranges, **ready.options)
-    y, ends = quantize_chain(x, ready.schemes, ready.ranges, **ready.options)
+        return learned_chain(x, ready.chain)
+    y, ends = quantize_chain(x, ready.chain)
     ready.take(ends)
     return y
 
@@ -172,19 +175,18 @@ def linear(
     if ready is None:
         x = x if entry is None else entry(x, protected, groups)
         return chain(nn.functional.linear(x, weight, bias), steps, protected, groups)
-    ranges, options = ready.ranges, ready.options
-    if entry is not None:
-        ranges = [*entry.ends(x.numel()), *ranges]
-        options = {**options, "entry": scheme, "protected": protected if entry.training else None}
+    given, first = ready.chain, None
+    if entry is not None and scheme is not None:
+        first = Ranged.of(scheme, entry.ends(x.numel()))
+        given = given._replace(protected=protected if entry.training else None)
         if entry.grouped:
             entry.check_groups(groups, x.size(0))
-            options["groups"] = groups
+            given = given._replace(groups=groups)
     if learned:
-        return learned_linear(x, weight, ready.schemes, ranges, **options)
-    y, ends = quantize_linear(x, weight, bias, ready.schemes, ranges, **options)
+        return learned_linear(x, weight, given, first)
+    y, ends, range_ = quantize_linear(x, weight, bias, given, first)
     if entry is not None and scheme is not None:
-        entry.take(scheme, ends[:2])
-        ends = ends[2:]
+        entry.take(scheme, range_)
     ready.take(ends)
     return y
 
@@ -227,9 +229,7 @@ def batch_norm(
     ready = _ready(steps if later is None else FusedChain(), x, protected, groups) if usual else None
     if ready is None:
         return chain(norm(x), steps, protected, groups)
-    y, ends, mean, var = quantize_batch_norm(
-        x, norm.weight, norm.bias, norm.eps, ready.schemes, ready.ranges, **ready.options
-    )
+    y, ends, mean, var = quantize_batch_norm(x, norm.weight, norm.bias, norm.eps, ready.chain)
     ready.take(ends)
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         assert norm.num_batches_tracked is not None
@@ -255,13 +255,13 @@ def message_passing(
     by_sender: EdgeOrder | None,
     quantizer: FakeQuantize,
     senders_protected: Tensor | None,
-    mean: bool,
+    reduce: str,
     drop: tuple[float, bool] | None = None,
     steps: FusedChain | None = None,
     protected: Tensor | None = None,
     groups: Tensor | None = None,
 ) -> Tensor:
-    """Gathers ``x`` along the edges, multiplies by ``weight``, quantizes, adds up (or averages) per receiver; a chain.
+    """Gathers ``x`` along the edges, multiplies by ``weight``, quantizes, reduces per receiver; a chain.
 
     Args:
         x: ``[num_senders, *features]``.
@@ -274,7 +274,7 @@ def message_passing(
         by_sender: Likewise.
         quantizer: The quantizer of the messages.
         senders_protected: bool ``[num_senders]``, or ``None``.
-        mean: Whether to average.
+        reduce: ``"sum"``, ``"mean"``, or ``"max"``, the largest by feature; 0 where there is no message.
         drop: A probability, and whether it is in training: then messages are dropped, once they are rounded, each with
             all channels that one number of ``weight`` multiplies. ``None``: none are.
         steps: The chain of the aggregates.
@@ -292,82 +292,53 @@ def message_passing(
     kept = dropout(torch.ones_like(weight, requires_grad=False), p) if weight is not None and p > 0 else None
     # What is dropped is zero, and would have a say in an offset that is learned.
     alone = p >= 1 or (quantizer.learned and kept is not None)
+    alone = alone or (reduce == "max" and (quantizer.learned or quantizer.grouped))
     if scheme is None or by_receiver is None or by_sender is None or not fits or alone:
-        how = "mean" if mean else "sum"
         own = groups if quantizer.grouped else None
         edges = (x, weight, sender, receiver, num_nodes)
-        passed = _message_by_message(*edges, quantizer, senders_protected, how, own, kept)
+        passed = _message_by_message(*edges, quantizer, senders_protected, reduce, own, kept)
         return chain(passed, steps, protected, groups)
+    features = math.prod(x.shape[1:])
+    rows = x if x.dim() == 2 else x.reshape(x.size(0), features)
     senders = senders_protected if quantizer.training else None
+    ends = quantizer.ends(sender.size(0) * features)
+    sent = Sent.of(
+        rows, None if weight is None else _by_head(weight), sender, receiver, by_receiver, by_sender, senders
+    )
     later, factor = None, 1.0
     if weight is not None and kept is not None:
         # A message that is zero is zero when it is rounded: what is dropped has no weight, but is observed with it.
         if scheme.observe:
-            args = (x.reshape(x.size(0), -1), _by_head(weight), sender, receiver, by_receiver, by_sender)
-            ends = quantizer.ends(sender.size(0) * math.prod(x.shape[1:]))
-            quantizer.take(scheme, observe_messages(*args, scheme, ends, senders))
-            scheme = scheme._replace(observe=False)
-        weight, factor = weight * (kept != 0), 1 / (1 - p)
+            quantizer.take(scheme, observe_messages(sent, Ranged.of(scheme, ends)))
+            scheme, ends = scheme._replace(observe=False), quantizer.ends(sender.size(0) * features)
+        sent, factor = sent._replace(weight=_by_head(weight * (kept != 0))), 1 / (1 - p)
         steps, later = FusedChain(), steps
-    features = math.prod(x.shape[1:])
-    rows = x if x.dim() == 2 else x.reshape(x.size(0), features)
-    graph = (rows, None if weight is None else _by_head(weight), sender, receiver, by_receiver, by_sender)
-    ends = quantizer.ends(sender.size(0) * features)
+    elif reduce == "max":
+        steps, later = FusedChain(), steps
+    messages = Ranged.of(scheme, ends)
     if quantizer.learned:
         if quantizer.grouped:
             quantizer.check_groups(groups, num_nodes)
-        out = learned_propagate(*graph, scheme, ends, senders, mean, groups if quantizer.grouped else None)
+        out = learned_propagate(sent, messages, reduce == "mean", groups if quantizer.grouped else None)
         return chain(out.view(out.size(0), *x.shape[1:]), steps, protected, groups)
     plain = x.dim() == 2 or steps.bias is None
     ready = _ready(steps, x, protected, groups, (num_nodes, features)) if plain else None
+    given = NO_CHAIN if ready is None else ready.chain
     if quantizer.grouped:
         quantizer.check_groups(groups, num_nodes)
-    options = {} if ready is None else {"schemes": ready.schemes, "ranges": ready.ranges, **ready.options}
-    if quantizer.grouped:
-        options["groups"] = groups
-    if ready is not None and steps.other is not None:
+        given = given._replace(groups=groups)
+    if given.other is not None and given.other.dim() != 2:
         # As it is where it can be: x itself, say, whose gradients are then added up on the way.
-        options["other"] = steps.other if steps.other.dim() == 2 else steps.other.reshape(num_nodes, features)
-    out, new = propagate(*graph, scheme, ends, senders, mean, **options)
-    quantizer.take(scheme, new[:2] if new.dim() == 1 else new[:2, 0])
+        given = given._replace(other=given.other.reshape(num_nodes, features))
+    out, new, range_ = propagate(sent, messages, given, reduce)
+    quantizer.take(scheme, range_)
     out = out.view(out.size(0), *x.shape[1:])
     if later is not None:
-        return chain(out * factor, later, protected, groups)
+        return chain(out if factor == 1 else out * factor, later, protected, groups)
     if ready is None:
         return chain(out, steps, protected, groups)
-    ready.take(new[2:])
+    ready.take(new)
     return out
-
-
-def largest_message(
-    x: Tensor,
-    weight: Tensor | None,
-    sender: Tensor,
-    receiver: Tensor,
-    num_nodes: int,
-    by_receiver: EdgeOrder | None,
-    by_sender: EdgeOrder | None,
-    quantizer: FakeQuantize,
-    senders_protected: Tensor | None,
-) -> Tensor:
-    """Returns by feature the largest message to each node, 0 where there is none; see :func:`message_passing`."""
-    scheme = quantizer.scheme_for(x) if by_receiver is not None and by_sender is not None else None
-    fits = weight is None or weight.dtype == x.dtype
-    if scheme is None or by_receiver is None or by_sender is None or not fits or quantizer.learned:
-        return _message_by_message(x, weight, sender, receiver, num_nodes, quantizer, senders_protected, "max")
-    out, ends = propagate_max(
-        x if x.dim() == 2 else x.reshape(x.size(0), math.prod(x.shape[1:])),
-        None if weight is None else _by_head(weight),
-        sender,
-        receiver,
-        by_receiver,
-        by_sender,
-        scheme,
-        quantizer.ends(sender.size(0) * math.prod(x.shape[1:])),
-        senders_protected if quantizer.training else None,
-    )
-    quantizer.take(scheme, ends)
-    return out.view(out.size(0), *x.shape[1:])
 
 
 def _by_head(weight: Tensor) -> Tensor:
@@ -410,7 +381,6 @@ __all__ = [
     "batch_norm",
     "chain",
     "dropout",
-    "largest_message",
     "linear",
     "message_passing",
     "weights",

@@ -272,7 +272,7 @@ class TestPhases:
             ("dqconvert::quantize_batch_norm", "rest"),
             ("dqconvert::batch_norm_grad", "rest"),
             ("dqconvert::propagate", "message passing"),
-            ("dqconvert::propagate_max_grad", "message passing"),
+            ("dqconvert::propagate_grad", "message passing"),
             ("dqconvert::edge_order", "message passing"),
             ("dqconvert::dropout_grad", "rest"),
             ("aten::relu", None),

@@ -8,7 +8,7 @@ import math
 import torch
 
 from dqconvert.kernels import Scheme
-from dqconvert.kernels._grid import Steps
+from dqconvert.kernels._steps import Chain, Steps
 
 NEVER = (math.inf, -math.inf)
 PLACES = [places for n in (1, 2, 3) for places in itertools.combinations(range(3), n)]
@@ -54,9 +54,10 @@ def by_place(schemes):
     return tuple(schemes.get(place) for place in range(3))
 
 
-def packed(schemes, relu=False, masked=True):
-    """The steps of a chain with schemes at some places, as operators take them."""
-    return Steps(by_place(schemes), relu, masked).packed()
+def chain_of(schemes, ranges, relu=False, masked=True, bias=None, other=None, alpha=None, protected=None, groups=None):
+    """A chain with schemes at some places, as operators take it."""
+    packed = Steps(by_place(schemes), relu, masked).packed()
+    return Chain(bias, other, alpha, protected, groups, torch.as_tensor(ranges), *packed)
 
 
 def as_ranges(ranges):

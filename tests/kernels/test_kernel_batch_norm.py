@@ -11,16 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from dqconvert.kernels import Scheme, quantize_batch_norm, quantize_chain
+from dqconvert.kernels import Chain, Scheme, quantize_batch_norm, quantize_chain
 from dqconvert.kernels.batch_norm import (
     batch_norm_grad,
     plain_batch_norm_grad,
     plain_quantize_batch_norm,
     quantize_batch_norm_operator,
 )
-from dqconvert.kernels.chain import ends_of, masked
 
-NOTHING = (None, None, None)
 INT8 = Scheme(-128, 127, symmetric=False, p=0.001, momentum=-1.0, observe=True, clip=True)
 NEVER = [torch.tensor(math.inf), torch.tensor(-math.inf)]
 
@@ -39,7 +37,7 @@ def reference(x, weight, shift, eps=1e-5):
 @pytest.mark.parametrize("shape", [(2, 1), (2, 70), (33, 1), (700, 64), (65, 300), (3, 5000), (90000, 3)], ids=str)
 def test_it_is_torchs_in_double_precision(shape, dtype, threads):
     x, weight, shift = batch(*shape, dtype=dtype)
-    y, ends, mean, var = quantize_batch_norm(x, weight, shift, 1e-5, NOTHING, ())
+    y, ends, mean, var = quantize_batch_norm(x, weight, shift, 1e-5, Chain.of())
     wide = [t.double() for t in (x, weight, shift)]
     tolerance = 1e-12 if dtype == torch.float64 else 3e-5
     torch.testing.assert_close(y.double(), reference(*wide), rtol=tolerance, atol=tolerance)
@@ -52,7 +50,7 @@ def test_it_is_torchs_in_double_precision(shape, dtype, threads):
 def test_a_far_mean_does_not_cancel_the_variance():
     x, weight, shift = batch(60000, 4, center=0.0, spread=1.0)
     far = x + 5000
-    var = quantize_batch_norm(far, weight, shift, 1e-5, NOTHING, ())[3]
+    var = quantize_batch_norm(far, weight, shift, 1e-5, Chain.of())[3]
     torch.testing.assert_close(var.double(), far.double().var(0, correction=0), rtol=1e-6, atol=0)
 
 
@@ -62,7 +60,7 @@ def test_gradients_are_torchs(affine, threads):
     leaves = [t.requires_grad_() for t in (x, *(t for t, used in zip(both, affine, strict=True) if used))]
     weight, shift = (t if used else None for t, used in zip(both, affine, strict=True))
     grad = torch.randn_like(x)
-    got = torch.autograd.grad(quantize_batch_norm(x, weight, shift, 1e-5, NOTHING, ())[0], leaves, grad)
+    got = torch.autograd.grad(quantize_batch_norm(x, weight, shift, 1e-5, Chain.of())[0], leaves, grad)
     wide = [t.detach().double().requires_grad_() for t in leaves]
     kept = iter(wide[1:])
     y = reference(wide[0], *(next(kept) if used else None for used in affine))
@@ -79,9 +77,9 @@ def test_its_rows_go_through_the_chain(places, relu):
     for step in range(3):
         x, weight, shift = batch(800, 24)
         weight = weight * (1 + step)
-        rows = quantize_batch_norm(x, weight, shift, 1e-5, NOTHING, ())[0]
-        want, ends = quantize_chain(rows, schemes, ranges, **options)
-        y, new, _, _ = quantize_batch_norm(x, weight, shift, 1e-5, schemes, ranges, **options)
+        rows = quantize_batch_norm(x, weight, shift, 1e-5, Chain.of())[0]
+        want, ends = quantize_chain(rows, Chain.of(schemes, ranges, **options))
+        y, new, _, _ = quantize_batch_norm(x, weight, shift, 1e-5, Chain.of(schemes, ranges, **options))
         assert torch.equal(y, want)
         assert torch.equal(new, ends)
         ranges = list(new.unbind())
@@ -94,9 +92,9 @@ def test_gradients_pass_the_chain():
     frozen = INT8._replace(observe=False)
     options = {"other": other, "alpha": alpha, "relu": True}
     grad = torch.randn(900, 16)
-    y = quantize_batch_norm(x, weight, shift, 1e-5, (None, frozen, None), ranges, **options)[0]
+    y = quantize_batch_norm(x, weight, shift, 1e-5, Chain.of((None, frozen, None), ranges, **options))[0]
     rows = reference(x, weight, shift)
-    want = quantize_chain(rows, (None, frozen, None), ranges, **options)[0]
+    want = quantize_chain(rows, Chain.of((None, frozen, None), ranges, **options))[0]
     assert float((y - want).detach().abs().max()) <= 4 / 255 + 1e-6  # one step, where a value lies half way
     for one, two in zip(torch.autograd.grad(y, leaves, grad), torch.autograd.grad(want, leaves, grad), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-3 * float(two.abs().max()))
@@ -106,7 +104,7 @@ def test_gradients_pass_the_chain():
 def test_any_shape(rows, columns, seed):
     torch.manual_seed(seed)
     x, weight, shift = batch(rows, columns)
-    y = quantize_batch_norm(x, weight, shift, 1e-3, NOTHING, ())[0]
+    y = quantize_batch_norm(x, weight, shift, 1e-3, Chain.of())[0]
     torch.testing.assert_close(
         y.double(), reference(x.double(), weight.double(), shift.double(), 1e-3), rtol=1e-4, atol=1e-4
     )
@@ -116,14 +114,14 @@ def test_strides_do_not_matter():
     x, weight, shift = batch(64, 20)
     strided = torch.stack([x, x], 2)[..., 0]
     assert not strided.is_contiguous()
-    want = quantize_batch_norm(x, weight, shift, 1e-5, NOTHING, ())[0]
-    assert torch.equal(quantize_batch_norm(strided, weight, shift, 1e-5, NOTHING, ())[0], want)
+    want = quantize_batch_norm(x, weight, shift, 1e-5, Chain.of())[0]
+    assert torch.equal(quantize_batch_norm(strided, weight, shift, 1e-5, Chain.of())[0], want)
 
 
 def test_nan_stays_in_its_column():
     x, weight, shift = batch(100, 3)
     x[7, 1] = torch.nan
-    y = quantize_batch_norm(x, weight, shift, 1e-5, NOTHING, ())[0]
+    y = quantize_batch_norm(x, weight, shift, 1e-5, Chain.of())[0]
     assert y[:, 1].isnan().all()
     assert y[:, [0, 2]].isfinite().all()
 
@@ -132,7 +130,7 @@ def test_gradcheck_and_second_derivatives():
     args = [t.requires_grad_() for t in batch(6, 3, torch.float64, spread=1.0, center=1.0)]
 
     def normed(x, weight, shift):
-        return quantize_batch_norm(x, weight, shift, 1e-3, NOTHING, ())[0]
+        return quantize_batch_norm(x, weight, shift, 1e-3, Chain.of())[0]
 
     assert torch.autograd.gradcheck(normed, args)
     assert torch.autograd.gradgradcheck(normed, args)
@@ -140,7 +138,7 @@ def test_gradcheck_and_second_derivatives():
 
 def test_sixteen_bits_take_the_plain_way():
     x, weight, shift = batch(50, 8, torch.bfloat16)
-    y, *_ = quantize_batch_norm(x, weight, shift, 1e-5, NOTHING, ())
+    y, *_ = quantize_batch_norm(x, weight, shift, 1e-5, Chain.of())
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.double(), reference(x.double(), weight.double(), shift.double()), rtol=0.05, atol=0.1)
 
@@ -151,20 +149,8 @@ def test_sixteen_bits_take_the_plain_way():
 def test_operators_keep_their_contract(dtype, weighted):
     x, weight, shift = (t.requires_grad_() for t in batch(30, 5, dtype))
     weight, shift = (weight, shift) if weighted else (None, None)
-    steps = masked((INT8._replace(observe=False), None, None), True)
-    args = (
-        x,
-        weight,
-        shift,
-        1e-5,
-        None,
-        None,
-        None,
-        None,
-        None,
-        ends_of([torch.tensor(-3.0), torch.tensor(3.0)]),
-        *steps,
-    )
+    chain = Chain.of((INT8._replace(observe=False), None, None), [torch.tensor(-3.0), torch.tensor(3.0)], relu=True)
+    args = (x, weight, shift, 1e-5, *chain)
     kinds = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(
         quantize_batch_norm_operator.registered, args, test_utils=kinds if dtype == torch.float32 else kinds[:3]
@@ -194,8 +180,7 @@ def test_the_gradient_counts_where_it_passes(shape, dtype, bit, threads):
 
 def test_the_definition_is_torchs():
     x, weight, shift = batch(40, 6, torch.float64)
-    steps = masked(NOTHING, False)
-    y, *_ = plain_quantize_batch_norm(x, weight, shift, 1e-5, None, None, None, None, None, torch.empty(0), *steps)
+    y, *_ = plain_quantize_batch_norm(x, weight, shift, 1e-5, Chain.of())
     torch.testing.assert_close(y, reference(x, weight, shift))
     grad = torch.randn_like(x)
     leaves = [t.requires_grad_() for t in (x, weight, shift)]
@@ -208,4 +193,4 @@ def test_the_definition_is_torchs():
 def test_errors_name_what_does_not_fit():
     x, weight, shift = batch(4, 2)
     with pytest.raises(ValueError, match="protected"):
-        quantize_batch_norm(x, weight, shift, 1e-5, NOTHING, (), protected=torch.zeros(3, dtype=torch.bool))
+        quantize_batch_norm(x, weight, shift, 1e-5, Chain.of(protected=torch.zeros(3, dtype=torch.bool)))

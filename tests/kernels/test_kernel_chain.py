@@ -20,32 +20,25 @@ from chain_cases import (
     as_ranges,
     assert_equal,
     by_place,
+    chain_of,
     growing,
     masks,
-    packed,
     scheme,
     special,
 )
 
-from dqconvert.kernels import quantize_chain
+from dqconvert.kernels import Chain, quantize_chain
 from dqconvert.kernels.chain import plain_quantize_chain, quantize_chain_grad, quantize_chain_operator
 from dqconvert.kernels.cpu.chain import serves
-
-
-def arguments(
-    x, schemes, ranges, bias=None, other=None, alpha=None, protected=None, relu=False, masked=True, groups=None
-):
-    """What the operator takes, for schemes by place."""
-    return x, bias, other, alpha, protected, groups, torch.tensor(ranges), *packed(schemes, relu, masked)
 
 
 def assert_as_defined(steps, schemes, **options):
     """Several steps, each beginning with the ranges that the last one left."""
     ranges = list(NEVER) * len(schemes)
     for x in steps:
-        args = arguments(x, schemes, ranges, **options)
-        got = quantize_chain_operator(*args)
-        assert_equal(got, plain_quantize_chain(*args))
+        chain = chain_of(schemes, ranges, **options)
+        got = quantize_chain_operator(x, chain)
+        assert_equal(got, plain_quantize_chain(x, chain))
         ranges = got[1].tolist()
     return ranges
 
@@ -137,7 +130,7 @@ def test_special_values_that_pass_two_grids(kind, rows):
 
 def test_nan_stays_nan_infinities_become_the_ends_and_neither_is_observed():
     x = torch.tensor([[math.nan, math.inf, -math.inf, -1.0, 2.0]])
-    y, ends = quantize_chain(x, (None, scheme(), None), as_ranges(NEVER))
+    y, ends = quantize_chain(x, Chain.of((None, scheme(), None), as_ranges(NEVER)))
     assert ends.tolist() == [-1.0, 2.0]
     assert y[0, 0].isnan()
     assert y[0, 1] == pytest.approx(2.0, abs=0.01)
@@ -163,8 +156,7 @@ def test_strides_do_not_matter(view):
     schemes = {0: INT4, 1: INT8, 2: INT8}
     assert_as_defined([x, 2 * x], schemes, bias=bias, relu=True, protected=protected)
     assert_as_defined([x, 2 * x], schemes, other=other, alpha=torch.tensor(0.5), protected=protected)
-    args = arguments(x, schemes, NEVER * 3, relu=True)
-    y, _, passes = quantize_chain_operator(*args)
+    y, _, passes = quantize_chain_operator(x, chain_of(schemes, NEVER * 3, relu=True))
     assert y.is_contiguous()
     grad = torch.randn_like(y).t().contiguous().t()
     assert_grad_equal(grad, passes, other, torch.tensor([0.5]))
@@ -172,7 +164,7 @@ def test_strides_do_not_matter(view):
 
 def test_the_result_shares_no_memory():
     x = torch.randn(30, 8)
-    y = quantize_chain(x, (None, INT8, None), as_ranges(NEVER), protected=torch.ones(30) > 0)[0]
+    y = quantize_chain(x, Chain.of((None, INT8, None), as_ranges(NEVER), protected=torch.ones(30) > 0))[0]
     assert torch.equal(x, y)
     assert x.data_ptr() != y.data_ptr()
 
@@ -183,7 +175,7 @@ def test_other_types_take_the_plain_way(mixed):
     x = torch.randn(40, 8).to(low)
     bias = torch.randn(8).to(torch.float32 if mixed == "bias float32" else low)
     other = torch.randn(40, 8).to(torch.float32 if mixed == "other float32" else low)
-    assert not serves(x, bias, None, None)
+    assert not serves(x.shape, x.dtype, (bias, None, None))
     assert_as_defined([x, 2 * x], {0: INT8, 1: INT4}, bias=bias)
     assert_as_defined([x, 2 * x], {0: INT8, 1: INT4}, other=other, relu=True)
 
@@ -192,7 +184,7 @@ def test_sixteen_bits_train():
     x = torch.randn(40, 8, dtype=torch.bfloat16, requires_grad=True)
     bias = torch.randn(8, dtype=torch.bfloat16, requires_grad=True)
     never = as_ranges(NEVER)
-    y, _ = quantize_chain(x, (INT4, INT8, None), never * 2, bias=bias)
+    y, _ = quantize_chain(x, Chain.of((INT4, INT8, None), never * 2, bias=bias))
     y.sum().backward()
     assert x.grad.dtype == bias.grad.dtype == torch.bfloat16
     assert 0 < x.grad.float().mean() < 1
@@ -237,7 +229,7 @@ class Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, grid, protected, ends):
-        y, _, _ = plain_quantize_chain(*arguments(x, {1: grid._replace(observe=False)}, ends, protected=protected))
+        y, _, _ = plain_quantize_chain(x, chain_of({1: grid._replace(observe=False)}, ends, protected=protected))
         lo, hi = (min(ends[0], 0), max(ends[1], 0))
         low, high = grid.quant_min, grid.quant_max
         scale = torch.tensor((hi - lo) / (high - low)).float().to(x.dtype)
@@ -261,7 +253,7 @@ def test_gradients_are_those_of_the_parts(places, clip):
     schemes = by_place(dict.fromkeys(places, grid))
     x, other, alpha = mine
     never = as_ranges(NEVER) * len(places)
-    y, ends = quantize_chain(x, schemes, never, other=other, alpha=alpha, protected=protected, relu=True)
+    y, ends = quantize_chain(x, Chain.of(schemes, never, other=other, alpha=alpha, protected=protected, relu=True))
     pairs = iter(ends.view(-1, 2).tolist())
 
     def rounded(value, place):
@@ -280,18 +272,18 @@ def test_gradients_are_those_of_the_parts(places, clip):
 def test_gradients_of_a_bias():
     x, bias = torch.randn(3000, 12, requires_grad=True), torch.randn(12, requires_grad=True)
     never = as_ranges(NEVER) * 2
-    y, _ = quantize_chain(x, (INT4, INT4, None), never, bias=bias)
+    y, _ = quantize_chain(x, Chain.of((INT4, INT4, None), never, bias=bias))
     upstream = torch.randn_like(y)
     y.backward(upstream)
-    _, _, passes = plain_quantize_chain(*arguments(x.detach(), {0: INT4, 1: INT4}, NEVER * 2, bias=bias.detach()))
+    _, _, passes = plain_quantize_chain(x.detach(), chain_of({0: INT4, 1: INT4}, NEVER * 2, bias=bias.detach()))
     torch.testing.assert_close(bias.grad, torch.where(passes & 1 > 0, upstream, 0).sum(0), rtol=1e-5, atol=1e-5)
     assert torch.equal(x.grad, torch.where(passes & 2 > 0, upstream, 0))
 
 
 def fine_chain(x, bias, other, alpha):
     ends = as_ranges((-1000.0, 1000.0)) * 3
-    one, _ = quantize_chain(x, (FINE, FINE, FINE), ends, bias=bias, relu=True)
-    two, _ = quantize_chain(x, (FINE, FINE, None), ends[:4], other=other, alpha=alpha)
+    one, _ = quantize_chain(x, Chain.of((FINE, FINE, FINE), ends, bias=bias, relu=True))
+    two, _ = quantize_chain(x, Chain.of((FINE, FINE, None), ends[:4], other=other, alpha=alpha))
     return one + two
 
 
@@ -314,20 +306,20 @@ def test_without_gradients_no_bits_are_kept():
     never = as_ranges(NEVER)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         with torch.no_grad():
-            quantize_chain(x, (None, INT8, None), never, relu=True)
+            quantize_chain(x, Chain.of((None, INT8, None), never, relu=True))
         assert saved == []
-        quantize_chain(x, (None, INT8, None), never, relu=True)
+        quantize_chain(x, Chain.of((None, INT8, None), never, relu=True))
     assert [t.dtype for t in saved] == [torch.uint8]
 
 
 def test_errors_name_what_does_not_fit():
     never = as_ranges(NEVER)
     with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.int64"):
-        quantize_chain(torch.arange(3), (None, INT8, None), never)
+        quantize_chain(torch.arange(3), Chain.of((None, INT8, None), never))
     with pytest.raises(TypeError, match="protected must be a bool tensor"):
-        quantize_chain(torch.randn(3, 2), (None, INT8, None), never, protected=torch.ones(3))
+        quantize_chain(torch.randn(3, 2), Chain.of((None, INT8, None), never, protected=torch.ones(3)))
     with pytest.raises(ValueError, match="protected must have one entry per row"):
-        quantize_chain(torch.randn(3, 2), (None, INT8, None), never, protected=torch.ones(2) > 0)
+        quantize_chain(torch.randn(3, 2), Chain.of((None, INT8, None), never, protected=torch.ones(2) > 0))
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -338,8 +330,8 @@ def test_operators_keep_their_contract(added, masked):
     options = {"bias": torch.randn(3, requires_grad=True)}
     if added == "other":
         options = {"other": torch.randn(5, 3, requires_grad=True), "alpha": torch.randn(1, requires_grad=True)}
-    args = arguments(x, {0: clip, 1: clip}, NEVER * 2, protected=torch.rand(5) < 0.5, masked=masked, **options)
-    torch.library.opcheck(torch.ops.dqconvert.quantize_chain.default, args)
+    chain = chain_of({0: clip, 1: clip}, NEVER * 2, protected=torch.rand(5) < 0.5, masked=masked, **options)
+    torch.library.opcheck(torch.ops.dqconvert.quantize_chain.default, (x, *chain))
 
 
 def test_the_operator_of_the_gradient_keeps_its_contract():

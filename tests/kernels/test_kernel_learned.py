@@ -7,11 +7,14 @@ import math
 
 import pytest
 import torch
-from chain_cases import ADDED, addends, masks
+from chain_cases import ADDED, addends, chain_of, masks
 
 from dqconvert.errors import InputShapeError
 from dqconvert.kernels import (
+    Chain,
+    Ranged,
     Scheme,
+    Sent,
     edge_order,
     fake_quantize,
     learned_chain,
@@ -20,7 +23,6 @@ from dqconvert.kernels import (
     learned_propagate,
     qparams,
 )
-from dqconvert.kernels._grid import Steps, joined
 from dqconvert.kernels.learned import learned_chain_grad, plain_learned_chain_grad
 from dqconvert.kernels.learned_linear import (
     learned_linear_grad,
@@ -34,7 +36,6 @@ from dqconvert.kernels.learned_propagate import (
     plain_learned_propagate,
     plain_learned_propagate_grad,
 )
-from dqconvert.kernels.messages import Passing, Sent
 
 
 def scheme(bits):
@@ -102,7 +103,7 @@ def test_protected_rows_pass_and_say_nothing_of_the_step():
     protected = torch.tensor([True] * 4)
     for y in (
         learned_fake_quantize(x, *ends, -8, 7, protected),
-        learned_chain(x, (None, scheme(4), None), ends, protected=protected),
+        learned_chain(x, Chain.of((None, scheme(4), None), ends, protected=protected, learned=True)),
     ):
         x.grad = None
         y.sum().backward()
@@ -135,14 +136,14 @@ def groups_of(rows):
 @pytest.mark.parametrize("bits", CHAINS, ids=str)
 def test_gradients_of_a_chain_are_as_defined(bits, kind, dtype):
     torch.manual_seed(0)
-    schemes = tuple(None if b is None else scheme(b) for b in bits)
+    schemes = {place: scheme(b) for place, b in enumerate(bits) if b is not None}
     for rows in (0, 1, 150):
         extra = {"bias": None, "other": None, "alpha": None, **addends(kind, rows, 16, dtype)}
         for protected, groups in itertools.product(masks(rows).values(), groups_of(rows)):
             for relu in (False, True):
                 x, grad = torch.randn(rows, 16, dtype=dtype) * 3, torch.randn(rows, 16, dtype=dtype)
-                numbers = (ranges_of(bits, groups), *Steps(schemes, relu).packed())
-                args = (grad, x, *extra.values(), protected, groups, *numbers)
+                own = {"protected": protected, "groups": groups, **extra}
+                args = (grad, x, chain_of(schemes, ranges_of(bits, groups), relu, **own))
                 got, want = learned_chain_grad(*args), plain_learned_chain_grad(*args)
                 assert torch.equal(got[0], want[0])
                 assert torch.equal(got[2], want[2])
@@ -158,14 +159,13 @@ def test_message_passing_is_as_defined(mean, heads):
     for nodes, edges in ((1, 0), (1, 3), (60, 150), (200, 9000)):
         x, weight = torch.randn(nodes, 16) * 2, None if heads is None else torch.randn(edges, heads)
         sender, receiver = torch.randint(nodes, (2, edges))
-        orders = [list(edge_order(*ends, nodes)) for ends in ((receiver, sender), (sender, receiver))]
+        orders = [edge_order(*ends, nodes) for ends in ((receiver, sender), (sender, receiver))]
         for bits in (4, 8):
             for protected, groups in itertools.product((None, torch.rand(nodes) < 0.3), groups_of(nodes)):
                 if groups is not None and heads is None:
                     continue  # rows that are sent as they are have one grid
-                packed = Passing(scheme(bits), mean).packed()
-                sent = Sent(x, weight, sender, receiver, *orders, nodes, protected)
-                rest = (groups, ranges_of([bits], groups), *packed)
+                sent = Sent.of(x, weight, sender, receiver, *orders, protected)
+                rest = (Ranged(ranges_of([bits], groups), *scheme(bits).packed()), mean, groups)
                 out = learned_propagate_operator(sent, *rest)
                 torch.testing.assert_close(out, plain_learned_propagate(sent, *rest), rtol=1e-5, atol=1e-4)
                 args = (torch.randn(nodes, 16), sent, out, *rest)
@@ -180,18 +180,19 @@ def test_message_passing_is_as_defined(mean, heads):
 def test_a_linear_layer_is_its_product_and_its_chain(shape, bits, kind):
     torch.manual_seed(0)
     rows, depth, columns = shape
-    schemes = tuple(None if b is None else scheme(b) for b in bits)
+    schemes = {place: scheme(b) for place, b in enumerate(bits) if b is not None}
     extra = {"bias": None, "other": None, "alpha": None, **addends(kind, rows, columns)}
     x, weight, grad = (torch.randint(-4, 5, size) / 4 for size in ((rows, depth), (columns, depth), (rows, columns)))
     for protected, groups in itertools.product(masks(rows).values(), groups_of(rows)):
         for relu, entry in itertools.product((False, True), (None, scheme(3))):
-            at_entry = ranges_of([entry], groups, high=3.0)  # whose steps leave products exact
-            ranges = torch.cat([at_entry, ranges_of(bits, groups)])
-            chain = (*extra.values(), protected, groups, ranges, *joined(entry, *Steps(schemes, relu).packed()))
+            own = {"protected": protected, "groups": groups, **extra}
+            how_ = (None, chain_of(schemes, ranges_of(bits, groups), relu, **own))
+            if entry is not None:  # whose steps leave products exact
+                how_ = (Ranged(ranges_of([entry], groups, high=3.0), *entry.packed()), how_[1])
             torch.testing.assert_close(
-                learned_linear_operator(x, weight, *chain), plain_learned_linear(x, weight, *chain), rtol=0, atol=0
+                learned_linear_operator(x, weight, *how_), plain_learned_linear(x, weight, *how_), rtol=0, atol=0
             )
-            got, want = (how(grad, x, weight, *chain, True) for how in (learned_linear_grad, plain_learned_linear_grad))
+            got, want = (how(grad, x, weight, *how_, True) for how in (learned_linear_grad, plain_learned_linear_grad))
             for one, other in zip(got, want, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
@@ -203,7 +204,8 @@ def test_a_large_weight_goes_by_the_library():
         weight = torch.randn(600, 600, generator=torch.Generator().manual_seed(1)) / 20
         weight = weight.requires_grad_() if large else weight[:, :].double().requires_grad_()
         ends = [torch.tensor(end, requires_grad=True) for end in (-2.0, 1.9)]
-        learned_linear(x.to(weight.dtype), weight, (None, scheme(8), None), ends).square().sum().backward()
+        chain = Chain.of((None, scheme(8), None), ends, learned=True)
+        learned_linear(x.to(weight.dtype), weight, chain).square().sum().backward()
         found.append((weight.grad.double(), *(end.grad for end in ends)))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=0.5)
@@ -218,8 +220,8 @@ def test_rows_that_lie_otherwise_give_the_same():
     for rows in (values.t(), values.t().contiguous()):
         x = rows.detach().requires_grad_()
         ends = [torch.tensor(end, requires_grad=True) for end in (-1.0, 1.0)]
-        out = learned_chain(x, (None, scheme(4), None), ends, relu=True)
-        out = learned_propagate(out, None, sender, receiver, *orders, scheme(4), ends)
+        out = learned_chain(x, Chain.of((None, scheme(4), None), ends, relu=True, learned=True))
+        out = learned_propagate(Sent.of(out, None, sender, receiver, *orders), Ranged.of(scheme(4), ends))
         out.square().sum().backward()
         found.append((out.detach(), x.grad, *(end.grad for end in ends)))
     for one, other in zip(*found, strict=True):
@@ -229,7 +231,10 @@ def test_rows_that_lie_otherwise_give_the_same():
 def test_a_gradient_can_be_differentiated():
     x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     ends = [torch.tensor(end, requires_grad=True) for end in (-1.28, 1.27)]
-    for y in (learned_chain(x, (None, scheme(8), None), ends), learned_fake_quantize(x, *ends, -128, 127)):
+    for y in (
+        learned_chain(x, Chain.of((None, scheme(8), None), ends, learned=True)),
+        learned_fake_quantize(x, *ends, -128, 127),
+    ):
         (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         (twice,) = torch.autograd.grad(grad.sum(), x)
         assert torch.equal(twice, 2.0 * ((x > -1.28) & (x < 1.27)))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from chain_cases import INT8, NEVER, PLACES, as_ranges, by_place, packed
+from chain_cases import INT8, NEVER, PLACES, as_ranges, by_place, chain_of
 
-from dqconvert.kernels import Scheme, linear, quantize_chain, quantize_linear
-from dqconvert.kernels._grid import joined
+from dqconvert.kernels import Chain, Ranged, Scheme, linear, quantize_chain, quantize_linear
 from dqconvert.kernels.cpu.entry import CHUNK
 from dqconvert.kernels.linear import Product
 
@@ -71,7 +70,7 @@ def test_products_of_our_own_are_torchs_in_double_precision(depth, columns, dtyp
     leaves = [torch.randn(1000, depth), torch.randn(columns, depth), torch.randn(columns)]
     mine = [t.to(dtype).requires_grad_() for t in leaves]
     theirs = [t.detach().double().requires_grad_() for t in leaves]
-    y, want = quantize_linear(*mine, (None, wide, None), ends)[0], F.linear(*theirs)
+    y, want = quantize_linear(*mine, Chain.of((None, wide, None), ends))[0], F.linear(*theirs)
     tolerance = 1e-6 if dtype == torch.float64 else 1e-4
     torch.testing.assert_close(y.double(), want, rtol=tolerance, atol=tolerance)
     upstream = torch.randn_like(want)
@@ -90,8 +89,8 @@ def test_rows_go_through_the_chain_while_ranges_grow(places, relu, threads):
     for step in range(4):
         x = torch.randn(900, 40) * (1 + step / 3)
         rows = torch.from_numpy(Product(x, weight, None).rows())
-        want, ends = quantize_chain(rows, by_place(schemes), ranges, **options)
-        y, new = quantize_linear(x, weight, None, by_place(schemes), ranges, **options)
+        want, ends = quantize_chain(rows, Chain.of(by_place(schemes), ranges, **options))
+        y, new, _ = quantize_linear(x, weight, None, Chain.of(by_place(schemes), ranges, **options))
         assert torch.equal(y, want)
         assert torch.equal(new, ends)
         ranges = list(new.unbind())
@@ -111,29 +110,31 @@ def test_rows_rounded_on_the_way_in(places, shape, dtype, threads):
     protected = torch.rand(rows) < 0.2
     for step in range(3):
         x = (torch.randn(rows, depth) * (1 + step / 3)).to(dtype)
-        rounded, end = quantize_chain(x, (None, entry, None), before, protected=protected)
-        want, ends = quantize_linear(rounded, *leaves, schemes, ranges, protected=protected)
-        y, new = quantize_linear(x, *leaves, schemes, [*before, *ranges], protected=protected, entry=entry)
+        rounded, end = quantize_chain(x, Chain.of((None, entry, None), before, protected=protected))
+        want, ends, _ = quantize_linear(rounded, *leaves, Chain.of(schemes, ranges, protected=protected))
+        chain = Chain.of(schemes, ranges, protected=protected)
+        y, new, range_ = quantize_linear(x, *leaves, chain, Ranged.of(entry, before))
         # Where nothing else is rounded, the product beside an entry is ours and the other one torch's.
         exact = {"rtol": 0, "atol": 0} if places else {"rtol": 1e-4, "atol": 1e-4}
         torch.testing.assert_close(y, want, **exact)
-        assert torch.equal(new, torch.cat([end, ends]))
+        assert torch.equal(new, ends)
+        assert torch.equal(range_, end)
         upstream = torch.randn_like(want)
         one, two = (torch.autograd.grad(result, leaves, upstream) for result in (y, want))
         torch.testing.assert_close(one, two, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-3)
-        before, ranges = list(new[:2].unbind()), list(new[2:].unbind())
+        before, ranges = list(range_.unbind()), list(new.unbind())
 
 
 def test_what_is_rounded_on_the_way_in_is_not_kept():
     x, weight = torch.randn(500, 64), torch.randn(8, 64, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        quantize_linear(x, weight, None, (None, INT8, None), as_ranges(NEVER * 2), entry=INT8)
+        never = as_ranges(NEVER)
+        quantize_linear(x, weight, None, Chain.of((None, INT8, None), never), Ranged.of(INT8, never))
     large = [t for t in kept if t.numel() * t.itemsize >= x.numel() * 4]
     assert [t.data_ptr() for t in large] == [x.data_ptr()]
 
 
-@pytest.mark.sample(5)
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("trained", [("x",), ("x", "weight"), ("x", "weight", "offset")], ids=str)
 @pytest.mark.parametrize(("depth", "columns"), [(37, 24), (700, 130)])
@@ -143,10 +144,10 @@ def test_gradients_of_what_is_rounded_on_the_way_in(depth, columns, trained, cli
     values = {"x": torch.randn(700, depth), "weight": torch.randn(columns, depth), "offset": torch.randn(columns)}
     leaves = {name: value.requires_grad_(name in trained) for name, value in values.items()}
     protected, before = torch.rand(700) < 0.2, as_ranges(NEVER)
-    rounded, _ = quantize_chain(leaves["x"], (None, entry, None), before, protected=protected)
-    rest = (leaves["weight"], leaves["offset"], (None, INT8, None))
-    want, _ = quantize_linear(rounded, *rest, as_ranges(NEVER), protected=protected)
-    y, _ = quantize_linear(leaves["x"], *rest, [*before, *as_ranges(NEVER)], protected=protected, entry=entry)
+    rounded, _ = quantize_chain(leaves["x"], Chain.of((None, entry, None), before, protected=protected))
+    rest = leaves["weight"], leaves["offset"], Chain.of((None, INT8, None), before, protected=protected)
+    want, *_ = quantize_linear(rounded, *rest)
+    y, *_ = quantize_linear(leaves["x"], *rest, Ranged.of(entry, before))
     upstream, inputs = torch.randn_like(want), [leaves[name] for name in trained]
     two = torch.autograd.grad(want, inputs, upstream)
     for graph in (True, False):  # through torch's own operators, and through the loops
@@ -163,8 +164,8 @@ def test_a_large_weight_takes_rows_a_few_at_a_time(threads):
     protected, entry = torch.rand(rows) < 0.2, INT8._replace(p=0.01, clip=True)
     for wanted in ((0, 1, 2), (1,), (0,)):
         mine, theirs = ([leaf.clone().requires_grad_(i in wanted) for i, leaf in enumerate(leaves)] for _ in range(2))
-        y, new = quantize_linear(*mine, (None,) * 3, as_ranges(NEVER), protected=protected, entry=entry)
-        rounded, ends = quantize_chain(theirs[0], (None, entry, None), as_ranges(NEVER), protected=protected)
+        y, _, new = quantize_linear(*mine, Chain.of(protected=protected), Ranged.of(entry, as_ranges(NEVER)))
+        rounded, ends = quantize_chain(theirs[0], Chain.of((None, entry, None), as_ranges(NEVER), protected=protected))
         want = F.linear(rounded, *theirs[1:])
         assert torch.equal(new, ends)
         torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
@@ -176,18 +177,17 @@ def test_a_large_weight_takes_rows_a_few_at_a_time(threads):
 
 
 def test_operators_keep_their_contract():
-    ints, floats = packed({1: INT8._replace(observe=False)}, relu=True)
-    plain, entered = joined(None, ints, floats), joined(INT8, ints, floats)
     leaves = [torch.randn(s, requires_grad=True) for s in ((9, 5), (4, 5), (4,))]
-    args = (*leaves, *[None] * 5, torch.tensor([-1.0, 1.0]), *plain)
-    torch.library.opcheck(torch.ops.dqconvert.quantize_linear.default, args)
+    frozen, ends, nothing = {1: INT8._replace(observe=False)}, torch.tensor([-1.0, 1.0]), (None,) * 3
+    torch.library.opcheck(
+        torch.ops.dqconvert.quantize_linear.default, (*leaves, *nothing, *chain_of(frozen, ends, relu=True))
+    )
     x, weight, _ = (t.detach() for t in leaves)
-    ranges, protected = torch.tensor([-2.0, 2.0, -1.0, 1.0]), torch.arange(9) > 6
-    args = (x, *leaves[1:], None, None, None, protected, None, ranges, *entered)
-    torch.library.opcheck(torch.ops.dqconvert.quantize_linear.default, args)
-    bits, wanted = torch.randint(4, (9, 4), dtype=torch.uint8), [True, True, True, False, False, False]
-    back = (torch.randn(9, 4), bits, x, weight, *[None] * 5, *plain, False, wanted)
-    torch.library.opcheck(torch.ops.dqconvert.quantize_linear_grad.default, back)
-    wanted = [False, *wanted[1:]]
-    back = (torch.randn(9, 4), bits, x, weight, None, None, protected, None, ranges[:2], *entered, False, wanted)
-    torch.library.opcheck(torch.ops.dqconvert.quantize_linear_grad.default, back)
+    entry, protected = Ranged.of(INT8, as_ranges([-2.0, 2.0])), torch.arange(9) > 6
+    chain = chain_of(frozen, ends, relu=True, protected=protected)
+    torch.library.opcheck(torch.ops.dqconvert.quantize_linear.default, (x, *leaves[1:], *entry, *chain))
+    bits = torch.randint(4, (9, 4), dtype=torch.uint8)
+    for wanted, rounded in ((True, (*nothing, None)), (False, (*entry.frozen, protected))):
+        which = [wanted, True, True, False, False, False]
+        back = (torch.randn(9, 4), bits, x, weight, None, None, *rounded, None, False, which)
+        torch.library.opcheck(torch.ops.dqconvert.quantize_linear_grad.default, back)

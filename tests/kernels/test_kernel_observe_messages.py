@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dqconvert.kernels import Scheme, edge_order, observe_messages, propagate
-from dqconvert.kernels.messages import Sent
+from dqconvert.kernels import Ranged, Scheme, Sent, edge_order, observe_messages, propagate
 from dqconvert.kernels.observe_messages import observe_messages_operator
 
 NEVER = (torch.tensor(torch.inf), torch.tensor(-torch.inf))
@@ -26,18 +25,16 @@ def test_the_range_is_that_of_the_definition_and_of_message_passing(p, momentum,
     scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=p, momentum=momentum, observe=True, clip=False)
     mask = torch.arange(20) % 3 == 0 if masked else None
     for ends in (NEVER, (torch.tensor(-0.5), torch.tensor(0.25))):
-        found = observe_messages(x, weight, sender, receiver, *orders, scheme, ends, mask)
-        sent = Sent(x, weight, sender, receiver, *map(list, orders), 20, mask)
-        torch.testing.assert_close(
-            found, observe_messages_operator.definition(sent, torch.stack(ends), *scheme.packed())
-        )
+        sent, messages = Sent.of(x, weight, sender, receiver, *orders, mask), Ranged.of(scheme, ends)
+        found = observe_messages(sent, messages)
+        torch.testing.assert_close(found, observe_messages_operator.definition(sent, messages))
         if x.size(0) and edges:
-            assert torch.equal(found, propagate(x, weight, sender, receiver, *orders, scheme, ends, mask)[1])
+            assert torch.equal(found, propagate(sent, messages)[2])
 
 
 def test_the_operator_keeps_its_contract():
     x, edges = torch.randn(3, 4), torch.tensor([0, 2, 2])
-    orders = [list(edge_order(edges, edges, 3))] * 2
+    orders = [edge_order(edges, edges, 3)] * 2
     scheme = Scheme(quant_min=-8, quant_max=7, symmetric=False, p=0.0, momentum=-1.0, observe=True, clip=False)
-    args = (x, None, edges, edges, *orders, 3, None, torch.stack(NEVER), *scheme.packed())
+    args = *Sent.of(x, None, edges, edges, *orders), *Ranged.of(scheme, NEVER)
     torch.library.opcheck(torch.ops.dqconvert.observe_messages.default, args)

@@ -11,7 +11,7 @@ from chain_cases import INT8, NEVER, SCHEMES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels import quantize_chain, quantize_parts
+from dqconvert.kernels import Chain, quantize_chain, quantize_parts
 from dqconvert.kernels.parts import plain_quantize_parts, quantize_parts_grad, quantize_parts_operator
 
 SHAPES = [(64, 64), (1,), (7, 3, 2), (0,), (128, 40), ()]
@@ -41,7 +41,7 @@ def test_each_as_alone(name, dtype):
         for place, (value, result) in enumerate(zip(values, results, strict=True)):
             # A chain is of rows, and a scalar has none.
             before = ranges[2 * place : 2 * place + 2]
-            want, new = quantize_chain(value.reshape(-1), (None, scheme, None), before)
+            want, new = quantize_chain(value.reshape(-1), Chain.of((None, scheme, None), before))
             assert torch.equal(result.reshape(-1), want)
             assert torch.equal(ends[2 * place : 2 * place + 2], new)
             upstream = torch.randn_like(value)

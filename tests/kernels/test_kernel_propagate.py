@@ -17,17 +17,17 @@ from chain_cases import (
     SCHEMES,
     as_ranges,
     assert_equal,
+    chain_of,
     masks,
-    packed,
     scheme,
     special,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels import EdgeOrder, edge_order, propagate
+from dqconvert.kernels import Chain, Ranged, Sent, edge_order, propagate
 from dqconvert.kernels.cpu import propagate_loops as loops
-from dqconvert.kernels.messages import Passing, Sent, plain_messages
+from dqconvert.kernels.messages import plain_messages
 from dqconvert.kernels.propagate import plain_propagate, propagate_operator
 from dqconvert.kernels.propagate_grad import propagate_grad
 
@@ -46,42 +46,41 @@ GRAPHS = {
 }
 
 
-def orders(edge_index, num_senders, num_receivers):
-    sender, receiver = edge_index
-    by_receiver = edge_order(receiver, sender, num_receivers)
-    return sender, receiver, list(by_receiver), list(edge_order(sender, receiver, num_senders))
+def sent_along(graph, x, weight, protected=None):
+    """Rows, and the edges of a graph that they are sent along."""
+    (sender, receiver), num_senders, num_receivers = graph
+    order = edge_order(receiver, sender, num_receivers), edge_order(sender, receiver, num_senders)
+    return Sent.of(x, weight, sender, receiver, *order, protected)
 
 
-def arguments(graph, x, weight, grid, protected=None, mean=False, ranges=NEVER, schemes=(), relu=False, **more):
-    """What the operator takes; `schemes`: of the chain, by place; `more`: its addends and its mask."""
-    sender, receiver, *order = orders(*graph)
-    ints, floats = Passing(grid, mean, more.get("grouped", False)).packed()
-    chain = packed(dict(schemes), relu)
-    added = [more.get(name) for name in ("bias", "other", "alpha", "rows", "groups")]
-    numbers = [*ints, *chain[0]], [*floats, *chain[1]]
-    return x, weight, sender, receiver, *order, graph[2], protected, *added, torch.tensor(ranges), *numbers
+def arguments(
+    graph, x, weight, grid, protected=None, reduce="sum", range_=NEVER, /, schemes=(), chain_ranges=None, **more
+):
+    """What the operator takes; `schemes`: of the chain, by place; `more`: its addends, its mask and its ReLU."""
+    schemes = dict(schemes)
+    chain = chain_of(schemes, NEVER * len(schemes) if chain_ranges is None else chain_ranges, **more)
+    return sent_along(graph, x, weight, protected), Ranged(torch.as_tensor(range_), *grid.packed()), reduce, chain
 
 
-def assert_as_defined(graph, x, weight, grid, *rest, **chain):
-    """Values, ranges, which gradients pass, all to the last bit; and the gradients. The new ranges."""
-    args = arguments(graph, x, weight, grid, *rest, **chain)
-    out, new, passes, extremes = propagate_operator(Sent(*args[:8]), *args[8:])
-    want = plain_propagate(Sent(*args[:8]), *args[8:])
-    assert_equal((out, new, passes), want[:3])
+def assert_as_defined(graph, x, weight, grid, *rest, **options):
+    """Values, ranges, which gradients pass, all to the last bit; and the gradients. The new ranges, and the chain's."""
+    args = sent, messages, reduce, chain = arguments(graph, x, weight, grid, *rest, **options)
+    out, ends, passes, range_, again = propagate_operator(*args)
+    want = plain_propagate(*args)
+    assert_equal((out, ends, passes), want[:3])
+    torch.testing.assert_close(range_, want[3], rtol=0, atol=0)
 
     grad = torch.randn_like(out)
-    sent, ints, floats = Sent(*args[:8]), *args[-2:]
-    everything, apart = torch.empty(0, dtype=torch.uint8), 0 in dict(chain.get("schemes", ()))
+    everything, apart = torch.empty(0, dtype=torch.uint8), chain.steps.schemes[0] is not None
     for plus, bits in ((None, passes), (torch.randn_like(x), everything)):
-        own = (None, new[:2] if new.dim() == 1 else new[:2, 0])
-        own = (chain.get("groups"), new[:2]) if chain.get("grouped") else own
-        back = (grad, bits, apart, sent, extremes, *own, ints, floats)
-        args = (*back, weight is not None, plus)
+        own = (messages._replace(range_=range_).frozen, chain.groups if messages.grouped else None)
+        back = (grad, bits, apart, sent, *own, reduce, again, out if reduce == "max" else None)
+        args = (*back, weight is not None, plus if reduce != "max" else None)
         for one, two in zip(propagate_grad(*args), propagate_grad.definition(*args), strict=True):
             # Nothing comes back from a clipped message, not even the NaN that zero times an infinite value is.
             one = torch.where(two.isnan(), two, one) if one.shape == two.shape else one
             torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * scale_of(two), equal_nan=True)
-    return new.tolist()
+    return range_.tolist(), ends.tolist()
 
 
 def scale_of(t):
@@ -90,17 +89,17 @@ def scale_of(t):
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
 @pytest.mark.parametrize("heads", [0, 1, 4], ids="{} heads".format)
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_graphs(graph, heads, mean):
+def test_graphs(graph, heads, reduce):
     edge_index, num_senders, _ = GRAPHS[graph]
     weight = torch.randn(edge_index.size(1), heads) if heads else None
     for protected in masks(num_senders).values():
-        ranges = NEVER
+        range_ = NEVER
         for step in range(3):
             x = torch.randn(num_senders, 16) * (1 + step / 2)
-            ranges = assert_as_defined(GRAPHS[graph], x, weight, scheme(bits=4, p=0.01), protected, mean, ranges)
+            range_, _ = assert_as_defined(GRAPHS[graph], x, weight, scheme(bits=4, p=0.01), protected, reduce, range_)
 
 
 @pytest.mark.sample(3)
@@ -122,12 +121,10 @@ def test_many_messages_on_one_thread_and_many(threads, heads, grid):
     """Enough for the sampled and the carried bounds of the percentiles, and for a cut between threads."""
     edge_index = (torch.rand(2, 6000) ** 3 * 900).long()  # a few nodes have most of the edges
     weight = torch.rand(6000, heads) if heads else None
-    ranges = NEVER
+    range_ = NEVER
     for step in (1.0, 2.0, 0.5):
-        x = torch.randn(1000, 16) * step
-        ranges = assert_as_defined(
-            (edge_index, 1000, 1000), x, weight, SCHEMES[grid], torch.rand(1000) < 0.1, False, ranges
-        )
+        x, protected = torch.randn(1000, 16) * step, torch.rand(1000) < 0.1
+        range_, _ = assert_as_defined((edge_index, 1000, 1000), x, weight, SCHEMES[grid], protected, "sum", range_)
 
 
 @pytest.mark.sample(3)
@@ -141,8 +138,8 @@ def test_special_values(kind, heads):
         weight[::7] = 0
     chain = {"schemes": {0: INT4, 1: INT8}, "bias": torch.randn(12)}
     for grid in SCHEMES.values():
-        ranges = assert_as_defined(graph, torch.randn(300, 12), weight, grid, ranges=NEVER * 3, **chain)
-        assert_as_defined(graph, x, weight, grid, torch.rand(300) < 0.2, ranges=ranges, **chain)
+        range_, ends = assert_as_defined(graph, torch.randn(300, 12), weight, grid, **chain)
+        assert_as_defined(graph, x, weight, grid, torch.rand(300) < 0.2, "sum", range_, chain_ranges=ends, **chain)
         assert_as_defined(graph, x, weight, grid)
 
 
@@ -150,8 +147,8 @@ def test_nan_stays_nan_infinities_become_the_ends_and_neither_is_observed():
     x = torch.tensor([[math.nan], [math.inf], [-math.inf], [-1.0], [2.0]])
     loops = torch.arange(5).repeat(2, 1), 5, 5
     for weight in (None, torch.ones(5, 1)):
-        out, ends = through(x, weight, scheme(), tuple(as_ranges(NEVER)), False, graph=loops)
-        assert ends.tolist() == [-1.0, 2.0]
+        out, _, range_ = through(x, weight, scheme(), as_ranges(NEVER), graph=loops)
+        assert range_.tolist() == [-1.0, 2.0]
         assert out[0].isnan()
         assert out[1:3].flatten().tolist() == pytest.approx([2.0, -1.0], abs=0.01)
 
@@ -178,18 +175,18 @@ def test_other_types_take_the_plain_way(dtype, weighted):
     nodes=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     edges=st.integers(0, 60),
     heads=st.sampled_from([0, 1, 2]),
-    mean=st.booleans(),
+    reduce=st.sampled_from(["sum", "mean"]),
     grid=st.sampled_from(list(SCHEMES.values())),
     share=st.sampled_from([None, 0.0, 0.5, 1.0]),
     seed=st.integers(0, 10_000),
 )
-def test_any_graph(nodes, edges, heads, mean, grid, share, seed):
+def test_any_graph(nodes, edges, heads, reduce, grid, share, seed):
     torch.manual_seed(seed)
     edge_index = torch.stack([torch.randint(count, (edges,)) for count in nodes])
     weight = torch.randn(edges, heads) if heads else None
     protected = None if share is None else torch.rand(nodes[0]) < share
-    ranges = assert_as_defined((edge_index, *nodes), torch.randn(nodes[0], 8), weight, grid, protected, mean)
-    assert_as_defined((edge_index, *nodes), 2 * torch.randn(nodes[0], 8), weight, grid, protected, mean, ranges)
+    range_, _ = assert_as_defined((edge_index, *nodes), torch.randn(nodes[0], 8), weight, grid, protected, reduce)
+    assert_as_defined((edge_index, *nodes), 2 * torch.randn(nodes[0], 8), weight, grid, protected, reduce, range_)
 
 
 @pytest.mark.parametrize("heads", [0, 1], ids="{} heads".format)
@@ -203,18 +200,15 @@ def test_messages_are_added_in_the_order_of_the_edges(threads, heads):
         want = torch.zeros(50, 4)
         for edge in range(5000):
             want[receiver[edge]] += message[edge]
-        args = arguments((edge_index, 50, 50), x, weight, grid, ranges=(-4.0, 4.0))
-        assert torch.equal(propagate_operator(Sent(*args[:8]), *args[8:])[0], want)
+        args = arguments((edge_index, 50, 50), x, weight, grid, None, "sum", (-4.0, 4.0))
+        assert torch.equal(propagate_operator(*args)[0], want)
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------
 
 
-def through(x, weight, grid, ends, mean, protected=None, graph=GRAPHS["random"], **chain):
-    edge_index, num_senders, num_receivers = graph
-    sender, receiver = edge_index
-    order = edge_order(receiver, sender, num_receivers), edge_order(sender, receiver, num_senders)
-    return propagate(x, weight, sender, receiver, *order, grid, ends, protected, mean, **chain)
+def through(x, weight, grid, ends, reduce="sum", protected=None, graph=GRAPHS["random"], **chain):
+    return propagate(sent_along(graph, x, weight, protected), Ranged.of(grid, ends), Chain.of(**chain), reduce)
 
 
 class Quantized(torch.autograd.Function):
@@ -234,23 +228,23 @@ class Quantized(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("clip", [True, False], ids=["clip", "ste"])
-@pytest.mark.parametrize(("heads", "mean"), list(itertools.product([0, 1, 4], [False, True])))
-def test_gradients_are_those_of_gather_round_and_add(heads, mean, clip):
+@pytest.mark.parametrize(("heads", "reduce"), list(itertools.product([0, 1, 4], ["sum", "mean"])))
+def test_gradients_are_those_of_gather_round_and_add(heads, reduce, clip):
     edge_index, num_senders, num_receivers = GRAPHS["random"]
     sender, receiver = edge_index
     grid = scheme(bits=4, p=0.05, clip=clip)
     protected = torch.rand(num_senders) < 0.3
     leaves = [torch.randn(num_senders, 8), torch.randn(120, max(heads, 1))]
     mine, theirs = ([t.clone().requires_grad_() for t in leaves] for _ in range(2))
-    never = tuple(as_ranges(NEVER))
-    out, ends = through(mine[0], mine[1] if heads else None, grid, never, mean, protected)
+    never = as_ranges(NEVER)
+    out, _, range_ = through(mine[0], mine[1] if heads else None, grid, never, reduce, protected)
 
     message = theirs[0][sender]
     if heads:
         message = (message.view(120, heads, -1) * theirs[1].unsqueeze(2)).view(120, 8)
-    message = Quantized.apply(message, grid, ends, protected[sender])
+    message = Quantized.apply(message, grid, range_, protected[sender])
     want = torch.zeros(num_receivers, 8).index_add(0, receiver, message)
-    if mean:
+    if reduce == "mean":
         want = want / torch.bincount(receiver, minlength=num_receivers).clamp(min=1).unsqueeze(1)
     torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
     upstream = torch.randn_like(out)
@@ -264,16 +258,16 @@ def test_gradients_are_those_of_gather_round_and_add(heads, mean, clip):
 WIDE = (torch.tensor(-1000.0), torch.tensor(1000.0))
 
 
-@pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
 @pytest.mark.parametrize("heads", [0, 2], ids="{} heads".format)
-def test_gradcheck(heads, mean):
+def test_gradcheck(heads, reduce):
     graph = GRAPHS["bipartite"]
     leaves = [torch.randn(7, 4, dtype=torch.float64, requires_grad=True)]
     if heads:
         leaves.append(torch.randn(60, heads, dtype=torch.float64, requires_grad=True))
 
     def sums(x, weight=None):
-        return through(x, weight, FINE, WIDE, mean, graph=graph)[0]
+        return through(x, weight, FINE, WIDE, reduce, graph=graph)[0]
 
     assert torch.autograd.gradcheck(sums, leaves, eps=1e-4, atol=1e-3)
 
@@ -286,15 +280,14 @@ def test_second_derivatives(heads):
         leaves.append(torch.randn(4, heads, dtype=torch.float64, requires_grad=True))
 
     def squared(x, weight=None):
-        return through(x, weight, FINE, WIDE, False, graph=graph)[0] ** 2
+        return through(x, weight, FINE, WIDE, graph=graph)[0] ** 2
 
     assert torch.autograd.gradgradcheck(squared, leaves, eps=1e-4, atol=1e-2)
 
 
 def test_only_what_is_wanted_gets_a_gradient():
     x, weight = torch.randn(30, 8), torch.rand(120, 1, requires_grad=True)
-    never = tuple(as_ranges(NEVER))
-    through(x, weight, scheme(), never, False)[0].sum().backward()
+    through(x, weight, scheme(), as_ranges(NEVER))[0].sum().backward()
     assert x.grad is None
     assert weight.grad.shape == weight.shape
 
@@ -310,22 +303,23 @@ def test_what_is_added_may_be_what_is_sent(alpha, heads):
     for same in (True, False):
         leaf = x.clone().requires_grad_()
         other = leaf if same else leaf.view(40, 8)
-        sender, receiver, by_receiver, by_sender = orders(*graph)
-        orders_ = EdgeOrder(*by_receiver), EdgeOrder(*by_sender)
         options = {"schemes": (INT8, INT8, None), "ranges": as_ranges(NEVER * 2), "other": other, "alpha": alpha}
-        ends = tuple(as_ranges(NEVER))
-        y, _ = propagate(leaf, weight, sender, receiver, *orders_, INT8, ends, **options)
+        y, *_ = through(leaf, weight, INT8, as_ranges(NEVER), graph=graph, **options)
         y.backward(torch.linspace(-1, 1, 320).view(40, 8))
         found.append(leaf.grad)
     torch.testing.assert_close(*found)
 
 
 def test_errors_name_what_does_not_fit():
-    never = tuple(as_ranges(NEVER))
-    with pytest.raises(TypeError, match="protected must be a bool tensor"):
-        through(torch.randn(30, 8), None, scheme(), never, False, torch.ones(30))
-    with pytest.raises(ValueError, match="protected must have one entry per row"):
-        through(torch.randn(30, 8), None, scheme(), never, False, torch.ones(120) > 0)
+    x, never = torch.randn(30, 8), as_ranges(NEVER)
+    with pytest.raises(TypeError, match="senders_protected must be a bool tensor"):
+        through(x, None, scheme(), never, protected=torch.ones(30))
+    with pytest.raises(ValueError, match="senders_protected must have one entry per row"):
+        through(x, None, scheme(), never, protected=torch.ones(120) > 0)
+    with pytest.raises(ValueError, match="reduce='min'"):
+        through(x, None, scheme(), never, "min")
+    with pytest.raises(ValueError, match="no chain"):
+        through(x, None, scheme(), never, "max", relu=True)
 
 
 @pytest.mark.sample(3)
@@ -335,15 +329,17 @@ def test_operators_keep_their_contract(dtype, heads):
     x = torch.randn(7, 4).to(dtype).requires_grad_()
     weight = torch.randn(60, heads).to(dtype).requires_grad_() if heads else None
     bias, protected = torch.randn(4).to(dtype).requires_grad_(), torch.rand(7) < 0.5
-    ranges, chain = NEVER * 3, {"schemes": {0: INT4, 2: INT4}, "bias": bias, "rows": torch.rand(23) < 0.5}
-    args = arguments(GRAPHS["bipartite"], x, weight, INT8, protected, True, ranges, relu=True, **chain)
-    torch.library.opcheck(torch.ops.dqconvert.propagate.default, args)
+    chain = {"schemes": {0: INT4, 2: INT4}, "bias": bias, "protected": torch.rand(23) < 0.5}
+    args = arguments(GRAPHS["bipartite"], x, weight, INT8, protected, "mean", relu=True, **chain)
+    sent, messages, reduce, chain = args
+    torch.library.opcheck(torch.ops.dqconvert.propagate.default, (*sent, *messages, reduce, *chain))
 
-    out, new, passes, extremes = propagate_operator(Sent(*args[:8]), *args[8:])
-    values = [t if t is None or t is True else t.detach() for t in (torch.randn_like(out), passes, True, x, weight)]
-    for for_weight, plus in ((False, None), (bool(heads), torch.randn_like(values[3]))):
-        more = (*values, *args[2:8], extremes, None, new[:2], *args[-2:], for_weight, plus)
-        torch.library.opcheck(torch.ops.dqconvert.propagate_grad.default, more)
+    out, _, passes, range_, again = propagate_operator(*args)
+    sent = sent._replace(x=x.detach(), weight=None if weight is None else weight.detach())
+    known = (*messages._replace(range_=range_).frozen, None, reduce, again, None)
+    for for_weight, plus in ((False, None), (bool(heads), torch.randn_like(sent.x))):
+        back = (torch.randn_like(out).detach(), passes, True, *sent, *known, for_weight, plus)
+        torch.library.opcheck(torch.ops.dqconvert.propagate_grad.default, back)
 
 
 def test_infinite_rows_are_sent_as_codes_and_missing_values_are_not():
@@ -362,10 +358,11 @@ def test_infinite_rows_are_sent_as_codes_and_missing_values_are_not():
 def test_ranges_that_grow_are_found_before_the_sums_or_behind_them(heads):
     """Of so many edges some are looked at first; whatever they say, the ranges are those of all messages."""
     graph = torch.randint(900, (2, 9000), generator=torch.Generator().manual_seed(2)), 900, 900
-    weight, ranges = torch.rand(9000, heads) if heads else None, NEVER * 3
+    weight, range_, ends = torch.rand(9000, heads) if heads else None, NEVER, None
     chain = {"schemes": {1: scheme(p=0.001), 2: scheme(p=0.001)}, "relu": True}
     outlier = torch.zeros(900, 4)
     outlier[graph[0][0, 5]] = 50.0  # sent along few edges, none of them looked at
     steps = [torch.randn(900, 4), torch.randn(900, 4) * 3, torch.randn(900, 4), torch.randn(900, 4) + outlier]
     for x in (*steps, steps[-1] * 0.01, steps[0] * float("nan")):
-        ranges = assert_as_defined(graph, x, weight, scheme(p=0.001), None, False, ranges, **chain)
+        options = {**chain, "chain_ranges": ends}
+        range_, ends = assert_as_defined(graph, x, weight, scheme(p=0.001), None, "sum", range_, **options)

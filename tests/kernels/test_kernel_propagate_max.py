@@ -1,4 +1,4 @@
-"""`propagate_max`: the compiled loops against the plain definition, and that against PyG's aggregation."""
+"""The largest messages: the compiled loops against the plain definition, and that against PyG's aggregation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.nn import MaxAggregation
 
-from dqconvert.kernels import Scheme, edge_order, propagate_max
-from dqconvert.kernels.messages import Sent, plain_messages
-from dqconvert.kernels.propagate_max import plain_propagate_max, propagate_max_grad, propagate_max_operator
+from dqconvert.kernels import NO_CHAIN, Ranged, Scheme, Sent, edge_order, propagate
+from dqconvert.kernels.messages import plain_messages
+from dqconvert.kernels.propagate import plain_propagate, propagate_operator
+from dqconvert.kernels.propagate_grad import propagate_grad
 
 NEVER = (math.inf, -math.inf)
 INT4 = Scheme(-8, 7, symmetric=False, p=0.01, momentum=-1.0, observe=True, clip=True)
@@ -47,22 +48,33 @@ GRAPHS = {
 
 def arguments(graph, x, weight, scheme, protected=None, ranges=NEVER):
     sender, receiver, senders, receivers = graph
-    by_receiver, by_sender = edge_order(receiver, sender, receivers), edge_order(sender, receiver, senders)
-    order = (sender, receiver, list(by_receiver), list(by_sender), receivers)
-    return Sent(x, weight, *order, protected), torch.tensor(ranges), *scheme.packed()
+    orders = edge_order(receiver, sender, receivers), edge_order(sender, receiver, senders)
+    sent = Sent.of(x, weight, sender, receiver, *orders, protected)
+    return sent, Ranged(torch.tensor(ranges), *scheme.packed()), "max", NO_CHAIN
+
+
+def largest(*args, **options):
+    sent, messages, reduce, chain = arguments(*args, **options)
+    return propagate(sent, messages, chain, reduce)[0]
+
+
+def backwards(grad, results, given):
+    """The arguments of the gradient."""
+    (y, _, _, range_, ties), (sent, messages, *_) = results, given
+    everything = torch.empty(0, dtype=torch.uint8)
+    known = (messages._replace(range_=range_).frozen, None, "max", ties, y)
+    return grad, everything, False, sent, *known, sent.weight is not None, None
 
 
 def assert_as_defined(*args, **options):
     given_ = arguments(*args, **options)
-    got, want = propagate_max_operator(*given_), plain_propagate_max(*given_)
+    got, want = propagate_operator(*given_), plain_propagate(*given_)
     for one, two in zip(got, want, strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=0, equal_nan=True)
-    sent, _, *packed = given_
-    y, ends, ties = got
-    back = (torch.randn_like(y), y, ties, sent, ends, *packed, sent.weight is not None)
-    for one, two in zip(propagate_max_grad(*back), propagate_max_grad.definition(*back), strict=True):
+    back = backwards(torch.randn_like(got[0]), got, given_)
+    for one, two in zip(propagate_grad(*back), propagate_grad.definition(*back), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5, equal_nan=True)
-    return ends.tolist()
+    return got[3].tolist()
 
 
 @pytest.mark.sample(4)
@@ -104,7 +116,7 @@ def test_what_is_not_finite(value, heads):
     graph = GRAPHS["random"]
     x = torch.randn(30, 8)
     x[3, 2] = value
-    y = propagate_max_operator(*arguments(graph, x, torch.ones(120, heads) if heads else None, INT4))[0]
+    y = largest(graph, x, torch.ones(120, heads) if heads else None, INT4)
     reached = graph[1][graph[0] == 3]
     assert len(reached) > 0
     assert y[reached, 2].isnan().all() == math.isnan(value)
@@ -139,8 +151,7 @@ def test_gradients_are_those_of_gather_round_and_pygs_aggregation(heads):
         message = (message.view(len(sender), heads, -1) * weight.unsqueeze(2)).view_as(message)
     rounded = Rounded.apply(message, sender, range_, scheme, protected[sender])
     want = MaxAggregation()(rounded, receiver, dim_size=receivers)
-    order = edge_order(receiver, sender, receivers), edge_order(sender, receiver, senders)
-    y, _ = propagate_max(x, weight, sender, receiver, *order, scheme, tuple(range_), protected)
+    y = largest(GRAPHS["random"], x, weight, scheme, protected, range_.tolist())
     torch.testing.assert_close(y, want, rtol=0, atol=0)
     grad, leaves = torch.randn_like(y), [x] if weight is None else [x, weight]
     for one, two in zip(torch.autograd.grad(y, leaves, grad), torch.autograd.grad(want, leaves, grad), strict=True):
@@ -149,14 +160,12 @@ def test_gradients_are_those_of_gather_round_and_pygs_aggregation(heads):
 
 def test_second_derivatives_go_through_torch():
     graph = GRAPHS["bipartite"]
-    order = edge_order(graph[1], graph[0], 23), edge_order(graph[0], graph[1], 7)
     wide = Scheme(-(2**20), 2**20, symmetric=True, p=0.0, momentum=-1.0, observe=False, clip=False)
-    ends = (torch.tensor(-9.0), torch.tensor(9.0))
     x = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(60, 1, dtype=torch.float64, requires_grad=True)
 
     def square(x, weight):
-        return propagate_max(x, weight, *graph[:2], *order, wide, ends)[0].square().sum()
+        return largest(graph, x, weight, wide, ranges=(-9.0, 9.0)).square().sum()
 
     (to_x,) = torch.autograd.grad(square(x, weight), x, create_graph=True)
     (second,) = torch.autograd.grad(to_x.sum(), weight)
@@ -168,7 +177,7 @@ def test_second_derivatives_go_through_torch():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bits_take_the_plain_way(dtype):
     graph = GRAPHS["random"]
-    y = propagate_max_operator(*arguments(graph, torch.randn(30, 4, dtype=dtype), None, INT4))[0]
+    y = largest(graph, torch.randn(30, 4, dtype=dtype), None, INT4)
     assert y.dtype == dtype
 
 
@@ -186,17 +195,19 @@ def test_operators_keep_their_contract(dtype, heads):
     x = torch.randn(30, 4, dtype=dtype, requires_grad=True)
     weight = torch.randn(120, heads, dtype=dtype, requires_grad=True) if heads else None
     args = arguments(graph, x, weight, INT4._replace(observe=False), ranges=(-1.0, 1.0))
+    sent, messages, reduce, chain = args
     kinds = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(propagate_max_operator.registered, (*args[0], *args[1:]), test_utils=kinds)
-    y, ends, ties = (t.detach() for t in propagate_max_operator(*args))
-    leaves = (x.detach(), None if weight is None else weight.detach())
-    back = (torch.randn_like(y), y, ties, *leaves, *args[0][2:], ends, *args[2:], heads > 0)
-    torch.library.opcheck(propagate_max_grad.registered, back, test_utils=("test_schema", "test_faketensor"))
+    flat = (*sent, *messages, reduce, *chain)
+    torch.library.opcheck(propagate_operator.registered, flat, test_utils=kinds)
+    sent = sent._replace(x=x.detach(), weight=None if weight is None else weight.detach())
+    results = [t.detach() for t in propagate_operator(*args)]
+    *before, _, known, groups, reduce, ties, y, for_weight, plus = backwards(
+        torch.randn_like(results[0]), results, (sent, messages)
+    )
+    back = (*before, *sent, *known, groups, reduce, ties, y, for_weight, plus)
+    torch.library.opcheck(propagate_grad.registered, back, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_errors_name_what_does_not_fit():
-    graph = GRAPHS["random"]
-    order = edge_order(graph[1], graph[0], 29), edge_order(graph[0], graph[1], 30)
-    ends = (torch.tensor(math.inf), torch.tensor(-math.inf))
     with pytest.raises(ValueError, match="senders_protected"):
-        propagate_max(torch.randn(30, 4), None, *graph[:2], *order, INT4, ends, torch.zeros(3, dtype=torch.bool))
+        largest(GRAPHS["random"], torch.randn(30, 4), None, INT4, torch.zeros(3, dtype=torch.bool))

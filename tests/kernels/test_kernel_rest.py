@@ -16,7 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dqconvert.kernels import _buffers, dropout, edge_order, propagate, quantize_chain, quantize_linear
+from dqconvert.kernels import (
+    Chain,
+    Ranged,
+    Sent,
+    _buffers,
+    dropout,
+    edge_order,
+    propagate,
+    quantize_chain,
+    quantize_linear,
+)
 from dqconvert.kernels._buffers import SMALL, Buffers
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels.edge_order import plain_edge_order
@@ -77,7 +87,7 @@ def test_every_operator_is_checked_somewhere():
     known = {"edge_order", "fake_quantize_ste", "fake_quantize_clip", "minmax_pair", "percentile_pair", "own_size"} | {
         "observe_messages"
     }
-    trained = {"quantize_chain", "quantize_linear", "quantize_parts", "propagate", "propagate_max", "dropout"}
+    trained = {"quantize_chain", "quantize_linear", "quantize_parts", "propagate", "dropout"}
     known |= trained | {f"{name}_grad" for name in trained} | {"quantize_batch_norm", "batch_norm_grad"}
     known |= {f"learned_{name}" for name in ("fake_quantize", "chain", "propagate", "linear")}
     known |= {f"learned_{name}_grad" for name in ("chain", "propagate", "linear")} | {"mix", "mix_grad"}
@@ -109,12 +119,12 @@ NEVER_SEEN = as_ranges(NEVER)
 
 
 def chained(x, weight):
-    return quantize_chain(x, (INT4, INT4, INT4), NEVER_SEEN * 3, bias=weight[0, :6], relu=True)[0]
+    return quantize_chain(x, Chain.of((INT4, INT4, INT4), NEVER_SEEN * 3, bias=weight[0, :6], relu=True))[0]
 
 
 def multiplied(x, weight):
     more = {"other": x[:, :5] * 2, "alpha": weight[0, 7], "protected": torch.arange(9) % 3 == 0}
-    return quantize_linear(x, weight[:5, :6], weight[:5, 6], (INT4, INT4, None), NEVER_SEEN * 2, **more)[0]
+    return quantize_linear(x, weight[:5, :6], weight[:5, 6], Chain.of((INT4, INT4, None), NEVER_SEEN * 2, **more))[0]
 
 
 def sent(x, weight):
@@ -122,7 +132,8 @@ def sent(x, weight):
     orders = edge_order(receiver, sender, 9), edge_order(sender, receiver, 9)
     chain = {"schemes": (INT4, None, INT4), "ranges": NEVER_SEEN * 2, "relu": True, "other": x, "alpha": weight[0, 7]}
     edges = weight[:20, :2].contiguous()
-    return propagate(x, edges, sender, receiver, *orders, INT4, tuple(NEVER_SEEN), **chain)[0]
+    sent = Sent.of(x, edges, sender, receiver, *orders)
+    return propagate(sent, Ranged.of(INT4, NEVER_SEEN), Chain.of(**chain))[0]
 
 
 CALLS = {

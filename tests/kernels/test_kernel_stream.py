@@ -9,7 +9,17 @@ from chain_cases import INT8
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqconvert.kernels import dropout, edge_order, propagate, quantize_batch_norm, quantize_chain, quantize_linear
+from dqconvert.kernels import (
+    Chain,
+    Ranged,
+    Sent,
+    dropout,
+    edge_order,
+    propagate,
+    quantize_batch_norm,
+    quantize_chain,
+    quantize_linear,
+)
 from dqconvert.kernels.cpu.llvm.memory import FAR, stream
 
 COLUMNS = 72
@@ -53,7 +63,7 @@ def test_rows_through_a_chain(x, threads):
 
     def step(x, other, skip):
         grids = (SETTLED, SETTLED._replace(clip=True), None)
-        return quantize_chain(x, grids, ENDS * 2, bias=bias, other=other, protected=skip, relu=True)[0]
+        return quantize_chain(x, Chain.of(grids, ENDS * 2, bias=bias, other=other, protected=skip, relu=True))[0]
 
     for one, two in zip(*in_halves(step, x, x.flip(0), skip), strict=True):
         assert torch.equal(one, two)
@@ -65,7 +75,9 @@ def test_rows_of_a_linear_layer(x, out, threads):
 
     def step(x, other, skip):
         grids, alpha = (SETTLED, None, SETTLED), torch.tensor(0.5)
-        return quantize_linear(x, weight, None, grids, ENDS * 2, other=other, alpha=alpha, protected=skip, relu=True)[0]
+        return quantize_linear(
+            x, weight, None, Chain.of(grids, ENDS * 2, other=other, alpha=alpha, protected=skip, relu=True)
+        )[0]
 
     for one, two in zip(*in_halves(step, x, x[:, :out].flip(0).contiguous(), skip), strict=True):
         assert torch.equal(one, two)
@@ -73,7 +85,7 @@ def test_rows_of_a_linear_layer(x, out, threads):
 
 def test_rows_that_are_normalized(x):
     weight, bias = torch.rand(COLUMNS), torch.randn(COLUMNS)
-    whole = quantize_batch_norm(x, weight, bias, 1e-5, (None, SETTLED, None), ENDS)[0].double()
+    whole = quantize_batch_norm(x, weight, bias, 1e-5, Chain.of((None, SETTLED, None), ENDS))[0].double()
     centred = (x.double() - x.double().mean(0)) / (x.double().var(0, unbiased=False) + 1e-5).sqrt()
     exact = centred * weight + bias
     assert ((whole - exact.clamp(-2, 2.5)).abs() < 4.5 / 255 * 0.51).float().mean() > 0.99
@@ -90,8 +102,9 @@ def test_messages(x, weighted, mean, threads):
     skip = torch.rand(ROWS) < 0.1
 
     def step(x):
-        rest = (weight, sender, receiver, *orders, SETTLED, (ENDS[0], ENDS[1]), skip, mean)
-        return propagate(x, *rest, schemes=(None, SETTLED, None), ranges=ENDS, protected=skip)[0]
+        sent = Sent.of(x, weight, sender, receiver, *orders, skip)
+        chain = Chain.of((None, SETTLED, None), ENDS, protected=skip)
+        return propagate(sent, Ranged.of(SETTLED, ENDS), chain, "mean" if mean else "sum")[0]
 
     whole = backwards(step, [x.clone().requires_grad_()])
     halves = [backwards(step, [x[:, c : c + 36].contiguous().requires_grad_()]) for c in (0, 36)]

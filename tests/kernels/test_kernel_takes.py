@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dqconvert.errors import InputIndexError, InputShapeError, InputTypeError
-from dqconvert.kernels import edge_order
+from dqconvert.kernels import NO_CHAIN, Chain, Ranged, Sent, edge_order
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array, strided
@@ -17,7 +17,6 @@ from dqconvert.kernels.dropout import dropout_grad
 from dqconvert.kernels.integer.folding.colors import have_colors_operator
 from dqconvert.kernels.integer.folding.refine import refine_colors_operator
 from dqconvert.kernels.integer.receivers import gcn_codes_operator
-from dqconvert.kernels.messages import Sent
 from dqconvert.kernels.order import check_order
 from dqconvert.kernels.propagate import propagate_operator
 
@@ -29,14 +28,13 @@ def arguments(**changes):
     by_receiver, by_sender = edge_order(RECEIVER, SENDER, 3), edge_order(SENDER, RECEIVER, 3)
     given = {"x": torch.ones(3, 4), "weight": None, "sender": SENDER, "receiver": RECEIVER}
     given |= {"by_receiver": list(by_receiver), "by_sender": list(by_sender), "num_nodes": 3}
-    given |= dict.fromkeys(("senders_protected", "bias", "other", "alpha", "protected", "groups"))
-    ints, floats = [0, -8, 7, 0, 1, 0, *[0] * 17], [0.0, -1.0, *[0.0] * 6]
-    return {**given, "ranges": torch.tensor([0.0, 1.0]), "ints": ints, "floats": floats, **changes}
+    given |= {"senders_protected": None, "range_": torch.tensor([0.0, 1.0]), "scheme_ints": [-8, 7, 0, 1, 0]}
+    return {**given, "scheme_floats": [0.0, -1.0], "reduce": "sum", **NO_CHAIN._asdict(), **changes}
 
 
 def propagated(**changes):
     given = list(arguments(**changes).values())
-    return propagate_operator(Sent(*given[:8]), *given[8:])
+    return propagate_operator(Sent(*given[:8]), Ranged(*given[8:11]), given[11], Chain(*given[12:]))
 
 
 def order(ptr, edges, others):

@@ -15,7 +15,7 @@ from chain_cases import INT4, NEVER, as_ranges
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dqconvert.kernels import edge_order, propagate, quantize_chain, quantize_linear
+from dqconvert.kernels import Chain, Ranged, Sent, edge_order, propagate, quantize_chain, quantize_linear
 from dqconvert.kernels.cpu import threads as threads_module
 from dqconvert.kernels.cpu.threads import GRAIN, balanced, parts, run
 
@@ -171,9 +171,9 @@ def summed(x, weight, index):
     bias, alpha = torch.zeros(16, requires_grad=True), torch.ones(1, requires_grad=True)
     x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
     never = as_ranges(NEVER)
-    rows, _ = quantize_linear(x, weight, None, (INT4, INT4, None), never * 2, bias=bias)
-    y, _ = propagate(rows, None, sender, receiver, *orders, INT4, tuple(never))
-    y, _ = quantize_chain(y, (INT4, None, None), never, other=rows, alpha=alpha)
+    rows, *_ = quantize_linear(x, weight, None, Chain.of((INT4, INT4, None), never * 2, bias=bias))
+    y, *_ = propagate(Sent.of(rows, None, sender, receiver, *orders), Ranged.of(INT4, never))
+    y, _ = quantize_chain(y, Chain.of((INT4, None, None), never, other=rows, alpha=alpha))
     return y.detach(), *torch.autograd.grad(y, (x, weight, bias, alpha), x[:, :16].detach())
 
 
@@ -198,12 +198,12 @@ def test_sums_are_the_same_whichever_thread_is_faster(monkeypatch):
 
 def test_kernels_run_from_many_threads_at_once():
     x = torch.randn(6000, 30)
-    want, _ = quantize_chain(x, (None, INT4, None), as_ranges(NEVER), relu=True)
+    want, _ = quantize_chain(x, Chain.of((None, INT4, None), as_ranges(NEVER), relu=True))
     got = [None] * 4
 
     def work(i):
         for _ in range(5):
-            got[i] = quantize_chain(x, (None, INT4, None), as_ranges(NEVER), relu=True)[0]
+            got[i] = quantize_chain(x, Chain.of((None, INT4, None), as_ranges(NEVER), relu=True))[0]
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for worker in workers:
@@ -218,7 +218,7 @@ def test_kernels_run_from_many_threads_at_once():
 def test_kernels_run_after_a_fork():
     x = torch.randn(6000, 30)
     with on(2):
-        want, _ = quantize_chain(x, (None, INT4, None), as_ranges(NEVER))
+        want, _ = quantize_chain(x, Chain.of((None, INT4, None), as_ranges(NEVER)))
     before = threads_module._crew
     assert before._size > 0
     child = os.fork()
@@ -230,4 +230,4 @@ def test_kernels_run_after_a_fork():
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert torch.equal(quantize_chain(x, (None, INT4, None), as_ranges(NEVER))[0], want)
+    assert torch.equal(quantize_chain(x, Chain.of((None, INT4, None), as_ranges(NEVER)))[0], want)

@@ -306,6 +306,10 @@ def gather_and_add(x, weight, sender, receiver, num_nodes, quantize, protected, 
     return total
 
 
+def how(mean):
+    return "mean" if mean else "sum"
+
+
 @pytest.mark.sample(5)
 @pytest.mark.parametrize("change", ["nothing", "observer off", "rounding off", "eval", "no orders", "calibrating"])
 @pytest.mark.parametrize("kind", ["int8-dq", "int4", "int8-qat", "sampled"])
@@ -335,7 +339,7 @@ def test_message_passing_is_gather_quantize_and_add(weighted, kind, change):
             given = x.clone().requires_grad_()
             factor = None if weight is None else weight.clone().requires_grad_()
             if quantize is fast:
-                y = message_passing(given, factor, sender, receiver, 15, *orders, quantize, protected, mean)
+                y = message_passing(given, factor, sender, receiver, 15, *orders, quantize, protected, how(mean))
             else:
                 y = gather_and_add(given, factor, sender, receiver, 15, quantize, protected, mean)
             y.square().sum().backward()
@@ -353,7 +357,7 @@ def test_mixed_types_of_messages(low):
     sender, receiver = torch.randint(20, (2, 60))
     orders = edge_order(receiver, sender, 20), edge_order(sender, receiver, 20)
     one, two = quantizer("int8-dq"), quantizer("int8-dq")
-    got = message_passing(x, weight, sender, receiver, 20, *orders, one, None, False)
+    got = message_passing(x, weight, sender, receiver, 20, *orders, one, None, "sum")
     want = gather_and_add(x, weight, sender, receiver, 20, two, None, False)
     assert got.dtype == want.dtype == torch.float32
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
@@ -382,10 +386,10 @@ def test_message_passing_and_its_chain_are_their_parts(weighted, extra, kind):
 
             def fused(x, factor, steps, protected, quantize=fast, senders=senders, mean=mean):
                 ends = (sender, receiver, 40, *orders)
-                return message_passing(x, factor, *ends, quantize, senders, mean, steps=steps, protected=protected)
+                return message_passing(x, factor, *ends, quantize, senders, how(mean), steps=steps, protected=protected)
 
             def alone(x, factor, quantize=plain, senders=senders, mean=mean):
-                return message_passing(x, factor, sender, receiver, 40, *orders, quantize, senders, mean)
+                return message_passing(x, factor, sender, receiver, 40, *orders, quantize, senders, how(mean))
 
             assert_chain_is_its_parts(
                 quantizers,
@@ -410,7 +414,7 @@ def test_message_passing_before_a_quantizer_that_is_not_as_the_others(change):
 
     def fused(x, steps, protected):
         return message_passing(
-            x, None, sender, receiver, 20, *orders, fast, protected, False, steps=steps, protected=protected
+            x, None, sender, receiver, 20, *orders, fast, protected, "sum", steps=steps, protected=protected
         )
 
     fused(
@@ -424,7 +428,7 @@ def test_message_passing_before_a_quantizer_that_is_not_as_the_others(change):
     plain, twins = copy.deepcopy(fast), copy.deepcopy(quantizers)
 
     def alone(x):
-        return message_passing(x, None, sender, receiver, 20, *orders, plain, protected, False)
+        return message_passing(x, None, sender, receiver, 20, *orders, plain, protected, "sum")
 
     for factor in (1, 3):
         x, bias = (factor * torch.randn(20, 8)).requires_grad_(), torch.randn(8)
@@ -448,7 +452,7 @@ def test_small_and_empty_graphs(nodes, edges, kind):
 
     def fused(x, weight, steps, protected):
         return message_passing(
-            x, weight, sender, receiver, nodes, *orders, fast, protected, True, steps=steps, protected=protected
+            x, weight, sender, receiver, nodes, *orders, fast, protected, "mean", steps=steps, protected=protected
         )
 
     for step, protected in enumerate((None, torch.rand(nodes) < 0.5, torch.ones(nodes) > 0)):

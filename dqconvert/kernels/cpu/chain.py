@@ -7,8 +7,7 @@ of it. Only if these say that a range has grown, the rows are gone through again
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Grid, Steps, grid_of
+from dqconvert.kernels._grid import Grid, grid_of
+from dqconvert.kernels._steps import NO_CHAIN, Chain
 from dqconvert.kernels.cpu import tile as tile
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.llvm.chain_span import CLIP, GRID, NOTE
@@ -29,25 +29,13 @@ def has_loops(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.float64)
 
 
-def serves(x: Tensor, bias: Tensor | None, other: Tensor | None, alpha: Tensor | None) -> bool:
-    """True if the loops can do it: everything in one type that they know, and shaped alike."""
-    fits = (bias is None or (x.dim() == 2 and bias.shape == x.shape[1:])) and (other is None or other.shape == x.shape)
-    return x.dim() > 0 and fits and loops_add(x.dtype, bias, other, alpha)
-
-
-def loops_add(dtype: torch.dtype, *added: Tensor | None) -> bool:
-    """True if the loops know the type of what is added, bias, other and factor, and the factor is one number."""
-    alpha = added[2]
-    return (
-        has_loops(dtype) and all(t is None or t.dtype == dtype for t in added) and (alpha is None or alpha.numel() == 1)
-    )
-
-
-def serves_sums(shape: tuple[int, int], dtype: torch.dtype, *added: Tensor | None) -> bool:
-    """Returns the same for rows that are not there yet."""
-    bias, other, _ = added
-    fits = (bias is None or bias.shape == shape[1:]) and (other is None or other.shape == shape)
-    return fits and loops_add(dtype, *added)
+def serves(shape: Sequence[int], dtype: torch.dtype, added: Sequence[Tensor | None]) -> bool:
+    """True if the loops can do it, for rows of such a shape: bias, other and alpha in one type that they know, and
+    shaped alike."""
+    bias, other, alpha = added
+    fits = bias is None or (len(shape) == 2 and bias.shape == shape[1:])
+    fits = len(shape) > 0 and fits and (other is None or other.shape == shape) and (alpha is None or alpha.numel() == 1)
+    return fits and has_loops(dtype) and all(t is None or t.dtype == dtype for t in added)
 
 
 def matrix(t: Tensor) -> NDArray[Any]:
@@ -65,118 +53,91 @@ def groups_of(groups: Tensor | None) -> NDArray[Any]:
     return np.empty(0, np.uint8) if groups is None else array(groups)
 
 
-class Source(Protocol):
-    """Where the rows on the way into a chain come from."""
+class Source:
+    """Where the rows on the way into a chain come from.
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the result."""
+    Args:
+        shape: Of the result.
+        dtype: Of the rows.
+        cuts: The parts that they are gone through in.
+    """
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the rows."""
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, cuts: list[tuple[int, int]]) -> None:
+        self.shape, self.dtype, self.cuts = tuple(shape), dtype, cuts
 
-    @property
-    def parts(self) -> int:
-        """In how many parts the rows are gone through."""
-
-    def go(self, y: NDArray[Any], chain: tile.Chain, caught: Sequence[tile.Caught]) -> None:
+    def go(self, y: NDArray[Any], chain: tile.ChainArrays, caught: Sequence[tile.Caught]) -> None:
         """Sends all rows through the chain into `y`; what it notes goes into `caught`, one for each part."""
+        raise NotImplementedError
 
     def holds(self) -> bool:
         """True if the rows were what they should be; if not, they are the next time."""
+        return True
 
     def rows(self) -> NDArray[Any]:
-        """Returns all rows, in memory."""
+        """Returns all rows, in memory: gone through without a chain."""
+        y = matrix(empty(self.shape, self.dtype))
+        nothing = _arrays(NO_CHAIN, (None, None, None), False, y, None, {})
+        self.go(y, nothing, [_nothing_caught(y)] * len(self.cuts))
+        return y if self.holds() else self.rows()
+
+    def stored(self) -> StoredRows:
+        """Returns all rows, in memory, as a source."""
+        return StoredRows(torch.from_numpy(self.rows()).view(self.shape))
 
 
-class Memory:
+class StoredRows(Source):
     """Rows that lie in memory."""
 
     def __init__(self, x: Tensor) -> None:
-        self.shape, self.dtype = tuple(x.shape), x.dtype
         self._x = matrix(x)
-        self._cuts = parts(len(self._x), self._x.size)
+        super().__init__(x.shape, x.dtype, parts(len(self._x), self._x.size))
 
-    @property
-    def parts(self) -> int:
-        return len(self._cuts)
-
-    def go(self, y: NDArray[Any], chain: tile.Chain, caught: Sequence[tile.Caught]) -> None:
-        run(lambda part, start, stop: tile.chain_rows(self._x, y, chain, caught[part], start, stop), self._cuts)
-
-    def holds(self) -> bool:
-        return True
+    def go(self, y: NDArray[Any], chain: tile.ChainArrays, caught: Sequence[tile.Caught]) -> None:
+        run(lambda part, start, stop: tile.chain_rows(self._x, y, chain, caught[part], start, stop), self.cuts)
 
     def rows(self) -> NDArray[Any]:
         return self._x
 
 
-def in_memory(source: Source) -> Memory:
-    """Returns the rows of a source, made."""
-    return Memory(torch.from_numpy(source.rows()).view(source.shape))
-
-
-@dataclass
-class Added:
-    """What a chain adds to its rows, and which of them its grids leave alone."""
-
-    bias: Tensor | None
-    other: Tensor | None
-    alpha: Tensor | None
-    protected: Tensor | None
-    groups: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        self.skip = flags(self.protected)
-        self.group = groups_of(self.groups)
-
-
-def quantize(
-    source: Source, added: Added, ranges: Tensor, ints: Sequence[int], floats: Sequence[float]
-) -> tuple[Tensor, Tensor, Tensor]:
+def quantize(source: Source, chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`dqconvert.kernels.chain.plain_quantize_chain`."""
-    steps = Steps.unpacked(ints, floats)
-    ends = iter(ranges.tolist())
+    steps, ends = chain.steps, iter(chain.ranges.tolist())
     grids = [None if scheme is None else grid_of(scheme, next(ends), next(ends)) for scheme in steps.schemes]
     y = empty(source.shape, source.dtype)
     passes = empty(source.shape if steps.masked else (0,), torch.uint8)
     target, bits = matrix(y), matrix(passes) if steps.masked else None
     present = [grid for grid in grids if grid is not None]
-    if not all(grid.settled for grid in present) or not _at_once(source, added, grids, steps.relu, target, bits):
-        _grid_by_grid(source, added, grids, steps.relu, target, bits)
-    if ranges.dim() > 1:
-        return y, ranges.clone(), passes
+    if not all(grid.settled for grid in present) or not _at_once(source, chain, grids, steps.relu, target, bits):
+        _grid_by_grid(source, chain, grids, steps.relu, target, bits)
+    if chain.ranges.dim() > 1:
+        return y, chain.ranges.clone(), passes
     return y, torch.tensor([end for grid in present for end in (grid.lo, grid.hi)], dtype=torch.float32), passes
 
 
 def _at_once(
     source: Source,
-    added: Added,
+    chain: Chain,
     grids: Sequence[Grid | None],
     relu: bool,
     target: NDArray[Any],
     bits: NDArray[Any] | None,
 ) -> bool:
     """Goes through the rows with the ranges as they are, and again while one grows; False if that cannot be said."""
-    kept = len(target) - int(np.count_nonzero(added.skip))
+    kept = len(target) - int(np.count_nonzero(flags(chain.protected)))
     total = kept * target.shape[1]
     observing = {place: grid for place, grid in enumerate(grids) if grid is not None and grid.scheme.observe}
     room = max((1024 + int(8 * total * grid.scheme.p) for grid in observing.values()), default=0)
     size = room + target.shape[1] + 512 if observing else 0  # for each part, as outliers come in few rows
     while True:
-        caught = [
-            tile.Caught(np.empty((3, 2, size), target.dtype), np.zeros((3, 4), np.int64)) for _ in range(source.parts)
-        ]
-        source.go(target, _chain(added, grids, relu, target, bits, observing), caught)
+        caught = [tile.Caught(np.empty((3, 2, size), target.dtype), np.zeros((3, 4), np.int64)) for _ in source.cuts]
+        source.go(target, _arrays(chain, grids, relu, target, bits, observing), caught)
         if source.holds():
             if any(part.counts[place][3] for part in caught for place in observing):
                 return False  # more values lie outside than there was room for
             if not _grown(caught, grids, relu, observing, total):
                 return True
         # Where one range grows, others often do: to make the rows takes longer than to go through them.
-        if not isinstance(source, Memory):
-            source = in_memory(source)
+        source = source if isinstance(source, StoredRows) else source.stored()
 
 
 def _grown(
@@ -218,7 +179,7 @@ def _ends(caught: Sequence[tile.Caught], place: int, total: int, p: float) -> En
 
 def _grid_by_grid(
     source: Source,
-    added: Added,
+    chain: Chain,
     grids: Sequence[Grid | None],
     relu: bool,
     target: NDArray[Any],
@@ -226,54 +187,43 @@ def _grid_by_grid(
 ) -> None:
     """Updates the ranges one after the other, each by what the grids before it make of the rows."""
     one, two, three = grids
-    rows, skip = source.rows(), added.skip if len(added.skip) else None
-    memory = Memory(torch.from_numpy(rows))
+    stored = source if isinstance(source, StoredRows) else source.stored()
+    rows, skip = stored.rows(), None if chain.protected is None else flags(chain.protected)
 
-    def until(relu: bool, *some: Grid | None) -> NDArray[Any]:
-        """Returns the rows behind the first grids."""
-        value = array(empty(rows.shape, source.dtype))
-        chain = _chain(added, [*some, *(None,) * (3 - len(some))], relu, value, None, {})
-        memory.go(value, chain, [nothing_caught(rows)] * memory.parts)
-        return value
+    def send(
+        some: Sequence[Grid | None], relu: bool, target: NDArray[Any] | None = None, bits: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Returns the rows behind some of the grids, with the ranges as they are."""
+        target = array(empty(rows.shape, source.dtype)) if target is None else target
+        stored.go(target, _arrays(chain, some, relu, target, bits, {}), [_nothing_caught(rows)] * len(stored.cuts))
+        return target
 
     observe(one, Rows(rows, skip))
     behind = (grid for grid in (two, three) if grid is not None)
     if any(grid.scheme.observe for grid in behind):
-        same = one is None and added.bias is None and added.other is None
-        summed = rows if same else until(False, one)
+        same = one is None and chain.bias is None and chain.other is None
+        summed = rows if same else send((one, None, None), False)
         if not _observe_both(two, three, relu, summed, skip):
             observe(two, Rows(summed, skip))
             if three is not None and three.scheme.observe:
-                observe(three, Rows(until(relu, one, two), skip))
-    chain = _chain(added, grids, relu, target, bits, {})
-    memory.go(target, chain, [nothing_caught(rows)] * memory.parts)
+                observe(three, Rows(send((one, two, None), relu), skip))
+    send(grids, relu, target, bits)
 
 
-def rows_of(source: Source) -> NDArray[Any]:
-    """Returns all rows of a source, in memory, gone through without a chain."""
-    y = matrix(empty(source.shape, source.dtype))
-    source.go(y, no_chain(y), [nothing_caught(y)] * source.parts)
-    return y
-
-
-def nothing_caught(y: NDArray[Any]) -> tile.Caught:
+def _nothing_caught(y: NDArray[Any]) -> tile.Caught:
     """Returns a place for notes that has no room, as nothing is asked."""
     return tile.Caught(np.empty((3, 2, 0), y.dtype), np.zeros((3, 4), np.int64))
 
 
-def no_chain(y: NDArray[Any]) -> tile.Chain:
-    """Returns a chain that leaves rows as they are."""
-    return _chain(Added(None, None, None, None), (None, None, None), False, y, None, {})
-
-
-def _chain(
-    added: Added,
+def _arrays(
+    chain: Chain,
     grids: Sequence[Grid | None],
     relu: bool,
     target: NDArray[Any],
     bits: NDArray[Any] | None,
     observing: dict[int, Grid],
-) -> tile.Chain:
+) -> tile.ChainArrays:
+    """Returns a chain as the loops take it; `observing`: the grids that note what lies outside of their ranges."""
     dtype = target.dtype.type
     tables = {place: grid.table(dtype) for place, grid in enumerate(grids) if grid is not None}
     parameters = np.zeros((max(map(len, tables.values()), default=1), 3, 4), dtype)
@@ -284,12 +234,12 @@ def _chain(
             kinds[place] = GRID + CLIP * grid.scheme.clip + NOTE * (place in observing)
             bounds[place] = grid.lo, grid.hi
     nothing = np.empty((0, 0), dtype)
-    return tile.Chain(
-        bias=nothing.reshape(-1) if added.bias is None else array(added.bias),
-        other=nothing if added.other is None else matrix(added.other),
-        alpha=dtype(1 if added.alpha is None else float(added.alpha)),
-        skip=added.skip,
-        group=added.group,
+    return tile.ChainArrays(
+        bias=nothing.reshape(-1) if chain.bias is None else array(chain.bias),
+        other=nothing if chain.other is None else matrix(chain.other),
+        alpha=dtype(1 if chain.alpha is None else float(chain.alpha)),
+        skip=flags(chain.protected),
+        group=groups_of(chain.groups),
         relu=relu,
         grids=parameters,
         kinds=kinds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Steps, grid_of
+from dqconvert.kernels._grid import grid_of
+from dqconvert.kernels._steps import Chain
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.chain import flags, groups_of, matrix
 from dqconvert.kernels.cpu.compiled import loop
@@ -50,19 +50,10 @@ class Learned(NamedTuple):
     relu: bool
 
     @staticmethod
-    def of(
-        dtype: Any,
-        bias: Tensor | None,
-        other: Tensor | None,
-        alpha: Tensor | None,
-        protected: Tensor | None,
-        groups: Tensor | None,
-        ranges: Tensor,
-        ints: Sequence[int],
-        floats: Sequence[float],
-    ) -> Learned:
+    def of(dtype: Any, chain: Chain) -> Learned:
         """Returns the chain that an operator is given."""
-        steps, ends = Steps.unpacked(ints, floats), iter(ranges.tolist())
+        bias, other, alpha, protected, groups, ranges, *_ = chain
+        steps, ends = chain.steps, iter(ranges.tolist())
         count = ranges.size(1) if ranges.dim() > 1 else 1
         grids, there = np.zeros((count, 3, 4), dtype), np.zeros(3, np.bool_)
         for place, scheme in enumerate(steps.schemes):
@@ -101,12 +92,10 @@ def ends_back(sums: NDArray[np.float64], grids: NDArray[Any], ranges: Tensor) ->
     return torch.from_numpy(ends.T.copy()).float().reshape(ranges.shape)
 
 
-def back(
-    grad: Tensor, x: Tensor, bias: Tensor | None, other: Tensor | None, alpha: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def back(grad: Tensor, x: Tensor, given: Chain) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`dqconvert.kernels.learned.plain_learned_chain_grad`."""
-    rows = matrix(x)
-    chain = Learned.of(rows.dtype.type, bias, other, alpha, *rest)
+    rows, (bias, other, alpha) = matrix(x), given.added
+    chain = Learned.of(rows.dtype.type, given)
     cuts = parts(len(rows), rows.size)
     to_x = empty(x.shape, x.dtype)
     to_other = empty(x.shape if other is not None else (0,), x.dtype)
@@ -121,7 +110,7 @@ def back(
     dots = run(task, cuts)
     asked = other is not None and alpha is not None
     to_alpha = torch.tensor([sum(dots)] if asked else [], dtype=x.dtype)
-    return to_x, to_bias.sum(0), to_other, to_alpha, chain.to_ends(sums, rest[2])
+    return to_x, to_bias.sum(0), to_other, to_alpha, chain.to_ends(sums, given.ranges)
 
 
 @loop

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import grid_of, split
+from dqconvert.kernels._steps import Chain, Ranged
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.chain import matrix
 from dqconvert.kernels.cpu.compiled import loop
@@ -31,23 +29,13 @@ from dqconvert.kernels.cpu.tile import copy_values, group_of, numbers_of
 
 
 def back(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    alpha: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, weight: Tensor, entry: Ranged | None, given: Chain, for_x: bool
+) -> tuple[Tensor, ...]:
     """See :func:`dqconvert.kernels.learned_linear.plain_learned_linear_grad`."""
-    protected, groups, ranges, ints, floats, for_x = rest
-    rows, (columns, depth) = matrix(x), weight.shape
-    entry, steps = split(ints, floats)
-    own = 0 if entry is None else 2
-    chain = Learned.of(rows.dtype.type, bias, other, alpha, protected, groups, ranges[own:], *steps)
-    grids = np.empty((0, 4), rows.dtype)
-    if entry is not None:
-        grids = grid_of(entry, *ranges[:2].tolist()).table(rows.dtype.type)
+    rows, (columns, depth), (bias, other, alpha) = matrix(x), weight.shape, given.added
+    dtype = rows.dtype.type
+    chain = Learned.of(dtype, given)
+    grids = np.empty((0, 4), dtype) if entry is None else entry.grid().table(dtype)
     cuts = parts(len(rows), len(rows) * (columns + weight.numel() // 8))
     to_x = empty(x.shape if for_x else (0, 0), x.dtype)
     to_other = empty(grad.shape if other is not None else (0, 0), x.dtype)
@@ -64,16 +52,17 @@ def back(
 
     dots = run(task, cuts)
     asked = other is not None and alpha is not None
-    to_ranges = chain.to_ends(sums, ranges[own:])
+    to_range = torch.empty(0)
     if entry is not None:
-        to_ranges = torch.cat([ends_back(at_entry.sum(0)[:, None], grids[:, None], ranges[:2]), to_ranges])
+        to_range = ends_back(at_entry.sum(0)[:, None], grids[:, None], entry.range_)
     return (
         to_x,
         to_weight.sum(0)[:, :depth].contiguous(),
+        to_range,
         to_bias.sum(0),
         to_other if other is not None else x.new_empty(0),
         torch.tensor([sum(dots)] if asked else [], dtype=x.dtype),
-        to_ranges,
+        chain.to_ends(sums, given.ranges),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import Grid
+from dqconvert.kernels._steps import Ranged
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.chain import flags, groups_of, matrix
 from dqconvert.kernels.cpu.compiled import loop
@@ -23,7 +23,7 @@ from dqconvert.kernels.messages import Sent
 
 
 def propagate_back(
-    grad: Tensor, sent: Sent, out: Tensor, groups: Tensor | None, grid: Grid, range_: Tensor, mean: bool
+    grad: Tensor, sent: Sent, out: Tensor, messages: Ranged, mean: bool, groups: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`dqconvert.kernels.learned_propagate.plain_learned_propagate_grad`; `out`: the sums."""
     x, weight = sent[:2]
@@ -35,13 +35,13 @@ def propagate_back(
         grads = shares
     to_x = empty(x.shape, x.dtype)
     ptr, edges, receivers = map(array, sent.by_sender)
-    grids = grid.table(rows.dtype.type)
+    grids = messages.grid().table(rows.dtype.type)
     cuts = balanced(ptr, x.size(1))
     sums = np.zeros((len(cuts), len(grids), 3))
     if weight is None:
         args: tuple[Any, ...] = (grads, rows, receivers, ptr, skip, grids[0], array(to_x))
         run(lambda part, start, stop: sum_back(*args, sums[part], start, stop), cuts)
-        return to_x, x.new_empty((0, 0)), ends_back(sums.sum(0)[:, None], grids[:, None], range_)
+        return to_x, x.new_empty((0, 0)), ends_back(sums.sum(0)[:, None], grids[:, None], messages.range_)
     to_weight = torch.empty(weight.shape, dtype=x.dtype)
     least, most = array(extremes_of(rows, weight.size(1)))
     group = groups_of(groups)
@@ -55,7 +55,7 @@ def propagate_back(
     scale, zero_point, low, high = grids.astype(np.float64).T
     by_x, below, above = known.T
     known[:, 0] = (whole.sum(0) - by_x) / scale - (low - zero_point) * below - (high - zero_point) * above
-    return to_x, to_weight, ends_back(known[:, None], grids[:, None], range_)
+    return to_x, to_weight, ends_back(known[:, None], grids[:, None], messages.range_)
 
 
 @loop

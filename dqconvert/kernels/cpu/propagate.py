@@ -15,20 +15,20 @@ from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels.cpu import propagate_loops as loops
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.chain import flags, groups_of, has_loops, matrix, observe, rows_of
+from dqconvert.kernels.cpu.chain import Source, flags, groups_of, has_loops, matrix, observe
 from dqconvert.kernels.cpu.llvm.vectors import VECTOR
 from dqconvert.kernels.cpu.select import Found, Messages, Rows, Values, ends_of, ranks
 from dqconvert.kernels.cpu.threads import balanced, parts, run
-from dqconvert.kernels.cpu.tile import Caught, Chain
+from dqconvert.kernels.cpu.tile import Caught, ChainArrays
 from dqconvert.kernels.messages import Sent
 
 _EVERY, _EDGES = 16, 1 << 9
 """Every 16th edge is looked at before all, if these are enough to say something."""
 
 
-def serves(x: Tensor, weight: Tensor | None) -> bool:
+def serves(sent: Sent) -> bool:
     """True if the loops can do it."""
-    return has_loops(x.dtype) and (weight is None or weight.dtype == x.dtype)
+    return has_loops(sent.x.dtype) and (sent.weight is None or sent.weight.dtype == sent.x.dtype)
 
 
 def check_heads(sizes: Mapping[str, int], _: object) -> None:
@@ -38,7 +38,7 @@ def check_heads(sizes: Mapping[str, int], _: object) -> None:
         raise InputShapeError(f"messages of {columns} columns cannot be weighed by {heads} weights of each edge")
 
 
-class Sums:
+class Sums(Source):
     """The sums, or averages, of the quantized messages that reach each node: rows on the way into a chain.
 
     While the range of the messages stays as it was, the edges are gone through once.
@@ -50,25 +50,11 @@ class Sums:
     """
 
     def __init__(self, sent: Sent, grid: Grid, mean: bool) -> None:
-        self.shape, self.dtype = (sent.num_nodes, sent.x.size(1)), sent.x.dtype
         self.grid, self.grew, self.extremes = grid, False, sent.x.new_empty((0, 0, 0))
         self._x, self._skip, self._mean = matrix(sent.x), flags(sent.protected), mean
         self._ptr, self._edges, self._senders = map(array, sent.by_receiver)
-        self._cuts = balanced(self._ptr, self.shape[1])
-
-    @property
-    def parts(self) -> int:
-        return len(self._cuts)
-
-    def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
-        raise NotImplementedError
-
-    def holds(self) -> bool:
-        return True
-
-    def rows(self) -> NDArray[Any]:
-        y = rows_of(self)
-        return y if self.holds() else rows_of(self)
+        columns = sent.x.size(1)
+        super().__init__((sent.num_nodes, columns), sent.x.dtype, balanced(self._ptr, columns))
 
 
 class SumsOfRows(Sums):
@@ -144,14 +130,14 @@ class SumsOfRows(Sums):
         percentiles = ends_of(beyond, total, grid.scheme.p)
         return percentiles.total == 0 or (percentiles.lo is None and percentiles.hi is None)
 
-    def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
+    def go(self, y: NDArray[Any], chain: ChainArrays, caught: Sequence[Caught]) -> None:
         if self._coded:
             parameters = self.grid.parameters(self._x.dtype.type)
             coded = (self._codes, self._x, self._skip, parameters, self._senders, self._ptr, self._mean, y, chain)
-            run(lambda part, start, stop: loops.sum_codes(*coded, caught[part], start, stop), self._cuts)
+            run(lambda part, start, stop: loops.sum_codes(*coded, caught[part], start, stop), self.cuts)
         else:
             args = (self._sent, self._senders, self._ptr, self._mean, y, chain)
-            run(lambda part, start, stop: loops.sum_rows(*args, caught[part], start, stop), self._cuts)
+            run(lambda part, start, stop: loops.sum_rows(*args, caught[part], start, stop), self.cuts)
 
 
 class SumsOfProducts(Sums):
@@ -194,12 +180,12 @@ class SumsOfProducts(Sums):
         edges, senders = (np.ascontiguousarray(one[::every]) for one in (self._edges, self._senders))
         return Messages(self._x, self._weight, edges, senders, skip, least, most)
 
-    def go(self, y: NDArray[Any], chain: Chain, caught: Sequence[Caught]) -> None:
+    def go(self, y: NDArray[Any], chain: ChainArrays, caught: Sequence[Caught]) -> None:
         x, grid = self._x, self.grid
         parameters, (lo, hi) = grid.table(x.dtype.type), map(x.dtype.type, (grid.lo, grid.hi))
         room = 1024 + int(8 * len(self._senders) * x.shape[1] * grid.scheme.p)
-        size = room // self.parts + x.shape[1] + 512 if self._unsure else 0
-        noted = [(np.empty(size, x.dtype), np.empty(size, x.dtype)) for _ in self._cuts]
+        size = room // len(self.cuts) + x.shape[1] + 512 if self._unsure else 0
+        noted = [(np.empty(size, x.dtype), np.empty(size, x.dtype)) for _ in self.cuts]
         least, most = array(self.extremes)
         which = (self._skip, self._group)
         args = (x, self._weight, self._senders, self._ptr, self._edges, *which, parameters, least, most)
@@ -209,7 +195,7 @@ class SumsOfProducts(Sums):
             found = loops.sum_products(*args, *more, start, stop)
             return noted[part][0][: found[0]], noted[part][1][: found[1]], *found[2:]
 
-        self._noted = run(task, self._cuts)
+        self._noted = run(task, self.cuts)
 
     def holds(self) -> bool:
         if not self._unsure:

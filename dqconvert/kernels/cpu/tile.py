@@ -23,7 +23,7 @@ def tile_rows(columns):  # type: ignore[no-untyped-def]
     return max(1, TILE // max(1, columns))
 
 
-class Chain(NamedTuple):
+class ChainArrays(NamedTuple):
     """A chain as the loops take it; what is left out is empty.
 
     Attributes:

@@ -72,7 +72,7 @@ class _Place(NamedTuple):
     above: Any
 
 
-class _Chain(Writer):
+class _ChainWriter(Writer):
     """Writes the grids of a chain; `room`: how many values each place may note on either side."""
 
     def __init__(self, context: Any, builder: Any, value_type: Any, room: Any) -> None:
@@ -138,7 +138,7 @@ def chain_span(  # type: ignore[no-untyped-def]
 def _write_span(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     values, count, bits, bias, other, alpha, flags, kinds, grids, bounds, counts, noted, room = args
     value_type = signature.args[0].dtype
-    writer = _Chain(context, builder, value_type, room)
+    writer = _ChainWriter(context, builder, value_type, room)
     index = count.type
 
     def at(array: Any, place: int) -> Any:

@@ -1,13 +1,55 @@
-"""The loops of :mod:`dqconvert.kernels.propagate_max`, over the edges of each node."""
+"""The largest message to each node, on the CPU, see :mod:`dqconvert.kernels.propagate`: loops over its edges."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from dqconvert.kernels._buffers import empty
+from dqconvert.kernels._grid import Grid
+from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.chain import flags, matrix, observe
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.llvm.memory import AHEAD
+from dqconvert.kernels.cpu.propagate import message_values
 from dqconvert.kernels.cpu.propagate_loops import fetch_row
+from dqconvert.kernels.cpu.threads import balanced, parts, run
 from dqconvert.kernels.cpu.tile import back_values, copy_values, round_values, scale_values
+from dqconvert.kernels.messages import Sent, fake_messages_back
+
+
+def largest(sent: Sent, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Returns the largest messages, and how many are as large, `[1, num_nodes, columns]`; the grid observes them."""
+    observe(grid, message_values(sent))
+    rows, shape = matrix(sent.x), (sent.num_nodes, sent.x.size(1))
+    y, ties = empty(shape, sent.x.dtype), empty((1, *shape), sent.x.dtype)
+    ptr, edges, senders = map(array, sent.by_receiver)
+    graph = (senders, ptr, edges, flags(sent.protected), grid.parameters(rows.dtype.type))
+    args = (rows, _weights(sent), *graph, array(y), array(ties)[0])
+    run(lambda _, start, stop: max_rows(*args, start, stop), balanced(ptr, rows.shape[1]))
+    return y, ties
+
+
+def _weights(sent: Sent) -> Any:
+    return array(sent.x.new_empty((0, 0)) if sent.weight is None else sent.weight)
+
+
+def largest_back(
+    grad: Tensor, y: Tensor, ties: Tensor, sent: Sent, grid: Grid, for_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """See :func:`dqconvert.kernels.propagate_grad.plain_propagate_grad`; `grid`: as it was rounded with."""
+    x = sent.x
+    rows, to_weight = matrix(x), fake_messages_back(sent, for_weight)[1]
+    share, to_x = empty(y.shape, y.dtype), empty(x.shape, x.dtype)
+    whole = (matrix(grad), matrix(y), array(ties)[0], array(share))
+    run(lambda _, start, stop: shares(*whole, start, stop), parts(y.size(0), y.numel()))
+    ptr, edges, receivers = map(array, sent.by_sender)
+    graph = (receivers, ptr, edges, flags(sent.protected), grid.parameters(rows.dtype.type), grid.scheme.clip)
+    args = (array(share), matrix(y), rows, _weights(sent), *graph, array(to_x), array(to_weight))
+    run(lambda _, start, stop: max_back(*args, start, stop), balanced(ptr, x.size(1)))
+    return to_x, to_weight
 
 
 @loop
