@@ -81,6 +81,13 @@ def lower(module: PreparedModule, *, passes: Sequence[Pass] = PASSES) -> Integer
     )
     more: list[Method] = []
     left_out: dict[str, str] = {}
+
+    def take(method: Method, program: Program, floats: Mapping[Node, Float]) -> IntegerReport:
+        """Takes one more method in, and returns the report with it."""
+        merge(own.root, program.root, program.graph)
+        more.append(Method(name=method.name, graph=program.graph, how=method.how))
+        return report.and_of(IntegerReport.of(module.report.model, program.graph, floats))
+
     for method in others:
         try:
             program, floats = _lower_graph(method, module, passes)
@@ -88,10 +95,8 @@ def lower(module: PreparedModule, *, passes: Sequence[Pass] = PASSES) -> Integer
             if method.how == "named":
                 raise LoweringError(f"{method.name}: {error}") from error
             left_out[method.name] = str(error)
-            continue
-        merge(own.root, program.root, program.graph)
-        report = report.and_of(IntegerReport.of(module.report.model, program.graph, floats))
-        more.append(Method(name=method.name, graph=program.graph, how=method.how))
+        else:
+            report = take(method, program, floats)
     skeleton, own_code = skeleton_of(module), dict(module.own_code)
     for method in module.plain_methods:
         try:
@@ -100,14 +105,12 @@ def lower(module: PreparedModule, *, passes: Sequence[Pass] = PASSES) -> Integer
         except (GuardError, LoweringError) as error:
             own_code[method.name] = f"{method.how}, and no graph that holds now ({error})"
             continue
-        merge(own.root, program.root, program.graph)
-        report = report.and_of(IntegerReport.of(module.report.model, program.graph, floats))
+        report = take(method, program, floats)
         entry = PreparedMethod(name=method.name, arguments=words_of(method.graph), how=method.how)
         read = settings([method.eval_graph or method.graph], module)
         report = replace(
             report, methods=(*report.methods, entry), settings=tuple(dict.fromkeys((*report.settings, *read)))
         )
-        more.append(Method(name=method.name, graph=program.graph, how=method.how))
     integer: IntegerModule = IntegerModule.build(
         own.root,
         own.graph,

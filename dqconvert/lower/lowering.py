@@ -30,9 +30,9 @@ from dqconvert.lower.values import (
     groups_of,
     is_identity,
     number_of_groups,
-    of_group,
     rounded,
     rows_of,
+    tables_by_group,
     tabular,
     together,
 )
@@ -177,12 +177,9 @@ class Lowering:
         assert own is not None
         count = len(grid.grids) if isinstance(grid, GroupGrid) else number_of_groups(value)
         if tabular(value) and groups in (None, own):
-            tables: list[Tabulated] = []
-            for group in range(count):
-                part = of_group(value, group)
-                assert isinstance(part, Codes | Tabulated)
-                known = as_tabulated(part, max(note.ndim, 1), torch.float32)
-                tables.append(rounded(known, grid.grids[group] if isinstance(grid, GroupGrid) else grid))
+            grids = grid.grids if isinstance(grid, GroupGrid) else [grid] * count
+            known = tables_by_group(value, count, max(note.ndim, 1), torch.float32)
+            tables = [rounded(table, one) for table, one in zip(known, grids, strict=True)]
             if len(tables[0].bases) == 1 and all(is_identity(table.table) for table in tables):
                 node = tables[0].bases[0]
             else:

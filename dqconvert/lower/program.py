@@ -30,7 +30,7 @@ from dqconvert.lower.values import (
     as_tabulated,
     groups_of,
     number_of_groups,
-    of_group,
+    tables_by_group,
     together,
 )
 from dqconvert.rewrite.place import Quantizers
@@ -198,13 +198,10 @@ class Program:
         return self._plain[value]
 
     def _plain_by_group(self, value: Value, note: Note) -> Node:
-        groups, tables = groups_of(value), list[Tabulated]()
+        groups = groups_of(value)
         assert groups is not None
-        for group in range(number_of_groups(value)):
-            part = of_group(value, group)
-            assert isinstance(part, Codes | Tabulated)
-            tables.append(as_tabulated(part, max(note.ndim, 1), note.dtype or torch.float32))
-        found = together(tables, groups)
+        form = max(note.ndim, 1), note.dtype or torch.float32
+        found = together(tables_by_group(value, number_of_groups(value), *form), groups)
         assert found is not None
         return self.look_up(found, f"{note.module}.values", note)
 

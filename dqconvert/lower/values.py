@@ -183,6 +183,16 @@ def together(tables: Sequence[Tabulated | None], groups: Node) -> GroupTabulated
     return GroupTabulated(found[0].bases, torch.stack([table.table for table in found]), groups)
 
 
+def tables_by_group(value: Value, count: int, ndim: int, dtype: torch.dtype) -> list[Tabulated]:
+    """Returns the table of the rows of each group, of a value of ``ndim`` dimensions that follows from codes."""
+    found: list[Tabulated] = []
+    for group in range(count):
+        part = of_group(value, group)
+        assert isinstance(part, Codes | Tabulated)
+        found.append(as_tabulated(part, ndim, dtype))
+    return found
+
+
 def number_of_groups(value: Value) -> int:
     """Returns how many groups of rows differ; 1 if none do."""
     if isinstance(value, GroupCodes):

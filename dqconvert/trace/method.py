@@ -16,7 +16,7 @@ from torch_geometric.data.data import BaseData
 from dqconvert.errors import ArgumentError
 from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.callee import signature_of_graph
-from dqconvert.trace.guards import ARGUMENT_CHECKS
+from dqconvert.trace.guards import ARGUMENT_CHECKS, pinned
 from dqconvert.trace.islands import Island
 from dqconvert.trace.note import note_of
 from dqconvert.trace.packing import pack, unpack
@@ -73,14 +73,10 @@ def words_of(graph: Graph) -> str:
         >>> words_of(graph)
         'x'
     """
-    fixed = {str(node.args[2]): node.args[1] for node in graph.nodes if node.op != "output" and _pins(node)}
+    fixed = {str(node.args[2]): node.args[1] for node in graph.find_nodes(op="call_function", target=pinned)}
     names = [str(node.target) for node in graph.nodes if node.op == "placeholder" and node.target != "protect_prob"]
     words = (f"{name}={fixed[name]!r}" if name in fixed else name for name in names if fixed.get(name, ...) is not None)
     return ", ".join(words)
-
-
-def _pins(node: Node) -> bool:
-    return getattr(node.target, "__name__", "") == "pinned"
 
 
 def fits(graph: Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

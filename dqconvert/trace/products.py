@@ -16,12 +16,12 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from dqconvert.trace import verify
-from dqconvert.trace.guards import check_sorted, guard
+from dqconvert.trace.guards import guard
 from dqconvert.trace.inputs import Inputs
+from dqconvert.trace.merge import erase_unused
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import Stage, note_of
 from dqconvert.trace.runtime import either
-from dqconvert.trace.weighing import unweighted
 
 
 @dataclass(frozen=True)
@@ -162,14 +162,10 @@ def _erase_messages(graph: Graph, product: Product, kept: Collection[Node]) -> N
     """Erases what only served the messages, and the checks that they asked for."""
     propagation = note_of(product.messages).propagation
     inside = (Stage.MESSAGE, Stage.AGGREGATE, Stage.UPDATE)
-    erased = True
-    while erased:
-        erased = False
-        for node in reversed(list(graph.nodes)):
-            note = note_of(node)
-            if note.propagation != propagation or node in kept or node.users:
-                continue
-            check = node.target in (unweighted, check_sorted) or (node.target is guard and note.stage in inside)
-            if check or node.target is not guard:
-                graph.erase_node(node)
-                erased = True
+
+    def serves(node: Node) -> bool:
+        note = note_of(node)
+        own = note.propagation == propagation and node not in kept
+        return own and (node.target is not guard or note.stage in inside)
+
+    erase_unused(graph, serves)

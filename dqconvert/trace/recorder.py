@@ -7,7 +7,7 @@ node that made it turns the calls into a graph.
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -127,15 +127,13 @@ class Recorder(TorchFunctionMode):
 
     def _size(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor = args[0]
-        shape = self.writer.shape(tensor)
+        shape, counts = self.writer.shape(tensor), name in ("numel", "nelement")
+        dim = 0 if name == "__len__" else kwargs.get("dim", args[1] if len(args) > 1 else None)
         if not self.writer.knows(tensor):  # a parameter: its shape is part of the model
-            return _plain_size(name, shape, args, kwargs)
-        if name in ("numel", "nelement"):
+            return math.prod(shape) if counts else torch.Size(shape) if dim is None else shape[dim]
+        if counts:
             node = self._cached_size(tensor, -1, lambda: self.writer.node("call_method", "numel", (tensor,), {}))
-            return self.writer.traced(_plain_size(name, shape, args, kwargs), node)
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        if name == "__len__":
-            dim = 0
+            return self.writer.traced(math.prod(shape), node)
         if dim is None:
             return torch.Size([self._one_size(tensor, d, value) for d, value in enumerate(shape)])
         dim = int(dim)
@@ -158,13 +156,6 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.writer.fail(f"reads {kind_of(value)} out of a tensor")
         return self.writer.traced(value, self.writer.node("call_method", "item", args, {}), from_values=True)
-
-
-def _plain_size(name: str, shape: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if name in ("numel", "nelement"):
-        return functools.reduce(lambda a, b: a * b, shape, 1)
-    dim = 0 if name == "__len__" else kwargs.get("dim", args[1] if len(args) > 1 else None)
-    return torch.Size(shape) if dim is None else shape[dim]
 
 
 def _property(name: str, owner: Tensor) -> Call:

@@ -41,25 +41,21 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     program, label = lowering.program, note.module or "linear"
     scale, offset = weight.quantizer.scale.float().reshape(-1), bias.value if isinstance(bias, Constant) else None
     grouped = [one for one in (x.grid, grid) if isinstance(one, GroupGrid)]
+    if grouped and (len({one.groups for one in grouped}) > 1 or note.ndim != 2):
+        lowering.scaled.discard(node)
+        return None
     if grouped:
-        if len({one.groups for one in grouped}) > 1 or note.ndim != 2:
-            lowering.scaled.discard(node)
-            return None
         of_x, of_y = (by_group(one, grouped[0]) for one in (x.grid, grid))
-        factor = torch.stack([scale * one.scale for one in of_x.grids])
-        finish = program.finish(factor, of_y, label, offset, shares)
-        packed = program.constant(pack_weight(centred), f"{label}.weight")
-        x_grid = program.grid(x.grid, f"{label}.input_grid", factor.device)
+        finish = program.finish(torch.stack([scale * one.scale for one in of_x.grids]), of_y, label, offset, shares)
+    else:
+        assert isinstance(x, Codes)
+        finish = program.finish(scale * x.grid.scale, grid, label, offset, shares)
+    packed = program.constant(pack_weight(centred), f"{label}.weight")
+    x_grid = program.grid(x.grid, f"{label}.input_grid", scale.device)
+    if note.ndim == 2:
         made = program.call(integer_linear, (x.node, x_grid, packed, columns, finish), note, depth=depth)
         return GroupCodes(made, grid) if isinstance(grid, GroupGrid) else Codes(made, grid)
     assert isinstance(grid, QuantizerGrid)
-    assert isinstance(x, Codes)
-    factor = scale * x.grid.scale
-    finish = program.finish(factor, grid, label, offset, shares)
-    packed = program.constant(pack_weight(centred), f"{label}.weight")
-    x_grid = program.grid(x.grid, f"{label}.input_grid", factor.device)
-    if note.ndim == 2:
-        return Codes(program.call(integer_linear, (x.node, x_grid, packed, columns, finish), note, depth=depth), grid)
     rows = program.method("reshape", (x.node, -1, depth))
     found = program.call(integer_linear, (rows, x_grid, packed, columns, finish), depth=depth)
     return Codes(program.call(reshaped_like, (found, x.node, columns), note), grid)
