@@ -56,7 +56,13 @@ def export(
 
 
 def _onnx(module: nn.Module, example_inputs: Any, exact: bool, target: Target | None) -> bytes:
-    raise ExportError("format='onnx': is not written yet.")
+    try:
+        from dqconvert.onnx.file import file_of
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "onnx":
+            raise
+        raise ExportError("format='onnx' needs the package onnx: pip install 'dqconvert[onnx]'.") from error
+    return file_of(module, example_inputs, exact=exact, target=target)
 
 
 def _pt2(module: nn.Module, example_inputs: Any, exact: bool, target: Target | None) -> bytes:

@@ -29,6 +29,7 @@ HOUSE = (
         "finetune",
         "distil",
         "export",
+        "onnx",
         "labels",
         "weights",
         "compare",

@@ -148,6 +148,8 @@ class Op:
         where: Of ours: the module that defines it.
         file: Of ours: its name in files, which stays when the function moves.
         multiply_adds: How many a call takes, given its arguments; ``None``: not counted here.
+        onnx: The operator of ONNX that computes it of its tensors, in their order; ``""``: none, and it has a writer in
+            ``dqconvert/onnx/writers`` or cannot be exported.
         known: Whether there is a record; ``False``: this is what is said of an operation without.
     """
 
@@ -205,6 +207,7 @@ class Op:
     where: str = ""
     file: str = ""
     multiply_adds: Callable[..., int] | None = None
+    onnx: str = ""
     known: bool = True
 
     @property

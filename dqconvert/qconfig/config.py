@@ -213,6 +213,7 @@ class Presets(Mapping[str, QConfig]):
     - `int8-dq`, `int4-dq`: Degree-Quant as its authors' code does it (Tailor, Fernandez-Marques and Lane,
         ICLR 2021): percentile ranges kept as running minimum and maximum, clipped gradient, protection 0.0 to
         0.1.
+    - `int8-dq-symmetric`: the same with signed grids whose zero point is 0, for runtimes that take no other (TensorRT).
     - `int8-qat`, `int4-qat`: plain quantization-aware training: moving averages of minimum and maximum
         (momentum 0.01), straight-through gradient, no protection.
     - `int8-nqat`, `int4-nqat`: the same with quantization noise (Fan et al., ICLR 2021): each step quantizes half of
@@ -267,6 +268,11 @@ def _scheme(spec: QSpec, protect: Protect | None = None) -> QConfig:
     return QConfig(weight=signed, activation=activation, message=signed, aggregate=signed, protect=protect)
 
 
+def _symmetric(config: QConfig) -> QConfig:
+    grids = {kind: replace(getattr(config, kind), signed=True, symmetric=True) for kind in KINDS}
+    return replace(config, **grids)
+
+
 def _learned(bits: int) -> QConfig:
     config = _scheme(QSpec(bits=bits, range="learned"), Protect())
     return replace(config, weight=QSpec(bits=bits, signed=True, symmetric=True, range="learned"))
@@ -288,9 +294,10 @@ def _plus(bits: int) -> QConfig:
 
 
 DEFAULT_PRESET = "int8-dq"
+_DQ8 = _scheme(QSpec(bits=8, range="percentile", grad="clip"), Protect(p_min=0.0, p_max=0.1))
 presets = Presets(
     {
-        "int8-dq": _scheme(QSpec(bits=8, range="percentile", grad="clip"), Protect(p_min=0.0, p_max=0.1)),
+        "int8-dq": _DQ8,
         "int4-dq": _scheme(QSpec(bits=4, range="percentile", grad="clip"), Protect(p_min=0.0, p_max=0.1)),
         "int8-qat": _scheme(QSpec(bits=8, range="ema")),
         "int4-qat": _scheme(QSpec(bits=4, range="ema")),
@@ -301,6 +308,7 @@ presets = Presets(
         **{f"int{bits}-dq+": _plus(bits) for bits in (8, 4, 3, 2)},
         "int8-ptq+": replace(_plus(8), placement="paper", output=False),
         "int8-ptq": replace(_scheme(QSpec(bits=8, range="percentile")), weight=QSpec(bits=8, signed=True)),
+        "int8-dq-symmetric": _symmetric(_DQ8),
     }
 )
 

@@ -1,0 +1,1 @@
+"""ONNX: a prepared module's evaluation graph, written operation by operation."""

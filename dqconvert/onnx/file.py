@@ -1,0 +1,130 @@
+"""A prepared module as an ONNX file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from dqconvert import __version__
+from dqconvert.calibrate import callee_of
+from dqconvert.errors import ConfigError, ExportError, LoweringError
+from dqconvert.lower.check import check_ready
+from dqconvert.lower.evaluation import evaluation_of, refused
+from dqconvert.onnx.builder import TYPES, Builder, Wire
+from dqconvert.onnx.inputs import Inputs, Steps
+from dqconvert.onnx.targets import check_target, form_for
+from dqconvert.onnx.walk import walk
+from dqconvert.onnx.writing import Writing
+from dqconvert.prepared.module import PreparedModule, class_names
+from dqconvert.trace.given import calls_of
+from dqconvert.trace.method import Method, fits, words_of
+
+PREFIX = "dqconvert."
+"""Of the names in a file's metadata."""
+
+
+def file_of(module: Any, example_inputs: Any = None, *, exact: bool = False, target: str | None = None) -> bytes:
+    """Returns the bytes of a prepared module as an ONNX file, see :func:`dqconvert.export.export`."""
+    if not isinstance(module, PreparedModule):
+        raise ExportError(
+            "format='onnx' takes a prepared module, whose roundings ONNX has operators for: export that, not the "
+            "integer module that was made of it."
+        )
+    text: bytes = model_of(module, example_inputs, exact=exact, target=target).SerializeToString()
+    return text
+
+
+def model_of(
+    module: PreparedModule, example_inputs: Any = None, *, exact: bool = False, target: str | None = None
+) -> onnx.ModelProto:
+    """Returns a prepared module as ONNX.
+
+    Raises:
+        ExportError: If it has no ranges, or something has no form in ONNX, or none that the target takes.
+    """
+    form = form_for(target, exact)
+    method = _method(module, example_inputs)
+    graph = evaluation_of(method.eval_graph or method.graph, module)
+    try:
+        check_ready(graph, module)
+    except LoweringError as error:
+        raise ExportError(str(error)) from error
+    check_target(graph, module, target)
+    file = Builder()
+    writing = Writing(file, Inputs(file), exact=exact, scatters=form.scatters, plain=form.plain)
+    returned = walk(writing, graph, module)
+    outputs = [
+        helper.make_tensor_value_info(
+            file.returned(name, wire), TYPES[wire.dtype], [f"{name}_{dim}" for dim in range(wire.ndim)]
+        )
+        for name, wire in _outputs(writing, returned, "output")
+    ]
+    read = {name for node in file.nodes for name in node.input} | {one.name for one in outputs}
+    initializers = [one for one in file.initializers if one.name in read]
+    inputs = [one for name, one in writing.inputs.infos.items() if name in read or len(writing.inputs.steps[name]) == 1]
+    written = helper.make_graph(file.nodes, module.report.model, inputs, outputs, initializers)
+    opsets = [helper.make_opsetid("", file.opset)]
+    model = helper.make_model(
+        written, opset_imports=opsets, ir_version=10, producer_name="dqconvert", producer_version=__version__
+    )
+    helper.set_model_props(
+        model,
+        {
+            PREFIX + name: text
+            for name, text in _metadata(
+                module, {one.name: writing.inputs.steps[one.name] for one in inputs}, exact
+            ).items()
+        },
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _method(module: PreparedModule, example_inputs: Any) -> Method:
+    """Returns the graph for inputs: of the method that calling the module runs."""
+    methods = [method for method in module.all_methods() if method.name == module.called_method]
+    if example_inputs is not None:
+        try:
+            call = next(calls_of(callee_of(module), example_inputs))
+        except (ConfigError, StopIteration) as error:
+            raise ExportError(f"export: example_inputs do not fit: {error}") from error
+        methods = [method for method in methods if fits(method.graph, call.args, call.kwargs)]
+    if not methods:
+        forms = "; ".join(words_of(method.graph) for method in module.all_methods())
+        raise ExportError(
+            f"export: the module has no graph for such inputs: call it on them once. It has graphs for: {forms}."
+        )
+    if (refusal := refused(methods[0].graph)) is not None:
+        raise ExportError(f"export: the model refuses such arguments in evaluation: {refusal}")
+    return methods[0]
+
+
+def _outputs(w: Writing, value: Any, name: str) -> Iterator[tuple[str, Wire]]:
+    """Yields what forward returns, each tensor with its name: by its key or place where there are several."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _outputs(w, item, f"{name}.{'__'.join(map(str, key)) if isinstance(key, tuple) else key}")
+    elif isinstance(value, tuple | list):
+        for place, item in enumerate(value):
+            yield from _outputs(w, item, f"{name}.{place}")
+    elif value is not None:
+        yield name, w.wire(value)
+
+
+def _metadata(module: PreparedModule, steps: Mapping[str, Steps], exact: bool) -> dict[str, str]:
+    try:
+        config = json.dumps(module.qconfig.to_dict())
+    except ConfigError:  # a quantizer of the user's own
+        config = repr(module.qconfig)
+    return {
+        "version": __version__,
+        "model": module.report.model,
+        "config": config,
+        "classes": json.dumps(class_names(module)),
+        "inputs": json.dumps(steps),
+        "exact": json.dumps(exact),
+    }

@@ -1,0 +1,1 @@
+"""The writers of operations, by room of ``ops/``; importing one registers its writers."""

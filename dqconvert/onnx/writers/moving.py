@@ -1,0 +1,304 @@
+"""Operations that move entries: views, picks, joins, copies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dqconvert.onnx.builder import Wire
+from dqconvert.onnx.writing import Writing, writes
+from dqconvert.ops import OURS, PYG
+
+_END = 2**62
+"""Further than any dimension goes."""
+
+
+@writes("clone", "detach", "alias", "contiguous", "cpu", "private")
+def _same(w: Writing, x: Any, *_: Any, **__: Any) -> Any:
+    return x
+
+
+# -- views -----------------------------------------------------------------------------------------------------------
+
+
+@writes("view", "reshape")
+def _reshape(w: Writing, x: Any, *shape: Any) -> Wire:
+    if len(shape) == 1 and isinstance(shape[0], torch.dtype):
+        raise w.refusal("a view as another type")
+    return w.file.reshape(w.wire(x), w.numbers(shape))
+
+
+@writes("view_as", "reshape_as")
+def _reshape_as(w: Writing, x: Any, other: Any) -> Wire:
+    model = w.wire(other)
+    return w.op("Reshape", x, w.file.shape(model), ndim=model.ndim, allowzero=1)
+
+
+@writes("flatten")
+def _flatten(w: Writing, input: Any, start_dim: int = 0, end_dim: int = -1) -> Wire:
+    x = w.wire(input)
+    start, end = start_dim % max(x.ndim, 1), end_dim % max(x.ndim, 1)
+    sizes = [w.file.size(x, dim) for dim in range(x.ndim)]
+    return w.file.reshape(x, [*sizes[:start], -1, *sizes[end + 1 :]])
+
+
+@writes("ravel")
+def _ravel(w: Writing, x: Any) -> Wire:
+    return w.file.reshape(w.wire(x), [-1])
+
+
+@writes("unflatten")
+def _unflatten(w: Writing, input: Any, dim: int, sizes: Any) -> Wire:
+    x = w.wire(input)
+    kept = [w.file.size(x, each) for each in range(x.ndim)]
+    return w.file.reshape(x, [*kept[: dim % x.ndim], *w.numbers((sizes,)), *kept[dim % x.ndim + 1 :]])
+
+
+@writes("squeeze")
+def _squeeze(w: Writing, input: Any, dim: Any = None) -> Wire:
+    x = w.wire(input)
+    dims = [dim] if isinstance(dim, int) else range(x.ndim) if dim is None else dim
+    gone = [each for each in range(x.ndim) if each in {one % x.ndim for one in dims} and w.file.sizes(x)[each] == 1]
+    if x.ndim - len(gone) != w.note.ndim:
+        raise w.refusal("dimensions of size 1 are taken out, and which these are depends on the graph")
+    return w.op("Squeeze", x, torch.tensor(gone), ndim=x.ndim - len(gone)) if gone else x
+
+
+@writes("unsqueeze")
+def _unsqueeze(w: Writing, input: Any, dim: int) -> Wire:
+    x = w.wire(input)
+    return w.file.unsqueeze(x, dim % (x.ndim + 1))
+
+
+@writes("permute")
+def _permute(w: Writing, x: Any, *dims: Any) -> Wire:
+    value = w.wire(x)
+    order = [
+        int(dim) % value.ndim for dim in (dims[0] if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims)
+    ]
+    return w.op("Transpose", value, perm=order)
+
+
+@writes("transpose")
+def _transpose(w: Writing, x: Any, dim0: int, dim1: int) -> Wire:
+    value = w.wire(x)
+    order = list(range(value.ndim))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return w.op("Transpose", value, perm=order)
+
+
+@writes("movedim")
+def _movedim(w: Writing, x: Any, source: int, destination: int) -> Wire:
+    return _moved(w, w.wire(x), source, destination)
+
+
+def _moved(w: Writing, x: Wire, source: int, destination: int) -> Wire:
+    order = [dim for dim in range(x.ndim) if dim != source % x.ndim]
+    order.insert(destination % x.ndim, source % x.ndim)
+    return x if order == list(range(x.ndim)) else w.op("Transpose", x, perm=order)
+
+
+@writes("t")
+def _t(w: Writing, x: Any, *_: Any) -> Wire:
+    value = w.wire(x)
+    return (
+        value
+        if value.ndim < 2
+        else w.op("Transpose", value, perm=[*range(value.ndim - 2), value.ndim - 1, value.ndim - 2])
+    )
+
+
+@writes("expand")
+def _expand(w: Writing, x: Any, *sizes: Any) -> Wire:
+    value, wanted = w.wire(x), w.numbers(sizes)
+    added = len(wanted) - value.ndim
+    shape = [w.file.size(value, dim - added) if size == -1 else size for dim, size in enumerate(wanted)]
+    return w.op("Expand", value, w.file.vector(shape), ndim=len(wanted))
+
+
+@writes("expand_as")
+def _expand_as(w: Writing, x: Any, other: Any) -> Wire:
+    model = w.wire(other)
+    return w.op("Expand", x, w.file.shape(model), ndim=model.ndim)
+
+
+# -- picks -----------------------------------------------------------------------------------------------------------
+
+
+@writes("index_select")
+@writes("select", package=PYG)
+def _index_select(w: Writing, input: Any, dim: Any, index: Any) -> Wire:
+    if isinstance(index, int):  # PyG's has them the other way round
+        dim, index = index, dim
+    return w.file.gather(w.wire(input), w.wire(index), dim)
+
+
+@writes("select")
+def _select(w: Writing, input: Any, dim: int, index: Any) -> Wire:
+    return w.file.gather(w.wire(input), w.wire(index), dim)
+
+
+@writes("gather")
+def _gather(w: Writing, input: Any, dim: int, index: Any) -> Wire:
+    x = w.wire(input)
+    return w.op("GatherElements", x, index, axis=dim % x.ndim)
+
+
+@writes("narrow")
+def _narrow(w: Writing, input: Any, dim: int, start: Any, length: Any) -> Wire:
+    end = start + length if isinstance(start, int) and isinstance(length, int) else w.math("Add", start, length)
+    return _sliced(w, w.wire(input), dim, start, end)
+
+
+def _sliced(w: Writing, x: Wire, dim: int, start: Any, end: Any, step: int = 1) -> Wire:
+    ends = [w.file.vector([one if isinstance(one, int) else w.wire(one)]) for one in (start, end)]
+    return w.op("Slice", x, *ends, torch.tensor([dim % x.ndim]), torch.tensor([step]))
+
+
+@writes("chunk")
+def _chunk(w: Writing, input: Any, chunks: int, dim: int = 0) -> tuple[Wire, ...]:
+    x = w.wire(input)
+    size = w.fixed_size(x, dim)
+    return _split(w, x, -(-size // chunks), dim)
+
+
+@writes("split")
+def _split(w: Writing, input: Any, split_size: Any, dim: int = 0) -> tuple[Wire, ...]:
+    x = w.wire(input)
+    sizes = list(split_size) if isinstance(split_size, tuple | list) else []
+    if not sizes:
+        size = w.fixed_size(x, dim)
+        sizes = [min(split_size, size - start) for start in range(0, size, split_size)]
+    parts = [(x.dtype, x.ndim)] * len(sizes)
+    return tuple(w.file.ops("Split", [x, w.file.wire(w.file.vector(sizes))], parts, axis=dim % x.ndim))
+
+
+@writes("unbind")
+def _unbind(w: Writing, input: Any, dim: int = 0) -> tuple[Wire, ...]:
+    x = w.wire(input)
+    return tuple(w.file.gather(x, place, dim) for place in range(w.fixed_size(x, dim)))
+
+
+@writes("getitem")
+def _getitem(w: Writing, x: Any, index: Any) -> Any:
+    if isinstance(x, tuple | list | dict):
+        return x[index]
+    value, dim = w.wire(x), 0
+    parts = index if isinstance(index, tuple) else (index,)
+    used = sum(part is not None and part is not ... for part in parts)
+    gathered = False
+    for part in parts:
+        if part is ...:
+            dim = value.ndim - (used - dim)
+        elif part is None:
+            value, dim, used = w.file.unsqueeze(value, dim), dim + 1, used + 1
+        elif isinstance(part, slice):
+            if (part.start, part.stop, part.step) != (None, None, None):
+                stop = _END if part.stop is None else part.stop
+                value = _sliced(w, value, dim, part.start or 0, stop, part.step or 1)
+            dim += 1
+        elif isinstance(part, int) or (isinstance(part, Wire) and part.number):
+            value, used = w.file.gather(value, w.wire(part), dim), used - 1
+        else:
+            rows = w.wire(torch.tensor(part) if isinstance(part, list) else part)
+            if gathered or rows.ndim != 1:
+                raise w.refusal(
+                    f"it is indexed by {'several tensors' if gathered else f'a tensor of {rows.ndim} dimensions'}"
+                )
+            value = (
+                w.op("Compress", value, rows, axis=dim) if rows.dtype is torch.bool else w.file.gather(value, rows, dim)
+            )
+            dim, gathered = dim + 1, True
+    return value
+
+
+@writes("setitem", package=OURS)
+def _setitem(w: Writing, target: Any, index: Any, value: Any) -> Wire:
+    x, mask = w.wire(target), w.wire(index) if isinstance(index, Wire) else None
+    if mask is None or mask.dtype is not torch.bool:
+        raise w.refusal("it is set by an index that is no mask")
+    new = w.file.cast(w.wire(value) if isinstance(value, Wire) else value, x.dtype)
+    if new.ndim == 0:
+        wide = w.file.unsqueeze(mask, *range(mask.ndim, x.ndim))
+        return w.op("Where", wide, new, x, dtype=x.dtype, ndim=x.ndim)
+    places = w.op("NonZero", mask, dtype=torch.int64, ndim=2)
+    return w.op("ScatterND", x, w.op("Transpose", places, perm=[1, 0]), new)
+
+
+@writes("masked_select")
+def _masked_select(w: Writing, x: Any, mask: Any) -> Wire:
+    return w.op("Compress", w.file.reshape(w.wire(x), [-1]), w.file.reshape(w.wire(mask), [-1]), ndim=1)
+
+
+@writes("flip")
+def _flip(w: Writing, x: Any, *dims: Any) -> Wire:
+    value = w.wire(x)
+    for dim in dims[0] if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims:
+        value = _sliced(w, value, dim, -1, -_END, -1)
+    return value
+
+
+@writes("repeat")
+def _repeat(w: Writing, x: Any, *times: Any) -> Wire:
+    value, wanted = w.wire(x), w.numbers(times)
+    value = w.file.unsqueeze(value, *range(len(wanted) - value.ndim))
+    return w.op("Tile", value, w.file.vector(wanted))
+
+
+@writes("repeat_interleave")
+def _repeat_interleave(w: Writing, x: Any, repeats: Any, dim: Any = None, *, output_size: Any = None) -> Wire:
+    value = w.wire(x)
+    if not isinstance(repeats, int) or dim is None:
+        raise w.refusal("rows are repeated by numbers of a tensor")
+    at = dim % value.ndim
+    spread = w.op(
+        "Expand",
+        w.file.unsqueeze(value, at + 1),
+        torch.tensor([1] * (at + 1) + [repeats] + [1] * (value.ndim - at - 1)),
+    )
+    sizes = [w.file.size(value, each) for each in range(value.ndim)]
+    return w.file.reshape(spread, [*sizes[:at], -1, *sizes[at + 1 :]])
+
+
+# -- joins -----------------------------------------------------------------------------------------------------------
+
+
+@writes("cat")
+def _cat(w: Writing, tensors: Any, dim: int = 0) -> Wire:
+    parts = w.promoted(*tensors)
+    return w.op("Concat", *parts, axis=dim % parts[0].ndim)
+
+
+@writes("vstack")
+def _vstack(w: Writing, tensors: Any) -> Wire:
+    return _cat(w, tensors, 0)
+
+
+@writes("stack")
+def _stack(w: Writing, tensors: Any, dim: int = 0) -> Wire:
+    parts = w.promoted(*tensors)
+    at = dim % (parts[0].ndim + 1)
+    return w.op("Concat", *(w.file.unsqueeze(part, at) for part in parts), axis=at)
+
+
+@writes("masked_fill")
+def _masked_fill(w: Writing, x: Any, mask: Any, value: Any) -> Wire:
+    kept = w.wire(x)
+    filled = w.file.cast(value if not isinstance(value, Tensor) else w.wire(value), kept.dtype)
+    return w.op("Where", mask, filled, kept, dtype=kept.dtype, ndim=max(kept.ndim, w.wire(mask).ndim))
+
+
+@writes("where")
+def _where(w: Writing, condition: Any, x: Any, y: Any) -> Wire:
+    one, other = w.promoted(x, y)
+    return w.op("Where", condition, one, other, dtype=one.dtype, ndim=max(w.wire(condition).ndim, one.ndim, other.ndim))
+
+
+@writes("roll")
+def _roll(w: Writing, x: Any, shifts: int, dims: int) -> Wire:
+    value = w.wire(x)
+    return w.op(
+        "Concat", _sliced(w, value, dims, -shifts, _END), _sliced(w, value, dims, 0, -shifts), axis=dims % value.ndim
+    )

@@ -1,0 +1,293 @@
+"""Products, reductions, scatters and softmaxes of torch, and tensors that are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dqconvert.onnx.builder import Wire
+from dqconvert.onnx.segments import reduce_rows
+from dqconvert.onnx.stored import Stored
+from dqconvert.onnx.writing import Writing, writes
+
+# -- products --------------------------------------------------------------------------------------------------------
+
+
+@writes("linear")
+def _linear(w: Writing, input: Any, weight: Any, bias: Any = None) -> Wire:
+    x = w.wire(input)
+    if isinstance(weight, Stored):
+        columns = weight.wire(w.file, transposed=True, plain=x.rounded is None)
+    else:
+        columns = (
+            w.wire(weight.t().contiguous()) if isinstance(weight, Tensor) else w.op("Transpose", weight, perm=[1, 0])
+        )
+    y = w.op("MatMul", x, columns)
+    if bias is None:
+        return y
+    # Of the sum ONNX Runtime makes a QGemm, for which it rounds the bias.
+    return w.math("Add", y, bias) if w.plain or not isinstance(bias, Tensor) else w.op("Sub", y, -bias)
+
+
+@writes("matmul", "spmm")
+def _matmul(w: Writing, input: Any, other: Any) -> Wire:
+    x, y = w.promoted(input, other)
+    dims = (
+        max(x.ndim, y.ndim)
+        if min(x.ndim, y.ndim) > 1
+        else x.ndim + y.ndim - 2
+        if 1 in (x.ndim, y.ndim) and max(x.ndim, y.ndim) <= 2
+        else max(x.ndim, y.ndim) - 1
+    )
+    return w.op("MatMul", x, y, ndim=dims)
+
+
+@writes("addmm")
+def _addmm(w: Writing, input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Wire:
+    if (beta, alpha) != (1, 1):
+        raise w.refusal("addmm with beta or alpha")
+    return w.math("Add", input, _matmul(w, mat1, mat2))
+
+
+@writes("einsum")
+def _einsum(w: Writing, equation: str, *operands: Any) -> Wire:
+    wires = w.promoted(*(operands[0] if len(operands) == 1 and isinstance(operands[0], tuple | list) else operands))
+    return w.op("Einsum", *wires, ndim=w.note.ndim, equation=equation)
+
+
+@writes("embedding")
+def _embedding(w: Writing, input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any) -> Wire:
+    if max_norm is not None:
+        raise w.refusal("an embedding with max_norm")
+    return w.file.gather(w.wire(weight), w.wire(input))
+
+
+# -- reductions ------------------------------------------------------------------------------------------------------
+
+
+def _reduced(w: Writing, kind: str, x: Any, dim: Any, keepdim: bool) -> Wire:
+    value = w.wire(x)
+    if dim is None:
+        return w.op(kind, value, ndim=value.ndim if keepdim else 0, keepdims=int(keepdim))
+    dims = sorted({each % value.ndim for each in ([dim] if isinstance(dim, int) else dim)})
+    return w.op(
+        kind, value, torch.tensor(dims), ndim=value.ndim if keepdim else value.ndim - len(dims), keepdims=int(keepdim)
+    )
+
+
+def _reduction(name: str, kind: str) -> None:
+    @writes(name)
+    def write(w: Writing, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Wire:
+        x = w.wire(input)
+        whole = dtype or (torch.int64 if name == "sum" and not x.dtype.is_floating_point else x.dtype)
+        return _reduced(w, kind, w.file.cast(x, whole), dim, keepdim)
+
+
+for _name, _kind in (
+    ("sum", "ReduceSum"),
+    ("mean", "ReduceMean"),
+    ("amax", "ReduceMax"),
+    ("amin", "ReduceMin"),
+    ("prod", "ReduceProd"),
+    ("logsumexp", "ReduceLogSumExp"),
+):
+    _reduction(_name, _kind)
+
+
+def _extreme(name: str, kind: str, arg: str) -> None:
+    @writes(name)
+    def write(w: Writing, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        if not isinstance(dim, int) and dim is not None:
+            return w.math(kind, input, dim)
+        x = w.wire(input)
+        reduced = _reduced(w, f"Reduce{kind}", x, dim, keepdim)
+        if dim is None:
+            return reduced
+        where = w.op(arg, x, dtype=torch.int64, ndim=reduced.ndim, axis=dim % x.ndim, keepdims=int(keepdim))
+        return reduced, where
+
+
+_extreme("max", "Max", "ArgMax")
+_extreme("min", "Min", "ArgMin")
+
+
+def _variance(w: Writing, x: Any, dim: Any, unbiased: bool, keepdim: bool) -> Wire:
+    value = w.wire(x)
+    dims = list(range(value.ndim)) if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    apart = w.math("Sub", value, _reduced(w, "ReduceMean", value, dims, True))
+    if not unbiased:
+        return _reduced(w, "ReduceMean", w.math("Mul", apart, apart), dims, keepdim)
+    sizes = [w.file.size(value, each) for each in dims]
+    number = sizes[0]
+    for size in sizes[1:]:
+        number = w.op("Mul", number, size)
+    rest = w.file.cast(w.op("Sub", number, 1), value.dtype)
+    return w.math("Div", _reduced(w, "ReduceSum", w.math("Mul", apart, apart), dims, keepdim), rest)
+
+
+@writes("var")
+def _var(
+    w: Writing, input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
+) -> Wire:
+    return _variance(w, input, dim, unbiased if correction is None else bool(correction), keepdim)
+
+
+@writes("std")
+def _std(
+    w: Writing, input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
+) -> Wire:
+    return w.op("Sqrt", _var(w, input, dim, unbiased, keepdim, correction=correction))
+
+
+@writes("norm")
+def _norm(
+    w: Writing, input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, out: None = None, dtype: None = None
+) -> Wire:
+    kinds = {1: "ReduceL1", 2: "ReduceL2"}
+    if p not in kinds:
+        raise w.refusal(f"a norm of order {p}")
+    return _reduced(w, kinds[p], input, dim, keepdim)
+
+
+@writes("normalize")
+def _normalize(w: Writing, input: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Wire:
+    return w.math("Div", input, w.math("Max", _norm(w, input, p, dim, True), eps))
+
+
+def _softmax(name: str, kind: str) -> None:
+    @writes(name)
+    def write(w: Writing, input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Wire:
+        x = w.wire(input)
+        if dim is None or dtype not in (None, x.dtype):
+            raise w.refusal(f"{name} with dtype={dtype}, dim={dim}")
+        return w.op(kind, x, axis=dim % x.ndim)
+
+
+_softmax("softmax", "Softmax")
+_softmax("log_softmax", "LogSoftmax")
+
+
+@writes("cumsum")
+def _cumsum(w: Writing, input: Any, dim: int) -> Wire:
+    x = w.wire(input)
+    return w.op("CumSum", x, dim % x.ndim)
+
+
+@writes("argmax")
+def _argmax(w: Writing, input: Any, dim: int, keepdim: bool = False) -> Wire:
+    x = w.wire(input)
+    return w.op("ArgMax", x, dtype=torch.int64, ndim=x.ndim - (not keepdim), axis=dim % x.ndim, keepdims=int(keepdim))
+
+
+# -- scatters --------------------------------------------------------------------------------------------------------
+
+
+@writes("index_add")
+def _index_add(w: Writing, input: Any, dim: int, index: Any, source: Any) -> Wire:
+    x = w.wire(input)
+    if dim % x.ndim != 0:
+        raise w.refusal("columns are added up")
+    return w.math("Add", x, reduce_rows(w, w.wire(source), w.wire(index), w.file.size(x, 0), "sum"))
+
+
+# -- made ------------------------------------------------------------------------------------------------------------
+
+
+def _made(w: Writing, sizes: Any, value: Any, dtype: Any) -> Wire:
+    wanted = w.numbers(sizes)
+    if isinstance(value, Wire):
+        return w.op("Expand", value, w.file.vector(wanted), ndim=len(wanted))
+    kind = dtype or (
+        torch.bool if isinstance(value, bool) else torch.int64 if isinstance(value, int) else torch.float32
+    )
+    return w.file.full(wanted, value, kind)
+
+
+def _maker(name: str, value: float) -> None:
+    @writes(name)
+    def make(
+        w: Writing,
+        *size: Any,
+        dtype: Any = None,
+        device: Any = None,
+        layout: Any = None,
+        requires_grad: bool = False,
+        pin_memory: Any = None,
+    ) -> Wire:
+        return _made(w, size, value, dtype or torch.float32)
+
+    @writes(f"new_{name}")
+    def make_new(
+        w: Writing, x: Any, *size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    ) -> Wire:
+        return _made(w, size, value, dtype or w.wire(x).dtype)
+
+    @writes(f"{name}_like")
+    def make_like(
+        w: Writing, input: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    ) -> Wire:
+        x = w.wire(input)
+        return w.file.full(_size(w, x), value, dtype or x.dtype)
+
+
+_maker("zeros", 0)
+_maker("ones", 1)
+
+
+@writes("full")
+def _full(w: Writing, size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, layout: Any = None) -> Wire:
+    return _made(w, (size,), fill_value, dtype)
+
+
+@writes("new_full")
+def _new_full(w: Writing, x: Any, size: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Wire:
+    return _made(w, (size,), fill_value, dtype or w.wire(x).dtype)
+
+
+@writes("full_like")
+def _full_like(w: Writing, input: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Wire:
+    x = w.wire(input)
+    return w.file.full(_size(w, x), fill_value, dtype or x.dtype)
+
+
+@writes("arange")
+def _arange(w: Writing, *ends: Any, dtype: Any = None, device: Any = None) -> Wire:
+    start, end, step = ends if len(ends) == 3 else (*ends, 1) if len(ends) == 2 else (0, *ends, 1)
+    return w.file.cast(w.op("Range", start, end, step, dtype=torch.int64, ndim=1), dtype or torch.int64)
+
+
+@writes("size")
+def _size(w: Writing, x: Any, dim: Any = None) -> Any:
+    value = w.wire(x)
+    return tuple(w.file.size(value, each) for each in range(value.ndim)) if dim is None else w.file.size(value, dim)
+
+
+@writes("numel")
+def _numel(w: Writing, x: Any) -> Wire:
+    return _as_number(w, w.op("Size", x, dtype=torch.int64, ndim=0))
+
+
+@writes("item")
+def _as_number(w: Writing, x: Any) -> Wire:
+    value = w.file.cast(w.wire(x), torch.int64)
+    return Wire(value.name, torch.int64, 0, number=True)
+
+
+@writes("getattr")
+def _getattr(w: Writing, x: Any, name: str) -> Any:
+    value = w.wire(x)
+    known: dict[str, Callable[[], Any]] = {
+        "dtype": lambda: value.dtype,
+        "device": lambda: torch.device("cpu"),
+        "shape": lambda: _size(w, value),
+        "ndim": lambda: value.ndim,
+        "requires_grad": lambda: False,
+        "is_cuda": lambda: False,
+        "layout": lambda: torch.strided,
+    }
+    if name not in known:
+        raise w.refusal(f"it reads {name!r} of a tensor")
+    return known[name]()

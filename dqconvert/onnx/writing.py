@@ -1,0 +1,215 @@
+"""The state of a file that is being written, which the writers of operations share, and the tables of writers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqconvert.errors import ExportError
+from dqconvert.onnx.builder import Builder, Wire
+from dqconvert.onnx.inputs import Given, Inputs
+from dqconvert.onnx.stored import Stored
+from dqconvert.ops import TORCH, Op, op_of_layer, package_of
+from dqconvert.trace.leaves import has_hooks
+from dqconvert.trace.nested import leaves_in
+from dqconvert.trace.note import Note
+
+Writer = Callable[..., Any]
+"""Writes an operation: takes the :class:`Writing`, then the operation's own arguments; returns its value."""
+
+OPERATIONS: dict[tuple[str, str], Writer] = {}
+"""By package and name of the operation's record."""
+
+LAYERS: dict[str, Writer] = {}
+"""By the full name of a layer's class: takes the :class:`Writing`, the layer, then forward's arguments."""
+
+
+def writes(*names: str, package: str = TORCH) -> Callable[[Writer], Writer]:
+    """Registers the writer of operations, by the names of their records."""
+
+    def register(writer: Writer) -> Writer:
+        OPERATIONS.update({(package, name): writer for name in names})
+        return writer
+
+    return register
+
+
+def writes_layer(*paths: str) -> Callable[[Writer], Writer]:
+    """Registers the writer of layers, by the full names of their classes."""
+
+    def register(writer: Writer) -> Writer:
+        LAYERS.update(dict.fromkeys(paths, writer))
+        return writer
+
+    return register
+
+
+class Writing:
+    """One graph that is being written.
+
+    Args:
+        file: What it is written into.
+        inputs: What the file takes.
+        exact: Whether roundings are arithmetic.
+        scatters: Whether rows are added up by ScatterElements, instead of in the order of their receivers.
+        plain: Whether roundings are pairs of QuantizeLinear and DequantizeLinear and nothing else.
+
+    Attributes:
+        note: Of the node that is being written.
+        name: Of that node.
+    """
+
+    def __init__(self, file: Builder, inputs: Inputs, *, exact: bool, scatters: bool, plain: bool) -> None:
+        self.file = file
+        self.inputs = inputs
+        self.exact = exact
+        self.scatters = scatters
+        self.plain = plain
+        self.note = Note()
+        self.name = ""
+        self._sizes: dict[str, tuple[tuple[int, ...], ...]] = {}
+
+    def refusal(self, why: str) -> ExportError:
+        """Returns the error that the node at hand cannot be written."""
+        layer = self.note.module or "the model itself"
+        return ExportError(f"{self.note.source or '?'}: {self.name}, of {layer}, cannot be written as ONNX: {why}.")
+
+    def known(self, value: Any, note: Note) -> None:
+        """Remembers what sizes a value had while tracing."""
+        if isinstance(value, Wire):
+            self._sizes.setdefault(value.name, note.sizes)
+
+    def fixed_size(self, x: Wire, dim: int) -> int:
+        """Returns a size of a value that does not follow the graph.
+
+        Raises:
+            ExportError: If it does, or nothing is known.
+        """
+        found = {sizes[dim] for sizes in self._sizes.get(x.name, ())}
+        if len(found) != 1:
+            raise self.refusal(f"dimension {dim} follows the graph, and ONNX needs its size")
+        return found.pop()
+
+    # -- values ------------------------------------------------------------------------------------------------------
+
+    def op(self, kind: str, *inputs: Any, **how: Any) -> Wire:
+        """Writes one operation, see :meth:`.builder.Builder.op`."""
+        return self.file.op(kind, *(None if one is None else self.wire(one) for one in inputs), **how)
+
+    def wire(self, value: Any) -> Wire:
+        """Returns an argument as a value of the file."""
+        if isinstance(value, Stored):
+            return value.wire(self.file, plain=self.exact)
+        if isinstance(value, Given):
+            return self.inputs.number(value)
+        if not isinstance(value, Wire | Tensor | float | int):
+            raise self.refusal(f"an argument is {value!r}")
+        return self.file.wire(value)
+
+    def numbers(self, sizes: Any) -> list[int | Wire]:
+        """Returns sizes as numbers: of a tuple, or of one that was unpacked."""
+        spread = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
+        return [size if isinstance(size, int) else self.wire(size) for size in spread]
+
+    def math(self, kind: str, *operands: Any, dtype: torch.dtype | None = None) -> Wire:
+        """Writes an operation on each entry, of operands that broadcast, in the type that torch computes in.
+
+        Args:
+            dtype: Of the result, if it is another.
+        """
+        wires = self.promoted(*operands)
+        return self.op(kind, *wires, ndim=max(wire.ndim for wire in wires), dtype=dtype or wires[0].dtype)
+
+    def promoted(self, *operands: Any, floats: bool = False) -> list[Wire]:
+        """Returns operands in the type that torch computes them in.
+
+        Args:
+            floats: Whether integers are computed as floats.
+        """
+        known = [one if isinstance(one, int | float) else self.wire(one) for one in operands]
+        parts = [_stand_in(one) for one in known]
+        dtype = torch.result_type(parts[0], parts[0])
+        for index, part in enumerate(parts[1:], 1):
+            so_far = torch.empty([1] * max(_dims(p) for p in parts[:index]), dtype=dtype, device="meta")
+            dtype = torch.result_type(so_far if any(isinstance(p, Tensor) for p in parts[:index]) else parts[0], part)
+        if floats and not dtype.is_floating_point:
+            dtype = torch.float32
+        return [self.file.cast(one, dtype) for one in known]
+
+    # -- operations --------------------------------------------------------------------------------------------------
+
+    def call(self, op: Op, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Writes the call of a function or of a tensor's method; of what is known already, computes it."""
+        if not any(isinstance(leaf, Wire | Stored | Given) for leaf in leaves_in((args, kwargs))):
+            with torch.no_grad():
+                return (
+                    function(*args, **kwargs) if callable(function) else getattr(args[0], function)(*args[1:], **kwargs)
+                )
+        if op.identity or op.drops:
+            return args[0]
+        package = package_of(function) if callable(function) else op.package
+        writer = OPERATIONS.get((package, op.name)) or OPERATIONS.get((op.package, op.name))
+        if writer is not None:
+            return self.bound(writer, args, kwargs)
+        if op.onnx:
+            return self._one(op, args, kwargs)
+        raise self.refusal(f"there is no writer of {op.name} of {package}")
+
+    def bound(self, writer: Writer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Calls a writer, which takes what the operation takes."""
+        try:
+            bound = inspect.signature(writer).bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise self.refusal(str(error)) from error
+        return writer(*bound.args, **bound.kwargs)
+
+    def _one(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Wire:
+        """Writes an operation that one of ONNX's computes."""
+        logical = op.onnx in _LOGICAL
+        operands = [one for one in (*args, *kwargs.values()) if logical or not isinstance(one, bool)]
+        odd = [name for name, value in kwargs.items() if name not in ("inplace", "other") and value is not None]
+        if odd or len(operands) > 2:
+            raise self.refusal(f"{op.name} with {', '.join(odd) or f'{len(operands)} operands'}")
+        whole = op.onnx in _ON_INTEGERS or logical
+        wires = self.promoted(*operands, floats=not whole)
+        tells = op.onnx in _TELLS or logical
+        result = self.math(op.onnx, *wires, dtype=torch.bool if tells else None)
+        number = all(isinstance(one, int) or (isinstance(one, Wire) and one.number) for one in operands)
+        return Wire(result.name, result.dtype, 0, number=True) if number and whole else result
+
+    def layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Writes the call of a layer that stays whole in graphs."""
+        if has_hooks(layer):
+            raise self.refusal(f"a {type(layer).__name__} has hooks")
+        kind = type(layer)
+        writer = LAYERS.get(f"{kind.__module__}.{kind.__qualname__}")
+        if writer is not None:
+            return self.bound(lambda writing, *a, **k: writer(writing, layer, *a, **k), args, kwargs)
+        op = op_of_layer(layer)
+        if not op.known:
+            raise self.refusal(f"there is no writer of {kind.__module__}.{kind.__qualname__}")
+        known = OPERATIONS.get((op.package, op.name))
+        names = list(inspect.signature(known).parameters)[2 + len(args) - 1 :] if known is not None else []
+        settings = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+        return self.call(op, None, args, {**settings, **kwargs})
+
+
+_LOGICAL = ("And", "Or", "Xor", "Not")
+_TELLS = ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf")
+_ON_INTEGERS = ("Add", "Sub", "Mul", "Max", "Min", "Neg", "Abs", "Sign", "Pow", *_TELLS)
+"""What torch computes on integers as such."""
+
+
+def _stand_in(value: Any) -> Any:
+    """Returns what torch takes for a value when it finds the type of a result."""
+    if not isinstance(value, Wire):
+        return value
+    return 1 if value.number else torch.empty([1] * value.ndim, dtype=value.dtype, device="meta")
+
+
+def _dims(value: Any) -> int:
+    return value.dim() if isinstance(value, Tensor) else 0

@@ -1,0 +1,243 @@
+"""ONNX files: in ONNX Runtime they compute what the prepared module computes, on graphs of other sizes, too."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn import GCN, GCNConv
+
+import dqconvert
+import zoo
+from doc_models import LARGE, MODELS, SMALL
+from dqconvert.onnx.file import model_of
+from dqconvert.onnx.run import Session
+
+SIZES = (zoo.TRACED, zoo.OTHER, (17, 40))
+LAYERS = ("GATv2Conv_attr", "PNAConv_attr", "ChebConv")
+QUICK = ("GCN", "GIN", "GraphSAGE", "GAT_attr", "DataClassifier")
+
+
+@functools.cache
+def calibrated(name, qconfig="int8-dq"):
+    case = zoo.CASES[name]
+    module = dqconvert.prepare(case.model(), qconfig, case.inputs()).module
+    for size in SIZES[:2]:
+        dqconvert.calibrate(module, case.inputs(size))
+    return module.eval()
+
+
+def leaves(value):
+    if isinstance(value, torch.Tensor):
+        return [value.detach().numpy()]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [leaf for part in parts for leaf in leaves(part)]
+
+
+def near(module, session, inputs, step):
+    """Returns the shares of outputs that are equal but for float sums, and that are within a step."""
+    expected, found = leaves(module(*inputs)), list(session(*inputs).values())
+    assert [one.shape for one in found] == [one.shape for one in expected]
+    apart = np.concatenate([np.abs(a - b).ravel() for a, b in zip(expected, found, strict=True)])
+    return (apart < 1e-5).mean(), (apart < 1.01 * step).mean()
+
+
+def last_step(module):
+    """Returns the step of the last quantizer."""
+    return float(list(module.quantizers())[-1][1].scale.max())
+
+
+@pytest.mark.sample(99, keep=(*LAYERS, *QUICK))
+@pytest.mark.parametrize("name", [name for name in zoo.CASES if name != "GIN_jk_lstm"])
+def test_a_file_computes_what_the_module_computes(name):
+    module = calibrated(name)
+    for exact in (False, True):
+        session = Session(model_of(module, exact=exact))
+        for size in SIZES:
+            equal, within = near(module, session, zoo.CASES[name].inputs(size), last_step(module))
+            assert within >= 0.999
+            assert not exact or equal >= 0.999
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("qconfig", ["int4-dq", "int8-dq+", "int4-dq+", "int8-qat", "int8-lsq", "int8-dq-symmetric"])
+@pytest.mark.parametrize("name", ["GCN", "GIN", "GraphSAGE", "GAT", "GCN_jk_cat", "PNA"])
+def test_other_presets(name, qconfig):
+    module = calibrated(name, qconfig)
+    session = Session(model_of(module))
+    for size in SIZES:
+        assert near(module, session, zoo.CASES[name].inputs(size), last_step(module))[1] >= 0.99
+
+
+@pytest.mark.study
+@pytest.mark.parametrize(
+    "name", [name for name, case in MODELS.items() if case.method == "forward" and case.has_messages]
+)
+def test_models_of_the_documentation(name, tmp_path):
+    case = MODELS[name]
+    module = dqconvert.prepare(case.build(), "int8-dq", case.inputs(SMALL)).module
+    for size in (SMALL, LARGE):
+        dqconvert.calibrate(module, case.inputs(size))
+    try:
+        model = model_of(module.eval())
+    except dqconvert.ExportError as error:
+        pytest.skip(str(error))
+    session = Session(model)
+    for size in (SMALL, LARGE, (20, 50)):
+        inputs = case.inputs(size)
+        for expected, found in zip(leaves(module(*inputs)), session(*inputs).values(), strict=True):
+            apart = np.abs(expected - found)[np.isfinite(expected)]
+            assert (apart < 1e-5).mean() >= 0.95
+
+
+def test_the_file_says_what_it_is(tmp_path):
+    module, path = calibrated("GCN"), tmp_path / "gcn.onnx"
+    dqconvert.export(module, path)
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    assert about["dqconvert.version"] == dqconvert.__version__
+    assert dqconvert.QConfig.from_dict(json.loads(about["dqconvert.config"])) == module.qconfig
+    assert json.loads(about["dqconvert.classes"])["convs.0"] == "GCNConv"
+    assert [one.name for one in model.graph.input] == ["x", "edge_index"]
+    assert [one.name for one in model.graph.output] == ["output"]
+    assert max(entry.version for entry in model.opset_import) >= 18
+    weights = {one.name: one for one in model.graph.initializer}
+    assert weights["convs.0.lin.quant.weight.transposed.codes"].data_type == onnx.TensorProto.INT8
+    assert not [one.name for one in weights.values() if one.data_type == 1 and np.prod(one.dims) > zoo.WIDTH * 2]
+
+
+def test_no_rows_are_added_up_by_an_operator_whose_threads_do_not_wait():
+    for name in QUICK:
+        nodes = model_of(calibrated(name)).graph.node
+        kinds = [(n.op_type, [a.s for a in n.attribute if a.name == "reduction"]) for n in nodes]
+        assert ("ScatterND", [b"add"]) not in kinds
+
+
+def test_many_threads_compute_the_same():
+    torch.manual_seed(0)
+    module = dqconvert.prepare(GCN(4, 256, num_layers=1)).module
+    x, edge_index = torch.randn(40, 4), torch.stack([torch.randint(40, (9000,)), torch.randint(3, (9000,))])
+    dqconvert.calibrate(module, (x, edge_index))
+    model = model_of(module)
+    one, many = (Session(model, threads=threads) for threads in (1, 8))
+    expected = one(x, edge_index)["output"]
+    assert all(np.array_equal(expected, many(x, edge_index)["output"]) for _ in range(5))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_graphs_without_edges_and_without_nodes(exact):
+    for name in ("GraphSAGE", "GAT"):
+        module = calibrated(name)
+        session = Session(model_of(module, exact=exact))
+        none = torch.zeros(2, 0, dtype=torch.long)
+        for nodes in (1, 3):
+            x = torch.randn(nodes, zoo.WIDTH)
+            assert near(module, session, (x, none), last_step(module))[1] == 1
+
+
+def test_weights_of_four_bits_are_stored_two_to_a_byte():
+    model = model_of(calibrated("GCN", "int4-dq"))
+    weights = [one for one in model.graph.initializer if one.name.endswith("weight.transposed.codes")]
+    assert {one.data_type for one in weights} == {onnx.TensorProto.INT4}
+    assert all(len(one.raw_data) == -(-np.prod(one.dims) // 2) for one in weights)
+    assert max(entry.version for entry in model.opset_import) == 21
+
+
+@pytest.mark.parametrize(("width", "share"), [(512, 0.30), (128, 0.40)])
+def test_files_are_small(width, share, tmp_path):
+    model = GCN(width, width, num_layers=2)
+    module = dqconvert.prepare(model).module
+    dqconvert.calibrate(module, (torch.randn(9, width), torch.randint(9, (2, 20))))
+    dqconvert.export(module, tmp_path / "gcn.onnx")
+    torch.save(model.state_dict(), tmp_path / "gcn.pt")
+    assert (tmp_path / "gcn.onnx").stat().st_size <= share * (tmp_path / "gcn.pt").stat().st_size
+
+
+class Sorts(nn.Module):
+    """Does something that ONNX files here have no writer for, in a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = GCNConv(zoo.WIDTH, 4)
+        self.order = Order()
+
+    def forward(self, x, edge_index):
+        return self.order(self.conv(x, edge_index))
+
+
+class Order(nn.Module):
+    def forward(self, x):
+        return x.sort(dim=0)[0]
+
+
+def test_what_has_no_writer_is_named_and_nothing_is_written(tmp_path):
+    module = dqconvert.prepare(Sorts(), example_inputs=zoo.graph()).module
+    dqconvert.calibrate(module, zoo.graph())
+    with pytest.raises(dqconvert.ExportError, match=r"test_export_onnx\.py:\d+: sort, of order, .* no writer"):
+        dqconvert.export(module, tmp_path / "sorts.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_without_ranges_is_refused(tmp_path):
+    with pytest.raises(dqconvert.ExportError, match="never observed"):
+        dqconvert.export(dqconvert.prepare(GCNConv(4, 2)).module, tmp_path / "gcn.onnx")
+
+
+def test_negative_nodes_are_refused_as_the_module_refuses_them():
+    session = Session(model_of(calibrated("GraphSAGE")))
+    x, edge_index = zoo.graph()
+    for wrong in (-1, len(x)):
+        edge_index[0, 3] = wrong
+        with pytest.raises(dqconvert.InputError, match="names a negative node" if wrong < 0 else "out of data bounds"):
+            session(x, edge_index)
+
+
+class Branches(nn.Module):
+    """Takes another way for large graphs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = GCNConv(zoo.WIDTH, 4)
+
+    def forward(self, x, edge_index):
+        h = self.conv(x, edge_index)
+        return h if x.size(0) < 20 else -h
+
+
+def test_another_branch_of_the_forward_is_refused():
+    x, edge_index = zoo.graph((11, 30))
+    module = dqconvert.prepare(Branches(), example_inputs=(x, edge_index)).module
+    dqconvert.calibrate(module, (x, edge_index))
+    session = Session(model_of(module))
+    assert near(module.eval(), session, (x, edge_index), 1e-4)[0] == 1
+    with pytest.raises(dqconvert.InputError, match="branch"):
+        session(*zoo.graph((23, 71)))
+
+
+def test_what_each_target_takes():
+    module = calibrated("GCN")
+    kinds = {node.op_type for node in model_of(module, target="onnxruntime").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear", "MatMul"} <= kinds
+    assert "Div" not in kinds
+    with pytest.raises(dqconvert.ExportError, match=r"zero point 0.*'int8-dq-symmetric'"):
+        model_of(module, target="tensorrt")
+    symmetric = model_of(calibrated("GCN", "int8-dq-symmetric"), target="tensorrt")
+    zeros = [onnx.numpy_helper.to_array(one) for one in symmetric.graph.initializer if one.name.endswith(".zero")]
+    assert zeros
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+    with pytest.raises(dqconvert.ExportError, match="4 bits"):
+        model_of(calibrated("GCN", "int4-dq"), target="openvino")
+    with pytest.raises(dqconvert.ExportError, match="target='tensorflow': is unknown"):
+        model_of(module, target="tensorflow")
+
+
+def test_runtimes_multiply_integers(tmp_path):
+    for target, operator in ((None, "MatMulIntegerToFloat"), ("onnxruntime", "QGemm")):
+        Session(model_of(calibrated("GIN"), target=target), optimized=tmp_path / "gin.onnx")
+        assert operator in {node.op_type for node in onnx.load(tmp_path / "gin.onnx").graph.node}
