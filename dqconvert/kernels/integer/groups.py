@@ -182,7 +182,7 @@ def plain_quantize_groups(x: Tensor, grids: Tensor, groups: Tensor, name: str | 
     return plain_quantize(x, grids[groups.long()].t(), 0, False, name)
 
 
-def _quantize_on_cpu(x: Tensor, grids: Tensor, groups: Tensor, name: str | None) -> Tensor:
+def _quantize_on_cpu(x: Tensor, grids: Tensor, groups: Tensor, name: str | None = None) -> Tensor:
     codes = empty(x.shape, torch.uint8)
     wide = wide_dtype(x.dtype)
     flat = array(x.detach().to(wide)).reshape(-1), array(grids.to(wide)), array(groups), array(codes).reshape(-1)
@@ -193,7 +193,7 @@ def _quantize_on_cpu(x: Tensor, grids: Tensor, groups: Tensor, name: str | None)
     return codes
 
 
-def _check_values(x: Tensor, grids: Tensor, groups: Tensor, name: str | None) -> None:
+def _check_values(x: Tensor, grids: Tensor, groups: Tensor, name: str | None = None) -> None:
     if not x.is_floating_point():
         raise not_floating(name or "x", x)
 

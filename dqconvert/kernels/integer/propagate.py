@@ -199,10 +199,8 @@ def _check_types(
     columns: int,
     packed_input: bool,
     reduce: str,
-    weight: Tensor | None,
-    multipliers: Tensor | None,
-    message_grid: Tensor | None,
-    *finish: object,
+    weight: MessageWeight | None,
+    finish: Finish,
 ) -> None:
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
@@ -211,8 +209,8 @@ def _check_types(
         raise TypeError(f"x must be uint8 codes, got {x.dtype}")
     if ptr.dtype != torch.int64 or senders.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"expected int64 ptr and int32 or int64 senders, got {ptr.dtype} and {senders.dtype}")
-    if weight is not None and multipliers is not None and message_grid is not None:
-        _check_weight(MessageWeight(weight, multipliers, message_grid), senders.numel(), columns)
+    if weight is not None:
+        _check_weight(weight, senders.numel(), columns)
 
 
 integer_propagate_operator = Operator(
