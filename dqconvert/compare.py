@@ -18,7 +18,7 @@ from dqconvert.drawing import check_drawing, new_figure, write_figure
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_float, expect_quantized
 from dqconvert.lower import IntegerModule
-from dqconvert.lower.replay import FloatRun, QuantizedRun
+from dqconvert.lower.replay import FloatRun, QuantizedRun, by_name
 from dqconvert.prepare import prepare
 from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.base import note_agreement
@@ -172,7 +172,7 @@ def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison
     quantized, reference = QuantizedRun(checked, sums.add), None
     config = checked.qconfig if isinstance(checked, PreparedModule) else None
     for call in calls_of(callee_of(checked), data):
-        given = _by_name(call)
+        given = by_name(call)
         reference = reference or _reference(float_model, call, quantized, config)
         with torch.no_grad():
             values, expected = reference.values(given)
@@ -218,13 +218,6 @@ def _evaluated(model: nn.Module) -> nn.Module | None:
     return model.for_one_run().eval()
 
 
-def _by_name(call: inspect.BoundArguments) -> dict[str, Any]:
-    """Returns the arguments of a call, by the names that its graph has for them."""
-    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    parameters = call.signature.parameters
-    return {f"{stars.get(parameters[name].kind, '')}{name}": value for name, value in call.arguments.items()}
-
-
 def _reference(
     model: nn.Module, call: inspect.BoundArguments, quantized: QuantizedRun, config: QConfig | None
 ) -> FloatRun:
@@ -233,7 +226,7 @@ def _reference(
     if isinstance(model, PreparedModule):
         return FloatRun(model, wanted)
     call.arguments.pop(ARGUMENT, None)
-    names = {name.lstrip("*"): value for name, value in _by_name(call).items() if not name.startswith("*")}
+    names = {name.lstrip("*"): value for name, value in by_name(call).items() if not name.startswith("*")}
     inputs = {**names, **call.kwargs} if len(names) == len(call.arguments) else call.args
     runs: list[FloatRun] = []
     for norm in get_args(Norm) if config is None else (config.norm,):  # which says what is computed on the way

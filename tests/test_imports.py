@@ -32,6 +32,8 @@ HOUSE = (
         "onnx",
         "labels",
         "weights",
+        "lightning",
+        "tally",
         "compare",
         "checkpoint",
         "calibrate",

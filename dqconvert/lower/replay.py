@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -21,6 +22,13 @@ from dqconvert.trace.copies import set_mode
 
 OnValue: TypeAlias = Callable[[str, Tensor, Tensor], None]
 """Takes a quantizer's path, what the float model has there, and what the quantized one has."""
+
+
+def by_name(call: inspect.BoundArguments) -> dict[str, Any]:
+    """Returns the arguments of a call, by the names that its graph has for them."""
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    parameters = call.signature.parameters
+    return {f"{stars.get(parameters[name].kind, '')}{name}": value for name, value in call.arguments.items()}
 
 
 class _Run(Interpreter):
@@ -89,6 +97,30 @@ class FloatRun(_Run):
     def seen(self, name: str, value: Tensor) -> None:
         if name in self._wanted and value.is_floating_point():
             self._values[name] = value.clone()  # what comes later may change it in place
+
+
+class ShownRun(_Run):
+    """A run of a prepared module in evaluation that shows what each quantizer is given.
+
+    Args:
+        module: The module; it is not changed.
+        show: Called as ``show(path, quantizer, x, groups)``, see :meth:`FakeQuantize.forward`.
+    """
+
+    def __init__(
+        self, module: PreparedModule, show: Callable[[str, FakeQuantize, Tensor, Tensor | None], None]
+    ) -> None:
+        module = set_mode(copy.deepcopy(module), False)
+        super().__init__(module, evaluation_graph(module))
+        self._show = show
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(quantizer := self.fetch_attr(target), FakeQuantize):
+            self._show(str(target), quantizer, args[0].detach(), args[2] if len(args) > 2 else kwargs.get("groups"))
+        return super().call_module(target, args, kwargs)
+
+    def seen(self, name: str, value: Tensor) -> None:
+        pass
 
 
 class QuantizedRun(_Run):
