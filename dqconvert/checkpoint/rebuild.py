@@ -158,7 +158,9 @@ def _attach_all(root: nn.Module, document: Mapping[str, Any], tensors: Mapping[s
         ends = tensors[f"{data['path']}.min_val"]
         if data["channels"] not in (None, ends.numel()):
             raise CheckpointError(f"the file has a quantizer {data['path']!r} of {data['channels']} channels.")
-        made.append((data["path"], quantizer_of(data)))
+        quantizer = quantizer_of(data)
+        quantizer.behind = tuple(_dropout(root, data["path"], one) for one in data.get("behind", ()))
+        made.append((data["path"], quantizer))
     for data in document["protections"]:
         protect = Protect(p_min=data["p_min"], p_max=data["p_max"])
         made.append((data["path"], Protection(protect)))
@@ -168,6 +170,16 @@ def _attach_all(root: nn.Module, document: Mapping[str, Any], tensors: Mapping[s
         if container != container_name(holder) or not name.isidentifier():
             raise CheckpointError(f"the file has a quantizer {path!r}, where the model has something of its own.")
         attach(root, path, module.to(device))
+
+
+def _dropout(root: nn.Module, path: str, one: Any) -> float | nn.Module:
+    """Returns a dropout before a quantizer: its probability, or the model's layer."""
+    layer = dict(root.named_modules()).get(one) if isinstance(one, str) else None
+    if isinstance(layer, nn.modules.dropout._DropoutNd):
+        return layer
+    if not isinstance(one, float) or not 0 <= one <= 1:
+        raise CheckpointError(f"the file has the quantizer {path!r} behind the dropout {one!r}, which there is not.")
+    return one
 
 
 def quantizer_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> FakeQuantize:

@@ -144,7 +144,8 @@ class Dropouts:
 
     def _scale(self, node: Node) -> list[float | nn.Module]:
         if node.op == "call_module":
-            return [self._root.get_submodule(str(node.target))]
+            layer = self._root.get_submodule(str(node.target))
+            return [layer] if isinstance(layer, nn.modules.dropout._DropoutNd) else []
         p, training = argument(node, "p", 0.5), argument(node, "training", True)
         # One that drops in evaluation, too, scales what calibration sees.
         return [float(p)] if isinstance(p, int | float) and isinstance(training, Node) else []

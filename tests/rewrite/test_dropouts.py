@@ -160,13 +160,24 @@ def test_a_message_that_is_a_dropped_row_is_rounded_as_if_before(kind, spec, fus
     torch.testing.assert_close(quantizer.max_val, held)  # as it was, the values being smaller
 
 
-def test_the_probability_is_the_one_of_now():
+def test_the_probability_is_the_one_of_now(tmp_path):
     module, _ = prepared(Dropped(nn.Dropout(0.5)), plain(bits=4))
-    for one in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+    module(X, EDGES)
+    dqconvert.save(module, tmp_path / "m.dq")
+    loaded = dqconvert.load(tmp_path / "m.dq", model=Dropped(nn.Dropout(0.5)))
+    for one in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded):
         one.train().drop.p = 0.8
         assert one.conv.quant.message.stretch == pytest.approx(5)
         one.drop.eval()
         assert one.conv.quant.message.stretch == 1
+    module.drop = nn.Dropout(0.1)
+    with pytest.raises(dqconvert.CheckpointError, match="no longer its own"):
+        dqconvert.save(module, tmp_path / "m.dq")
+    module, _ = prepared(Called(nn.Identity()), plain(bits=4))
+    module(X, EDGES)
+    dqconvert.save(module, tmp_path / "m.dq")
+    loaded = dqconvert.load(tmp_path / "m.dq", model=Called(nn.Identity()))
+    assert loaded.train().conv.quant.message.stretch == 2
     one, _ = prepared(Dropped(nn.Dropout(0.5)), PAPER)
     assert one.conv.quant.message.train().stretch == 1  # where the paper's code has it
 
