@@ -10,6 +10,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from dqconvert.on_demand import register_on_demand
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -81,3 +83,4 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+register_on_demand()

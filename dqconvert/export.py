@@ -13,6 +13,7 @@ from torch import nn
 from dqconvert.errors import ExportError
 from dqconvert.expect import expect_path, expect_quantized
 from dqconvert.files import check_target, write_file
+from dqconvert.pt2 import pt2_bytes
 from dqconvert.words import did_you_mean, listed
 
 Target: TypeAlias = Literal["onnxruntime", "tensorrt", "openvino"]
@@ -66,7 +67,9 @@ def _onnx(module: nn.Module, example_inputs: Any, exact: bool, target: Target | 
 
 
 def _pt2(module: nn.Module, example_inputs: Any, exact: bool, target: Target | None) -> bytes:
-    raise ExportError("format='pt2': is not written yet.")
+    if exact or target is not None:
+        raise ExportError("format='pt2': exact and target are about ONNX: every .pt2 is exact.")
+    return pt2_bytes(module, example_inputs)
 
 
 FORMATS: Mapping[str, Callable[[nn.Module, Any, bool, Target | None], bytes]] = MappingProxyType(

@@ -30,6 +30,7 @@ HOUSE = (
         "distil",
         "export",
         "onnx",
+        "pt2",
         "labels",
         "weights",
         "lightning",
@@ -43,7 +44,7 @@ HOUSE = (
     ),
     *("convert", "prepare", "methods", "optimizers", "expect", "lower", "prepared", "show", "fuse", "rewrite"),
     *("report", "advice", "notebook", "quant", "kernels", "qconfig", "trace", "drawing", "files", "ops"),
-    *("words", "errors", ""),
+    *("words", "errors", "", "on_demand"),
 )
 """The rooms, from the top: each imports from itself and from those behind it. The last is ``dqconvert/__init__.py``."""
 

@@ -17,6 +17,9 @@ from torch import Tensor
 from dqconvert.errors import InputTypeError
 from dqconvert.kernels._takes import ORDINARY, Takes
 
+DEFINITIONS: dict[str, Callable[..., Any]] = {}
+"""By the name of each operator, its definition, which takes the operator's own arguments."""
+
 
 class Operator:
     """A function of tensors and numbers, known to torch by a name.
@@ -62,7 +65,7 @@ class Operator:
                 return function
             return _with_signature(lambda *args: function(*self._grouped(args)), function, signature)
 
-        self.definition = definition
+        self.definition, DEFINITIONS[name] = definition, flat(definition)
         self.registered = torch.library.custom_op(f"dqconvert::{name}", flat(definition), mutates_args=(), tags=tags)
         self.registered.register_fake(flat(fake))
         self._direct, self._check = flat(definition), check

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputIndexError
+from dqconvert.kernels._operator import DEFINITIONS
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.counting_sort import sort_edges
 from dqconvert.kernels.order import vouch
@@ -39,6 +40,8 @@ def plain_edge_order(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tens
 def _edge_order(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     return plain_edge_order(index, other, num_nodes)
 
+
+DEFINITIONS["edge_order"] = plain_edge_order
 
 _TAKES = Takes("edge_order", index="int64 [edges]", other="int64 [edges]", num_nodes="size")
 

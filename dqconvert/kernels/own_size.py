@@ -7,10 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dqconvert.kernels._operator import DEFINITIONS
+
 
 @torch.library.custom_op("dqconvert::own_size", mutates_args=())
 def _own_size(edges: Sequence[Tensor]) -> list[Tensor]:
     return [values.clone() for values in edges]
+
+
+DEFINITIONS["own_size"] = lambda edges: [values.clone() for values in edges]
 
 
 @_own_size.register_fake

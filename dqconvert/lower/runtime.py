@@ -50,7 +50,10 @@ def check_edges(edge_index: Tensor, num_nodes: int, *, ends: bool = True) -> Ten
         raise InputTypeError(f"edge_index must hold integers (torch.int64), got {edge_index.dtype}")
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         raise InputIndexError(f"edge_index must have shape [2, num_edges], got {tuple(edge_index.shape)}")
-    if ends and edge_index.numel() > 0:
+    if ends and torch.compiler.is_compiling():  # such code cannot branch on values; it looks at them when it runs
+        inside = (edge_index >= 0) & (edge_index < num_nodes)
+        torch._assert_async(inside.all(), "edge_index names a node that is not there: nodes are counted from 0")
+    elif ends and edge_index.numel() > 0:
         low, high = (int(end) for end in edge_index.aminmax())
         if low < 0 or high >= num_nodes:
             wrong = low if low < 0 else high
@@ -82,12 +85,28 @@ def group_order(index: Tensor, num_rows: int, size: int | None) -> tuple[Tensor,
         raise InputTypeError(f"the groups of rows (batch) must be integers (torch.int64), got {index.dtype}")
     if index.shape != (num_rows,):
         raise InputIndexError(f"{num_rows} rows take {num_rows} groups to which they belong, got {tuple(index.shape)}")
+    if torch.compiler.is_compiling():  # an order of groups that are not there is refused by the operator
+        order = edge_order(index, index, rows_named(index) if size is None else size)
+        return order.ptr, order.edges
     low, high = (int(end) for end in index.aminmax()) if num_rows > 0 else (0, -1)
     size = high + 1 if size is None else size
     if low < 0 or high >= size:
         raise InputIndexError(f"a row belongs to group {low if low < 0 else high}, and there are {size} groups")
     order = edge_order(index, index, size)
     return order.ptr, order.edges.int() if num_rows < 1 << 31 else order.edges
+
+
+def rows_named(index: Tensor) -> int:
+    """Returns how many rows an index names, the largest and one; for code that torch.export makes, which knows it when
+    it runs.
+
+    Example:
+        >>> rows_named(torch.tensor([0, 2])), rows_named(torch.tensor([], dtype=torch.int64))
+        (3, 0)
+    """
+    size: int = torch.cat([index, index.new_full((1,), -1)]).max().item() + 1  # type: ignore[assignment]
+    torch._check(size >= 0)
+    return size
 
 
 def in_edge_order(codes: Tensor, edges: Tensor) -> Tensor:

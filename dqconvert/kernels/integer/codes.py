@@ -77,7 +77,9 @@ def check_numbers(x: Tensor, name: str) -> Tensor:
         Traceback (most recent call last):
         dqconvert.errors.InputValueError: x holds NaN, for which there is no code: ...
     """
-    if bool(x.isnan().any()):
+    if torch.compiler.is_compiling():  # such code cannot branch on values; it looks at them when it runs
+        torch._assert_async(~x.isnan().any(), str(not_a_number(name)))
+    elif bool(x.isnan().any()):
         raise not_a_number(name)
     return x
 

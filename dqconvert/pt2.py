@@ -1,0 +1,359 @@
+"""``.pt2`` files: prepared and integer modules as torch.export's programs, for any sizes of the graph.
+
+A prepared module becomes one of torch's own operators alone, which loads where dqconvert is not installed. An integer
+module keeps dqconvert's operators; ``import dqconvert`` is what a program with them needs.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import json
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import Graph, GraphModule, Node
+from torch_geometric.nn.aggr import Aggregation
+
+import dqconvert
+from dqconvert.calibrate import callee_of
+from dqconvert.errors import ExportError
+from dqconvert.kernels._operator import DEFINITIONS
+from dqconvert.kernels.fake_quantize import plain_fake_quantize
+from dqconvert.lower.evaluation import evaluation_of, refused
+from dqconvert.lower.module import IntegerModule
+from dqconvert.lower.runtime import rows_named
+from dqconvert.prepared import PreparedModule
+from dqconvert.prepared.arguments import input_path
+from dqconvert.prepared.explain import failed
+from dqconvert.quant import FakeQuantize
+from dqconvert.quant.memo import Remembered
+from dqconvert.rewrite.connectivity import is_input
+from dqconvert.trace.given import calls_of
+from dqconvert.trace.globals import read_global
+from dqconvert.trace.guards import ARGUMENT_CHECKS, pinned
+from dqconvert.trace.method import Method, fits
+from dqconvert.trace.note import Note, note_of
+from dqconvert.trace.unchanged import without_reads
+from dqconvert.words import listed
+
+METADATA = "dqconvert.json"
+"""The file in the archive that says what the program was made of."""
+
+
+def pt2_bytes(module: nn.Module, example_inputs: Any = None) -> bytes:
+    """Returns the contents of a ``.pt2`` file, which :func:`torch.export.load` reads.
+
+    Args:
+        module: A prepared module with ranges, or an integer module; it is not changed.
+        example_inputs: Chooses among the graphs of a forward that was called on several forms of arguments.
+
+    Raises:
+        ExportError: If the module holds what torch.export cannot say; the message names the node, its layer and line.
+    """
+    program = program_of(module, example_inputs)
+    kind: Any = module
+    about = {
+        "dqconvert": dqconvert.__version__,
+        "torch": torch.__version__,
+        "form": "integer" if isinstance(module, IntegerModule) else "prepared",
+        "model": kind.report.model,
+        "qconfig": kind.qconfig.to_dict() if isinstance(module, PreparedModule) else None,
+        "inputs": [node.name for node in program.graph.find_nodes(op="placeholder")][-_inputs(program) :],
+    }
+    held = io.BytesIO()
+    torch.export.save(program, held, extra_files={METADATA: json.dumps(about)})
+    return held.getvalue()
+
+
+def _inputs(program: ExportedProgram) -> int:
+    return len(program.graph_signature.user_inputs)
+
+
+def program_of(module: Any, example_inputs: Any = None, *, strict: bool = False) -> ExportedProgram:
+    """Returns a module as a program of torch.export, whose graphs may have any sizes.
+
+    Its arguments are those of forward that its graph reads, by position, in their order; a data object's fields are
+    arguments of their names.
+
+    Args:
+        module: As :func:`pt2_bytes`.
+        example_inputs: Likewise.
+        strict: Whether torch.export looks at the generated code through TorchDynamo.
+
+    Raises:
+        ExportError: As :func:`pt2_bytes`.
+
+    Example:
+        >>> from torch_geometric.nn import SAGEConv
+        >>> module, _ = dqconvert.prepare(SAGEConv(8, 4), "int8-ptq")
+        >>> x, edge_index = torch.randn(9, 8), torch.randint(9, (2, 30))
+        >>> dqconvert.calibrate(module, (x, edge_index))
+        >>> program = program_of(module)
+        >>> torch.equal(program.module()(x, edge_index), module.eval()(x, edge_index))
+        True
+    """
+    module.check_unchanged()
+    _check_ranges(module)
+    root, graph = _plain_graph(module, _chosen(module, example_inputs))
+    _count_rows(root, graph)
+    arguments, shapes = _plain_inputs(graph)
+    plain = GraphModule(root, graph).eval()
+    try:
+        with torch.no_grad():
+            program = torch.export.export(plain, arguments, dynamic_shapes=shapes, strict=strict)
+            if isinstance(module, PreparedModule) and _ours(program):
+                program = program.run_decompositions(_definitions())
+    except Exception as error:  # whatever torch raises on an operation that it cannot follow
+        raise ExportError(f"{_place(error, plain)}torch.export cannot follow it: {_line(error)}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # of no use in a file, which would hold paths of this machine
+    if isinstance(module, PreparedModule) and (ours := _ours(program)):
+        raise ExportError(f"the program would need operators of dqconvert, which it is to do without: {listed(ours)}")
+    return program
+
+
+def _ours(program: ExportedProgram) -> set[str]:
+    return {str(node.target) for node in program.graph.nodes if str(node.target).startswith("dqconvert")}
+
+
+def _definitions() -> dict[Any, Any]:
+    return {getattr(torch.ops.dqconvert, name).default: plain for name, plain in DEFINITIONS.items()}
+
+
+def _place(error: Exception, plain: GraphModule) -> str:
+    """Returns where in a graph an error was raised, as far as torch says; it is run node by node, or its code is."""
+    named = re.search(r"While executing %(\w+) :", str(error))
+    nodes = {node.name: node for node in plain.graph.nodes}
+    found = failed(error, plain, nodes)
+    node = found[0] if found is not None else nodes.get(named[1]) if named is not None else None
+    return "" if node is None else _where(node)
+
+
+def _line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _where(node: Node) -> str:
+    note = note_of(node)
+    return f"{note.source or 'a line without a source'}, {note.module or 'the model'}, {node.name}: "
+
+
+def _check_ranges(module: Any) -> None:
+    if isinstance(module, PreparedModule):
+        for path, quantizer in module.quantizers():
+            if not quantizer.is_observed():
+                raise ExportError(
+                    f"{path} has no range: train the module, or run dqconvert.calibrate, and export then."
+                )
+
+
+def _chosen(module: Any, example_inputs: Any) -> Method:
+    """Returns the graph of the method that calling the module runs, for arguments of the form of the example's."""
+    methods = [
+        method
+        for method in module.all_methods()
+        if method.name == module.called_method and refused(method.graph) is None
+    ]
+    if example_inputs is not None:
+        call = next(calls_of(callee_of(module), example_inputs), None)
+        if call is None:
+            raise ExportError("example_inputs hold nothing: pass one call's worth of inputs.")
+        methods = [method for method in methods if fits(method.graph, call.args, call.kwargs)]
+    if not methods:
+        raise ExportError(
+            f"{module.called_method} has no graph for evaluation on such inputs: call the module once on them, in "
+            f"evaluation, before the export."
+        )
+    return methods[0]
+
+
+# -- the graph ---------------------------------------------------------------------------------------------------
+
+
+class _Rounding(nn.Module):
+    """A quantizer in evaluation, whose grid is a constant.
+
+    Args:
+        quantizer: With a range.
+    """
+
+    def __init__(self, quantizer: FakeQuantize) -> None:
+        super().__init__()
+        self.register_buffer("scale", quantizer.scale.detach().clone())
+        self.register_buffer("zero_point", quantizer.zero_point.detach().clone())
+        self.ends = quantizer.quant_min, quantizer.quant_max
+        self.dims = quantizer.row_dim, quantizer.channel_dim
+
+    def forward(self, x: Tensor, protected: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
+        row_dim, dim = self.dims
+        scale, zero_point = self.get_buffer("scale"), self.get_buffer("zero_point")
+        if groups is not None:
+            scale, zero_point, dim = scale[groups.long()], zero_point[groups.long()], row_dim
+        return plain_fake_quantize(x, scale, zero_point, *self.ends, None, row_dim, dim)[0].to(x.dtype)
+
+
+def _plain_graph(module: Any, method: Method) -> tuple[nn.Module, Graph]:
+    """Returns the graph that evaluates a method, and the module that holds what it reads."""
+    graph = method.eval_graph or method.graph
+    if isinstance(module, IntegerModule):
+        return module, without_reads(copy.deepcopy(graph))
+    graph = evaluation_of(graph, module)
+    root = nn.Module()  # holds what the graph reads, quantizers as constants
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            _hold(root, str(node.target), _attribute(module, str(node.target)))
+        elif node.op == "call_module":
+            called = module.get_submodule(str(node.target))
+            if isinstance(called, Remembered):
+                node.op, node.target = "call_function", called.function
+            else:
+                _hold(root, str(node.target), _Rounding(called) if isinstance(called, FakeQuantize) else called)
+    return root, graph
+
+
+def _count_rows(root: nn.Module, graph: Graph) -> None:
+    """Gives poolings, softmaxes and aggregations that count the rows named by an index their number, in place.
+
+    PyG makes a Python number of the largest index, which the program of other values would be held to.
+    """
+    for node in list(graph.nodes):
+        called: Any = node.target
+        if node.op == "call_module" and isinstance(root.get_submodule(str(called)), Aggregation):
+            called = root.get_submodule(str(called)).forward
+        elif node.op != "call_function" or not getattr(called, "__module__", "").startswith("torch_geometric."):
+            continue
+        try:
+            given = inspect.signature(called).bind(*node.args, **node.kwargs)
+        except (TypeError, ValueError):
+            continue
+        given.apply_defaults()
+        index = next((given.arguments[name] for name in ("index", "batch") if name in given.arguments), None)
+        size = next((name for name in ("dim_size", "num_nodes", "size") if name in given.arguments), None)
+        named = isinstance(index, Node) and note_of(index).ndim == 1 and given.arguments.get("ptr") is None
+        if named and size is not None and given.arguments[size] is None:
+            with graph.inserting_before(node):
+                rows = graph.call_function(rows_named, (index,))
+            given.arguments[size] = rows
+            node.args, node.kwargs = given.args, given.kwargs
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(owner), name)
+
+
+def _hold(root: nn.Module, path: str, value: Any) -> None:
+    *parents, name = path.split(".")
+    for parent in parents:
+        if parent not in root._modules:
+            root.add_module(parent, nn.Module())
+        root = root._modules[parent]  # type: ignore[assignment]
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        root.register_buffer(name, value)
+    else:
+        setattr(root, name, value)
+
+
+# -- the inputs --------------------------------------------------------------------------------------------------
+
+
+def _plain_inputs(graph: Graph) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Makes tensors the arguments of a graph, in place: fields of data objects, nothing that must be absent.
+
+    Returns:
+        Arguments of such shapes, and which of their dimensions follow the graph.
+    """
+    for node in list(graph.nodes):
+        if node.target is pinned:
+            argument, value = node.args[:2]
+            graph.erase_node(node)
+            argument.replace_all_uses_with(_constant(graph, argument, value)) if argument.users else None
+        elif node.target in ARGUMENT_CHECKS:
+            graph.erase_node(node)
+        elif node.target is read_global:
+            raise ExportError(f"{_where(node)}reads a tensor from a global variable: make it an argument of forward.")
+    for holder in graph.find_nodes(op="placeholder"):
+        if not holder.users:
+            graph.erase_node(holder)
+        elif not note_of(holder).is_tensor:
+            _spread(graph, holder)
+    arguments, shapes = [], {}
+    sizes: dict[tuple[int, ...], int] = {}
+    for node in graph.find_nodes(op="placeholder"):
+        note = note_of(node)
+        if not note.is_tensor or note.sparse:
+            what = "a sparse matrix" if note.sparse else "neither a tensor nor a data object"
+            raise ExportError(f"argument {node.target!r} is {what}, which no program takes: pass an edge_index.")
+        node.args = ()  # no default: it was given when the module was prepared
+        shape, dims = _shape(note, sizes)
+        arguments.append(torch.zeros(shape, dtype=note.dtype))
+        shapes[str(node.target)] = dims
+    return tuple(arguments), shapes
+
+
+def _constant(graph: Graph, argument: Node, value: Any) -> Any:
+    """Returns a node of a flag or a word that an argument was."""
+    with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
+        return graph.call_function(_itself, (value,), name=f"{argument.name}_value")
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _spread(graph: Graph, holder: Node) -> None:
+    """Makes arguments of what the graph takes out of an argument: fields of a data object, items of a dict."""
+    names = {str(node.target) for node in graph.find_nodes(op="placeholder")}
+    last = graph.find_nodes(op="placeholder")[-1]
+    for user in list(holder.users):
+        if user.target not in (getattr, operator.getitem) or not is_input(user):
+            raise ExportError(
+                f"{_where(user)}does with {input_path(holder)!r} what no program can: pass its fields as arguments."
+            )
+        if not note_of(user).is_tensor:
+            _spread_further(graph, user)
+            continue
+        name = str(user.args[1]) if str(user.args[1]).isidentifier() else f"{holder.target}_{len(names)}"
+        name = f"{holder.target}_{name}" if name in names else name
+        names.add(name)
+        with graph.inserting_after(last):
+            last = graph.placeholder(name)
+        last.meta.update(user.meta)
+        user.replace_all_uses_with(last)
+        graph.erase_node(user)
+    graph.erase_node(holder)
+
+
+def _spread_further(graph: Graph, user: Node) -> None:
+    raise ExportError(
+        f"{_where(user)}reads {input_path(user)!r}, which is no tensor: give the model tensors as "
+        f"arguments, and export that."
+    )
+
+
+_FIRST = 7
+"""The smallest number of rows of the example: 0 and 1 would be taken for constants."""
+
+
+def _shape(note: Note, sizes: dict[tuple[int, ...], int]) -> tuple[list[int], dict[int, Any]]:
+    """Returns a shape like that of a note, and the dimensions that follow the graph; ``sizes``: of those, so far.
+
+    Rows of one kind have one number in every argument, those of others another one.
+    """
+    shape, dims = [], {}
+    for dim, both in enumerate(zip(*note.sizes, strict=True)):
+        if len(set(both)) == 1 and len(both) > 1:
+            shape.append(both[0])
+            continue
+        shape.append(sizes.setdefault(both, _FIRST + 6 * len(sizes)))
+        dims[dim] = Dim.DYNAMIC if len(both) > 1 else Dim.AUTO
+    return shape, dims
+
+
+__all__ = ["METADATA", "program_of", "pt2_bytes"]

@@ -1,0 +1,240 @@
+"""``.pt2``: the program computes what the module does, bit for bit, on other sizes, in another process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.data import Data
+from torch_geometric.nn import GAT, GCN, GIN, PNA, GINEConv, GraphSAGE, SAGEConv, global_add_pool
+
+import dqconvert
+from dqconvert.errors import ExportError
+from dqconvert.pt2 import METADATA, program_of
+
+SIZES = [(30, 3), (200, 6), (2, 4)]
+
+
+class Edges(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.lin = GINEConv(nn.Linear(16, 8), edge_dim=4), nn.Linear(8, 3)
+
+    def forward(self, x, edge_index, edge_attr):
+        return self.lin(self.conv(x, edge_index, edge_attr).relu())
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gnn, self.lin = SAGEConv(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x, edge_index, batch):
+        return self.lin(global_add_pool(self.gnn(x, edge_index), batch))
+
+
+class OfData(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gnn = SAGEConv(16, 3)
+
+    def forward(self, data):
+        return self.gnn(data.x, data.edge_index)
+
+
+def pna():
+    scalers, aggregators = ["identity", "amplification"], ["mean", "max", "min", "std"]
+    return PNA(16, 16, 2, 3, aggregators=aggregators, scalers=scalers, deg=torch.tensor([1, 5, 9, 3]))
+
+
+MODELS = {
+    "GCN": lambda: GCN(16, 16, 2, 3),
+    "SAGE": lambda: GraphSAGE(16, 16, 2, 3),
+    "GIN": lambda: GIN(16, 16, 2, 3),
+    "GAT": lambda: GAT(16, 16, 2, 3),
+    "PNA": pna,
+    "edges": Edges,
+    "pooled": Pooled,
+    "data": OfData,
+}
+
+
+def graph(name, nodes, degree, seed=0):
+    """The tensors that a model takes."""
+    g = torch.Generator().manual_seed(seed)
+    found = [torch.randn(nodes, 16, generator=g), torch.randint(nodes, (2, degree * nodes), generator=g)]
+    found += [torch.randn(degree * nodes, 4, generator=g)] if name == "edges" else []
+    found += [torch.arange(nodes) // max(1, nodes // 3)] if name == "pooled" else []
+    return tuple(found)
+
+
+def given(name, tensors):
+    """The arguments that a model takes."""
+    return (Data(x=tensors[0], edge_index=tensors[1]),) if name == "data" else tensors
+
+
+@functools.cache
+def modules(name, preset="int8-dq"):
+    torch.manual_seed(0)
+    module, _ = dqconvert.prepare(MODELS[name](), preset, given(name, graph(name, 60, 4)))
+    dqconvert.calibrate(module, [given(name, graph(name, 100, 4, seed)) for seed in range(2)])
+    return {"prepared": module.eval(), "integer": dqconvert.convert(module)}
+
+
+def assert_computes_the_same(program, module, name):
+    run = program.module()
+    for seed, (nodes, degree) in enumerate(SIZES):
+        tensors = graph(name, nodes, degree, seed)
+        assert torch.equal(run(*tensors), module(*given(name, tensors))), (nodes, degree)
+
+
+def operators(program):
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+@pytest.mark.parametrize(("name", "form"), [("pooled", "prepared"), ("pooled", "integer"), ("GAT", "integer")])
+def test_programs_compute_the_same_on_other_sizes(name, form):
+    module = modules(name)[form]
+    program = program_of(module)
+    assert_computes_the_same(program, module, name)
+    ours = {operator for operator in operators(program) if operator.startswith("dqconvert")}
+    assert bool(ours) == (form == "integer")
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("form", ["prepared", "integer"])
+@pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
+@pytest.mark.parametrize("preset", ["int8-dq", "int4-dq+"])
+def test_every_model_strict_and_not_in_a_fresh_process(name, form, strict, preset, tmp_path, spare):
+    module = modules(name, preset)[form]
+    program = program_of(module, strict=strict)
+    assert_computes_the_same(program, module, name)
+    torch.export.save(program, tmp_path / "model.pt2")
+    assert_loads(tmp_path, name, form, module, spare)
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "data"])
+@pytest.mark.parametrize("form", ["prepared", "integer"])
+@pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
+def test_export_without_our_help(name, form, strict):
+    """What users call themselves; poolings count their graphs in a number that it cannot carry on."""
+    module, example = modules(name)[form], graph(name, 61, 5)
+    shapes = tuple(
+        {1 if value.dtype == torch.int64 and value.dim() == 2 else 0: torch.export.Dim.DYNAMIC} for value in example
+    )
+    if name == "pooled" and form == "prepared":
+        pytest.skip("global_add_pool makes a Python number of the largest index")
+    with torch.no_grad():
+        program = torch.export.export(module, example, dynamic_shapes=shapes, strict=strict)
+    assert_computes_the_same(program, module, name)
+
+
+def assert_loads(folder, name, form, module, spare):
+    """In another process, without dqconvert where the module is prepared."""
+    cases = [graph(name, nodes, degree, seed) for seed, (nodes, degree) in enumerate(SIZES)]
+    torch.save([(tensors, module(*given(name, tensors)).detach()) for tensors in cases], folder / "cases.pt")
+    code = f"""
+import sys
+{"import dqconvert" if form == "integer" else ""}
+import torch
+run = torch.export.load({str(folder / "model.pt2")!r}).module()
+for tensors, expected in torch.load({str(folder / "cases.pt")!r}):
+    assert torch.equal(run(*tensors), expected)
+assert ("dqconvert" in sys.modules) == {form == "integer"}
+"""
+    done = spare.run(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("form", ["prepared", "integer"])
+def test_files_load_in_another_process(form, tmp_path, spare):
+    module = modules("data")[form]
+    dqconvert.export(module, tmp_path / "model.pt2")
+    assert_loads(tmp_path, "data", form, module, spare)
+    with zipfile.ZipFile(tmp_path / "model.pt2") as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(METADATA))
+        about = json.loads(archive.read(name))
+    assert (about["model"], about["form"], about["inputs"]) == ("OfData", form, ["x", "edge_index"])
+    assert (about["qconfig"] is None) == (form == "integer")
+
+
+def test_operators_register_on_demand_whichever_import_comes_first(spare):
+    code = """
+import sys
+import dqconvert
+assert "dqconvert.kernels" not in sys.modules
+import torch
+assert not hasattr(torch.ops.dqconvert, "no_such_operator")
+assert torch.ops.dqconvert.integer_linear.default
+"""
+    done = spare.run(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("form", ["prepared", "integer"])
+def test_what_the_module_refuses_the_program_refuses(form):
+    module = modules("data")[form]
+    run = program_of(module).module()
+    x, edge_index = graph("data", 30, 3)
+    edge_index[0, 5] = 30
+    with pytest.raises((RuntimeError, IndexError)):
+        run(x, edge_index)
+    edge_index[0, 5] = -1
+    with pytest.raises((RuntimeError, IndexError)):
+        run(x, edge_index)
+
+
+def test_a_flag_and_an_absent_argument():
+    class Flagged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = SAGEConv(16, 3)
+
+        def forward(self, x, edge_index, edge_weight=None, scaled=False):
+            out = self.conv(x, edge_index)
+            return out * 2 if scaled else out
+
+    x, edge_index = graph("SAGE", 40, 3)
+    module, _ = dqconvert.prepare(Flagged(), "int8-ptq", {"x": x, "edge_index": edge_index, "scaled": True})
+    dqconvert.calibrate(module, {"x": x, "edge_index": edge_index, "scaled": True})
+    program = program_of(module)
+    assert torch.equal(program.module()(x, edge_index), module.eval()(x, edge_index, scaled=True))
+
+
+@pytest.mark.parametrize("arguments", [{"exact": True}, {"target": "openvino"}])
+def test_options_of_onnx(arguments, tmp_path):
+    with pytest.raises(ExportError, match="ONNX"):
+        dqconvert.export(modules("data")["integer"], tmp_path / "model.pt2", **arguments)
+    assert not (tmp_path / "model.pt2").exists()
+
+
+def test_without_ranges(tmp_path):
+    module, _ = dqconvert.prepare(SAGEConv(16, 3))
+    with pytest.raises(ExportError, match="no range"):
+        dqconvert.export(module, tmp_path / "model.pt2")
+
+
+def test_what_cannot_be_followed_is_named(tmp_path):
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x * 2 if bool(x.sum() > 0) else x
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.branch = SAGEConv(16, 3), Branching()
+
+        def forward(self, x, edge_index):
+            return self.branch(self.conv(x, edge_index))
+
+    module, _ = dqconvert.prepare(Model(), "int8-ptq", graph("SAGE", 40, 3))
+    dqconvert.calibrate(module, graph("SAGE", 40, 3))
+    with pytest.raises(ExportError, match=r"test_pt2.py:\d+, branch"):
+        dqconvert.export(module, tmp_path / "model.pt2")
+    assert not (tmp_path / "model.pt2").exists()
