@@ -45,15 +45,40 @@ def export(
         ExportError: If the format is unknown, what it needs is not installed, or the module holds what it cannot say;
             the message names the operation, its layer and its line.
         CheckpointError: If the file cannot be written.
+
+    Example:
+        >>> import torch, dqconvert
+        >>> from torch_geometric.nn import SAGEConv
+        >>> module, _ = dqconvert.prepare(SAGEConv(8, 4))
+        >>> dqconvert.calibrate(module, (torch.randn(5, 8), torch.tensor([[0, 1, 2], [1, 2, 3]])))
+        >>> dqconvert.export(module, "/tmp/sage.onnx")
+        >>> dqconvert.export(module, "/tmp/sage.onx")
+        Traceback (most recent call last):
+            ...
+        dqconvert.errors.ExportError: /tmp/sage.onx: its ending is no format; did you mean 'onnx'?: there are onnx, pt2.
     """
     expect_quantized(module, "export", error=ExportError)
     place = Path(expect_path(path, "export"))
-    name = format or place.suffix.removeprefix(".")
-    if name not in FORMATS:
-        found = f"format={format!r}" if format else f"{place}: its ending"
-        raise ExportError(f"{found} is no format{did_you_mean(name, FORMATS)}: there are {listed(FORMATS)}.")
+    name = format_of(place, format)
     check_target(place)
     write_file(place, [FORMATS[name](module, example_inputs, exact, target)])
+
+
+def format_of(path: str | os.PathLike[str], format: str | None = None) -> str:
+    """Returns the format of a file: as given, or by the ending of its name.
+
+    Raises:
+        ExportError: If there is no such format.
+
+    Example:
+        >>> format_of("gcn.onnx"), format_of("gcn", "pt2")
+        ('onnx', 'pt2')
+    """
+    name = format or Path(path).suffix.removeprefix(".")
+    if name not in FORMATS:
+        found = f"format={format!r}" if format else f"{os.fspath(path)}: its ending"
+        raise ExportError(f"{found} is no format{did_you_mean(name, FORMATS)}: there are {listed(FORMATS)}.")
+    return name
 
 
 def _onnx(module: nn.Module, example_inputs: Any, exact: bool, target: Target | None) -> bytes:

@@ -17,10 +17,10 @@ from dqconvert.cli.bench import bench
 from dqconvert.cli.demo import demo
 from dqconvert.cli.groups import flat
 from dqconvert.cli.look import compare, evaluate, inspect, run
-from dqconvert.cli.make import convert, finetune, search_bits
+from dqconvert.cli.make import convert, export, finetune, search_bits
 from dqconvert.errors import DQConvertError, UsageError
 
-COMMANDS = (demo, convert, finetune, search_bits, inspect, run, compare, evaluate)
+COMMANDS = (demo, convert, finetune, search_bits, export, inspect, run, compare, evaluate)
 """In the order of the help."""
 
 

@@ -45,12 +45,12 @@ def inspect(
 
 
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An integer file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An integer file, or an exported .onnx file.")],
     data: Data,
     output: Output,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PRED", help="Safetensors file to write.")] = None,
 ) -> None:
-    """Run an integer file on saved inputs. Needs no code of the model.
+    """Run an integer file, or an ONNX file, on saved inputs. Needs no code of the model.
 
     Example: dqconvert run gcn.int8 --data graph.pt -o predictions.safetensors
     """

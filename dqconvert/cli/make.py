@@ -1,4 +1,4 @@
-"""Commands that make files of a float checkpoint: ``convert``, ``finetune``, ``search-bits``."""
+"""Commands that make files of a float checkpoint: ``convert``, ``finetune``, ``search-bits``, ``export``."""
 
 from __future__ import annotations
 
@@ -147,3 +147,28 @@ def search_bits(
     from dqconvert.commands.search_bits import search_bits as run
 
     run(model.of(checkpoint), out, data, search, output, qconfig=qconfig, changes=changes, example=example)
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A prepared file that was trained or calibrated.")],
+    out: Out,
+    model: Model,
+    output: Output,
+    format: Annotated[str | None, typer.Option(metavar="NAME", help="onnx or pt2. Default: what OUT ends in.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="ONNX: round in float, as training does.")] = False,
+    target: Annotated[
+        str | None, typer.Option(metavar="NAME", help="ONNX: onnxruntime, tensorrt or openvino: check what it takes.")
+    ] = None,
+    example: Example = None,
+) -> None:
+    """Write a prepared file as ONNX or as a torch.export program, for other runtimes.
+
+    An integer file can be written as .pt2, without --model. --example chooses
+    among the forms of arguments that the model was called on.
+
+    Example: dqconvert export gcn.dq -o gcn.onnx --model torch_geometric.nn:GCN
+    --kwargs '{"in_channels": 16, "hidden_channels": 32, "num_layers": 2}'
+    """
+    from dqconvert.commands.export import export as run
+
+    run(model.of(file), out, output, format=format, exact=exact, target=target, example=example)

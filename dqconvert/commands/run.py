@@ -1,9 +1,10 @@
-"""``dqconvert run``: runs an integer file on saved inputs."""
+"""``dqconvert run``: runs an integer file, or an exported one, on saved inputs."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from inspect import BoundArguments
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from dqconvert.checkpoint import holds_integer, load
 from dqconvert.commands.options import Output
@@ -26,7 +27,7 @@ from dqconvert.words import count
 
 
 def run(file: Path, data: Path, output: Output, *, out: Path | None = None) -> None:
-    """Runs an integer file on saved inputs, and writes or describes what it returns.
+    """Runs an integer file, or an ONNX file, on saved inputs, and writes or describes what it returns.
 
     Args:
         data: Inputs, see :class:`dqconvert.user.inputs.SavedInputs`.
@@ -40,7 +41,7 @@ def run(file: Path, data: Path, output: Output, *, out: Path | None = None) -> N
     """
     if out is not None:
         check_target(out, overwrite=output.force)
-    module = load_integer(file)
+    module = session_of(file) if file.suffix == ".onnx" else load_integer(file)
     inputs = SavedInputs(data, "--data")
     found: dict[str, Tensor] = {}
     times: list[float] = []
@@ -61,6 +62,22 @@ def run(file: Path, data: Path, output: Output, *, out: Path | None = None) -> N
         _show(found, times, out)
 
 
+def session_of(file: Path) -> Any:
+    """Returns an ONNX file, ready to run in ONNX Runtime.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or dqconvert did not write it.
+        CommandError: If ONNX Runtime is not installed.
+    """
+    try:
+        from dqconvert.onnx.run import Session
+    except ModuleNotFoundError as error:
+        if error.name not in ("onnx", "onnxruntime"):
+            raise
+        raise CommandError(f"{file}: runs in ONNX Runtime: pip install 'dqconvert[onnx]'.") from error
+    return Session(file)
+
+
 def load_integer(file: Path) -> IntegerModule:
     """Returns the integer module in a file.
 
@@ -74,7 +91,7 @@ def load_integer(file: Path) -> IntegerModule:
     return module
 
 
-def _call(module: nn.Module, call: BoundArguments) -> tuple[dict[str, Tensor], float]:
+def _call(module: Callable[..., Any], call: BoundArguments) -> tuple[dict[str, Tensor], float]:
     start = time.perf_counter()
     result = module(*call.args, **call.kwargs)
     seconds = time.perf_counter() - start

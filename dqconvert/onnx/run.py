@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as pybind11_state
-from torch import Tensor
 
 from dqconvert.errors import CheckpointError, InputValueError
 from dqconvert.files import open_file
@@ -89,8 +87,8 @@ class Session:
             reads=frozenset(str(steps[1][1]) for steps in parts),
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray[Any, Any]]:
-        """Returns the outputs of one call of forward, by name.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what forward returns, without anything that is no tensor.
 
         Raises:
             InputValueError: If ONNX Runtime refuses the inputs.
@@ -100,8 +98,19 @@ class Session:
             found = self._session.run(self._outputs, feed(self.steps, arguments, self._inputs))
         except _REFUSALS as error:
             raise InputValueError(f"{self.model}: ONNX Runtime refuses the inputs: {error}") from error
-        return dict(zip(self._outputs, found, strict=True))
+        result: dict[str, Any] = {}
+        for name, value in zip(self._outputs, found, strict=True):
+            *owners, last = name.split(".")
+            place = result
+            for owner in owners:
+                place = place.setdefault(owner, {})
+            place[last] = torch.from_numpy(value)
+        return _nested(result).get("output")
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Returns the same as tensors."""
-        return {name: torch.from_numpy(value) for name, value in self(*args, **kwargs).items()}
+
+def _nested(value: Any) -> Any:
+    """Returns dicts whose keys are places as tuples."""
+    if not isinstance(value, dict):
+        return value
+    items = {key: _nested(item) for key, item in value.items()}
+    return tuple(items.values()) if list(items) == [str(place) for place in range(len(items))] else items
