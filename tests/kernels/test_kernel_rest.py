@@ -92,7 +92,7 @@ def test_every_operator_is_checked_somewhere():
     known |= {f"learned_{name}" for name in ("fake_quantize", "chain", "propagate", "linear")}
     known |= {f"learned_{name}_grad" for name in ("chain", "propagate", "linear")} | {"mix", "mix_grad"}
     known |= {"quantize_codes", "quantize_sum", "dequantize_codes", "look_up_codes", "look_up_pairs"}
-    known |= {"quantize_groups", "look_up_groups", "look_up_pairs_groups"}
+    known |= {"quantize_groups"}
     known |= {"integer_linear", "integer_propagate", "attention_codes", "softmax_codes", "add_heads", "edge_products"}
     known |= {"receiver_order", "gcn_codes", "row_colors", "have_colors", "refine_colors"}
     modules = ("codes", "sums", "linear", "propagate", "attention", "heads", "edge_products", "receivers")

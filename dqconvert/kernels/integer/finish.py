@@ -146,7 +146,7 @@ TAKES: dict[str, Any] = {
 """What a gate looks at in the fields of a :class:`Finish`; :func:`check` looks at the rest."""
 
 
-class Steps(NamedTuple):
+class FinishArrays(NamedTuple):
     """A :class:`Finish` as the loops take it.
 
     Attributes:
@@ -178,10 +178,10 @@ class Steps(NamedTuple):
     number: int
 
 
-def steps(finish: Finish, columns: int) -> Steps:
-    """For the loops."""
+def finish_arrays(finish: Finish, columns: int) -> FinishArrays:
+    """Returns how sums become codes, as the loops take it."""
     factor, grid, bias, table, other, packed, shares, groups = finish
-    make = _steps if groups is None else _steps_of_groups
+    make = _arrays if groups is None else _arrays_of_groups
     made = make((factor, grid, bias, table), columns, other is not None, packed)
     if other is not None:
         made = made._replace(other=array(other).reshape(-1))
@@ -190,19 +190,19 @@ def steps(finish: Finish, columns: int) -> Steps:
     return made if groups is None else made._replace(group=array(groups))
 
 
-def _make_steps_of_groups(
+def _make_arrays_of_groups(
     factor: Tensor, grid: Tensor, bias: Tensor | None, table: Tensor | None, columns: int, pairs: bool, packed: bool
-) -> Steps:
+) -> FinishArrays:
     parts = [(factor[k], grid[k], bias, None if table is None else table[k]) for k in range(len(grid))]
-    made = [_make_steps(*part, columns, pairs, packed) for part in parts]
+    made = [_make_arrays(*part, columns, pairs, packed) for part in parts]
     if len({(one.kind, one.table.size) for one in made}) > 1:  # what stands for some tables does not for all
-        made = [_make_steps(*part, columns, pairs, packed, tables=True) for part in parts]
+        made = [_make_arrays(*part, columns, pairs, packed, tables=True) for part in parts]
     names = ("factor", "grid", "ramp", "plane", "table")
     several: dict[str, Any] = {name: np.concatenate([getattr(one, name).reshape(-1) for one in made]) for name in names}
     return made[0]._replace(**several, number=len(made))
 
 
-def _make_steps(
+def _make_arrays(
     factor: Tensor,
     grid: Tensor,
     bias: Tensor | None,
@@ -211,7 +211,7 @@ def _make_steps(
     pairs: bool,
     packed: bool,
     tables: bool = False,
-) -> Steps:
+) -> FinishArrays:
     """`tables`: to let nothing else stand for them."""
     scale, zero, top, low = CodeGrid(*grid.tolist())
     entries: NDArray[Any] = np.empty(0, np.uint8) if table is None else array(table)
@@ -223,7 +223,7 @@ def _make_steps(
         entries = entries if ramp is None else entries[:0]
     elif entries.shape == (CODES,) and not tables and (found := grid_of(entries)) is not None:
         entries = found
-    return Steps(
+    return FinishArrays(
         _by_column(factor, columns),
         np.zeros(columns, np.float32) if bias is None else _by_column(bias, columns),
         np.array([scale, zero + low, top + low, low], np.float32),
@@ -240,7 +240,7 @@ def _make_steps(
     )
 
 
-_steps, _steps_of_groups = Derived(_make_steps), Derived(_make_steps_of_groups)
+_arrays, _arrays_of_groups = Derived(_make_arrays), Derived(_make_arrays_of_groups)
 
 
 def _by_column(t: Tensor, columns: int) -> NDArray[Any]:

@@ -20,7 +20,7 @@ from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.heads import add_rows
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.integer.codes import as_numbers
-from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, plain_finish, room, steps
+from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, finish_arrays, plain_finish, room
 
 MOST = 1 << 23
 """Heads whose sum fits into int32, whatever the codes: 2^23 * 255 < 2^31."""
@@ -36,7 +36,7 @@ def plain_add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> 
 def _on_cpu(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
     rows, width = x.shape
     out = room(rows, columns, finish)
-    args = array(x), int(as_numbers(x_grid, np.float32).zero), columns, steps(finish, columns), array(out)
+    args = array(x), int(as_numbers(x_grid, np.float32).zero), columns, finish_arrays(finish, columns), array(out)
     run(lambda _, start, stop: add_rows(*args, start, stop), parts(rows, rows * width))
     return out
 

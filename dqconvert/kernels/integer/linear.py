@@ -23,7 +23,7 @@ from dqconvert.kernels.cpu.integer.linear import linear_rows
 from dqconvert.kernels.cpu.llvm.multiply import GROUP
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.integer.codes import for_loops, not_a_number, not_floating, plain_quantize, quantize
-from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, plain_finish, room, steps, unpack
+from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, finish_arrays, plain_finish, room, unpack
 
 
 def pack_weight(centred: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def _on_cpu(
         array(weight),
         weight.size(1),
         columns,
-        steps(finish, columns),
+        finish_arrays(finish, columns),
         array(out),
     )
     cuts = parts(rows, rows * (columns + weight.numel() // 32))

@@ -28,7 +28,7 @@ from dqconvert.kernels.cpu.llvm.vectors import AVX2
 from dqconvert.kernels.cpu.threads import balanced, run
 from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.codes import as_numbers
-from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, plain_finish, room, steps, unpack
+from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, finish_arrays, plain_finish, room, unpack
 
 REDUCTIONS = {"sum": SUM, "mean": SUM, "max": MAX, "min": MIN}
 
@@ -150,7 +150,7 @@ def _on_cpu(
         most,
         size,
         columns,
-        steps(finish, columns),
+        finish_arrays(finish, columns),
         array(out),
     )
     run(lambda _, start, stop: propagate_rows(*args, start, stop), balanced(order, -(-size // _BYTES)))

@@ -20,7 +20,7 @@ from dqconvert.kernels.cpu.integer.sums import sum_in_one, sum_rows
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.codes import plain_quantize
-from dqconvert.kernels.integer.groups import plain_look_up_groups, plain_quantize_groups
+from dqconvert.kernels.integer.groups import plain_quantize_groups
 from dqconvert.kernels.integer.on_grid import grid_of
 from dqconvert.kernels.integer.tables import plain_look_up
 
@@ -39,7 +39,7 @@ def plain_quantize_sum(
             total = total + plain_look_up(term, weight)
         else:
             table = weight.expand(weight.size(0), term.size(1), CODES)
-            total = total + plain_look_up_groups(term, table.contiguous(), groups)
+            total = total + plain_look_up(term, table.contiguous(), groups=groups)
     return plain_quantize(total, grid, None, False) if groups is None else plain_quantize_groups(total, grid, groups)
 
 

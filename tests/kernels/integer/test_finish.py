@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.finish import finish_row
 from dqconvert.kernels.integer.codes import quantize
-from dqconvert.kernels.integer.finish import Finish, check, pack, plain_finish, room, steps, unpack
+from dqconvert.kernels.integer.finish import Finish, check, finish_arrays, pack, plain_finish, room, unpack
 
 INT8, INT4 = torch.tensor([0.05, 119.0, 255.0, -128.0]), torch.tensor([0.7, 6.0, 15.0, -8.0])
 VALUES = ("values", "values on a grid", "values of pairs", "values of pairs on a grid", "values by column")
@@ -32,7 +32,7 @@ def finished(sums, finish, shares=None):
     rows, columns = sums.shape
     out = room(rows, columns, finish)
     ones = torch.ones(rows) if shares is None else shares
-    finish_rows(sums.reshape(-1).numpy(), columns, ones.numpy(), steps(finish, columns), out.numpy())
+    finish_rows(sums.reshape(-1).numpy(), columns, ones.numpy(), finish_arrays(finish, columns), out.numpy())
     return out
 
 

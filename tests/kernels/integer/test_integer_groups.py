@@ -11,15 +11,19 @@ from dqconvert.errors import InputShapeError, InputTypeError, InputValueError
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.groups import (
     look_up_groups,
-    look_up_groups_operator,
     look_up_pairs_groups,
-    look_up_pairs_groups_operator,
     quantize_groups,
     quantize_groups_operator,
 )
 from dqconvert.kernels.integer.linear import integer_linear, integer_linear_operator, pack_weight
 from dqconvert.kernels.integer.propagate import integer_propagate_operator
 from dqconvert.kernels.integer.receivers import receiver_order
+from dqconvert.kernels.integer.tables import (
+    look_up_operator,
+    look_up_pairs_operator,
+    plain_look_up,
+    plain_look_up_pairs,
+)
 
 COUNT = 3
 
@@ -98,16 +102,16 @@ def test_look_ups(shape, dtype, threads):
     wide = math.prod(shape[1:]) if len(shape) > 1 else 0
     for table in [tables(dtype=dtype), *([tables(wide, dtype=dtype)] if wide else [])]:
         args = (given, table, groups)
-        assert torch.equal(look_up_groups_operator(*args), look_up_groups_operator.definition(*args))
+        assert torch.equal(look_up_groups(*args), plain_look_up(*args[:2], groups=args[2]))
     args = (given, codes(*shape), tables(256, dtype=dtype), groups)
-    assert torch.equal(look_up_pairs_groups_operator(*args), look_up_pairs_groups_operator.definition(*args))
+    assert torch.equal(look_up_pairs_groups(*args), plain_look_up_pairs(*args))
 
 
 def test_tables_that_rise_evenly_are_climbed(threads):
     ramps = (torch.arange(256.0) * torch.tensor([[0.3], [0.9], [0.5]]) + 3).round().to(torch.uint8)
     for table in (ramps, torch.cat([ramps[:1], tables()[1:]])):
         args = (codes(70, 40), table, groups_of(70))
-        assert torch.equal(look_up_groups_operator(*args), look_up_groups_operator.definition(*args))
+        assert torch.equal(look_up_groups(*args), plain_look_up(*args[:2], groups=args[2]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -144,6 +148,6 @@ def test_a_group_that_is_not_there_is_the_last_one():
 
 def test_operators_are_registered_right():
     groups = groups_of(5)
-    torch.library.opcheck(look_up_groups_operator.registered, (codes(5, 4), tables(), groups))
-    torch.library.opcheck(look_up_pairs_groups_operator.registered, (codes(5, 4), codes(5, 4), tables(256), groups))
+    torch.library.opcheck(look_up_operator.registered, (codes(5, 4), tables(), False, groups))
+    torch.library.opcheck(look_up_pairs_operator.registered, (codes(5, 4), codes(5, 4), tables(256), groups))
     torch.library.opcheck(quantize_groups_operator.registered, (torch.randn(5, 4), grids(), groups, None))

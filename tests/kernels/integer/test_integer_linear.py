@@ -15,7 +15,7 @@ from dqconvert.kernels.cpu.llvm import multiply as strips
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.multiply import GROUP, HEIGHT, integer_strip, multiply_pairs
 from dqconvert.kernels.integer.codes import quantize
-from dqconvert.kernels.integer.finish import Finish, pack, plain_finish, steps
+from dqconvert.kernels.integer.finish import Finish, finish_arrays, pack, plain_finish
 from dqconvert.kernels.integer.linear import (
     integer_linear,
     integer_linear_operator,
@@ -205,7 +205,7 @@ def test_blocks_of_the_depth_are_added_up(monkeypatch):
     packed = pack_weight(weight)
     grids = np.empty((0, 4), np.float32)
     args = x.numpy(), False, tuple(np.float32(part) for part in X_GRID), grids, packed.numpy()
-    again(*args, packed.size(1), 20, steps(finish, 20), out, 0, 30)
+    again(*args, packed.size(1), 20, finish_arrays(finish, 20), out, 0, 30)
     assert torch.equal(torch.from_numpy(out), plain_finish(torch.from_numpy(sums), finish))
 
 

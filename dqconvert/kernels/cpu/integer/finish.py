@@ -54,6 +54,15 @@ def group_of(group, row, count):  # type: ignore[no-untyped-def]
 
 
 @loop
+def end_of_group(group, row, stop):  # type: ignore[no-untyped-def]
+    """Returns the end of the rows that are in one group from a row on."""
+    end = row + 1 if group.size > 0 else stop
+    while end < stop and group[end] == group[row]:
+        end += 1
+    return end
+
+
+@loop
 def finish_pointed(  # type: ignore[no-untyped-def]
     line,
     columns,

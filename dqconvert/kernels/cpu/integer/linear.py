@@ -6,7 +6,7 @@ import numpy as np
 
 from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.integer.codes import code_of_value, quantize_values
+from dqconvert.kernels.cpu.integer.codes import code_of_value, grid_at, quantize_values
 from dqconvert.kernels.cpu.integer.finish import finish_pointed, finish_row, group_of
 from dqconvert.kernels.cpu.llvm.listed import list_values, multiply_listed
 from dqconvert.kernels.cpu.llvm.memory import pointer
@@ -132,11 +132,6 @@ def finish_joined(sums, c_row, columns, first, many, steps, out):  # type: ignor
         pointer(codes, 0),
         pointer(out, first * columns),
     )
-
-
-@loop
-def grid_at(grids, own):  # type: ignore[no-untyped-def]
-    return CodeGrid(grids[own, 0], grids[own, 1], grids[own, 2], grids[own, 3])
 
 
 @loop

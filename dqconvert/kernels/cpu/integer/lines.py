@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.messages import Lines
+from dqconvert.kernels.cpu.llvm.messages import LineMessages
 from dqconvert.kernels.cpu.llvm.vectors import AVX2
 
 TRIES = np.array([0.0, 1e-5, -1e-5, 3e-5, -3e-5, 1e-4, -1e-4])
@@ -34,7 +34,7 @@ TRIES = np.array([0.0, 1e-5, -1e-5, 3e-5, -3e-5, 1e-4, -1e-4])
 @functools.lru_cache(maxsize=64)
 def _cached(multipliers: bytes, zero: int, middle: int, low: int, top: int) -> NDArray[Any] | None:
     slopes = np.frombuffer(multipliers, np.float32)
-    entries = np.zeros((slopes.size, Lines.entry), np.uint8)
+    entries = np.zeros((slopes.size, LineMessages.entry), np.uint8)
     return entries.view(np.int8) if draw_lines(slopes, zero, middle, low, top, TRIES, entries) else None
 
 
@@ -114,7 +114,7 @@ def draw_line(slope, base, top, entry):  # type: ignore[no-untyped-def]
 
 @loop
 def holds(entry, wanted, top):  # type: ignore[no-untyped-def]
-    """True if an entry gives what is wanted, for every code, in the arithmetic of :class:`Lines`."""
+    """True if an entry gives what is wanted, for every code, in the arithmetic of :class:`LineMessages`."""
     for code in range(256):
         high, low = code >> 4, code & 15
         message = np.int64(entry[48 + low])

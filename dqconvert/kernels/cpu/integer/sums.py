@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.integer.codes import quantize_values
-from dqconvert.kernels.cpu.integer.finish import CODES, GRID, group_of
-from dqconvert.kernels.cpu.integer.linear import grid_at
+from dqconvert.kernels.cpu.integer.codes import grid_at, quantize_values
+from dqconvert.kernels.cpu.integer.finish import CODES, GRID, end_of_group, group_of
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.requantize import sum_span
 
@@ -29,15 +28,6 @@ def sum_in_one(places, numbers, columns, grids, group, codes, start, stop):  # t
         first, to = pointer(numbers, 2 * places.size * own), pointer(codes, at)
         sum_span(pointer(places, 0), first, places.size, at, count, grid.scale, middle, low, top, to)
         row = end
-
-
-@loop
-def end_of_group(group, row, stop):  # type: ignore[no-untyped-def]
-    """Returns the end of the rows that are in one group from a row on."""
-    end = row + 1 if group.size > 0 else stop
-    while end < stop and group[end] == group[row]:
-        end += 1
-    return end
 
 
 @loop

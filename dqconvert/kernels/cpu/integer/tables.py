@@ -5,28 +5,43 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.integer.finish import CODES, look_up_both, look_up_columns, look_up_values, pack_row
+from dqconvert.kernels.cpu.integer.finish import (
+    CODES,
+    end_of_group,
+    group_of,
+    look_up_both,
+    look_up_columns,
+    look_up_values,
+    pack_row,
+)
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.requantize import ramp_span
 
-
-@loop
-def climb_rows(codes, ramp, found, start, stop):  # type: ignore[no-untyped-def]
-    columns = ramp.shape[1]
-    for row in range(start, stop):
-        at = row * columns
-        ramp_span(pointer(codes, at), columns, pointer(ramp, 0), columns, pointer(found, at))
+# In all of these `group` is uint8 `[rows]`, whose table a row has; empty: all have the first.
 
 
 @loop
-def look_up_part(codes, table, found, columns, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop` of `columns` columns, each with a table of its own."""
-    if columns == 1:
-        look_up_values(pointer(codes, start), stop - start, pointer(table, 0), pointer(found, start))
-        return
+def climb_rows(codes, ramps, group, found, columns, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`; `ramps`: float32 `[groups, 4 * columns]`."""
     for row in range(start, stop):
-        at = row * columns
-        look_up_columns(pointer(codes, at), columns, pointer(table, 0), pointer(found, at))
+        own, at = group_of(group, row, ramps.shape[0]) * ramps.shape[1], row * columns
+        ramp_span(pointer(codes, at), columns, pointer(ramps, own), columns, pointer(found, at))
+
+
+@loop
+def look_up_rows(codes, tables, group, found, columns, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`; `tables`: `[groups, entries]`, one for each column, or for all."""
+    row = start
+    while row < stop:
+        own, end = group_of(group, row, tables.shape[0]) * tables.shape[1], end_of_group(group, row, stop)
+        if tables.shape[1] > CODES:
+            for one in range(row, end):
+                at = one * columns
+                look_up_columns(pointer(codes, at), columns, pointer(tables, own), pointer(found, at))
+        else:
+            at, count = row * columns, (end - row) * columns
+            look_up_values(pointer(codes, at), count, pointer(tables, own), pointer(found, at))
+        row = end
 
 
 @loop
@@ -45,5 +60,11 @@ def pack_looked_up(codes, table, ramp, found, columns, start, stop):  # type: ig
 
 
 @loop
-def look_up_pairs_part(a, b, table, found, start, stop):  # type: ignore[no-untyped-def]
-    look_up_both(pointer(a, start), stop - start, pointer(table, 0), pointer(b, start), pointer(found, start))
+def look_up_pairs_of_rows(a, b, tables, group, found, columns, start, stop):  # type: ignore[no-untyped-def]
+    """Rows `start` to `stop`; `tables`: `[groups, 256 * 256]`."""
+    row = start
+    while row < stop:
+        own, end = group_of(group, row, tables.shape[0]) * tables.shape[1], end_of_group(group, row, stop)
+        at, count = row * columns, (end - row) * columns
+        look_up_both(pointer(a, at), count, pointer(tables, own), pointer(b, at), pointer(found, at))
+        row = end

@@ -21,7 +21,15 @@ from numba.extending import intrinsic
 
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.llvm.memory import AHEAD, LINE, pointer
-from dqconvert.kernels.cpu.llvm.messages import MAX, MIN, SUM, Codes, Halves, Lines, Products
+from dqconvert.kernels.cpu.llvm.messages import (
+    MAX,
+    MIN,
+    SUM,
+    CodeMessages,
+    LineMessages,
+    PackedMessages,
+    ProductMessages,
+)
 from dqconvert.kernels.cpu.llvm.vectors import (
     BYTE,
     INT,
@@ -51,11 +59,11 @@ _PIECES = {24: (16, 8), 40: (32, 8), 48: (32, 16), 72: (64, 8), 80: (64, 16), 96
 
 _SIZES = {SUM: sorted([*_WHOLE, *_PIECES], reverse=True), MAX: _WHOLE, MIN: _WHOLE}
 
-_KINDS: dict[Any, type[Codes] | type[Products]] = {
-    types.float32: Products,
-    types.int8: Lines,
-    types.uint8: Halves,
-    types.int16: Codes,
+_KINDS: dict[Any, type[CodeMessages] | type[ProductMessages]] = {
+    types.float32: ProductMessages,
+    types.int8: LineMessages,
+    types.uint8: PackedMessages,
+    types.int16: CodeMessages,
 }
 """Of messages, by the type of the table."""
 
@@ -117,7 +125,7 @@ def reduce_edges(  # type: ignore[no-untyped-def]
                 for line in sorted({*range(0, size, LINE), size - 1}):
                     fetch(builder, builder.gep(later, [index(line)]))
                 weight = None
-                if kind is not Codes:
+                if kind is not CodeMessages:
                     weight = builder.zext(builder.load(builder.gep(weights, [builder.mul(edge, heads)])), index)
                 row, after = row_of(edge), []
                 for piece, before in zip(pieces, of_pieces(states), strict=True):

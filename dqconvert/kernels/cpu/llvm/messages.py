@@ -31,7 +31,7 @@ def _interleave(builder: Any, a: Any, b: Any) -> Any:
     return pick(builder, a, b, [lane for k in range(count) for lane in (k, count + k)])
 
 
-class Codes:
+class CodeMessages:
     """Messages of a row that are bytes; here its codes."""
 
     per_byte = 1
@@ -100,7 +100,7 @@ class Codes:
         return pick(builder, wide, wide, [*range(self.lanes)])
 
 
-class Halves(Codes):
+class PackedMessages(CodeMessages):
     """Codes lie two to a byte; a message is what the weight's entry has for the code."""
 
     per_byte = 2
@@ -110,7 +110,7 @@ class Halves(Codes):
         return [self.look_up(builder, entry[0], half) for half in self.halves(builder, codes)]
 
 
-class Lines(Codes):
+class LineMessages(CodeMessages):
     """Messages are put together of what the weight's entry has for the halves of a code, see `cpu/integer/lines.py`."""
 
     entry = 80
@@ -125,7 +125,7 @@ class Lines(Codes):
         return [_call(builder, "llvm.uadd.sat", message, more)]
 
 
-class Products:
+class ProductMessages:
     """Messages of a row that are products, as bits of floats: the sums are by `BIAS` too large for every message."""
 
     def __init__(self, size: int, reduce: int) -> None:
