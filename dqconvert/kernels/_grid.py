@@ -153,8 +153,20 @@ class GridTable(Grid):
 
 @lru_cache(maxsize=1024)
 def _table(scheme: Scheme, ends: tuple[tuple[float, ...], ...], dtype: Any) -> NDArray[Any]:
-    """Kept, for it takes longer than to round some rows."""
-    return np.stack([Grid(scheme, lo, hi).parameters(dtype) for lo, hi in zip(*ends, strict=True)])
+    """Kept, for it takes longer than to round some rows. What :meth:`Grid.parameters` does, for all groups at once."""
+    low, high = scheme.quant_min, scheme.quant_max
+    lo, hi = np.zeros(len(ends[0])) if scheme.from_zero else np.minimum(ends[0], 0.0), np.maximum(ends[1], 0.0)
+    if scheme.symmetric:
+        scale = np.maximum(2 * np.maximum(-lo, hi) / (high - low), _TINY)
+        zero_point = np.full_like(scale, 0 if low < 0 else (high + 1) // 2)
+    else:
+        scale = np.maximum((hi - lo) / (high - low), _EPS)
+        zero_point = np.clip(low - np.rint(lo / scale), low, high)
+    empty = (lo == hi) | np.isnan(lo) | np.isnan(hi)
+    found = np.empty((len(lo), 4), dtype)
+    found[:, 0], found[:, 1] = np.where(empty, 1, scale.astype(np.float32)), np.where(empty, 0, zero_point)
+    found[:, 2], found[:, 3] = low, high
+    return found
 
 
 def grid_of(scheme: Scheme, lo: Any, hi: Any) -> Grid:

@@ -52,7 +52,7 @@ class Derived(Generic[Made]):
 
     def __init__(self, make: Callable[..., Made] | None = None, *, most: int = 1 << 14) -> None:
         self._most = most
-        self._make = make
+        self.make = make
         self._entries: dict[tuple[Any, ...], _Entry] = {}
         _tables.add(self)
 
@@ -65,8 +65,8 @@ class Derived(Generic[Made]):
         """
         found: Made | None = self.find(tensors, *what)
         if found is None:
-            assert self._make is not None
-            found = self._make(*tensors, *what)
+            assert self.make is not None
+            found = self.make(*tensors, *what)
             self.keep(found, tensors, *what)
         return found
 

@@ -133,8 +133,17 @@ def learned_fake_quantize(
     wide_dtype(x.dtype)
     if protected is not None:
         check_rows(protected, x, row_dim, name="protected")
+    rows = x.size(0) if x.dim() > 0 else 0
+    if channel_dim == 0 and protected is None and 0 < rows <= _GROUPS:  # the loops know it as one group for each row
+        scheme = Scheme(quant_min, quant_max, False, 0.0, -1.0, False, False)
+        groups = torch.arange(rows, dtype=torch.uint8, device=x.device)
+        return learned_chain(x, Chain.of((None, scheme, None), (lo, hi), groups=groups, learned=True))
     result: Tensor = learned_operator(x, lo, hi, quant_min, quant_max, protected, row_dim, channel_dim)
     return result
+
+
+_GROUPS = 256
+"""How many groups there can be."""
 
 
 # -- chains of rows ----------------------------------------------------------------------------------------------

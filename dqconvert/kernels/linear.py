@@ -56,16 +56,23 @@ def plain_quantize_linear(
 
 
 class Product(_chain.Source):
-    """The rows of a product, made when they are wanted."""
+    """The rows of a product, made when they are wanted; `kept`: where they are to stay, too."""
 
     def __init__(
-        self, x: Tensor, weight: Tensor, offset: Tensor | None, entry: Grid | None = None, chain: Chain = NO_CHAIN
+        self,
+        x: Tensor,
+        weight: Tensor,
+        offset: Tensor | None,
+        entry: Grid | None = None,
+        chain: Chain = NO_CHAIN,
+        kept: Tensor | None = None,
     ) -> None:
         self._x = array(x).reshape(-1, x.size(-1))
         self._packed = pack(array(weight).T)
         self._offset = np.empty(0, self._x.dtype) if offset is None else array(offset)
         self._entry, self._skip = np.empty((0, 4), self._x.dtype), flags(chain.protected)
         self._group = groups_of(chain.groups)
+        self._kept = np.empty((0, 0), self._x.dtype) if kept is None else array(kept)
         if entry is not None:
             _chain.observe(entry, Rows(self._x, self._skip if len(self._skip) else None))
             self._entry = entry.table(self._x.dtype.type)
@@ -73,8 +80,8 @@ class Product(_chain.Source):
         super().__init__((*x.shape[:-1], weight.size(0)), x.dtype, cuts)
 
     def go(self, y: NDArray[Any], chain: ChainArrays, caught: Sequence[Caught]) -> None:
-        args = (self._x, self._entry, self._skip, self._group, self._packed, self._offset, y, chain)
-        run(lambda part, start, stop: loops.chain_products(*args, caught[part], start, stop), self.cuts)
+        made = (self._x, self._entry, self._skip, self._group, self._packed, self._offset, self._kept)
+        run(lambda part, start, stop: loops.chain_products(*made, y, chain, caught[part], start, stop), self.cuts)
 
 
 def _on_cpu(

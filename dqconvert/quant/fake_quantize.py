@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -24,7 +25,7 @@ from dqconvert.kernels import (
 )
 from dqconvert.kernels.derived import Derived
 from dqconvert.qconfig import QSpec
-from dqconvert.quant.learned import learned_ends
+from dqconvert.quant.learned import kept, learned_ends
 from dqconvert.quant.observers import is_empty, observer_for
 from dqconvert.words import kind_of
 
@@ -164,14 +165,12 @@ class FakeQuantize(nn.Module):
         """The range observed; that of a group which saw nothing is that of the nearest which did."""
         if not self.grouped:
             return self.min_val, self.max_val
-        if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-            return nearest_seen(self.min_val, self.max_val)
-        return _nearest_seen((self.min_val, self.max_val))
+        return kept(_nearest_seen, (self.min_val, self.max_val))
 
     @property
     def _start(self) -> tuple[Tensor, Tensor]:
         low, high = self._seen
-        return low.clamp(min=0) if self.from_zero else low, high
+        return kept(_above_zero, (low,)) if self.from_zero else low, high
 
     @property
     def learned(self) -> bool:
@@ -411,7 +410,7 @@ class FakeQuantize(nn.Module):
         return f"[{lo.item():.6g}, {hi.item():.6g}]"
 
 
-_nearest_seen = Derived(nearest_seen)
+_nearest_seen, _above_zero = Derived(nearest_seen), Derived(partial(torch.clamp, min=0))
 """Kept, as it takes longer than to round some rows."""
 
 

@@ -167,11 +167,8 @@ def linear(
         if scheme is None:
             x, entry = entry(x, protected, groups), None
     learned = any(quantizer.learned for quantizer in (*steps.quantizers, *([] if entry is None else [entry])))
-    own, shape = steps, (*x.shape[:-1], weight.size(0))
-    if learned and bias is not None and steps.first is None and steps.bias is None and steps.other is None:
-        own = steps._replace(bias=bias)  # the layer's own bias may be the chain's
-    fits = ordinary and (not learned or (x.dim() == 2 and (bias is None or own is not steps)))
-    ready = _ready(own, x, protected, groups, shape, learned=learned) if fits else None
+    shape, fits = (*x.shape[:-1], weight.size(0)), ordinary and (not learned or x.dim() == 2)
+    ready = _ready(steps, x, protected, groups, shape, learned=learned) if fits else None
     if ready is None:
         x = x if entry is None else entry(x, protected, groups)
         return chain(nn.functional.linear(x, weight, bias), steps, protected, groups)
@@ -183,7 +180,7 @@ def linear(
             entry.check_groups(groups, x.size(0))
             given = given._replace(groups=groups)
     if learned:
-        return learned_linear(x, weight, given, first)
+        return learned_linear(x, weight, bias, given, first)
     y, ends, range_ = quantize_linear(x, weight, bias, given, first)
     if entry is not None and scheme is not None:
         entry.take(scheme, range_)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.kernels import qparams
+from dqconvert.kernels.derived import Derived, Made
 
 
 def learned_ends(
@@ -49,9 +50,20 @@ def learned_ends(
         >>> [end.item() for end in learned_ends(start, torch.tensor(2.0).log(), torch.tensor(1.0), **grid)]
         [-9.0, 6.0]
     """
-    size = (quant_min, quant_max, symmetric, 1 / math.sqrt(max(number, 1) * quant_max))
-    lo, hi = _Ends.apply(log_scale, offset, *start, *size)
+    grid = kept(_qparams, start, quant_min, quant_max, symmetric)
+    lo, hi = _Ends.apply(log_scale, offset, *grid, quant_min, quant_max, 1 / math.sqrt(max(number, 1) * quant_max))
     return lo, hi
+
+
+_qparams = Derived(qparams)
+
+
+def kept(table: Derived[Made], tensors: tuple[Tensor, ...], *what: Any) -> Made:
+    """Returns what a table keeps, made anew where somebody looks at what is computed."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        assert table.make is not None
+        return table.make(*tensors, *what)
+    return table(tensors, *what)
 
 
 class _Ends(torch.autograd.Function):
@@ -60,14 +72,12 @@ class _Ends(torch.autograd.Function):
         ctx: Any,
         log_scale: Tensor,
         offset: Tensor | None,
-        start_lo: Tensor,
-        start_hi: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
         quant_min: int,
         quant_max: int,
-        symmetric: bool,
         factor: float,
     ) -> tuple[Tensor, Tensor]:
-        scale, zero_point = qparams(start_lo, start_hi, quant_min, quant_max, symmetric)
         scale, shifted = scale * log_scale.exp(), None
         if offset is not None:
             shifted = zero_point + offset
@@ -88,4 +98,4 @@ class _Ends(torch.autograd.Function):
             low, high = ctx.ends
             outwards = ((shifted <= low) & (to_offset > 0)) | ((shifted >= high) & (to_offset < 0))
             to_offset = to_offset.masked_fill(outwards, 0)
-        return to_scale, to_offset, *(None,) * 6
+        return to_scale, to_offset, *(None,) * 5

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
+import numpy as np
 import pytest
 import torch
 from chain_cases import NEVER, addends, by_place, chain_of, scheme
@@ -10,7 +14,7 @@ from test_kernel_propagate import GRAPHS, assert_as_defined
 
 from dqconvert.errors import InputShapeError, InputTypeError
 from dqconvert.kernels import Chain, Ranged, quantize_chain, quantize_linear
-from dqconvert.kernels._grid import GridTable
+from dqconvert.kernels._grid import Grid, GridTable
 from dqconvert.kernels.batch_norm import plain_quantize_batch_norm, quantize_batch_norm_operator
 from dqconvert.kernels.chain import plain_quantize_chain, quantize_chain_operator
 from dqconvert.kernels.linear import plain_quantize_linear, quantize_linear_operator
@@ -121,6 +125,17 @@ def test_a_group_that_is_not_there_reads_no_other_memory():
         quantize_chain(x, Chain.of(by_place({1: GRIDS["int8"]}), ends, groups=group))[0] for group in (far, last)
     )
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_table_holds_the_grid_of_each_group(grid, dtype):
+    some = [math.nan, 0.0, -1e-42, 1e-42, -12.8, 12.75, -1e30, 1e30, *torch.randn(20).tolist()]
+    lows, highs = zip(*itertools.product([math.inf, *some], [-math.inf, *some]), strict=True)
+    want = np.stack([Grid(GRIDS[grid], *ends).parameters(dtype) for ends in zip(lows, highs, strict=True)])
+    found = GridTable(GRIDS[grid], lows, highs).table(dtype)
+    assert found.dtype == dtype
+    assert np.array_equal(found, want, equal_nan=True)
 
 
 def test_what_does_not_fit_is_refused():

@@ -1,4 +1,4 @@
-"""Loops of :mod:`dqconvert.kernels.learned_linear`: products are made again on the way back, by a few rows."""
+"""Loops of :mod:`dqconvert.kernels.learned_linear`, on the way back: a few rows at a time."""
 
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ from dqconvert.kernels.cpu.product_loops import (
     multiply_back,
     padded,
     product_rows,
-    product_tile,
     round_rows,
 )
 from dqconvert.kernels.cpu.threads import parts, run
-from dqconvert.kernels.cpu.tile import copy_values, group_of, numbers_of
+from dqconvert.kernels.cpu.tile import add_values, copy_values, group_of, numbers_of
 
 
 def back(
-    grad: Tensor, x: Tensor, weight: Tensor, entry: Ranged | None, given: Chain, for_x: bool
+    grad: Tensor,
+    product: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    entry: Ranged | None,
+    given: Chain,
+    for_x: bool,
 ) -> tuple[Tensor, ...]:
     """See :func:`dqconvert.kernels.learned_linear.plain_learned_linear_grad`."""
     rows, (columns, depth), (bias, other, alpha) = matrix(x), weight.shape, given.added
@@ -39,14 +45,15 @@ def back(
     cuts = parts(len(rows), len(rows) * (columns + weight.numel() // 8))
     to_x = empty(x.shape if for_x else (0, 0), x.dtype)
     to_other = empty(grad.shape if other is not None else (0, 0), x.dtype)
-    to_bias = torch.zeros((len(cuts), 0 if bias is None else columns), dtype=x.dtype)
+    to_offset, to_bias = (
+        torch.zeros((len(cuts), 0 if added is None else columns), dtype=x.dtype) for added in (offset, bias)
+    )
     to_weight = torch.zeros((len(cuts), columns, padded(depth, x.itemsize)), dtype=x.dtype)
     sums, at_entry = chain.sums(len(cuts)), np.zeros((len(cuts), len(grids), 3))
-    wide, whole = pack(array(weight).T), pack(array(weight))
-    args = (matrix(grad), rows, grids, wide, whole, chain, array(to_x), array(to_other))
+    args = (matrix(grad), matrix(product), rows, grids, pack(array(weight)), chain, array(to_x), array(to_other))
 
     def task(part: int, start: int, stop: int) -> float:
-        found = (array(to_weight[part]), array(to_bias[part]), at_entry[part], sums[part])
+        found = (array(to_weight[part]), array(to_offset[part]), array(to_bias[part]), at_entry[part], sums[part])
         total: float = products_back(*args, *found, start, stop)
         return total
 
@@ -58,6 +65,7 @@ def back(
     return (
         to_x,
         to_weight.sum(0)[:, :depth].contiguous(),
+        to_offset.sum(0),
         to_range,
         to_bias.sum(0),
         to_other if other is not None else x.new_empty(0),
@@ -68,20 +76,18 @@ def back(
 
 @loop
 def products_back(  # type: ignore[no-untyped-def]
-    grad, x, entry, wide, whole, chain, to_x, to_other, to_weight, to_bias, at_entry, sums, start, stop
+    grad, made, x, entry, packed, chain, to_x, to_other, to_weight, to_offset, to_bias, at_entry, sums, start, stop
 ):
     """Computes the gradients of everything, of rows `start` to `stop`; what is not wanted is empty.
 
-    `entry`: the grids `[groups, 4]` that rows of `x` are rounded to, or empty; `at_entry`: `[groups, 3]`, what
-    :func:`grid_back` adds up there. `wide`, `whole`: the weight, packed for the product and for its gradient. Returns
-    that of `alpha`.
+    `made`: the product. `entry`: the grids `[groups, 4]` that rows of `x` are rounded to, or empty; `at_entry`:
+    `[groups, 3]`, what :func:`grid_back` adds up there. Returns the gradient of `alpha`.
     """
     columns, depth, skip, group = grad.shape[1], x.shape[1], chain.skip, chain.group
     step = product_rows(max(columns, depth), BACK)
     wide_depth = padded(depth, x.itemsize)
     groups = groups_of(depth, x.itemsize)
-    made, rounded = np.empty((step, columns), x.dtype), np.empty((step if entry.size > 0 else 0, depth), x.dtype)
-    spare = np.empty(step * max(wide_depth, padded(columns, x.itemsize)), x.dtype)
+    rounded, spare = np.empty((step if entry.size > 0 else 0, depth), x.dtype), np.empty(step * wide_depth, x.dtype)
     at = np.empty(step * columns, x.dtype)
     total, behind = np.empty_like(at), np.empty_like(at)
     apart_x, apart_grad = wide_depth + gap(wide_depth, x.itemsize), columns + gap(columns, x.itemsize)
@@ -97,10 +103,13 @@ def products_back(  # type: ignore[no-untyped-def]
         if entry.size > 0:
             round_rows(x, first, last, entry, skip, group, rounded)
             given = rounded[:rows]
-        product_tile(given, made[:rows], wide, spare)
-        product += tile_back(flat_made, 0, grad, chain, at, total, behind, to_other, to_bias, sums, first, last)
+        rest = (to_other, to_bias, sums, first, last)
+        product += tile_back(flat_made, first * columns, grad, chain, at, total, behind, *rest)
+        if to_offset.size > 0:
+            for r in range(rows):
+                add_values(pointer(at, r * columns), pointer(to_offset, 0), columns)
         if entry.size > 0:
-            multiply(at, 0, columns, 1, rows, columns, whole, 0, groups, spare, 0, wide_depth, True)
+            multiply(at, 0, columns, 1, rows, columns, packed, 0, groups, spare, 0, wide_depth, True)
             for r in range(rows):
                 if not (skip.size > 0 and skip[first + r]):
                     own = group_of(group, first + r, entry.shape[0])
@@ -109,7 +118,7 @@ def products_back(  # type: ignore[no-untyped-def]
             if to_x.size > 0:
                 leave(spare, rows, wide_depth, to_x, first)
         elif to_x.size > 0:
-            multiply_back(at, columns, rows, whole, groups, to_x, first, spare)
+            multiply_back(at, columns, rows, packed, groups, to_x, first, spare)
         if copied:
             for r in range(rows):
                 copy_values(pointer(given, r * depth), pointer(rows_of_x, r * apart_x), depth)

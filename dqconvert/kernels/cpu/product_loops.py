@@ -80,10 +80,11 @@ def stop_rows(x, entry, skip, group, grad, start, stop):  # type: ignore[no-unty
 
 
 @loop
-def chain_products(x, entry, skip, group, packed, offset, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
+def chain_products(x, entry, skip, group, packed, offset, kept, y, chain, caught, start, stop):  # type: ignore[no-untyped-def]
     """Sends the rows of the product of `x` and what is packed, plus `offset` (or empty), through the chain.
 
-    `entry`: the grids `[groups, 4]` that rows of `x` are rounded to first, but those in `skip`; empty: none.
+    `entry`: the grids `[groups, 4]` that rows of `x` are rounded to first, but those in `skip`; empty: none. `kept`:
+    where the product goes, too; or empty.
     """
     columns, depth = y.shape[1], x.shape[1]
     step = product_rows(columns, FORWARD)
@@ -103,6 +104,8 @@ def chain_products(x, entry, skip, group, packed, offset, y, chain, caught, star
         if offset.size > 0:
             for r in range(last - first):
                 add_values(pointer(offset, 0), pointer(to, r * columns), columns)
+        if kept.size > 0:
+            leave(to.reshape(-1), last - first, columns, kept, first)
         chain_tile(y, first, last, chain, caught, spare, room)
 
 
