@@ -159,7 +159,7 @@ class FinishArrays(NamedTuple):
             for it, if something does (:mod:`dqconvert.kernels.integer.on_grid`).
         by_column: Whether there is a table for each column.
         packed, shares: As there; no shares: empty.
-        group: uint8 `[rows]`; empty, if there is but one. Of several all the others but `bias` lie one behind the
+        group: uint8 `[rows]`; None, if there is but one. Of several all the others but `bias` lie one behind the
             other: `number` of them.
     """
 
@@ -235,7 +235,7 @@ def _make_arrays(
         np.empty(0, np.uint8),
         packed,
         np.empty(0, np.float32),
-        np.empty(0, np.uint8),
+        None,
         1,
     )
 

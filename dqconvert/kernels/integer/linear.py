@@ -95,7 +95,7 @@ def _on_cpu(
         array(x),
         packed_input,
         for_loops(x_grid if x_grid.dim() == 1 else x_grid[0], np.float32),
-        array(x_grid if x_grid.dim() == 2 else x_grid.new_empty((0, 4))),
+        array(x_grid) if x_grid.dim() == 2 else None,
         array(weight),
         weight.size(1),
         columns,

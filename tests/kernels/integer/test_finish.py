@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.integer.finish import finish_row
+from dqconvert.kernels.cpu.integer.finish import finish_row, group_of, pointed
+from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_arrays, pack, plain_finish, room, unpack
 
@@ -22,9 +23,11 @@ TABLES = ("plane", "none", "by code", "by column", "with other", "a line", "line
 
 @loop
 def finish_rows(sums, columns, shares, steps, out):  # type: ignore[no-untyped-def]
-    codes = np.empty(columns, np.uint8)
+    codes, ends = np.empty(columns, np.uint8), pointed(steps, columns)
     for row in range(shares.size):
-        finish_row(sums, row * columns, columns, row, shares[row], steps, codes, out)
+        to = pointer(out, row * out.shape[1])
+        own = group_of(steps.group, row, steps.number)
+        finish_row(pointer(sums, row * columns), row, own, shares[row], ends, pointer(codes, 0), to)
 
 
 def finished(sums, finish, shares=None):

@@ -203,8 +203,7 @@ def test_blocks_of_the_depth_are_added_up(monkeypatch):
     sums = ((x.long() - 113) @ weight.long().T).numpy()
     out, finish = np.empty((30, 20), np.uint8), a_finish(30, 20, 45)
     packed = pack_weight(weight)
-    grids = np.empty((0, 4), np.float32)
-    args = x.numpy(), False, tuple(np.float32(part) for part in X_GRID), grids, packed.numpy()
+    args = x.numpy(), False, tuple(np.float32(part) for part in X_GRID), None, packed.numpy()
     again(*args, packed.size(1), 20, finish_arrays(finish, 20), out, 0, 30)
     assert torch.equal(torch.from_numpy(out), plain_finish(torch.from_numpy(sums), finish))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.llvm.memory import further, pointer
 from dqconvert.kernels.cpu.llvm.requantize import finish_span
 
 CODES = 256
@@ -15,41 +17,97 @@ GRID = 2
 """How many numbers stand for a table: zero and scale."""
 
 
+class PointedSteps(NamedTuple):
+    """Steps as they are handed on for every row: an array that is passed on is counted each time, a pointer is not.
+
+    Attributes: those of :class:`dqconvert.kernels.integer.finish.FinishArrays`, and of each group
+        columns, ramps, planes, entries: How many there are: of factors, of what stands for tables, and of tables.
+        others, shared: Whether there are other codes, and shares.
+    """
+
+    columns: Any
+    factor: Any
+    bias: Any
+    grid: Any
+    kind: Any
+    ramp: Any
+    ramps: Any
+    plane: Any
+    planes: Any
+    table: Any
+    entries: Any
+    by_column: Any
+    other: Any
+    others: Any
+    packed: Any
+    shares: Any
+    shared: Any
+
+
 @loop
-def finish_row(sums, at, columns, row, share, steps, codes, out):  # type: ignore[no-untyped-def]
-    """One row: `sums[at : at + columns]` to row `row` of `out`, as its group ends.
+def pointed(steps, columns):  # type: ignore[no-untyped-def]
+    """Returns steps by pointers into them: whoever uses these keeps `steps`."""
+    number = steps.number
+    return PointedSteps(
+        columns,
+        pointer(steps.factor, 0),
+        pointer(steps.bias, 0),
+        pointer(steps.grid, 0),
+        steps.kind,
+        pointer(steps.ramp, 0),
+        steps.ramp.size // number,
+        pointer(steps.plane, 0),
+        steps.plane.size // number,
+        pointer(steps.table, 0),
+        steps.table.size // number,
+        steps.by_column,
+        pointer(steps.other, 0),
+        steps.other.size,
+        steps.packed,
+        pointer(steps.shares, 0),
+        steps.shares.size > 0,
+    )
+
+
+@loop
+def finish_row(line, row, own, share, steps, codes, to):  # type: ignore[no-untyped-def]
+    """One row, `row`, of sums, to `to`, as its group, `own`, ends, by :func:`pointed` steps; all by pointers.
 
     `share`: float32, what the row is multiplied by behind the factor, with its share of the steps. `codes`: uint8
     `[columns]`, to work with.
     """
-    if steps.shares.size > 0:
+    columns = steps.columns
+    if steps.shared:
         share = share * steps.shares[row]
-    own, several = group_of(steps.group, row, steps.number), steps.number > 1
-    entries = steps.table.size // steps.number if several else steps.table.size  # a division costs as much as the row
     finish_pointed(
-        pointer(sums, at),
+        line,
         columns,
         share,
-        pointer(steps.factor, own * columns),
-        pointer(steps.bias, 0),
-        pointer(steps.grid, 4 * own),
+        further(steps.factor, own * columns),
+        steps.bias,
+        further(steps.grid, 4 * own),
         steps.kind,
-        pointer(steps.ramp, own * (steps.ramp.size // steps.number) if several else 0),
-        pointer(steps.plane, own * (steps.plane.size // steps.number) if several else 0),
-        pointer(steps.table, own * entries),
-        entries,
+        further(steps.ramp, own * steps.ramps),
+        further(steps.plane, own * steps.planes),
+        further(steps.table, own * steps.entries),
+        steps.entries,
         steps.by_column,
-        pointer(steps.other, row * columns if steps.other.size > 0 else 0),
-        steps.other.size,
+        further(steps.other, row * columns if steps.others > 0 else 0),
+        steps.others,
         steps.packed,
-        pointer(codes, 0),
-        pointer(out, row * out.shape[1]),
+        codes,
+        to,
     )
 
 
 @loop
 def group_of(group, row, count):  # type: ignore[no-untyped-def]
-    """Returns the group of a row, of `count` that there are; 0 if none are given."""
+    """Returns the group of a row, of `count` that there are; 0 if none are given.
+
+    None stands for none where a look at an empty array costs too much, for every row: loops are compiled for it.
+    """
+    if group is None:
+        return 0
     return min(np.intp(group[row]), count - 1) if group.size > 0 else 0
 
 

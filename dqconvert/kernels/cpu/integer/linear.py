@@ -7,7 +7,7 @@ import numpy as np
 from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import code_of_value, grid_at, quantize_values
-from dqconvert.kernels.cpu.integer.finish import finish_pointed, finish_row, group_of
+from dqconvert.kernels.cpu.integer.finish import finish_pointed, finish_row, group_of, pointed
 from dqconvert.kernels.cpu.llvm.listed import list_values, multiply_listed
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.multiply import GROUP, multiply_pairs
@@ -35,7 +35,7 @@ EXACT = 1 << 14
 def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
     """Rows `start` to `stop`; `pairs`: of the whole depth. True if there is NaN among the values.
 
-    `grids`: float32 `[groups, 4]`, that of the rows of each group; empty: all have `of_grid`.
+    `grids`: float32 `[groups, 4]`, that of the rows of each group; None: all have `of_grid`.
     """
     c_row = (columns + GROUP - 1) // GROUP * GROUP
     a_row, b_group, grid = 2 * min(pairs, SPAN), pairs * 2 * GROUP, CodeGrid(*of_grid)
@@ -45,11 +45,12 @@ def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, steps, 
     listing = (
         x.itemsize > 1 and x.shape[1] >= WIDE and code_of_value(np.float32(0), grid) == grid.zero
     )  # zeros are left out of products
-    for own in range(grids.shape[0]):
-        listing &= code_of_value(np.float32(0), grid_at(grids, own)) == grids[own, 1]
+    if grids is not None:
+        for own in range(grids.shape[0]):
+            listing &= code_of_value(np.float32(0), grid_at(grids, own)) == grids[own, 1]
     room = ROWS * a_row if listing else 0
     places, factors, counts = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(ROWS, np.int64)
-    group = steps.group
+    group, ends = steps.group, pointed(steps, columns)
     codes, one, missing = np.empty(columns, np.uint8), np.float32(1), False
     # Rows of few columns are requantized as one long row: what is left of a vector costs as much as a whole one.
     alike = not (steps.packed or steps.by_column or steps.shares.size > 0) and steps.number == 1
@@ -83,10 +84,11 @@ def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, steps, 
             finish_joined(sums, c_row, columns, first, many, steps, out)
             continue
         for r in range(rows):
+            own, to = group_of(group, first + r, steps.number), pointer(out, (first + r) * out.shape[1])
             if totals.size > 0:
-                finish_row(totals, r * c_row, columns, first + r, one, steps, codes, out)
+                finish_row(pointer(totals, r * c_row), first + r, own, one, ends, pointer(codes, 0), to)
             else:
-                finish_row(sums, r * c_row, columns, first + r, one, steps, codes, out)
+                finish_row(pointer(sums, r * c_row), first + r, own, one, ends, pointer(codes, 0), to)
     return missing
 
 
@@ -137,7 +139,9 @@ def finish_joined(sums, c_row, columns, first, many, steps, out):  # type: ignor
 @loop
 def grid_of(grid, grids, group, row):  # type: ignore[no-untyped-def]
     """Returns the grid of a row: that of all, or of those of groups the one of its group."""
-    return grid_at(grids, group_of(group, row, grids.shape[0])) if grids.shape[0] > 0 else grid
+    if grids is None:
+        return grid
+    return grid_at(grids, group_of(group, row, grids.shape[0]))
 
 
 @loop
@@ -159,16 +163,14 @@ def read_tile(x, packed_input, of_all, grids, group, first, rows, span, tile, a_
     """A span of columns of a few rows of `x`, centred; what is not there is zero. Whether there is NaN."""
     width, missing, (start, stop) = x.shape[1], False, span
     count = min(stop, 2 * width if packed_input else width) - start
-    whole = count == width and grids.shape[0] == 0  # rows that lie one behind the other, on one grid
+    whole = count == width and grids is None  # rows that lie one behind the other, on one grid
     line = np.empty((rows * count if whole else count) if x.itemsize > 1 else 0, np.uint8)
     if x.itemsize > 1 and whole:
         missing = quantize_values(pointer(x, first * width), rows * count, of_all, pointer(line, 0))
-    grid, zero, several = of_all, np.int16(of_all.zero), grids.shape[0] > 0
     for r in range(rows):
         row, to = (first + r) * width, pointer(tile, r * a_row)
-        if several:
-            grid = grid_at(grids, group_of(group, first + r, grids.shape[0]))
-            zero = np.int16(grid.zero)
+        grid = grid_of(of_all, grids, group, first + r)
+        zero = np.int16(grid.zero)
         if x.itemsize > 1:
             if not whole:
                 missing |= quantize_values(pointer(x, row + start), count, grid, pointer(line, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.integer.finish import finish_row
+from dqconvert.kernels.cpu.integer.finish import finish_row, group_of, pointed
 from dqconvert.kernels.cpu.integer.lines import message_of
 from dqconvert.kernels.cpu.llvm.edges import LEAST, MADE, MOST, reduce_edges
 from dqconvert.kernels.cpu.llvm.memory import pointer
@@ -91,13 +91,14 @@ def propagate_rows(  # type: ignore[no-untyped-def]
         width += plan[part, 4] * per_byte
     found = np.empty(MOST * per_byte, np.int32)
     sums, totals = np.empty(width, np.int32), np.empty(width, np.int64)
-    codes, one = np.empty(columns, np.uint8), np.float32(1)
+    codes, one, ends = np.empty(columns, np.uint8), np.float32(1), pointed(steps, columns)
     last = senders.size - 1
     for row in range(start, stop):
-        first, end = ptr[row], ptr[row + 1]
+        first, end, to_row = ptr[row], ptr[row + 1], pointer(out, row * out.shape[1])
+        own = group_of(steps.group, row, steps.number)
         if first == end:  # a node without edges: its sum is zero, and so is its largest and smallest message
             sums[:] = 0
-            finish_row(sums, 0, columns, row, one, steps, codes, out)
+            finish_row(pointer(sums, 0), row, own, one, ends, pointer(codes, 0), to_row)
             continue
         # More edges than int32 can sum up: in blocks of `most`, whose sums are added up in int64.
         wide = end - first > most
@@ -139,9 +140,9 @@ def propagate_rows(  # type: ignore[no-untyped-def]
                     totals[c] += sums[c]
         share = one / np.float32(end - first) if mean else one
         if wide:
-            finish_row(totals, 0, columns, row, share, steps, codes, out)
+            finish_row(pointer(totals, 0), row, own, share, ends, pointer(codes, 0), to_row)
         else:
-            finish_row(sums, 0, columns, row, share, steps, codes, out)
+            finish_row(pointer(sums, 0), row, own, share, ends, pointer(codes, 0), to_row)
 
 
 @loop

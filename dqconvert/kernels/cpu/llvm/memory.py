@@ -46,6 +46,16 @@ def pointer(typing_context: Any, array: Any, at: Any) -> Any:
 
 
 @intrinsic
+def further(typing_context: Any, place: Any, count: Any) -> Any:
+    """Returns a pointer to what lies `count` elements behind another pointer."""
+
+    def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]])
+
+    return place(place, types.intp), write
+
+
+@intrinsic
 def prefetch(typing_context: Any, array: Any, at: Any) -> Any:
     """Asks for the cache line of element `at` of a contiguous array: rows of neighbours lie where no processor can
     guess."""
