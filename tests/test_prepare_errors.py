@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import GCN, GCNConv, SAGEConv
+from torch_geometric.nn import GCN, GCNConv, SAGEConv, Set2Set, aggr, global_mean_pool
 
 import dqconvert
 import zoo
@@ -310,3 +310,31 @@ def test_an_edge_index_of_floats_is_refused(fuse):
     for _ in range(2):
         with pytest.raises((TypeError, ValueError, IndexError, RuntimeError), match=r"integer|int64|index"):
             module.eval()(x, edge_index.float())
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = GCNConv(8, 4)
+
+    def forward(self, x, edge_index, batch):
+        return global_mean_pool(self.conv(x, edge_index), batch, 3)
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_a_graph_too_many_for_a_pooling_of_fixed_size_is_named(integer):
+    x, edge_index, batch = torch.randn(12, 8), torch.randint(12, (2, 30)), torch.arange(12) // 4
+    module = dqconvert.prepare(Pooled(), "int8-dq", (x, edge_index, batch)).module
+    module(x, edge_index, batch)
+    module = dqconvert.convert(module) if integer else module
+    with pytest.raises(IndexError, match="batch names group 3, and there are 3 groups"):
+        module(x, edge_index, torch.arange(12) // 3)
+
+
+SETS = (Set2Set(8, 2), aggr.AttentionalAggregation(nn.Linear(8, 1)), aggr.DeepSetsAggregation(nn.Linear(8, 8)))
+
+
+@pytest.mark.parametrize("layer", SETS, ids=lambda layer: type(layer).__name__)
+def test_inputs_of_aggregations_are_made_up(layer):
+    x, index = torch.randn(9, 8), torch.arange(9) // 4
+    assert len(dqconvert.prepare(layer, "int8-dq").module(x, index)) == 3

@@ -27,8 +27,10 @@ _INDEX = re.compile(
 )
 """What torch, PyG and our own kernels say of an index that names what is not there."""
 
-_NAMED = re.compile(r"names node (-?\d+), and there are (\d+)")
-"""What our own say, with which one, and how many there are."""
+_NAMED = re.compile(
+    r"names node (-?\d+), and there are (\d+)|index (-?\d+) is out of bounds for dimension \d+ with size (\d+)"
+)
+"""What our own and torch say, with which one, and how many there are."""
 
 Failed = tuple[Node, Mapping[str, Any]]
 """The node that failed, and the values that were there by then, by the names of their nodes."""
@@ -126,13 +128,14 @@ def _out_of_range(node: Node, values: Mapping[str, Any], said: re.Match[str] | N
         if origin is None or not isinstance(value, Tensor) or value.is_floating_point() or value.numel() == 0:
             continue
         name, low, high = input_path(origin), int(value.min()), int(value.max())
-        for size in sizes if said is None else [int(said[2])]:
+        one = "group" if note_of(origin).ndim == 1 and "pool" in op_of(node).name else "node"
+        for size in sizes if said is None else [int(said[2] or said[4])]:
             if low < 0 and note_of(origin).ndim == 1:
                 return InputIndexError(f"{name} names group {low}: groups are counted from 0")
             if low < 0 or high >= size:
-                wrong = said[1] if said else low if low < 0 else high
+                wrong = (said[1] or said[3]) if said else low if low < 0 else high
                 return InputIndexError(
-                    f"{name} names node {wrong}, and there are {size} nodes: they are counted from 0"
+                    f"{name} names {one} {wrong}, and there are {size} {one}s: they are counted from 0"
                 )
     return None
 

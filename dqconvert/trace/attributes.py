@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,7 +29,7 @@ from dqconvert.trace.plain_globals import functions_of
 from dqconvert.trace.runtime import keep
 from dqconvert.trace.source import source_line
 from dqconvert.trace.unchanged import ATOMS, COLLECTIONS, ITSELF, RESERVED, Read, Step, words
-from dqconvert.trace.values import Traced, plain
+from dqconvert.trace.values import Traced, Untraceable, plain
 
 # What torch and PyG keep in a module for themselves. Its mode is followed by other means.
 _GRAPH_MODULE = torch.fx.GraphModule(nn.Module(), torch.fx.Graph())
@@ -63,6 +63,29 @@ def dotted(key: Read) -> str:
     return f"{key[0]}.{key[1][0][1]}".lstrip(".")
 
 
+def refuse_left(recorded: Mapping[bool, Attributes]) -> None:
+    """Raises where a forward reads in one mode what it puts into a container in the other: no graph puts it there.
+
+    Raises:
+        Untraceable: If that is so.
+    """
+    for mode, one in recorded.items():
+        looked = recorded[not mode].looked if (not mode) in recorded else ()
+        for part, source in one.lost_parts.items():
+            if any(_meet(part, key, kind) for key, kind in looked):
+                raise Untraceable(part[0], f"keeps state from one call to the next in {words(part)}", source)
+
+
+def _meet(part: Read, key: Read, kind: str) -> bool:
+    """True if a reading sees that a container was changed, or a part of one set."""
+    if key[0] != part[0]:
+        return False
+    item, size = part[1][-1][0] == "item", kind in ("len", "keys")
+    if key[1][: len(part[1])] == part[1]:
+        return item or size or len(key[1]) > len(part[1])
+    return item and size and key[1] == part[1][:-1]
+
+
 class Attributes:
     """The attributes that one recording reads and sets.
 
@@ -74,6 +97,9 @@ class Attributes:
         reads: What was read and decides what the graph looks like, in order, with the kind of reading.
         lost: What the forward sets or changes, and the graph does not.
         ran: Functions of modules that the forward calls, or asks for.
+        looked: What was read, tensors too, with the kind of reading; ``""`` of values.
+        lost_parts: Containers that the forward changes and items of them that it sets, where the graph does not; with
+            the source line.
     """
 
     def __init__(self, writer: Recording, stateful: set[Read], caches: Callable[[], set[Read]]) -> None:
@@ -81,6 +107,8 @@ class Attributes:
         self.reads: dict[tuple[Read, str], None] = {}
         self.lost: list[str] = []
         self.ran: dict[types.FunctionType, None] = {}
+        self.looked: set[tuple[Read, str]] = set()
+        self.lost_parts: dict[Read, str] = {}
         self._stateful = stateful
         self._caches = caches
         self._set: set[Read] = set()
@@ -141,6 +169,7 @@ class Attributes:
 
     def value(self, key: Read, value: Any) -> Any:
         """Returns what recorded code gets for a value that it read, at any depth."""
+        self._look(key, "")
         if self._began(key, self._set) or isinstance(value, Seen | Traced | Tensor | nn.Module):
             return value
         if self._began(key, self._changed):
@@ -162,6 +191,7 @@ class Attributes:
 
     def part(self, key: Read, kind: str) -> None:
         """Notes that something about a container was read: its length, its keys, whether a key is there."""
+        self._look(key, kind)
         if self.writer.recording and not self._began(key, self._set):
             if self._began(key, self._changed) or (key in self._grown and kind in ("len", "keys")):
                 self._state(key)
@@ -216,6 +246,10 @@ class Attributes:
         path = self.writer.modules.get(id(module))
         return None if path == "" and name in RESERVED else path
 
+    def _look(self, key: Read, kind: str) -> None:
+        if self.writer.recording and not self._began(key, self._set):
+            self.looked.add((key, kind))
+
     def _note(self, key: Read, kind: str) -> None:
         if key not in self._set:
             self.reads.setdefault((key, kind))
@@ -263,6 +297,7 @@ class Attributes:
             if any(other[0] == key[0] and other[1][: len(key[1])] == key[1] for other, _ in self.reads):
                 self._state(key)
             self._changed.add(key)
+            self.lost_parts.setdefault(key, source_line())
             self._lose(key)
 
     def put(self, key: Read, step: Step) -> None:
@@ -280,6 +315,7 @@ class Attributes:
         ):
             self._state(key)
         self._set.add(item)
+        self.lost_parts.setdefault(item, source_line())
         self._grown.add(key)
         self._lose(key)
 

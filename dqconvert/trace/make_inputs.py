@@ -91,7 +91,10 @@ def _try(model: nn.Module, method: str, inputs: Inputs) -> str | None:
 
 
 _DATA_EXTRAS = (("edge_attr",), ("edge_weight",), ("pos",), ("pos", "edge_attr"), ("z", "pos"))
-_OPTIONAL = ("edge_index", "edge_attr", "edge_weight", "batch", "pos", "edge_type", "num_nodes", "batch_size")
+_OPTIONAL = (
+    *("edge_index", "edge_attr", "edge_weight", "batch", "index", "pos", "edge_type"),
+    *("num_nodes", "batch_size", "dim_size"),
+)
 
 
 class _Guess(NamedTuple):
@@ -218,7 +221,7 @@ def _value(name: str, parameter: inspect.Parameter, guess: _Guess, size: int, gr
 def _named(name: str, guess: _Guess, size: int, graph: dict[str, Tensor]) -> Any:
     """Makes up an argument, or a field of a data object, by its name alone."""
     nodes, edges = NODES[size], EDGES[size]
-    if name == "batch":
+    if name in ("batch", "index"):  # as layers and as aggregations call the group of each row
         return graph["batch"]
     if name in ("edge_weight", "edge_weights", "weight"):
         return torch.rand(edges, generator=torch.Generator().manual_seed(3)) + 0.5
@@ -236,7 +239,7 @@ def _named(name: str, guess: _Guess, size: int, graph: dict[str, Tensor]) -> Any
         return graph["edge_index"][:, : edges // 2]
     if name in ("x_0", "x0"):
         return _x(guess, nodes)
-    sizes = {"num_nodes": nodes, "batch_size": GRAPHS[size], "num_graphs": GRAPHS[size]}
+    sizes = {"num_nodes": nodes, "batch_size": GRAPHS[size], "num_graphs": GRAPHS[size], "dim_size": GRAPHS[size]}
     return sizes.get(name)
 
 

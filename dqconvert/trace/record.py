@@ -13,6 +13,7 @@ from torch_geometric.data.data import BaseData
 
 from dqconvert.trace import leaves
 from dqconvert.trace.adjacency import plain_connectivity
+from dqconvert.trace.attributes import Attributes
 from dqconvert.trace.constants import literal
 from dqconvert.trace.copies import deepcopy, set_mode
 from dqconvert.trace.guards import pinned, present, same_items, same_keys, same_layout, still_absent
@@ -35,6 +36,7 @@ def record(
     values: dict[str, Tensor] | None = None,
     remarks: dict[str, None] | None = None,
     left: list[str] | None = None,
+    attributes: dict[bool, Attributes] | None = None,
 ) -> Graph:
     """Records one forward of a copy of a model.
 
@@ -45,6 +47,7 @@ def record(
         values: Collects every node's value by the node's name.
         remarks: Collects, as keys, what the user should know.
         left: Collects the names of attributes that the method set, which a graph does not.
+        attributes: Collects, by mode, what was read and set.
 
     Raises:
         Untraceable: If a module does what a graph cannot hold.
@@ -71,6 +74,8 @@ def record(
         left += [*writer.attributes.lost, *(f"{path}.training".lstrip(".") for path in changed)]
     if remarks is not None:
         remarks.update(writer.remarks)
+    if attributes is not None:
+        attributes[training] = writer.attributes
     return writer.graph
 
 

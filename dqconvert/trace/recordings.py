@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 from torch.fx import Graph, Node
 
-from dqconvert.trace.attributes import Stateful
+from dqconvert.trace.attributes import Attributes, Stateful, refuse_left
 from dqconvert.trace.brackets import NoProduct
 from dqconvert.trace.choices import choices_among, pin_choices
 from dqconvert.trace.guards import guard
@@ -80,10 +81,10 @@ def _record_four(
 ) -> Recorded:
     remarks: dict[str, None] = {}
     left: list[str] = []
-    graphs = {
-        mode: record(interception, inputs, method, mode, frozenset(islands), remarks=remarks, left=left)
-        for mode in inputs.modes
-    }
+    attributes: dict[bool, Attributes] = {}
+    noted: dict[str, Any] = {"remarks": remarks, "left": left, "attributes": attributes}
+    graphs = {mode: record(interception, inputs, method, mode, frozenset(islands), **noted) for mode in inputs.modes}
+    refuse_left(attributes)
     train, evaluate = graphs[inputs.modes[0]], graphs[inputs.modes[-1]]
     found = Recorded(train, evaluate, islands, second, interception.met_sparse, list(remarks), left)
     choices = choices_among(interception, inputs, method, frozenset(islands), evaluate)

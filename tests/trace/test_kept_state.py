@@ -244,6 +244,40 @@ def test_an_item_that_was_put_is_read_in_the_same_forward():
     assert torch.equal(module(X, EDGES), model(X, EDGES))
 
 
+class Handed(nn.Module):
+    """Training puts something into a container, evaluation reads it."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.lin, self.kind = nn.Linear(8, 8), kind
+        self.kept, self.log = {"shift": 1.0}, []
+
+    def forward(self, x, edge_index):
+        x = self.lin(x)
+        if self.training and self.kind == "list":
+            self.log.append(x.detach().mean(0))
+        elif self.training:
+            self.kept["shift"] = 2.0
+        elif self.kind == "list":
+            x = x + len(self.log)
+        elif self.kind == "keys":
+            x = x * len(self.kept)
+        else:
+            x = x - self.kept["shift"]
+        return x
+
+
+@pytest.mark.parametrize("kind", ["item", "keys", "list"])
+def test_what_training_puts_into_a_container_and_evaluation_reads_is_no_graphs(kind):
+    with pytest.raises(TraceError, match="keeps state from one call to the next in"):
+        dqconvert.prepare(Handed(kind), FLOAT, (X, EDGES))
+    model = Around(Handed(kind))
+    module, report = dqconvert.prepare(model, FLOAT, (X, EDGES))
+    assert any(left.what == "inner" for left in report.left_float)
+    for training in (True, False, True, False):
+        assert torch.equal(module.train(training)(X, EDGES), model.train(training)(X, EDGES))
+
+
 @pytest.mark.parametrize("kind", [Hidden, Once, EveryOther, History, Before, Counts])
 def test_state_that_a_graph_cannot_hold(kind):
     with pytest.raises(TraceError, match=r"keeps state from one call to the next in|branches on"):
