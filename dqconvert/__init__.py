@@ -18,6 +18,7 @@ _HOME = {
     "prepare": "prepare",
     "Prepared": "prepare",
     "calibrate": "calibrate",
+    "sync_ranges": "distributed",
     "finetune": "finetune",
     "convert": "convert",
     "average_bits": "mixed.average",
@@ -57,6 +58,7 @@ _HOME = {
     "CommandError": "errors",
     "LoweringError": "errors",
     "ExportError": "errors",
+    "DistributedError": "errors",
 }
 
 __all__ = ["__version__", *_HOME]

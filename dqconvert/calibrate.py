@@ -12,6 +12,7 @@ from torch import nn
 
 from dqconvert.advice import looking, watching
 from dqconvert.bits import Elements, averages, words_of
+from dqconvert.distributed import in_step
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_prepared
 from dqconvert.prepared.base import note_agreement, note_bits
@@ -31,6 +32,9 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
     how wide codes are on average on this data, but not how near the result is to float: :func:`dqconvert.compare`
     measures that. ``module.report.advice()`` says which ranges cost much, and what mends them.
 
+    Where several ranks train together, each calls it with as many batches, and ranges are those of all their data (see
+    :class:`dqconvert.sync_ranges`).
+
     Args:
         module: A prepared module.
         data: One call's worth of inputs, or several: a list of such, a ``DataLoader``, a data set, a generator. Inputs
@@ -43,6 +47,7 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
 
     Raises:
         ConfigError: If ``data`` holds nothing, or has no value for one of forward's arguments.
+        DistributedError: If another rank has fewer batches.
 
     Example:
         >>> import torch, dqconvert
@@ -62,7 +67,8 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
     used = 0
     elements, look = Elements(), looking(prepared)
     with _observing(module), watching(prepared.quantizers(), elements.see, look), torch.no_grad():
-        for call in itertools.islice(calls_of(callee_of(module, method), data), batches):
+        calls = itertools.islice(calls_of(callee_of(module, method), data), batches)
+        for call in in_step(calls, "dqconvert.calibrate"):
             run(*call.args, **call.kwargs)
             used += 1
     if not used:

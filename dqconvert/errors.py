@@ -55,6 +55,10 @@ class ObserverError(DQConvertError):
     """A quantizer was asked to quantize before it saw any value."""
 
 
+class DistributedError(DQConvertError, RuntimeError):
+    """Processes that observe values together do not do the same."""
+
+
 class CheckpointError(DQConvertError):
     """A checkpoint or artifact could not be read or does not fit the model."""
 

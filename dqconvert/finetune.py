@@ -19,6 +19,7 @@ from torch_geometric.data.data import BaseData
 from dqconvert.advice import log_advice, looking, watching
 from dqconvert.calibrate import calibrate
 from dqconvert.distil import Fields, Lessons
+from dqconvert.distributed import by_itself
 from dqconvert.errors import CheckpointError, ConfigError
 from dqconvert.expect import expect_float
 from dqconvert.files import check_target, write_file
@@ -48,6 +49,7 @@ class Epoch(NamedTuple):
     best: float
 
 
+@by_itself
 def finetune(
     model: nn.Module,
     data: Any,
@@ -75,7 +77,8 @@ def finetune(
     with a rate that falls to a hundredth by a cosine. The module ends with the best of what it was after calibration
     and after each epoch of the second half: by its accuracy on the rows of ``validation``, or else by the share of its
     predictions that are the float model's. What then still costs accuracy is logged as warnings of the logger
-    ``dqconvert``, see :meth:`dqconvert.Report.advice`.
+    ``dqconvert``, see :meth:`dqconvert.Report.advice`. It trains in one process:
+    of several ranks, each by itself.
 
     Args:
         model: The float model, trained; it is not changed.

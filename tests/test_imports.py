@@ -43,7 +43,7 @@ HOUSE = (
         "bits",
     ),
     *("convert", "prepare", "methods", "optimizers", "expect", "lower", "prepared", "show", "fuse", "rewrite"),
-    *("report", "advice", "notebook", "quant", "kernels", "qconfig", "trace", "drawing", "files", "ops"),
+    *("report", "advice", "notebook", "quant", "kernels", "qconfig", "trace", "drawing", "files", "ops", "distributed"),
     *("words", "errors", "", "on_demand"),
 )
 """The rooms, from the top: each imports from itself and from those behind it. The last is ``dqconvert/__init__.py``."""
@@ -117,10 +117,10 @@ def test_arrows_go_down(edges):
 
 
 KNOWS = {
-    "kernels": {"ops", "errors"},
+    "kernels": {"ops", "distributed", "errors"},
     "ops": {"errors", "words"},
     "trace": {"ops", "errors", "words"},
-    "quant": {"kernels", "ops", "qconfig", "errors", "words"},
+    "quant": {"kernels", "ops", "distributed", "qconfig", "errors", "words"},
     "show": {"report", "trace", "ops", "words"},
 }
 """Rooms that know less than their place allows."""

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dqconvert.distributed import Ranks
+
 _EPS = float(torch.finfo(torch.float32).eps)
 _TINY = float(torch.finfo(torch.float32).tiny)
 
@@ -46,6 +48,8 @@ class Scheme(NamedTuple):
         observe: Whether to update the range at all.
         clip: Whether the gradient of clipped values is zero.
         from_zero: Whether the grid begins at zero, however low the range reaches; only where it is affine.
+        shared: The tag by which the ranks that observe together know this quantizer, see
+            :class:`dqconvert.distributed.Ranks`; 0: this process observes alone.
     """
 
     quant_min: int
@@ -56,10 +60,16 @@ class Scheme(NamedTuple):
     observe: bool
     clip: bool
     from_zero: bool = False
+    shared: int = 0
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """Returns who observes together."""
+        return Ranks(self.shared) if self.shared else None
 
     def packed(self) -> tuple[list[int], list[float]]:
         """As the lists of numbers that operators take."""
-        shape = int(self.symmetric) + 2 * int(self.from_zero)
+        shape = int(self.symmetric) + 2 * int(self.from_zero) + 4 * self.shared
         ints = [self.quant_min, self.quant_max, shape, int(self.observe), int(self.clip)]
         return ints, [self.p, self.momentum]
 
@@ -67,7 +77,8 @@ class Scheme(NamedTuple):
     def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Scheme:
         """From those lists."""
         (low, high, shape, observe, clip), (p, momentum) = ints, floats
-        return Scheme(low, high, bool(shape & 1), p, momentum, bool(observe), bool(clip), bool(shape & 2))
+        flags = bool(observe), bool(clip), bool(shape & 2)
+        return Scheme(low, high, bool(shape & 1), p, momentum, *flags, shape >> 2)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu import chain as _chain
 from dqconvert.kernels.fake_quantize import plain_fake_quantize, scheme_qparams
 from dqconvert.kernels.minmax import plain_minmax_pair
+from dqconvert.kernels.of_ranks import pair_of_ranks
 from dqconvert.kernels.percentile import plain_percentile_pair
 
 SUM, X = 1, 2
@@ -37,7 +38,9 @@ def plain_observe(
     if not scheme.observe:
         return lo.clone(), hi.clone()
     keep = None if protected is None else ~protected
-    if scheme.p > 0:
+    if scheme.ranks is not None:
+        batch_lo, batch_hi = pair_of_ranks(values, scheme.p, scheme.ranks, keep=keep)
+    elif scheme.p > 0:
         batch_lo, batch_hi = plain_percentile_pair(values, scheme.p, keep, 0, None, None)
     else:
         batch_lo, batch_hi = plain_minmax_pair(values, keep, 0, None)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dqconvert.bits import on_arguments
 from dqconvert.calibrate import calibrate, callee_of
+from dqconvert.distributed import by_itself
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_float
 from dqconvert.finetune import first_inputs
@@ -37,6 +38,7 @@ BASE = "int4-dq+"
 """What bits are chosen for where no config is given: searched ranges, which few bits need."""
 
 
+@by_itself
 def search_bits(
     model: nn.Module,
     data: Any,
@@ -111,6 +113,7 @@ def search_bits(
     return found.search(budget, weights=weights, count=count)
 
 
+@by_itself
 def bit_sensitivity(
     model: nn.Module,
     data: Any,

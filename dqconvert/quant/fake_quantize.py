@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dqconvert.distributed import Ranks, ranks_of
 from dqconvert.errors import ConfigError, InputShapeError, InputTypeError, ObserverError
 from dqconvert.kernels import (
     Chain,
@@ -286,9 +288,19 @@ class FakeQuantize(nn.Module):
 
     @property
     def _observing(self) -> bool:
-        if self.observer.settles and self._known_observed:
+        if self.observer.settles and self._settled:
             return self.observer_enabled and self.calibrating
         return self.observer_enabled and (self.training or self.calibrating)
+
+    @property
+    def _settled(self) -> bool:
+        # On every rank the same: what another one sent into the buffers counts.
+        return self._known_observed or (ranks_of(self.name) is not None and self.is_observed())
+
+    def _ranks(self, x: Tensor) -> Ranks | None:
+        """Returns who observes ``x`` together; a parameter as it is, they need not: it is the same on all."""
+        alike = isinstance(x, nn.Parameter) and self.spec.sample is None and _WEIGHT.fullmatch(self.name)
+        return None if alike else ranks_of(self.name)
 
     def scheme_for(self, x: Tensor) -> Scheme | None:
         """Returns how the operators that observe and round at once are to treat ``x``; ``None`` if they cannot."""
@@ -307,7 +319,10 @@ class FakeQuantize(nn.Module):
             return None  # the long way finds out, and complains
         if observing and (self.observer.settles or self.grouped):
             return None  # such a range is found from the values themselves, once; those of groups, group by group
-        return self._fused if observing else self._fused._replace(observe=False)
+        if not observing:
+            return self._fused._replace(observe=False)
+        ranks = self._ranks(x)
+        return self._fused if ranks is None else self._fused._replace(shared=ranks.tag)
 
     def take(self, scheme: Scheme, ends: Tensor) -> None:
         """Takes the new range, float32 ``[2]``, that such an operator returns."""
@@ -318,13 +333,13 @@ class FakeQuantize(nn.Module):
 
     @torch.no_grad()
     def _observe(self, x: Tensor, protected: Tensor | None, groups: Tensor | None = None) -> None:
-        keep, old = None if protected is None else ~protected, (self.min_val, self.max_val)
+        keep, old, ranks = None if protected is None else ~protected, (self.min_val, self.max_val), self._ranks(x)
         x = x.clamp(min=0) if self.from_zero else x  # a search is not to look at what is cut
         x = x if (stretch := self.stretch) == 1 else x / stretch
         if groups is None:
-            lo, hi = self.observer.update(old, x, keep, self.row_dim, self.channel_dim)
+            lo, hi = self.observer.update(old, x, keep, self.row_dim, self.channel_dim, ranks)
         else:
-            lo, hi = self.observer.update_groups(old, x, keep, self.row_dim, groups)
+            lo, hi = self.observer.update_groups(old, x, keep, self.row_dim, groups, ranks)
         # In place: the buffers may be shared between processes, or captured by compiled code.
         self.min_val.copy_(lo)
         self.max_val.copy_(hi)
@@ -409,6 +424,9 @@ class FakeQuantize(nn.Module):
         lo, hi = self.range
         return f"[{lo.item():.6g}, {hi.item():.6g}]"
 
+
+_WEIGHT = re.compile(r"(.*\.)?weight(_\d+)?")
+"""Names of quantizers of weights."""
 
 _nearest_seen, _above_zero = Derived(nearest_seen), Derived(partial(torch.clamp, min=0))
 """Kept, as it takes longer than to round some rows."""

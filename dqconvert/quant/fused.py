@@ -194,6 +194,7 @@ def weights(values: Sequence[Tensor], quantizers: Sequence[FakeQuantize]) -> tup
     used = [scheme for scheme in schemes if scheme is not None]
     usual = len(used) == len(values) and all(type(value) in (Tensor, nn.Parameter) for value in values)
     usual = usual and not any(quantizer.learned for quantizer in quantizers)
+    usual = usual and not any(scheme.shared for scheme in used)  # what is no parameter as it is may differ by rank
     alike = len({(value.dtype, value.device) for value in values}) == 1 and values[0].dtype in LOOPED
     if not usual or not alike:
         return tuple(quantizer(value) for value, quantizer in zip(values, quantizers, strict=True))

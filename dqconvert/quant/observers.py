@@ -12,8 +12,11 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
+from dqconvert.distributed import Ranks
 from dqconvert.errors import ConfigError
 from dqconvert.kernels import Scheme, minmax_pair, percentile_pair
+from dqconvert.kernels._layout import kept_values, wide_dtype
+from dqconvert.kernels.of_ranks import pair_of_ranks
 from dqconvert.qconfig import QSpec
 from dqconvert.quant.search import searched_range
 
@@ -43,14 +46,36 @@ class Observer:
         """Returns the range of these values, of the rows that ``keep`` (bool ``[values.size(row_dim)]``) keeps."""
         raise NotImplementedError
 
+    def range_of_ranks(
+        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None, ranks: Ranks
+    ) -> RangePair:
+        """Returns that of the values of all ranks: gathered, for which some ranges know a shorter way."""
+        rows = kept_values(values, keep, row_dim, channel_dim).t()
+        every = ranks.gather_rows(rows.to(wide_dtype(rows.dtype)).contiguous())
+        return self.batch_range(
+            every.flatten() if channel_dim is None else every, None, 0, None if channel_dim is None else 1
+        )
+
     def merge(self, old: RangePair, batch: RangePair) -> RangePair:
         """Returns the range so far, changed by that of a batch; unchanged by an empty one."""
         raise NotImplementedError
 
-    def update(
-        self, old: RangePair, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None
+    def _found(
+        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None, ranks: Ranks | None
     ) -> RangePair:
-        """Returns the range after observing ``values``.
+        where = (values, keep, row_dim, channel_dim)
+        return self.batch_range(*where) if ranks is None else self.range_of_ranks(*where, ranks)
+
+    def update(
+        self,
+        old: RangePair,
+        values: Tensor,
+        keep: Tensor | None,
+        row_dim: int,
+        channel_dim: int | None,
+        ranks: Ranks | None = None,
+    ) -> RangePair:
+        """Returns the range after observing ``values``; with ``ranks``, after observing those of all of them.
 
         Example:
             >>> from dqconvert.qconfig import QSpec
@@ -58,10 +83,16 @@ class Observer:
             >>> observer.update((torch.tensor(0.0), torch.tensor(1.0)), torch.tensor([-3.0, 0.5]), None, 0, None)
             (tensor(-3.), tensor(1.))
         """
-        return self.merge(old, self.batch_range(values, keep, row_dim, channel_dim))
+        return self.merge(old, self._found(values, keep, row_dim, channel_dim, ranks))
 
     def update_groups(
-        self, old: RangePair, values: Tensor, keep: Tensor | None, row_dim: int, groups: Tensor
+        self,
+        old: RangePair,
+        values: Tensor,
+        keep: Tensor | None,
+        row_dim: int,
+        groups: Tensor,
+        ranks: Ranks | None = None,
     ) -> RangePair:
         """Returns the ranges ``[groups]`` after observing ``values``, each by the rows of its group (uint8 ``[rows]``).
 
@@ -75,7 +106,7 @@ class Observer:
         found = []
         for group in range(old[0].numel()):
             own = groups == group
-            found.append(self.batch_range(values, own if keep is None else own & keep, row_dim, None))
+            found.append(self._found(values, own if keep is None else own & keep, row_dim, None, ranks))
         lows, highs = zip(*found, strict=True)
         return self.merge(old, (torch.stack(lows), torch.stack(highs)))
 
@@ -106,6 +137,11 @@ class MinMaxObserver(Observer):
     def batch_range(self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> RangePair:
         return minmax_pair(values, keep=keep, row_dim=row_dim, channel_dim=channel_dim)
 
+    def range_of_ranks(
+        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None, ranks: Ranks
+    ) -> RangePair:
+        return pair_of_ranks(values, 0.0, ranks, keep=keep, row_dim=row_dim, channel_dim=channel_dim)
+
     def merge(self, old: RangePair, batch: RangePair) -> RangePair:
         return running(old, batch)
 
@@ -135,6 +171,13 @@ class PercentileObserver(Observer):
         p = self.spec.percentile_value
         assert p is not None
         return percentile_pair(values, p, keep=keep, row_dim=row_dim, channel_dim=channel_dim, sample=self.spec.sample)
+
+    def range_of_ranks(
+        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None, ranks: Ranks
+    ) -> RangePair:
+        p = self.spec.percentile_value
+        assert p is not None
+        return pair_of_ranks(values, p, ranks, keep=keep, row_dim=row_dim, channel_dim=channel_dim)  # no sample: exact
 
     def merge(self, old: RangePair, batch: RangePair) -> RangePair:
         momentum = self.spec.momentum_value

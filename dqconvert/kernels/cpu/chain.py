@@ -6,6 +6,7 @@ of it. Only if these say that a range has grown, the rows are gone through again
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,9 @@ from dqconvert.kernels._grid import Grid, grid_of
 from dqconvert.kernels._steps import NO_CHAIN, Chain
 from dqconvert.kernels.cpu import tile as tile
 from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.beyond import Beyond, percentiles_among
 from dqconvert.kernels.cpu.llvm.chain_span import CLIP, GRID, NOTE
-from dqconvert.kernels.cpu.select import Ends, Found, Rows, Values, ends_of, percentiles
+from dqconvert.kernels.cpu.select import Ends, Found, Rows, Values
 from dqconvert.kernels.cpu.threads import parts, run
 
 
@@ -40,7 +42,7 @@ def serves(shape: Sequence[int], dtype: torch.dtype, added: Sequence[Tensor | No
 
 def matrix(t: Tensor) -> NDArray[Any]:
     """Returns a tensor as a contiguous numpy matrix of its rows."""
-    return array(t).reshape(t.size(0), t.numel() // max(t.size(0), 1))
+    return array(t).reshape(t.size(0), math.prod(t.shape[1:]))
 
 
 def flags(mask: Tensor | None) -> NDArray[Any]:
@@ -132,27 +134,30 @@ def _at_once(
         caught = [tile.Caught(np.empty((3, 2, size), target.dtype), np.zeros((3, 4), np.int64)) for _ in source.cuts]
         source.go(target, _arrays(chain, grids, relu, target, bits, observing), caught)
         if source.holds():
-            if any(part.counts[place][3] for part in caught for place in observing):
+            if not observing:
+                return True
+            full = any(part.counts[place][3] for part in caught for place in observing)
+            noted = {} if full else {place: _noted(caught, place) for place in observing}
+            beyond = Beyond(noted, total, full, next(iter(observing.values())).scheme.ranks)
+            if beyond.full:
                 return False  # more values lie outside than there was room for
-            if not _grown(caught, grids, relu, observing, total):
+            if not _grown(beyond, grids, relu, observing, target.dtype.type):
                 return True
         # Where one range grows, others often do: to make the rows takes longer than to go through them.
         source = source if isinstance(source, StoredRows) else source.stored()
 
 
-def _grown(
-    caught: Sequence[tile.Caught], grids: Sequence[Grid | None], relu: bool, observing: dict[int, Grid], total: int
-) -> bool:
+def _grown(beyond: Beyond, grids: Sequence[Grid | None], relu: bool, observing: dict[int, Grid], dtype: Any) -> bool:
     """True if a percentile lies outside of a range. The first such range is updated: it saw what it should have."""
     for place, grid in observing.items():
-        ends = _ends(caught, place, total, grid.scheme.p)
+        ends = beyond.ends(place, grid.scheme.p)
         if ends.total > 0 and (ends.lo is not None or ends.hi is not None):
             before = grid.lo, grid.hi
             grid.merge(ends.lo, ends.hi)
             if (grid.lo, grid.hi) == before:
                 continue  # ranges are float32, and a float64 value may lie outside by less than that shows
-            if place == 1 and ends.total == total:
-                _pass_on(grid, ends, relu, grids[2], caught[0].values.dtype.type)
+            if place == 1 and ends.odd == 0:
+                _pass_on(grid, ends, relu, grids[2], dtype)
             return True
     return False
 
@@ -168,13 +173,13 @@ def _pass_on(grid: Grid, ends: Ends, relu: bool, following: Grid | None, dtype: 
     following.merge(lo, hi)
 
 
-def _ends(caught: Sequence[tile.Caught], place: int, total: int, p: float) -> Ends:
+def _noted(caught: Sequence[tile.Caught], place: int) -> Found:
     counts = [part.counts[place] for part in caught]
     under, over = (
         np.concatenate([part.values[place, side, : count[side]] for part, count in zip(caught, counts, strict=True)])
         for side in (0, 1)
     )
-    return ends_of(Found(under, over, None, None, int(sum(count[2] for count in counts))), total, p)
+    return Found(under, over, None, None, int(sum(count[2] for count in counts)))
 
 
 def _grid_by_grid(
@@ -252,7 +257,7 @@ def observe(grid: Grid | None, values: Values) -> None:
     """Updates a grid's range."""
     if grid is not None and grid.scheme.observe:
         bounds = (grid.lo, grid.hi) if grid.scheme.momentum < 0 else None
-        ends = percentiles(values, grid.scheme.p, bounds)
+        ends = percentiles_among(values, grid.scheme.p, bounds, grid.scheme.ranks)
         grid.merge(ends.lo, ends.hi)
 
 
@@ -282,8 +287,8 @@ def _observe_both(
         bounds = (max(first.lo, second.lo + step) if reaches_low else first.lo, min(first.hi, second.hi - step))
     before = (first.lo, first.hi)
     rows = Rows(values, skip)
-    ends = percentiles(rows, one.p, bounds)
-    if ends.total < rows.total:
+    ends = percentiles_among(rows, one.p, bounds, one.ranks)
+    if ends.odd:
         return False  # what is infinite is not observed at first, but behind the first grid it is finite
     first.merge(ends.lo, ends.hi)
     if bounds is not None:
@@ -291,7 +296,7 @@ def _observe_both(
         unsure_high = ends.hi is None and onward(bounds[1]) > second.hi
         if unsure_low or unsure_high:
             first.lo, first.hi = before
-            ends = percentiles(rows, one.p, None)
+            ends = percentiles_among(rows, one.p, None, one.ranks)
             first.merge(ends.lo, ends.hi)
     if ends.total > 0:
         lo = None if ends.lo is None else onward(ends.lo)

@@ -15,9 +15,10 @@ from dqconvert.kernels._buffers import empty
 from dqconvert.kernels._grid import Grid
 from dqconvert.kernels.cpu import propagate_loops as loops
 from dqconvert.kernels.cpu.arrays import array
+from dqconvert.kernels.cpu.beyond import Beyond
 from dqconvert.kernels.cpu.chain import Source, flags, groups_of, has_loops, matrix, observe
 from dqconvert.kernels.cpu.llvm.vectors import VECTOR
-from dqconvert.kernels.cpu.select import Found, Messages, Rows, Values, ends_of, ranks
+from dqconvert.kernels.cpu.select import Found, Messages, Rows, Values, ranks
 from dqconvert.kernels.cpu.threads import balanced, parts, run
 from dqconvert.kernels.cpu.tile import Caught, ChainArrays
 from dqconvert.kernels.messages import Sent
@@ -55,6 +56,14 @@ class Sums(Source):
         self._ptr, self._edges, self._senders = map(array, sent.by_receiver)
         columns = sent.x.size(1)
         super().__init__((sent.num_nodes, columns), sent.x.dtype, balanced(self._ptr, columns))
+
+    def _moves(self, found: Found, total: int, full: bool) -> bool:
+        """True if the range does not hold, by the messages beyond it, `total` in all; `full`: if these are not all."""
+        beyond = Beyond({0: found}, total, full, self.grid.scheme.ranks)
+        if beyond.full:
+            return True
+        ends = beyond.ends(0, self.grid.scheme.p)
+        return ends.total > 0 and not (ends.lo is None and ends.hi is None)
 
 
 class SumsOfRows(Sums):
@@ -111,8 +120,6 @@ class SumsOfRows(Sums):
             return None
         if not catch:
             return True
-        if any(end[3] for end in ends):
-            return False
         found = [
             [kind[part][side][: ends[part][side]] for part in range(len(cuts))]
             for side in (0, 1)
@@ -127,8 +134,7 @@ class SumsOfRows(Sums):
             over_often[over_often > 0],
             sum(int(end[2]) for end in ends),
         )
-        percentiles = ends_of(beyond, total, grid.scheme.p)
-        return percentiles.total == 0 or (percentiles.lo is None and percentiles.hi is None)
+        return not self._moves(beyond, total, any(end[3] for end in ends))
 
     def go(self, y: NDArray[Any], chain: ChainArrays, caught: Sequence[Caught]) -> None:
         if self._coded:
@@ -159,7 +165,7 @@ class SumsOfProducts(Sums):
 
     def _grows(self) -> bool:
         """True if some of the edges say that the range will not hold: then to sum first would be in vain."""
-        if len(self._senders) < _EDGES * _EVERY:
+        if len(self._senders) < _EDGES * _EVERY or self.grid.scheme.shared:  # which all ranks would have to say
             return False
         some, p = self._messages(_EVERY), self.grid.scheme.p
         found = some.beyond(self.grid.lo, self.grid.hi, 1024 + int(8 * some.total * p))
@@ -201,13 +207,11 @@ class SumsOfProducts(Sums):
         if not self._unsure:
             return True
         sent = len(self._senders) - (int(np.count_nonzero(self._skip[self._senders])) if len(self._skip) else 0)
-        if not any(full for *_, full in self._noted):
-            under, over = (np.concatenate([part[side] for part in self._noted]) for side in (0, 1))
-            beyond = Found(under, over, None, None, int(sum(part[2] for part in self._noted)))
-            ends = ends_of(beyond, sent * self._x.shape[1], self.grid.scheme.p)
-            if ends.total == 0 or (ends.lo is None and ends.hi is None):
-                self._unsure = False
-                return True
+        under, over = (np.concatenate([part[side] for part in self._noted]) for side in (0, 1))
+        found = Found(under, over, None, None, int(sum(part[2] for part in self._noted)))
+        if not self._moves(found, sent * self._x.shape[1], any(full for *_, full in self._noted)):
+            self._unsure = False
+            return True
         self._observe()
         return False
 

@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from dqconvert.kernels.cpu.select_loops import collect, collect_messages, count_at, count_at_messages
 from dqconvert.kernels.cpu.threads import parts, run
 
-_SAMPLE = 4096
-_FEW = 4 * _SAMPLE  # values that are simply all looked at
-_LARGEST = float(np.finfo(np.float32).max)  # ranges are float32: what is infinite there is not observed
+SAMPLE = 4096
+FEW = 4 * SAMPLE
+"""Values that are simply all looked at."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Ranges are float32: what is infinite there is not observed."""
 
 
 class Ends(NamedTuple):
@@ -28,11 +31,13 @@ class Ends(NamedTuple):
         lo, hi: The ends. `None`: not below (not above) the bound that was asked about; which value it is was not
             looked for. inf and -inf: no value counts.
         total: How many values count.
+        odd: How many do not, as they are not finite.
     """
 
     lo: float | None
     hi: float | None
     total: int
+    odd: int
 
 
 class Found(NamedTuple):
@@ -214,21 +219,21 @@ def percentiles(values: Values, p: float, bounds: tuple[float, float] | None = N
         bounds: A range; of interest is only whether, and how far, a percentile lies outside of it. `None`: both
             percentiles are wanted whatever they are.
     """
-    if values.total <= _FEW:
+    if values.total <= FEW:
         return _of_all(values, p)
     room = 1024 + int(8 * values.total * p)
     if bounds is not None and bounds[0] <= bounds[1]:
         found = values.beyond(*bounds, room)
         if found is not None:
             return ends_of(found, values.total, p)
-    inside = _SAMPLE * p
+    inside = SAMPLE * p
     margin = int(inside + 4 * math.sqrt(inside)) + 8
-    sample = values.sample(_SAMPLE)
-    sample = np.sort(sample[np.abs(sample) <= _LARGEST])
+    sample = values.sample(SAMPLE)
+    sample = np.sort(sample[np.abs(sample) <= LARGEST])
     if 2 * margin >= len(sample):
         return _of_all(values, p)
     lo_bound, hi_bound = float(sample[margin]), float(sample[-1 - margin])
-    found = values.beyond(lo_bound, hi_bound, room + int(4 * values.total * margin / _SAMPLE))
+    found = values.beyond(lo_bound, hi_bound, room + int(4 * values.total * margin / SAMPLE))
     if found is None:
         return _of_all(values, p)
     ends = ends_of(found, values.total, p)
@@ -239,7 +244,7 @@ def percentiles(values: Values, p: float, bounds: tuple[float, float] | None = N
         from_below, from_above = ranks(ends.total, p)
         lo = lo_bound if lo is None and at_most >= from_below else lo
         hi = hi_bound if hi is None and at_least >= from_above else hi
-    return _of_all(values, p) if lo is None or hi is None else Ends(lo, hi, ends.total)
+    return _of_all(values, p) if lo is None or hi is None else Ends(lo, hi, ends.total, ends.odd)
 
 
 def ranks(count: int, p: float) -> tuple[int, int]:
@@ -251,11 +256,11 @@ def ends_of(found: Found, total: int, p: float) -> Ends:
     """Returns the percentiles of `total` values, by those beyond two bounds; `None`: not beyond."""
     count = total - found.odd
     if count == 0:
-        return Ends(math.inf, -math.inf, 0)
+        return Ends(math.inf, -math.inf, 0, found.odd)
     from_below, from_above = ranks(count, p)
     lo = _kth(found.below, found.below_weight, from_below)
     hi = _kth(-found.above, found.above_weight, from_above)
-    return Ends(lo, None if hi is None else -hi, count)
+    return Ends(lo, None if hi is None else -hi, count, found.odd)
 
 
 def _kth(values: NDArray[Any], weight: NDArray[Any] | None, k: int) -> float | None:
@@ -270,10 +275,11 @@ def _kth(values: NDArray[Any], weight: NDArray[Any] | None, k: int) -> float | N
 def _of_all(values: Values, p: float) -> Ends:
     """By selection in linear time."""
     every = values.all()
-    every = every[np.abs(every) <= _LARGEST]
+    every = every[np.abs(every) <= LARGEST]
     count = len(every)
+    odd = values.total - count
     if count == 0:
-        return Ends(math.inf, -math.inf, 0)
+        return Ends(math.inf, -math.inf, 0, odd)
     from_below, from_above = ranks(count, p)
     ordered = np.partition(every, sorted({from_below - 1, count - from_above}))
-    return Ends(float(ordered[from_below - 1]), float(ordered[count - from_above]), count)
+    return Ends(float(ordered[from_below - 1]), float(ordered[count - from_above]), count, odd)

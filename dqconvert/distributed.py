@@ -1,0 +1,176 @@
+"""Ranges over several processes: those that train together observe the values of all of them.
+
+Each process of a group, a *rank*, runs the same model on data of its own, as ``DistributedDataParallel`` and FSDP2 have
+it. A range that each rank kept for itself would be another grid on each. So where ``torch.distributed`` is initialized,
+a quantizer observes the union of all ranks' values, exactly, and every rank ends with the same range, bit for bit.
+Weights are the same everywhere and are not spoken of.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from dqconvert.errors import DistributedError
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class _Switch(threading.local):
+    on = True
+
+
+_switch = _Switch()
+
+
+class sync_ranges:  # noqa: N801  (used as torch.set_grad_enabled is)
+    """Switches on or off that ranks observe the union of their values; as a context manager, for what runs inside.
+
+    It is on at first, and does something only where ``torch.distributed`` is initialized, with more than one process.
+    Then all ranks have to run the same quantizers in the same order while they observe: training steps, and
+    :func:`dqconvert.calibrate`. How many values a rank has does not matter; none will do. Evaluation, and calls while
+    observers are disabled, are each rank's own. Switch it off for what one rank does alone, and for processes that
+    train models of their own. Each thread has a switch.
+
+    Args:
+        enabled: Whether ranges are those of all ranks.
+
+    Example:
+        >>> with sync_ranges(False):
+        ...     pass  # calibrate on this rank alone, say
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._before = _switch.on
+        _switch.on = bool(enabled)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _switch.on = self._before
+
+
+class Ranks:
+    """The ranks of the default process group, as those ask them who merge ranges.
+
+    Args:
+        tag: By which ranks tell whether they speak of the same quantizer, below 2^15.
+    """
+
+    def __init__(self, tag: int) -> None:
+        self.tag = tag
+
+    def add_up(self, numbers: Sequence[int], room: int = 16) -> list[int]:
+        """Returns whole numbers, each added up over all ranks: in one call, of `room` numbers, whatever they are for.
+
+        Raises:
+            DistributedError: If another rank speaks of something else.
+        """
+        padded = [self.tag, self.tag**2, *numbers, *[0] * (room - len(numbers))]
+        total = torch.tensor(padded, dtype=torch.int64, device=_device())
+        distributed.all_reduce(total)
+        tags, squares, *found = total.tolist()
+        if squares * distributed.get_world_size() != tags**2:  # equal only where all are (Cauchy and Schwarz)
+            raise _elsewhere()
+        return found[: len(numbers)]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Returns the tensors of all ranks, which have one shape and one type, as one: `[ranks, *values.shape]`."""
+        values = values.contiguous()
+        every = values.new_empty((distributed.get_world_size(), *values.shape))
+        distributed.all_gather(list(every.unbind()), values)
+        return every
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Returns the rows of all ranks, one rank behind the other; each may have another number of them."""
+        counts = self.gather(torch.tensor([self.tag, len(rows)], device=rows.device))
+        if (counts[:, 0] != self.tag).any():
+            raise _elsewhere()
+        numbers = counts[:, 1].tolist()
+        padded = rows.new_zeros((max(numbers), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        return torch.cat([part[:number] for part, number in zip(self.gather(padded), numbers, strict=True)])
+
+
+def _device() -> torch.device:
+    """Returns where the default group takes tensors from: of CPUs, if it knows them."""
+    if "gloo" in distributed.get_backend() or "cpu" in distributed.get_backend():
+        return torch.device("cpu")
+    return torch.device(torch.accelerator.current_accelerator() or "cpu")
+
+
+def _elsewhere() -> DistributedError:
+    return DistributedError(
+        "this rank observes the values of one quantizer while another rank is elsewhere: all have to call the same "
+        "layers in the same order while ranges are observed, also those that have no data (an empty batch will do). "
+        "dqconvert.sync_ranges(False) lets each rank observe by itself."
+    )
+
+
+def ranks_of(name: str) -> Ranks | None:
+    """Returns the ranks that observe together what has this name; ``None`` if this process observes alone.
+
+    Raises:
+        DistributedError: In code that is being compiled, which would fix the calls of one rank.
+    """
+    if not _switch.on or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    if distributed.get_world_size() == 1:
+        return None
+    if torch.compiler.is_compiling():
+        raise DistributedError(
+            "torch.compile and ranges of several ranks do not go together yet: train without torch.compile, or with "
+            "dqconvert.disable_observer or dqconvert.sync_ranges(False)"
+        )
+    return Ranks(1 + zlib.crc32(name.encode()) % ((1 << 15) - 1))
+
+
+def by_itself(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Returns a function that trains or calibrates in one process, whatever other ranks do meanwhile."""
+
+    @functools.wraps(function)
+    def alone(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with sync_ranges(False):
+            return function(*args, **kwargs)
+
+    return alone
+
+
+def in_step(items: Iterable[_T], what: str) -> Iterator[_T]:
+    """Yields items as they come, and raises on every rank if one has fewer than others.
+
+    Args:
+        what: Who goes through them, for the error.
+
+    Raises:
+        DistributedError: Where some ranks have one more item and others have none.
+    """
+    ranks, number = ranks_of(what), 0
+    rest = iter(items)
+    while True:
+        item: Any = next(rest, _NO_MORE)
+        if ranks is not None:
+            (have,) = ranks.add_up([item is not _NO_MORE])
+            if have not in (0, distributed.get_world_size()):
+                raise DistributedError(
+                    f"{what}: after {number} batches {have} of {distributed.get_world_size()} ranks have one more, and "
+                    f"the others none: give every rank as many, or say how many with batches="
+                )
+        if item is _NO_MORE:
+            return
+        yield item
+        number += 1
+
+
+_NO_MORE = object()

@@ -1,0 +1,211 @@
+"""Several ranks: ranges are those of the union of their values, on every rank, bit for bit."""
+
+import functools
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
+
+import dqconvert
+from dqconvert.distributed import ranks_of
+from dqconvert.errors import DistributedError
+from dqconvert.kernels.cpu.beyond import percentiles_among
+from dqconvert.kernels.cpu.select import Rows, percentiles
+from dqconvert.kernels.of_ranks import pair_of_ranks
+from dqconvert.qconfig import QSpec
+from dqconvert.quant import FakeQuantize
+from ranks import on_ranks
+
+MODELS = {"GCN": GCN, "GIN": GIN, "SAGE": GraphSAGE, "GAT": GAT}
+CONFIGS = {name: name for name in ("int8-dq", "int4-dq", "int8-qat", "int8-lsq", "int4-dq+")}
+CONFIGS["channel"] = {"activation": {"granularity": "channel"}}
+AVERAGED = {"range": "percentile", "percentile": 0.01, "momentum": 0.1}
+CONFIGS["averaged percentiles"] = {"activation": AVERAGED, "message": AVERAGED, "aggregate": AVERAGED}
+SIZES = (40, 23)
+
+
+def made(model, config, fuse, **changes):
+    torch.manual_seed(0)
+    given = CONFIGS[config]
+    qconfig = replace(dqconvert.presets[given], **changes) if isinstance(given, str) else {**given, **changes}
+    return dqconvert.prepare(MODELS[model](8, 16, 2, 5), qconfig, fuse=fuse)[0]
+
+
+def graph(rank, step, nodes):
+    draw = torch.Generator().manual_seed(100 * step + rank)
+    x = torch.randn(nodes, 8, generator=draw) * (1 + rank)
+    return x, torch.randint(max(nodes, 1), (2, 4 * nodes), generator=draw), torch.randint(5, (nodes,), generator=draw)
+
+
+def joined(graphs):
+    """One graph of several."""
+    starts = itertools.accumulate((len(x) for x, _, _ in graphs), initial=0)
+    edges = [edge_index + start for (_, edge_index, _), start in zip(graphs, starts, strict=False)]
+    return torch.cat([g[0] for g in graphs]), torch.cat(edges, dim=1), torch.cat([g[2] for g in graphs])
+
+
+def loss_of(module, x, edge_index, y):
+    return torch.nn.functional.cross_entropy(module(x, edge_index), y, reduction="sum")
+
+
+def ranges(module):
+    return {path: [end.tolist() for end in (q.min_val, q.max_val)] for path, q in module.quantizers()}
+
+
+def state(module):
+    return {name: value.flatten().tolist() for name, value in module.state_dict().items()}
+
+
+def trained(rank, model, config, fuse, steps=3):
+    """Some steps of DistributedDataParallel; at the last but one, rank 1 has no data."""
+    ddp = DistributedDataParallel(made(model, config, fuse))
+    optimizer = torch.optim.Adam(ddp.parameters(), 1e-2)
+    torch.manual_seed(rank)
+    for step in range(steps):
+        nodes = 0 if rank == 1 and step == steps - 2 else 30 + 7 * rank + step
+        loss_of(ddp, *graph(rank, step, nodes)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return state(ddp.module)
+
+
+def first_step(rank, model, config, fuse, number=2):
+    """Ranges and the loss of one step, and those of one process that has all data."""
+    graphs = [graph(other, 0, SIZES[other % 2]) for other in range(number)]
+    module, alone = (made(model, config, fuse, protect=None) for _ in range(2))
+    loss = loss_of(module, *graphs[rank])
+    with dqconvert.sync_ranges(False):
+        wanted = loss_of(alone, *joined(graphs))
+    return ranges(module), ranges(alone), loss.item(), wanted.item()
+
+
+QUICK = (("GCN", "int8-dq", True), ("GAT", "int4-dq", True), ("SAGE", "int8-qat", False), ("GIN", "int8-lsq", True))
+LONG = (
+    *itertools.product(("GIN", "SAGE", "GAT"), ("int8-dq",), (True,)),
+    *(("GCN", "int8-dq", False), ("GIN", "int8-qat", True), ("GCN", "int8-lsq", True), ("SAGE", "int4-dq+", True)),
+    *(("GIN", "channel", False), ("GCN", "averaged percentiles", True)),
+)
+CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.study) for case in LONG)]
+
+
+def all_of(rank, cases):
+    found = {case: (trained(rank, *case), first_step(rank, *case)) for case in cases}
+    return found | ({check: check(rank) for check in CHECKS} if cases is QUICK else {})
+
+
+@functools.cache
+def on_two(cases):
+    for case in cases:  # loops are compiled once, before there are two processes
+        loss_of(made(*case), *graph(0, 0, 30)).backward()
+    return on_ranks(2, all_of, cases)
+
+
+def found(*case):
+    return [one[case] for one in on_two(QUICK if case in QUICK else LONG)]
+
+
+@pytest.mark.parametrize(("model", "config", "fuse"), CASES)
+def test_every_rank_has_the_same_state(model, config, fuse):
+    (one, _), (two, _) = found(model, config, fuse)
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+@pytest.mark.parametrize(("model", "config", "fuse"), CASES)
+def test_ranges_are_those_of_one_process_that_has_all_data(model, config, fuse):
+    both = found(model, config, fuse)
+    for _, (got, wanted, _, _) in both:
+        assert [path for path in wanted if got[path] != wanted[path]] == []
+    (_, _, one, wanted), (_, _, two, _) = (first for _, first in both)
+    assert one + two == pytest.approx(wanted, rel=1e-5)
+
+
+# -- what runs on the ranks, once for all tests -----------------------------------------------------------------
+
+
+def values_of(kind):
+    """Of both ranks; more than are simply all looked at."""
+    draw = torch.Generator().manual_seed(7)
+    parts = [torch.randn(rows, 40, generator=draw) * scale for rows, scale in ((700, 1.0), (500, 3.0))]
+    if kind == "zeros":
+        parts = [part.relu() for part in parts]
+    if kind == "one rank has none":
+        parts[0] = parts[0][:0]
+    if kind == "odd":
+        parts[0][0], parts[1][3, 3] = torch.nan, torch.inf
+    return parts
+
+
+KINDS = ("any", "zeros", "one rank has none", "odd")
+BOUNDS = (None, (-3.0, 4.0), (-1e-3, 1e-3), (-50.0, 50.0))
+
+
+def percentiles_agree(rank):
+    """By compiled loops, and by torch's operations: what is not that of all values together."""
+    wrong = []
+    for kind, p, bounds in itertools.product(KINDS, (0.0, 0.001, 0.2), BOUNDS):
+        parts, ranks = values_of(kind), ranks_of("any")
+        every = torch.cat(parts)
+        wanted = percentiles(Rows(every.numpy(), None), p)
+        got = percentiles_among(Rows(parts[rank].numpy(), None), p, bounds, ranks)
+        low, high = pair_of_ranks(parts[rank], p, ranks)
+        within = [end if end is None or bounds is None or not inside(end, bounds) else None for end in wanted[:2]]
+        ends = [end if end is None or bounds is None or not inside(end, bounds) else None for end in got[:2]]
+        if ends != within or got[2:] != wanted[2:] or (low.item(), high.item()) != wanted[:2]:
+            wrong.append((kind, p, bounds, got, wanted, low.item(), high.item()))
+    return wrong
+
+
+def inside(end, bounds):
+    return bounds[0] <= end <= bounds[1]
+
+
+def each_by_itself(rank):
+    module = made("GCN", "int8-dq", True)
+    with dqconvert.sync_ranges(False):
+        loss_of(module, *graph(rank, 0, 30))
+    return ranges(module)
+
+
+def elsewhere(rank):
+    """One rank goes on to the next layer, which the other has not reached."""
+    x = torch.randn(5, 3)
+    quantizers = [FakeQuantize(QSpec(), name=f"convs.{number}.quant.input", signed=True) for number in range(2)]
+    with pytest.raises(DistributedError, match=r"dqconvert\.sync_ranges"):
+        quantizers[rank](x)
+    return True
+
+
+def batches(rank):
+    """One rank has fewer batches to calibrate on."""
+    module = made("GCN", "int8-dq", True)
+    data = [graph(rank, step, 20)[:2] for step in range(2 - rank)]
+    with pytest.raises(DistributedError, match="after 1 batches 1 of 2 ranks"):
+        dqconvert.calibrate(module, data)
+    dqconvert.calibrate(module, data, batches=1)
+    return ranges(module)
+
+
+CHECKS = (percentiles_agree, each_by_itself, elsewhere, batches)
+
+
+def test_percentiles_are_those_of_all_ranks_values():
+    assert [one[percentiles_agree] for one in on_two(QUICK)] == [[], []]
+
+
+def test_switched_off_ranks_observe_by_themselves():
+    one, two = (one[each_by_itself] for one in on_two(QUICK))
+    weights = [path for path in one if path.rpartition(".")[2] == "weight"]
+    assert weights
+    assert all((one[path] == two[path]) == (path in weights) for path in one)
+
+
+def test_ranks_that_are_not_at_the_same_place_are_told():
+    assert [one[elsewhere] for one in on_two(QUICK)] == [True, True]
+
+
+def test_ranks_calibrate_together():
+    one, two = (one[batches] for one in on_two(QUICK))
+    assert one == two
