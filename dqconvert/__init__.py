@@ -61,10 +61,15 @@ _HOME = {
     "DistributedError": "errors",
 }
 
-__all__ = ["__version__", *_HOME]
+_MODULES = ("lightning", "plot")
+"""Modules that are public as a whole."""
+
+__all__ = ["__version__", *_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'dqconvert' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

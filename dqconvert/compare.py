@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dqconvert import notebook
 from dqconvert.calibrate import callee_of
-from dqconvert.drawing import check_drawing, new_figure, write_figure
+from dqconvert.drawing import chart, check_drawing
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_float, expect_quantized
 from dqconvert.lower import IntegerModule
@@ -24,6 +24,7 @@ from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.base import note_agreement
 from dqconvert.qconfig import QConfig
 from dqconvert.qconfig.specs import Norm
+from dqconvert.report import ROLE_COLORS, role_of
 from dqconvert.rewrite.protect import ARGUMENT
 from dqconvert.trace.given import calls_of
 from dqconvert.trace.inputs import map_tensors
@@ -117,7 +118,10 @@ class Comparison:
         return lines
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Writes a chart of the ratios, worst first; ``path`` ends in ``.png``, ``.svg`` or ``.pdf``.
+        """Writes a chart of the ratios, worst first, in the colors of roles.
+
+        Args:
+            path: Of a ``.png``, ``.svg`` or ``.pdf`` file.
 
         Raises:
             CommandError: If matplotlib is missing (``pip install 'dqconvert[plot]'``), or does not write such files.
@@ -125,12 +129,22 @@ class Comparison:
         """
         check_drawing(path)
         layers = [layer for layer in (*self.layers, self.output) if math.isfinite(layer.sqnr_db)]
-        figure, (axes,) = new_figure(1, height=1.2 + 0.22 * len(layers))
-        axes.barh([layer.path for layer in layers], [layer.sqnr_db for layer in layers])
-        axes.invert_yaxis()
-        axes.set_xlabel("signal to quantization noise, dB")
-        axes.set_title(f"{100 * self.agreement:.2f} % of {self.predictions:,} predictions agree")
-        write_figure(figure, path)
+        with chart(path, 1, size=(10, 1.6 + 0.34 * len(layers))) as (_, (axes,)):
+            for place, layer in enumerate(layers):
+                role = role_of(layer.path)
+                first = role not in [role_of(earlier.path) for earlier in layers[:place]]
+                label = {"label": role.replace("_", " ")} if first and role else {}
+                axes.barh(place, layer.sqnr_db, color=ROLE_COLORS.get(role, "#444444"), height=0.75, **label)
+                text = {"ha": "left" if layer.sqnr_db >= 0 else "right", "va": "center", "fontsize": "small"}
+                axes.text(layer.sqnr_db, place, f" {layer.sqnr_db:.1f} ", **text)
+            axes.set_yticks(range(len(layers)), [layer.path.replace(".quant.", " ") for layer in layers])
+            axes.invert_yaxis()
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.margins(x=0.12, y=0.02)
+            axes.set_xlabel("signal to quantization noise, dB")
+            axes.set_title(f"{100 * self.agreement:.2f} % of {count(self.predictions, 'prediction')} agree")
+            if len(axes.get_legend_handles_labels()[0]) > 1:
+                axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def compare(float_model: nn.Module, integer: nn.Module, data: Any) -> Comparison:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from dqconvert import notebook
 from dqconvert.advice import Advice
-from dqconvert.drawing import check_drawing, new_figure, write_figure
+from dqconvert.drawing import chart, check_drawing
 from dqconvert.words import count
 
 
@@ -122,19 +122,18 @@ class Evaluation:
         """
         check_drawing(path)
         panels = [panel for panel in self._columns() if any(value is not None for value in panel[2])]
-        figure, axes_of = new_figure(max(len(panels), 1), height=0.9 + 0.3 * len(self.models))
-        names = [model.name for model in self.models]
-        for axes, (name, unit, values) in zip(axes_of, panels, strict=False):
-            shown = [0.0 if value is None or not math.isfinite(value) else value for value in values]
-            axes.barh(names, shown)
-            for place, value in enumerate(values):
-                axes.text(shown[place], place, f" {_number(value, unit)}", va="center")
-            axes.margins(x=0.15)
-            axes.set_xlim(left=min(0.0, *shown))
-            axes.invert_yaxis()
-            axes.set_title(f"{name}, {unit}" if unit else name, loc="left")
-        figure.suptitle(self._title(), fontsize="medium")
-        write_figure(figure, path)
+        with chart(path, max(len(panels), 1), size=(9, 1.1 + 0.4 * len(self.models))) as (figure, axes_of):
+            names = [model.name for model in self.models]
+            for axes, (name, unit, values) in zip(axes_of, panels, strict=False):
+                shown = [0.0 if value is None or not math.isfinite(value) else value for value in values]
+                axes.barh(names, shown)
+                for place, value in enumerate(values):
+                    axes.text(shown[place], place, f" {_number(value, unit)}", va="center")
+                axes.margins(x=0.15)
+                axes.set_xlim(left=min(0.0, *shown))
+                axes.invert_yaxis()
+                axes.set_title(f"{name}, {unit}" if unit else name, loc="left")
+            figure.suptitle(self._title(), fontsize="medium")
 
     def _on(self) -> str:
         return count(self.rows, "label") if self.units else count(self.batches, "batch", "batches")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections import Counter
 from collections.abc import Iterable
@@ -258,6 +259,18 @@ ROLE_COLORS = {
     "update": "#c9a70c",
 }
 """The colors of roles on pages and in charts."""
+
+
+def role_of(path: str) -> str:
+    """Returns the role that the path of a quantizer names; empty if it is none.
+
+    Example:
+        >>> [role_of(path) for path in ("convs.0.quant.edge_weight", "conv.quant.message_1", "output")]
+        ['edge_weight', 'message', '']
+    """
+    name = path.rpartition(".quant.")[2] if ".quant." in f".{path}" else ""
+    return next((role for role in ROLE_COLORS if re.fullmatch(rf"{role}(_\d+)?", name.removeprefix("quant."))), "")
+
 
 _ROLE_ORDER = tuple(ROLE_COLORS)
 _KIND_ORDER = ("weight", "activation", "message", "aggregate")

@@ -16,7 +16,7 @@ from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.given import calls_of
 
-_BINS, _BEYOND = 240, 0.25
+_BINS, _BEYOND = 96, 0.25
 """How many bins the values of a quantizer are counted in, and how far beyond its grid they reach, as a share of it."""
 
 
@@ -28,7 +28,7 @@ class Tally:
 
     Attributes:
         codes: int64 ``[levels]``, how often each code occurs, from ``quant_min`` on.
-        bins: int64 ``[240]``, how many values lie in each equal part of ``span``; those beyond are in the outermost.
+        bins: int64 ``[96]``, how many values lie in each equal part of ``span``; those beyond are in the outermost.
         span: The ends of the bins, in codes: the grid and a quarter of it on either side.
         clipped: How many values lie beyond the ends of the grid.
         values: How many there were; NaN and infinities do not count.

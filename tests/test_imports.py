@@ -34,6 +34,7 @@ HOUSE = (
         "labels",
         "weights",
         "lightning",
+        "plot",
         "tally",
         "compare",
         "checkpoint",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -52,7 +53,8 @@ def show_infer(result: infer.InferResult, console: Console) -> None:
     """Prints a table of times per case, one of operations per integer module, and what they were measured with."""
     for case in result.cases:
         console.print(_title(case.subject), style="bold", highlight=False)
-        console.print(_speeds(case))
+        for table in _speeds(case):
+            console.print(table)
         for name, reason in case.left_out.items():
             console.print(f"No {name}: {reason}.", highlight=False)
         for row in case.rows:
@@ -112,15 +114,15 @@ def _title(subject: dict[str, Any]) -> str:
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     return table
 
 
 def _times(case: TrainCase) -> Table:
-    table = _table("median", "min, ms", "x edge_index", "x CSR", "x faster", "peak, MiB", "x float")
+    table = _table("median", "min\nms", "x edge_\nindex", "x CSR", "x\nfaster", "peak\nMiB", "x\nfloat")
     base = case.rows[0].peak_mib
     for row in case.rows:
         table.add_row(
@@ -137,32 +139,28 @@ def _times(case: TrainCase) -> Table:
 
 
 def _phases(case: TrainCase) -> Table:
-    table = _table(*PHASES, "sum, ms")
+    table = _table(*(phase.replace("protection", "protec-\ntion") for phase in PHASES), "sum, ms")
     for row in case.rows:
         if row.phases_ms is not None:
             table.add_row(row.variant.name, *(_digits(row.phases_ms[name]) for name in PHASES), _digits(_sum(row)))
     return table
 
 
-def _speeds(case: infer.InferCase) -> Table:
-    columns = ("warm", "min, ms", "x edge_index", "x CSR", "cold", "min, ms", "x edge_index", "x CSR")
-    table = _table(*columns, "Mnodes/s", "peak, MiB", "file, kB")
+def _speeds(case: infer.InferCase) -> Iterator[Table]:
+    """Yields a table for the known graph, one for new ones, and one of memory: together they are too wide."""
+    for title in ("Known graph", "New graph"):
+        table = _table("median, ms", "min, ms", "x edge_index", "x CSR", "Mnodes/s", title=title)
+        for row in case.rows:
+            if (speed := row.warm if title == "Known graph" else row.cold) is not None:
+                times, ratios = (speed.median_ms, speed.min_ms), (speed.over_edge_index, speed.over_csr)
+                rate = case.subject["nodes"] / speed.median_ms / 1e3
+                table.add_row(row.engine.name, *map(_digits, times), *map(_ratio, ratios), f"{rate:.2f}")
+        if table.row_count:
+            yield table
+    table = _table("peak, MiB", "file, kB", title="Memory")
     for row in case.rows:
-        table.add_row(
-            row.engine.name,
-            *_speed(row.warm),
-            *_speed(row.cold),
-            f"{row.nodes_per_second / 1e6:.2f}",
-            _peaks(row),
-            f"{row.file_bytes / 1e3:.0f}",
-        )
-    return table
-
-
-def _speed(speed: infer.Speed | None) -> tuple[str, ...]:
-    if speed is None:
-        return ("",) * 4
-    return _digits(speed.median_ms), _digits(speed.min_ms), _ratio(speed.over_edge_index), _ratio(speed.over_csr)
+        table.add_row(row.engine.name, _peaks(row), f"{row.file_bytes / 1e3:.0f}")
+    yield table
 
 
 def _peaks(row: infer.InferRow) -> str:
@@ -171,8 +169,8 @@ def _peaks(row: infer.InferRow) -> str:
 
 def _operations(title: str, known: Sequence[Operation], new: Sequence[Operation] | None) -> Table:
     """Returns a row per operation that takes a noticeable share; what a known graph spares comes last."""
-    columns = ["calls", "ms", "share", "moved, MiB", "floor, ms", "gathered, MiB"]
-    table = _table(*columns, *(["cold, ms", "cold floor"] if new is not None else []), title=title)
+    columns = ["calls", "ms", "share", "moved\nMiB", "floor\nms", "gathered\nMiB"]
+    table = _table(*columns, *(["cold\nms", "cold\nfloor"] if new is not None else []), title=title)
     shown = dict.fromkeys(operation.name for operation in (*known, *(new or ())) if operation.share >= _SMALL)
     groups: dict[str, Sequence[str]] = {name: [name] for name in shown}
     groups["rest"] = [operation.name for operation in (*known, *(new or ())) if operation.name not in shown]

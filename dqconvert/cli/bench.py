@@ -339,6 +339,6 @@ def _end(result: Any, show: Any, draw: Any, *, chart: Path | None, as_json: bool
         typer.echo(json.dumps(result.to_dict(), indent=2))
         return
     console = Console()
-    show(result, console if console.is_terminal else Console(width=100))
+    show(result, console if console.is_terminal else Console(width=80))
     if chart is not None:
         typer.echo(f"{chart}: written")
