@@ -41,7 +41,7 @@ def check_drawing(path: str | os.PathLike[str], name: str = "plot") -> None:
     _matplotlib(name)
 
 
-PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#8c6bb1", "#555555", "#b8b000")
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#8c6bb1", "#555555", "#8fbf3f")
 """Colors that are told apart, also by the color-blind: no two of them are blues. After Okabe and Ito, 2008."""
 
 _STYLE: dict[str, Any] = {
