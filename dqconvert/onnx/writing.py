@@ -176,6 +176,10 @@ class Writing:
             raise self.refusal(f"{op.name} with {', '.join(odd) or f'{len(operands)} operands'}")
         whole = op.onnx in _ON_INTEGERS or logical
         wires = self.promoted(*operands, floats=not whole)
+        if logical and wires[0].dtype is not torch.bool:
+            if not op.name.startswith("logical"):
+                raise self.refusal(f"{op.name} of the bits of integers")
+            wires = [self.file.cast(wire, torch.bool) for wire in wires]
         tells = op.onnx in _TELLS or logical
         result = self.math(op.onnx, *wires, dtype=torch.bool if tells else None)
         number = all(isinstance(one, int) or (isinstance(one, Wire) and one.number) for one in operands)

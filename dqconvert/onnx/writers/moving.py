@@ -250,8 +250,10 @@ def _repeat(w: Writing, x: Any, *times: Any) -> Wire:
 @writes("repeat_interleave")
 def _repeat_interleave(w: Writing, x: Any, repeats: Any, dim: Any = None, *, output_size: Any = None) -> Wire:
     value = w.wire(x)
-    if not isinstance(repeats, int) or dim is None:
+    if not isinstance(repeats, int):
         raise w.refusal("rows are repeated by numbers of a tensor")
+    if dim is None:
+        value, dim = w.file.reshape(value, [-1]), 0
     at = dim % value.ndim
     spread = w.op(
         "Expand",
@@ -292,13 +294,19 @@ def _masked_fill(w: Writing, x: Any, mask: Any, value: Any) -> Wire:
 
 @writes("where")
 def _where(w: Writing, condition: Any, x: Any, y: Any) -> Wire:
+    chosen = w.wire(condition)
+    if chosen.dtype is not torch.bool:  # the method of a tensor, which comes first
+        condition, x = x, condition
+        chosen = w.wire(condition)
     one, other = w.promoted(x, y)
-    return w.op("Where", condition, one, other, dtype=one.dtype, ndim=max(w.wire(condition).ndim, one.ndim, other.ndim))
+    return w.op("Where", chosen, one, other, dtype=one.dtype, ndim=max(chosen.ndim, one.ndim, other.ndim))
 
 
 @writes("roll")
-def _roll(w: Writing, x: Any, shifts: int, dims: int) -> Wire:
+def _roll(w: Writing, x: Any, shifts: Any, dims: Any = None) -> Wire:
     value = w.wire(x)
+    if not isinstance(shifts, int) or not isinstance(dims, int):
+        raise w.refusal("it is rolled along no dimension, or several")
     return w.op(
         "Concat", _sliced(w, value, dims, -shifts, _END), _sliced(w, value, dims, 0, -shifts), axis=dims % value.ndim
     )
