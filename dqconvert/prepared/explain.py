@@ -81,7 +81,8 @@ def explain(error: Exception, place: Failed, given: Sequence[tuple[TensorInput, 
     if isinstance(error, InputTypeError) and (sparse := _sparse(node, values)) is not None:
         return sparse
     tensors = [(one, value) for one, value in given if isinstance(value, Tensor)]
-    width, layer = _widths(node, values), layer_of(node) or "the model"
+    layer = "" if op_of(node).name == "integer_propagate" else layer_of(node)  # sums take rows of any width
+    width, layer = _widths(node, values), layer or "the model"
     if width is not None and width[0]:
         return _too_wide(width[0], width[1], layer, width[2])
     found = _width_of_an_argument(tensors, layer)
