@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import BoundArguments
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch_geometric.data.data import BaseData
 
 from dqconvert.advice import Advice, enough, looking, seen_as, watching
@@ -20,6 +23,7 @@ from dqconvert.compare import Predictions, Sums, pairs_of
 from dqconvert.errors import CheckpointError, ConfigError
 from dqconvert.evaluation import Evaluated, Evaluation
 from dqconvert.expect import expect_float
+from dqconvert.exported import open_exported, run_program
 from dqconvert.labels import Rows, chosen, holders_of, outputs_of, rows_of
 from dqconvert.lower import IntegerModule
 from dqconvert.metrics import Gauge, default_metric, metrics_of
@@ -30,9 +34,11 @@ from dqconvert.trace.copies import clear_caches, working_copy
 from dqconvert.trace.inputs import map_tensors, method_of, shallow
 from dqconvert.words import kind_of
 
+Model: TypeAlias = nn.Module | ExportedProgram | str | os.PathLike[str]
+
 
 def evaluate(
-    models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+    models: Model | Sequence[Model] | Mapping[str, Model],
     data: Any,
     metric: Any = None,
     *,
@@ -47,7 +53,8 @@ def evaluate(
     batch, by as many threads as torch has.
 
     Args:
-        models: One or several, the float model first: the others are compared with it. A dict names them.
+        models: One or several, the float model first: the others are compared with it. A dict names them. Float models,
+            prepared and integer modules, programs of ``torch.export``, paths of exported files (``.pt2``, ``.onnx``).
         data: One call's worth of inputs, or several, as for :func:`dqconvert.calibrate`.
         metric: ``"accuracy"``, ``"mae"``, ``"rmse"``; a function of the outputs' rows and their labels that returns a
             number; an object with ``update`` and ``compute``, as those of torchmetrics are; or a dict of such.
@@ -137,11 +144,18 @@ class _Run:
         model: The model; it stays as it is.
 
     Attributes:
-        form: ``"float"``, ``"prepared"`` or ``"integer"``.
+        form: ``"float"``, ``"prepared"``, ``"integer"`` or ``"exported"``.
+        file: Of an exported model.
     """
 
     def __init__(self, name: str, model: Any) -> None:
         self.name = name
+        self.file = Path(model) if isinstance(model, str | os.PathLike) else None
+        self._exported = self._see = None
+        if self.file is not None or isinstance(model, ExportedProgram):
+            self.form, self.module = "exported", nn.Module()
+            self._exported = run_program(model) if self.file is None else open_exported(self.file)
+            return
         quantized = isinstance(model, PreparedModule | IntegerModule)
         if not quantized:
             expect_float(model, f"evaluate, as {name!r},")
@@ -150,10 +164,13 @@ class _Run:
             copy.deepcopy(model) if quantized else working_copy(model, caller="evaluate()", error=ConfigError)
         ).eval()
         self._given = model
-        self._see = looking(self.module) if isinstance(model, PreparedModule) else None
+        if isinstance(model, PreparedModule):
+            self._see = looking(self.module)
 
     @torch.no_grad()
     def __call__(self, call: BoundArguments) -> Any:
+        if self._exported is not None:
+            return self._exported(call)
         return self.module(*map(shallow, call.args), **{key: shallow(value) for key, value in call.kwargs.items()})
 
     def look(self, call: BoundArguments) -> None:
@@ -178,7 +195,7 @@ class _Run:
 
 
 def _runs(models: Any) -> list[_Run]:
-    if isinstance(models, nn.Module):
+    if isinstance(models, nn.Module | ExportedProgram | str | os.PathLike):
         models = [models]
     if isinstance(models, Mapping):
         return [_Run(str(name), model) for name, model in models.items()]
@@ -196,6 +213,8 @@ def _callee(runs: Sequence[_Run]) -> Callee:
     for run in runs:
         if isinstance(run.module, PreparedModule | IntegerModule):
             return callee_of(run.module)
+    if runs[0].form == "exported":
+        raise ConfigError("evaluate: an exported model does not say what its data is for: name the float model first.")
     forward, name = method_of(runs[0].module, "forward"), f"{type(runs[0].module).__name__}.forward"
     return callee_of_method(forward, name, subject="the data does not fit", error=ConfigError)
 
@@ -307,7 +326,10 @@ def _costs(runs: Sequence[_Run], call: BoundArguments, repeats: int, notes: list
         spent = {"warm_ms": 1e3 * warm[name].median, "new_ms": 1e3 * cold[name].median}
         spent |= {"peak_mib": peak_of(partial(run, call), repeats=1).rise} if reason is None else {}
         try:
-            spent["bytes"] = file_bytes(run.module)
+            if run.form != "exported":
+                spent["bytes"] = file_bytes(run.module)
+            elif run.file is not None:
+                spent["bytes"] = run.file.stat().st_size
         except (CheckpointError, RuntimeError) as error:
             notes.append(f"{run.name} has no file: {error}")
         found.append(spent)

@@ -22,6 +22,7 @@ HOUSE = (
         "demo",
         "evaluate",
         "evaluation",
+        "exported",
         "metrics",
         "bench",
         "user",

@@ -87,7 +87,7 @@ def evaluate(
     model: Model,
     scoring: Scoring,
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILE...", help="Prepared and integer files that were made of it.")
+        list[Path] | None, typer.Argument(metavar="FILE...", help="Prepared, integer, .pt2 and .onnx files of it.")
     ] = None,
     plot: Plot = None,
     as_json: JsonOfAll = False,

@@ -19,6 +19,7 @@ from dqconvert.commands.options import Scoring, Source
 from dqconvert.drawing import check_drawing
 from dqconvert.errors import UsageError
 from dqconvert.evaluate import evaluate as evaluate_models
+from dqconvert.exported import ENDINGS
 from dqconvert.metrics import NAMED
 from dqconvert.user.factory import build, find, parse_kwargs
 
@@ -36,7 +37,7 @@ def evaluate(
 
     Args:
         source: The float model, or the first of the files, which the others are then compared with.
-        files: Prepared and integer files.
+        files: Prepared, integer and exported files.
         data: Saved inputs, with the labels.
         plot: Where to draw a chart; ``None``: nowhere.
         as_json: Print everything as JSON.
@@ -50,10 +51,9 @@ def evaluate(
         raise UsageError("name each file once.")
     quantized = is_prepared(source.checkpoint)
     model = None if quantized else float_model(source)[0]
-    models: dict[str, nn.Module] = {} if model is None else {source.checkpoint.name: model}
+    models: dict[str, nn.Module | Path] = {} if model is None else {source.checkpoint.name: model}
     for file in ([source.checkpoint] if quantized else []) + [*files]:
-        instance = None if holds_integer(file) else model or unfilled(source)
-        models[file.name if file.name not in models else str(file)] = load(file, instance)
+        models[file.name if file.name not in models else str(file)] = _opened(file, source, model)
     with usage():
         found = evaluate_models(
             models,
@@ -70,6 +70,14 @@ def evaluate(
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
         Console(highlight=False).print(found)
+
+
+def _opened(file: Path, source: Source, model: nn.Module | None) -> nn.Module | Path:
+    """Returns the module in a file; of an exported one its path."""
+    if file.suffix in ENDINGS:
+        return file
+    found: nn.Module = load(file, None if holds_integer(file) else model or unfilled(source))
+    return found
 
 
 def _metrics(scoring: Scoring) -> dict[str, Any] | None:
