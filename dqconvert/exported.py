@@ -38,7 +38,7 @@ def open_exported(path: str | os.PathLike[str]) -> Callable[[BoundArguments], An
         except ModuleNotFoundError as error:
             raise ExportError(f"{path}: to run ONNX needs {error.name}: pip install 'dqconvert[onnx]'.") from error
         session = Session(Path(path))
-        return lambda call: session.forward(*call.args, **call.kwargs)
+        return lambda call: session(*call.args, **call.kwargs)
     try:
         program = torch.export.load(path)
     except Exception as error:  # whatever torch raises on a damaged archive
