@@ -183,7 +183,8 @@ def _boxes(
         size = " \u00d7 ".join(map(str, node.shape))
         box["below"] = "" if node.kind == "quantizer" else " \u00b7 ".join(filter(None, (inner, size)))
         added = more(node)
-        details = {"name": name, "calls": node.target, "module": node.module, "stage": node.stage.replace("none", "")}
+        calls = "" if node.kind in ("quantizer", "protection") else node.target
+        details = {"name": name, "calls": calls, "module": node.module, "stage": node.stage.replace("none", "")}
         details |= {"example's shape": size, "type": node.dtype, "source": node.source}
         added["details"] = [*added.get("details", ()), *((term, text) for term, text in details.items() if text)]
         edges: tuple[list[str], list[str]] = [], []
@@ -226,7 +227,7 @@ def _inserted(view: View, node: NodeView, ratios: Mapping[str, float]) -> dict[s
             facts["ends"] = (low, low + (1 << entry.bits) - 1)
     range_text = quantizer.range_text or "not observed"
     details = {"quantizer": entry.path, "codes": entry.codes, "range": range_text, "scheme": entry.scheme}
-    details |= {"level": entry.level, "of": entry.op, "protected rows pass": "yes" if entry.protected else "no"}
+    details |= {"level": entry.level, "protected rows pass": "yes" if entry.protected else "no"}
     return {**facts, "details": list(details.items())}
 
 
