@@ -100,9 +100,7 @@ def describe(
         **{key: facts[key] for key in ("factory", "kwargs", "qconfig")},
         "report": {key: value for key, value in asdict(module.report).items() if key != "agreement"},
         "islands": [asdict(island) for island in module.islands],
-        "quantizers": [
-            _quantizer(path, quantizer) | _behind(module, path, quantizer) for path, quantizer in module.quantizers()
-        ],
+        "quantizers": [_quantizer(path, quantizer) for path, quantizer in module.quantizers()],
         "protections": [
             {"path": path, **asdict(child.protect)}
             for path, child in module.named_modules()
@@ -175,18 +173,8 @@ def _quantizer(path: str, quantizer: FakeQuantize) -> dict[str, Any]:
         "row_dim": quantizer.row_dim,
         "flags": {flag: getattr(quantizer, flag) for flag in FLAGS},
         **({} if quantizer.noise is None else {"noise": quantizer.noise}),
+        **({"behind": list(quantizer.behind)} if quantizer.behind else {}),
     }
-
-
-def _behind(module: PreparedModule, path: str, quantizer: FakeQuantize) -> dict[str, Any]:
-    """Returns the dropouts before a quantizer, layers by their paths; nothing where there are none."""
-    paths = {id(layer): name for name, layer in module.named_modules()}
-    found = [one if isinstance(one, float) else paths.get(id(one)) for one in quantizer.behind]
-    if None in found:
-        raise CheckpointError(
-            f"the module cannot be saved: a dropout before {path} is no longer its own; prepare the model with it."
-        )
-    return {"behind": found} if found else {}
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from dqconvert.errors import CheckpointError, GuardError, TraceError
 from dqconvert.prepared import PreparedModule
 from dqconvert.qconfig import Protect, QConfig, QSpec
 from dqconvert.quant import FakeQuantize, Protection
+from dqconvert.quant.fake_quantize import probability
 from dqconvert.report import Report
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace import Island
@@ -172,14 +173,15 @@ def _attach_all(root: nn.Module, document: Mapping[str, Any], tensors: Mapping[s
         attach(root, path, module.to(device))
 
 
-def _dropout(root: nn.Module, path: str, one: Any) -> float | nn.Module:
-    """Returns a dropout before a quantizer: its probability, or the model's layer."""
-    layer = dict(root.named_modules()).get(one) if isinstance(one, str) else None
-    if isinstance(layer, nn.modules.dropout._DropoutNd):
-        return layer
-    if not isinstance(one, float) or not 0 <= one <= 1:
+def _dropout(root: nn.Module, path: str, one: Any) -> float | str:
+    """Returns a dropout before a quantizer, checked: its probability, or a path in the model."""
+    try:
+        p = probability(root, one) if isinstance(one, str) else one
+    except (AttributeError, TypeError, ValueError):
+        p = None
+    if not isinstance(p, float) or not 0 <= p <= 1:
         raise CheckpointError(f"the file has the quantizer {path!r} behind the dropout {one!r}, which there is not.")
-    return one
+    return cast(float | str, one)
 
 
 def quantizer_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> FakeQuantize:

@@ -99,6 +99,8 @@ class PreparedBase(DoorModule):
 
     def _runs(self, graph: Graph) -> Graph:
         share_memory(self)
+        for _, quantizer in self.quantizers():
+            quantizer.bind(self)
         return self._fused[graph].graph
 
     def _bounded(self, forward: Callable[..., Any], graph: Graph, runs: Graph) -> Callable[..., Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -48,8 +49,8 @@ class FakeQuantize(nn.Module):
         channel_dim: The dimension of the channels.
         row_dim: The dimension that ``protected`` ranges over.
         noise: The share of values that training rounds, drawn at each call; ``None``: all.
-        behind: Dropouts, or the probabilities of such, that values come out of, to be rounded as if before them:
-            training scales what it keeps, and the grid with it.
+        behind: The dropouts that values come out of, to be rounded as if before them, by probability, or by the path
+            of a layer or of a probability in the model: training scales what it keeps, and the grid with it.
 
     Attributes:
         min_val: Buffer, the lower end of the range: float32 whatever type the module is cast to, ``[]`` or
@@ -91,7 +92,8 @@ class FakeQuantize(nn.Module):
     log_scale: nn.Parameter | None
     offset: nn.Parameter | None
     noise: float | None = None
-    behind: tuple[float | nn.Module, ...] = ()
+    _root: Callable[[], nn.Module | None] | None = None
+    behind: tuple[float | str, ...] = ()
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class FakeQuantize(nn.Module):
         channel_dim: int = 0,
         row_dim: int = 0,
         noise: float | None = None,
-        behind: tuple[float | nn.Module, ...] = (),
+        behind: tuple[float | str, ...] = (),
     ) -> None:
         super().__init__()
         shape: tuple[int, ...] = ()
@@ -116,7 +118,7 @@ class FakeQuantize(nn.Module):
         self.spec = spec
         self.name = name
         self.noise = noise
-        self.behind = behind  # within a tuple, so that they are no parts of this module
+        self.behind = behind
         self.signed = signed
         self.from_zero = spec.signed == "graph" and not signed
         self.channel_dim = channel_dim if spec.granularity == "channel" else None
@@ -183,10 +185,18 @@ class FakeQuantize(nn.Module):
     def stretch(self) -> float:
         """By how much training scales values and grid: by the dropouts before it."""
         stretch = 1.0
+        root = self._root() if self.training and self.behind and self._root is not None else None
         for one in self.behind if self.training else ():
-            p = one if isinstance(one, float) else cast(nn.Dropout, one).p if one.training else 0.0
+            p = one if isinstance(one, float) else probability(root, one) if root is not None else 0.0
             stretch *= 1 / (1 - p) if p < 1 else 1.0
         return stretch
+
+    def bind(self, root: nn.Module) -> None:
+        """Says whose parts ``behind`` names by path. Of a copy that is another one, which has to say so again."""
+        self._root = weakref.ref(root)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_root"}
 
     def ends(self, number: int) -> tuple[Tensor, Tensor]:
         """Returns the range as operators take it, for a value of so many numbers; with a gradient if it is learned."""
@@ -428,8 +438,16 @@ class FakeQuantize(nn.Module):
 _WEIGHT = re.compile(r"(.*\.)?weight(_\d+)?")
 """Names of quantizers of weights."""
 
-_nearest_seen, _above_zero = Derived(nearest_seen), Derived(partial(torch.clamp, min=0))
+_nearest_seen, _above_zero = Derived(nearest_seen), Derived(functools.partial(torch.clamp, min=0))
 """Kept, as it takes longer than to round some rows."""
+
+
+def probability(root: nn.Module, path: str) -> float:
+    """Returns what a dropout layer of a model, or one that uses its attribute, drops now; ``path``: to either."""
+    found = functools.reduce(getattr, path.split("."), cast(Any, root))
+    if not isinstance(found, nn.Module):
+        return float(found)
+    return float(cast(Any, found).p) if found.training else 0.0
 
 
 def granularity_of(spec: QSpec) -> str:

@@ -44,6 +44,10 @@ def drop_messages(message: Tensor, like: Tensor, p: float, training: bool = True
     return message * kept.reshape(*kept.shape, *[1] * (message.dim() - kept.dim()))
 
 
+LAYERS = (nn.modules.dropout._DropoutNd,)
+"""Layers that drop, with a probability ``p``."""
+
+
 class Dropouts:
     """Finds the dropouts of a graph that quantizers can stand before.
 
@@ -119,13 +123,14 @@ class Dropouts:
         assert isinstance(base, Node)
         return base, top
 
-    def behind(self, value: Node, rows: RowSpaces) -> tuple[float | nn.Module, ...]:
-        """Returns the dropouts that a value carries the scale of, in training: layers, or the probabilities of others.
+    def behind(self, value: Node, rows: RowSpaces) -> tuple[float | str, ...]:
+        """Returns the dropouts that a value carries the scale of, in training: paths of layers or of probabilities, or
+        probabilities.
 
         A message that is a dropped row, or its product with what the graph alone says, is as many times larger as the
         dropout makes what it keeps.
         """
-        found: list[float | nn.Module] = []
+        found: list[float | str] = []
         while value.args:
             step = value.args[0]
             if self._drops(value):
@@ -142,13 +147,17 @@ class Dropouts:
             value = step
         return tuple(found)
 
-    def _scale(self, node: Node) -> list[float | nn.Module]:
+    def _scale(self, node: Node) -> list[float | str]:
         if node.op == "call_module":
-            layer = self._root.get_submodule(str(node.target))
-            return [layer] if isinstance(layer, nn.modules.dropout._DropoutNd) else []
+            return [str(node.target)] if isinstance(self._root.get_submodule(str(node.target)), LAYERS) else []
         p, training = argument(node, "p", 0.5), argument(node, "training", True)
-        # One that drops in evaluation, too, scales what calibration sees.
-        return [float(p)] if isinstance(p, int | float) and isinstance(training, Node) else []
+        if not isinstance(training, Node):
+            return []  # it drops in evaluation, too, and scales what calibration sees
+        if isinstance(p, Node) and p.op != "get_attr":
+            where = note_of(node).source or node.name
+            self.remarks.append(f"{where}: what is dropped is rounded behind the dropout, whose p the forward computes")
+            return []
+        return [str(p.target) if isinstance(p, Node) else float(p)]
 
     def _op(self, node: Node) -> Op:
         if node.op != "call_module":

@@ -46,7 +46,7 @@ class Site:
     nonnegative: bool
     cut: bool
     source: str
-    behind: tuple[float | nn.Module, ...] = ()
+    behind: tuple[float | str, ...] = ()
 
     def signed(self, spec: QSpec) -> bool:
         """True if the codes that a spec gives the value are signed."""
