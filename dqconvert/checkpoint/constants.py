@@ -56,6 +56,11 @@ def by_code(constant: Tensor) -> bool:
     return constant.shape == (CODES,) and is_finite(constant)
 
 
+def by_codes(constant: Tensor) -> bool:
+    """True if it has a finite float32 number for each code; or for each pair of groups and code."""
+    return constant.dim() in (1, 3) and constant.numel() > 0 and constant.size(-1) == CODES and is_finite(constant)
+
+
 def is_table(constant: Tensor) -> bool:
     """True if it says something of each code, or of each column and code."""
     return constant.dim() in (1, 2) and constant.size(-1) == CODES and not constant.dtype.is_complex

@@ -160,7 +160,12 @@ FINISH: dict[str, Any] = {
 }
 """The members of a :class:`dqconvert.kernels.integer.finish.Finish`."""
 
-MESSAGE_WEIGHT: dict[str, Any] = {"codes": AnyValue(), "multipliers": _LOGITS, "grid": _GRID}
+MESSAGE_WEIGHT: dict[str, Any] = {
+    "codes": AnyValue(),
+    "multipliers": ConstantOf("a finite number for each code", _always(constants.by_codes)),
+    "grid": _GRIDS,
+    "groups": OrNone(AnyValue()),
+}
 """The members of a :class:`dqconvert.kernels.integer.propagate.MessageWeight`."""
 
 _PTR, _SENDERS, _EDGES, _ROOTS = (OrderPart((name,)) for name in ("ptr", "senders", "edges", "roots"))
@@ -178,7 +183,7 @@ SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
     },
     integer_propagate: {
         "x": AnyValue(),
-        "x_grid": _GRID,
+        "x_grid": _GRIDS,
         "ptr": _PTR,
         "senders": _SENDERS,
         "columns": _COUNT,

@@ -63,6 +63,16 @@ def test_sums_of_norms_on_nodes_are_integer_all_the_way():
     assert (want.argmax(1) == got.argmax(1)).float().mean() >= 0.999
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("model", [GCN, GAT])
+def test_weighted_messages_are_integer(model, bits):
+    """A row is on the grid of its own group, the message made of it on that of who receives it."""
+    _, integer = converted(model(6, 16, 2, 5), bits, *graph())
+    assert calls(integer).count("integer_propagate") == 2
+    assert not [one for one in integer.report.floats if "aggr" in one.op or "mul" in one.op]
+    assert model is GAT or not integer.report.floats
+
+
 def test_values_between_groups_and_one_grid_are_looked_up():
     _, integer = converted(GIN(6, 16, 2, 5), 8, *graph())
     assert not integer.report.floats

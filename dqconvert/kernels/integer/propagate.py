@@ -21,7 +21,7 @@ from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.finish import CODES
 from dqconvert.kernels.cpu.integer.lines import lines
-from dqconvert.kernels.cpu.integer.propagate import messages_of_codes, propagate_rows
+from dqconvert.kernels.cpu.integer.propagate import messages_of_codes, propagate_groups, propagate_rows
 from dqconvert.kernels.cpu.llvm.edges import LEAST
 from dqconvert.kernels.cpu.llvm.messages import BIAS, MAX, MIN, SUM
 from dqconvert.kernels.cpu.llvm.vectors import AVX2
@@ -61,11 +61,16 @@ class MessageWeight(NamedTuple):
             scale of the messages.
         grid: float32 `[4]`, of the messages: scale, zero, the highest code, and the lowest of training: they are
             rounded as :func:`dqconvert.kernels.integer.codes.quantize` does.
+        groups: uint8 `[num_senders]`, the group of each sender, if rows are on grids of groups: then multipliers are
+            `[groups of receivers, groups of senders, 256]`, `grid` is `[groups of receivers, 4]`, and that of `x`
+            `[groups of senders, 4]`; who receives is in the group that the finish says. Where there is but one group
+            of a kind, nobody has to say it.
     """
 
     codes: Tensor
     multipliers: Tensor
     grid: Tensor
+    groups: Tensor | None = None
 
 
 def plain_integer_propagate(
@@ -84,17 +89,26 @@ def plain_integer_propagate(
     The arguments are those of :func:`integer_propagate`.
     """
     codes = unpack(x, columns) if packed_input else x
-    message = (codes.long() - CodeGrid(*x_grid).zero.long())[senders.long()]
+    degree = ptr.diff()
+    receivers = torch.arange(degree.numel(), device=x.device).repeat_interleave(degree)
+    if weight is None or weight.multipliers.dim() == 1:
+        message = (codes.long() - CodeGrid(*x_grid).zero.long())[senders.long()]
+    else:
+        of_sender, of_receiver = _of_edges(weight, finish, senders.long(), receivers)
+        message = codes.long()[senders.long()] - CodeGrid(*x_grid.t()).zero.long()[of_sender].unsqueeze(1)
     if weight is not None:
         rows, heads = weight.codes.shape
         # In float64, where the product is exact and rounded once.
-        by_code = weight.multipliers.clamp(-STEEPEST, STEEPEST).to(torch.float64)
-        product = message.view(rows, heads, columns // heads) * by_code[weight.codes.long()].unsqueeze(2)
-        _, zero, top, low = CodeGrid(*weight.grid.to(torch.float64))
+        by_code, numbers = weight.multipliers.clamp(-STEEPEST, STEEPEST).to(torch.float64), weight.grid.double()
+        if by_code.dim() == 1:
+            factors = by_code[weight.codes.long()]
+        else:
+            factors = by_code[of_receiver.unsqueeze(1), of_sender.unsqueeze(1), weight.codes.long()]
+            numbers = numbers[of_receiver].t()[:, :, None, None]
+        product = message.view(rows, heads, columns // heads) * factors.unsqueeze(2)
+        _, zero, top, low = CodeGrid(*numbers)
         steps = (product + (zero + low)).to(torch.float32).round()
         message = (steps.clamp(low, low + top) - (zero + low)).long().view(rows, columns)
-    degree = ptr.diff()
-    receivers = torch.arange(degree.numel(), device=x.device).repeat_interleave(degree)
     sums = message.new_zeros(degree.numel(), columns)
     if REDUCTIONS[reduce] == SUM:
         sums.index_add_(0, receivers, message)
@@ -103,6 +117,16 @@ def plain_integer_propagate(
         sums.scatter_reduce_(0, places, message, f"a{reduce}", include_self=False)
     shares = 1 / degree.clamp(min=1).to(torch.float32) if reduce == "mean" else None
     return plain_finish(sums, finish, shares)
+
+
+def _of_edges(weight: MessageWeight, finish: Finish, senders: Tensor, receivers: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the group of the sender and of the receiver of each edge."""
+    ends = (senders, weight.groups, weight.multipliers.size(1)), (receivers, finish.groups, weight.multipliers.size(0))
+    of_sender, of_receiver = (
+        torch.zeros_like(nodes) if groups is None else groups.long()[nodes].clamp(max=count - 1)
+        for nodes, groups, count in ends
+    )
+    return of_sender, of_receiver
 
 
 def _on_cpu(
@@ -120,6 +144,9 @@ def _on_cpu(
     out = room(nodes, columns, finish)
     if out.numel() == 0:
         return out
+    if weight is not None and weight.multipliers.dim() > 1:
+        x = unpack(x, columns) if packed_input else x
+        return _by_group(x, x_grid, ptr, senders, columns, reduce == "mean", weight, finish, out)
     zero, kind = int(as_numbers(x_grid, np.float32).zero), REDUCTIONS[reduce]
     if packed_input and not (AVX2 and (weight is None or _pack_whole(columns, weight.codes.size(1)))):
         x, packed_input = unpack(x, columns), False
@@ -173,6 +200,40 @@ def _make_messages(
 _messages = Derived(_make_messages)
 
 
+def _by_group(
+    x: Tensor,
+    x_grid: Tensor,
+    ptr: Tensor,
+    senders: Tensor,
+    columns: int,
+    mean: bool,
+    weight: MessageWeight,
+    finish: Finish,
+    out: Tensor,
+) -> Tensor:
+    """Sums, or averages, of messages on grids of groups."""
+    x = torch.nn.functional.pad(x, (0, max(LEAST - columns, 0)))
+    tables, zeros, numbers = _group_messages((weight.multipliers, weight.grid, x_grid))
+    order, own = array(ptr), np.empty(0, np.uint8) if weight.groups is None else array(weight.groups)
+    made = array(x), order, array(senders), own, array(weight.codes), tables, zeros, numbers
+    args = (*made, mean, EXACT, columns, finish_arrays(finish, columns), array(out))
+    run(lambda _, start, stop: propagate_groups(*args, start, stop), balanced(order, -(-columns // _BYTES)))
+    return out
+
+
+def _make_group_messages(
+    multipliers: Tensor, grid: Tensor, x_grid: Tensor
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Returns multipliers, the zero of each group of senders, and what belongs to each group of receivers."""
+    _, middle, top, low = grid.round().to(torch.int64).t()
+    numbers = torch.stack([middle + low, BIAS + low, BIAS + low + top, BIAS + middle + low], 1)
+    slopes = array(multipliers).clip(-STEEPEST, STEEPEST)
+    return slopes, array(x_grid[:, 1].to(torch.int64)).copy(), array(numbers.contiguous()).copy()
+
+
+_group_messages = Derived(_make_group_messages)
+
+
 def _pack_whole(columns: int, heads: int) -> bool:
     """True if the columns of each head, two to a byte, fill whole strips."""
     return heads == 1 or columns // heads % (2 * LEAST) == 0
@@ -183,11 +244,23 @@ def _fake(x: Tensor, x_grid: Tensor, ptr: Tensor, senders: Tensor, columns: int,
 
 
 def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
-    x, _, _, _, columns, packed_input, _, weight, multipliers, message_grid, *finish = args
+    x, x_grid, _, _, columns, packed_input, reduce, weight, multipliers, message_grid, groups, *finish = args
     _check_width(x, columns, packed_input)
     weighed = [part is None for part in (weight, multipliers, message_grid)]
     if any(weighed) != all(weighed) or (weight is not None and (weight.size(1) == 0 or columns % weight.size(1) != 0)):
         raise _unweighed(sizes["edges"], columns, weight)
+    several = multipliers is not None and multipliers.dim() == 3
+    if several:
+        counts, ends = multipliers.shape[:2], (len(message_grid), len(x_grid))
+        sides = zip(counts, (finish[-1], groups), strict=True)
+        known = counts == ends and all(count > 0 and (count == 1 or own is not None) for count, own in sides)
+        if x_grid.dim() != 2 or message_grid.dim() != 2 or not known or REDUCTIONS[reduce] != SUM:
+            raise InputShapeError(
+                f"messages between {tuple(counts)} groups of receivers and senders take grids of as many, the group of "
+                f"each node, and a sum or mean; got grids of {ends}, and {reduce!r}"
+            )
+    elif x_grid.dim() != 1 or (message_grid is not None and message_grid.dim() != 1):
+        raise InputShapeError("rows on grids of groups take a weight for each pair of groups")
     check(Finish(*finish), sizes["nodes"], columns)
 
 
@@ -222,15 +295,16 @@ integer_propagate_operator = Operator(
     takes=Takes(
         "integer_propagate",
         x="uint8 [rows, width]",
-        x_grid="float32 [4]",
+        x_grid="float32 [4] | [of_x, 4]",
         ptr="int64 [nodes + 1]",
         senders="index [edges]",
         columns="size",
         packed_input="flag",
         reduce="flag",
         weight="uint8? [edges, heads]",
-        multipliers="float32? [256]",
-        message_grid="float32? [4]",
+        multipliers="float32? [256] | [of_messages, of_x, 256]",
+        message_grid="float32? [4] | [of_messages, 4]",
+        sender_groups="uint8? [rows]",
         **TAKES,
         orders=(("ptr", "senders", "rows"),),
         also=_check,
@@ -258,7 +332,7 @@ def integer_propagate(
     Args:
         x: uint8 codes `[num_senders, columns]`; with `packed_input`, two to a byte, `[num_senders, (columns + 1) //
             2]`.
-        x_grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training.
+        x_grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training; or one of each group.
         ptr: int64 `[num_nodes + 1]`; the edges to node `i` are `ptr[i]` to `ptr[i + 1]`.
         senders: int32 or int64 `[num_edges]`; whether all are there is looked at once, see
             :func:`dqconvert.kernels.order.check_order`.
@@ -304,11 +378,11 @@ def _unweighed(edges: int, columns: int, weight: Tensor | None) -> InputShapeErr
 
 
 def _check_weight(weight: MessageWeight, edges: int, columns: int) -> None:
-    codes, multipliers, grid = weight
+    codes, multipliers, grid, _ = weight
     if codes.dim() != 2 or codes.size(0) != edges or codes.size(1) == 0 or columns % codes.size(1) != 0:
         raise _unweighed(edges, columns, codes)
     if codes.dtype != torch.uint8 or multipliers.dtype != torch.float32:
         raise TypeError(f"expected uint8 codes and float32 multipliers, got {codes.dtype} and {multipliers.dtype}")
-    if multipliers.shape != (CODES,) or grid.shape != (4,):
+    if multipliers.dim() < 3 and (multipliers.shape != (CODES,) or grid.shape != (4,)):
         shapes = tuple(multipliers.shape), tuple(grid.shape)
         raise ValueError(f"expected multipliers {(CODES,)} and a grid {(4,)}, got {shapes[0]} and {shapes[1]}")

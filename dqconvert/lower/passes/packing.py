@@ -59,7 +59,12 @@ def _takes_packed(user: Node, codes: Node) -> bool:
         return False
     # With several heads the bytes of one must fill whole registers: with one they always do.
     weight = user.kwargs.get("weight")
-    return not isinstance(weight, MessageWeight) or _one_head(weight)
+    return not isinstance(weight, MessageWeight) or (_one_head(weight) and _of_one_grid(weight))
+
+
+def _of_one_grid(weight: MessageWeight) -> bool:
+    multipliers = weight.multipliers
+    return isinstance(multipliers, Node) and note_of(multipliers).ndim == 1
 
 
 def _one_head(weight: MessageWeight) -> bool:

@@ -16,7 +16,7 @@ from dqconvert.kernels.integer.groups import (
     quantize_groups_operator,
 )
 from dqconvert.kernels.integer.linear import integer_linear, integer_linear_operator, pack_weight
-from dqconvert.kernels.integer.propagate import integer_propagate_operator
+from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate_operator
 from dqconvert.kernels.integer.receivers import receiver_order
 from dqconvert.kernels.integer.tables import (
     look_up_operator,
@@ -84,6 +84,25 @@ def test_linear_layers_end_as_the_group_of_each_row_says(kind, rows, threads):
 
 
 @pytest.mark.sample(5)
+@pytest.mark.parametrize("kind", ["plain", "table", "shares", "packed"])
+def test_weighted_messages_are_on_grids_of_groups(kind, threads):
+    """Of senders and receivers, or of one of both; without edges, with loops, and with edges that are there twice."""
+    for edges, heads, columns in ((0, 1, 5), (300, 1, 9), (300, 4, 64)):
+        sender, receiver = torch.randint(50, (2, edges))
+        ptr, senders, _ = receiver_order(sender, receiver, 50, 60)
+        finish = finishes(60, columns)[kind]
+        for of_messages, of_x in ((COUNT, COUNT), (COUNT, 1), (1, COUNT)):
+            own, numbers = groups_of(50) if of_x > 1 else None, grids(63)[:of_messages]
+            weight = MessageWeight(codes(edges, heads), torch.randn(of_messages, of_x, 256) / 2, numbers, own)
+            for reduce in ("sum", "mean"):
+                args = (codes(50, columns), grids()[:of_x], ptr, senders, columns, False, reduce, weight, finish)
+                got, want = integer_propagate_operator(*args), integer_propagate_operator.definition(*args)
+                torch.testing.assert_close(got, want, rtol=0, atol=0)
+    for wrong, reduce in ((weight._replace(groups=None), "sum"), (weight, "max")):
+        with pytest.raises(InputShapeError, match="groups of receivers and senders"):
+            integer_propagate_operator(*args[:6], reduce, wrong, finish)
+
+
 @pytest.mark.parametrize("kind", finishes(1, 1))
 def test_plain_sums_end_as_the_group_of_each_node_says(kind, threads):
     sender, receiver = torch.randint(50, (2, 300))

@@ -427,7 +427,7 @@ def test_what_does_not_fit_is_an_error():
 @pytest.mark.parametrize("heads", [0, 2], ids="{} heads".format)
 def test_operators_keep_their_contract(heads, packed):
     order = a_graph(6, 5, 10)
-    parts = a_weight(10, heads) if heads else (None, None, None)
+    parts = a_weight(10, heads) if heads else (None, None, None, None)
     for end in ("values", "other") if packed else ("codes", "packed"):
         finish = a_finish(5, 6, end=end, bias=True)
         args = codes(6, 6, packed), INT4 if packed else INT8, *order, 6, packed, "mean"

@@ -146,6 +146,87 @@ def propagate_rows(  # type: ignore[no-untyped-def]
 
 
 @loop
+def propagate_groups(  # type: ignore[no-untyped-def]
+    x,
+    ptr,
+    senders,
+    own,
+    weights,
+    tables,
+    zeros,
+    numbers,
+    mean,
+    most,
+    columns,
+    steps,
+    out,
+    start,
+    stop,
+):
+    """Nodes `start` to `stop`, whose messages are on the grid of their group, made of rows on that of their sender's.
+
+    `own`: uint8, the group of each row of `x`, or empty. `tables`: float32 `[groups of receivers, groups of senders,
+    256]`. `zeros`: of each group of senders. `numbers`: of each group of receivers, see `propagate_rows`: the zero of
+    its messages, the lowest and the highest, and by how much each comes out too large. The rest as there.
+    """
+    heads, row_size, kinds = weights.shape[1], x.shape[1], tables.shape[1]
+    plan = plan_strips(columns, row_size, heads, True, MADE)
+    width = 0
+    for part in range(plan.shape[0]):
+        width += plan[part, 4]
+    found, sums, totals = np.empty(MOST, np.int32), np.empty(width, np.int32), np.empty(width, np.int64)
+    codes, one, last, ends = np.empty(columns, np.uint8), np.float32(1), senders.size - 1, pointed(steps, columns)
+    for row in range(start, stop):
+        first, end, group = ptr[row], ptr[row + 1], group_of(steps.group, row, tables.shape[0])
+        middle, low, high = np.int32(numbers[group, 0]), np.int32(numbers[group, 1]), np.int32(numbers[group, 2])
+        wide = end - first > most
+        totals[:] = 0
+        sums[:] = 0
+        for begin in range(first, end, most):
+            edge, until = begin, min(begin + most, end)
+            sums[:] = 0
+            while edge < until:
+                # Rows on one grid at a time.
+                kind, next_ = group_of(own, senders[edge], kinds), edge + 1
+                while next_ < until and group_of(own, senders[next_], kinds) == kind:
+                    next_ += 1
+                to, table = 0, pointer(tables, (group * kinds + kind) * 256)
+                for part in range(plan.shape[0]):
+                    head, at, length, skip, take = plan[part]
+                    reduce_edges(
+                        length,
+                        SUM,
+                        pointer(x, at),
+                        row_size,
+                        pointer(senders, 0),
+                        edge,
+                        next_,
+                        last,
+                        pointer(weights, head),
+                        heads,
+                        table,
+                        np.int32(zeros[kind]),
+                        middle,
+                        low,
+                        high,
+                        pointer(found, 0),
+                    )
+                    beyond = numbers[group, 3] * (next_ - edge)
+                    take_over(pointer(found, skip), take, beyond, False, pointer(sums, to))
+                    to += take
+                edge = next_
+            if wide:
+                for c in range(width):
+                    totals[c] += sums[c]
+        share = one / np.float32(end - first) if mean and end > first else one
+        ends_as, to_row = group_of(steps.group, row, steps.number), pointer(out, row * out.shape[1])
+        if wide:
+            finish_row(pointer(totals, 0), row, ends_as, share, ends, pointer(codes, 0), to_row)
+        else:
+            finish_row(pointer(sums, 0), row, ends_as, share, ends, pointer(codes, 0), to_row)
+
+
+@loop
 def take_over(found, count, beyond, fresh, sums):  # type: ignore[no-untyped-def]
     """Sums of a block of edges, less what is `beyond` them (to 2^32, as they are)."""
     # Messages come out too large by a constant each. Sums may wrap around on the way: differences to 2^32 are right.
