@@ -1,11 +1,15 @@
 """Several ranks: ranges are those of the union of their values, on every rank, bit for bit."""
 
+import copy
 import functools
 import itertools
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
 
@@ -27,11 +31,16 @@ CONFIGS["averaged percentiles"] = {"activation": AVERAGED, "message": AVERAGED, 
 SIZES = (40, 23)
 
 
-def made(model, config, fuse, **changes):
+@functools.cache
+def prepared(model, config, fuse, **changes):
     torch.manual_seed(0)
     given = CONFIGS[config]
     qconfig = replace(dqconvert.presets[given], **changes) if isinstance(given, str) else {**given, **changes}
     return dqconvert.prepare(MODELS[model](8, 16, 2, 5), qconfig, fuse=fuse)[0]
+
+
+def made(*args, **kwargs):
+    return copy.deepcopy(prepared(*args, **kwargs))
 
 
 def graph(rank, step, nodes):
@@ -98,8 +107,9 @@ def all_of(rank, cases):
 
 @functools.cache
 def on_two(cases):
-    for case in cases:  # loops are compiled once, before there are two processes
-        loss_of(made(*case), *graph(0, 0, 30)).backward()
+    for case in cases:  # models are prepared and loops compiled once, before there are two processes
+        loss_of(made(*case, protect=None), *graph(0, 0, 30)).backward()
+        prepared(*case)
     return on_ranks(2, all_of, cases)
 
 
@@ -188,7 +198,52 @@ def batches(rank):
     return ranges(module)
 
 
-CHECKS = (percentiles_agree, each_by_itself, elsewhere, batches)
+def resumed(rank):
+    """Losses of two steps, and the same again by what was kept before them: of another module, in DDP again."""
+
+    def parts():
+        ddp = DistributedDataParallel(made("GCN", "int8-dq", True))
+        return ddp, torch.optim.Adam(ddp.parameters(), 1e-2)
+
+    def step(ddp, optimizer, number):
+        loss = loss_of(ddp, *graph(rank, number, 30 + rank))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    ddp, optimizer = parts()
+    torch.manual_seed(rank)
+    step(ddp, optimizer, 0)
+    kept = copy.deepcopy((ddp.module.state_dict(), optimizer.state_dict())), torch.get_rng_state()
+    wanted = [step(ddp, optimizer, number) for number in (1, 2)]
+    ddp, optimizer = parts()
+    for one, state_dict in zip((ddp.module, optimizer), kept[0], strict=True):
+        one.load_state_dict(state_dict)
+    torch.set_rng_state(kept[1])
+    return wanted, [step(ddp, optimizer, number) for number in (1, 2)]
+
+
+def sharded(rank, model, config, fuse):
+    """Some steps of FSDP2, and an evaluation: ranges, and whether all of it is finite."""
+    module = made(model, config, fuse)
+    fully_shard(module, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
+    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+    torch.manual_seed(rank)
+    for step in range(2):
+        loss_of(module, *graph(rank, step, 30 + 7 * rank)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        out = module.eval()(*graph(rank, 5, 20)[:2])
+    return ranges(module), bool(out.isfinite().all())
+
+
+def of_shards(rank, models=("GCN",)):
+    return [sharded(rank, model, "int8-dq", fuse) for model in models for fuse in (True, False)]
+
+
+CHECKS = (percentiles_agree, each_by_itself, elsewhere, batches, resumed, of_shards)
 
 
 def test_percentiles_are_those_of_all_ranks_values():
@@ -209,3 +264,42 @@ def test_ranks_that_are_not_at_the_same_place_are_told():
 def test_ranks_calibrate_together():
     one, two = (one[batches] for one in on_two(QUICK))
     assert one == two
+
+
+def test_a_resumed_training_goes_on_as_it_would_have():
+    for wanted, got in (one[resumed] for one in on_two(QUICK)):
+        assert got == wanted
+
+
+def fits(both):
+    for (one, fine), (two, _) in zip(*both, strict=True):
+        assert fine
+        assert one == two
+
+
+def test_shards_train_and_evaluate():
+    fits([one[of_shards] for one in on_two(QUICK)])
+
+
+@pytest.mark.study
+def test_shards_of_more_models_train_and_evaluate():
+    fits(on_ranks(2, of_shards, ("GIN", "SAGE", "GAT")))
+
+
+FOUR = list(itertools.product(MODELS, ("int8-dq", "int4-dq", "int8-qat", "int8-lsq"), (True, False)))
+
+
+def fifty(rank, case):
+    return trained(rank, *case, steps=50), first_step(rank, *case, number=4)
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("case", FOUR, ids=str)
+def test_four_ranks_have_the_same_state_after_fifty_steps(case):
+    made(*case)(*graph(0, 0, 30)[:2])  # compiles
+    ranks = on_ranks(4, fifty, case)
+    states, firsts = zip(*ranks, strict=True)
+    assert [name for name in states[0] if any(one[name] != states[0][name] for one in states)] == []
+    for got, wanted, *_ in firsts:
+        assert got == wanted
+    assert sum(one[2] for one in firsts) == pytest.approx(firsts[0][3], rel=1e-5)
