@@ -78,7 +78,7 @@ class Source:
     def rows(self) -> NDArray[Any]:
         """Returns all rows, in memory: gone through without a chain."""
         y = matrix(empty(self.shape, self.dtype))
-        nothing = _arrays(NO_CHAIN, (None, None, None), False, y, None, {})
+        nothing = arrays_of(NO_CHAIN, (None, None, None), False, y, None, {})
         self.go(y, nothing, [_nothing_caught(y)] * len(self.cuts))
         return y if self.holds() else self.rows()
 
@@ -103,8 +103,7 @@ class StoredRows(Source):
 
 def quantize(source: Source, chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`dqconvert.kernels.chain.plain_quantize_chain`."""
-    steps, ends = chain.steps, iter(chain.ranges.tolist())
-    grids = [None if scheme is None else grid_of(scheme, next(ends), next(ends)) for scheme in steps.schemes]
+    steps, grids = chain.steps, grids_of(chain)
     y = empty(source.shape, source.dtype)
     passes = empty(source.shape if steps.masked else (0,), torch.uint8)
     target, bits = matrix(y), matrix(passes) if steps.masked else None
@@ -114,6 +113,12 @@ def quantize(source: Source, chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     if chain.ranges.dim() > 1:
         return y, chain.ranges.clone(), passes
     return y, torch.tensor([end for grid in present for end in (grid.lo, grid.hi)], dtype=torch.float32), passes
+
+
+def grids_of(chain: Chain) -> list[Grid | None]:
+    """Returns the grids of a chain, by place."""
+    ends = iter(chain.ranges.tolist())
+    return [None if scheme is None else grid_of(scheme, next(ends), next(ends)) for scheme in chain.steps.schemes]
 
 
 def _at_once(
@@ -132,7 +137,7 @@ def _at_once(
     size = room + target.shape[1] + 512 if observing else 0  # for each part, as outliers come in few rows
     while True:
         caught = [tile.Caught(np.empty((3, 2, size), target.dtype), np.zeros((3, 4), np.int64)) for _ in source.cuts]
-        source.go(target, _arrays(chain, grids, relu, target, bits, observing), caught)
+        source.go(target, arrays_of(chain, grids, relu, target, bits, observing), caught)
         if source.holds():
             if not observing:
                 return True
@@ -200,7 +205,7 @@ def _grid_by_grid(
     ) -> NDArray[Any]:
         """Returns the rows behind some of the grids, with the ranges as they are."""
         target = array(empty(rows.shape, source.dtype)) if target is None else target
-        stored.go(target, _arrays(chain, some, relu, target, bits, {}), [_nothing_caught(rows)] * len(stored.cuts))
+        stored.go(target, arrays_of(chain, some, relu, target, bits, {}), [_nothing_caught(rows)] * len(stored.cuts))
         return target
 
     observe(one, Rows(rows, skip))
@@ -220,7 +225,7 @@ def _nothing_caught(y: NDArray[Any]) -> tile.Caught:
     return tile.Caught(np.empty((3, 2, 0), y.dtype), np.zeros((3, 4), np.int64))
 
 
-def _arrays(
+def arrays_of(
     chain: Chain,
     grids: Sequence[Grid | None],
     relu: bool,
@@ -243,6 +248,7 @@ def _arrays(
         bias=nothing.reshape(-1) if chain.bias is None else array(chain.bias),
         other=nothing if chain.other is None else matrix(chain.other),
         alpha=dtype(1 if chain.alpha is None else float(chain.alpha)),
+        scaled=chain.alpha is not None,
         skip=flags(chain.protected),
         group=groups_of(chain.groups),
         relu=relu,

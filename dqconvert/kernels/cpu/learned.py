@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,74 +10,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.kernels._buffers import empty
-from dqconvert.kernels._grid import grid_of
 from dqconvert.kernels._steps import Chain
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.chain import flags, groups_of, matrix
+from dqconvert.kernels.cpu.chain import arrays_of, grids_of, matrix
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.llvm.memory import is_far, pointer, stream
 from dqconvert.kernels.cpu.threads import parts, run
 from dqconvert.kernels.cpu.tile import (
+    ChainArrays,
     add_scaled,
     add_values,
     copy_values,
     dot,
     group_of,
     numbers_of,
+    run_of,
     scale_values,
     tile_rows,
 )
 
 
-class Learned(NamedTuple):
-    """A chain as the loops take it; what is left out is empty.
+def learned_arrays(chain: Chain, rows: NDArray[Any]) -> ChainArrays:
+    """Returns the chain that an operator is given, as the loops take it for such rows."""
+    return arrays_of(chain, grids_of(chain), chain.steps.relu, rows, None, {})
 
-    Attributes:
-        bias: `[columns]`. other: `[rows, columns]`, times `alpha`. scaled: whether there is such a factor.
-        skip: bool `[rows]`, the rows that grids leave alone. group: uint8 `[rows]`, whose grids a row has.
-        there: bool `[3]`, which grids are. grids: `[groups, 3, 4]`, see :meth:`dqconvert.kernels._grid.Grid.table`.
-        relu: Whether there is a ReLU.
-    """
 
-    bias: Any
-    other: Any
-    alpha: Any
-    scaled: bool
-    skip: Any
-    group: Any
-    there: Any
-    grids: Any
-    relu: bool
+def room_for_sums(chain: ChainArrays, parts: int) -> NDArray[np.float64]:
+    """Returns where parts add up what :func:`grid_back` finds, for each group and grid."""
+    return np.zeros((parts, len(chain.grids), 3, 3))
 
-    @staticmethod
-    def of(dtype: Any, chain: Chain) -> Learned:
-        """Returns the chain that an operator is given."""
-        bias, other, alpha, protected, groups, ranges, *_ = chain
-        steps, ends = chain.steps, iter(ranges.tolist())
-        count = ranges.size(1) if ranges.dim() > 1 else 1
-        grids, there = np.zeros((count, 3, 4), dtype), np.zeros(3, np.bool_)
-        for place, scheme in enumerate(steps.schemes):
-            if scheme is not None:
-                grids[:, place], there[place] = grid_of(scheme, next(ends), next(ends)).table(dtype), True
-        return Learned(
-            bias=np.empty(0, dtype) if bias is None else array(bias),
-            other=np.empty((0, 0), dtype) if other is None else matrix(other),
-            alpha=dtype(1 if alpha is None else float(alpha)),
-            scaled=alpha is not None,
-            skip=flags(protected),
-            group=groups_of(groups),
-            there=there,
-            grids=grids,
-            relu=steps.relu,
-        )
 
-    def sums(self, parts: int) -> NDArray[np.float64]:
-        """Returns where parts add up what :func:`grid_back` finds, for each group and grid."""
-        return np.zeros((parts, len(self.grids), 3, 3))
-
-    def to_ends(self, sums: NDArray[np.float64], ranges: Tensor) -> Tensor:
-        """Returns the gradients of the ranges, by what was added up in each part."""
-        return ends_back(sums.sum(0)[:, self.there], self.grids[:, self.there], ranges)
+def chain_ends_back(chain: ChainArrays, sums: NDArray[np.float64], ranges: Tensor) -> Tensor:
+    """Returns the gradients of the ranges of a chain, by what was added up in each part."""
+    there = chain.kinds > 0
+    return ends_back(sums.sum(0)[:, there], chain.grids[:, there], ranges)
 
 
 def ends_back(sums: NDArray[np.float64], grids: NDArray[Any], ranges: Tensor) -> Tensor:
@@ -95,12 +61,12 @@ def ends_back(sums: NDArray[np.float64], grids: NDArray[Any], ranges: Tensor) ->
 def back(grad: Tensor, x: Tensor, given: Chain) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`dqconvert.kernels.learned.plain_learned_chain_grad`."""
     rows, (bias, other, alpha) = matrix(x), given.added
-    chain = Learned.of(rows.dtype.type, given)
+    chain = learned_arrays(given, rows)
     cuts = parts(len(rows), rows.size)
     to_x = empty(x.shape, x.dtype)
     to_other = empty(x.shape if other is not None else (0,), x.dtype)
     to_bias = torch.zeros((len(cuts), 0 if bias is None else rows.shape[1]), dtype=x.dtype)
-    sums = chain.sums(len(cuts))
+    sums = room_for_sums(chain, len(cuts))
     out = (array(to_x).reshape(rows.shape), rows[:0] if other is None else matrix(to_other))
 
     def task(part: int, start: int, stop: int) -> float:
@@ -110,7 +76,7 @@ def back(grad: Tensor, x: Tensor, given: Chain) -> tuple[Tensor, Tensor, Tensor,
     dots = run(task, cuts)
     asked = other is not None and alpha is not None
     to_alpha = torch.tensor([sum(dots)] if asked else [], dtype=x.dtype)
-    return to_x, to_bias.sum(0), to_other, to_alpha, chain.to_ends(sums, given.ranges)
+    return to_x, to_bias.sum(0), to_other, to_alpha, chain_ends_back(chain, sums, given.ranges)
 
 
 @loop
@@ -141,13 +107,13 @@ def chain_back(grad, x, chain, to_x, to_other, to_bias, sums, start, stop):  # t
 def tile_back(x, place, grad, chain, at, total, behind, to_other, to_bias, sums, first, last):  # type: ignore[no-untyped-def]
     """The same of a few rows, whose gradients become `at`; they lie in `x`, flat, from `place` on."""
     columns = grad.shape[1]
-    bias, other, alpha, skip, group, there, grids, relu = (
+    bias, other, alpha, skip, group, kinds, grids, relu = (
         chain.bias,
         chain.other,
         chain.alpha,
         chain.skip,
         chain.group,
-        chain.there,
+        chain.kinds,
         chain.grids,
         chain.relu,
     )
@@ -159,7 +125,8 @@ def tile_back(x, place, grad, chain, at, total, behind, to_other, to_bias, sums,
         skipped, end = skip.size > 0 and skip[begin], run_of(skip, group, begin, last)
         own = group_of(group, begin, grids.shape[0])
         b, c, count = begin * columns, (begin - first) * columns, (end - begin) * columns
-        one, two, three = there[0] and not skipped, there[1] and not skipped, there[2] and not skipped
+        rounded = not skipped
+        one, two, three = rounded and kinds[0] > 0, rounded and kinds[1] > 0, rounded and kinds[2] > 0
         through(pointer(x, place + c), one, numbers_of(grids[own, 0]), pointer(total, c), count)
         if bias.size > 0:
             for r in range(end - begin):
@@ -194,7 +161,7 @@ def tile_back(x, place, grad, chain, at, total, behind, to_other, to_bias, sums,
     product = 0.0
     if chain.scaled and other.size > 0:
         product += dot(at[:size], flat_other[a : a + size])
-    begin = first if there[0] else last
+    begin = first if kinds[0] > 0 else last
     while begin < last:
         end, own = run_of(skip, group, begin, last), group_of(group, begin, grids.shape[0])
         if not (skip.size > 0 and skip[begin]):
@@ -202,19 +169,6 @@ def tile_back(x, place, grad, chain, at, total, behind, to_other, to_bias, sums,
             grid_back(pointer(x, place + c), numbers_of(grids[own, 0]), pointer(at, c), count, pointer(sums, 9 * own))
         begin = end
     return product
-
-
-@loop
-def run_of(skip, group, begin, last):  # type: ignore[no-untyped-def]
-    """Returns the end of the rows that are alike from a row on: all rounded, or none, and in one group."""
-    if skip.size == 0 and group.size == 0:
-        return last
-    end = begin + 1
-    while (
-        end < last and (skip.size == 0 or skip[end] == skip[begin]) and (group.size == 0 or group[end] == group[begin])
-    ):
-        end += 1
-    return end
 
 
 @loop

@@ -11,7 +11,14 @@ from dqconvert.kernels._steps import Chain, Ranged
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.chain import matrix
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.learned import Learned, ends_back, grid_back, tile_back
+from dqconvert.kernels.cpu.learned import (
+    chain_ends_back,
+    ends_back,
+    grid_back,
+    learned_arrays,
+    room_for_sums,
+    tile_back,
+)
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.multiply import groups_of, multiply, pack
 from dqconvert.kernels.cpu.product_loops import (
@@ -40,7 +47,7 @@ def back(
     """See :func:`dqconvert.kernels.learned_linear.plain_learned_linear_grad`."""
     rows, (columns, depth), (bias, other, alpha) = matrix(x), weight.shape, given.added
     dtype = rows.dtype.type
-    chain = Learned.of(dtype, given)
+    chain = learned_arrays(given, rows)
     grids = np.empty((0, 4), dtype) if entry is None else entry.grid().table(dtype)
     cuts = parts(len(rows), len(rows) * (columns + weight.numel() // 8))
     to_x = empty(x.shape if for_x else (0, 0), x.dtype)
@@ -49,7 +56,7 @@ def back(
         torch.zeros((len(cuts), 0 if added is None else columns), dtype=x.dtype) for added in (offset, bias)
     )
     to_weight = torch.zeros((len(cuts), columns, padded(depth, x.itemsize)), dtype=x.dtype)
-    sums, at_entry = chain.sums(len(cuts)), np.zeros((len(cuts), len(grids), 3))
+    sums, at_entry = room_for_sums(chain, len(cuts)), np.zeros((len(cuts), len(grids), 3))
     args = (matrix(grad), matrix(product), rows, grids, pack(array(weight)), chain, array(to_x), array(to_other))
 
     def task(part: int, start: int, stop: int) -> float:
@@ -70,7 +77,7 @@ def back(
         to_bias.sum(0),
         to_other if other is not None else x.new_empty(0),
         torch.tensor([sum(dots)] if asked else [], dtype=x.dtype),
-        chain.to_ends(sums, given.ranges),
+        chain_ends_back(chain, sums, given.ranges),
     )
 
 

@@ -27,7 +27,7 @@ class ChainArrays(NamedTuple):
     """A chain as the loops take it; what is left out is empty.
 
     Attributes:
-        bias: `[columns]`. other: `[rows, columns]`, times `alpha`.
+        bias: `[columns]`. other: `[rows, columns]`, times `alpha`. scaled: whether there is such a factor.
         skip: bool `[rows]`, the rows that grids leave alone. group: uint8 `[rows]`, whose grids a row has.
         relu: Whether there is a ReLU.
         grids: `[groups, 3, 4]`, see :meth:`dqconvert.kernels._grid.Grid.table`. kinds: uint8 `[3]`.
@@ -38,6 +38,7 @@ class ChainArrays(NamedTuple):
     bias: Any
     other: Any
     alpha: Any
+    scaled: bool
     skip: Any
     group: Any
     relu: bool
@@ -94,11 +95,7 @@ def chain_span_rows(y, place, first, last, chain, caught, spare):  # type: ignor
     begin = first
     while begin < last:
         skipped, own = skip.size > 0 and skip[begin], group_of(group, begin, chain.grids.shape[0])
-        end = begin + 1
-        while (
-            end < last and (skip.size > 0 and skip[end]) == skipped and (group.size == 0 or group[end] == group[begin])
-        ):
-            end += 1
+        end = run_of(skip, group, begin, last)
         at = begin * columns
         chain_span(
             pointer(y, at + (place - first) * columns),
@@ -116,6 +113,19 @@ def chain_span_rows(y, place, first, last, chain, caught, spare):  # type: ignor
             most,
         )
         begin = end
+
+
+@loop
+def run_of(skip, group, begin, last):  # type: ignore[no-untyped-def]
+    """Returns the end of the rows that are alike from a row on: all rounded, or none, and in one group."""
+    if skip.size == 0 and group.size == 0:
+        return last
+    end = begin + 1
+    while (
+        end < last and (skip.size == 0 or skip[end] == skip[begin]) and (group.size == 0 or group[end] == group[begin])
+    ):
+        end += 1
+    return end
 
 
 @loop
