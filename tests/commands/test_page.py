@@ -11,6 +11,7 @@ from torch_geometric.nn import GCN, GCNConv
 from typer.testing import CliRunner
 
 import dqconvert
+import zoo
 from browser import CHROMIUM, Browser
 from dqconvert.cli import app
 from dqconvert.prepared.module import view_module
@@ -309,3 +310,19 @@ def test_it_is_dark_where_the_reader_is(files, browser):
     light = browser.run(ground)
     browser.open(files / "int.html", scheme="light")
     assert browser.run(ground) == light != dark
+
+
+@pytest.mark.sample(16)
+@pytest.mark.parametrize("name", zoo.CASES)
+def test_every_model_has_a_page(name, prepared, browser, tmp_path):
+    """Open and closed, without an error, with a box for each quantizer that its graph calls."""
+    module, _ = prepared(name)
+    page = tmp_path / "page.html"
+    view = view_module(module)
+    page.write_text(page_of(view))
+    browser.open(page)
+    browser.press("e")
+    called = [node.name for node in view.nodes["train"] if node.kind == "quantizer"]
+    assert browser.run("[...document.querySelectorAll('.node.quantizer')].map(n => n.dataset.id)") == called
+    browser.press("c", "0")
+    assert not browser.errors

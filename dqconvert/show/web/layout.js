@@ -143,6 +143,13 @@ function place(rows, gap, middles) {
       pool(row, wanted, gap);
     }
   }
+  for (const row of rows) {  // what nothing leads to stands beside the rest
+    const first = row.findIndex(item => item.up || item.down);
+    for (let i = first - 1; i >= 0; i--) row[i].x = row[i + 1].x - gap - row[i].width;
+    for (let i = Math.max(first, 0) + 1; i < row.length; i++) {
+      if (!row[i].up && !row[i].down) row[i].x = row[i - 1].x + row[i - 1].width + gap;
+    }
+  }
 }
 
 function pool(row, wanted, gap) {
