@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,11 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        # Products of uint8 by int8 saturate on processors without VNNI, unless asked not to.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if _saturates():  # products of uint8 by int8, unless asked not to
+            options.add_session_config_entry("session.x64quantprecision", "1")
         if optimized is not None:
             options.optimized_model_filepath = os.fspath(optimized)
+        name = "the model" if isinstance(model, onnx.ModelProto) else os.fspath(model)
         if isinstance(model, onnx.ModelProto):
             content = model.SerializeToString()
         else:
@@ -63,10 +65,10 @@ class Session:
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library raises errors of many kinds for damaged files
-            raise CheckpointError(f"{model}: cannot be read as ONNX: {error}") from error
+            raise CheckpointError(f"{name}: cannot be read as ONNX: {error}") from error
         about = self._session.get_modelmeta().custom_metadata_map
         if f"{PREFIX}inputs" not in about:
-            raise CheckpointError(f"{model}: is an ONNX file that dqconvert did not write.")
+            raise CheckpointError(f"{name}: is an ONNX file that dqconvert did not write.")
         self.model: str = about[f"{PREFIX}model"]
         self.steps: Mapping[str, Steps] = read_steps(about[f"{PREFIX}inputs"])
         self._inputs = {one.name: _TYPES[one.type] for one in self._session.get_inputs()}
@@ -106,6 +108,16 @@ class Session:
                 place = place.setdefault(owner, {})
             place[last] = torch.from_numpy(value)
         return _nested(result).get("output")
+
+
+def _saturates() -> bool:
+    """True if the processor may lack VNNI instructions: on x86, unless the system says that it has them."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return True
 
 
 def _nested(value: Any) -> Any:

@@ -59,8 +59,9 @@ def _unflatten(w: Writing, input: Any, dim: int, sizes: Any) -> Wire:
 @writes("squeeze")
 def _squeeze(w: Writing, input: Any, dim: Any = None) -> Wire:
     x = w.wire(input)
-    dims = [dim] if isinstance(dim, int) else range(x.ndim) if dim is None else dim
-    gone = [each for each in range(x.ndim) if each in {one % x.ndim for one in dims} and w.file.sizes(x)[each] == 1]
+    dims = range(x.ndim) if dim is None else {one % x.ndim for one in ([dim] if isinstance(dim, int) else dim)}
+    known = [each for each in sorted(dims) if w.file.sizes(x)[each] == 1]
+    gone = sorted(dims) if dim is not None and x.ndim - len(dims) == w.note.ndim else known
     if x.ndim - len(gone) != w.note.ndim:
         raise w.refusal("dimensions of size 1 are taken out, and which these are depends on the graph")
     return w.op("Squeeze", x, torch.tensor(gone), ndim=x.ndim - len(gone)) if gone else x
