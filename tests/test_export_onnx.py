@@ -53,7 +53,7 @@ def last_step(module):
 
 
 @pytest.mark.sample(99, keep=(*LAYERS, *QUICK))
-@pytest.mark.parametrize("name", [name for name in zoo.CASES if name != "GIN_jk_lstm"])
+@pytest.mark.parametrize("name", list(zoo.CASES))
 def test_a_file_computes_what_the_module_computes(name):
     module = calibrated(name)
     for exact in (False, True):
@@ -198,6 +198,27 @@ def test_negative_nodes_are_refused_as_the_module_refuses_them():
             session(x, edge_index)
 
 
+def test_inputs_of_other_types_are_refused():
+    session = Session(model_of(calibrated("GraphSAGE")))
+    x, edge_index = zoo.graph()
+    with pytest.raises(dqconvert.InputError, match="'edge_index' is of int64, got float32"):
+        session(x, edge_index.float())
+    with pytest.raises(dqconvert.InputError, match="it takes x, edge_index"):
+        session(x)
+
+
+def test_what_changed_since_tracing_is_refused():
+    module = dqconvert.prepare(zoo.CASES["GATConv"].model(), example_inputs=zoo.graph()).module
+    dqconvert.calibrate(module, zoo.graph())
+    module.register_forward_hook(lambda module, inputs, output: output * 2)
+    with pytest.raises(dqconvert.ExportError, match="hooks"):
+        model_of(module)
+    module._forward_hooks.clear()
+    module.add_self_loops = False
+    with pytest.raises(dqconvert.ExportError, match="add_self_loops"):
+        model_of(module)
+
+
 class Branches(nn.Module):
     """Takes another way for large graphs."""
 
@@ -235,6 +256,24 @@ def test_what_each_target_takes():
         model_of(calibrated("GCN", "int4-dq"), target="openvino")
     with pytest.raises(dqconvert.ExportError, match="target='tensorflow': is unknown"):
         model_of(module, target="tensorflow")
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("target", [None, "openvino"])
+@pytest.mark.parametrize("name", ["GCN", "GIN"])
+def test_openvino(name, target):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    module = calibrated(name)
+    content = model_of(module, target=target).SerializeToString()
+    options = {"INFERENCE_PRECISION_HINT": "f32"}  # bfloat16 otherwise, where the processor has it
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(content), "CPU", options)
+
+    def session(x, edge_index):
+        return torch.from_numpy(compiled([x.numpy(), edge_index.numpy()])[0])
+
+    for size in SIZES:
+        assert near(module, session, zoo.CASES[name].inputs(size), last_step(module))[1] >= 0.999
 
 
 def test_runtimes_multiply_integers(tmp_path):

@@ -11,7 +11,7 @@ from onnx import helper
 
 from dqconvert import __version__
 from dqconvert.calibrate import callee_of
-from dqconvert.errors import ConfigError, ExportError, LoweringError
+from dqconvert.errors import ConfigError, ExportError, GuardError, LoweringError
 from dqconvert.lower.check import check_ready
 from dqconvert.lower.evaluation import evaluation_of, refused
 from dqconvert.onnx.builder import TYPES, Builder, Wire
@@ -20,11 +20,18 @@ from dqconvert.onnx.targets import check_target, form_for
 from dqconvert.onnx.walk import walk
 from dqconvert.onnx.writing import Writing
 from dqconvert.prepared.module import PreparedModule, class_names
+from dqconvert.trace.check import Check
 from dqconvert.trace.given import calls_of
+from dqconvert.trace.leaves import has_hooks
 from dqconvert.trace.method import Method, fits, words_of
+from dqconvert.trace.unchanged import checks
 
 PREFIX = "dqconvert."
 """Of the names in a file's metadata."""
+
+
+_MOST = 1 << 31
+"""What the format of the file cannot hold."""
 
 
 def file_of(module: Any, example_inputs: Any = None, *, exact: bool = False, target: str | None = None) -> bytes:
@@ -34,8 +41,11 @@ def file_of(module: Any, example_inputs: Any = None, *, exact: bool = False, tar
             "format='onnx' takes a prepared module, whose roundings ONNX has operators for: export that, not the "
             "integer module that was made of it."
         )
-    text: bytes = model_of(module, example_inputs, exact=exact, target=target).SerializeToString()
-    return text
+    model = model_of(module, example_inputs, exact=exact, target=target)
+    if (size := model.ByteSize()) >= _MOST:
+        raise ExportError(f"format='onnx': the file would have {size:,} bytes, and ONNX files have less than 2 GiB.")
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def model_of(
@@ -48,11 +58,14 @@ def model_of(
     """
     form = form_for(target, exact)
     method = _method(module, example_inputs)
+    if has_hooks(module):
+        raise ExportError("export: the module has hooks, which an exported file cannot run: remove them first.")
     graph = evaluation_of(method.eval_graph or method.graph, module)
     try:
+        Check(module, checks(method.graphs()))(module)
         check_ready(graph, module)
-    except LoweringError as error:
-        raise ExportError(str(error)) from error
+    except (GuardError, LoweringError) as error:
+        raise ExportError(f"export: {error}") from error
     check_target(graph, module, target)
     file = Builder()
     writing = Writing(file, Inputs(file), exact=exact, scatters=form.scatters, plain=form.plain)
@@ -71,16 +84,13 @@ def model_of(
     model = helper.make_model(
         written, opset_imports=opsets, ir_version=10, producer_name="dqconvert", producer_version=__version__
     )
-    helper.set_model_props(
-        model,
-        {
-            PREFIX + name: text
-            for name, text in _metadata(
-                module, {one.name: writing.inputs.steps[one.name] for one in inputs}, exact
-            ).items()
-        },
-    )
-    onnx.checker.check_model(model, full_check=True)
+    steps = {one.name: writing.inputs.steps[one.name] for one in inputs}
+    about = _metadata(module, steps, exact)
+    helper.set_model_props(model, {PREFIX + name: text for name, text in about.items()})
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"export: what was written is no valid ONNX; please report it: {error}") from error
     return model
 
 

@@ -13,7 +13,7 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from dqconvert.errors import ExportError
+from dqconvert.errors import ExportError, InputTypeError
 from dqconvert.onnx.builder import TYPES, Builder, Wire
 from dqconvert.rewrite.derive import dimensions, grows
 from dqconvert.trace.note import Note
@@ -115,6 +115,9 @@ def feed(
         steps: The way to each input.
         arguments: Of forward, by name.
         types: The type of each input, as numpy calls it.
+
+    Raises:
+        InputTypeError: If a value is of another type, and would change.
     """
     found = {}
     for name, ((_, argument), *parts) in steps.items():
@@ -122,7 +125,8 @@ def feed(
         for kind, key in parts:
             value = getattr(value, str(key)) if kind == "attr" else value[key]
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        found[name] = (
-            np.ascontiguousarray(array.astype(types[name], copy=False)) if array.ndim else array.astype(types[name])
-        )
+        if not np.can_cast(array.dtype, types[name], casting="same_kind"):
+            raise InputTypeError(f"input {name!r} is of {types[name]}, got {array.dtype}")
+        cast = array.astype(types[name], copy=False)
+        found[name] = np.ascontiguousarray(cast) if cast.ndim else cast
     return found

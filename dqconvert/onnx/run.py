@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as pybind11_state
 
-from dqconvert.errors import CheckpointError, InputValueError
+from dqconvert.errors import CheckpointError, InputTypeError, InputValueError
 from dqconvert.files import open_file
 from dqconvert.onnx.file import PREFIX
 from dqconvert.onnx.inputs import Steps, feed, read_steps
@@ -93,9 +93,13 @@ class Session:
         """Returns what forward returns, without anything that is no tensor.
 
         Raises:
-            InputValueError: If ONNX Runtime refuses the inputs.
+            InputTypeError: If they are others than forward takes, or of other types.
+            InputValueError: If ONNX Runtime refuses them.
         """
-        arguments = self.callee.signature.bind(*args, **kwargs).arguments
+        try:
+            arguments = self.callee.signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise InputTypeError(f"{self.model}: {error}: it takes {', '.join(self.steps)}") from error
         try:
             found = self._session.run(self._outputs, feed(self.steps, arguments, self._inputs))
         except _REFUSALS as error:

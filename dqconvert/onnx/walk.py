@@ -13,7 +13,7 @@ from dqconvert.errors import LoweringError
 from dqconvert.onnx.builder import Wire
 from dqconvert.onnx.inputs import Given
 from dqconvert.onnx.quantizers import quantize
-from dqconvert.onnx.writers import graphs, layers, moving, pointwise, products
+from dqconvert.onnx.writers import graphs, layers, moving, pointwise, products, recurrent
 from dqconvert.onnx.writing import Writing
 from dqconvert.ops import op_of
 from dqconvert.quant import FakeQuantize
@@ -23,7 +23,7 @@ from dqconvert.trace.guards import guard
 from dqconvert.trace.nested import map_items
 from dqconvert.trace.note import note_of
 
-WRITERS = (graphs, layers, moving, pointwise, products)
+WRITERS = (graphs, layers, moving, pointwise, products, recurrent)
 """The modules whose import registers the writers."""
 
 
