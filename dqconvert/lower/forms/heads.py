@@ -11,21 +11,21 @@ from torch.fx import Node
 from dqconvert.kernels.integer.edge_products import MOST, edge_products
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear, pack_weight
-from dqconvert.lower.forms.linear import centred_codes
+from dqconvert.lower.forms.linear import centred_codes, finish_products
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.patterns import taken
-from dqconvert.lower.values import Codes, Constant, Plain, QuantizerGrid, Value
+from dqconvert.lower.values import Codes, Constant, GroupCodes, GroupGrid, Plain, QuantizerGrid, Value
 from dqconvert.ops import argument, op_name
 from dqconvert.trace.note import Note, note_of
 
 
 def lower_products(lowering: Lowering, node: Node) -> Value | None:
     """Lowers ``(x * weight).sum(-1)`` of codes and a weight that all rows share, rounded right behind."""
-    grid = lowering.grid_behind(node)
+    grid = lowering.any_grid_behind(node)
     for x, weight in _summed_products(node) if grid is not None else ():
         value, known = lowering.value(x), lowering.value(weight)
         whole = isinstance(x, Node) and note_of(x).sizes == note_of(node.args[0]).sizes  # type: ignore[arg-type]
-        if whole and isinstance(value, Codes) and isinstance(known, Constant):
+        if whole and isinstance(value, Codes | GroupCodes) and isinstance(known, Constant):
             assert grid is not None
             found = _products(lowering, node, value, known, note_of(x), grid)
             if found is not None:
@@ -34,30 +34,38 @@ def lower_products(lowering: Lowering, node: Node) -> Value | None:
 
 
 def _products(
-    lowering: Lowering, node: Node, x: Codes, weight: Constant, note: Note, grid: QuantizerGrid
-) -> Codes | None:
+    lowering: Lowering,
+    node: Node,
+    x: Codes | GroupCodes,
+    weight: Constant,
+    note: Note,
+    grid: QuantizerGrid | GroupGrid,
+) -> Codes | GroupCodes | None:
     """Writes the products of all heads as one linear layer, whose weight is block diagonal: a block for each head."""
     rest, quantizer, value = {size[1:] for size in note.sizes}, weight.quantizer, weight.value
     if len(rest) != 1 or quantizer is None or quantizer.scale.numel() != 1 or note.ndim < 2:
         return None
     if value.dim() > note.ndim or (value.dim() == note.ndim and value.size(0) != 1):
         return None
+    # Rows that are taken for each edge are multiplied before they are taken.
+    source, index = taken(x.node) or (x.node, None)
+    of_rows = {one.groups for one in (x.grid, grid) if isinstance(one, GroupGrid)}
+    if of_rows and (len(of_rows) > 1 or index is not None):
+        return None
     program, label, sizes = lowering.program, f"{note_of(node).module or node.name}.products", rest.pop()
     centred = centred_codes(value, quantizer).expand(1, *sizes).reshape(-1, sizes[-1])
     heads, width = centred.size(0), centred.numel()
-    factor = quantizer.scale.float().reshape(1) * x.grid.scale
-    finish = program.finish(factor, grid, label)
+    scale = quantizer.scale.float().reshape(1)
+    finish = finish_products(program, scale, x.grid, grid, label)
     packed = program.constant(pack_weight(torch.block_diag(*centred.unsqueeze(1))), f"{label}.weight")
-    x_grid = program.grid(x.grid, f"{label}.input_grid", factor.device)
-    # Rows that are taken for each edge are multiplied before they are taken.
-    source, index = taken(x.node) or (x.node, None)
+    x_grid = program.grid(x.grid, f"{label}.input_grid", scale.device)
     args = _flat(lowering, source, width), x_grid, packed, heads, finish
     found = program.call(integer_linear, args, _matrix(source, heads), depth=width)
     if index is not None:
         found = program.method("index_select", (found, 0, index), _matrix(x.node, heads))
     if note.ndim != 3:
         found = program.method("view", (found, -1, *sizes[:-1]), note_of(node))
-    return Codes(found, grid)
+    return GroupCodes(found, grid) if isinstance(grid, GroupGrid) else Codes(found, grid)
 
 
 def lower_edge_products(lowering: Lowering, node: Node) -> Value | None:

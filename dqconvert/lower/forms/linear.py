@@ -7,8 +7,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from dqconvert.kernels.integer.codes import plain_quantize
+from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.linear import integer_linear, pack_weight
 from dqconvert.lower.lowering import Lowering
+from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import reshaped_like
 from dqconvert.lower.values import Codes, Constant, GroupCodes, GroupGrid, Literal, QuantizerGrid, Value
 from dqconvert.ops import argument, op_name
@@ -44,12 +46,7 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     if grouped and (len({one.groups for one in grouped}) > 1 or note.ndim != 2):
         lowering.scaled.discard(node)
         return None
-    if grouped:
-        of_x, of_y = (by_group(one, grouped[0]) for one in (x.grid, grid))
-        finish = program.finish(torch.stack([scale * one.scale for one in of_x.grids]), of_y, label, offset, shares)
-    else:
-        assert isinstance(x, Codes)
-        finish = program.finish(scale * x.grid.scale, grid, label, offset, shares)
+    finish = finish_products(program, scale, x.grid, grid, label, offset, shares)
     packed = program.constant(pack_weight(centred), f"{label}.weight")
     x_grid = program.grid(x.grid, f"{label}.input_grid", scale.device)
     if note.ndim == 2:
@@ -59,6 +56,24 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     rows = program.method("reshape", (x.node, -1, depth))
     found = program.call(integer_linear, (rows, x_grid, packed, columns, finish), depth=depth)
     return Codes(program.call(reshaped_like, (found, x.node, columns), note), grid)
+
+
+def finish_products(
+    program: Program,
+    scale: Tensor,
+    x: QuantizerGrid | GroupGrid,
+    grid: QuantizerGrid | GroupGrid,
+    label: str,
+    offset: Tensor | None = None,
+    shares: Node | None = None,
+) -> Finish:
+    """Returns the epilogue of products of rows on a grid and a weight of a scale; by group, if either grid is."""
+    grouped = [one for one in (x, grid) if isinstance(one, GroupGrid)]
+    if not grouped:
+        assert isinstance(x, QuantizerGrid)
+        return program.finish(scale * x.scale, grid, label, offset, shares)
+    of_x, of_y = (by_group(one, grouped[0]) for one in (x, grid))
+    return program.finish(torch.stack([scale * one.scale for one in of_x.grids]), of_y, label, offset, shares)
 
 
 def by_group(grid: QuantizerGrid | GroupGrid, like: GroupGrid) -> GroupGrid:
