@@ -203,8 +203,11 @@ def test_inputs_of_other_types_are_refused():
     x, edge_index = zoo.graph()
     with pytest.raises(dqconvert.InputError, match="'edge_index' is of int64, got float32"):
         session(x, edge_index.float())
-    with pytest.raises(dqconvert.InputError, match="it takes x, edge_index"):
+    with pytest.raises(dqconvert.InputError, match="takes 'edge_index', which is missing"):
         session(x)
+    assert torch.equal(session(x, edge_index, None, batch=None), session(edge_index=edge_index, x=x))
+    with pytest.raises(dqconvert.InputError, match="takes no 'edge_weight'"):
+        session(x, edge_index, edge_weight=torch.ones(30))
 
 
 def test_what_changed_since_tracing_is_refused():

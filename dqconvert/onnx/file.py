@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 from onnx import helper
+from torch.fx import Graph
 
 from dqconvert import __version__
 from dqconvert.calibrate import callee_of
@@ -85,7 +86,7 @@ def model_of(
         written, opset_imports=opsets, ir_version=10, producer_name="dqconvert", producer_version=__version__
     )
     steps = {one.name: writing.inputs.steps[one.name] for one in inputs}
-    about = _metadata(module, steps, exact)
+    about = _metadata(module, steps, exact) | {"arguments": json.dumps(_arguments(graph))}
     helper.set_model_props(model, {PREFIX + name: text for name, text in about.items()})
     try:
         onnx.checker.check_model(model, full_check=True)
@@ -111,6 +112,13 @@ def _method(module: PreparedModule, example_inputs: Any) -> Method:
     if (refusal := refused(methods[0].graph)) is not None:
         raise ExportError(f"export: the model refuses such arguments in evaluation: {refusal}")
     return methods[0]
+
+
+def _arguments(graph: Graph) -> dict[str, Any]:
+    """Returns the names of forward's arguments, in order, with the values that those have that are left out."""
+    nodes = [node for node in graph.find_nodes(op="placeholder") if not str(node.target).startswith("*")]
+    defaults = {str(node.target): node.args[0] if node.args else None for node in nodes}
+    return {name: value if isinstance(value, bool | int | float | str) else None for name, value in defaults.items()}
 
 
 def _outputs(w: Writing, value: Any, name: str) -> Iterator[tuple[str, Wire]]:

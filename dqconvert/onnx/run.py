@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -71,6 +72,8 @@ class Session:
             raise CheckpointError(f"{name}: is an ONNX file that dqconvert did not write.")
         self.model: str = about[f"{PREFIX}model"]
         self.steps: Mapping[str, Steps] = read_steps(about[f"{PREFIX}inputs"])
+        self._arguments: dict[str, Any] = json.loads(about[f"{PREFIX}arguments"])
+        self._taken = frozenset(str(steps[0][1]) for steps in self.steps.values())
         self._inputs = {one.name: _TYPES[one.type] for one in self._session.get_inputs()}
         self._outputs = [one.name for one in self._session.get_outputs()]
 
@@ -78,12 +81,16 @@ class Session:
     def callee(self) -> Callee:
         """The forward that the file is of, as far as its inputs tell."""
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        names = dict.fromkeys(str(steps[0][1]) for steps in self.steps.values())
+        names = dict.fromkeys([*self._arguments, *self._taken])
+        defaults = {name: self._arguments.get(name) for name in names}
+        parameters = [inspect.Parameter(name, kind, default=default) for name, default in defaults.items()]
         whole = frozenset(str(steps[0][1]) for steps in self.steps.values() if len(steps) == 1)
         parts = [steps for steps in self.steps.values() if len(steps) > 1 and steps[1][0] == "attr"]
         return Callee(
             name=f"{self.model}.forward",
-            signature=inspect.Signature([inspect.Parameter(name, kind) for name in names]),
+            signature=inspect.Signature(parameters),
+            absent=frozenset(names) - self._taken,
+            needed=self._taken,
             tensors=whole,
             objects=frozenset(str(steps[0][1]) for steps in parts),
             reads=frozenset(str(steps[1][1]) for steps in parts),
@@ -99,7 +106,13 @@ class Session:
         try:
             arguments = self.callee.signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise InputTypeError(f"{self.model}: {error}: it takes {', '.join(self.steps)}") from error
+            raise InputTypeError(f"{self.model}: {error}") from error
+        for name in {**dict.fromkeys(sorted(self._taken)), **arguments}:
+            value, default = arguments.get(name), self._arguments.get(name)
+            if name in self._taken and value is None:
+                raise InputTypeError(f"{self.model}: the file takes {name!r}, which is missing")
+            if name not in self._taken and value is not None and value is not default:
+                raise InputTypeError(f"{self.model}: the file takes no {name!r}: export it with example_inputs that do")
         try:
             found = self._session.run(self._outputs, feed(self.steps, arguments, self._inputs))
         except _REFUSALS as error:
