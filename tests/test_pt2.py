@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -164,6 +165,22 @@ def test_files_load_in_another_process(form, tmp_path, spare):
     assert (about["qconfig"] is None) == (form == "integer")
 
 
+@pytest.mark.study
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+def test_compiled_ahead_of_time(tmp_path):
+    """The guide's recipe; sums of floats may be in another order."""
+    module = modules("data")["prepared"]
+    dqconvert.export(module, tmp_path / "model.pt2")
+    program, package = torch.export.load(tmp_path / "model.pt2"), str(tmp_path / "aoti.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=package)
+    run = torch._inductor.aoti_load_package(package)
+    for seed, (nodes, degree) in enumerate(SIZES):
+        tensors = graph("data", nodes, degree, seed)
+        found, expected = run(*tensors), module(*given("data", tensors))
+        step = dict(module.quantizers())["gnn.quant.update"].scale
+        assert float((found - expected).abs().max()) <= 1.01 * float(step)
+
+
 def test_operators_register_on_demand_whichever_import_comes_first(spare):
     code = """
 import sys
@@ -205,6 +222,29 @@ def test_a_flag_and_an_absent_argument():
     dqconvert.calibrate(module, {"x": x, "edge_index": edge_index, "scaled": True})
     program = program_of(module)
     assert torch.equal(program.module()(x, edge_index), module.eval()(x, edge_index, scaled=True))
+
+
+class Sized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = SAGEConv(16, 3)
+
+    def forward(self, x, edge_index):
+        out = self.conv(x, edge_index)
+        return out * 2 if x.size(0) > 100 else out
+
+
+def test_a_size_for_which_the_forward_takes_another_branch_is_refused():
+    module, _ = dqconvert.prepare(Sized(), "int8-ptq", graph("SAGE", 40, 3))
+    dqconvert.calibrate(module, graph("SAGE", 40, 3))
+    run = program_of(module).module()
+    assert torch.equal(run(*graph("SAGE", 30, 3)), module.eval()(*graph("SAGE", 30, 3)))
+    with pytest.raises(AssertionError, match="100"):
+        run(*graph("SAGE", 200, 3))
+    compiled = torch.compile(module, backend="eager", dynamic=True)
+    compiled(*graph("SAGE", 30, 3))
+    with pytest.raises(Exception, match="100"):
+        compiled(*graph("SAGE", 200, 3))
 
 
 @pytest.mark.parametrize("arguments", [{"exact": True}, {"target": "openvino"}])

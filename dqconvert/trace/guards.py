@@ -21,6 +21,8 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 
+_OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+
 
 def guard(left: Any, comparison: str, right: Any, expected: bool, source: str, attribute: str = "") -> None:
     """Checks that a Python comparison of sizes, or of an attribute, comes out as it did while tracing.
@@ -36,7 +38,9 @@ def guard(left: Any, comparison: str, right: Any, expected: bool, source: str, a
         dqconvert.errors.GuardError: model.py:7: the model was traced where `7 < 5` was True, and now it is False: ...
     """
     if torch.compiler.is_compiling() and not attribute:
-        return  # torch.compile guards sizes itself, and compiles again where they change
+        # A guard of torch's, which compiles again where it fails; of sizes that depend on values, an assertion.
+        torch._check(COMPARISONS[comparison if expected else _OPPOSITE[comparison]](left, right))
+        return
     holds = True if COMPARISONS[comparison](left, right) else False  # noqa: SIM210  (torch.compile's numbers have no bool)
     if holds is not expected:
         if attribute:

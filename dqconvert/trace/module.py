@@ -166,7 +166,7 @@ class TracedModule(GraphModule):
         what = article(f"{self._form} module")
         return (
             f"{tool} cannot take {what}: TorchScript has no place for its operators and for what it remembers of a "
-            f"graph. To run it elsewhere: torch.export.export(module, inputs); faster here: torch.compile(module); to "
+            f"graph. To run it elsewhere: dqconvert.export(module, path); faster here: torch.compile(module); to "
             f"keep it: dqconvert.save(module, path)."
         )
 
