@@ -9,7 +9,6 @@ Weights are the same everywhere and are not spoken of.
 from __future__ import annotations
 
 import functools
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -24,11 +23,8 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class _Switch(threading.local):
-    on = True
-
-
-_switch = _Switch()
+_enabled = True
+"""Of the process, not of a thread: compiled code looks at it, too."""
 
 
 class sync_ranges:  # noqa: N801  (used as torch.set_grad_enabled is)
@@ -38,7 +34,7 @@ class sync_ranges:  # noqa: N801  (used as torch.set_grad_enabled is)
     Then all ranks have to run the same quantizers in the same order while they observe: training steps, and
     :func:`dqconvert.calibrate`. How many values a rank has does not matter; none will do. Evaluation, and calls while
     observers are disabled, are each rank's own. Switch it off for what one rank does alone, and for processes that
-    train models of their own. Each thread has a switch.
+    train models of their own.
 
     Args:
         enabled: Whether ranges are those of all ranks.
@@ -49,8 +45,8 @@ class sync_ranges:  # noqa: N801  (used as torch.set_grad_enabled is)
     """
 
     def __init__(self, enabled: bool) -> None:
-        self._before = _switch.on
-        _switch.on = bool(enabled)
+        global _enabled
+        self._before, _enabled = _enabled, bool(enabled)
 
     def __enter__(self) -> None:
         return None
@@ -58,7 +54,8 @@ class sync_ranges:  # noqa: N801  (used as torch.set_grad_enabled is)
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _switch.on = self._before
+        global _enabled
+        _enabled = self._before
 
 
 class Ranks:
@@ -124,7 +121,7 @@ def ranks_of(name: str) -> Ranks | None:
     Raises:
         DistributedError: In code that is being compiled, which would fix the calls of one rank.
     """
-    if not _switch.on or not distributed.is_available() or not distributed.is_initialized():
+    if not _enabled or not distributed.is_available() or not distributed.is_initialized():
         return None
     if distributed.get_world_size() == 1:
         return None
