@@ -20,7 +20,7 @@ from dqconvert.kernels.cpu.beyond import percentiles_among
 from dqconvert.kernels.cpu.select import Rows, percentiles
 from dqconvert.kernels.of_ranks import pair_of_ranks
 from dqconvert.qconfig import QSpec
-from dqconvert.quant import FakeQuantize
+from dqconvert.quant import FakeQuantize, fused
 from ranks import on_ranks
 
 MODELS = {"GCN": GCN, "GIN": GIN, "SAGE": GraphSAGE, "GAT": GAT}
@@ -243,7 +243,16 @@ def of_shards(rank, models=("GCN",)):
     return [sharded(rank, model, "int8-dq", fuse) for model in models for fuse in (True, False)]
 
 
-CHECKS = (percentiles_agree, each_by_itself, elsewhere, batches, resumed, of_shards)
+def norm_of_all(rank):
+    """What becomes of a SyncBatchNorm on CPUs, which torch has none for: of many values, too, its own error."""
+    norm = torch.nn.SyncBatchNorm(64)
+    quantizer = FakeQuantize(QSpec(), name="norm.quant.feature", signed=True)
+    with pytest.raises(ValueError, match="SyncBatchNorm"):
+        fused.batch_norm(torch.randn(600, 64), norm, fused.FusedChain(second=quantizer))
+    return True
+
+
+CHECKS = (norm_of_all, percentiles_agree, each_by_itself, elsewhere, batches, resumed, of_shards)
 
 
 def test_percentiles_are_those_of_all_ranks_values():
@@ -264,6 +273,10 @@ def test_ranks_that_are_not_at_the_same_place_are_told():
 def test_ranks_calibrate_together():
     one, two = (one[batches] for one in on_two(QUICK))
     assert one == two
+
+
+def test_a_norm_over_all_ranks_is_none_of_one():
+    assert [one[norm_of_all] for one in on_two(QUICK)] == [True, True]
 
 
 def test_a_resumed_training_goes_on_as_it_would_have():

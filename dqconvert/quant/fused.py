@@ -220,7 +220,8 @@ def batch_norm(
     if steps is None:  # nothing is rounded: to the last bit
         normed: Tensor = norm(x)
         return normed
-    usual = norm.training and x.device.type == "cpu" and type(x) is Tensor and x.dim() == 2 and x.size(0) > 1
+    alone = not isinstance(norm, nn.SyncBatchNorm)  # whose moments are those of all ranks
+    usual = alone and norm.training and x.device.type == "cpu" and type(x) is Tensor and x.dim() == 2 and x.size(0) > 1
     one_type = norm.weight is None or norm.weight.dtype == x.dtype
     usual = usual and one_type and x.numel() >= LARGE
     later = steps if any(quantizer.learned for quantizer in steps.quantizers) else None
