@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dqconvert.errors import InputIndexError
-from dqconvert.kernels._operator import DEFINITIONS
+from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.counting_sort import sort_edges
 from dqconvert.kernels.order import vouch
@@ -36,19 +36,7 @@ def plain_edge_order(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tens
     return ptr, edges, other[edges]
 
 
-@torch.library.custom_op("dqconvert::edge_order", mutates_args=())
-def _edge_order(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-    return plain_edge_order(index, other, num_nodes)
-
-
-DEFINITIONS["edge_order"] = plain_edge_order
-
-_TAKES = Takes("edge_order", index="int64 [edges]", other="int64 [edges]", num_nodes="size")
-
-
-@_edge_order.register_kernel("cpu")
-def _(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
-    _TAKES((index, other, num_nodes))
+def _on_cpu(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     found = sort_edges(other, index, -1, num_nodes, torch.int64)
     if found is None:
         raise InputIndexError(f"an edge ends at a node that is not there: there are {num_nodes} nodes")
@@ -61,9 +49,17 @@ def _(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Ten
     return ptr, edges, others
 
 
-@_edge_order.register_fake
-def _(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(index: Tensor, other: Tensor, num_nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     return index.new_empty(num_nodes + 1), index.new_empty(index.shape), index.new_empty(index.shape)
+
+
+edge_order_operator = Operator(
+    "edge_order",
+    plain_edge_order,
+    fake=_fake,
+    cpu=_on_cpu,
+    takes=Takes("edge_order", index="int64 [edges]", other="int64 [edges]", num_nodes="size"),
+)
 
 
 def edge_order(index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder:
@@ -83,4 +79,4 @@ def edge_order(index: Tensor, other: Tensor, num_nodes: int) -> EdgeOrder:
         >>> order.ptr.tolist(), order.edges.tolist(), order.others.tolist()
         ([0, 1, 1, 3], [1, 0, 2], [1, 0, 1])
     """
-    return EdgeOrder(*_edge_order(index, other, num_nodes))
+    return EdgeOrder(*edge_order_operator(index, other, num_nodes))
