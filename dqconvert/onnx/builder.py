@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,110 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from dqconvert.errors import ExportError
-
-TYPES: dict[torch.dtype, int] = {
-    torch.float32: TensorProto.FLOAT,
-    torch.float64: TensorProto.DOUBLE,
-    torch.int64: TensorProto.INT64,
-    torch.int32: TensorProto.INT32,
-    torch.int8: TensorProto.INT8,
-    torch.uint8: TensorProto.UINT8,
-    torch.bool: TensorProto.BOOL,
-}
-"""ONNX's name of each type that files hold."""
+from dqconvert.onnx.values import BROADCAST, ENTRY_BY_ENTRY, TYPES, Dim, Operand, Size, Wire
 
 SMALL = 64
 """Entries up to which equal constants are stored once."""
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """The codes behind a rounded value: ``(codes - zero) * scale``.
-
-    Attributes:
-        codes: int8 or uint8, of the value's shape.
-        scale: float32, a constant of the file.
-        zero: Of the codes' type, likewise.
-    """
-
-    codes: Wire
-    scale: Wire
-    zero: Wire
-
-
-@dataclass(frozen=True)
-class Wire:
-    """A value that the file computes.
-
-    Attributes:
-        name: In the file.
-        dtype: Of its entries.
-        ndim: Its number of dimensions.
-        number: Whether the graph has a Python number there: a size.
-        rounded: Its codes, if it was rounded right here and is no more than what they stand for.
-    """
-
-    name: str
-    dtype: torch.dtype
-    ndim: int
-    number: bool = False
-    rounded: Rounded | None = None
-
-
-Operand: TypeAlias = Wire | Tensor | float | int | bool
-Size: TypeAlias = int | Wire
-
-Dim: TypeAlias = int | tuple[str, int]
-"""A size that never changes, or that of a dimension of a value, by its name: where it comes from."""
-
-_ENTRY_BY_ENTRY = frozenset(
-    (
-        *(
-            "QuantizeLinear",
-            "DequantizeLinear",
-            "Clip",
-            "Cast",
-            "Softmax",
-            "LogSoftmax",
-            "LayerNormalization",
-            "CumSum",
-        ),
-        *(
-            "Relu",
-            "LeakyRelu",
-            "PRelu",
-            "Elu",
-            "Celu",
-            "Sigmoid",
-            "Tanh",
-            "HardSigmoid",
-            "HardSwish",
-            "Softplus",
-            "Erf",
-        ),
-        *("Exp", "Log", "Sqrt", "Reciprocal", "Neg", "Abs", "Sign", "Round", "Floor", "Ceil", "Not", "Identity"),
-    )
-)
-"""Operators whose result has the shape of their first argument."""
-
-_BROADCAST = frozenset(
-    (
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Pow",
-        "Max",
-        "Min",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "Where",
-    )
-)
-"""Operators whose result has the shape that their arguments broadcast to."""
 
 
 class Builder:
@@ -195,9 +94,9 @@ class Builder:
     def _note_sizes(self, kind: str, wires: list[Wire], result: Wire, how: dict[str, Any]) -> None:
         known = [self.sizes(wire) for wire in wires]
         sizes: list[Dim | None] = []
-        if kind in _ENTRY_BY_ENTRY:
+        if kind in ENTRY_BY_ENTRY:
             sizes = [*known[0]]
-        elif kind in _BROADCAST:
+        elif kind in BROADCAST:
             for dim in range(-result.ndim, 0):
                 found = {one[dim] for one in known if len(one) >= -dim} - {1}
                 sizes.append(found.pop() if len(found) == 1 else None if found else 1)

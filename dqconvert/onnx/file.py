@@ -15,9 +15,10 @@ from dqconvert.calibrate import callee_of
 from dqconvert.errors import ConfigError, ExportError, GuardError, LoweringError
 from dqconvert.lower.check import check_ready
 from dqconvert.lower.evaluation import evaluation_of, refused
-from dqconvert.onnx.builder import TYPES, Builder, Wire
+from dqconvert.onnx.builder import Builder
 from dqconvert.onnx.inputs import Inputs, Steps
 from dqconvert.onnx.targets import check_target, form_for
+from dqconvert.onnx.values import TYPES, Wire
 from dqconvert.onnx.walk import walk
 from dqconvert.onnx.writing import Writing
 from dqconvert.prepared.module import PreparedModule, class_names

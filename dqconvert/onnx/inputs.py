@@ -14,7 +14,8 @@ from onnx import helper
 from torch import Tensor
 
 from dqconvert.errors import ExportError, InputTypeError
-from dqconvert.onnx.builder import TYPES, Builder, Wire
+from dqconvert.onnx.builder import Builder
+from dqconvert.onnx.values import TYPES, Wire
 from dqconvert.rewrite.derive import dimensions, grows
 from dqconvert.trace.note import Note
 

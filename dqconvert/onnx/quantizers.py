@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqconvert.onnx.builder import Rounded, Wire
 from dqconvert.onnx.stored import Grid, Stored
+from dqconvert.onnx.values import Rounded, Wire
 from dqconvert.onnx.writing import Writing
 from dqconvert.quant import FakeQuantize
 

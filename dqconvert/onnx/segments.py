@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from dqconvert.onnx.builder import Size, Wire
+from dqconvert.onnx.values import Size, Wire
 from dqconvert.onnx.writing import Writing
 
 _LOWEST = {"max": -torch.inf, "min": torch.inf}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dqconvert.onnx.builder import Builder, Wire
+from dqconvert.onnx.builder import Builder
+from dqconvert.onnx.values import Wire
 from dqconvert.quant import FakeQuantize
 
 NIBBLE = 16

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from dqconvert.errors import LoweringError
-from dqconvert.onnx.builder import Wire
 from dqconvert.onnx.inputs import Given
 from dqconvert.onnx.quantizers import quantize
+from dqconvert.onnx.values import Wire
 from dqconvert.onnx.writers import graphs, layers, moving, pointwise, products, recurrent
 from dqconvert.onnx.writing import Writing
 from dqconvert.ops import op_of

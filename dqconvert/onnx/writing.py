@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dqconvert.errors import ExportError
-from dqconvert.onnx.builder import Builder, Wire
+from dqconvert.onnx.builder import Builder
 from dqconvert.onnx.inputs import Given, Inputs
 from dqconvert.onnx.stored import Stored
+from dqconvert.onnx.values import Wire
 from dqconvert.ops import TORCH, Op, op_of_layer, package_of
 from dqconvert.trace.leaves import has_hooks
 from dqconvert.trace.nested import leaves_in

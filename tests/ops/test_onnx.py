@@ -11,8 +11,9 @@ from onnx import helper
 from test_table import FURTHER, NOT_CALLED, OF_TORCH, X, Y, function_of, numbers, results
 
 from dqconvert.errors import ExportError
-from dqconvert.onnx.builder import TYPES, Builder, Wire
+from dqconvert.onnx.builder import Builder
 from dqconvert.onnx.inputs import Inputs
+from dqconvert.onnx.values import TYPES, Wire
 from dqconvert.onnx.walk import WRITERS
 from dqconvert.onnx.writing import OPERATIONS, Writing
 from dqconvert.ops import TORCH

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqconvert.onnx.builder import Size, Wire
 from dqconvert.onnx.segments import count_rows, number_of_groups, reduce_rows, softmax_rows
+from dqconvert.onnx.values import Size, Wire
 from dqconvert.onnx.writing import Writing, writes
 from dqconvert.ops import OURS, PYG
 

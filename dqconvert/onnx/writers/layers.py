@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from dqconvert.onnx.builder import Wire
 from dqconvert.onnx.segments import count_rows, softmax_rows
+from dqconvert.onnx.values import Wire
 from dqconvert.onnx.writers.graphs import number_of_nodes, reduced
 from dqconvert.onnx.writing import Writing, writes, writes_layer
 from dqconvert.ops import PYG

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dqconvert.onnx.builder import TYPES, Wire
+from dqconvert.onnx.values import TYPES, Wire
 from dqconvert.onnx.writing import Writing, writes
 from dqconvert.ops import OURS
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqconvert.onnx.builder import Wire
 from dqconvert.onnx.segments import reduce_rows
 from dqconvert.onnx.stored import Stored
+from dqconvert.onnx.values import Wire
 from dqconvert.onnx.writing import Writing, writes
 
 # -- products --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dqconvert.onnx.builder import Wire
+from dqconvert.onnx.values import Wire
 from dqconvert.onnx.writing import Writing, writes
 from dqconvert.ops import OURS
 
