@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -97,7 +99,7 @@ def operators(program):
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
 
-@pytest.mark.parametrize(("name", "form"), [("pooled", "prepared"), ("pooled", "integer"), ("GAT", "integer")])
+@pytest.mark.parametrize(("name", "form"), [("pooled", "integer"), ("GAT", "integer")])
 def test_programs_compute_the_same_on_other_sizes(name, form):
     module = modules(name)[form]
     program = program_of(module)
@@ -181,16 +183,17 @@ def test_compiled_ahead_of_time(tmp_path):
         assert float((found - expected).abs().max()) <= 1.01 * float(step)
 
 
-def test_operators_register_on_demand_whichever_import_comes_first(spare):
-    code = """
-import sys
-import dqconvert
+@pytest.mark.study
+@pytest.mark.parametrize("imports", ["dqconvert, torch", "torch, dqconvert"])
+def test_operators_register_on_demand_whichever_import_comes_first(imports):
+    """In a process of its own: here, torch is there already."""
+    code = f"""
+import sys, {imports}
 assert "dqconvert.kernels" not in sys.modules
-import torch
 assert not hasattr(torch.ops.dqconvert, "no_such_operator")
 assert torch.ops.dqconvert.integer_linear.default
 """
-    done = spare.run(code)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -241,6 +244,12 @@ def test_a_size_for_which_the_forward_takes_another_branch_is_refused():
     assert torch.equal(run(*graph("SAGE", 30, 3)), module.eval()(*graph("SAGE", 30, 3)))
     with pytest.raises(AssertionError, match="100"):
         run(*graph("SAGE", 200, 3))
+
+
+@pytest.mark.study
+def test_compiled_code_refuses_it_too():
+    module, _ = dqconvert.prepare(Sized(), "int8-ptq", graph("SAGE", 40, 3))
+    dqconvert.calibrate(module, graph("SAGE", 40, 3))
     compiled = torch.compile(module, backend="eager", dynamic=True)
     compiled(*graph("SAGE", 30, 3))
     with pytest.raises(Exception, match="100"):
