@@ -19,7 +19,7 @@ from dqconvert.onnx.file import model_of
 from dqconvert.onnx.run import Session
 
 SIZES = (zoo.TRACED, zoo.OTHER, (17, 40))
-LAYERS = ("GATv2Conv_attr", "PNAConv_attr", "ChebConv", "NNConv")
+LAYERS = ("GATv2Conv_attr", "ChebConv", "NNConv")
 QUICK = ("GCN", "GIN", "GraphSAGE", "GAT_attr", "DataClassifier", "Tied")
 
 

@@ -40,7 +40,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", NAMES)
 def test_operations_in_onnx(name):
     op = OF_TORCH[name]
