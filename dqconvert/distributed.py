@@ -115,15 +115,23 @@ def _elsewhere() -> DistributedError:
     )
 
 
+def several_ranks() -> bool:
+    """True if ``torch.distributed`` is initialized, with more than one process."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def is_enabled() -> bool:
+    """True unless :class:`sync_ranges` switched it off."""
+    return _enabled
+
+
 def ranks_of(name: str) -> Ranks | None:
     """Returns the ranks that observe together what has this name; ``None`` if this process observes alone.
 
     Raises:
         DistributedError: In code that is being compiled, which would fix the calls of one rank.
     """
-    if not _enabled or not distributed.is_available() or not distributed.is_initialized():
-        return None
-    if distributed.get_world_size() == 1:
+    if not _enabled or not several_ranks():
         return None
     if torch.compiler.is_compiling():
         raise DistributedError(

@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -243,6 +244,74 @@ def of_shards(rank, models=("GCN",)):
     return [sharded(rank, model, "int8-dq", fuse) for model in models for fuse in (True, False)]
 
 
+def learned_of_shards(rank):
+    """Learned steps that FSDP2 ignores: refused, unless a hook averages their gradients; then they agree."""
+
+    def part():
+        module = made("GIN", "int8-lsq", True)
+        steps = {name: one for name, one in module.named_parameters() if name.endswith(("log_scale", "offset"))}
+        fully_shard(
+            module, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)), ignored_params={*steps.values()}
+        )
+        return module, steps
+
+    module, _ = part()
+    with pytest.raises(DistributedError, match="nobody averages their gradients"):
+        module(*graph(rank, 0, 30)[:2])
+    module, steps = part()
+    for one in steps.values():
+        one.register_post_accumulate_grad_hook(averaged)
+    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+    for step in range(3):
+        loss_of(module, *graph(rank, step, 30 + 7 * rank)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: one.tolist() for name, one in steps.items()}
+
+
+def averaged(parameter):
+    distributed.all_reduce(parameter.grad)
+    parameter.grad /= distributed.get_world_size()
+
+
+class Widest(torch.nn.Module):
+    """A user's quantizer, whose range is its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("top", torch.tensor(0.0))
+
+    def forward(self, x, protected=None):
+        if self.training:
+            self.top.copy_(torch.maximum(self.top, x.detach().abs().amax()))
+        return x
+
+
+class Halves(torch.nn.Module):
+    def forward(self, x, protected=None):
+        return (x * 2).round() / 2
+
+
+def own_quantizers(rank):
+    """How often ranks are warned of a user's quantizer, by kind."""
+
+    def warned(factory, **changes):
+        rules = [{"module": "convs.0", "role": "message", "spec": factory}]
+        module = dqconvert.prepare(GCN(8, 16, 2, 5), {"preset": "int8-qat", "rules": rules})[0]
+        for child in module.modules():
+            if isinstance(child, factory):
+                vars(child).update(changes)
+        with warnings.catch_warnings(record=True) as met:
+            warnings.simplefilter("always")
+            for step in range(2):
+                module(*graph(rank, step, 30)[:2])
+            with dqconvert.sync_ranges(False):
+                module(*graph(rank, 3, 30)[:2])
+        return [str(one.message) for one in met if "synchronized = True" in str(one.message)]
+
+    return warned(Widest), warned(Widest, synchronized=True), warned(Halves)
+
+
 def norm_of_all(rank):
     """What becomes of a SyncBatchNorm on CPUs, which torch has none for: of many values, too, its own error."""
     norm = torch.nn.SyncBatchNorm(64)
@@ -253,6 +322,7 @@ def norm_of_all(rank):
 
 
 CHECKS = (norm_of_all, percentiles_agree, each_by_itself, elsewhere, batches, resumed, of_shards)
+CHECKS += (learned_of_shards, own_quantizers)
 
 
 def test_percentiles_are_those_of_all_ranks_values():
@@ -277,6 +347,19 @@ def test_ranks_calibrate_together():
 
 def test_a_norm_over_all_ranks_is_none_of_one():
     assert [one[norm_of_all] for one in on_two(QUICK)] == [True, True]
+
+
+def test_learned_steps_of_shards_are_refused_or_averaged():
+    one, two = (one[learned_of_shards] for one in on_two(QUICK))
+    assert one == two
+    assert any(value != 0 for value in one.values())
+
+
+def test_ranks_are_told_once_of_quantizers_that_may_differ():
+    for told, *quiet in (one[own_quantizers] for one in on_two(QUICK)):
+        assert len(told) == 1
+        assert "convs.0.quant.message" in told[0]
+        assert quiet == [[], []]
 
 
 def test_a_resumed_training_goes_on_as_it_would_have():

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
+from dqconvert.distributed import several_ranks
 from dqconvert.errors import CheckpointError, DQConvertError, InputError
 from dqconvert.prepared.arguments import tensor_inputs
 from dqconvert.prepared.explain import explain, failed, missing
+from dqconvert.prepared.ranks import check_ranks
 from dqconvert.trace.note import note_of
 
 
@@ -100,6 +102,8 @@ def bounded(forward: Callable[..., Any], boundary: Boundary) -> Callable[..., An
         if torch.compiler.is_compiling():
             return forward(self, *args, **kwargs)
         args, kwargs = boundary.admit(self, args, kwargs)
+        if self.training and several_ranks():
+            check_ranks(self)
         try:
             result = forward(self, *args, **kwargs)
         except Exception as error:
