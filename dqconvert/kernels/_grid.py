@@ -121,17 +121,7 @@ class Grid:
 
     def parameters(self, dtype: Any) -> NDArray[Any]:
         """`[scale, zero_point, quant_min, quant_max]`, as :func:`dqconvert.kernels.qparams` defines them."""
-        low, high = self.scheme.quant_min, self.scheme.quant_max
-        lo, hi = 0.0 if self.scheme.from_zero else min(self.lo, 0.0), max(self.hi, 0.0)
-        if lo == hi or math.isnan(lo) or math.isnan(hi):
-            return np.array([1, 0, low, high], dtype)
-        if self.scheme.symmetric:
-            scale = max(2 * max(-lo, hi) / (high - low), _TINY)
-            zero_point = 0 if low < 0 else (high + 1) // 2
-        else:
-            scale = max((hi - lo) / (high - low), _EPS)
-            zero_point = min(max(low - round(lo / scale), low), high)
-        return np.array([np.float32(scale), zero_point, low, high], dtype)
+        return _parameters(self.scheme, self.lo, self.hi, dtype)
 
     def table(self, dtype: Any) -> NDArray[Any]:
         """The same of every group of rows, of which there is one: `[1, 4]`."""
@@ -142,6 +132,22 @@ class Grid:
         scale, zero_point, low, high = self.parameters(dtype)
         code = np.rint(dtype(value) / scale + zero_point)
         return float((min(max(code, low), high) - zero_point) * scale)
+
+
+@lru_cache(maxsize=1024)
+def _parameters(scheme: Scheme, lo: float, hi: float, dtype: Any) -> NDArray[Any]:
+    """Kept, for it takes longer than to round some rows, and most steps leave most ranges as they are."""
+    low, high = scheme.quant_min, scheme.quant_max
+    lo, hi = 0.0 if scheme.from_zero else min(lo, 0.0), max(hi, 0.0)
+    if lo == hi or math.isnan(lo) or math.isnan(hi):
+        return np.array([1, 0, low, high], dtype)
+    if scheme.symmetric:
+        scale = max(2 * max(-lo, hi) / (high - low), _TINY)
+        zero_point = 0 if low < 0 else (high + 1) // 2
+    else:
+        scale = max((hi - lo) / (high - low), _EPS)
+        zero_point = min(max(low - round(lo / scale), low), high)
+    return np.array([np.float32(scale), zero_point, low, high], dtype)
 
 
 class GridTable(Grid):

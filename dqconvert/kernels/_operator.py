@@ -68,22 +68,23 @@ class Operator:
         self.definition, DEFINITIONS[name] = definition, flat(definition)
         self.registered = torch.library.custom_op(f"dqconvert::{name}", flat(definition), mutates_args=(), tags=tags)
         self.registered.register_fake(flat(fake))
-        self._direct, self._check = flat(definition), check
+        self._direct: Callable[..., Any] = lambda args, given: definition(*given)
         self._loops: Callable[..., Any] | None = None
+        self._apply, self._check = None, check
         if cpu is not None:
             if takes is None or list(takes.names) != list(signature.parameters):
                 raise TypeError(f"operator {name!r} has loops: what they take must be said of each of its arguments")
             gate, loops = takes, cpu
 
-            def behind_gate(*args: Any) -> Any:
-                given = self._grouped(args)
+            def behind_gate(args: tuple[Any, ...], given: Sequence[Any]) -> Any:
                 if serves is not None and not serves(*given):
                     return definition(*given)
                 gate(args)
                 return loops(*given)
 
-            self._direct = _with_signature(behind_gate, definition, signature)
-            self.registered.register_kernel("cpu")(self._direct)
+            self._direct = behind_gate
+            kernel = _with_signature(lambda *args: behind_gate(args, self._grouped(args)), definition, signature)
+            self.registered.register_kernel("cpu")(kernel)
             if backward is None:
                 self._loops, self._knows = cpu, takes.knows
         if backward is not None and setup is not None:
@@ -96,7 +97,7 @@ class Operator:
                 return self._flat(back(ctx, *grads))
 
             self.registered.register_autograd(flat_backward, setup_context=flat_setup)
-            self._direct = _function(name, self._direct, flat_setup, flat_backward).apply
+            self._apply = self._function(name, prepare, flat_backward).apply
 
     def __call__(self, *args: Any) -> Any:
         # Most calls: arguments of a form that was checked before, which the loops serve.
@@ -106,7 +107,7 @@ class Operator:
         if self._check is not None:
             self._check(*given)
         if nobody_looks(args):
-            return self._direct(*args)
+            return self._direct(args, given) if self._apply is None else self._apply(*args)
         _check_devices(self.registered._name, args)
         return self.registered(*args)
 
@@ -126,8 +127,34 @@ class Operator:
         args = list(flat)
         for kind, _, start, stop, optional in self._groups:
             part = args[start:stop]
-            args[start:stop] = (None if optional and part[0] is None else kind(*part),)
+            args[start:stop] = (None if optional and part[0] is None else tuple.__new__(kind, part),)
         return args
+
+    def _function(self, name: str, setup: Callable[..., None], backward: Callable[..., Any]) -> Any:
+        """Returns the operator as a function with a gradient that is not registered."""
+
+        def run(ctx: Any, *args: Any) -> Any:
+            given = self._grouped(args)
+            output = self._direct(args, given)
+            setup(ctx, given, output)
+            return output
+
+        def back(ctx: Any, *grads: Any) -> Any:
+            # Of a list an operator wants a list of gradients, a function none.
+            return tuple([None if type(grad) is list else grad for grad in backward(ctx, *grads)])
+
+        return type(f"Direct_{name}", (_Direct,), {"forward": staticmethod(run), "backward": staticmethod(back)})
+
+
+class _Direct(torch.autograd.Function):
+    """A function of ordinary tensors."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Goes past what ``Function.apply`` does to each argument for functorch, unless that is at work."""
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
 
 def _with_signature(function: Callable[..., Any], like: Callable[..., Any], signature: inspect.Signature) -> Any:
@@ -178,22 +205,6 @@ def _flattened(definition: Callable[..., Any], names: tuple[str, ...] | None) ->
     return signature.replace(parameters=named), groups
 
 
-def _function(name: str, forward: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any]) -> Any:
-    """Returns the operator as a function with a gradient that is not registered."""
-
-    def run(ctx: Any, *args: Any) -> Any:
-        output = forward(*args)
-        setup(ctx, args, output)
-        return output
-
-    def back(ctx: Any, *grads: Any) -> Any:
-        # Of a list an operator wants a list of gradients, a function none.
-        return tuple(None if isinstance(grad, list) else grad for grad in backward(ctx, *grads))
-
-    members = {"forward": staticmethod(run), "backward": staticmethod(back)}
-    return type(f"Direct_{name}", (torch.autograd.Function,), members)
-
-
 def _check_devices(name: str, args: tuple[Any, ...]) -> None:
     """Raises unless all tensors lie on one device, but for single numbers: what lies on another is not read at all by
     operators of tensors without values (``meta``)."""
@@ -215,7 +226,15 @@ def nobody_looks(args: tuple[Any, ...]) -> bool:
     """Returns True in eager execution on the CPU, of ordinary tensors; those in lists come with one that is not."""
     if _somebody_looks():
         return False
-    for t in args:  # noqa: SIM110  a generator would take three times as long
-        if isinstance(t, Tensor) and not (type(t) in ORDINARY and t.is_cpu):
+    for t in args:
+        kind = type(t)
+        if kind in ORDINARY:
+            if not t.is_cpu:
+                return False
+        elif kind not in _PLAIN and isinstance(t, Tensor):
             return False
     return True
+
+
+_PLAIN = frozenset((type(None), bool, int, float, str, list, tuple))
+"""Types of arguments that are no tensors for sure."""

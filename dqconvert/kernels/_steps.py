@@ -44,11 +44,6 @@ class Steps(NamedTuple):
         # torch.compile does without the cache, and warns where it is told to leave one out.
         return _pack(self) if torch.compiler.is_compiling() else _packed(self)
 
-    @staticmethod
-    def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Steps:
-        """From those lists."""
-        return _unpacked(tuple(ints), tuple(floats))
-
 
 def _pack(steps: Steps) -> tuple[list[int], list[float]]:
     ints, floats = [int(steps.relu), int(steps.masked)], []
@@ -61,7 +56,13 @@ def _pack(steps: Steps) -> tuple[list[int], list[float]]:
     return ints, floats
 
 
-_packed = lru_cache(maxsize=4096)(_pack)
+def _pack_masked(schemes: Schemes, relu: bool, masked: bool) -> tuple[list[int], list[float]]:
+    """As :func:`_pack`; `masked` only where there are gradients that do not pass."""
+    steps = Steps(schemes, relu)
+    return _pack(steps._replace(masked=masked and steps.clips))
+
+
+_packed, _packed_masked = lru_cache(maxsize=4096)(_pack), lru_cache(maxsize=4096)(_pack_masked)
 
 
 @lru_cache(maxsize=4096)
@@ -121,10 +122,9 @@ class Chain(NamedTuple):
             relu: True if negative values become zero before grid 2.
             learned: True if all ranges are learned: then nobody asks which gradients pass.
         """
-        steps = Steps(schemes, relu)
-        if not learned:
-            steps = steps._replace(masked=steps.clips and torch.is_grad_enabled())
-        return Chain(bias, other, alpha, protected, groups, ends_of(ranges), *steps.packed())
+        pack = _pack_masked if torch.compiler.is_compiling() else _packed_masked  # as in Steps.packed
+        steps = pack(schemes, relu, not learned and torch.is_grad_enabled())
+        return Chain(bias, other, alpha, protected, groups, ends_of(ranges), *steps)
 
     @staticmethod
     def gradients(
@@ -141,7 +141,7 @@ class Chain(NamedTuple):
     @property
     def steps(self) -> Steps:
         """Returns what it does."""
-        return Steps.unpacked(self.ints, self.floats)
+        return _unpacked(tuple(self.ints), tuple(self.floats))
 
     @property
     def acts(self) -> bool:

@@ -95,7 +95,8 @@ class Takes:
         self._also, self._always = also, always
         self._orders = tuple((self._places[ptr], self._places[named], rows) for ptr, named, rows in orders)
         self._looked_at = tuple(need.kind != "free" for need in self._needs)
-        self._lists = tuple((self._places[need.name], need) for need in self._needs if need.kind == _ORDER)
+        lists = [(self._places[need.name], _order_sizes(need)) for need in self._needs if need.kind == _ORDER]
+        self._lists = tuple((place, edges, rows) for place, (_, edges, rows) in lists)
         self._known: dict[tuple[Any, ...], dict[str, int]] = {}
 
     @property
@@ -144,9 +145,8 @@ class Takes:
         """Checks what depends on values, too: every time."""
         for ptr, named, size in self._orders:
             check_order(args[ptr], args[named], sizes[size])
-        for place, need in self._lists:
+        for place, edges, rows in self._lists:
             if (order := args[place]) is not None:
-                _, edges, rows = _order_sizes(need)
                 check_order(order[0], order[1], sizes[edges])
                 check_order(order[0], order[2], sizes[rows])
         if self._always is not None:
@@ -163,14 +163,14 @@ class Takes:
                     return None
                 form += given.dtype, given.shape
             elif kind in _FLAGS:
-                form.append(given)
+                form += (given,)
             elif kind is list or isinstance(given, _LISTS):
-                form.append(_LIST)
+                form += (_LIST,)
                 for part in given:
                     if type(part) not in ORDINARY or not part.is_cpu or part.layout is not _STRIDED:
                         return None
                     form += part.dtype, part.shape
-                form.append(_LIST)
+                form += (_LIST,)
             else:
                 return None
         return tuple(form)

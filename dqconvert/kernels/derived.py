@@ -72,8 +72,8 @@ class Derived(Generic[Made]):
 
     def find(self, tensors: tuple[Tensor | None, ...], *what: Any) -> Made | None:
         """Returns the value for these arguments, or ``None`` if there is none."""
-        entry = self._entries.get((*map(id, tensors), *what))
-        if entry is None or len(entry.tensors) != len(tensors):
+        entry = self._entries.get((tuple(map(id, tensors)), what))
+        if entry is None:
             return None
         for known, version, tensor in zip(entry.tensors, entry.versions, tensors, strict=True):
             # The version of a tensor made in inference mode cannot be asked for, but such a tensor is never known.
@@ -86,7 +86,7 @@ class Derived(Generic[Made]):
         """Keeps a value, in place of an earlier one for the same."""
         if any(tensor is not None and tensor.is_inference() for tensor in tensors):
             return
-        key, entries = (*map(id, tensors), *what), self._entries
+        key, entries = (tuple(map(id, tensors)), what), self._entries
 
         def forget(gone: object) -> None:
             if (entry := entries.get(key)) is not None and entry.tensors[0] is gone:

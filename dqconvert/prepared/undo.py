@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dqconvert.quant import FakeQuantize
 
-_RANGES = ("min_val", "max_val", "log_scale", "offset")
+_SEEN, _LEARNED = ("min_val", "max_val"), ("log_scale", "offset")
 _AVERAGES = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -53,11 +53,13 @@ class Before:
         self._module = module
         self._quantizers, norms = _keepers(module)
         self._observed = [quantizer._known_observed for quantizer in self._quantizers]
-        places: list[tuple[nn.Module, str]] = [
-            (q, name) for q in self._quantizers if q.training or q.calibrating for name in _RANGES
+        changing = [quantizer for quantizer in self._quantizers if quantizer.training or quantizer.calibrating]
+        tables: list[tuple[nn.Module, dict[str, Any], tuple[str, ...]]] = [(q, q._buffers, _SEEN) for q in changing]
+        tables += [(q, q._parameters, _LEARNED) for q in changing]
+        tables += [(norm, norm._buffers, _AVERAGES) for norm in norms if norm.training]
+        self._held = [
+            (m, n, t) for m, table, names in tables for n in names if n in table and (t := table[n]) is not None
         ]
-        places += [(norm, name) for norm in norms if norm.training for name in _AVERAGES]
-        self._held = [(m, name, t) for m, name in places if (t := getattr(m, name, None)) is not None]
         self._values = _copies([buffer for *_, buffer in self._held])
         self._random = torch.get_rng_state()
         self._device_random = [(d, torch.cuda.get_rng_state(d)) for d in _devices([b for *_, b in self._held])]
@@ -86,11 +88,12 @@ class Before:
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
     """Returns copies; many small tensors of one dtype are copied at once."""
-    small = [t for t in tensors if t.dim() == 0 and t.dtype == torch.float32 and t.device == tensors[0].device]
+    single, device = torch.float32, tensors[0].device if tensors else None
+    small = [i for i, t in enumerate(tensors) if not t.shape and t.dtype == single and t.device == device]
     with torch.no_grad():
-        together = iter(torch.stack(small).unbind() if small else ())
-        alike = set(map(id, small))
-        return [next(together) if id(t) in alike else t.clone() for t in tensors]
+        together = torch.stack([tensors[i] for i in small]).unbind() if small else ()
+        copies = dict(zip(small, together, strict=True))
+        return [copies[i] if i in copies else t.clone() for i, t in enumerate(tensors)]
 
 
 def _devices(tensors: list[Tensor]) -> list[Any]:

@@ -179,7 +179,7 @@ class FakeQuantize(nn.Module):
     @property
     def learned(self) -> bool:
         """True if the range is learned, and somebody takes gradients."""
-        return self.log_scale is not None and torch.is_grad_enabled()
+        return self.spec.range == "learned" and torch.is_grad_enabled()
 
     @property
     def stretch(self) -> float:
@@ -200,15 +200,16 @@ class FakeQuantize(nn.Module):
 
     def ends(self, number: int) -> tuple[Tensor, Tensor]:
         """Returns the range as operators take it, for a value of so many numbers; with a gradient if it is learned."""
-        ends, stretch = self._ends(number), self.stretch
+        ends, stretch = self._ends(number), self.stretch if self.behind else 1
         return ends if stretch == 1 else (ends[0] * stretch, ends[1] * stretch)
 
     def _ends(self, number: int) -> tuple[Tensor, Tensor]:
-        if self.log_scale is None or not self.is_observed():
+        log_scale = self.log_scale if self.spec.range == "learned" else None
+        if log_scale is None or not self.is_observed():
             return self._seen
         return learned_ends(
             self._start,
-            self.log_scale,
+            log_scale,
             self.offset,
             quant_min=self.quant_min,
             quant_max=self.quant_max,
@@ -337,7 +338,7 @@ class FakeQuantize(nn.Module):
     def take(self, scheme: Scheme, ends: Tensor) -> None:
         """Takes the new range, float32 ``[2]``, that such an operator returns."""
         if scheme.observe:
-            lo, hi = (ends if (stretch := self.stretch) == 1 else ends / stretch).unbind()
+            lo, hi = (ends if not self.behind or (stretch := self.stretch) == 1 else ends / stretch).unbind()
             self.min_val.copy_(lo)
             self.max_val.copy_(hi)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,30 +21,7 @@ _KINDS = {
     torch.float32: "<f4",
     torch.float64: "<f8",
 }
-
-
 _STRIDED = torch.strided
-
-
-class _Lent:
-    """The memory of a tensor, as numpy asks for it; it keeps the tensor."""
-
-    __slots__ = ("__array_interface__", "tensor")
-    __array_interface__: dict[str, Any]
-    tensor: Tensor
-
-
-def _lend(tensor: Tensor, kind: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> NDArray[Any]:
-    lent = _Lent()
-    lent.tensor = tensor
-    lent.__array_interface__ = {
-        "shape": shape,
-        "typestr": kind,
-        "data": (tensor.data_ptr(), False),
-        "strides": strides,
-        "version": 3,
-    }
-    return np.asarray(lent)
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
@@ -63,13 +41,18 @@ def array(tensor: Tensor) -> NDArray[Any]:
         >>> array(weight), weight.untyped_storage().resizable()
         (array([1., 1.], dtype=float32), True)
     """
-    if tensor.layout is _STRIDED:
-        if not tensor.is_contiguous():
-            return strided(tensor.detach().contiguous())
-        kind, shape = _KINDS.get(tensor.dtype), tuple(tensor.shape)
-        if kind is not None and tensor.is_cpu and 0 not in shape and not tensor.is_neg():  # most, and small ones, too
-            return _lend(tensor, kind, shape, None)
-    return strided(tensor)
+    kind = _KINDS[tensor.dtype] if tensor.dtype in _KINDS else None  # noqa: SIM401  every call counts here
+    if kind is None or not tensor.is_cpu or tensor.layout is not _STRIDED:
+        raise TypeError(f"no array lies in a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}")
+    if not tensor.is_contiguous():
+        tensor = tensor.detach().contiguous()
+    if tensor.is_neg():
+        tensor = tensor.detach().resolve_neg()
+    shape = tuple(tensor.shape)
+    if 0 in shape:
+        return np.empty(shape, kind)
+    memory = {"shape": shape, "typestr": kind, "data": (tensor.data_ptr(), False), "version": 3}
+    return np.asarray(SimpleNamespace(tensor=tensor, __array_interface__=memory))  # the array keeps the tensor
 
 
 def as_it_lies(tensor: Tensor) -> Tensor:
@@ -90,16 +73,14 @@ def strided(tensor: Tensor) -> NDArray[Any]:
         >>> strided(torch.tensor([[1, 2], [3, 4]]).t()).flags.c_contiguous
         False
     """
-    kind = _KINDS.get(tensor.dtype)
-    if kind is None or not tensor.is_cpu or tensor.layout is not _STRIDED:
-        raise TypeError(f"no array lies in a {tensor.layout} tensor of {tensor.dtype} on {tensor.device}")
-    if tensor.is_neg():
+    if tensor.layout is _STRIDED and tensor.is_neg():
         tensor = tensor.detach().resolve_neg()
-    shape = tuple(tensor.shape)
-    if 0 in shape:
-        return np.empty(shape, kind)
-    strides = None if tensor.is_contiguous() else tuple(step * tensor.itemsize for step in tensor.stride())
-    return _lend(tensor, kind, shape, strides)
+    if tensor.layout is not _STRIDED or tensor.is_contiguous():
+        return array(tensor)
+    shape, steps = tuple(tensor.shape), tensor.stride()
+    reach = 1 + sum((size - 1) * step for size, step in zip(shape, steps, strict=True))
+    memory = array(tensor.detach().as_strided((reach,), (1,)))
+    return np.ndarray(shape, memory.dtype, memory, 0, tuple(step * tensor.itemsize for step in steps))
 
 
 __all__ = ["array", "as_it_lies", "strided"]

@@ -42,7 +42,7 @@ def serves(shape: Sequence[int], dtype: torch.dtype, added: Sequence[Tensor | No
 
 def matrix(t: Tensor) -> NDArray[Any]:
     """Returns a tensor as a contiguous numpy matrix of its rows."""
-    return array(t).reshape(t.size(0), math.prod(t.shape[1:]))
+    return array(t) if t.ndim == 2 else array(t).reshape(t.size(0), math.prod(t.shape[1:]))
 
 
 def flags(mask: Tensor | None) -> NDArray[Any]:
