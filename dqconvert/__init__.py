@@ -19,6 +19,7 @@ _HOME = {
     "Prepared": "prepare",
     "calibrate": "calibrate",
     "sync_ranges": "distributed",
+    "average_learned_steps": "prepared.ranks",
     "finetune": "finetune",
     "convert": "convert",
     "average_bits": "mixed.average",
