@@ -139,21 +139,20 @@ def _of_rows(sound: Callable[[dict[str, Any]], constants.Sound]) -> Callable[[di
     return lambda given: sound(given) if given.get("groups") is None else constants.of_groups(sound(given))
 
 
+def _finishing(given: dict[str, Any]) -> constants.Sound:
+    if given["grid"] is None:
+        return lambda constant: False
+    return constants.is_finishing(given["columns"], given["other"] is not None, given["packed"])
+
+
 FINISH: dict[str, Any] = {
     "packed": _FLAG,
     "factor": ConstantOf(
         "a number, or one for each column", _of_rows(lambda given: constants.is_factor(given["columns"]))
     ),
-    "grid": ConstantOf("a grid", _of_rows(_always(constants.is_grid))),
+    "grid": OrNone(ConstantOf("a grid", _of_rows(_always(constants.is_grid)))),
     "bias": OrNone(ConstantOf("a number for each column", lambda given: constants.is_bias(given["columns"]))),
-    "table": OrNone(
-        ConstantOf(
-            "a table that fits the sums",
-            _of_rows(
-                lambda given: constants.is_finishing(given["columns"], given["other"] is not None, given["packed"])
-            ),
-        )
-    ),
+    "table": OrNone(ConstantOf("a table that fits the sums, of codes of a grid", _of_rows(_finishing))),
     "other": OrNone(AnyValue()),
     "shares": OrNone(AnyValue()),
     "groups": OrNone(AnyValue()),

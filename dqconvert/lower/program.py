@@ -137,12 +137,13 @@ class Program:
     def finish(
         self,
         factor: Tensor | float,
-        grid: QuantizerGrid | GroupGrid,
+        grid: QuantizerGrid | GroupGrid | None,
         name: str,
         bias: Tensor | None = None,
         shares: Node | None = None,
+        groups: Any = None,
     ) -> Finish:
-        """Returns the epilogue that requantizes a sum of integers to codes of ``grid``.
+        """Returns the epilogue that requantizes a sum of integers to codes of ``grid``, or makes values without one.
 
         Args:
             factor: The value of one step of the sum: a number, or float32 ``[1]`` or ``[columns]``; of groups of rows,
@@ -150,15 +151,15 @@ class Program:
             name: Prefix of the constants' names.
             bias: Added before rounding, one number for each column.
             shares: What each row is multiplied by before that, float32 ``[rows]``.
+            groups: Which factor each row has, where ``grid`` does not say it.
         """
         factor = torch.tensor([factor], dtype=torch.float32) if isinstance(factor, float) else factor
-        groups: Any = None
         if isinstance(grid, GroupGrid):
             groups = grid.groups
             factor = factor if factor.dim() > 1 else factor.expand(len(grid.grids), -1)
         return Finish(
             factor=self.constant(factor, f"{name}.factor"),
-            grid=self.grid(grid, f"{name}.grid", factor.device),
+            grid=None if grid is None else self.grid(grid, f"{name}.grid", factor.device),
             bias=None if bias is None else self.constant(bias.float().reshape(-1), f"{name}.bias"),
             shares=shares,  # type: ignore[arg-type]
             groups=groups,

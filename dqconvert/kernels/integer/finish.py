@@ -1,7 +1,8 @@
 """What every integer operation ends with: from sums of integers to the codes that the next operation takes.
 
 The sums are scaled and rounded to a grid. All that follows until the next grid sees one code at a time, or two, so it
-is a table, made by running it once on every code there is: exact whatever it was.
+is a table, made by running it once on every code there is: exact whatever it was. Without a grid, as at the end of a
+model, they are scaled alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.finish import CODES as CODES
 from dqconvert.kernels.cpu.integer.finish import GRID as GRID
-from dqconvert.kernels.cpu.llvm.requantize import AS_THEY_ARE, ON_PLANE, ON_RAMP
+from dqconvert.kernels.cpu.llvm.requantize import AS_THEY_ARE, AS_VALUES, ON_PLANE, ON_RAMP
 from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.on_grid import grid_of
 from dqconvert.kernels.integer.plane import PLANE, on_plane
@@ -34,7 +35,8 @@ class Finish(NamedTuple):
     Attributes:
         factor: float32 `[1]` or `[columns]`, the value of one step of the sums.
         grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training: see
-            :func:`dqconvert.kernels.integer.codes.quantize`.
+            :func:`dqconvert.kernels.integer.codes.quantize`. None: the values stay as they are, float32, and nothing
+            follows: no table, no other, no packing.
         bias: float32 `[columns]`, in the values' unit.
         table: uint8 (codes) or float32 (values): `[256]`, by the code; `[columns, 256]`, by column and code; or, with
             `other`, `[256, 256]`, by the code and the other, or float32 `[5]`, a plane that stands for one of codes,
@@ -48,7 +50,7 @@ class Finish(NamedTuple):
     """
 
     factor: Tensor
-    grid: Tensor
+    grid: Tensor | None
     bias: Tensor | None = None
     table: Tensor | None = None
     other: Tensor | None = None
@@ -73,6 +75,8 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
         values = values * shares[:, None]
     if finish.bias is not None:
         values = values + finish.bias
+    if finish.grid is None:
+        return values
     scale, zero, top, low = CodeGrid(*finish.grid)
     codes = ((values / scale + (zero + low)).round().clamp(min=low, max=top + low) - low).long()
     if finish.table is None:
@@ -95,11 +99,11 @@ def plain_finish(sums: Tensor, finish: Finish, shares: Tensor | None = None) -> 
 def _by_group(sums: Tensor, finish: Finish, groups: Tensor, shares: Tensor | None) -> Tensor:
     """Returns the same, where each row ends as its group does."""
     found = fake_room(sums, sums.size(0), sums.size(1), finish)
-    for group in range(finish.grid.size(0)):
+    for group in range(finish.factor.size(0)):
         rows = (groups == group).nonzero().view(-1)
         one = finish._replace(
             factor=finish.factor[group],
-            grid=finish.grid[group],
+            grid=None if finish.grid is None else finish.grid[group],
             table=None if finish.table is None else finish.table[group],
             other=None if finish.other is None else finish.other[rows],
             shares=None if finish.shares is None else finish.shares[rows],
@@ -135,7 +139,7 @@ def unpack(packed: Tensor, columns: int) -> Tensor:
 
 TAKES: dict[str, Any] = {
     "factor": "any",
-    "grid": "any",
+    "grid": "any?",
     "bias": "any?",
     "table": "any?",
     "other": "any?",
@@ -191,9 +195,16 @@ def finish_arrays(finish: Finish, columns: int) -> FinishArrays:
 
 
 def _make_arrays_of_groups(
-    factor: Tensor, grid: Tensor, bias: Tensor | None, table: Tensor | None, columns: int, pairs: bool, packed: bool
+    factor: Tensor,
+    grid: Tensor | None,
+    bias: Tensor | None,
+    table: Tensor | None,
+    columns: int,
+    pairs: bool,
+    packed: bool,
 ) -> FinishArrays:
-    parts = [(factor[k], grid[k], bias, None if table is None else table[k]) for k in range(len(grid))]
+    grids, tables = ([None] * len(factor) if t is None else list(t) for t in (grid, table))
+    parts = [(one, grids[k], bias, tables[k]) for k, one in enumerate(factor)]
     made = [_make_arrays(*part, columns, pairs, packed) for part in parts]
     if len({(one.kind, one.table.size) for one in made}) > 1:  # what stands for some tables does not for all
         made = [_make_arrays(*part, columns, pairs, packed, tables=True) for part in parts]
@@ -204,7 +215,7 @@ def _make_arrays_of_groups(
 
 def _make_arrays(
     factor: Tensor,
-    grid: Tensor,
+    grid: Tensor | None,
     bias: Tensor | None,
     table: Tensor | None,
     columns: int,
@@ -213,21 +224,22 @@ def _make_arrays(
     tables: bool = False,
 ) -> FinishArrays:
     """`tables`: to let nothing else stand for them."""
-    scale, zero, top, low = CodeGrid(*grid.tolist())
+    scale, zero, top, low = CodeGrid(1.0, 0, 255, 0) if grid is None else CodeGrid(*grid.tolist())
+    kind = AS_THEY_ARE if grid is not None else AS_VALUES
     entries: NDArray[Any] = np.empty(0, np.uint8) if table is None else array(table)
     ramp, plane = None, np.empty(0, np.float32)
     if pairs and entries.ndim == 1:
-        plane, entries = entries[:PLANE], entries[PLANE:]
+        plane, entries, kind = entries[:PLANE], entries[PLANE:], ON_PLANE
     elif table is not None and not pairs and entries.dtype == np.uint8 and not tables:
         ramp = ramp_of(table, int(top) + 1, columns)
-        entries = entries if ramp is None else entries[:0]
+        entries, kind = (entries, kind) if ramp is None else (entries[:0], ON_RAMP)
     elif entries.shape == (CODES,) and not tables and (found := grid_of(entries)) is not None:
         entries = found
     return FinishArrays(
         _by_column(factor, columns),
         np.zeros(columns, np.float32) if bias is None else _by_column(bias, columns),
         np.array([scale, zero + low, top + low, low], np.float32),
-        ON_RAMP if ramp is not None else ON_PLANE if plane.size > 0 else AS_THEY_ARE,
+        kind,
         np.empty(0, np.float32) if ramp is None else np.ascontiguousarray(ramp).reshape(-1),
         plane.copy(),
         entries.reshape(-1).copy(),
@@ -250,17 +262,20 @@ def _by_column(t: Tensor, columns: int) -> NDArray[Any]:
 def room(rows: int, columns: int, finish: Finish) -> Tensor:
     """Returns memory for the result `[rows, columns]`, or `[rows, (columns + 1) // 2]` if it is packed."""
     width = (columns + 1) // 2 if finish.packed else columns
-    return empty((rows, width), dtype_of(finish.table))
+    return empty((rows, width), dtype_of(finish))
 
 
 def fake_room(x: Tensor, rows: int, columns: int, finish: Finish) -> Tensor:
     """Returns what :func:`room` does, on the device of `x`, and of no values where that has none."""
     width = (columns + 1) // 2 if finish.packed else columns
-    return x.new_empty((rows, width), dtype=dtype_of(finish.table))
+    return x.new_empty((rows, width), dtype=dtype_of(finish))
 
 
-def dtype_of(table: Tensor | None) -> torch.dtype:
-    """Of the result, given the finish's table."""
+def dtype_of(finish: Finish) -> torch.dtype:
+    """Of the result."""
+    table = finish.table
+    if finish.grid is None:
+        return torch.float32
     plane = table is not None and table.dtype == torch.float32 and table.size(-1) == PLANE
     return torch.uint8 if table is None or plane else table.dtype
 
@@ -269,19 +284,18 @@ def check(finish: Finish, rows: int, columns: int) -> None:
     """Raises `ValueError` unless shapes and types fit sums `[rows, columns]`: the loops do not look again."""
     factor, grid, bias, table, other, packed, shares, groups = finish
     if groups is not None:
-        known = (groups.shape, groups.dtype) == ((rows,), torch.uint8) and grid.dim() == 2 and grid.size(0) > 0
-        if not known or any(t is not None and t.size(0) != grid.size(0) for t in (factor, table)):
-            raise ValueError(f"finish.groups does not fit {rows} rows and grids {tuple(grid.shape)}: {groups.shape}")
-        factor, grid, table = factor[0], grid[0], None if table is None else table[0]
+        shape, several = tuple(factor.shape), [t for t in (factor, grid, table) if t is not None]
+        known = (groups.shape, groups.dtype) == ((rows,), torch.uint8) and factor.dim() == 2 and len(factor) > 0
+        if not known or any(t.dim() == 0 or len(t) != len(factor) for t in several):
+            raise ValueError(f"finish.groups does not fit {rows} rows and factors {shape}: {groups.shape}")
+        factor, grid, table = factor[0], None if grid is None else grid[0], None if table is None else table[0]
     fits = {
         "factor": factor.shape in ((1,), (columns,)) and factor.dtype == torch.float32,
-        "grid": grid.shape == (4,) and grid.dtype == torch.float32,
+        "grid": grid is None or (grid.shape == (4,) and grid.dtype == torch.float32),
         "bias": bias is None or (bias.shape == (columns,) and bias.dtype == torch.float32),
-        "table": table is None
-        or (table.shape in _table_shapes(columns, other is not None) and table.dtype in (torch.uint8, torch.float32))
-        or (other is not None and table.shape in _PLANES and table.dtype == torch.float32),
+        "table": table is None or (grid is not None and _fits(table, columns, other is not None)),
         "other": other is None or (table is not None and other.shape == (rows, columns) and other.dtype == torch.uint8),
-        "packed": not packed or dtype_of(table) == torch.uint8,
+        "packed": not packed or dtype_of(finish) == torch.uint8,
         "shares": shares is None or (shares.shape == (rows,) and shares.dtype == torch.float32),
     }
     for name, right in fits.items():
@@ -291,5 +305,8 @@ def check(finish: Finish, rows: int, columns: int) -> None:
             raise ValueError(f"finish.{name} does not fit sums of shape {(rows, columns)}: got {what}")
 
 
-def _table_shapes(columns: int, pairs: bool) -> tuple[tuple[int, ...], ...]:
-    return ((CODES, CODES),) if pairs else ((CODES,), (columns, CODES))
+def _fits(table: Tensor, columns: int, pairs: bool) -> bool:
+    if pairs and table.shape in _PLANES:
+        return table.dtype == torch.float32
+    shapes = ((CODES, CODES),) if pairs else ((CODES,), (columns, CODES))
+    return table.shape in shapes and table.dtype in (torch.uint8, torch.float32)

@@ -82,7 +82,8 @@ def add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor
         finish: What makes codes of the sums; its factor is the scale of `x`, for a mean divided by the heads.
 
     Returns:
-        `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
+        `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or
+        uint8, or float32 without a grid.
 
     Raises:
         ValueError: If shapes do not fit.

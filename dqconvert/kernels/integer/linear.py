@@ -193,7 +193,8 @@ def integer_linear(
             less is not noticed.
 
     Returns:
-        `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or uint8.
+        `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or
+        uint8, or float32 without a grid.
 
     Raises:
         ValueError: If shapes do not fit, and for NaN if there is a name.

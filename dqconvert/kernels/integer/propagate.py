@@ -344,7 +344,7 @@ def integer_propagate(
 
     Returns:
         `[num_nodes, columns]`, or `[num_nodes, (columns + 1) // 2]` if the finish packs; of its table's dtype, or
-        uint8.
+        uint8, or float32 without a grid.
 
     Raises:
         ValueError: If shapes do not fit, or for another reduction.

@@ -12,20 +12,24 @@ from dqconvert.kernels.integer.linear import integer_linear, pack_weight
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.program import Program
 from dqconvert.lower.runtime import reshaped_like
-from dqconvert.lower.values import Codes, Constant, GroupCodes, GroupGrid, Literal, QuantizerGrid, Value
+from dqconvert.lower.values import Codes, Constant, GroupCodes, GroupGrid, Literal, Plain, QuantizerGrid, Value
 from dqconvert.ops import argument, op_name
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import note_of
 
 
 def lower_linear(lowering: Lowering, node: Node) -> Value | None:
-    """Lowers ``linear(x, weight, bias)`` or ``x @ weight`` of codes and a rounded weight, rounded right behind."""
+    """Lowers ``linear(x, weight, bias)`` or ``x @ weight`` of codes and a rounded weight.
+
+    What is rounded right behind becomes codes. All else, as a result of the model, leaves as float32: the same sums of
+    integers, scaled, which is nearer to exact than a product in float, and takes less time.
+    """
     name = op_name(node)
     if name not in ("linear", "matmul") or len(node.args) < 2:
         return None
     x, weight, bias = map(lowering.value, (*node.args[:2], argument(node, "bias")))
-    behind, note = lowering.behind(node), note_of(node)
-    if behind is None or not isinstance(x, Codes | GroupCodes):
+    note = note_of(node)
+    if not isinstance(x, Codes | GroupCodes):
         return None
     if not isinstance(weight, Constant) or weight.quantizer is None:
         return None
@@ -34,8 +38,8 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     channel = 0 if name == "linear" else 1  # the dimension of the weight that is that of the results' columns
     if weight.quantizer.channel_dim not in (None, channel):
         return None
-    grid, shares = behind
-    if shares is not None and note.ndim != 2:
+    grid, shares = lowering.behind(node) or (None, None)
+    if (shares is not None and note.ndim != 2) or (grid is None and note.dtype != torch.float32):
         return None
     centred = centred_codes(weight.value, weight.quantizer)
     centred = (centred.t() if channel == 1 else centred).contiguous()
@@ -51,18 +55,24 @@ def lower_linear(lowering: Lowering, node: Node) -> Value | None:
     x_grid = program.grid(x.grid, f"{label}.input_grid", scale.device)
     if note.ndim == 2:
         made = program.call(integer_linear, (x.node, x_grid, packed, columns, finish), note, depth=depth)
-        return GroupCodes(made, grid) if isinstance(grid, GroupGrid) else Codes(made, grid)
-    assert isinstance(grid, QuantizerGrid)
+        return ended(made, grid)
     rows = program.method("reshape", (x.node, -1, depth))
     found = program.call(integer_linear, (rows, x_grid, packed, columns, finish), depth=depth)
-    return Codes(program.call(reshaped_like, (found, x.node, columns), note), grid)
+    return ended(program.call(reshaped_like, (found, x.node, columns), note), grid)
+
+
+def ended(node: Node, grid: QuantizerGrid | GroupGrid | None) -> Value:
+    """Returns what is known of the results of an operation on integers that ends on a grid, or with values."""
+    if grid is None:
+        return Plain(node)
+    return GroupCodes(node, grid) if isinstance(grid, GroupGrid) else Codes(node, grid)
 
 
 def finish_products(
     program: Program,
     scale: Tensor,
     x: QuantizerGrid | GroupGrid,
-    grid: QuantizerGrid | GroupGrid,
+    grid: QuantizerGrid | GroupGrid | None,
     label: str,
     offset: Tensor | None = None,
     shares: Node | None = None,
@@ -72,8 +82,9 @@ def finish_products(
     if not grouped:
         assert isinstance(x, QuantizerGrid)
         return program.finish(scale * x.scale, grid, label, offset, shares)
-    of_x, of_y = (by_group(one, grouped[0]) for one in (x, grid))
-    return program.finish(torch.stack([scale * one.scale for one in of_x.grids]), of_y, label, offset, shares)
+    of_y = None if grid is None else by_group(grid, grouped[0])
+    factor = torch.stack([scale * one.scale for one in by_group(x, grouped[0]).grids])
+    return program.finish(factor, of_y, label, offset, shares, grouped[0].groups)
 
 
 def by_group(grid: QuantizerGrid | GroupGrid, like: GroupGrid) -> GroupGrid:

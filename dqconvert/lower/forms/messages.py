@@ -14,7 +14,7 @@ from dqconvert.kernels.integer.codes import plain_quantize
 from dqconvert.kernels.integer.finish import CODES
 from dqconvert.kernels.integer.propagate import MessageWeight, integer_propagate
 from dqconvert.kernels.integer.receivers import receiver_order
-from dqconvert.lower.forms.linear import by_group
+from dqconvert.lower.forms.linear import by_group, ended
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.values import Codes, GroupCodes, GroupGrid, QuantizerGrid, Value
 from dqconvert.rewrite.norms import scale_rows
@@ -25,13 +25,15 @@ _NEAR = 8
 
 
 def lower_messages(lowering: Lowering, node: Node) -> Value | None:
-    """Lowers the aggregation of messages ``x_j`` or ``w * x_j``, rounded right behind."""
+    """Lowers the aggregation of messages ``x_j`` or ``w * x_j``; what is not rounded right behind leaves as float32."""
     match = lowering.propagations.get(node)
-    behind = lowering.behind(node)
     message_grid = None if match is None else lowering.any_grid(match.quantize)
     note = note_of(node)
     widths = {math.prod(size[1:]) for size in note.sizes}
-    if match is None or behind is None or message_grid is None or len(widths) != 1:
+    if match is None or message_grid is None or len(widths) != 1:
+        return None
+    grid, shares = lowering.behind(node) or (None, None)
+    if grid is None and note.dtype != torch.float32:
         return None
     source, label, program = match.message.gather.source, str(match.quantize.target), lowering.program
     x, weight = lowering.values[source], lowering.value(match.message.weight)
@@ -40,7 +42,7 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
     value = x if isinstance(x, GroupCodes) else lowering.coded(x, note_of(source), label)
     if value is None or not (match.message.weight is None or isinstance(weight, Codes | GroupCodes)):
         return None
-    columns, (grid, shares) = widths.pop(), behind
+    columns = widths.pop()
     several = _several(lowering, match, value, weight, message_grid, grid)
     if several is None:
         lowering.scaled.discard(node)
@@ -66,16 +68,17 @@ def lower_messages(lowering: Lowering, node: Node) -> Value | None:
             program.constant(numbers if several else numbers[0], f"{label}.grid"),
             value.grid.groups if isinstance(value.grid, GroupGrid) else None,  # type: ignore[arg-type]
         )
-    ends = grid
+    ends, groups = grid, None
     if isinstance(message_grid, GroupGrid):
-        ends = by_group(grid, GroupGrid(message_grid.grids, lowering.plain(match.groups)))
+        groups = lowering.plain(match.groups)
+        ends = None if grid is None else by_group(grid, GroupGrid(message_grid.grids, groups))
     factor = torch.tensor([[one.scale] for one in of_message], dtype=torch.float32)
-    finish = program.finish(factor if len(of_message) > 1 else factor[0], ends, label, shares=shares)
-    rows = Note(sizes=tuple((size[0], columns) for size in note.sizes))
+    finish = program.finish(factor if len(of_message) > 1 else factor[0], ends, label, shares=shares, groups=groups)
+    rows = Note(sizes=tuple((size[0], columns) for size in note.sizes), dtype=note.dtype)
     found = program.call(integer_propagate, (codes, x_grid, ptr, senders, columns, finish), rows, **options)
     if note.ndim != 2:
         found = program.method("view", (found, -1, *note.sizes[0][1:]), note)
-    return GroupCodes(found, grid) if isinstance(grid, GroupGrid) else Codes(found, grid)
+    return ended(found, grid)
 
 
 def _several(
@@ -84,7 +87,7 @@ def _several(
     x: Codes | GroupCodes,
     weight: Value,
     message: QuantizerGrid | GroupGrid,
-    grid: QuantizerGrid | GroupGrid,
+    grid: QuantizerGrid | GroupGrid | None,
 ) -> bool | None:
     """True if rows or messages are on grids of groups; None if there is no operation for those."""
     of_edges = {one.groups for one in (message, getattr(weight, "grid", None)) if isinstance(one, GroupGrid)}

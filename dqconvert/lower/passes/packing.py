@@ -38,6 +38,8 @@ def _below_sixteen(program: Program, node: Node) -> bool:
     if not op_of(node).packs:
         return False
     finish = finish_of(node)
+    if finish.grid is None:
+        return False
     top = _top(program, finish.grid)
     if finish.table is None:
         return top < 16

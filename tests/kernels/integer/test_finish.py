@@ -17,7 +17,7 @@ from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_arrays, pack, plain_finish, room, unpack
 
 INT8, INT4 = torch.tensor([0.05, 119.0, 255.0, -128.0]), torch.tensor([0.7, 6.0, 15.0, -8.0])
-VALUES = ("values", "values on a grid", "values of pairs", "values of pairs on a grid", "values by column")
+VALUES = ("no grid", "values", "values on a grid", "values of pairs", "values of pairs on a grid", "values by column")
 TABLES = ("plane", "none", "by code", "by column", "with other", "a line", "lines by column", *VALUES)
 
 
@@ -61,7 +61,7 @@ def a_finish(rows, columns, *, grid=INT8, by_column=False, bias=False, table="no
         codes = torch.tensor([torch.rand(()) * 2 - 0.5, torch.rand(()) - 0.5, 7.3, 2, high - 1.0])
     return Finish(
         factor=torch.rand(columns if by_column else 1) * 1e-3,
-        grid=grid,
+        grid=None if table == "no grid" else grid,
         bias=torch.randn(columns) if bias else None,
         table=torch.cat([codes, torch.tensor([113, 0.07])]) if "pairs on a grid" in table else codes,
         other=torch.randint(256, (rows, columns), dtype=torch.uint8) if pairs else None,
@@ -100,8 +100,8 @@ def test_rows_end_as_defined(rows, columns, seed, wide, shared, packed, by_colum
 def test_sums_at_the_ends_of_their_type(dtype):
     ends = torch.iinfo(dtype)
     sums = torch.tensor([[ends.min, ends.min + 1, -1, 0, 1, 2**24 + 1, 2**31 - 129, ends.max - 1, ends.max]]).to(dtype)
-    for size in (1.0, 1e-8, 1e-17):
-        finish = Finish(torch.tensor([size]), INT8)
+    for size, grid in itertools.product((1.0, 1e-8, 1e-17), (INT8, None)):
+        finish = Finish(torch.tensor([size]), grid)
         assert torch.equal(finished(sums, finish), plain_finish(sums, finish))
 
 
@@ -163,7 +163,15 @@ def test_what_does_not_fit_is_an_error(name, wrong):
         check(finish, 4, 3)
 
 
+@pytest.mark.parametrize("table", [torch.zeros(256, dtype=torch.uint8), torch.rand(256)])
+def test_without_a_grid_there_is_no_code_to_look_up(table):
+    with pytest.raises(ValueError, match="table does not fit"):
+        check(Finish(torch.ones(1), None, table=table), 4, 3)
+
+
 def test_values_are_not_packed():
+    with pytest.raises(ValueError, match="packed does not fit"):
+        check(Finish(torch.ones(1), None, packed=True), 4, 3)
     with pytest.raises(ValueError, match="packed does not fit"):
         check(Finish(torch.ones(1), INT8, table=torch.rand(256), packed=True), 4, 3)
 

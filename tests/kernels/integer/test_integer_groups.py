@@ -67,6 +67,7 @@ def finishes(rows, columns):
             other=codes(rows, columns),
         ),
         "shares": by_column._replace(shares=torch.rand(rows)),
+        "no grid": by_column._replace(grid=None),
         "packed": plain._replace(grid=grids(15), packed=True),
     }
 
@@ -84,7 +85,7 @@ def test_linear_layers_end_as_the_group_of_each_row_says(kind, rows, threads):
 
 
 @pytest.mark.sample(5)
-@pytest.mark.parametrize("kind", ["plain", "table", "shares", "packed"])
+@pytest.mark.parametrize("kind", ["plain", "table", "shares", "no grid", "packed"])
 def test_weighted_messages_are_on_grids_of_groups(kind, threads):
     """Of senders and receivers, or of one of both; without edges, with loops, and with edges that are there twice."""
     for edges, heads, columns in ((0, 1, 5), (300, 1, 9), (300, 4, 64)):

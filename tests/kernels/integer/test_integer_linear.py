@@ -238,6 +238,16 @@ def test_float_values_come_out_of_a_table():
     assert torch.equal(values, check(x, weight, finish).float())
 
 
+@pytest.mark.parametrize("rows", [0, 13, 100])
+@pytest.mark.parametrize("columns", [7, 40])
+def test_values_are_sums_times_a_factor_where_there_is_no_grid(rows, columns):
+    """Of codes, codes of 4 bits, two to a byte, and values; also where rows of a few columns are joined."""
+    weight = centred(columns, 20)
+    finish = a_finish(rows, columns, 20, by_column=True, bias=True)._replace(grid=None)
+    for x, packed in ((codes(rows, 20), False), (pack(codes(rows, 20, 15)), True), (torch.randn(rows, 20), False)):
+        assert check(x, weight, finish, packed_input=packed).dtype == torch.float32
+
+
 def test_what_does_not_fit_is_an_error():
     x, weight, finish = codes(5, 6), pack_weight(centred(20, 6)), a_finish(5, 20, 6)
     for wrong in (codes(5, 7), codes(5, 4), x[0]):
@@ -257,8 +267,8 @@ def test_what_does_not_fit_is_an_error():
 def test_the_operator_is_registered_right(kind):
     weight = pack_weight(centred(19, 8))
     x = {"codes": codes(5, 8), "packed": codes(5, 4), "values": torch.randn(5, 8)}[kind]
-    for options in ({"bias": True, "packed": True}, {"other": True, "by_column": True}):
-        finish = a_finish(5, 19, 8, **options)
+    ends = [a_finish(5, 19, 8, **of) for of in ({"bias": True, "packed": True}, {"other": True, "by_column": True})]
+    for finish in (*ends, Finish(torch.ones(1), None)):
         args = (x, X_GRID, weight, 19, kind == "packed")
         torch.library.opcheck(torch.ops.dqconvert.integer_linear.default, (*args, *finish))
         assert torch.equal(
@@ -336,6 +346,7 @@ def test_rows_of_a_few_columns_are_joined(rows, columns):
         check(x, weight, finish)
         check(x, weight, pairs)
         check(x, weight, finish._replace(table=values))
+        check(x, weight, finish._replace(grid=None))
         check(x, weight, finish._replace(table=ramp))
         check(x, weight, finish._replace(table=ramp[torch.randperm(256)]))
         check(x, weight, finish._replace(table=ramp.repeat(columns, 1)))

@@ -28,7 +28,9 @@ def test_a_message_is_off_by_one_step_and_only_in_the_middle(scale):
         products = weight.values(torch.float32)[:, None] * x.values(torch.float32)
         want = plain_quantize(products, message.numbers(), None, False).int()
         centred = (torch.arange(256) - x.zero).double()
-        found = (_multipliers(x, weight, message).double()[:, None] * centred + message.zero).float().round()
+        found = (
+            (_multipliers(x, weight, message, several=False).double()[:, None] * centred + message.zero).float().round()
+        )
         off = (found.clamp(0, 255).int() - want).abs()
         part = (products.double() / message.scale) % 1
         assert int(off.max()) <= 1

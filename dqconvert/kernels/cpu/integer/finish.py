@@ -8,7 +8,7 @@ import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.llvm.memory import further, pointer
-from dqconvert.kernels.cpu.llvm.requantize import finish_span
+from dqconvert.kernels.cpu.llvm.requantize import AS_VALUES, finish_span
 
 CODES = 256
 """Entries of a table for each code, also of grids that have fewer."""
@@ -141,6 +141,9 @@ def finish_pointed(  # type: ignore[no-untyped-def]
     to,
 ):
     """:func:`finish_row`, by pointers and how many entries are behind them."""
+    if kind == AS_VALUES:
+        values_of_sums(line, columns, factor, share, bias, to)
+        return
     # Without a table codes go where they belong; with one, they lie in a row of their own before it looks them up.
     if entries == 0 and not packed:
         straight(line, columns, factor, share, bias, grid, kind, ramp, plane, other, to)
@@ -157,6 +160,13 @@ def finish_pointed(  # type: ignore[no-untyped-def]
 @loop
 def straight(line, columns, factor, share, bias, grid, kind, ramp, plane, other, to):  # type: ignore[no-untyped-def]
     finish_span(line, columns, factor, share, bias, grid, kind, ramp, plane, other, to)
+
+
+@loop
+def values_of_sums(line, count, factor, share, bias, to):  # type: ignore[no-untyped-def]
+    """Values instead of codes: float32, as training has them but for the rounding of its sums."""
+    for c in range(count):
+        to[c] = np.float32(line[c]) * factor[c] * share + bias[c]
 
 
 @loop

@@ -144,8 +144,9 @@ def _climb(writer: Writer, codes: Any, ramp: Any, apart: Any, bytes_: Bytes, fou
 
 # -- sums of integers --------------------------------------------------------------------------------------------------
 
-AS_THEY_ARE, ON_RAMP, ON_PLANE = range(3)
-"""What becomes of codes: nothing, or what a line or a plane says (:mod:`dqconvert.kernels.integer.ramp`, `.plane`)."""
+AS_THEY_ARE, ON_RAMP, ON_PLANE, AS_VALUES = range(4)
+"""What becomes of codes: nothing, or what a line or a plane says (:mod:`dqconvert.kernels.integer.ramp`, `.plane`); the
+last: sums stay values and no codes are made, which is none of :func:`finish_span`'s business."""
 
 
 @intrinsic
