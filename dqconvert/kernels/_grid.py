@@ -125,7 +125,7 @@ class Grid:
 
     def table(self, dtype: Any) -> NDArray[Any]:
         """The same of every group of rows, of which there is one: `[1, 4]`."""
-        return self.parameters(dtype)[None]
+        return _parameters(self.scheme, self.lo, self.hi, dtype)[None]
 
     def apply(self, value: float, dtype: Any) -> float:
         """One value, fake-quantized as the loops do it."""

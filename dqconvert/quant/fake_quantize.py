@@ -63,6 +63,8 @@ class FakeQuantize(nn.Module):
         zero_point: int32, of the grid.
         quant_min: The smallest code.
         quant_max: The largest code.
+        grouped: Whether each group of in-degrees has a range of its own: then ``forward`` takes the group of each row.
+        random: Whether what training makes of a value is drawn, so that the order of calls matters.
         from_zero: Whether the grid reaches from zero, however far the values and the range lie below it.
         observer_enabled: Whether to update the range.
         fake_quant_enabled: Whether to round; of an unrounded value the input itself is returned.
@@ -116,6 +118,8 @@ class FakeQuantize(nn.Module):
         if spec.groups_value is not None:
             shape = (spec.groups_value,)
         self.spec = spec
+        self.grouped = spec.granularity == "degree"
+        self.random = noise is not None or spec.rounding == "stochastic"
         self.name = name
         self.noise = noise
         self.behind = behind
@@ -139,11 +143,6 @@ class FakeQuantize(nn.Module):
         self._known_observed = False
         fused = None if self.channel_dim is not None else self.observer.scheme(self.quant_min, self.quant_max)
         self._fused = fused if fused is None else fused._replace(from_zero=self.from_zero)
-
-    @property
-    def grouped(self) -> bool:
-        """True if each group of in-degrees has a range of its own: then ``forward`` takes the group of each row."""
-        return self.spec.granularity == "degree"
 
     @property
     def scale(self) -> Tensor:
@@ -216,11 +215,6 @@ class FakeQuantize(nn.Module):
             symmetric=self.observer.spec.symmetric,
             number=number // max(self.min_val.numel(), 1),
         )
-
-    @property
-    def random(self) -> bool:
-        """True if what training makes of a value is drawn, so that the order of calls matters."""
-        return self.noise is not None or self.spec.rounding == "stochastic"
 
     def forward(self, x: Tensor, protected: Tensor | None = None, groups: Tensor | None = None) -> Tensor:
         """Observes and rounds ``x``, a floating tensor.
@@ -419,6 +413,8 @@ class FakeQuantize(nn.Module):
         super().__setstate__(state)
         for name in ("log_scale", "offset"):  # pickled before there were any
             self._parameters.setdefault(name, None)
+        self.__dict__.setdefault("grouped", self.spec.granularity == "degree")
+        self.__dict__.setdefault("random", self.noise is not None or self.spec.rounding == "stochastic")
 
     def extra_repr(self) -> str:
         scheme = "from zero" if self.from_zero else "symmetric" if self.spec.symmetric else "affine"

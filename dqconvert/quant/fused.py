@@ -99,15 +99,16 @@ def _ready(
     """Returns the chain for an operator, if one can run it; `shape`: of what goes through, if not that of `x`;
     `learned`: whether it is the one of ranges that are learned."""
     present = steps.quantizers
-    if any(quantizer.learned is not learned for quantizer in present):
-        return None
-    one, two, three = (q if q is None else q.scheme_for(x) for q in (steps.first, steps.second, steps.third))
+    for quantizer in present:  # a part of the model may be in evaluation
+        if quantizer.learned is not learned or quantizer.training is not present[0].training:
+            return None
+    one, two, three = [q if q is None else q.scheme_for(x) for q in (steps.first, steps.second, steps.third)]
     schemes = [scheme for scheme in (one, two, three) if scheme is not None]
-    # A part of the model may be in evaluation, and autocast mixes types.
-    alike = len({quantizer.training for quantizer in present}) <= 1
-    one_type = all(t is None or t.dtype == x.dtype for t in (steps.bias, steps.other, steps.alpha))
-    if not (alike and one_type and len(schemes) == len(present)):
+    if len(schemes) != len(present):
         return None
+    for t in (steps.bias, steps.other, steps.alpha):  # autocast mixes types
+        if t is not None and t.dtype != x.dtype:
+            return None
     shape = x.shape if shape is None else shape
     grouped = bool(present) and present[0].grouped
     if grouped:

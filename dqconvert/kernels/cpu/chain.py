@@ -37,7 +37,9 @@ def serves(shape: Sequence[int], dtype: torch.dtype, added: Sequence[Tensor | No
     bias, other, alpha = added
     fits = bias is None or (len(shape) == 2 and bias.shape == shape[1:])
     fits = len(shape) > 0 and fits and (other is None or other.shape == shape) and (alpha is None or alpha.numel() == 1)
-    return fits and has_loops(dtype) and all(t is None or t.dtype == dtype for t in added)
+    for t in added:
+        fits = fits and (t is None or t.dtype == dtype)
+    return fits and has_loops(dtype)
 
 
 def matrix(t: Tensor) -> NDArray[Any]:
@@ -110,7 +112,7 @@ def quantize(source: Source, chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     present = [grid for grid in grids if grid is not None]
     if not all(grid.settled for grid in present) or not _at_once(source, chain, grids, steps.relu, target, bits):
         _grid_by_grid(source, chain, grids, steps.relu, target, bits)
-    if chain.ranges.dim() > 1:
+    if chain.ranges.ndim > 1:
         return y, chain.ranges.clone(), passes
     return y, torch.tensor([end for grid in present for end in (grid.lo, grid.hi)], dtype=torch.float32), passes
 
@@ -133,7 +135,7 @@ def _at_once(
     kept = len(target) - int(np.count_nonzero(flags(chain.protected)))
     total = kept * target.shape[1]
     observing = {place: grid for place, grid in enumerate(grids) if grid is not None and grid.scheme.observe}
-    room = max((1024 + int(8 * total * grid.scheme.p) for grid in observing.values()), default=0)
+    room = max([1024 + int(8 * total * grid.scheme.p) for grid in observing.values()], default=0)
     size = room + target.shape[1] + 512 if observing else 0  # for each part, as outliers come in few rows
     while True:
         caught = [tile.Caught(np.empty((3, 2, size), target.dtype), np.zeros((3, 4), np.int64)) for _ in source.cuts]
@@ -179,6 +181,9 @@ def _pass_on(grid: Grid, ends: Ends, relu: bool, following: Grid | None, dtype: 
 
 
 def _noted(caught: Sequence[tile.Caught], place: int) -> Found:
+    if len(caught) == 1:  # most calls on small inputs
+        (under, over), count = caught[0].values[place], caught[0].counts[place]
+        return Found(under[: count[0]], over[: count[1]], None, None, int(count[2]))
     counts = [part.counts[place] for part in caught]
     under, over = (
         np.concatenate([part.values[place, side, : count[side]] for part, count in zip(caught, counts, strict=True)])
@@ -235,8 +240,8 @@ def arrays_of(
 ) -> tile.ChainArrays:
     """Returns a chain as the loops take it; `observing`: the grids that note what lies outside of their ranges."""
     dtype = target.dtype.type
-    tables = {place: grid.table(dtype) for place, grid in enumerate(grids) if grid is not None}
-    parameters = np.zeros((max(map(len, tables.values()), default=1), 3, 4), dtype)
+    tables = [None if grid is None else grid.table(dtype) for grid in grids]
+    parameters = np.zeros((max([1 if table is None else len(table) for table in tables]), 3, 4), dtype)
     bounds, kinds = np.zeros((3, 2), dtype), np.zeros(3, np.uint8)
     for place, grid in enumerate(grids):
         if grid is not None:

@@ -249,7 +249,7 @@ def percentiles(values: Values, p: float, bounds: tuple[float, float] | None = N
 
 def ranks(count: int, p: float) -> tuple[int, int]:
     """Positions of the two percentiles, from the smallest and from the largest value, counted from 1."""
-    return max(1, int(count * p)), count - min(count, max(1, int(count * (1 - p)))) + 1
+    return int(count * p) or 1, count - min(count, int(count * (1 - p)) or 1) + 1
 
 
 def ends_of(found: Found, total: int, p: float) -> Ends:
