@@ -83,8 +83,13 @@ class Operator:
                 return loops(*given)
 
             self._direct = behind_gate
-            kernel = _with_signature(lambda *args: behind_gate(args, self._grouped(args)), definition, signature)
-            self.registered.register_kernel("cpu")(kernel)
+            defaults = tuple(parameter.default for parameter in signature.parameters.values())
+
+            def kernel(*args: Any) -> Any:
+                args = (*args, *defaults[len(args) :])  # torch leaves out what is the default, as in exported programs
+                return behind_gate(args, self._grouped(args))
+
+            self.registered.register_kernel("cpu")(_with_signature(kernel, definition, signature))
             if backward is None:
                 self._loops, self._knows = cpu, takes.knows
         if backward is not None and setup is not None:

@@ -171,3 +171,13 @@ def test_operators_are_registered_right():
     torch.library.opcheck(look_up_operator.registered, (codes(5, 4), tables(), False, groups))
     torch.library.opcheck(look_up_pairs_operator.registered, (codes(5, 4), codes(5, 4), tables(256), groups))
     torch.library.opcheck(quantize_groups_operator.registered, (torch.randn(5, 4), grids(), groups, None))
+
+
+@pytest.mark.parametrize("kind", ["plain", "no grid"])
+def test_a_registered_operator_is_called_without_what_is_the_default(kind):
+    """As exported programs do: torch leaves the name out, and groups are not taken for it."""
+    weight, finish = pack_weight(torch.randint(-90, 90, (9, 6)).to(torch.int16)), finishes(5, 9)[kind]
+    args = (codes(5, 6), grids(), weight, 9, False)
+    want = integer_linear_operator.definition(*args, finish)
+    assert torch.equal(integer_linear_operator.registered(*args, *finish), want)
+    torch.library.opcheck(integer_linear_operator.registered, (*args, *finish))
