@@ -134,7 +134,7 @@ def _out_of_range(node: Node, values: Mapping[str, Any], said: re.Match[str] | N
             if low < 0 and note_of(origin).ndim == 1:
                 return InputIndexError(f"{name} names group {low}: groups are counted from 0")
             if low < 0 or high >= size:
-                wrong = (said[1] or said[3]) if said else low if low < 0 else high
+                wrong = said[1] if said and said[1] else low if low < 0 else high  # torch names one of several
                 return InputIndexError(
                     f"{name} names {one} {wrong}, and there are {size} {one}s: they are counted from 0"
                 )
