@@ -385,3 +385,14 @@ def test_buffers_from_many_threads():
     gc.collect()
     assert wrong == []
     assert not buffers._lent
+
+
+def test_what_functorch_left_behind_is_an_ordinary_tensor():
+    left = []
+    x, weight = torch.randn(5, 4), torch.randn(3, 4, requires_grad=True)
+    torch.func.grad(lambda v: (left.append(v + x), v.sum())[1])(torch.zeros(5, 4))
+    chain = Chain.of((None, INT4, None), (torch.tensor(torch.inf), torch.tensor(-torch.inf)))
+    expected = quantize_linear(x, weight, None, chain)[0]
+    assert torch.equal(quantize_linear(left[0], weight, None, chain)[0], expected)
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(lambda v: quantize_linear(v, weight, None, chain)[0].sum())(x)
