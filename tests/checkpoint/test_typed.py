@@ -400,6 +400,17 @@ def test_numbers_of_columns_are_those_of_the_constants(columns, files, tmp_path)
     check_refused(files, tmp_path, "GCN.int", change, "damaged|a number of columns")
 
 
+def test_sums_without_a_grid_end_in_no_table(files, tmp_path):
+    """A table is looked up by codes, and these sums have none."""
+
+    def change(tensors, document):
+        args = [arg for graph in graphs_of(document) for node in graph for arg in node["args"] if isinstance(arg, dict)]
+        finishes = [arg["namedtuple"] for arg in args if arg.get("namedtuple", [""])[0].endswith(":Finish")]
+        next(fields for fields in finishes if fields[4] is not None)[2] = None  # its table, and its grid
+
+    check_refused(files, tmp_path, "GCN.int", change, "table that is damaged")
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_prepared_graph_that_never_computes_is_the_file_s_fault(files, tmp_path, training):
     """What plain operations are given is seen where they are called: the first failure speaks of the file."""
