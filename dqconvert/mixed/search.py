@@ -136,7 +136,7 @@ def bit_sensitivity(
         >>> model, x, edge_index = GCNConv(16, 7), torch.randn(20, 16), torch.randint(20, (2, 60))
         >>> found = dqconvert.bit_sensitivity(model, (x, edge_index), bits=(2, 8))
         >>> found
-        <BitSensitivity of GCNConv: 6 values at [2, 8] bits; print it>
+        <BitSensitivity of GCNConv: 5 values at [2, 8] bits; print it>
         >>> all(site.loss[2] > site.loss[8] for site in found.sites)
         True
         >>> set(found.choose(8).values()), set(found.choose(2).values())

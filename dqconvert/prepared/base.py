@@ -112,13 +112,13 @@ class PreparedBase(DoorModule):
     def _before(self, part: nn.Module) -> Before | None:
         return None if torch.compiler.is_compiling() else Before.of(self, part)
 
-    def train(self, mode: bool = True) -> Any:
-        """Switches modes; the first evaluation after training warns of ranges that it left empty."""
-        trained = self.training and not mode
-        super().train(mode)
-        if trained and not torch.compiler.is_compiling():
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Switches modes as the model does; the first evaluation after training warns of ranges that it left empty."""
+        trained = self.training
+        result = super().train(*args, **kwargs)
+        if trained and not self.training and not torch.compiler.is_compiling():
             log_empty_ranges(self)
-        return self
+        return result
 
     # -- what there is to say of it --------------------------------------------------------------------------------
 

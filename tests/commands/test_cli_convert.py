@@ -89,7 +89,7 @@ def test_json_is_the_same_for_scripts():
     assert found["bytes"] == os.path.getsize("out.dq")
     assert list(found) == [
         *("checkpoint", "found", "model", "qconfig", "rules", "quantizers", "totals", "left_float", "remarks"),
-        *("calibrated", "unobserved", "out", "bytes", "description_bytes", "float_bytes", "agreement"),
+        *("calibrated", "unobserved", "out", "bytes", "description_bytes", "float_bytes", "agreement", "advice"),
     ]
 
 

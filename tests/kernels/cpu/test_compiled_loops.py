@@ -88,10 +88,11 @@ def small(tmp_path, spare):
 def test_a_helper_of_the_package_that_changed_in_another_file(tmp_path, spare):
     """The kernels as they are: `make_message` calls `scale_values`, which is written in another file."""
     names = [str(path.relative_to(SOURCES)) for path in (SOURCES / "kernels").rglob("*.py") if path.stem != "__init__"]
-    package = Package(tmp_path, {name: (SOURCES / name).read_text() for name in names}, spare)
+    below = ["distributed.py", "errors.py"]
+    package = Package(tmp_path, {name: (SOURCES / name).read_text() for name in names + below}, spare)
     code = """
 import numpy as np
-from dqconvert.kernels.cpu.max_loops import make_message as f
+from dqconvert.kernels.cpu.largest import make_message as f
 x, y = np.ones((1, 8), np.float32), np.zeros(8, np.float32)
 f(x, 0, np.full((1, 1), 3, np.float32), 0, True, np.ones(4, np.float32), y.copy(), y)
 value = float(y[0])
