@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import shutil
 import subprocess
@@ -110,8 +111,10 @@ def test_programs_compute_the_same_on_other_sizes(name, form):
 
 @pytest.mark.study
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("form", ["prepared", "integer"])
-@pytest.mark.parametrize(("preset", "strict"), [("int8-dq", False), ("int8-dq", True), ("int4-dq+", True)])
+@pytest.mark.parametrize(
+    ("form", "preset", "strict"),
+    [*itertools.product(["prepared", "integer"], ["int8-dq"], [False, True]), ("integer", "int4-dq+", True)],
+)
 def test_every_model_strict_and_not_in_a_fresh_process(name, form, strict, preset, tmp_path, spare):
     module = modules(name, preset)[form]
     program = program_of(module, strict=strict)
