@@ -79,7 +79,8 @@ def program_of(module: Any, example_inputs: Any = None, *, strict: bool = False)
     """Returns a module as a program of torch.export, whose graphs may have any sizes.
 
     Its arguments are those of forward that its graph reads, by position, in their order; a data object's fields are
-    arguments of their names.
+    arguments of their names. Of a prepared module it computes bit for bit what ``fuse=False`` does; values that no
+    quantizer rounds, as the results of presets with a ``+``, a fused operator may add up in another order (1e-6 off).
 
     Args:
         module: As :func:`pt2_bytes`.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import itertools
 import json
 import shutil
 import subprocess
@@ -89,6 +89,14 @@ def modules(name, preset="int8-dq"):
     return {"prepared": module.eval(), "integer": dqconvert.convert(module)}
 
 
+def unfused(module):
+    """A copy that computes node by node."""
+    module = copy.deepcopy(module)
+    module.fuse = False
+    module.recompile()
+    return module
+
+
 def assert_computes_the_same(program, module, name):
     run = program.module()
     for seed, (nodes, degree) in enumerate(SIZES):
@@ -111,12 +119,12 @@ def test_programs_compute_the_same_on_other_sizes(name, form):
 
 @pytest.mark.study
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(
-    ("form", "preset", "strict"),
-    [*itertools.product(["prepared", "integer"], ["int8-dq"], [False, True]), ("integer", "int4-dq+", True)],
-)
+@pytest.mark.parametrize("form", ["prepared", "integer"])
+@pytest.mark.parametrize(("preset", "strict"), [("int8-dq", False), ("int8-dq", True), ("int4-dq+", True)])
 def test_every_model_strict_and_not_in_a_fresh_process(name, form, strict, preset, tmp_path, spare):
     module = modules(name, preset)[form]
+    if form == "prepared" and preset.endswith("+"):  # ends in float sums, which a fused operator adds in another order
+        module = unfused(module)
     program = program_of(module, strict=strict)
     assert_computes_the_same(program, module, name)
     torch.export.save(program, tmp_path / "model.pt2")
