@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import random
@@ -22,7 +23,7 @@ from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize
 from dqconvert.schedule import Annealing, schedule
 from dqconvert.tally import tallies_of
-from dqconvert.trace.given import calls_of
+from dqconvert.trace.given import calls_of, is_single
 from dqconvert.words import listed
 
 try:
@@ -259,7 +260,8 @@ class QuantizationCallback(Callback):
         checkpoint[_KEY] = states
 
     def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
-        self._states = checkpoint.get(_KEY)
+        if trainer.state.fn == "fit":  # also called where a checkpoint is validated or tested
+            self._states = checkpoint.get(_KEY)
 
 
 def observe_weights(module: PreparedModule) -> None:
@@ -341,9 +343,13 @@ def _bound(module: PreparedModule, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _on_device(data: Any, module: nn.Module) -> Any:
-    """Yields data where a module's parameters are."""
+    """Returns data where a module's parameters are, one call's worth or several; what was given stays where it is."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    return data if device.type == "cpu" else (_moved(one, device) for one in data)
+    if device.type == "cpu":
+        return data
+    if is_single(callee_of(module), data):
+        return _moved(copy.copy(data), device)
+    return (_moved(copy.copy(one), device) for one in data)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -58,11 +58,17 @@ def histograms(
     """
     expect_prepared(module, "plot.histograms")
     check_drawing(path)
+    try:
+        wanted = re.compile(only or "")
+    except re.error as error:
+        raise ConfigError(f"plot.histograms: only={only!r} is no regular expression: {error}") from error
+    if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 1):
+        raise ConfigError(f"plot.histograms takes as batches a whole number from 1 on, or None, got {batches!r}.")
     entries = {entry.path: entry for entry in module.report.entries}
-    found = {name: one for name, one in tallies(module, data, batches).items() if re.search(only or "", name)}
+    found = {name: one for name, one in tallies(module, data, batches).items() if wanted.search(name)}
     if not found:
-        known = listed(entries, most=4)
-        raise ConfigError(f"plot.histograms: data reaches no quantizer with {shortened(only)} in its path (of {known})")
+        which = f"with {shortened(only)} in its path (of {listed(entries, most=4)})" if only else "at all"
+        raise ConfigError(f"plot.histograms: data reaches no quantizer {which}")
     columns = min(_COLUMNS, len(found))
     with chart(path, math.ceil(len(found) / columns), columns, size=(4.6, 2.7)) as (_, panels):
         for axes in panels[len(found) :]:
@@ -118,6 +124,8 @@ def protection(module: PreparedModule, data: Any, path: Path) -> None:
         raise ConfigError("plot.protection: the module has no protection to draw (protect of its config)")
     bounds = drawing.protect.p_min, drawing.protect.p_max
     kinds = list(_edges_of(data))
+    if not kinds:
+        raise ConfigError(f"plot.protection: {shortened(data)} has no edges")
     with chart(path, 2, size=(9, 2.9)) as (_, (above, below)):
         for place, (name, targets, nodes, batch) in enumerate(kinds):
             degrees = sum(degree(target, nodes, dtype=torch.long) for target in targets)
@@ -128,10 +136,7 @@ def protection(module: PreparedModule, data: Any, path: Path) -> None:
             above.plot((found + 1).tolist(), means.tolist(), "o-", markersize=5, **style)
             below.vlines((found + 1).tolist(), 0.7, counts.tolist(), linewidth=2.5, color=style["color"])
         for axes in (above, below):
-            log_axis(axes, "x")
-            axes.xaxis.set_major_formatter(lambda value, _: f"{value - 1:,.12g}")
-            axes.set_xticks([1, 2, 3, 6, 11, 21, 51, 101, 201, 501, 1001, 2001, 5001, 10001])
-            axes.set_xlim(0.9, 1.15 * max(float(axes.dataLim.x1), 2))
+            _degree_axis(axes)
         above.set_ylim(0, 1.08 * max(bounds[1], 1e-6))
         above.set_ylabel("probability")
         above.set_title("protected in a training step")
@@ -141,6 +146,14 @@ def protection(module: PreparedModule, data: Any, path: Path) -> None:
         below.set_xlabel("in-degree")
         if len(kinds) > 1:
             above.legend()
+
+
+def _degree_axis(axes: Any) -> None:
+    """Draws x, in-degrees plus 1, on a logarithmic scale."""
+    log_axis(axes, "x")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value - 1:,.12g}")
+    axes.set_xticks([1, 2, 3, 6, 11, 21, 51, 101, 201, 501, 1001, 2001, 5001, 10001])
+    axes.set_xlim(0.9, 1.15 * max(float(axes.dataLim.x1), 2))
 
 
 class _Edges(NamedTuple):
@@ -154,15 +167,26 @@ def _edges_of(data: Any) -> Iterator[_Edges]:
     """Yields, by type of node, which node each edge ends at."""
     if isinstance(data, HeteroData):
         for kind in data.node_types:
-            targets = [data[edge].edge_index[1] for edge in data.edge_types if edge[2] == kind]
-            if targets:
+            given = [data[edge].get("edge_index") for edge in data.edge_types if edge[2] == kind]
+            targets = [_checked(one, data)[1] for one in given if one is not None]
+            if sum(map(len, targets)):
                 yield _Edges(kind, targets, data[kind].num_nodes, data[kind].get("batch"))
         return
-    edges = data if isinstance(data, Tensor) else getattr(data, "edge_index", None)
-    if not isinstance(edges, Tensor) or edges.dim() != 2 or edges.size(0) != 2 or not edges.numel():
-        raise ConfigError(f"plot.protection takes a Data with an edge_index, or an edge_index, got {shortened(data)}")
+    edges = _checked(data if isinstance(data, Tensor) else getattr(data, "edge_index", None), data)
+    if not edges.numel():
+        return
     nodes = int(edges.max()) + 1 if isinstance(data, Tensor) else data.num_nodes
     yield _Edges("", [edges[1]], nodes, None if isinstance(data, Tensor) else getattr(data, "batch", None))
+
+
+def _checked(edges: Any, data: Any) -> Tensor:
+    fits = isinstance(edges, Tensor) and edges.dim() == 2 and edges.size(0) == 2 and edges.dtype == torch.int64
+    if not fits or (edges.numel() and int(edges.min()) < 0):
+        raise ConfigError(
+            "plot.protection takes a Data with an edge_index, or an edge_index, int64 [2, edges] of nodes from 0 on, "
+            f"got {shortened(data)}"
+        )
+    return edges
 
 
 def errors_by_degree(module: PreparedModule, data: Any, path: Path, *, role: str = "aggregate") -> None:
@@ -209,10 +233,7 @@ def errors_by_degree(module: PreparedModule, data: Any, path: Path, *, role: str
             color = PALETTE[place % len(PALETTE)]
             axes.plot(x, mean, "o-", color=color, label=name.rpartition(".quant.")[0] or "the layer", linewidth=2)
             axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
-        log_axis(axes, "x")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value - 1:,.12g}")
-        axes.set_xticks([1, 2, 3, 6, 11, 21, 51, 101, 201, 501, 1001, 2001, 5001, 10001])
-        axes.set_xlim(0.9, 1.15 * max(float(axes.dataLim.x1), 2))
+        _degree_axis(axes)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("in-degree")
         axes.set_ylabel(f"error of {role}s, relative")
@@ -284,21 +305,32 @@ def accuracy_by_bits(
         ...     accuracy_by_bits(found, f"{folder}/bits.svg", reference=81.7)
     """
     check_drawing(path)
-    if not results or not all(results.values()):
-        raise ConfigError(
-            f"plot.accuracy_by_bits takes, by method and bits, accuracies: {{'int8-dq': {{8: [81.9, 82.4]}}}}, got "
-            f"{shortened(results)}"
-        )
+    wrong = ConfigError(
+        f"plot.accuracy_by_bits takes, by method and bits, accuracies: {{'int8-dq': {{8: [81.9, 82.4]}}}}, got "
+        f"{shortened(results)}"
+    )
+    try:
+        found = {
+            name: {
+                float(bits): [float(seeds)] if isinstance(seeds, int | float) else [float(one) for one in seeds]
+                for bits, seeds in by_bits.items()
+            }
+            for name, by_bits in results.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise wrong from error
+    if not found or not all(by_bits and all(by_bits.values()) for by_bits in found.values()):
+        raise wrong
     with chart(path, 1, size=(9, 5)) as (_, (axes,)):
-        for place, (name, by_bits) in enumerate(results.items()):
+        for place, (name, by_bits) in enumerate(found.items()):
             color, bits = PALETTE[place % len(PALETTE)], sorted(by_bits)
-            each = [found if isinstance(found := by_bits[one], Sequence) else [found] for one in bits]
+            each = [by_bits[one] for one in bits]
             mean = [statistics.fmean(seeds) for seeds in each]
             spread = [statistics.stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in each]
             axes.errorbar(bits, mean, spread, color=color, label=name, marker="o", linewidth=2, capsize=4, markersize=7)
         if reference is not None:
             axes.axhline(reference, color="black", linestyle="--", linewidth=1.2, label="float")
-        every = sorted({one for by_bits in results.values() for one in by_bits})
+        every = sorted({one for by_bits in found.values() for one in by_bits})
         axes.set_xticks(every, [f"{one:g}" for one in every])
         axes.set_xlabel("bits")
         axes.set_ylabel(label)

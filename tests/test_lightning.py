@@ -29,8 +29,10 @@ from lightning.pytorch.callbacks import (  # noqa: E402
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
 
-from dqconvert.lightning import QuantizationCallback, observe_weights  # noqa: E402
+from dqconvert.calibrate import callee_of  # noqa: E402
+from dqconvert.lightning import QuantizationCallback, _on_device, observe_weights  # noqa: E402
 from dqconvert.quant import Protection  # noqa: E402
+from dqconvert.trace.given import calls_of  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -275,6 +277,35 @@ def test_a_loaded_checkpoint_evaluates_as_the_module_did(tmp_path):
     loaded = Lit.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=False).eval()
     one = GRAPHS[0]
     assert torch.equal(loaded.net(one.x, one.edge_index), lit.eval().net(one.x, one.edge_index))
+
+
+def test_a_validated_checkpoint_does_not_decide_what_a_training_after_it_draws(tmp_path):
+    fit(Lit(), tmp_path, QuantizationCallback()).save_checkpoint(tmp_path / "last.ckpt")
+    fresh, after = Lit(), Lit()
+    fit(fresh, tmp_path, QuantizationCallback(), seed=7, epochs=1)
+    one = trainer(tmp_path, QuantizationCallback(), epochs=1)
+    one.validate(after, loader(shuffle=False), ckpt_path=tmp_path / "last.ckpt", weights_only=False, verbose=False)
+    after.load_state_dict(Lit().state_dict())
+    torch.manual_seed(7)
+    one.fit(after, loader(), loader(shuffle=False))
+    assert after.losses == fresh.losses
+
+
+@pytest.mark.parametrize("form", ["one", "pair", "dict", "several"])
+def test_data_goes_where_the_module_is_and_stays_where_it_was(form):
+    """On the device without memory, which torch has everywhere."""
+    module = Lit().net
+    data = {
+        "one": GRAPHS[0],
+        "pair": (GRAPHS[0].x, GRAPHS[0].edge_index),
+        "dict": {"x": GRAPHS[0].x, "edge_index": GRAPHS[0].edge_index},
+        "several": GRAPHS[:2],
+    }[form]
+    moved = _on_device(data, copy.deepcopy(module).to("meta"))
+    calls = [list(call.arguments.values()) for call in calls_of(callee_of(module), moved)]
+    assert len(calls) == (2 if form == "several" else 1)
+    assert {tensor.device.type for call in calls for tensor in call[:2]} == {"meta"}
+    assert GRAPHS[0].x.device.type == "cpu"
 
 
 # -- averaged weights --------------------------------------------------------------------------------------------------

@@ -118,8 +118,21 @@ def test_mistakes_say_what_to_give(trained, tmp_path):
         plot.protection(trained, Data(x=DATA.x), out)
     with pytest.raises(ConfigError, match="'aggregates'; did you mean 'aggregate'"):
         plot.errors_by_degree(trained, DATA, out, role="aggregates")
-    with pytest.raises(ConfigError, match="by method and bits"):
-        plot.accuracy_by_bits({}, out)
+    for wrong in ({}, {"a": {}}, {"a": {4: []}}, {"a": [4, 5]}, {"a": {"four": 3.0}}, {"a": {4: None}}, [1]):
+        with pytest.raises(ConfigError, match="by method and bits"):
+            plot.accuracy_by_bits(wrong, out)
+    with pytest.raises(ConfigError, match=r"only='\(' is no regular expression"):
+        plot.histograms(trained, DATA, out, only="(")
+    for batches in (0, -1, "a", True):
+        with pytest.raises(ConfigError, match="batches a whole number from 1 on"):
+            plot.histograms(trained, DATA, out, batches=batches)
+    hetero = HeteroData(a={"x": DATA.x}, a__to__a={"edge_attr": DATA.x})
+    for empty in (hetero, HeteroData(a={"x": DATA.x}), torch.empty(2, 0, dtype=torch.long)):
+        with pytest.raises(ConfigError, match="has no edges"):
+            plot.protection(trained, empty, out)
+    for wrong in (DATA.edge_index.float(), DATA.edge_index - 1):
+        with pytest.raises(ConfigError, match="of nodes from 0 on"):
+            plot.protection(trained, Data(x=DATA.x, edge_index=wrong), out)
     with pytest.raises(ConfigError, match="takes a prepared module"):
         plot.histograms(GCN(6, 8, 1, 3), DATA, out)
     with pytest.raises(UsageError, match="must end in"):
