@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 from torch_geometric.nn import GCN, GCNConv
+from torch_geometric.utils import scatter
 
 import dqconvert
 import zoo
 from doc_models import LARGE, MODELS, SMALL
+from dqconvert.errors import ExportError
 from dqconvert.onnx.file import model_of
 from dqconvert.onnx.run import Session
 
@@ -174,6 +176,76 @@ class Sorts(nn.Module):
 class Order(nn.Module):
     def forward(self, x):
         return x.sort(dim=0)[0]
+
+
+FORMS = {
+    "item": lambda x, e: x / x.abs().max().item(),
+    "ceiling division": lambda x, e: x[: -(-x.size(0) // 2)],
+    "integers rounded down": lambda x, e: (e[0] - 3) // 2 + x.sum().long(),
+    "shift beyond the size": lambda x, e: torch.roll(x, 9, 0),
+    "shift back": lambda x, e: torch.roll(x, -2, 1),
+    "narrow from the end": lambda x, e: torch.narrow(x, 1, -2, 2),
+    "narrow before the end": lambda x, e: torch.narrow(x, 1, -3, 2),
+    "bounds of a column": lambda x, e: torch.clamp(x, min=x.mean(0), max=x.mean(0) + 1),
+    "rows set by a row": lambda x, e: set_rows(x, torch.arange(4.0)),
+    "rows set by a number": lambda x, e: set_rows(x, 0.5),
+    "flattened": lambda x, e: torch.flatten(x.view(-1, 2, 2), 1),
+    "columns repeated": lambda x, e: x.repeat_interleave(2, dim=1),
+    "a share of the rows": lambda x, e: x[: int(x.size(0) * 0.5)],
+}
+REFUSED = {
+    "other correction": (lambda x, e: torch.var(x, dim=1, correction=2), "correction=2"),
+    "several dimensions": (lambda x, e: torch.movedim(x.view(-1, 2, 2), (1, 2), (2, 1)), "TypeError"),
+    "integers": (lambda x, e: scatter(e[0], e[1], 0, x.size(0), "max")[:, None] + x, "rows of torch.int64"),
+    "booleans": (lambda x, e: (x > 0).where(x < 0.1, x > 5).float(), "a choice among booleans"),
+}
+
+
+def set_rows(x, value):
+    x = x.clone()
+    x[x[:, 0] > 0] = value
+    return x
+
+
+class Form(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.lin = nn.Linear(4, 4)
+        self.form = form
+
+    def forward(self, x, edge_index):
+        return self.form(self.lin(x), edge_index)
+
+
+def form_of(form):
+    torch.manual_seed(0)
+    x, edges = torch.randn(7, 4), torch.randint(7, (2, 20))
+    module, _ = dqconvert.prepare(Form(form), "int8-ptq", (x, edges))
+    dqconvert.calibrate(module, (x, edges))
+    return module.eval(), x, edges
+
+
+@pytest.mark.sample(4, keep=("item", "shift beyond the size"))
+@pytest.mark.parametrize("name", FORMS)
+def test_calls_compute_what_torch_computes_on_other_sizes(name, tmp_path):
+    module, x, edges = form_of(FORMS[name])
+    dqconvert.export(module, tmp_path / "form.onnx", exact=True)
+    session = Session(tmp_path / "form.onnx")
+    for rows in (7, 5, *([] if name == "item" else [0])):  # of no numbers there is no largest
+        given = x[:rows], edges[:, (edges < rows).all(0)]
+        expected = module(*given)
+        found = session(*given)
+        assert found.shape == expected.shape
+        assert torch.allclose(found.to(expected.dtype), expected, atol=1e-5)
+
+
+@pytest.mark.sample(2)
+@pytest.mark.parametrize("name", REFUSED)
+def test_calls_without_a_form_in_onnx_are_refused(name, tmp_path):
+    form, words = REFUSED[name]
+    with pytest.raises(ExportError, match=words):
+        dqconvert.export(form_of(form)[0], tmp_path / "form.onnx")
+    assert not (tmp_path / "form.onnx").exists()
 
 
 def test_what_has_no_writer_is_named_and_nothing_is_written(tmp_path):

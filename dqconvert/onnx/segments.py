@@ -51,6 +51,8 @@ def reduce_rows(w: Writing, x: Wire, index: Wire, size: Size, how: str) -> Wire:
         counted = w.file.unsqueeze(count_rows(w, index, size, x.dtype), *range(1, x.ndim))
         return w.math("Div", _sum(w, x, index, size, codes=False), w.math("Max", counted, 1.0))
     if how in _LOWEST:
+        if not x.dtype.is_floating_point:
+            raise w.refusal(f"the {how} of rows of {x.dtype}")
         none = w.file.full(_sizes(w, x, size), _LOWEST[how], x.dtype)
         reduced = _scattered(w, x, index, none, how)
         return w.op(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from dqconvert.errors import LoweringError
+from dqconvert.errors import ExportError, LoweringError
 from dqconvert.onnx.inputs import Given
 from dqconvert.onnx.quantizers import quantize
 from dqconvert.onnx.values import Wire
@@ -56,8 +56,12 @@ def walk(w: Writing, graph: Graph, root: nn.Module) -> Any:
             return args[0]
         try:
             value = _written(w, node, root, modules, args, kwargs)
+        except ExportError:
+            raise
         except LoweringError as error:
             raise w.refusal(str(error)) from error
+        except Exception as error:  # a writer was given arguments of a form that it does not know
+            raise w.refusal(f"{type(error).__name__}: {error}") from error
         if isinstance(value, Wire) and w.note.is_tensor and (value.dtype, value.ndim) != (w.note.dtype, w.note.ndim):
             raise w.refusal(
                 f"it became {value.dtype} of {value.ndim} dimensions, and is {w.note.dtype} of {w.note.ndim}"

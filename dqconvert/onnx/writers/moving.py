@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ def _flatten(w: Writing, input: Any, start_dim: int = 0, end_dim: int = -1) -> W
     x = w.wire(input)
     start, end = start_dim % max(x.ndim, 1), end_dim % max(x.ndim, 1)
     sizes = [w.file.size(x, dim) for dim in range(x.ndim)]
-    return w.file.reshape(x, [*sizes[:start], -1, *sizes[end + 1 :]])
+    inner = sizes[start : end + 1]
+    joined = math.prod(inner) if all(isinstance(size, int) for size in inner) else -1  # -1 of no entries is unknown
+    return w.file.reshape(x, [*sizes[:start], joined, *sizes[end + 1 :]])
 
 
 @writes("ravel")
@@ -149,12 +152,18 @@ def _gather(w: Writing, input: Any, dim: int, index: Any) -> Wire:
 
 @writes("narrow")
 def _narrow(w: Writing, input: Any, dim: int, start: Any, length: Any) -> Wire:
-    end = start + length if isinstance(start, int) and isinstance(length, int) else w.math("Add", start, length)
+    if isinstance(start, int) and isinstance(length, int):
+        end = start + length or (_END if start < 0 else 0)
+    elif isinstance(start, int) and start < 0:
+        raise w.refusal("it starts from the end, and its length follows the graph")
+    else:
+        end = w.math("Add", start, length)
     return _sliced(w, w.wire(input), dim, start, end)
 
 
 def _sliced(w: Writing, x: Wire, dim: int, start: Any, end: Any, step: int = 1) -> Wire:
-    ends = [w.file.vector([one if isinstance(one, int) else w.wire(one)]) for one in (start, end)]
+    numbers = (one if isinstance(one, int) else w.file.cast(w.wire(one), torch.int64) for one in (start, end))
+    ends = [w.file.vector([one]) for one in numbers]
     return w.op("Slice", x, *ends, torch.tensor([dim % x.ndim]), torch.tensor([step]))
 
 
@@ -221,7 +230,7 @@ def _setitem(w: Writing, target: Any, index: Any, value: Any) -> Wire:
     if mask is None or mask.dtype is not torch.bool:
         raise w.refusal("it is set by an index that is no mask")
     new = w.file.cast(w.wire(value) if isinstance(value, Wire) else value, x.dtype)
-    if new.ndim == 0:
+    if new.ndim <= x.ndim - mask.ndim:
         wide = w.file.unsqueeze(mask, *range(mask.ndim, x.ndim))
         return w.op("Where", wide, new, x, dtype=x.dtype, ndim=x.ndim)
     places = w.op("NonZero", mask, dtype=torch.int64, ndim=2)
@@ -262,7 +271,8 @@ def _repeat_interleave(w: Writing, x: Any, repeats: Any, dim: Any = None, *, out
         torch.tensor([1] * (at + 1) + [repeats] + [1] * (value.ndim - at - 1)),
     )
     sizes = [w.file.size(value, each) for each in range(value.ndim)]
-    return w.file.reshape(spread, [*sizes[:at], -1, *sizes[at + 1 :]])
+    wide = sizes[at] * repeats if isinstance(sizes[at], int) else -1
+    return w.file.reshape(spread, [*sizes[:at], wide, *sizes[at + 1 :]])
 
 
 # -- joins -----------------------------------------------------------------------------------------------------------
@@ -296,6 +306,8 @@ def _masked_fill(w: Writing, x: Any, mask: Any, value: Any) -> Wire:
 @writes("where")
 def _where(w: Writing, condition: Any, x: Any, y: Any) -> Wire:
     chosen = w.wire(condition)
+    if chosen.dtype is torch.bool and isinstance(x, Wire) and x.dtype is torch.bool:
+        raise w.refusal("a choice among booleans")
     if chosen.dtype is not torch.bool:  # the method of a tensor, which comes first
         condition, x = x, condition
         chosen = w.wire(condition)
@@ -308,6 +320,6 @@ def _roll(w: Writing, x: Any, shifts: Any, dims: Any = None) -> Wire:
     value = w.wire(x)
     if not isinstance(shifts, int) or not isinstance(dims, int):
         raise w.refusal("it is rolled along no dimension, or several")
-    return w.op(
-        "Concat", _sliced(w, value, dims, -shifts, _END), _sliced(w, value, dims, 0, -shifts), axis=dims % value.ndim
-    )
+    size = w.file.size(value, dims)
+    at = w.math("Sub", size, w.math("Mod", shifts, w.math("Max", size, 1)))  # a shift may go around several times
+    return w.op("Concat", _sliced(w, value, dims, at, _END), _sliced(w, value, dims, 0, at), axis=dims % value.ndim)

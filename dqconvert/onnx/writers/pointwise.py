@@ -24,10 +24,9 @@ def _floor_divide(w: Writing, x: Any, other: Any) -> Wire:
     one, two = w.promoted(x, other)
     if one.dtype.is_floating_point:
         return w.op("Floor", w.math("Div", one, two))
-    if not all(isinstance(part, int) or (isinstance(part, Wire) and part.number) for part in (x, other)):
-        raise w.refusal("ONNX divides integers towards zero")
-    result = w.math("Div", one, two)  # of sizes, which are not negative
-    return Wire(result.name, result.dtype, 0, number=True)
+    result = w.math("Div", w.math("Sub", one, w.math("Mod", one, two)), two)  # Mod rounds down, Div towards zero
+    number = all(isinstance(part, int) or (isinstance(part, Wire) and part.number) for part in (x, other))
+    return Wire(result.name, result.dtype, 0, number=True) if number else result
 
 
 @writes("mod", "remainder")
@@ -62,6 +61,9 @@ def _log2(w: Writing, x: Any) -> Wire:
 def _clamp(w: Writing, x: Any, min: Any = None, max: Any = None) -> Wire:
     value = w.wire(x)
     low, high = (None if end is None else w.file.cast(end, value.dtype) for end in (min, max))
+    if any(end is not None and end.ndim for end in (low, high)):  # Clip takes numbers alone
+        value = value if low is None else w.math("Max", value, low)
+        return value if high is None else w.math("Min", value, high)
     return w.op("Clip", value, low, high)
 
 

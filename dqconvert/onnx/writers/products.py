@@ -132,6 +132,8 @@ def _variance(w: Writing, x: Any, dim: Any, unbiased: bool, keepdim: bool) -> Wi
 def _var(
     w: Writing, input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
 ) -> Wire:
+    if correction not in (None, 0, 1):
+        raise w.refusal(f"a variance with correction={correction}")
     return _variance(w, input, dim, unbiased if correction is None else bool(correction), keepdim)
 
 
@@ -271,6 +273,11 @@ def _numel(w: Writing, x: Any) -> Wire:
 
 
 @writes("item")
+def _item(w: Writing, x: Any) -> Wire:
+    value = w.file.reshape(w.wire(x), [])
+    return value if value.dtype.is_floating_point else _as_number(w, value)
+
+
 def _as_number(w: Writing, x: Any) -> Wire:
     value = w.file.cast(w.wire(x), torch.int64)
     return Wire(value.name, torch.int64, 0, number=True)
