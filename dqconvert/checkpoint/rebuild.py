@@ -19,7 +19,7 @@ from dqconvert.errors import CheckpointError, GuardError, TraceError
 from dqconvert.prepared import PreparedModule
 from dqconvert.qconfig import Protect, QConfig, QSpec
 from dqconvert.quant import FakeQuantize, Protection
-from dqconvert.quant.fake_quantize import probability
+from dqconvert.quant.fake_quantize import Dropout, probability
 from dqconvert.report import Report
 from dqconvert.rewrite.place import attach, container_name
 from dqconvert.trace import Island
@@ -173,15 +173,19 @@ def _attach_all(root: nn.Module, document: Mapping[str, Any], tensors: Mapping[s
         attach(root, path, module.to(device))
 
 
-def _dropout(root: nn.Module, path: str, one: Any) -> float | str:
-    """Returns a dropout before a quantizer, checked: its probability, or a path in the model."""
+def _dropout(root: nn.Module, path: str, one: Any) -> Dropout:
+    """Returns a dropout before a quantizer, checked against the model."""
+    dropout = tuple(one) if isinstance(one, list) else one
+    fits = isinstance(dropout, str) or (
+        isinstance(dropout, tuple) and len(dropout) == 2 and isinstance(dropout[1], str)
+    )
     try:
-        p = probability(root, one) if isinstance(one, str) else one
+        p = probability(root, dropout) if fits else None
     except (AttributeError, TypeError, ValueError):
         p = None
-    if not isinstance(p, float) or not 0 <= p <= 1:
+    if p is None or not 0 <= p <= 1:
         raise CheckpointError(f"the file has the quantizer {path!r} behind the dropout {one!r}, which there is not.")
-    return cast(float | str, one)
+    return cast(Dropout, dropout)
 
 
 def quantizer_of(data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> FakeQuantize:

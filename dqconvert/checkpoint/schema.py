@@ -55,7 +55,7 @@ class QuantizerData(_Quantizer, total=False):
     """A quantizer: the arguments of its constructor, and its switches."""
 
     noise: float
-    behind: list[float | str]
+    behind: list[str | list[float | str]]
 
 
 class ProtectionData(TypedDict):

@@ -14,7 +14,7 @@ from dqconvert.errors import DistributedError
 from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.place import Quantizers
 
-_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_looked_at: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def average_learned_steps(module: nn.Module) -> set[nn.Parameter]:
@@ -42,7 +42,7 @@ def average_learned_steps(module: nn.Module) -> set[nn.Parameter]:
 
 
 def _average(step: Tensor) -> None:
-    if several_ranks() and step.grad is not None:
+    if several_ranks() and is_enabled() and step.grad is not None:
         distributed.all_reduce(step.grad)
         step.grad /= distributed.get_world_size()
 
@@ -65,8 +65,10 @@ def check_ranks(module: nn.Module) -> None:
             f"gradients, and every rank would learn a grid of its own. fully_shard(module, ignored_params="
             f"dqconvert.average_learned_steps(module)) has them averaged; DistributedDataParallel does so by itself."
         )
-    if is_enabled() and module not in _warned and (own := list(_by_themselves(module))):
-        _warned.add(module)
+    if not is_enabled() or module in _looked_at:
+        return
+    _looked_at.add(module)
+    if own := list(_by_themselves(module)):
         warnings.warn(
             f"{', '.join(own)}: of quantizers of your own dqconvert cannot tell whether they observe the values of all "
             f"ranks; if each keeps a range of its own, ranks round to different grids, and DistributedDataParallel "

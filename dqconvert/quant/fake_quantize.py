@@ -7,7 +7,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from dqconvert.quant.learned import kept, learned_ends
 from dqconvert.quant.observers import is_empty, observer_for
 from dqconvert.words import kind_of
 
+Dropout: TypeAlias = str | tuple[float | str, str]
+"""The path of a dropout layer; or the probability of a function, or its path, and the path of what says if it drops."""
+
 
 class FakeQuantize(nn.Module):
     """Rounds a value to the grid of a range that it observes in training.
@@ -49,8 +52,9 @@ class FakeQuantize(nn.Module):
         channel_dim: The dimension of the channels.
         row_dim: The dimension that ``protected`` ranges over.
         noise: The share of values that training rounds, drawn at each call; ``None``: all.
-        behind: The dropouts that values come out of, to be rounded as if before them, by probability, or by the path
-            of a layer or of a probability in the model: training scales what it keeps, and the grid with it.
+        behind: The dropouts that values come out of, to be rounded as if before them, each as the path of a layer, or
+            as the probability of a function (a number or a path) with the path of the flag that says whether it drops:
+            what it keeps is scaled, and the grid with it.
 
     Attributes:
         min_val: Buffer, the lower end of the range: float32 whatever type the module is cast to, ``[]`` or
@@ -95,7 +99,7 @@ class FakeQuantize(nn.Module):
     offset: nn.Parameter | None
     noise: float | None = None
     _root: Callable[[], nn.Module | None] | None = None
-    behind: tuple[float | str, ...] = ()
+    behind: tuple[Dropout, ...] = ()
 
     def __init__(
         self,
@@ -107,7 +111,7 @@ class FakeQuantize(nn.Module):
         channel_dim: int = 0,
         row_dim: int = 0,
         noise: float | None = None,
-        behind: tuple[float | str, ...] = (),
+        behind: tuple[Dropout, ...] = (),
     ) -> None:
         super().__init__()
         shape: tuple[int, ...] = ()
@@ -182,11 +186,11 @@ class FakeQuantize(nn.Module):
 
     @property
     def stretch(self) -> float:
-        """By how much training scales values and grid: by the dropouts before it."""
+        """By how much the dropouts before it scale values and grid now."""
+        root = self._root() if self.behind and self._root is not None else None
         stretch = 1.0
-        root = self._root() if self.training and self.behind and self._root is not None else None
-        for one in self.behind if self.training else ():
-            p = one if isinstance(one, float) else probability(root, one) if root is not None else 0.0
+        for one in self.behind if root is not None else ():
+            p = probability(cast(nn.Module, root), one)
             stretch *= 1 / (1 - p) if p < 1 else 1.0
         return stretch
 
@@ -439,12 +443,14 @@ _nearest_seen, _above_zero = Derived(nearest_seen), Derived(functools.partial(to
 """Kept, as it takes longer than to round some rows."""
 
 
-def probability(root: nn.Module, path: str) -> float:
-    """Returns what a dropout layer of a model, or one that uses its attribute, drops now; ``path``: to either."""
-    found = functools.reduce(getattr, path.split("."), cast(Any, root))
-    if not isinstance(found, nn.Module):
-        return float(found)
-    return float(cast(Any, found).p) if found.training else 0.0
+def probability(root: nn.Module, dropout: Dropout) -> float:
+    """Returns what a dropout of a model drops now."""
+
+    def part(path: str) -> Any:
+        return functools.reduce(getattr, path.split("."), cast(Any, root))
+
+    p, drops = (part(dropout).p, part(dropout).training) if isinstance(dropout, str) else (dropout[0], part(dropout[1]))
+    return float(part(p) if isinstance(p, str) else p) if drops else 0.0
 
 
 def granularity_of(spec: QSpec) -> str:

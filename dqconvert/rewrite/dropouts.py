@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from dqconvert.ops import Op, Sign, argument, op_of, op_of_layer
+from dqconvert.quant.fake_quantize import Dropout
 from dqconvert.quant.fused import dropout
 from dqconvert.rewrite.connectivity import gather
 from dqconvert.rewrite.norms import scale_rows
@@ -123,14 +124,13 @@ class Dropouts:
         assert isinstance(base, Node)
         return base, top
 
-    def behind(self, value: Node, rows: RowSpaces) -> tuple[float | str, ...]:
-        """Returns the dropouts that a value carries the scale of, in training: paths of layers or of probabilities, or
-        probabilities.
+    def behind(self, value: Node, rows: RowSpaces) -> tuple[Dropout, ...]:
+        """Returns the dropouts that a value carries the scale of, in training, as quantizers take them.
 
         A message that is a dropped row, or its product with what the graph alone says, is as many times larger as the
         dropout makes what it keeps.
         """
-        found: list[float | str] = []
+        found: list[Dropout] = []
         while value.args:
             step = value.args[0]
             if self._drops(value):
@@ -147,17 +147,22 @@ class Dropouts:
             value = step
         return tuple(found)
 
-    def _scale(self, node: Node) -> list[float | str]:
+    def _scale(self, node: Node) -> list[Dropout]:
         if node.op == "call_module":
             return [str(node.target)] if isinstance(self._root.get_submodule(str(node.target)), LAYERS) else []
         p, training = argument(node, "p", 0.5), argument(node, "training", True)
         if not isinstance(training, Node):
             return []  # it drops in evaluation, too, and scales what calibration sees
-        if isinstance(p, Node) and p.op != "get_attr":
-            where = note_of(node).source or node.name
-            self.remarks.append(f"{where}: what is dropped is rounded behind the dropout, whose p the forward computes")
+        computed = [
+            name for name, one in (("p", p), ("training", training)) if getattr(one, "op", "get_attr") != "get_attr"
+        ]
+        if computed:
+            where, what = note_of(node).source or node.name, computed[0]
+            self.remarks.append(
+                f"{where}: what is dropped is rounded behind the dropout, whose {what} the forward computes"
+            )
             return []
-        return [str(p.target) if isinstance(p, Node) else float(p)]
+        return [(str(p.target) if isinstance(p, Node) else float(p), str(training.target))]
 
     def _op(self, node: Node) -> Op:
         if node.op != "call_module":

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from dqconvert.ops import Op, op_of, op_of_layer
 from dqconvert.qconfig import QSpec
+from dqconvert.quant.fake_quantize import Dropout
 from dqconvert.rewrite.connectivity import is_input
 from dqconvert.rewrite.spaces import Level
 from dqconvert.trace.note import Stage, note_of
@@ -46,7 +47,7 @@ class Site:
     nonnegative: bool
     cut: bool
     source: str
-    behind: tuple[float | str, ...] = ()
+    behind: tuple[Dropout, ...] = ()
 
     def signed(self, spec: QSpec) -> bool:
         """True if the codes that a spec gives the value are signed."""

@@ -161,7 +161,8 @@ def test_a_message_that_is_a_dropped_row_is_rounded_as_if_before(kind, spec, fus
     rows, quantizer = dropout(X, 0.5), module.conv.quant.message
     assert (quantizer.min_val >= 1.1 * X.min()).all()
     assert (quantizer.max_val <= 1.1 * X.max()).all()
-    sent = quantizer.eval()(X)[EDGES[0]] * 2 * (rows[EDGES[0]] != 0)
+    module.eval()
+    sent = quantizer(X)[EDGES[0]] * 2 * (rows[EDGES[0]] != 0)
     total = torch.zeros(NODES, 8).index_add(0, EDGES[1], sent)
     torch.testing.assert_close(out, module.conv.nn(total + rows), rtol=1e-4, atol=1e-4)
     held = quantizer.max_val.clone()
@@ -195,6 +196,29 @@ def test_so_is_that_of_a_function(tmp_path, kind):
         assert one.train().conv.quant.message.stretch == 2
         one.p = 0.8
         assert one.conv.quant.message.stretch == pytest.approx(5 if kind is Attribute else 2)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("kind", [Dropped, Called, Attribute])
+def test_a_part_that_is_frozen_drops_nothing(kind, fuse):
+    """Its own mode decides, not that of the quantizer, which may sit in another part."""
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = kind(nn.Dropout(0.5))
+
+        def forward(self, x, edge_index):
+            return self.part(x, edge_index)
+
+    module, _ = prepared(Outer(), plain(bits=4), fuse=fuse)
+    quantizer = module.part.conv.quant.message
+    module.train()
+    assert quantizer.stretch == 2
+    module.part.training = module.part.drop.training = False
+    assert quantizer.stretch == 1
+    module(X, EDGES)
+    assert (quantizer.min_val, quantizer.max_val) == (X.min(), X.max())
 
 
 def test_an_explicit_seed_drops_whole_heads():

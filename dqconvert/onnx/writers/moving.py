@@ -42,8 +42,8 @@ def _flatten(w: Writing, input: Any, start_dim: int = 0, end_dim: int = -1) -> W
     x = w.wire(input)
     start, end = start_dim % max(x.ndim, 1), end_dim % max(x.ndim, 1)
     sizes = [w.file.size(x, dim) for dim in range(x.ndim)]
-    inner = sizes[start : end + 1]
-    joined = math.prod(inner) if all(isinstance(size, int) for size in inner) else -1  # -1 of no entries is unknown
+    inner = [size for size in sizes[start : end + 1] if isinstance(size, int)]
+    joined = math.prod(inner) if len(inner) == end + 1 - start else -1  # which of no entries is unknown
     return w.file.reshape(x, [*sizes[:start], joined, *sizes[end + 1 :]])
 
 
@@ -153,12 +153,10 @@ def _gather(w: Writing, input: Any, dim: int, index: Any) -> Wire:
 @writes("narrow")
 def _narrow(w: Writing, input: Any, dim: int, start: Any, length: Any) -> Wire:
     if isinstance(start, int) and isinstance(length, int):
-        end = start + length or (_END if start < 0 else 0)
-    elif isinstance(start, int) and start < 0:
+        return _sliced(w, w.wire(input), dim, start, start + length or (_END if start < 0 else 0))
+    if isinstance(start, int) and start < 0:
         raise w.refusal("it starts from the end, and its length follows the graph")
-    else:
-        end = w.math("Add", start, length)
-    return _sliced(w, w.wire(input), dim, start, end)
+    return _sliced(w, w.wire(input), dim, start, w.math("Add", start, length))
 
 
 def _sliced(w: Writing, x: Wire, dim: int, start: Any, end: Any, step: int = 1) -> Wire:
