@@ -7,6 +7,8 @@ import io
 import itertools
 import math
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from dqconvert.labels import Rows, is_pair
 from dqconvert.optimizers import parameter_groups
 from dqconvert.prepare import Prepared, prepare
 from dqconvert.prepared.switches import rounding
-from dqconvert.qconfig import QConfig
+from dqconvert.qconfig import QConfig, presets
 from dqconvert.trace.copies import working_copy
 from dqconvert.weights.archive import load_archive
 from dqconvert.words import kind_of, shortened
@@ -73,8 +75,9 @@ def finetune(
 
     The loss is ``distil * T^2 * KL(float || quantized)`` over all rows of the output, of softmaxes at temperature
     ``T``; where there are labels, theirs is added. Outputs of one column (or of none), and those whose labels are
-    floats, count as numbers: squared error over the variance of the float model's, in place of the divergence. Adam,
-    with a rate that falls to a hundredth by a cosine. The module ends with the best of what it was after calibration
+    floats, count as numbers: squared error over the variance of the float model's (where these are all alike, as in a
+    batch of one, over their mean square), in place of the divergence. Adam, with a rate that falls to a hundredth by a
+    cosine. The module ends with the best of what it was after calibration
     and after each epoch of the second half: by its accuracy on the rows of ``validation``, or else by the share of its
     predictions that are the float model's. What then still costs accuracy is logged as warnings of the logger
     ``dqconvert``, see :meth:`dqconvert.Report.advice`. It trains in one process:
@@ -96,7 +99,8 @@ def finetune(
         distil: The weight of the float model's predictions; 0 trains on the labels alone.
         weight_decay: Of Adam; steps that are learned have none.
         example_inputs: As for :func:`dqconvert.prepare`; ``None``: the first call's of the data.
-        resume: A file that holds the state of the training after each epoch; if it exists, training goes on from it.
+        resume: A file that holds the state of the training after each epoch; if it exists, training goes on from it:
+            with the same config, float model and arguments.
         on_epoch: Called after each epoch.
         progress: Show a progress bar, where stderr is a terminal.
 
@@ -136,7 +140,8 @@ def finetune(
     optimizer = torch.optim.Adam(parameter_groups(module, weight_decay=weight_decay), lr=lr)
     fields = {name: value if isinstance(value, str) else value is not None for name, value in given._asdict().items()}
     numbers = {"epochs": epochs, "lr": lr, "temperature": temperature, "distil": distil, "weight_decay": weight_decay}
-    run = _Run(module, optimizer, {**numbers, **fields, "loss": loss is not None})
+    of = {"qconfig": _config_name(module.qconfig), "weights": _checksum(teacher)}
+    run = _Run(module, optimizer, {**of, **numbers, **fields, "loss": loss is not None})
     if resume is not None:
         run.read(check_target(resume))
     with Progress(
@@ -168,6 +173,22 @@ def _check_numbers(*, epochs: int, lr: float, **others: float) -> None:
         if not is_number or not least <= value < math.inf:
             above = "a number from 0 on" if least == 0 else "a number above 0"
             raise ConfigError(f"finetune takes as {name} {above}, got {shortened(value)}.")
+
+
+def _config_name(qconfig: QConfig) -> str:
+    """Returns what tells a config from others: a preset's name, or all that it says."""
+    known = next((name for name, preset in presets.items() if preset == qconfig), None)
+    return known or re.sub(r" at 0x[0-9a-f]+", "", repr(qconfig))  # where a factory of a rule lies differs by process
+
+
+def _checksum(model: nn.Module) -> str:
+    """Returns a checksum of a model's parameters and buffers."""
+    total = 0
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.layout is torch.strided:
+            values = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            total = zlib.crc32(values.view(-1).view(torch.uint8).numpy().tobytes(), total)
+    return f"{total:08x}"
 
 
 def first_inputs(data: Any, door: str) -> Any:
@@ -265,7 +286,11 @@ class _Run:
         if not isinstance(found, dict) or found.get("dqconvert_finetune") != 1 or not keys <= found.keys():
             raise CheckpointError(f"{path}: is no state of a fine-tuning: give another file as resume, or delete it.")
         then = found["settings"]
-        changed = [f"{name} {then.get(name)}" for name, value in self._settings.items() if then.get(name) != value]
+        changed = [
+            f"{name} {value if isinstance(value := then.get(name), str) else repr(value)}"[:80]
+            for name, now in self._settings.items()
+            if then.get(name) != now
+        ]
         if changed or set(found["module"]) != set(self._module.state_dict()):
             what = f" ({', '.join(changed)})" if changed else ", of another model or config"
             raise CheckpointError(

@@ -183,8 +183,17 @@ def test_a_state_of_another_training_is_refused(trained, tmp_path):
         dqconvert.finetune(model, data, "int4-dq", epochs=2, resume=tmp_path / "state")
     with pytest.raises(dqconvert.CheckpointError, match=r"another fine-tuning \(distil 5.0, labels False\)"):
         dqconvert.finetune(model, data, "int4-dq", epochs=1, distil=1.0, labels="y", resume=tmp_path / "state")
+    state = torch.load(tmp_path / "state")
+    del state["module"]["convs.0.quant.message.min_val"]
+    torch.save(state, tmp_path / "less")
     with pytest.raises(dqconvert.CheckpointError, match="another fine-tuning, of another model or config"):
-        dqconvert.finetune(model, data, FLOAT, epochs=1, resume=tmp_path / "state")
+        dqconvert.finetune(model, data, "int4-dq", epochs=1, resume=tmp_path / "less")
+    with pytest.raises(dqconvert.CheckpointError, match=r"another fine-tuning \(qconfig int4-dq\)"):  # the same keys
+        dqconvert.finetune(model, data, "int8-dq", epochs=1, resume=tmp_path / "state")
+    other = copy.deepcopy(model)
+    other.convs[0].bias.data += 1
+    with pytest.raises(dqconvert.CheckpointError, match=r"another fine-tuning \(weights [0-9a-f]{8}\)"):
+        dqconvert.finetune(other, data, "int4-dq", epochs=1, resume=tmp_path / "state")
     torch.save({"dqconvert_finetune": 1}, tmp_path / "part")
     with pytest.raises(dqconvert.CheckpointError, match="is no state of a fine-tuning"):
         dqconvert.finetune(model, data, "int4-dq", epochs=1, resume=tmp_path / "part")
@@ -268,3 +277,13 @@ def test_several_numbers_per_row_are_no_scores():
     wanted = 5 * F.mse_loss(out, target) / target.var(correction=0) + F.mse_loss(out, labels)
     dqconvert.finetune(model, inputs, FLOAT_POOLED, epochs=1, labels=labels, on_epoch=found.append)
     assert found[0].loss == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_a_last_batch_of_one_number_counts_by_its_square():
+    (inputs,) = [(batch.x, batch.edge_index, batch.batch) for batch in DataLoader(graphs(1), batch_size=1)]
+    model, found = Pooled(1).eval(), []
+    module, _ = dqconvert.prepare(model, FLOAT_POOLED, inputs)
+    dqconvert.calibrate(module, inputs)
+    out, target = module.train()(*inputs), model(*inputs)
+    dqconvert.finetune(model, inputs, FLOAT_POOLED, epochs=1, on_epoch=found.append)
+    assert found[0].loss == pytest.approx(5 * ((out - target) / target).square().item(), rel=1e-4)
