@@ -22,6 +22,7 @@ _HOME = {
     "average_learned_steps": "prepared.ranks",
     "finetune": "finetune",
     "convert": "convert",
+    "infer": "infer",
     "average_bits": "mixed.average",
     "bit_sensitivity": "mixed.search",
     "search_bits": "mixed.search",

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import safetensors.torch
@@ -58,8 +58,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], document:
     Raises:
         CheckpointError: If a tensor is of a kind that the file format has no word for, or the file cannot be written.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # aligned, as readers expect
-    parts = {name: _bytes_of(name, tensors[name]) for name in names}
+    parts = {name: _bytes_of(name, tensors[name]) for name in sorted(tensors, key=_by_size(tensors))}
     header = _header(tensors, parts, document)
     digest = hashlib.sha256(header)
     for part in parts.values():
@@ -71,7 +70,28 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], document:
 def _header(tensors: Mapping[str, Tensor], parts: Mapping[str, memoryview], document: Mapping[str, Any]) -> bytes:
     """Returns length and JSON header, with zeros where the checksum goes."""
     text = json.dumps({"checksum": _NO_CHECKSUM, "format": FORMAT, **document}, allow_nan=False, separators=(",", ":"))
-    entries: dict[str, Any] = {"__metadata__": {KEY: text}}
+    return _plain_header(tensors, parts, {"__metadata__": {KEY: text}})
+
+
+def plain_chunks(tensors: Mapping[str, Tensor]) -> list[bytes | memoryview]:
+    """Returns tensors as the bytes of a safetensors file without a document, none of them copied.
+
+    Example:
+        >>> chunks = plain_chunks({"x": torch.ones(2)})
+        >>> safetensors.torch.load(b"".join(chunks))
+        {'x': tensor([1., 1.])}
+    """
+    parts = {name: _bytes_of(name, tensors[name]) for name in sorted(tensors, key=_by_size(tensors))}
+    return [_plain_header(tensors, parts, {}), *parts.values()]
+
+
+def _by_size(tensors: Mapping[str, Tensor]) -> Callable[[str], tuple[int, str]]:
+    """Returns the key that sorts names such that their tensors are aligned, as readers expect."""
+    return lambda name: (-tensors[name].dtype.itemsize, name)
+
+
+def _plain_header(tensors: Mapping[str, Tensor], parts: Mapping[str, memoryview], entries: dict[str, Any]) -> bytes:
+    """Returns length and JSON header, with an entry for each tensor behind those that are given."""
     start = 0
     for name, part in parts.items():
         end = start + part.nbytes

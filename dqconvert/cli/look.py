@@ -49,14 +49,26 @@ def run(
     data: Data,
     output: Output,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="PRED", help="Safetensors file to write.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="The most to hold, 2GiB say: the graph is run in chunks.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --memory: a folder on disk for what does not fit.")
+    ] = None,
 ) -> None:
     """Run an integer file, or an ONNX file, on saved inputs. Needs no code of the model.
+
+    With --memory one graph of any size is run, with the same result. If it
+    is stopped, the same command goes on where it was. Inputs that are not
+    to be read into memory are in a .safetensors file.
 
     Example: dqconvert run gcn.int8 --data graph.pt -o predictions.safetensors
     """
     from dqconvert.commands.run import run as run_file
 
-    run_file(file, data, output, out=out)
+    if (memory is None) != (store is None):
+        raise typer.BadParameter("--memory and --store go together.")
+    run_file(file, data, output, out=out, within=None if memory is None or store is None else (memory, store))
 
 
 def compare(

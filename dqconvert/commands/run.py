@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from inspect import BoundArguments
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import typer
 from rich.console import Console
@@ -18,15 +18,19 @@ from rich.table import Table
 from torch import Tensor
 
 from dqconvert.checkpoint import holds_integer, load
+from dqconvert.checkpoint.container import plain_chunks
 from dqconvert.commands.options import Output
-from dqconvert.errors import CommandError
+from dqconvert.errors import CommandError, UsageError
 from dqconvert.files import check_target, write_file
+from dqconvert.infer import infer
 from dqconvert.lower import IntegerModule
 from dqconvert.user.inputs import SavedInputs
 from dqconvert.words import count
 
 
-def run(file: Path, data: Path, output: Output, *, out: Path | None = None) -> None:
+def run(
+    file: Path, data: Path, output: Output, *, out: Path | None = None, within: tuple[str, Path] | None = None
+) -> None:
     """Runs an integer file, or an ONNX file, on saved inputs, and writes or describes what it returns.
 
     Args:
@@ -35,27 +39,38 @@ def run(file: Path, data: Path, output: Output, *, out: Path | None = None) -> N
         out: Where to write the outputs as safetensors, named after the files of the inputs: ``graph`` for ``graph.pt``,
             ``graphs.0`` for the first of the list in ``graphs.pt``, with more parts to the name where there are several
             outputs; ``None``: nowhere.
+        within: The memory to run in, and the folder for the rest, see :func:`dqconvert.infer`; ``None``: all there is.
 
     Raises:
         DQConvertError: If anything is wrong; its class says what.
     """
     if out is not None:
         check_target(out, overwrite=output.force)
+    if within is not None and file.suffix == ".onnx":
+        raise UsageError(f"{file}: --memory is for integer files, and ONNX Runtime takes what it needs.")
     module = session_of(file) if file.suffix == ".onnx" else load_integer(file)
     inputs = SavedInputs(data, "--data")
     found: dict[str, Tensor] = {}
     times: list[float] = []
     console = Console(stderr=True)
     silent = output.quiet or output.as_json or not console.is_terminal
-    with Progress(console=console, transient=True, disable=silent) as progress:
+
+    def call(given: BoundArguments) -> tuple[dict[str, Tensor], float]:
+        if within is None:
+            return _call(module, given)
+        if times:
+            raise CommandError(f"--data {data}: holds several graphs, and --memory runs one.")
+        return _call(partial(infer, module, memory=within[0], store=within[1], progress=not silent), given, whole=True)
+
+    with Progress(console=console, transient=True, disable=silent or within is not None) as progress:
         task = progress.add_task("running", total=1.0)
-        for done, label, (outputs, seconds) in inputs.each(module, lambda call: _call(module, call)):
+        for done, label, (outputs, seconds) in inputs.each(module, call):
             found |= {f"{label}{name}": value for name, value in outputs.items()}
             times.append(seconds)
             progress.update(task, completed=done)
     if out is not None:
         check_target(out, overwrite=output.force)
-        write_file(out, [memoryview(safetensors.torch.save(found))])
+        write_file(out, plain_chunks(found))
     if output.as_json:
         typer.echo(json.dumps(_summary(file, found, times, out), indent=2))
     elif not output.quiet:
@@ -91,9 +106,10 @@ def load_integer(file: Path) -> IntegerModule:
     return module
 
 
-def _call(module: Callable[..., Any], call: BoundArguments) -> tuple[dict[str, Tensor], float]:
+def _call(module: Callable[..., Any], call: BoundArguments, *, whole: bool = False) -> tuple[dict[str, Tensor], float]:
+    """Returns the outputs by name, and the seconds; ``whole``: the module takes the call as it is."""
     start = time.perf_counter()
-    result = module(*call.args, **call.kwargs)
+    result = module(call) if whole else module(*call.args, **call.kwargs)
     seconds = time.perf_counter() - start
     return dict(_tensors(result)), seconds
 
@@ -118,7 +134,7 @@ def _summary(file: Path, found: dict[str, Tensor], times: list[float], out: Path
 
 
 def _described(value: Tensor) -> dict[str, Any]:
-    numbers = value.double() if value.numel() and not value.is_complex() else torch.zeros(1, dtype=torch.float64)
+    numbers = value if value.numel() and not value.is_complex() else torch.zeros(1)
     ends = [float(end) if torch.isfinite(end) else None for end in numbers.aminmax()]
     return {
         "shape": list(value.shape),

@@ -144,8 +144,18 @@ def gcn_order(edge_index: Tensor, num_nodes: int, *, loops: bool) -> tuple[Tenso
         (tensor([0, 1, 3]), tensor([0, 0, 1], dtype=torch.int32), tensor([1.0000, 0.7071]))
     """
     ptr, senders, _ = receiver_order_operator(edge_index[0], edge_index[1], num_nodes, num_nodes, loops, False)
+    return ptr, senders, inverse_roots(ptr)
+
+
+def inverse_roots(ptr: Tensor) -> Tensor:
+    """Returns one over the root of how many edges each node receives, float32; 0 where it receives none.
+
+    Example:
+        >>> inverse_roots(torch.tensor([0, 4, 4]))
+        tensor([0.5000, 0.0000])
+    """
     roots = ptr.diff().float().pow_(-0.5)
-    return ptr, senders, roots.masked_fill_(roots == float("inf"), 0)
+    return roots.masked_fill_(roots == float("inf"), 0)
 
 
 def plain_gcn_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:
