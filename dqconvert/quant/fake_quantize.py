@@ -99,6 +99,7 @@ class FakeQuantize(nn.Module):
     offset: nn.Parameter | None
     noise: float | None = None
     _root: Callable[[], nn.Module | None] | None = None
+    _held: tuple[Tensor, Tensor] | None = None
     behind: tuple[Dropout, ...] = ()
 
     def __init__(
@@ -170,14 +171,30 @@ class FakeQuantize(nn.Module):
     @property
     def _seen(self) -> tuple[Tensor, Tensor]:
         """The range observed; that of a group which saw nothing is that of the nearest which did."""
-        if not self.grouped:
-            return self.min_val, self.max_val
-        return kept(_nearest_seen, (self.min_val, self.max_val))
+        return kept(_nearest_seen, self._apart) if self.grouped else (self.min_val, self.max_val)
 
     @property
     def _start(self) -> tuple[Tensor, Tensor]:
-        low, high = self._seen
+        if self.grouped or not (self.from_zero or self.log_scale is not None):
+            low, high = self._seen
+        else:
+            low, high = self._apart
         return kept(_above_zero, (low,)) if self.from_zero else low, high
+
+    @property
+    def _apart(self) -> tuple[Tensor, Tensor]:
+        """The range observed, as tensors that nobody else can write into: what is kept is derived from them."""
+        ends, held = (self.min_val, self.max_val), self._held
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack() > 0
+            or self.min_val.device.type != "cpu"
+        ):
+            return ends  # whose values are not to be waited for; what torch writes is noticed
+        if held is None or not torch.equal(held[0], ends[0]) or not torch.equal(held[1], ends[1]):
+            with torch.inference_mode(False):
+                held = self._held = ends[0].clone(), ends[1].clone()
+        return held
 
     @property
     def learned(self) -> bool:
@@ -199,7 +216,7 @@ class FakeQuantize(nn.Module):
         self._root = weakref.ref(root)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_root"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_root", "_held")}
 
     def ends(self, number: int) -> tuple[Tensor, Tensor]:
         """Returns the range as operators take it, for a value of so many numbers; with a gradient if it is learned."""

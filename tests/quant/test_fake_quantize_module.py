@@ -83,6 +83,33 @@ def test_a_training_step_is_observe_then_round(bits, signed, symmetric, granular
     assert torch.equal(y, want)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"signed": "graph"},
+        {"range": "learned"},
+        {"range": "learned", "signed": "graph"},
+        {"granularity": "degree", "groups": 3},
+        {"granularity": "degree", "groups": 3, "signed": "graph", "range": "learned"},
+    ],
+    ids=str,
+)
+def test_a_range_that_is_written_past_torch_s_count_is_in_force(spec):
+    """Through ``.data``, as averages of weights do it, and numpy: no version says so, and much is derived of ranges."""
+    made = FakeQuantize(QSpec(bits=4, **spec), name="conv1.quant.message", signed="signed" not in spec)
+    x, groups = torch.linspace(-2, 3, 40).view(20, 2), torch.arange(20).remainder(2).to(torch.uint8)
+    args = (x, None, groups if made.grouped else None)
+    made(*args)
+    wide = made.eval()(*args)
+    made.min_val.data.mul_(0.5)
+    made.max_val.numpy()[...] *= 0.5
+    for _ in range(2):
+        narrow = made(*args)
+        assert not torch.equal(narrow, wide)
+        assert torch.equal(narrow, copy.deepcopy(made)(*args))
+
+
 def test_evaluation_neither_observes_nor_protects():
     module = quantizer(bits=4)
     module(torch.randn(10, 2))
