@@ -28,6 +28,7 @@ class Entry:
         role: The value's role: weight, input, feature, edge_weight, message, aggregate or update.
         kind: What the config calls it: weight, activation, message or aggregate.
         level: What one row of the value belongs to: node, edge, graph or parameter.
+        rule_level: What a rule's ``level`` is compared with: of a weight, the level of what is made with it.
         op: The operation that gives the value its role.
         source: File and line of that operation.
         bits: Bit width; ``None`` for a user's own quantizer.
@@ -41,6 +42,7 @@ class Entry:
     role: str
     kind: str
     level: str
+    rule_level: str
     op: str
     source: str
     bits: int | None

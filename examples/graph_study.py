@@ -120,10 +120,13 @@ def train(
 ) -> None:
     """Trains a model in place, float or prepared alike.
 
-    It ends as it was after the epoch of the lowest validation loss, the latest of equals. ``state`` is a file that
-    holds the training after each epoch, and from which it goes on; every epoch seeds its own draws, so that it goes on
-    exactly.
+    It ends as it was after the epoch of the lowest validation loss, the latest of equals. ``teacher`` is the float
+    model, whose predictions count as the recipe says. ``state`` is a file that holds the training after each epoch, and
+    from which it goes on; every epoch seeds its own draws, so that it goes on exactly.
     """
+    distils = teacher is not None and recipe.distil > 0
+    if teacher is not None and distils:
+        graphs = taught(graphs, teacher, task, recipe.batch_size)
     optimizer = torch.optim.Adam(parameters_of(model, recipe.weight_decay), lr=recipe.lr)
     best, done = {"loss": math.inf, "model": copy.deepcopy(model.state_dict())}, 0
     if state is not None and state.exists():
@@ -141,10 +144,8 @@ def train(
             optimizer.zero_grad()
             out = model(*task.inputs(batch))
             loss = task.loss(out, batch.y)
-            if teacher is not None and recipe.distil:
-                with torch.no_grad():
-                    target = teacher(*task.inputs(batch))
-                loss = loss + recipe.distil * task.distance(out, target)
+            if distils:
+                loss = loss + recipe.distil * task.distance(out, batch.target)
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
@@ -156,6 +157,16 @@ def train(
             write_state(state, {**held, "best": best, "done": epoch + 1})
         log(epoch + 1, loss=float(torch.stack(losses).mean()), val_loss=val_loss, val=val)
     model.load_state_dict(best["model"])
+
+
+@torch.no_grad()
+def taught(graphs: Sequence[Data], teacher: nn.Module, task: Task, batch_size: int = 128) -> list[Data]:
+    """Returns copies of the graphs, each with what a teacher, in evaluation mode, makes of it: ``target`` [1, ...]."""
+    outs = torch.cat([teacher(*task.inputs(batch)) for batch in DataLoader(graphs, batch_size)])
+    found = [copy.copy(graph) for graph in graphs]
+    for graph, out in zip(found, outs.split(1), strict=True):
+        graph.target = out
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

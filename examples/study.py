@@ -86,7 +86,7 @@ def with_bits(config: QConfig, bits: int | None) -> QConfig:
         return config
     rules = [replace(r, spec=replace(r.spec, bits=bits)) if isinstance(r.spec, QSpec) else r for r in config.rules]
     kinds = {kind: replace(spec, bits=bits) for kind in KINDS if (spec := getattr(config, kind)) is not None}
-    return replace(config, **kinds, rules=tuple(rules))
+    return replace(config, **kinds, graph_bits=None, rules=tuple(rules))
 
 
 # -- running it ----------------------------------------------------------------------------------------------------

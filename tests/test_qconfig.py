@@ -29,7 +29,7 @@ from dqconvert.qconfig import (
     as_qconfig,
     presets,
 )
-from dqconvert.qconfig.specs import Range
+from dqconvert.qconfig.specs import LevelName, Range
 
 RANGES = " or ".join(", ".join(map(repr, get_args(Range))).rsplit(", ", 1))
 
@@ -168,7 +168,7 @@ class TestRule:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({}, "module=None: at least one of module, role, kind and op must be given"),
+            ({}, "module=None: at least one of module, role, kind, op and level must be given"),
             ({"module": 3}, "module=3: must be a regular expression or None"),
             (
                 {"module": "conv("},
@@ -190,6 +190,7 @@ class TestRule:
                 "kind='weight': excludes role='input', which is of kind 'activation'",
             ),
             ({"op": ""}, "op='': must be an op's qualified name or None"),
+            ({"level": "row"}, "level='row': must be 'node', 'edge', 'graph', 'parameter' or None"),
             (
                 {"op": "f", "spec": "float"},
                 "spec='float': must be a QSpec, None (float) or a callable that returns an nn.Module",
@@ -227,20 +228,25 @@ class TestRule:
             ({"kind": "message"}, False),
             ({"op": "torch.relu"}, True),
             ({"op": "torch.rel"}, False),
+            ({"level": "graph"}, True),
+            ({"level": "node"}, False),
             ({"module": ".*", "role": "input", "kind": "activation", "op": "torch.relu"}, True),
+            ({"module": ".*", "level": "edge"}, False),
             ({"module": ".*", "role": "input", "kind": "activation", "op": "torch.add"}, False),
         ],
     )
     def test_matches_if_every_key_given_does(self, keys: dict[str, Any], matches: bool) -> None:
-        assert Rule(**keys, spec=None).matches(module="convs.0", role="input", op="torch.relu") == matches
+        value = {"module": "convs.0", "role": "input", "op": "torch.relu", "level": "graph"}
+        assert Rule(**keys, spec=None).matches(**value) == matches
 
     def test_prints_the_keys_given(self) -> None:
         assert str(Rule(module="conv1.*", role="input", spec=QSpec())) == "module='conv1.*', role='input'"
+        assert str(Rule(level="graph", spec=None)) == "level='graph'"
 
 
 class TestQConfig:
     def test_leaves_everything_in_float_by_default(self) -> None:
-        specs = [QConfig().spec_for(module="conv", role=role, op="f") for role in ROLES]
+        specs = [QConfig().spec_for(module="conv", role=role, op="f", level="node") for role in ROLES]
         assert specs == [(None, None)] * len(ROLES)
 
     def test_every_role_has_a_kind(self) -> None:
@@ -253,6 +259,8 @@ class TestQConfig:
             ({"weight": 8}, "weight=8: must be a QSpec or None (float)"),
             ({"protect": 0.1}, "protect=0.1: must be a Protect or None"),
             ({"noise": 0}, "noise=0: must be a number above 0 and up to 1, or None"),
+            ({"graph_bits": 9}, "graph_bits=9: must be an integer from 2 to 8, or None"),
+            ({"graph_bits": True}, "graph_bits=True: must be an integer from 2 to 8, or None"),
             ({"noise": "some"}, "noise='some': must be a number above 0 and up to 1, or None"),
             ({"rules": "conv1"}, "rules='conv1': must be a sequence of Rule objects"),
             ({"rules": [None]}, "rules[0]=None: must be a Rule"),
@@ -270,10 +278,26 @@ class TestQConfig:
             Rule(op="f", spec=a_factory),
         )
         qconfig = QConfig(weight=QSpec(), rules=rules)
-        assert qconfig.spec_for(module="conv1", role="input", op="f") == (special, 0)
-        assert qconfig.spec_for(module="conv2", role="input", op="f") == (general, 1)
-        assert qconfig.spec_for(module="conv2", role="weight", op="f") == (a_factory, 2)
-        assert qconfig.spec_for(module="conv2", role="weight", op="g") == (QSpec(), None)
+
+        def found(module: str, role: str, op: str) -> Any:
+            return qconfig.spec_for(module=module, role=role, op=op, level="node")
+
+        assert found("conv1", "input", "f") == (special, 0)
+        assert found("conv2", "input", "f") == (general, 1)
+        assert found("conv2", "weight", "f") == (a_factory, 2)
+        assert found("conv2", "weight", "g") == (QSpec(), None)
+
+    def test_graphs_have_bits_of_their_own_where_no_rule_says_otherwise(self) -> None:
+        four, three = QSpec(bits=4, range="percentile"), QSpec(bits=3)
+        qconfig = QConfig(weight=four, activation=four, graph_bits=8, rules=[Rule(op="g", spec=three)])
+
+        def found(role: str, op: str, level: str) -> Any:
+            return qconfig.spec_for(module="", role=role, op=op, level=level)
+
+        assert found("input", "f", "node") == found("weight", "f", "parameter") == (four, None)
+        assert found("input", "f", "graph") == found("weight", "f", "graph") == (replace(four, bits=8), None)
+        assert found("input", "g", "graph") == (three, 0)
+        assert found("message", "f", "graph") == (None, None)
 
     def test_is_hashable_and_picklable(self) -> None:
         rules = (Rule(module="a", spec=a_factory), Rule(role="input", spec=None))
@@ -288,15 +312,15 @@ class TestRuleLedger:
     def ledger(self, *rules: Rule) -> RuleLedger:
         ledger = RuleLedger(QConfig(rules=rules))
         for module, role, op in self.VALUES:
-            ledger.resolve(module=module, role=role, op=op)
+            ledger.resolve(module=module, role=role, op=op, level="node")
         return ledger
 
     def test_resolves_as_the_config_does(self) -> None:
         qconfig = QConfig(weight=QSpec(), rules=(Rule(module="convs.0", spec=QSpec(bits=4)),))
         ledger = RuleLedger(qconfig)
         for module, role, op in self.VALUES:
-            expected = qconfig.spec_for(module=module, role=role, op=op)
-            assert ledger.resolve(module=module, role=role, op=op) == expected
+            value = {"module": module, "role": role, "op": op, "level": "node"}
+            assert ledger.resolve(**value) == qconfig.spec_for(**value)
 
     def test_accepts_rules_that_decide_something(self) -> None:
         self.ledger(Rule(module="convs.0", role="input", spec=None), Rule(module=r"convs\..*", spec=None)).check()
@@ -321,6 +345,10 @@ class TestRuleLedger:
             (
                 Rule(op="linea", spec=None),
                 ("rules[0] (op='linea') matches no value: no value comes from op 'linea'; the nearest is 'linear'"),
+            ),
+            (
+                Rule(level="graph", spec=None),
+                "rules[0] (level='graph') matches no value: no value is of level 'graph'; there are: 'node'",
             ),
             (
                 Rule(module="convs.1", role="input", spec=None),
@@ -444,6 +472,8 @@ class TestAsQConfig:
 
     @pytest.mark.parametrize("nothing", [None, "auto"])
     def test_a_field_can_go_back_to_automatic(self, nothing: str | None) -> None:
+        plain = as_qconfig({"preset": "int4-dq+", "graph_bits": nothing})
+        assert plain == replace(presets["int4-dq+"], graph_bits=None)
         weight = as_qconfig({"weight": {"signed": nothing}}).weight
         assert weight is not None
         assert weight.signed is None
@@ -500,7 +530,7 @@ class TestAsQConfig:
             ),
             (
                 {"rules": [{"spec": "float"}]},
-                "rules[0].module=None: at least one of module, role, kind and op must be given",
+                "rules[0].module=None: at least one of module, role, kind, op and level must be given",
             ),
             (
                 {"rules": [{"modul": "a", "spec": None}]},
@@ -635,8 +665,9 @@ def rules(draw: st.DrawFn) -> Rule:
     patterns = names.map(re.escape) | st.sampled_from([r"convs\.\d+", r".*(?:\"|')", ""])
     op = draw(st.none() | names)
     kind = draw(st.sampled_from(kinds))
-    module = draw(st.none() | patterns if role or kind or op else patterns)
-    return Rule(module=module, role=role, kind=kind, op=op, spec=draw(st.none() | specs()))
+    level = draw(st.none() | st.sampled_from(get_args(LevelName)))
+    module = draw(st.none() | patterns if role or kind or op or level else patterns)
+    return Rule(module=module, role=role, kind=kind, op=op, level=level, spec=draw(st.none() | specs()))
 
 
 @st.composite
@@ -650,6 +681,7 @@ qconfigs = st.builds(
     **dict.fromkeys(KINDS, st.none() | specs()),
     protect=st.none() | protects(),
     noise=st.none() | st.sampled_from([0.1, 0.5, 1.0]),
+    graph_bits=st.none() | st.integers(2, 8),
     rules=st.lists(rules(), max_size=3),
 )
 

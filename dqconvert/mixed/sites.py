@@ -22,6 +22,7 @@ class Key(NamedTuple):
     module: str
     role: Any
     op: str
+    level: Any
 
 
 class BitSite(NamedTuple):
@@ -33,7 +34,8 @@ class BitSite(NamedTuple):
 
 def keys_of(module: PreparedBase) -> dict[str, Key]:
     """Returns the key of each quantizer that a :class:`~dqconvert.QSpec` made, by path."""
-    return {entry.path: Key(entry.module, entry.role, entry.op) for entry in module.report.entries if entry.bits}
+    entries = [entry for entry in module.report.entries if entry.bits]
+    return {entry.path: Key(entry.module, entry.role, entry.op, entry.rule_level) for entry in entries}
 
 
 def sites_of(module: PreparedBase) -> tuple[BitSite, ...]:
@@ -118,8 +120,11 @@ def rules_kept(module: PreparedBase, keys: Iterable[Key]) -> tuple[Rule, ...]:
 def _with_rules(base: QConfig, specs: Mapping[Key, Spec], kept: tuple[Rule, ...]) -> QConfig:
     places = Counter((key.module, key.role) for key in specs)
     by_op = any(rule.op is not None for rule in base.rules)
+    ops = Counter(key[:3] for key in specs)
+    by_level = any(rule.level is not None for rule in base.rules)
     rules = []
     for key, spec in specs.items():
         op = key.op if by_op or places[key.module, key.role] > 1 else None
-        rules.append(Rule(module=re.escape(key.module), role=key.role, op=op, spec=spec))
+        level = key.level if by_level or ops[key[:3]] > 1 else None
+        rules.append(Rule(module=re.escape(key.module), role=key.role, op=op, level=level, spec=spec))
     return replace(base, rules=(*rules, *kept))

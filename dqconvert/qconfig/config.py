@@ -18,6 +18,7 @@ from dqconvert.qconfig.specs import (
     Protect,
     QSpec,
     Range,
+    require_bits,
 )
 from dqconvert.qconfig.tables import (
     as_number,
@@ -58,6 +59,9 @@ class QConfig:
             scales the rows that are sent, before their quantizer, and their sums, where edges have no weights
             (:func:`dqconvert.rewrite.norms.fold_norms`); integer sums then are sums of codes. The report says where
             not.
+        graph_bits: The width of values of level ``"graph"``, as a :class:`Rule` calls it, and of the weights that make
+            them, if no rule says otherwise: behind a pooling one number per feature stands for a whole graph, and few
+            rows cost little. ``None`` (the default): that of their kind.
         noise: The share of values, above 0 and up to 1, that are quantized in each step of training, drawn anew each
             time; the others pass in float (Fan et al., *Training with Quantization Noise for Extreme Model
             Compression*, ICLR 2021). Evaluation quantizes all. ``None`` (the default): so does training.
@@ -72,9 +76,9 @@ class QConfig:
     Example:
         >>> from dataclasses import replace
         >>> qconfig = replace(presets["int8-dq"], rules=[Rule(module="conv1", role="message", spec=None)])
-        >>> qconfig.spec_for(module="conv1", role="message", op="torch.mul")
+        >>> qconfig.spec_for(module="conv1", role="message", op="torch.mul", level="edge")
         (None, 0)
-        >>> spec, rule_index = qconfig.spec_for(module="conv2", role="message", op="torch.mul")
+        >>> spec, rule_index = qconfig.spec_for(module="conv2", role="message", op="torch.mul", level="edge")
         >>> spec.bits, rule_index
         (8, None)
         >>> as_qconfig(qconfig.to_dict()) == qconfig
@@ -89,6 +93,7 @@ class QConfig:
     placement: Placement = "paper"
     output: bool = True
     norm: Norm = "edges"
+    graph_bits: int | None = None
     noise: float | None = None
     rules: tuple[Rule, ...] = ()
 
@@ -111,6 +116,8 @@ class QConfig:
         require_choice("placement", self.placement, get_args(Placement))
         require("output", self.output, isinstance(self.output, bool), "True or False")
         require_choice("norm", self.norm, get_args(Norm))
+        if self.graph_bits is not None:
+            require_bits("graph_bits", self.graph_bits, "an integer from 2 to 8, or None")
         if self.noise is not None:
             is_share = 0 < as_number(self.noise) <= 1
             require("noise", self.noise, is_share, "a number above 0 and up to 1, or None")
@@ -120,12 +127,15 @@ class QConfig:
             require(f"rules[{index}]", rule, isinstance(rule, Rule), "a Rule")
         object.__setattr__(self, "rules", tuple(self.rules))
 
-    def spec_for(self, *, module: str, role: str, op: str) -> tuple[Spec, int | None]:
+    def spec_for(self, *, module: str, role: str, op: str, level: str) -> tuple[Spec, int | None]:
         """Returns what quantizes a value, and the index of the rule that says so (`None`: the field of its kind)."""
         for index, rule in enumerate(self.rules):
-            if rule.matches(module, role, op):
+            if rule.matches(module=module, role=role, op=op, level=level):
                 return rule.spec, index
-        return getattr(self, KIND_OF_ROLE[role]), None
+        spec: QSpec | None = getattr(self, KIND_OF_ROLE[role])
+        if spec is not None and level == "graph" and self.graph_bits is not None:
+            spec = replace(spec, bits=self.graph_bits)
+        return spec, None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the config as plain dicts, lists, strings and numbers, complete: `from_dict` gives an equal config.
@@ -181,8 +191,7 @@ class QConfig:
         if "protect" in table:
             changes["protect"] = override(base.protect or Protect(), table["protect"], "protect")
         changes |= {name: table[name] for name in ("placement", "norm", "output") if name in table}
-        if "noise" in table:
-            changes["noise"] = none_if_spelled("noise", table["noise"])
+        changes |= {name: none_if_spelled(name, table[name]) for name in ("graph_bits", "noise") if name in table}
         base = replace(base, **changes)
         rows = table.get("rules", base.rules)
         require("rules", rows, isinstance(rows, list | tuple), "a list of rules")
@@ -223,7 +232,8 @@ class Presets(Mapping[str, QConfig]):
     - `int8-dq+`, `int4-dq+`, `int3-dq+`, `int2-dq+`: what measured best, for `dqconvert.finetune`: ranges searched over
         non-zero values, in 3 and 2 bits as the beginning of learned steps; one per group of in-degrees, and per channel
         of weights, which are symmetric; unsigned grids wherever only ReLUs read on; quantizers before dropouts, GCN
-        norms on the nodes; the model's results in float; clipped gradient; no protection.
+        norms on the nodes; 8 bits for what stands behind a pooling; the model's results in float; clipped gradient; no
+        protection.
     - `int8-ptq+`: `int8-dq+` for calibration without training, where dropouts do not matter.
     - `int8-ptq`: for calibration without training: weights, which are known exactly, by their minimum and
         maximum; everything else by percentiles, as a few hubs would stretch the range for all; no protection.
@@ -290,6 +300,7 @@ def _plus(bits: int) -> QConfig:
         placement="before_dropout",
         output=False,
         norm="nodes",
+        graph_bits=8,
     )
 
 

@@ -18,7 +18,7 @@ class RuleLedger:
     Example:
         >>> from dqconvert import QSpec
         >>> ledger = RuleLedger(QConfig(rules=[Rule(module="conv1", spec=QSpec(bits=4))]))
-        >>> ledger.resolve(module="convs.1", role="weight", op="linear")
+        >>> ledger.resolve(module="convs.1", role="weight", op="linear", level="node")
         (None, None)
         >>> ledger.check()
         Traceback (most recent call last):
@@ -33,16 +33,18 @@ class RuleLedger:
         self._taken_by: dict[int, set[int]] = {index: set() for index in range(len(qconfig.rules))}
         self._modules: set[str] = set()
         self._ops: set[str] = set()
+        self._levels: set[str] = set()
 
-    def resolve(self, *, module: str, role: str, op: str) -> tuple[Spec, int | None]:
+    def resolve(self, *, module: str, role: str, op: str, level: str) -> tuple[Spec, int | None]:
         """Returns what `QConfig.spec_for` returns for a value, remembering which rules matched."""
         self._modules.add(module)
         self._ops.add(op)
-        spec, winner = self.qconfig.spec_for(module=module, role=role, op=op)
+        self._levels.add(level)
+        spec, winner = self.qconfig.spec_for(module=module, role=role, op=op, level=level)
         if winner is not None:
             self._used.add(winner)
             for index, rule in enumerate(self.qconfig.rules[winner + 1 :], start=winner + 1):
-                if rule.matches(module, role, op):
+                if rule.matches(module=module, role=role, op=op, level=level):
                     self._taken_by[index].add(winner)
         return spec, winner
 
@@ -74,4 +76,6 @@ class RuleLedger:
             return f"no module's whole path matches {rule.module!r}; {nearest}"
         if rule.op is not None and rule.op not in self._ops:
             return f"no value comes from op {rule.op!r}; {nearest_or_all(rule.op, self._ops)}"
+        if rule.level is not None and rule.level not in self._levels:
+            return f"no value is of level {rule.level!r}; there are: {', '.join(map(repr, sorted(self._levels)))}"
         return "no value matches all of its keys at once"

@@ -6,10 +6,10 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, get_args
 
 from dqconvert.errors import ConfigError
-from dqconvert.qconfig.specs import KIND_OF_ROLE, KINDS, ROLES, Kind, QSpec, Role
+from dqconvert.qconfig.specs import KIND_OF_ROLE, KINDS, ROLES, Kind, LevelName, QSpec, Role
 from dqconvert.qconfig.tables import require, require_choice
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ class Rule:
         role: One of ``weight``, ``input``, ``feature``, ``edge_weight``, ``message``, ``aggregate``, ``update``.
         kind: One of ``weight``, ``activation``, ``message``, ``aggregate``.
         op: The qualified name of the op that computes the value, exactly.
+        level: What one row of the value belongs to: ``"node"``, ``"edge"``; ``"graph"``, where rows are neither, as
+            behind a pooling; ``"parameter"``, where it is computed from parameters alone. For a weight, a row of what
+            is made with it: ``level="graph"`` is a whole head behind a pooling.
         spec: A :class:`QSpec`; ``None``, which leaves the value in float; or a factory, a callable that returns
             an ``nn.Module``, called as ``m(x, protected)``, for the user's own quantizer. It is called once per matched
             value, without arguments or, if it requires one, with the :class:`QuantizerSite`. A module that has a
@@ -88,7 +91,7 @@ class Rule:
 
     Example:
         >>> rule = Rule(module=r"convs\.\d+", role="message", spec=QSpec(bits=4))
-        >>> rule.matches(module="convs.0", role="message", op="torch.mul")
+        >>> rule.matches(module="convs.0", role="message", op="torch.mul", level="edge")
         True
         >>> print(Rule(kind="weight", spec=None))
         kind='weight'
@@ -103,11 +106,12 @@ class Rule:
     role: Role | None = None
     kind: Kind | None = None
     op: str | None = None
+    level: LevelName | None = None
     spec: Spec
 
     def __post_init__(self) -> None:
-        if self.module is None and self.role is None and self.kind is None and self.op is None:
-            raise ConfigError("module=None: at least one of module, role, kind and op must be given")
+        if not self.keys_given():
+            raise ConfigError("module=None: at least one of module, role, kind, op and level must be given")
         if self.module is not None:
             require("module", self.module, isinstance(self.module, str), "a regular expression or None")
             try:
@@ -123,6 +127,8 @@ class Rule:
             raise ConfigError(f"kind={self.kind!r}: excludes role={self.role!r}, which is of kind {kind!r}")
         is_name = self.op is None or (isinstance(self.op, str) and self.op != "")
         require("op", self.op, is_name, "an op's qualified name or None")
+        if self.level is not None:
+            require_choice("level", self.level, get_args(LevelName), "None")
         if hasattr(self.spec, "named_parameters") and not isinstance(self.spec, type):
             raise ConfigError(
                 f"spec={type(self.spec).__name__}(...): is a module; give its class, or a function that "
@@ -137,18 +143,19 @@ class Rule:
         if isinstance(self.spec, QSpec) and "weight" in (self.role, self.kind) and self.spec.granularity == "degree":
             raise ConfigError("spec.granularity='degree': a weight has no nodes; it must be 'tensor' or 'channel'")
 
-    def matches(self, module: str, role: str, op: str) -> bool:
-        """True if a value of this role, computed by the op `op` in the module at path `module`, matches."""
+    def matches(self, *, module: str, role: str, op: str, level: str) -> bool:
+        """True if a value of this role and level, computed by the op `op` in the module at path `module`, matches."""
         return (
             (self.module is None or re.fullmatch(self.module, module) is not None)
             and self.role in (None, role)
             and self.kind in (None, KIND_OF_ROLE[role])
             and self.op in (None, op)
+            and self.level in (None, level)
         )
 
     def keys_given(self) -> dict[str, str]:
         """Returns the keys that are given, by name."""
-        keys = {"module": self.module, "role": self.role, "kind": self.kind, "op": self.op}
+        keys = {"module": self.module, "role": self.role, "kind": self.kind, "op": self.op, "level": self.level}
         return {key: value for key, value in keys.items() if value is not None}
 
     def __str__(self) -> str:

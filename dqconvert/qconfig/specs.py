@@ -18,6 +18,7 @@ Grad: TypeAlias = Literal["ste", "clip"]
 Rounding: TypeAlias = Literal["nearest", "stochastic"]
 Role: TypeAlias = Literal["weight", "input", "feature", "edge_weight", "message", "aggregate", "update"]
 Kind: TypeAlias = Literal["weight", "activation", "message", "aggregate"]
+LevelName: TypeAlias = Literal["node", "edge", "graph", "parameter"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -32,6 +33,11 @@ KIND_OF_ROLE: Mapping[str, Kind] = MappingProxyType(
         "update": "activation",
     }
 )
+
+
+def require_bits(field: str, value: object, allowed: str) -> None:
+    """Raises `ConfigError` unless a width is an integer from 2 to 8."""
+    require(field, value, isinstance(value, int) and not isinstance(value, bool) and 2 <= value <= 8, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +116,7 @@ class QSpec:
     rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
-        is_integer = isinstance(self.bits, int) and not isinstance(self.bits, bool)
-        require("bits", self.bits, is_integer and 2 <= self.bits <= 8, "an integer from 2 to 8")
+        require_bits("bits", self.bits, "an integer from 2 to 8")
         is_signed = self.signed is None or isinstance(self.signed, bool) or self.signed in ("input", "graph")
         require("signed", self.signed, is_signed, "True, False, None, 'input' or 'graph'")
         require("symmetric", self.symmetric, isinstance(self.symmetric, bool), "True or False")

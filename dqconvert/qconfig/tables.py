@@ -32,7 +32,7 @@ _SPELLED_NONE: Mapping[str, str] = {
     **dict.fromkeys(["weight", "activation", "message", "aggregate", "spec"], "float"),
     **dict.fromkeys(["protect", "noise"], "none"),
     "roles": "all",
-    **dict.fromkeys(["signed", "groups", "percentile", "momentum", "sample"], "auto"),
+    **dict.fromkeys(["signed", "groups", "percentile", "momentum", "sample", "graph_bits"], "auto"),
 }
 
 

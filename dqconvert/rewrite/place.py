@@ -107,7 +107,8 @@ class Placer:
     def _wanted(self, sites: list[Site]) -> Iterator[tuple[Site, Any]]:
         """Yields the sites that take a quantizer, and its spec."""
         for site in sites:
-            spec, rule = self.ledger.resolve(module=site.module, role=site.role, op=site.op)
+            level = site.rule_level.value
+            spec, rule = self.ledger.resolve(module=site.module, role=site.role, op=site.op, level=level)
             if spec is None:
                 self._leave(site, "by the config" if rule is None else f"by rules[{rule}]")
             elif self.known is not None and self.known.arrives_rounded(site):
@@ -277,6 +278,7 @@ class Placer:
             role=site.role,
             kind=KIND_OF_ROLE[site.role],
             level=site.level.value,
+            rule_level=site.rule_level.value,
             op=site.op,
             source=site.source,
             bits=own.bits if own else None,

@@ -213,6 +213,7 @@ class Roles:
             module=note_of(op).module if module is None else module,
             op=qualified_name(op),
             level=level,
+            rule_level=self.rows.level(_result(op)) if role == "weight" else level,
             row_dim=0 if level in (Level.PARAMETER, Level.GRAPH) else self.rows.row_dim(value),
             protected=level is Level.NODE
             or (level is Level.EDGE and (role == "message" or self.rows.from_features(value))),
@@ -235,6 +236,11 @@ class Roles:
         for position in op_of(node).weighted:
             if position < len(arguments):
                 yield arguments[position]
+
+
+def _result(node: Node) -> Node:
+    """Returns what an operation makes: of several results, one that is read."""
+    return node if note_of(node).is_float else next((user for user in node.users if note_of(user).is_float), node)
 
 
 def only_reader(node: Node) -> Node | None:

@@ -28,6 +28,7 @@ class Site:
         module: Path of the module that the quantizer belongs to.
         op: Qualified name of the operation that gives the value its role, as rules match it.
         level: What one row of the value belongs to.
+        rule_level: What rules take for it: of a weight, the level of what is made with it.
         row_dim: The dimension of the rows.
         protected: Whether protected rows pass in full precision here.
         nonnegative: Whether the value cannot be negative.
@@ -42,6 +43,7 @@ class Site:
     module: str
     op: str
     level: Level
+    rule_level: Level
     row_dim: int
     protected: bool
     nonnegative: bool

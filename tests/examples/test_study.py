@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GCNConv, global_add_pool
 
 import graph_study
@@ -28,7 +28,9 @@ def test_a_config_in_other_widths() -> None:
     assert isinstance(config.rules[0].spec, QSpec)
     assert config.rules[0].spec.bits == 3
     assert study.with_bits(presets["int4-dq"], None) == presets["int4-dq"]
-    assert all(getattr(study.with_bits(presets["int4-dq"], 2), kind).bits == 2 for kind in KINDS)
+    two = study.with_bits(presets["int4-dq+"], 2)
+    assert two.graph_bits is None
+    assert all(getattr(two, kind).bits == 2 for kind in KINDS)
 
 
 def test_means_deviations_and_the_difference_to_float_of_the_same_seed() -> None:
@@ -110,6 +112,14 @@ def test_training_goes_on_exactly_from_its_last_epoch(tmp_path: Path) -> None:
     assert seen == [1, 2, 3, 4, 1, 2]
     torch.testing.assert_close(trained(tmp_path / "state.pt").state_dict(), whole, rtol=0, atol=0)
     assert seen[6:] == [3, 4]
+
+
+def test_a_teacher_is_asked_once_of_each_graph() -> None:
+    torch.manual_seed(0)
+    data, teacher = graphs(10), Pooled().eval()
+    batch = Batch.from_data_list(graph_study.taught(data, teacher, TASK, batch_size=4)[::-1])
+    torch.testing.assert_close(batch.target, teacher(batch.x, batch.edge_index, batch.batch))
+    assert "target" not in data[0]
 
 
 def test_jobs_of_a_split(tmp_path: Path) -> None:

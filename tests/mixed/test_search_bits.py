@@ -66,7 +66,8 @@ def test_numbers_are_compared_by_their_squared_error(model):
     found = dqconvert.bit_sensitivity(model, (X, EDGES), base, bits=[2], scores=False, progress=False)
     assert found.measure == "error"
     config = found.config({site.name: 2 for site in found.sites})
-    only = [Rule(module=r"convs\.1", role="update", spec=config.spec_for(module="convs.1", role="update", op="add")[0])]
+    spec, _ = config.spec_for(module="convs.1", role="update", op="add", level="node")
+    only = [Rule(module=r"convs\.1", role="update", spec=spec)]
     module, _ = dqconvert.prepare(model, QConfig(rules=only), (X, EDGES))
     dqconvert.calibrate(module, (X, EDGES))
     with torch.no_grad():
