@@ -115,7 +115,9 @@ def _copied(value: Any, memo: dict[Any, Any]) -> Any:
         if kind is OrderedDict and value.__dict__:
             made.__dict__.update(value.__dict__)  # what typing sets: OrderedDict[int, Callable]()
         for key, item in value.items():
-            made[key if type(key) in _ATOMS else _copied(key, memo)] = _copied(item, memo)
+            made[key if type(key) in _ATOMS else _copied(key, memo)] = (
+                item if type(item) in _ATOMS else _copied(item, memo)
+            )
         return made
     if kind is list:
         made = memo[id(value)] = []

@@ -85,24 +85,25 @@ class Interception:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Changes the names that recorded code uses; without a recording they mean what they always mean."""
+        with patched(self._changes()):
+            yield
+
+    def _changes(self) -> Iterator[tuple[Any, str, Any]]:
         functions: dict[int, Callable[..., Any]] = {id(fn): self._wrap_function(fn) for fn in leaves.leaf_functions()}
         functions |= {id(getattr(at, name)): self._seen_through(fn, why) for at, name, fn, why in leaves.SEEN_THROUGH}
         functions |= {id(fn): self._drawing(name, fn) for _, name, fn in leaves.RANDOM_FUNCTIONS}
         spaces = namespaces(self.root)
-        changes = [
-            *replacements(spaces, functions),
-            *literal_changes(spaces, self.root),
-            *((at, name, functions[id(getattr(at, name))]) for at, name, *_ in leaves.SEEN_THROUGH),
-            *((at, name, functions[id(fn)]) for at, name, fn in leaves.RANDOM_FUNCTIONS),
-            (nn.Module, "__call__", self._module_call(nn.Module.__call__)),
-            (Aggregation, "__call__", self._module_call(Aggregation.__call__)),
-            (EdgeIndex, "matmul", self._edge_product(EdgeIndex.matmul)),
-            (Function, "apply", self._autograd_function(Function.__dict__["apply"])),
-            (Aggregation, "assert_sorted_index", lambda _, index: self._check_sorted(index)),
-            *((vars(module), "use_segment_matmul_heuristic", self._unwatched(fn)) for module, fn in leaves.HEURISTICS),
-        ]
-        with patched(changes):
-            yield
+        yield from replacements(spaces, functions)
+        yield from literal_changes(spaces, self.root)
+        yield from ((at, name, functions[id(getattr(at, name))]) for at, name, *_ in leaves.SEEN_THROUGH)
+        yield from ((at, name, functions[id(fn)]) for at, name, fn in leaves.RANDOM_FUNCTIONS)
+        yield nn.Module, "__call__", self._module_call(nn.Module.__call__)
+        yield Aggregation, "__call__", self._module_call(Aggregation.__call__)
+        yield EdgeIndex, "matmul", self._edge_product(EdgeIndex.matmul)
+        yield Function, "apply", self._autograd_function(Function.__dict__["apply"])
+        yield Aggregation, "assert_sorted_index", lambda _, index: self._check_sorted(index)
+        for module, fn in leaves.HEURISTICS:
+            yield vars(module), "use_segment_matmul_heuristic", self._unwatched(fn)
 
     @contextmanager
     def into(self, writer: Writer) -> Iterator[None]:
@@ -330,7 +331,10 @@ class Interception:
 @contextmanager
 def seen_through(model: nn.Module) -> Iterator[None]:
     """Has the model call directly what it calls through one of :data:`leaves.SEEN_THROUGH`, as its graph does."""
-    functions = {id(getattr(place, name)): fn for place, name, fn, _ in leaves.SEEN_THROUGH}
-    spaces = [*namespaces(model), *(vars(place) for place, *_ in leaves.SEEN_THROUGH)]
-    with patched(change for names in spaces for change in in_place_of(names, functions)):
+
+    def changes() -> Iterator[tuple[Any, str, Any]]:
+        functions = {id(getattr(place, name)): fn for place, name, fn, _ in leaves.SEEN_THROUGH}
+        yield from in_place_of([*namespaces(model), *(vars(place) for place, *_ in leaves.SEEN_THROUGH)], functions)
+
+    with patched(changes()):
         yield

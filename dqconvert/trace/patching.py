@@ -25,12 +25,12 @@ _MISSING = object()
 def patched(changes: Iterable[tuple[Any, str, Any]]) -> Iterator[None]:
     """Sets names in places (a module's ``__dict__``, a class, a module, a function), and restores them at the end.
 
-    One recording at a time: another thread that records waits for its turn.
+    One recording at a time: another thread that records waits for its turn, and looks for its changes only then.
     """
     with _lock:
         undo: list[tuple[Any, str, Any]] = []
         try:
-            for place, name, value in changes:
+            for place, name, value in list(changes):
                 undo.append((place, name, _get(place, name)))
                 _set(place, name, value)
             yield
@@ -60,15 +60,15 @@ def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
     PyG's modules, the modules that define the classes of ``model``, and the modules whose functions those use.
     torch and the standard library are left alone.
     """
-    classes = {cls for module in torch.nn.Module.modules(model) for cls in type(module).__mro__}
+    classes = {cls for kind in {type(module) for module in torch.nn.Module.modules(model)} for cls in kind.__mro__}
     own = {module_of(cls) for cls in classes}
     for name in list(own):
         for value in list(names_of(name).values()):
             if is_code(value):
                 own.add(module_of(value))
-    names = {name for name in own if is_foreign(name)}
-    names |= {name for name in sys.modules if name[:16] in ("torch_geometric", "torch_geometric.")}
-    found = [space for name in sorted(names) if (space := names_of(name))]
+    library = _library(tuple(sys.modules))
+    names = [*sorted(name for name in own if is_foreign(name) and name not in library), *library]
+    found = [space for name in names if (space := names_of(name))]
     # Code that PyG generates lives in modules that are in sys.modules under names of their own, or in none.
     generated = {
         id(function.__globals__): function.__globals__
@@ -81,6 +81,12 @@ def namespaces(model: torch.nn.Module) -> list[dict[str, Any]]:
     return found + [names for key, names in generated.items() if key not in known]
 
 
+@functools.lru_cache(maxsize=1)
+def _library(modules: tuple[str, ...]) -> dict[str, None]:
+    """Returns the names of PyG's modules among those that are imported."""
+    return dict.fromkeys(sorted(name for name in modules if name[:16] in ("torch_geometric", "torch_geometric.")))
+
+
 def is_foreign(module: str) -> bool:
     """Returns True for a module of neither torch, the standard library, numpy nor this package."""
     if not module:
@@ -89,11 +95,39 @@ def is_foreign(module: str) -> bool:
     return (top not in sys.stdlib_module_names and top not in ("torch", "dqconvert", "numpy")) or top == "__main__"
 
 
-def in_place_of(names: dict[str, Any], functions: dict[int, Callable[..., Any]]) -> list[tuple[Any, str, Any]]:
-    """Returns the changes that put functions in the place of others, of which ``functions`` has the ``id``."""
-    if functions.keys().isdisjoint(map(id, names.values())):  # as in most of some hundred modules
-        return []
-    return [(names, name, functions[id(value)]) for name, value in names.items() if id(value) in functions]
+def in_place_of(
+    spaces: Iterable[dict[str, Any]], functions: dict[int, Callable[..., Any]]
+) -> Iterator[tuple[Any, str, Any]]:
+    """Yields the changes that put functions in the place of others, of which ``functions`` has the ``id``."""
+    wanted = _same_set(frozenset(functions))
+    for names in spaces:
+        module = names.get("__name__")
+        known = _library_has(module, len(names), wanted) if is_library(module, names) else _has(names, wanted)
+        for name in known:
+            if (function := functions.get(id(names.get(name)))) is not None:
+                yield names, name, function
+
+
+def is_library(module: Any, names: dict[str, Any]) -> bool:
+    """Returns True for the namespace of a module of PyG: looked at again only where it has got more names."""
+    return type(module) is str and module.startswith("torch_geometric.") and names_of(module) is names
+
+
+@functools.lru_cache(maxsize=4096)
+def _library_has(module: str, size: int, wanted: frozenset[int]) -> tuple[str, ...]:
+    return _has(names_of(module), wanted)
+
+
+def _has(names: dict[str, Any], wanted: frozenset[int]) -> tuple[str, ...]:
+    if wanted.isdisjoint(map(id, names.values())):  # as in most modules
+        return ()
+    return tuple(name for name, value in names.items() if id(value) in wanted)
+
+
+@functools.lru_cache(maxsize=16)
+def _same_set(wanted: frozenset[int]) -> frozenset[int]:
+    """Returns a set that is equal, the same each time: it is compared by identity first."""
+    return wanted
 
 
 @functools.cache
@@ -115,8 +149,9 @@ def replacements(
         spaces: From :func:`namespaces`.
         functions: ``id`` of a function to the function to call instead, wherever it was imported to.
     """
+    spaces = list(spaces)
+    yield from in_place_of(spaces, functions)
     for names in spaces:
-        yield from in_place_of(names, functions)
         for name in _builtins_called(names.get("__file__")):
             if name not in names:
                 yield names, name, BUILTIN_NAMES[name]

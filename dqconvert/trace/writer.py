@@ -138,7 +138,7 @@ class Writer:
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         """Returns a tensor's shape as plain integers."""
-        with self.paused():
+        with UNWATCHED():
             return tuple(tensor.size())
 
     # -- nodes -----------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class Writer:
         return self.with_value(note, value) if isinstance(value, Tensor) else note
 
     def with_value(self, note: Note, value: Tensor) -> Note:
-        with self.paused():  # our own look at the tensor is not the model's
+        with UNWATCHED():
             return replace(note, sizes=(tuple(value.size()),), dtype=value.dtype, sparse=value.layout != torch.strided)
 
     def node(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
@@ -198,7 +198,7 @@ class Writer:
         """
         if isinstance(result, Tensor):
             self._note_value(node, result)
-            with self.paused():
+            with UNWATCHED():
                 return self.blocks.bind(result, node, origin=origin)
         if isinstance(result, tuple | list):
             items = [self._bind_item(item, node, index) for index, item in enumerate(result)]
@@ -250,14 +250,14 @@ class Writer:
 
         Sparse ones are left out: that one is told to be in order counts as a change.
         """
-        with self.paused():
+        with UNWATCHED():
             tensors = {id(tensor): tensor for tensor in tensors_in(arguments)}
             found = (one for one in tensors.values() if one.layout == torch.strided and not one.is_inference())
             return [(one, one._version) for one in found]
 
     def changed(self, versions: list[tuple[Tensor, int]]) -> list[Tensor]:
         """Returns which of these were changed since."""
-        with self.paused():
+        with UNWATCHED():
             return [tensor for tensor, version in versions if tensor._version != version]
 
     def changes(self, node: Node, result: Any, changed: list[Tensor]) -> Any:
@@ -345,5 +345,8 @@ class _Paused:
     def __exit__(self, *error: object) -> None:
         self.writer.recording = self.before
 
+
+UNWATCHED = torch._C.DisableTorchFunction
+"""A context for our own looks at tensors: no mode is asked, ours or the user's, as it costs more than the look."""
 
 _CONSTANTS = (bool, int, float, complex, str, type(...), np.generic, torch.layout, torch.memory_format)
