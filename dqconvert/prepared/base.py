@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph
 
 from dqconvert.advice import log_empty_ranges
@@ -28,6 +29,7 @@ from dqconvert.trace.doors import DoorModule
 from dqconvert.trace.hooks import call_hook
 from dqconvert.trace.method import Method, words_of
 from dqconvert.trace.unchanged import checks
+from dqconvert.words import listed
 
 DEFERRED = "named, traced at its first call"
 """How the report says that a named method had no inputs yet."""
@@ -120,6 +122,21 @@ class PreparedBase(DoorModule):
             log_empty_ranges(self)
         return result
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Loads a state; warns where it has other weights and not the ranges that belong to them."""
+        kept = [
+            path for path, one in self.quantizers() if one.is_observed() and f"{prefix}{path}.min_val" not in state_dict
+        ]
+        own = ((f"{prefix}{name}", parameter) for name, parameter in self.named_parameters()) if kept else ()
+        if any(name in state_dict and not _equal(state_dict[name], parameter) for name, parameter in own):
+            warnings.warn(
+                f"load_state_dict: the state has other weights than this {self.report.model}, and no ranges of "
+                f"{listed(kept, most=3)}: they stay as they are, for the weights of before. Load weights before ranges "
+                f"are observed; or quantizer.reset() for _, quantizer in module.quantizers(), and dqconvert.calibrate.",
+                stacklevel=4,
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     # -- what there is to say of it --------------------------------------------------------------------------------
 
     @property
@@ -146,6 +163,10 @@ class PreparedBase(DoorModule):
         for path, module in self.named_modules():
             if isinstance(module, FakeQuantize):
                 yield path, module
+
+
+def _equal(new: Any, old: Tensor) -> bool:
+    return isinstance(new, Tensor) and new.shape == old.shape and torch.equal(new.to(old), old)
 
 
 def rewrite_more(

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -310,3 +311,18 @@ def test_what_a_module_says_of_itself_must_be_plain(tmp_path):
     module = dqconvert.prepare(Model(with_extra(Odd)), "int8-dq", a_graph()).module
     with pytest.raises(CheckpointError, match=r"'extra._extra_state'\] holds a PosixPath: a file holds tensors"):
         dqconvert.save(module, tmp_path / "a.dq")
+
+
+def test_other_weights_without_their_ranges_warn():
+    model, others = Model(lambda model: None), Model(lambda model: None)
+    nn.init.constant_(others.lin.weight, 5.0)
+    module, _ = dqconvert.prepare(model, "int8-dq", a_graph())
+    with warnings.catch_warnings(action="error"):
+        module.load_state_dict(others.state_dict(), strict=False)  # there are no ranges yet
+        dqconvert.calibrate(module, a_graph())
+        module.load_state_dict(others.state_dict(), strict=False)  # the weights that they are of
+        nn.Sequential(module).load_state_dict(nn.Sequential(copy.deepcopy(module)).state_dict())
+    whole = {f"0.{name}": value for name, value in model.state_dict().items()}
+    for one, state in ((module, model.state_dict()), (nn.Sequential(copy.deepcopy(module)), whole)):
+        with pytest.warns(UserWarning, match="other weights than this Model, and no ranges of conv.lin.quant.input, "):
+            one.load_state_dict(state, strict=False)
