@@ -17,7 +17,7 @@ def in_degree(index: Sequence[Tensor], num_nodes: int, device: torch.device | No
     """Returns how many edges reach each node, summed over edge types.
 
     Args:
-        index: Per edge type the target node of every edge, int64 `[num_edges]`; may be empty.
+        index: Per edge type the target node of every edge, integers `[num_edges]`; may be empty.
         num_nodes: How many nodes there are.
         device: Where the result lies; `None`: where the first index does, or on the CPU if there is none.
 
@@ -32,6 +32,7 @@ def in_degree(index: Sequence[Tensor], num_nodes: int, device: torch.device | No
         device = index[0].device
     degree = torch.zeros(num_nodes, dtype=torch.int64, device=device)
     for targets in index:
+        targets = targets.long()  # within a list or a dict they are as they were given
         # Not bincount, which waits for the largest index. Sums of integers do not depend on their order.
         degree.scatter_add_(0, targets, torch.ones_like(targets))
     return degree

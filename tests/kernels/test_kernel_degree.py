@@ -92,3 +92,11 @@ def test_nothing_is_read_back_from_the_device():
     with FakeTensorMode():
         index, batch = [torch.randint(50, (200,))], torch.randint(4, (50,))
         assert protection_probability(index, 50, 0.0, 0.1, batch).shape == (50,)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_integers_of_any_width_count(dtype):
+    """Those within a list of graphs come as the user gave them."""
+    targets = torch.tensor([0, 2, 2], dtype=dtype)
+    assert in_degree([targets], 4).tolist() == [1, 0, 2, 0]
+    assert protection_probability([targets], 4, 0.0, 0.4).tolist() == pytest.approx([0.3, 0.2, 0.4, 0.2])
