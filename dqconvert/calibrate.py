@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from dqconvert.advice import looking, watching
 from dqconvert.bits import Elements, averages, words_of
 from dqconvert.distributed import in_step
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_prepared
 from dqconvert.prepared.base import note_agreement, note_bits
-from dqconvert.quant import FakeQuantize
+from dqconvert.prepared.switches import rounding
 from dqconvert.rewrite.protect import ARGUMENT
+from dqconvert.samples import looking, watching
 from dqconvert.trace.callee import Callee, callee_of_graph
 from dqconvert.trace.given import calls_of
 from dqconvert.trace.inputs import method_of
@@ -66,7 +64,7 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
     run = module if method is None else method_of(module, method)
     used = 0
     elements, look = Elements(), looking(prepared)
-    with _observing(module), watching(prepared.quantizers(), elements.see, look), torch.no_grad():
+    with rounding(prepared, observing=True), watching(prepared.quantizers(), elements.see, look), torch.no_grad():
         calls = itertools.islice(calls_of(callee_of(module, method), data), batches)
         for call in in_step(calls, "dqconvert.calibrate"):
             run(*call.args, **call.kwargs)
@@ -79,27 +77,6 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
         prepared,
         f"not known; ranges were calibrated on {batches_seen}. dqconvert.compare(model, module, data) measures it",
     )
-
-
-@contextmanager
-def _observing(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with every quantizer watching and none rounding."""
-    modes = {child: child.training for child in module.modules()}
-    quantizers = [child for child in module.modules() if isinstance(child, FakeQuantize)]
-    rounding = {quantizer: quantizer.fake_quant_enabled for quantizer in quantizers}
-    module.eval()
-    for quantizer in quantizers:
-        quantizer.calibrating, quantizer.fake_quant_enabled = True, False
-    try:
-        yield
-    finally:
-        quantizers = [child for child in module.modules() if isinstance(child, FakeQuantize)]  # a first call adds some
-        for quantizer in quantizers:
-            quantizer.calibrating, quantizer.fake_quant_enabled = False, rounding.get(quantizer, True)
-        for child in module.modules():
-            child.training = modes.get(child, modes[module])
-        for quantizer in quantizers:
-            quantizer.is_observed()
 
 
 def callee_of(module: Any, method: str | None = None) -> Callee:

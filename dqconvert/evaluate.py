@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch_geometric.data.data import BaseData
 
-from dqconvert.advice import Advice, enough, looking, seen_as, watching
+from dqconvert.advice import Advice
 from dqconvert.bench.costs import file_bytes, peak_of, why_not_measurable
 from dqconvert.bench.timing import interleave
 from dqconvert.calibrate import callee_of
@@ -29,6 +29,7 @@ from dqconvert.lower import IntegerModule
 from dqconvert.metrics import Gauge, default_metric, metrics_of
 from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.switches import rounding
+from dqconvert.samples import enough, looking, seen_as, watching
 from dqconvert.trace.callee import Callee, callee_of_method
 from dqconvert.trace.copies import clear_caches, working_copy
 from dqconvert.trace.inputs import map_tensors, method_of, shallow
@@ -177,7 +178,7 @@ class _Run:
         """Looks at the values of a prepared module as they are before they are rounded, of the first few calls."""
         module = self.module
         if self._see is not None and isinstance(module, PreparedModule) and not enough(module):
-            with rounding(module, ()), watching(module.quantizers(), self._see):
+            with rounding(module), watching(module.quantizers(), self._see):
                 self(call)
 
     def advice(self) -> Advice | None:

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
-from dqconvert.advice import log_advice, looking, watching
+from dqconvert.advice import log_advice
 from dqconvert.calibrate import calibrate
 from dqconvert.distil import Fields, Lessons
 from dqconvert.distributed import by_itself
@@ -30,6 +30,7 @@ from dqconvert.optimizers import parameter_groups
 from dqconvert.prepare import Prepared, prepare
 from dqconvert.prepared.switches import rounding
 from dqconvert.qconfig import QConfig, presets
+from dqconvert.samples import looking, watching
 from dqconvert.trace.copies import working_copy
 from dqconvert.weights.archive import load_archive
 from dqconvert.words import kind_of, shortened
@@ -157,7 +158,7 @@ def finetune(
                 on_epoch(found)
             bar.update(task, completed=run.done)
     run.finish()
-    with rounding(module, ()), watching(module.quantizers(), looking(module)), torch.no_grad():
+    with rounding(module), watching(module.quantizers(), looking(module)), torch.no_grad():
         for lesson in itertools.islice(lessons, 1):
             module(*lesson.args, **lesson.kwargs)
     log_advice(module)

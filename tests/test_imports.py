@@ -46,8 +46,8 @@ HOUSE = (
         "bits",
     ),
     *("convert", "prepare", "methods", "optimizers", "expect", "lower", "prepared", "show", "fuse", "rewrite", "store"),
-    *("report", "advice", "notebook", "quant", "kernels", "qconfig", "trace", "drawing", "files", "ops", "distributed"),
-    *("words", "errors", "", "on_demand"),
+    *("report", "advice", "samples", "notebook", "quant", "kernels", "qconfig", "trace", "drawing", "files", "ops"),
+    *("distributed", "words", "errors", "", "on_demand"),
 )
 """The rooms, from the top: each imports from itself and from those behind it. The last is ``dqconvert/__init__.py``."""
 

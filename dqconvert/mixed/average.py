@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dqconvert.advice import watching
 from dqconvert.bits import AverageBits, Elements, averages, words_of
 from dqconvert.calibrate import callee_of
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_prepared
 from dqconvert.prepared.base import note_bits
 from dqconvert.prepared.switches import rounding
+from dqconvert.samples import watching
 from dqconvert.trace.given import calls_of
 
 
@@ -46,7 +46,7 @@ def average_bits(module: nn.Module, data: Any) -> AverageBits:
     """
     prepared = expect_prepared(module, "average_bits")
     batches, found = 0, Elements()
-    with rounding(prepared, ()), watching(prepared.quantizers(), found.see), torch.no_grad():
+    with rounding(prepared), watching(prepared.quantizers(), found.see), torch.no_grad():
         for call in calls_of(callee_of(prepared), data):
             prepared(*call.args, **call.kwargs)
             batches += 1

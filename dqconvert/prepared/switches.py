@@ -1,4 +1,4 @@
-"""Which quantizers of a module round, for one run."""
+"""Which quantizers of a module round and observe, for one run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from dqconvert.prepared.base import PreparedBase
 
 
 @contextmanager
-def rounding(module: PreparedBase, paths: Collection[str]) -> Iterator[None]:
-    """Evaluation mode, in which the quantizers at some paths round, and all others let values pass."""
+def rounding(module: PreparedBase, paths: Collection[str] = (), *, observing: bool = False) -> Iterator[None]:
+    """Evaluation mode, in which the quantizers at some paths round, and all others let values pass.
+
+    Args:
+        observing: Whether all of them observe.
+    """
     modes = {child: child.training for child in module.modules()}
-    quantizers = list(module.quantizers())
-    before = {path: quantizer.fake_quant_enabled for path, quantizer in quantizers}
+    before = {quantizer: quantizer.fake_quant_enabled for _, quantizer in module.quantizers()}
     module.eval()
-    for path, quantizer in quantizers:
-        quantizer.fake_quant_enabled = path in paths
+    for path, quantizer in module.quantizers():
+        quantizer.fake_quant_enabled, quantizer.calibrating = path in paths, observing
     try:
         yield
     finally:
-        for path, quantizer in quantizers:
-            quantizer.fake_quant_enabled = before[path]
-        for child, mode in modes.items():
-            child.training = mode
+        for _, quantizer in module.quantizers():  # to which the first call of a method adds some
+            quantizer.fake_quant_enabled, quantizer.calibrating = before.get(quantizer, True), False
+        for child in module.modules():
+            child.training = modes.get(child, modes[module])
+        for _, quantizer in module.quantizers() if observing else ():
+            quantizer.is_observed()

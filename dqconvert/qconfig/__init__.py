@@ -5,8 +5,9 @@ activation, message, aggregate) which `QSpec` quantizes it; each kind is one or 
 value can have in a layer. `as_qconfig` turns whatever a user may pass as `qconfig` into a `QConfig`.
 """
 
-from dqconvert.qconfig.config import DEFAULT_PRESET, QConfig, UnknownPresetError, as_qconfig, presets
+from dqconvert.qconfig.config import QConfig, as_qconfig, presets
 from dqconvert.qconfig.ledger import RuleLedger
+from dqconvert.qconfig.named import DEFAULT_PRESET, UnknownPresetError
 from dqconvert.qconfig.rules import Factory, QuantizerSite, Rule, Spec, required_arguments
 from dqconvert.qconfig.specs import KIND_OF_ROLE, KINDS, ROLES, Kind, Protect, QSpec, Role
 

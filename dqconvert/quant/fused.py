@@ -219,8 +219,7 @@ def batch_norm(
 ) -> Tensor:
     """Runs a batch norm, and then the chain, if there is one; in training its running averages move as ever."""
     if steps is None:  # nothing is rounded: to the last bit
-        normed: Tensor = norm(x)
-        return normed
+        return norm(x)
     alone = not isinstance(norm, nn.SyncBatchNorm)  # whose moments are those of all ranks
     usual = alone and norm.training and x.device.type == "cpu" and type(x) is Tensor and x.dim() == 2 and x.size(0) > 1
     one_type = norm.weight is None or norm.weight.dtype == x.dtype

@@ -14,7 +14,7 @@ from dqconvert.kernels.memory import Memory
 
 
 class Memo(nn.Module):
-    """Base class of modules that keep results which they could as well compute again.
+    """Base class of modules that cache results.
 
     Nothing of that is saved, copied or pickled. Threads may call one at once.
 
@@ -199,8 +199,7 @@ class EdgeOrders(Memo):
             return None
         if torch.compiler.is_compiling():
             return edge_order(index, other, num_nodes)
-        order: EdgeOrder = self.recall(edge_order, index, other, num_nodes)
-        return order
+        return self.recall(edge_order, index, other, num_nodes)
 
 
 __all__ = ["EdgeOrders", "Memo", "Remembered", "apart", "plain_integers", "share_memory"]

@@ -111,8 +111,7 @@ class Protection(Memo):
             batch, num_nodes, (p_min, p_max), device = given[many:]
             return protection_probability(given[:many], num_nodes, p_min, p_max, batch, device)
 
-        probability: Tensor = self.recall(compute, *targets, batch, num_nodes, bounds, device)
-        return probability
+        return self.recall(compute, *targets, batch, num_nodes, bounds, device)
 
     def extra_repr(self) -> str:
         return f"p_min={self.protect.p_min}, p_max={self.protect.p_max}"

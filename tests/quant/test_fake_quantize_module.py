@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import dqconvert.quant.fake_quantize as module_under_test
+import dqconvert.quant.observed_grid as module_under_test
 from dqconvert.errors import ConfigError, ObserverError
 from dqconvert.kernels import fake_quantize, qparams
 from dqconvert.qconfig import QSpec
