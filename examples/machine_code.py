@@ -16,7 +16,7 @@ import numpy as np
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.llvm.edges import add_coded_rows, reduce_edges
 from dqconvert.kernels.cpu.llvm.memory import pointer, stream
-from dqconvert.kernels.cpu.llvm.multiply import groups_of, multiply, multiply_pairs, pack
+from dqconvert.kernels.cpu.llvm.multiply import multiply, multiply_pairs, pack, vectors_of
 from dqconvert.kernels.cpu.llvm.requantize import quantize_span
 from dqconvert.kernels.cpu.tile import copy_values
 
@@ -36,7 +36,7 @@ def plain_product(a, b, c):  # type: ignore[no-untyped-def]
 def product(a, packed, c):  # type: ignore[no-untyped-def]
     rows, depth = a.shape
     columns = c.shape[1]
-    groups = groups_of(columns, c.itemsize)
+    groups = vectors_of(columns, c.itemsize)
     multiply(a.reshape(-1), 0, depth, 1, rows, depth, packed, 0, groups, c.reshape(-1), 0, columns, True)
 
 

@@ -16,7 +16,8 @@ from dqconvert.kernels.integer.folding.fold import DEEPEST, Level, fold_nodes, p
 from dqconvert.kernels.integer.groups import look_up_groups, look_up_pairs_groups, quantize_groups
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear
-from dqconvert.kernels.integer.propagate import REDUCTIONS, integer_propagate
+from dqconvert.kernels.integer.message_weights import REDUCTIONS
+from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
 from dqconvert.kernels.integer.sums import quantize_sum
 from dqconvert.kernels.integer.tables import look_up, look_up_pairs

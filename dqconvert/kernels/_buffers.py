@@ -105,7 +105,7 @@ class Buffers:
         return self._free_bytes + self._lent_bytes + size > self._most_bytes * _SPARE
 
     def _forget(self, before: int) -> bool:
-        """Lets a buffer go, of the size longest not asked for, if nobody did since `before`; whether there is one."""
+        """Frees a buffer of the size asked for longest ago, if that was before `before`; True if there was one."""
         last, size = min(
             ((self._asked[size][0], size) for size in list(self._free) if self._free[size]), default=(0, 0)
         )

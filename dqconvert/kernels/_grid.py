@@ -68,14 +68,14 @@ class Scheme(NamedTuple):
         return Ranks(self.shared) if self.shared else None
 
     def packed(self) -> tuple[list[int], list[float]]:
-        """As the lists of numbers that operators take."""
+        """Returns the lists of numbers that operators take."""
         shape = int(self.symmetric) + 2 * int(self.from_zero) + 4 * self.shared
         ints = [self.quant_min, self.quant_max, shape, int(self.observe), int(self.clip)]
         return ints, [self.p, self.momentum]
 
     @staticmethod
     def unpacked(ints: Sequence[int], floats: Sequence[float]) -> Scheme:
-        """From those lists."""
+        """Reverses :meth:`packed`."""
         (low, high, shape, observe, clip), (p, momentum) = ints, floats
         flags = bool(observe), bool(clip), bool(shape & 2)
         return Scheme(low, high, bool(shape & 1), p, momentum, *flags, shape >> 2)
@@ -120,15 +120,15 @@ class Grid:
             self.lo, self.hi = _moved(self.lo, lo, momentum), _moved(self.hi, hi, momentum)
 
     def parameters(self, dtype: Any) -> NDArray[Any]:
-        """`[scale, zero_point, quant_min, quant_max]`, as :func:`dqconvert.kernels.qparams` defines them."""
+        """Returns `[scale, zero_point, quant_min, quant_max]`, as :func:`dqconvert.kernels.qparams` defines them."""
         return _parameters(self.scheme, self.lo, self.hi, dtype)
 
     def table(self, dtype: Any) -> NDArray[Any]:
-        """The same of every group of rows, of which there is one: `[1, 4]`."""
+        """Returns the same of every group of rows, of which there is one: `[1, 4]`."""
         return _parameters(self.scheme, self.lo, self.hi, dtype)[None]
 
     def apply(self, value: float, dtype: Any) -> float:
-        """One value, fake-quantized as the loops do it."""
+        """Returns one value fake-quantized, as the loops do it."""
         scale, zero_point, low, high = self.parameters(dtype)
         code = np.rint(dtype(value) / scale + zero_point)
         return float((min(max(code, low), high) - zero_point) * scale)
@@ -164,7 +164,7 @@ class GridTable(Grid):
         self._ends = tuple(lows), tuple(highs)
 
     def table(self, dtype: Any) -> NDArray[Any]:
-        """Of every group its parameters: `[groups, 4]`."""
+        """Returns the parameters of every group: `[groups, 4]`."""
         return _table(self.scheme, self._ends, dtype)
 
 

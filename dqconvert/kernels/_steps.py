@@ -40,7 +40,7 @@ class Steps(NamedTuple):
         return self.relu or any(scheme is not None and scheme.clip for scheme in self.schemes)
 
     def packed(self) -> tuple[list[int], list[float]]:
-        """As the lists of numbers that operators take; equal steps share them."""
+        """Returns the lists of numbers that operators take; equal steps share them."""
         # torch.compile does without the cache, and warns where it is told to leave one out.
         return _pack(self) if torch.compiler.is_compiling() else _packed(self)
 
@@ -174,7 +174,7 @@ class Ranged(NamedTuple):
 
     @staticmethod
     def of(scheme: Scheme, ends: Sequence[Tensor]) -> Ranged:
-        """Returns both; `ends`: float32 `[]` each, or `[groups]`."""
+        """Returns a scheme with its range; `ends`: float32 `[]` each, or `[groups]`."""
         return Ranged(ends_of(ends), *scheme.packed())
 
     @property

@@ -30,7 +30,7 @@ from dqconvert.kernels.cpu.tile import Caught, ChainArrays
 def plain_batch_norm(
     x: Tensor, weight: Tensor | None, shift: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> Tensor:
-    """Rows `[rows, columns]`, normalized by the moments of each column."""
+    """Returns rows `[rows, columns]` normalized by the moments of each column."""
     scale = (var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     offset = -mean * scale if shift is None else shift - mean * scale
@@ -75,7 +75,7 @@ def _on_cpu(x: Tensor, weight: Tensor | None, shift: Tensor | None, eps: float, 
 
 
 def _moments(x: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each column, float64."""
+    """Returns the mean and the variance of each column, float64."""
     cuts = parts(len(x), x.size)
     mean, square = (torch.empty((len(cuts), x.shape[1]), dtype=torch.float64) for _ in range(2))
     run(lambda part, start, stop: loops.moments(x, array(mean[part]), array(square[part]), start, stop), cuts)
@@ -224,9 +224,6 @@ def quantize_batch_norm(
         The result `[rows, columns]`; the new ends of the ranges, float32 `[len(ranges)]`; the mean and the variance of
         each column, `[columns]`, the latter that of the batch, not corrected. Gradients reach `x`, `weight`, `shift`,
         `bias`, `other` and `alpha`, from the first result alone.
-
-    Raises:
-        TypeError, ValueError: For values that are not floating, or a mask that does not fit.
 
     Source: Ioffe and Szegedy, *Batch Normalization*, ICML 2015, algorithm 1.
 

@@ -256,9 +256,6 @@ def quantize_chain(x: Tensor, chain: Chain) -> tuple[Tensor, Tensor]:
         updated before its grid rounds. Gradients reach `x`, `bias`, `other` and `alpha`; those of clipped values are
         zero in grids whose scheme says `clip`.
 
-    Raises:
-        TypeError, ValueError: For values that are not floating, or a mask that does not fit.
-
     Source: Tailor, Fernandez-Marques and Lane, *Degree-Quant*, ICLR 2021, and its official implementation.
 
     Example:

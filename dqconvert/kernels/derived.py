@@ -79,8 +79,7 @@ class Derived(Generic[Made]):
             # The version of a tensor made in inference mode cannot be asked for, but such a tensor is never known.
             if known() is not tensor or (tensor is not None and tensor._version != version):
                 return None
-        made: Made = entry.made
-        return made
+        return entry.made
 
     def keep(self, made: Made, tensors: tuple[Tensor | None, ...], *what: Any) -> None:
         """Keeps a value, in place of an earlier one for the same."""

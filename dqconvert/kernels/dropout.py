@@ -100,5 +100,4 @@ def dropout(x: Tensor, p: float) -> Tensor:
         >>> torch.equal(one, two)
         True
     """
-    result: Tensor = dropout_operator(x, p)[0]
-    return result
+    return dropout_operator(x, p)[0]

@@ -138,8 +138,7 @@ def learned_fake_quantize(
         scheme = Scheme(quant_min, quant_max, False, 0.0, -1.0, False, False)
         groups = torch.arange(rows, dtype=torch.uint8, device=x.device)
         return learned_chain(x, Chain.of((None, scheme, None), (lo, hi), groups=groups, learned=True))
-    result: Tensor = learned_operator(x, lo, hi, quant_min, quant_max, protected, row_dim, channel_dim)
-    return result
+    return learned_operator(x, lo, hi, quant_min, quant_max, protected, row_dim, channel_dim)
 
 
 _GROUPS = 256
@@ -292,5 +291,4 @@ def learned_chain(x: Tensor, chain: Chain) -> Tensor:
         >>> round(ends[1].grad.item(), 4)
         0.98
     """
-    y: Tensor = learned_chain_operator(x, chain)
-    return y
+    return learned_chain_operator(x, chain)

@@ -184,5 +184,4 @@ def learned_linear(
     if is_large(weight):  # then the library's products are faster
         x = x if entry is None else learned_chain(x, entry.chain(chain.protected, chain.groups))
         return learned_chain(linear(x, weight, offset), chain)
-    y: Tensor = learned_linear_operator(x.contiguous(), weight.contiguous(), offset, entry, chain)[0]
-    return y
+    return learned_linear_operator(x.contiguous(), weight.contiguous(), offset, entry, chain)[0]

@@ -125,5 +125,4 @@ def learned_propagate(sent: Sent, messages: Ranged, mean: bool = False, groups: 
         >>> learned_propagate(sent, Ranged.of(scheme, (torch.tensor(-8.0), torch.tensor(7.0)))).tolist()
         [[0.0, 3.0], [7.0, 5.0]]
     """
-    y: Tensor = learned_propagate_operator(sent, messages, mean, groups)
-    return y
+    return learned_propagate_operator(sent, messages, mean, groups)

@@ -148,8 +148,7 @@ def _grad_on_cpu(
 
     def task(part: int, start: int, stop: int) -> float:
         offset, bias = (array(sums[part, i]) if w else nothing for i, w in ((0, wanted[2]), (1, wanted[3])))
-        total: float = loops.products_back(*args, array(to_weight[part]), offset, bias, array(to_other), start, stop)
-        return total
+        return loops.linear_back(*args, array(to_weight[part]), offset, bias, array(to_other), start, stop)
 
     dots = run(task, cuts)
     found = (

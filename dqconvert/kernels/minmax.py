@@ -54,9 +54,6 @@ def minmax_pair(
     Returns:
         `(lo, hi)`, float32, `[]` or `[channels]`; `(inf, -inf)` where no value counts. Not differentiable.
 
-    Raises:
-        TypeError, ValueError: For values that are not floating or a `keep` that does not fit.
-
     Example:
         >>> minmax_pair(torch.tensor([[1.0, 2.0], [-5.0, 0.5]]), keep=torch.tensor([True, False]))
         (tensor(1.), tensor(2.))

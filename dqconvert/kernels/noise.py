@@ -100,5 +100,4 @@ def mix(x: Tensor, rounded: Tensor, share: float) -> Tensor:
         >>> mix(torch.zeros(8), torch.ones(8), 0.5).tolist()
         [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
     """
-    result: Tensor = mix_operator(x.contiguous(), rounded.contiguous(), share)[0]
-    return result
+    return mix_operator(x.contiguous(), rounded.contiguous(), share)[0]

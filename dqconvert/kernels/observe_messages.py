@@ -49,5 +49,4 @@ def observe_messages(sent: Sent, messages: Ranged) -> Tensor:
         >>> observe_messages(sent, Ranged.of(scheme, (torch.tensor(torch.inf), torch.tensor(-torch.inf))))
         tensor([ 0., 15.])
     """
-    found: Tensor = observe_messages_operator(sent, messages)
-    return found
+    return observe_messages_operator(sent, messages)

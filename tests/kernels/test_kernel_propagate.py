@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels import Chain, Ranged, Sent, edge_order, propagate
-from dqconvert.kernels.cpu import propagate_loops as loops
+from dqconvert.kernels.cpu.node_loops import put_codes
 from dqconvert.kernels.messages import plain_messages
 from dqconvert.kernels.propagate import plain_propagate, propagate_operator
 from dqconvert.kernels.propagate_grad import propagate_grad
@@ -346,12 +346,12 @@ def test_infinite_rows_are_sent_as_codes_and_missing_values_are_not():
     """What is infinite has a code, the last one; NaN has none."""
     codes, grid = np.array([[3.0, np.inf, -np.inf, 0.0], [1.0, 2.0, 3.0, 4.0]], np.float32), np.array([1, 0, -8, 7])
     sent, nobody = np.empty(8, np.uint8), np.empty(0, np.bool_)
-    assert not loops.put_codes(codes.reshape(-1), grid.astype(np.float32), sent, nobody, 4, 0, 2)
+    assert not put_codes(codes.reshape(-1), grid.astype(np.float32), sent, nobody, 4, 0, 2)
     assert sent.tolist() == [11, 15, 0, 8, 9, 10, 11, 12]
     codes[1, 2] = np.nan
-    assert loops.put_codes(codes.reshape(-1), grid.astype(np.float32), sent, nobody, 4, 0, 2)
+    assert put_codes(codes.reshape(-1), grid.astype(np.float32), sent, nobody, 4, 0, 2)
     skipped = np.array([False, True])
-    assert not loops.put_codes(codes.reshape(-1), grid.astype(np.float32), sent, skipped, 4, 0, 2)
+    assert not put_codes(codes.reshape(-1), grid.astype(np.float32), sent, skipped, 4, 0, 2)
 
 
 @pytest.mark.parametrize("heads", [0, 2])

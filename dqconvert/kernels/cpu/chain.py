@@ -74,11 +74,11 @@ class Source:
         raise NotImplementedError
 
     def holds(self) -> bool:
-        """True if the rows were what they should be; if not, they are the next time."""
+        """True if the rows are final; if not, `go` has to be called once more."""
         return True
 
     def rows(self) -> NDArray[Any]:
-        """Returns all rows, in memory: gone through without a chain."""
+        """Returns all rows in memory, as they are before the chain."""
         y = matrix(empty(self.shape, self.dtype))
         nothing = arrays_of(NO_CHAIN, (None, None, None), False, y, None, {})
         self.go(y, nothing, [_nothing_caught(y)] * len(self.cuts))
@@ -155,7 +155,7 @@ def _at_once(
 
 
 def _grown(beyond: Beyond, grids: Sequence[Grid | None], relu: bool, observing: dict[int, Grid], dtype: Any) -> bool:
-    """True if a percentile lies outside of a range. The first such range is updated: it saw what it should have."""
+    """Updates the first range that a percentile lies outside of; True if there is one: then rows are rounded anew."""
     for place, grid in observing.items():
         ends = beyond.ends(place, grid.scheme.p)
         if ends.total > 0 and (ends.lo is not None or ends.hi is not None):
@@ -329,8 +329,7 @@ def back(
     partner = flat[0][:0] if other is None or not wanted[4] else matrix(other).reshape(-1, columns)
 
     def task(part: int, start: int, stop: int) -> float:
-        total: float = tile.pass_rows(*flat, array(sums[part]), factor, partner, start, stop)
-        return total
+        return tile.pass_rows(*flat, array(sums[part]), factor, partner, start, stop)
 
     dots = run(task, cuts)
     at_alpha = torch.tensor([sum(dots)] if wanted[4] else [], dtype=grad.dtype)

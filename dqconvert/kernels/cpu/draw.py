@@ -53,7 +53,7 @@ def _is_known() -> bool:
 
 
 def _from_state(state: Tensor, count: int, p: float) -> NDArray[np.uint8]:
-    """Draws from a generator's state, and moves it on."""
+    """Draws from a generator's state, and advances it."""
     raw = state.numpy()
     words = raw[_STATE : _STATE + 8 * _BLOCK].view(np.uint64)
     left, following = raw[_LEFT : _LEFT + 4].view(np.int32), raw[_NEXT : _NEXT + 8].view(np.uint64)
@@ -74,7 +74,7 @@ def _from_state(state: Tensor, count: int, p: float) -> NDArray[np.uint8]:
 
 
 def _cuts(count: int) -> list[tuple[int, int]]:
-    """One part for each thread, smaller ones to the end: they begin later, as a turn costs a quarter of a draw."""
+    """Cuts draws by threads, smaller parts to the end: they begin later, as a turn costs a quarter of a draw."""
     threads = min(torch.get_num_threads(), 1 + count // (8 * MANY))
     ends = [1 - 0.75**part for part in range(threads + 1)]
     return list(itertools.pairwise(int(count * end / ends[-1]) for end in ends))
@@ -125,7 +125,7 @@ def compare(numbers, limit, drawn):  # type: ignore[no-untyped-def]
 
 
 @loop
-def mixed(one, two, far):  # type: ignore[no-untyped-def]
+def twisted(one, two, far):  # type: ignore[no-untyped-def]
     y = (one & np.uint32(0x80000000)) | (two & np.uint32(0x7FFFFFFF))
     return far ^ (y >> np.uint32(1)) ^ (np.uint32(0x9908B0DF) & (np.uint32(0) - (y & np.uint32(1))))
 
@@ -134,10 +134,10 @@ def mixed(one, two, far):  # type: ignore[no-untyped-def]
 def turn(block):  # type: ignore[no-untyped-def]
     """Turns the block: the next 624 numbers (Matsumoto and Nishimura, *Mersenne Twister*, 1998)."""
     for i in range(_BLOCK - 397):
-        block[i] = mixed(block[i], block[i + 1], block[i + 397])
+        block[i] = twisted(block[i], block[i + 1], block[i + 397])
     for i in range(_BLOCK - 397, _BLOCK - 1):
-        block[i] = mixed(block[i], block[i + 1], block[i + 397 - _BLOCK])
-    block[_BLOCK - 1] = mixed(block[_BLOCK - 1], block[0], block[396])
+        block[i] = twisted(block[i], block[i + 1], block[i + 397 - _BLOCK])
+    block[_BLOCK - 1] = twisted(block[_BLOCK - 1], block[0], block[396])
 
 
 @loop

@@ -34,7 +34,7 @@ class Gate:
         self._grid = None if grid is None else grid.table(array(self._x).dtype.type)
 
     def chunks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Rows from here to there, and what becomes of them; valid until the next."""
+        """Yields the first and the last row of each chunk and its rounded rows, which are valid until the next."""
         count, depth = self._x.shape
         if self._grid is None:
             yield 0, count, self._x

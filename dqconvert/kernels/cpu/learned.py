@@ -70,8 +70,7 @@ def back(grad: Tensor, x: Tensor, given: Chain) -> tuple[Tensor, Tensor, Tensor,
     out = (array(to_x).reshape(rows.shape), rows[:0] if other is None else matrix(to_other))
 
     def task(part: int, start: int, stop: int) -> float:
-        total: float = chain_back(matrix(grad), rows, chain, *out, array(to_bias[part]), sums[part], start, stop)
-        return total
+        return chain_back(matrix(grad), rows, chain, *out, array(to_bias[part]), sums[part], start, stop)
 
     dots = run(task, cuts)
     asked = other is not None and alpha is not None

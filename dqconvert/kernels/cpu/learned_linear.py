@@ -20,7 +20,7 @@ from dqconvert.kernels.cpu.learned import (
     tile_back,
 )
 from dqconvert.kernels.cpu.llvm.memory import pointer
-from dqconvert.kernels.cpu.llvm.multiply import groups_of, multiply, pack
+from dqconvert.kernels.cpu.llvm.multiply import multiply, pack, vectors_of
 from dqconvert.kernels.cpu.product_loops import (
     BACK,
     gap,
@@ -61,8 +61,7 @@ def back(
 
     def task(part: int, start: int, stop: int) -> float:
         found = (array(to_weight[part]), array(to_offset[part]), array(to_bias[part]), at_entry[part], sums[part])
-        total: float = products_back(*args, *found, start, stop)
-        return total
+        return learned_linear_back(*args, *found, start, stop)
 
     dots = run(task, cuts)
     asked = other is not None and alpha is not None
@@ -82,7 +81,7 @@ def back(
 
 
 @loop
-def products_back(  # type: ignore[no-untyped-def]
+def learned_linear_back(  # type: ignore[no-untyped-def]
     grad, made, x, entry, packed, chain, to_x, to_other, to_weight, to_offset, to_bias, at_entry, sums, start, stop
 ):
     """Computes the gradients of everything, of rows `start` to `stop`; what is not wanted is empty.
@@ -93,7 +92,7 @@ def products_back(  # type: ignore[no-untyped-def]
     columns, depth, skip, group = grad.shape[1], x.shape[1], chain.skip, chain.group
     step = product_rows(max(columns, depth), BACK)
     wide_depth = padded(depth, x.itemsize)
-    groups = groups_of(depth, x.itemsize)
+    groups = vectors_of(depth, x.itemsize)
     rounded, spare = np.empty((step if entry.size > 0 else 0, depth), x.dtype), np.empty(step * wide_depth, x.dtype)
     at = np.empty(step * columns, x.dtype)
     total, behind = np.empty_like(at), np.empty_like(at)

@@ -40,13 +40,13 @@ def propagate_back(
     sums = np.zeros((len(cuts), len(grids), 3))
     if weight is None:
         args: tuple[Any, ...] = (grads, rows, receivers, ptr, skip, grids[0], array(to_x))
-        run(lambda part, start, stop: sum_back(*args, sums[part], start, stop), cuts)
+        run(lambda part, start, stop: learned_sum_back(*args, sums[part], start, stop), cuts)
         return to_x, x.new_empty((0, 0)), ends_back(sums.sum(0)[:, None], grids[:, None], messages.range_)
     to_weight = torch.empty(weight.shape, dtype=x.dtype)
     least, most = array(extremes_of(rows, weight.size(1)))
     group = groups_of(groups)
     args = (grads, rows, array(weight), receivers, ptr, edges, skip, group, grids, least, most, array(to_x))
-    run(lambda part, start, stop: products_back(*args, array(to_weight), sums[part], start, stop), cuts)
+    run(lambda part, start, stop: learned_weighted_back(*args, array(to_weight), sums[part], start, stop), cuts)
     # The sums are homogeneous in x and the grid: x times its gradient, and what the grid has, add up to the sums
     # times theirs. So nobody has to look at how each message was rounded.
     known, whole = sums.sum(0), np.zeros((len(cuts), len(grids)))
@@ -66,7 +66,7 @@ def dot_rows(a, b, group, found, start, stop):  # type: ignore[no-untyped-def]
 
 
 @loop
-def sum_back(grad, x, receivers, ptr, skip, grid, to_x, sums, start, stop):  # type: ignore[no-untyped-def]
+def learned_sum_back(grad, x, receivers, ptr, skip, grid, to_x, sums, start, stop):  # type: ignore[no-untyped-def]
     """Computes the gradients of the rows that were sent; `sums`: what :func:`grid_back` adds up."""
     columns = x.shape[1]
     numbers = numbers_of(grid)
@@ -86,7 +86,7 @@ def sum_back(grad, x, receivers, ptr, skip, grid, to_x, sums, start, stop):  # t
 
 
 @loop
-def products_back(  # type: ignore[no-untyped-def]
+def learned_weighted_back(  # type: ignore[no-untyped-def]
     grad, x, weight, receivers, ptr, edges, skip, group, grids, least, most, to_x, to_weight, sums, start, stop
 ):
     """Computes the gradients of the rows that were sent, and of the weights.

@@ -7,7 +7,7 @@ import numpy as np
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.llvm.chain_span import pass_span, round_span
 from dqconvert.kernels.cpu.llvm.memory import is_far, pointer, room_before, stream
-from dqconvert.kernels.cpu.llvm.multiply import groups_of, multiply
+from dqconvert.kernels.cpu.llvm.multiply import multiply, vectors_of
 from dqconvert.kernels.cpu.llvm.vectors import VECTOR
 from dqconvert.kernels.cpu.tile import (
     add_values,
@@ -35,7 +35,7 @@ def product_rows(columns, most):  # type: ignore[no-untyped-def]
 def product_tile(x, y, packed, spare):  # type: ignore[no-untyped-def]
     """Multiplies the first rows of `x`, as many as `y` has, with what is packed."""
     depth, (rows, columns) = x.shape[1], y.shape
-    groups = groups_of(columns, x.itemsize)
+    groups = vectors_of(columns, x.itemsize)
     wide = groups * (VECTOR // x.itemsize)
     if wide == columns:
         multiply(x.reshape(-1), 0, depth, 1, rows, depth, packed, 0, groups, y.reshape(-1), 0, wide, True)
@@ -48,19 +48,21 @@ def product_tile(x, y, packed, spare):  # type: ignore[no-untyped-def]
 @loop
 def padded(columns, itemsize):  # type: ignore[no-untyped-def]
     """Returns the columns of whole vectors that hold so many."""
-    return groups_of(columns, itemsize) * (VECTOR // itemsize)
+    return vectors_of(columns, itemsize) * (VECTOR // itemsize)
 
 
 @loop
 def gap(columns, itemsize):  # type: ignore[no-untyped-def]
-    """Values to leave between rows that are read column by column: at some distances all lie in a few of the cache's
-    places."""
+    """Returns how many values to leave between rows that are read column by column.
+
+    At some distances all rows share a few of the places in the cache.
+    """
     return 64 // itemsize if columns * itemsize % 512 == 0 else 0
 
 
 @loop
 def round_rows(x, first, last, entry, skip, group, rows):  # type: ignore[no-untyped-def]
-    """Rows `first` to `last` of `x` into `rows`, rounded to the grid `entry` of their group unless they are skipped."""
+    """Copies rows `first` to `last` of `x` to `rows`, rounded to the grid `entry` of their group unless skipped."""
     depth, wide = x.shape[1], rows.shape[1]
     for r in range(last - first):
         copy_values(pointer(x, (first + r) * depth), pointer(rows, r * wide), depth)
@@ -71,7 +73,7 @@ def round_rows(x, first, last, entry, skip, group, rows):  # type: ignore[no-unt
 
 @loop
 def stop_rows(x, entry, skip, group, grad, start, stop):  # type: ignore[no-untyped-def]
-    """Zero is the gradient of values that the grid clips, in rows that are not skipped."""
+    """Sets the gradient of values that the grid clips to zero, in rows that are not skipped."""
     depth = x.shape[1]
     for r in range(start, stop):
         if not (skip.size > 0 and skip[r]):
@@ -110,7 +112,7 @@ def chain_products(x, entry, skip, group, packed, offset, kept, y, chain, caught
 
 
 @loop
-def products_back(  # type: ignore[no-untyped-def]
+def linear_back(  # type: ignore[no-untyped-def]
     grad,
     bits,
     x,
@@ -140,7 +142,7 @@ def products_back(  # type: ignore[no-untyped-def]
     columns, depth = grad.shape[1], x.shape[1]
     step = product_rows(max(columns, depth), BACK)
     wide = padded(depth, x.itemsize)
-    groups = groups_of(depth, x.itemsize)
+    groups = vectors_of(depth, x.itemsize)
     at_sum, at_product = np.empty((step, columns), grad.dtype), np.empty((step, columns), grad.dtype)
     product = np.empty(step * wide, grad.dtype)
     apart_x, apart_grad = wide + gap(wide, x.itemsize), columns + gap(columns, x.itemsize)

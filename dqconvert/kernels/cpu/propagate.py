@@ -18,6 +18,7 @@ from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.beyond import Beyond
 from dqconvert.kernels.cpu.chain import Source, flags, groups_of, has_loops, matrix, observe
 from dqconvert.kernels.cpu.llvm.vectors import VECTOR
+from dqconvert.kernels.cpu.node_loops import find_extremes, round_nodes
 from dqconvert.kernels.cpu.select import Found, Messages, Rows, Values, ranks
 from dqconvert.kernels.cpu.threads import balanced, parts, run
 from dqconvert.kernels.cpu.tile import Caught, ChainArrays
@@ -113,7 +114,7 @@ class SumsOfRows(Sums):
         def task(part: int, start: int, stop: int) -> Any:
             caught = (*places[part], *counts[part])
             args = (x, self._skip, self._often, parameters, catch, lo, hi, caught, self._sent)
-            return loops.round_nodes(*args, start, stop)
+            return round_nodes(*args, start, stop)
 
         ends = run(task, cuts)
         if any(nan for *_, nan in ends):
@@ -271,7 +272,7 @@ def propagate_grad(
     weights = array(weight)
     which = (skip, groups_of(groups), grid.table(rows.dtype.type))
     args = (grads, rows, weights, receivers, ptr, edges, *which, clip, least, most, array(to_x))
-    run(lambda _, start, stop: loops.products_back(*args, array(to_weight), start, stop), balanced(ptr, x.size(1)))
+    run(lambda _, start, stop: loops.weighted_back(*args, array(to_weight), start, stop), balanced(ptr, x.size(1)))
     return to_x if plus is None else to_x.add_(plus), to_weight
 
 
@@ -279,5 +280,5 @@ def extremes_of(rows: NDArray[Any], heads: int) -> Tensor:
     """Returns the smallest and the largest value of each row and head, `[2, rows, heads]`; NaN where there is one."""
     found = torch.empty((2, len(rows), heads), dtype=torch.from_numpy(rows).dtype)
     least, most = array(found)
-    run(lambda _, start, stop: loops.find_extremes(rows, least, most, start, stop), parts(len(rows), rows.size))
+    run(lambda _, start, stop: find_extremes(rows, least, most, start, stop), parts(len(rows), rows.size))
     return found

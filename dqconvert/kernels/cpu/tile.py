@@ -68,7 +68,7 @@ def scratch(y, step):  # type: ignore[no-untyped-def]
 
 @loop
 def chain_tile(y, first, last, chain, caught, spare, room):  # type: ignore[no-untyped-def]
-    """Rows `first` to `last` of `y`, in place, through grid 0, the sum, grid 1, the ReLU and grid 2.
+    """Passes rows `first` to `last` of `y`, in place, through grid 0, the sum, grid 1, the ReLU and grid 2.
 
     `room`: where the rows are, if they are not in `y` yet, see :func:`dqconvert.kernels.cpu.llvm.memory.room_before`.
     """
@@ -82,7 +82,7 @@ def chain_tile(y, first, last, chain, caught, spare, room):  # type: ignore[no-u
 
 @loop
 def chain_span_rows(y, place, first, last, chain, caught, spare):  # type: ignore[no-untyped-def]
-    """Rows `first` to `last` of a chain, which lie in `y` from row `place` on."""
+    """Passes rows `first` to `last` through a chain; they lie in `y` from row `place` on."""
     bits, bias, other, skip, group = chain.bits, chain.bias, chain.other, chain.skip, chain.group
     columns = y.shape[1]
     if bias.size > 0:
@@ -197,9 +197,14 @@ def clear(y, count):  # type: ignore[no-untyped-def]
 
 
 @loop
-def group_of(group, row, groups):  # type: ignore[no-untyped-def]
-    """Returns the group of a row, of `groups` that there are; 0 if none are given."""
-    return min(np.intp(group[row]), groups - 1) if group.size > 0 else 0
+def group_of(group, row, count):  # type: ignore[no-untyped-def]
+    """Returns the group of a row, of `count` that there are; 0 if none are given.
+
+    None stands for none where a look at an empty array costs too much, for every row: loops are compiled for it.
+    """
+    if group is None:
+        return 0
+    return min(np.intp(group[row]), count - 1) if group.size > 0 else 0
 
 
 @loop
@@ -210,7 +215,7 @@ def numbers_of(grid):  # type: ignore[no-untyped-def]
 
 @loop
 def stop_clipped(x, numbers, grad, count):  # type: ignore[no-untyped-def]
-    """Zero is the gradient of values that the grid clips."""
+    """Sets the gradient of values that the grid clips to zero."""
     scale, zero_point, low, high = numbers
     zero = scale - scale
     for c in range(count):

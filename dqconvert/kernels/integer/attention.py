@@ -147,10 +147,6 @@ def softmax_codes(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, gri
         uint8 `[num_edges, heads]`, in the order of the receivers: weights for
         :func:`dqconvert.kernels.integer.propagate.integer_propagate`.
 
-    Raises:
-        ValueError: If shapes do not fit.
-        TypeError: For types that do not.
-
     Example:
         >>> codes = torch.tensor([[0], [1], [1]], dtype=torch.uint8)
         >>> ptr, edges = torch.tensor([0, 1, 3]), torch.tensor([0, 1, 2])
@@ -163,8 +159,7 @@ def softmax_codes(codes: Tensor, logits: Tensor, ptr: Tensor, edges: Tensor, gri
     if codes.dtype != torch.uint8 or edges.dtype != torch.int64:
         raise TypeError(f"expected uint8 codes and int64 edges, got {codes.dtype} and {edges.dtype}")
     _check(logits, ptr, grid)
-    result: Tensor = softmax_codes_operator(codes, logits, ptr, edges, grid)
-    return result
+    return softmax_codes_operator(codes, logits, ptr, edges, grid)
 
 
 def attention_codes(
@@ -182,10 +177,6 @@ def attention_codes(
 
     Returns:
         uint8 `[num_edges, heads]`, in the order of the receivers; see :func:`softmax_codes`.
-
-    Raises:
-        ValueError: If shapes do not fit.
-        TypeError: For types that do not.
 
     Example:
         >>> source, target = torch.tensor([[0], [3]], dtype=torch.uint8), torch.tensor([[1]], dtype=torch.uint8)
@@ -208,8 +199,7 @@ def attention_codes(
     if senders.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"expected int32 or int64 senders, got {senders.dtype}")
     _check(logits, ptr, grid)
-    result: Tensor = attention_codes_operator(source, target, table, logits, ptr, senders, grid)
-    return result
+    return attention_codes_operator(source, target, table, logits, ptr, senders, grid)
 
 
 def _check(logits: Tensor, ptr: Tensor, grid: Tensor) -> None:

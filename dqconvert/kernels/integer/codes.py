@@ -63,7 +63,7 @@ def not_floating(name: str, x: Tensor) -> InputTypeError:
 
 
 def check_numbers(x: Tensor, name: str) -> Tensor:
-    """Returns the values, if none of them is NaN.
+    """Returns values as they are; raises if one of them is NaN.
 
     Args:
         x: Any tensor.
@@ -156,8 +156,7 @@ def quantize(
         >>> quantize(torch.tensor([-1.0, 0.0, 0.26, 9.0]), torch.tensor([0.5, 3.0, 15.0, 0.0])).tolist()
         [1, 3, 4, 15]
     """
-    result: Tensor = quantize_operator(x, grid, dim, packed, name)
-    return result
+    return quantize_operator(x, grid, dim, packed, name)
 
 
 def _check_grid(x: Tensor, grid: Tensor, dim: int | None) -> None:
@@ -201,12 +200,8 @@ def dequantize(codes: Tensor, grid: Tensor, dim: int | None = None) -> Tensor:
     Returns:
         float32 of the same shape, contiguous.
 
-    Raises:
-        ValueError: If the grid does not fit.
-
     Example:
         >>> dequantize(torch.tensor([1, 3, 15], dtype=torch.uint8), torch.tensor([0.5, 3.0, 15.0, 0.0])).tolist()
         [-1.0, 0.0, 6.0]
     """
-    result: Tensor = dequantize_operator(codes, grid, dim)
-    return result
+    return dequantize_operator(codes, grid, dim)

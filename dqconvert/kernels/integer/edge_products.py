@@ -94,10 +94,6 @@ def edge_products(
 
     Returns:
         float32 `[num_edges, heads]`.
-
-    Raises:
-        ValueError: If shapes do not fit.
-        TypeError: For types that do not.
         IndexError: For a row that is not there (on the CPU).
 
     Example:
@@ -113,5 +109,4 @@ def edge_products(
     if any(t.dtype != torch.uint8 for t in (a, b)) or any(t.dtype != torch.int64 for t in (a_rows, b_rows)):
         dtypes = ", ".join(str(t.dtype) for t in (a, a_rows, b, b_rows))
         raise TypeError(f"expected uint8 codes and int64 rows, got {dtypes}")
-    result: Tensor = edge_products_operator(a, a_rows, a_zero, b, b_rows, b_zero, heads, factor)
-    return result
+    return edge_products_operator(a, a_rows, a_zero, b, b_rows, b_zero, heads, factor)

@@ -114,7 +114,7 @@ def _by_group(sums: Tensor, finish: Finish, groups: Tensor, shares: Tensor | Non
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Codes `[rows, columns]` below 16, two to a byte: uint8 `[rows, (columns + 1) // 2]`.
+    """Returns codes `[rows, columns]` below 16 two to a byte: uint8 `[rows, (columns + 1) // 2]`.
 
     Example:
         >>> pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8))
@@ -185,32 +185,12 @@ class FinishArrays(NamedTuple):
 def finish_arrays(finish: Finish, columns: int) -> FinishArrays:
     """Returns how sums become codes, as the loops take it."""
     factor, grid, bias, table, other, packed, shares, groups = finish
-    make = _arrays if groups is None else _arrays_of_groups
-    made = make((factor, grid, bias, table), columns, other is not None, packed)
+    made = _arrays((factor, grid, bias, table), columns, other is not None, packed)
     if other is not None:
         made = made._replace(other=array(other).reshape(-1))
     if shares is not None:
         made = made._replace(shares=array(shares))
     return made if groups is None else made._replace(group=array(groups))
-
-
-def _make_arrays_of_groups(
-    factor: Tensor,
-    grid: Tensor | None,
-    bias: Tensor | None,
-    table: Tensor | None,
-    columns: int,
-    pairs: bool,
-    packed: bool,
-) -> FinishArrays:
-    grids, tables = ([None] * len(factor) if t is None else list(t) for t in (grid, table))
-    parts = [(one, grids[k], bias, tables[k]) for k, one in enumerate(factor)]
-    made = [_make_arrays(*part, columns, pairs, packed) for part in parts]
-    if len({(one.kind, one.table.size) for one in made}) > 1:  # what stands for some tables does not for all
-        made = [_make_arrays(*part, columns, pairs, packed, tables=True) for part in parts]
-    names = ("factor", "grid", "ramp", "plane", "table")
-    several: dict[str, Any] = {name: np.concatenate([getattr(one, name).reshape(-1) for one in made]) for name in names}
-    return made[0]._replace(**several, number=len(made))
 
 
 def _make_arrays(
@@ -223,7 +203,16 @@ def _make_arrays(
     packed: bool,
     tables: bool = False,
 ) -> FinishArrays:
-    """`tables`: to let nothing else stand for them."""
+    """Returns a finish as the loops take it, but for other codes, shares and groups; `tables`: keep all tables."""
+    if factor.dim() == 2:  # those of each group, one behind the other
+        grids, of_groups = ([None] * len(factor) if t is None else list(t) for t in (grid, table))
+        parts = [(one, grids[k], bias, of_groups[k], columns, pairs, packed) for k, one in enumerate(factor)]
+        made = [_make_arrays(*part) for part in parts]
+        if len({(one.kind, one.table.size) for one in made}) > 1:  # what stands for some tables does not for all
+            made = [_make_arrays(*part, tables=True) for part in parts]
+        names = ("factor", "grid", "ramp", "plane", "table")
+        ends: dict[str, Any] = {n: np.concatenate([getattr(one, n).reshape(-1) for one in made]) for n in names}
+        return made[0]._replace(**ends, number=len(made))
     scale, zero, top, low = CodeGrid(1.0, 0, 255, 0) if grid is None else CodeGrid(*grid.tolist())
     kind = AS_THEY_ARE if grid is not None else AS_VALUES
     entries: NDArray[Any] = np.empty(0, np.uint8) if table is None else array(table)
@@ -252,7 +241,7 @@ def _make_arrays(
     )
 
 
-_arrays, _arrays_of_groups = Derived(_make_arrays), Derived(_make_arrays_of_groups)
+_arrays = Derived(_make_arrays)
 
 
 def _by_column(t: Tensor, columns: int) -> NDArray[Any]:
@@ -272,7 +261,7 @@ def fake_room(x: Tensor, rows: int, columns: int, finish: Finish) -> Tensor:
 
 
 def dtype_of(finish: Finish) -> torch.dtype:
-    """Of the result."""
+    """Returns the dtype of the result."""
     table = finish.table
     if finish.grid is None:
         return torch.float32

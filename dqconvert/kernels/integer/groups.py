@@ -27,18 +27,13 @@ def look_up_groups(codes: Tensor, table: Tensor, groups: Tensor) -> Tensor:
     Returns:
         A contiguous tensor of the codes' shape and the table's dtype.
 
-    Raises:
-        ValueError: If shapes do not fit.
-        TypeError: For other types than uint8.
-
     Example:
         >>> table = torch.stack([torch.arange(256) * 0.5, torch.arange(256) * 2.0])
         >>> codes, groups = torch.tensor([[2], [2]], dtype=torch.uint8), torch.tensor([1, 0], dtype=torch.uint8)
         >>> look_up_groups(codes, table, groups).tolist()
         [[4.0], [1.0]]
     """
-    result: Tensor = look_up_operator(codes, table, False, groups)
-    return result
+    return look_up_operator(codes, table, False, groups)
 
 
 def look_up_pairs_groups(a: Tensor, b: Tensor, table: Tensor, groups: Tensor) -> Tensor:
@@ -52,18 +47,13 @@ def look_up_pairs_groups(a: Tensor, b: Tensor, table: Tensor, groups: Tensor) ->
     Returns:
         A contiguous tensor of the codes' shape and the table's dtype.
 
-    Raises:
-        ValueError: If shapes do not fit.
-        TypeError: For other types than uint8.
-
     Example:
         >>> sums = torch.arange(256.0)[:, None] + torch.arange(256.0)
         >>> a, groups = torch.tensor([[2], [2]], dtype=torch.uint8), torch.tensor([1, 0], dtype=torch.uint8)
         >>> look_up_pairs_groups(a, a, torch.stack([sums, 10 * sums]), groups).tolist()
         [[40.0], [4.0]]
     """
-    result: Tensor = look_up_pairs_operator(a, b, table, groups)
-    return result
+    return look_up_pairs_operator(a, b, table, groups)
 
 
 def plain_quantize_groups(x: Tensor, grids: Tensor, groups: Tensor, name: str | None = None) -> Tensor:
@@ -120,5 +110,4 @@ def quantize_groups(x: Tensor, grids: Tensor, groups: Tensor, *, name: str | Non
         >>> quantize_groups(torch.tensor([[4.0], [4.0]]), grids, torch.tensor([1, 0], dtype=torch.uint8)).tolist()
         [[2], [4]]
     """
-    result: Tensor = quantize_groups_operator(x, grids, groups, name)
-    return result
+    return quantize_groups_operator(x, grids, groups, name)

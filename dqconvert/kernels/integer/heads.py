@@ -85,15 +85,10 @@ def add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor
         `[rows, columns]`, or `[rows, (columns + 1) // 2]` if the finish packs; of its table's dtype, or
         uint8, or float32 without a grid.
 
-    Raises:
-        ValueError: If shapes do not fit.
-        TypeError: For another type than uint8.
-
     Example:
         >>> x = torch.tensor([[3, 5, 1, 9]], dtype=torch.uint8)
         >>> finish = Finish(factor=torch.tensor([0.5]), grid=torch.tensor([1.0, 0.0, 255.0, 0.0]))
         >>> add_heads(x, torch.tensor([1.0, 1.0, 15.0, 0.0]), 2, finish)
         tensor([[1, 6]], dtype=torch.uint8)
     """
-    result: Tensor = add_heads_operator(x, x_grid, columns, finish)
-    return result
+    return add_heads_operator(x, x_grid, columns, finish)

@@ -59,10 +59,7 @@ def unpack_weight(packed: Tensor, columns: int, depth: int) -> Tensor:
 def plain_integer_linear(
     x: Tensor, x_grid: Tensor, weight: Tensor, columns: int, packed_input: bool, finish: Finish, name: str | None = None
 ) -> Tensor:
-    """Defines what every implementation is held to.
-
-    The arguments are those of :func:`integer_linear`.
-    """
+    """Defines what every implementation is held to; the arguments are those of :func:`integer_linear`."""
     grids, dim = rows_on(x_grid, finish)
     if x.is_floating_point():
         x = plain_quantize(x, grids, dim, False, name)
@@ -213,5 +210,4 @@ def integer_linear(
     if x.dtype not in _READ and x.is_floating_point() and x.dim() == 2:
         grids, dim = rows_on(x_grid, finish)
         x = quantize(x, grids, dim, name=name)
-    result: Tensor = integer_linear_operator(x, x_grid, weight, columns, packed_input, finish, name)
-    return result
+    return integer_linear_operator(x, x_grid, weight, columns, packed_input, finish, name)

@@ -6,34 +6,32 @@ sums[i, c] = sum over the edges e to i of round_to_grid((x[sender[e], c] - zero)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dqconvert.errors import InputShapeError
 from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
-from dqconvert.kernels.cpu.integer.finish import CODES
-from dqconvert.kernels.cpu.integer.lines import lines
-from dqconvert.kernels.cpu.integer.propagate import messages_of_codes, propagate_groups, propagate_rows
+from dqconvert.kernels.cpu.integer.propagate import propagate_groups, propagate_rows
 from dqconvert.kernels.cpu.llvm.edges import LEAST
-from dqconvert.kernels.cpu.llvm.messages import BIAS, MAX, MIN, SUM
+from dqconvert.kernels.cpu.llvm.messages import SUM
 from dqconvert.kernels.cpu.llvm.vectors import AVX2
 from dqconvert.kernels.cpu.threads import balanced, run
-from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.codes import as_numbers
-from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, finish_arrays, plain_finish, room, unpack
-
-REDUCTIONS = {"sum": SUM, "mean": SUM, "max": MAX, "min": MIN}
-
-STEEPEST = 1e4
-"""Larger multipliers are as good as this one: all but zero is clamped. With them float32 rounds as it should."""
+from dqconvert.kernels.integer.finish import TAKES, Finish, fake_room, finish_arrays, plain_finish, room, unpack
+from dqconvert.kernels.integer.message_weights import (
+    REDUCTIONS,
+    STEEPEST,
+    check_all,
+    check_weight,
+    check_width,
+    group_messages,
+    messages,
+)
 
 EXACT = 1 << 23
 """Messages whose sum fits into int32, whatever the codes: 2^23 * 255 < 2^31."""
@@ -84,10 +82,7 @@ def plain_integer_propagate(
     weight: MessageWeight | None,
     finish: Finish,
 ) -> Tensor:
-    """Defines what every implementation is held to.
-
-    The arguments are those of :func:`integer_propagate`.
-    """
+    """Defines what every implementation is held to; the arguments are those of :func:`integer_propagate`."""
     codes = unpack(x, columns) if packed_input else x
     degree = ptr.diff()
     receivers = torch.arange(degree.numel(), device=x.device).repeat_interleave(degree)
@@ -158,7 +153,7 @@ def _on_cpu(
         weights, by_code, numbers = _ONE_WEIGHT, _SAME if packed_input else _NO_TABLE, (0, 0, 0, 0, zero)
     else:
         weights = array(weight.codes)
-        by_code, numbers = _messages((weight.multipliers, weight.grid), zero, packed_input)
+        by_code, numbers = messages((weight.multipliers, weight.grid), zero, packed_input)
     most = EXACT if kind == SUM else _ALL
     block = most if kind != SUM or by_code.dtype == np.float32 else min(_SHORT, most)
 
@@ -184,22 +179,6 @@ def _on_cpu(
     return out
 
 
-def _make_messages(
-    multipliers: Tensor, grid: Tensor, zero: int, packed_input: bool
-) -> tuple[NDArray[Any], tuple[int, int, int, int, int]]:
-    """Returns the table that messages are made with, and the numbers that belong to it."""
-    slopes = array(multipliers).clip(-STEEPEST, STEEPEST)
-    _, middle, top, low = CodeGrid(*map(int, grid.tolist()))
-    if packed_input:
-        return messages_of_codes(slopes, zero, middle + low, low, low + top), (0, 0, 0, 0, middle)
-    if (by_code := lines(slopes, zero, middle + low, low, top)) is not None:
-        return by_code, (0, 0, 0, 0, middle + 255 - top)
-    return slopes, (zero, middle + low, BIAS + low, BIAS + low + top, BIAS + middle + low)
-
-
-_messages = Derived(_make_messages)
-
-
 def _by_group(
     x: Tensor,
     x_grid: Tensor,
@@ -211,27 +190,14 @@ def _by_group(
     finish: Finish,
     out: Tensor,
 ) -> Tensor:
-    """Sums, or averages, of messages on grids of groups."""
+    """Computes sums, or means, of messages on grids of groups."""
     x = torch.nn.functional.pad(x, (0, max(LEAST - columns, 0)))
-    tables, zeros, numbers = _group_messages((weight.multipliers, weight.grid, x_grid))
+    tables, zeros, numbers = group_messages((weight.multipliers, weight.grid, x_grid))
     order, own = array(ptr), np.empty(0, np.uint8) if weight.groups is None else array(weight.groups)
     made = array(x), order, array(senders), own, array(weight.codes), tables, zeros, numbers
     args = (*made, mean, EXACT, columns, finish_arrays(finish, columns), array(out))
     run(lambda _, start, stop: propagate_groups(*args, start, stop), balanced(order, -(-columns // _BYTES)))
     return out
-
-
-def _make_group_messages(
-    multipliers: Tensor, grid: Tensor, x_grid: Tensor
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Returns multipliers, the zero of each group of senders, and what belongs to each group of receivers."""
-    _, middle, top, low = grid.round().to(torch.int64).t()
-    numbers = torch.stack([middle + low, BIAS + low, BIAS + low + top, BIAS + middle + low], 1)
-    slopes = array(multipliers).clip(-STEEPEST, STEEPEST)
-    return slopes, array(x_grid[:, 1].to(torch.int64)).copy(), array(numbers.contiguous()).copy()
-
-
-_group_messages = Derived(_make_group_messages)
 
 
 def _pack_whole(columns: int, heads: int) -> bool:
@@ -241,27 +207,6 @@ def _pack_whole(columns: int, heads: int) -> bool:
 
 def _fake(x: Tensor, x_grid: Tensor, ptr: Tensor, senders: Tensor, columns: int, *rest: Any) -> Tensor:
     return fake_room(x, ptr.numel() - 1, columns, rest[-1])
-
-
-def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
-    x, x_grid, _, _, columns, packed_input, reduce, weight, multipliers, message_grid, groups, *finish = args
-    _check_width(x, columns, packed_input)
-    weighed = [part is None for part in (weight, multipliers, message_grid)]
-    if any(weighed) != all(weighed) or (weight is not None and (weight.size(1) == 0 or columns % weight.size(1) != 0)):
-        raise _unweighed(sizes["edges"], columns, weight)
-    several = multipliers is not None and multipliers.dim() == 3
-    if several:
-        counts, ends = multipliers.shape[:2], (len(message_grid), len(x_grid))
-        sides = zip(counts, (finish[-1], groups), strict=True)
-        known = counts == ends and all(count > 0 and (count == 1 or own is not None) for count, own in sides)
-        if x_grid.dim() != 2 or message_grid.dim() != 2 or not known or REDUCTIONS[reduce] != SUM:
-            raise InputShapeError(
-                f"messages between {tuple(counts)} groups of receivers and senders take grids of as many, the group of "
-                f"each node, and a sum or mean; got grids of {ends}, and {reduce!r}"
-            )
-    elif x_grid.dim() != 1 or (message_grid is not None and message_grid.dim() != 1):
-        raise InputShapeError("rows on grids of groups take a weight for each pair of groups")
-    check(Finish(*finish), sizes["nodes"], columns)
 
 
 def _check_types(
@@ -277,13 +222,13 @@ def _check_types(
 ) -> None:
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}, got {reduce!r}")
-    _check_width(x, columns, packed_input)
+    check_width(x, columns, packed_input)
     if x.dtype != torch.uint8:
         raise TypeError(f"x must be uint8 codes, got {x.dtype}")
     if ptr.dtype != torch.int64 or senders.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"expected int64 ptr and int32 or int64 senders, got {ptr.dtype} and {senders.dtype}")
     if weight is not None:
-        _check_weight(weight, senders.numel(), columns)
+        check_weight(*weight[:3], senders.numel(), columns)
 
 
 integer_propagate_operator = Operator(
@@ -307,7 +252,7 @@ integer_propagate_operator = Operator(
         sender_groups="uint8? [rows]",
         **TAKES,
         orders=(("ptr", "senders", "rows"),),
-        also=_check,
+        also=check_all,
     ),
 )
 
@@ -358,31 +303,4 @@ def integer_propagate(
         tensor([[5, 6],
                 [5, 6]], dtype=torch.uint8)
     """
-    result: Tensor = integer_propagate_operator(x, x_grid, ptr, senders, columns, packed_input, reduce, weight, finish)
-    return result
-
-
-def _check_width(x: Tensor, columns: int, packed_input: bool) -> None:
-    width = (columns + 1) // 2 if packed_input else columns
-    if x.dim() != 2 or x.size(1) != width:
-        given = ("num_senders", *x.shape[1:])  # how many are left of those that a user knows says nothing to them
-        raise InputShapeError(f"{columns} columns take x of shape {('num_senders', width)}, got {given}")
-
-
-def _unweighed(edges: int, columns: int, weight: Tensor | None) -> InputShapeError:
-    given = None if weight is None else tuple(weight.shape)
-    return InputShapeError(
-        f"{edges} edges of {columns} columns take weight codes {('num_edges', 'heads')}, of which the heads divide "
-        f"the columns; got {given}"
-    )
-
-
-def _check_weight(weight: MessageWeight, edges: int, columns: int) -> None:
-    codes, multipliers, grid, _ = weight
-    if codes.dim() != 2 or codes.size(0) != edges or codes.size(1) == 0 or columns % codes.size(1) != 0:
-        raise _unweighed(edges, columns, codes)
-    if codes.dtype != torch.uint8 or multipliers.dtype != torch.float32:
-        raise TypeError(f"expected uint8 codes and float32 multipliers, got {codes.dtype} and {multipliers.dtype}")
-    if multipliers.dim() < 3 and (multipliers.shape != (CODES,) or grid.shape != (4,)):
-        shapes = tuple(multipliers.shape), tuple(grid.shape)
-        raise ValueError(f"expected multipliers {(CODES,)} and a grid {(4,)}, got {shapes[0]} and {shapes[1]}")
+    return integer_propagate_operator(x, x_grid, ptr, senders, columns, packed_input, reduce, weight, finish)

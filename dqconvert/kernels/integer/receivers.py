@@ -207,5 +207,4 @@ def gcn_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tens
         >>> gcn_codes(*order, torch.tensor([0.01, 0.0, 255.0, 0.0])).tolist()
         [[100], [71], [50]]
     """
-    result: Tensor = gcn_codes_operator(ptr, senders, roots, grid)
-    return result
+    return gcn_codes_operator(ptr, senders, roots, grid)

@@ -127,18 +127,13 @@ def quantize_sum(terms: list[Tensor], weights: list[Tensor], grid: Tensor, group
     Returns:
         uint8 `[rows, columns]`.
 
-    Raises:
-        ValueError: If shapes do not fit.
-        TypeError: For terms of other types.
-
     Example:
         >>> codes, values = torch.tensor([[2, 0]], dtype=torch.uint8), torch.tensor([[1.0, 4.0]])
         >>> weights = [torch.arange(256) * 0.5, torch.tensor([2.0])]
         >>> quantize_sum([codes, values], weights, torch.tensor([1.0, 3.0, 15.0, 0.0]))
         tensor([[ 6, 11]], dtype=torch.uint8)
     """
-    result: Tensor = quantize_sum_operator(terms, weights, grid, groups)
-    return result
+    return quantize_sum_operator(terms, weights, grid, groups)
 
 
 def _check(terms: list[Tensor], weights: list[Tensor], grid: Tensor, groups: Tensor | None = None) -> None:

@@ -140,8 +140,7 @@ def look_up(codes: Tensor, table: Tensor, *, packed: bool = False) -> Tensor:
         >>> look_up(torch.tensor([[2, 0]], dtype=torch.uint8), torch.arange(256) * 0.5)
         tensor([[1., 0.]])
     """
-    result: Tensor = look_up_operator(codes, table, packed, None)
-    return result
+    return look_up_operator(codes, table, packed, None)
 
 
 def plain_look_up_pairs(a: Tensor, b: Tensor, table: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -198,17 +197,12 @@ def look_up_pairs(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
     Returns:
         A contiguous tensor of the codes' shape and the table's dtype.
 
-    Raises:
-        ValueError: If shapes do not fit.
-        TypeError: For another type than uint8.
-
     Example:
         >>> sums = torch.arange(256.0)[:, None] + torch.arange(256.0)
         >>> look_up_pairs(torch.tensor([2], dtype=torch.uint8), torch.tensor([3], dtype=torch.uint8), sums)
         tensor([5.])
     """
-    result: Tensor = look_up_pairs_operator(a, b, table, None)
-    return result
+    return look_up_pairs_operator(a, b, table, None)
 
 
 def _check_codes(*codes: Tensor) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dqconvert.kernels.cpu.llvm.multiply import groups_of, multiply, pack
+from dqconvert.kernels.cpu.llvm.multiply import multiply, pack, vectors_of
 from dqconvert.kernels.cpu.llvm.vectors import VECTOR
 
 RANDOM = np.random.default_rng(0)
@@ -21,7 +21,7 @@ def whole(shape, dtype):
 def check(rows, depth, columns, dtype, *, packed=True, fresh=True, transposed=False, pad=0):
     """`c = a @ b` or `c += a @ b`; what lies beside `c` and behind its last row stays as it was."""
     a, b = whole((rows, depth), dtype), whole((depth, columns), dtype)
-    lanes, groups = VECTOR // a.itemsize, int(groups_of(columns, a.itemsize))
+    lanes, groups = VECTOR // a.itemsize, int(vectors_of(columns, a.itemsize))
     wide, begin = groups * lanes, 3
     room = wide + pad
     before = whole(begin + (rows + 1) * room, dtype)
@@ -99,7 +99,7 @@ def test_sums_are_as_near_as_their_depth_allows(dtype, tolerance):
             depth,
             pack(b),
             0,
-            int(groups_of(16, a.itemsize)),
+            int(vectors_of(16, a.itemsize)),
             c.reshape(-1),
             0,
             16,
@@ -114,7 +114,7 @@ def test_sums_are_as_near_as_their_depth_allows(dtype, tolerance):
 def test_what_is_not_finite_stays_in_its_row_and_column(value):
     a, b = np.ones((7, 4), np.float32), np.ones((4, 20), np.float32)
     a[2, 1], b[3, 5] = value, value
-    groups = int(groups_of(20, 4))
+    groups = int(vectors_of(20, 4))
     wide = groups * VECTOR // 4  # whole vectors are written, of however many values this processor's are
     c = np.empty((7, wide), np.float32)
     multiply(a.reshape(-1), 0, 4, 1, 7, 4, pack(b), 0, groups, c.reshape(-1), 0, wide, True)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.integer.finish import finish_row, group_of, pointed
+from dqconvert.kernels.cpu.integer.finish import finish_row, pointed
 from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.tile import group_of
 from dqconvert.kernels.integer.codes import quantize
 from dqconvert.kernels.integer.finish import Finish, check, finish_arrays, pack, plain_finish, room, unpack
 
@@ -22,11 +23,11 @@ TABLES = ("plane", "none", "by code", "by column", "with other", "a line", "line
 
 
 @loop
-def finish_rows(sums, columns, shares, steps, out):  # type: ignore[no-untyped-def]
-    codes, ends = np.empty(columns, np.uint8), pointed(steps, columns)
+def finish_rows(sums, columns, shares, finish, out):  # type: ignore[no-untyped-def]
+    codes, ends = np.empty(columns, np.uint8), pointed(finish, columns)
     for row in range(shares.size):
         to = pointer(out, row * out.shape[1])
-        own = group_of(steps.group, row, steps.number)
+        own = group_of(finish.group, row, finish.number)
         finish_row(pointer(sums, row * columns), row, own, shares[row], ends, pointer(codes, 0), to)
 
 

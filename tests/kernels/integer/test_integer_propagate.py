@@ -15,8 +15,8 @@ from dqconvert.kernels.cpu.integer.propagate import messages_of_codes, plan_stri
 from dqconvert.kernels.cpu.llvm.vectors import AVX2
 from dqconvert.kernels.integer import propagate as module
 from dqconvert.kernels.integer.finish import Finish, pack, plain_finish, unpack
+from dqconvert.kernels.integer.message_weights import REDUCTIONS
 from dqconvert.kernels.integer.propagate import (
-    REDUCTIONS,
     MessageWeight,
     integer_propagate,
     integer_propagate_operator,

@@ -6,9 +6,10 @@ import numpy as np
 
 from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.integer.finish import end_of_group, group_of, pack_row, values_on_grid
+from dqconvert.kernels.cpu.integer.finish import end_of_group, pack_row, values_on_grid
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.requantize import quantize_span
+from dqconvert.kernels.cpu.tile import group_of
 
 
 @loop
@@ -25,13 +26,13 @@ def quantize_part(x, codes, of_grid, start, stop):  # type: ignore[no-untyped-de
 
 @loop
 def grid_at(grids, own):  # type: ignore[no-untyped-def]
-    """Returns a grid of several, `[groups, 4]`."""
+    """Returns one of several grids, `[groups, 4]`."""
     return CodeGrid(grids[own, 0], grids[own, 1], grids[own, 2], grids[own, 3])
 
 
 @loop
 def quantize_rows(x, grids, group, codes, columns, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop`, each on the grid of its group; True if one of the values is NaN."""
+    """Quantizes rows `start` to `stop`, each to the grid of its group; True if one of the values is NaN."""
     missing, row = False, start
     while row < stop:
         own, end = group_of(group, row, grids.shape[0]), end_of_group(group, row, stop)

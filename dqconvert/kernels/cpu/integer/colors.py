@@ -12,12 +12,12 @@ _SHORT = 64
 
 
 def hash_table(entries: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """For places by hash: half empty, and -1 everywhere."""
+    """Returns an empty hash table, all -1, that so many entries fill by half at most."""
     return np.full(1 << max(2 * entries - 1, 1).bit_length(), -1, np.int32)
 
 
 @loop
-def mixed(value):  # type: ignore[no-untyped-def]
+def splitmix(value):  # type: ignore[no-untyped-def]
     """Spreads a number over 64 bits: the finalizer of splitmix64 (Steele, Lea and Flood, 2014)."""
     value = np.uint64(value) + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -31,7 +31,7 @@ def hash_rows(x, hashes, start, stop):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         row, found = pointer(x, i * columns), np.uint64(0)
         for c in range(columns):
-            found = mixed(found ^ np.uint64(row[c]))
+            found = splitmix(found ^ np.uint64(row[c]))
         hashes[i] = found
 
 
@@ -73,7 +73,7 @@ def equal_to_first(x, colors, start, stop):  # type: ignore[no-untyped-def]
 
 @loop
 def count_equal(x, pairs):  # type: ignore[no-untyped-def]
-    """Of pairs that lie apart by all distances, how many are equal."""
+    """Counts the equal ones among some pairs of rows, which lie apart by all distances."""
     rows, found = x.shape[0], 0
     for k in range(pairs):
         i = k * rows // pairs
@@ -84,18 +84,18 @@ def count_equal(x, pairs):  # type: ignore[no-untyped-def]
 
 @loop
 def hash_messages(colors, sent, ptr, senders, hashes, start, stop):  # type: ignore[no-untyped-def]
-    """In whatever order the messages come."""
+    """Hashes the color of each node and of the messages to it, in whatever order they come."""
     color = pointer(sent, 0)
     for i in range(start, stop):
         total, sender = np.uint64(0), pointer(senders, ptr[i])
         for e in range(ptr[i + 1] - ptr[i]):
-            total += mixed(color[sender[e]])
-        hashes[i] = mixed(total ^ mixed(~np.uint64(colors[i])))
+            total += splitmix(color[sender[e]])
+        hashes[i] = splitmix(total ^ splitmix(~np.uint64(colors[i])))
 
 
 @loop
 def match_hashes(hashes, table, found):  # type: ignore[no-untyped-def]
-    """As :func:`match_rows`, by the hashes alone."""
+    """Does what :func:`match_rows` does, by the hashes alone."""
     mask = np.uint64(table.size - 1)
     for i in range(found.size):
         place = hashes[i] & mask
@@ -108,7 +108,7 @@ def match_hashes(hashes, table, found):  # type: ignore[no-untyped-def]
 
 @loop
 def have_messages(colors, sent, ptr, senders, found, start, stop):  # type: ignore[no-untyped-def]
-    """True if nodes are as those that were found for them."""
+    """True if each node has the color of the one found for it, and receives equal messages."""
     one, other = np.empty(_SHORT, np.int32), np.empty(_SHORT, np.int32)
     for i in range(start, stop):
         j = found[i]
@@ -119,7 +119,7 @@ def have_messages(colors, sent, ptr, senders, found, start, stop):  # type: igno
 
 @loop
 def match_messages(colors, sent, ptr, senders, hashes, table, found):  # type: ignore[no-untyped-def]
-    """As :func:`match_rows`."""
+    """Does what :func:`match_rows` does, of the color of each node and the messages to it."""
     mask = np.uint64(table.size - 1)
     one, other = np.empty(_SHORT, np.int32), np.empty(_SHORT, np.int32)
     for i in range(found.size):
@@ -141,7 +141,7 @@ def match_messages(colors, sent, ptr, senders, hashes, table, found):  # type: i
 
 @loop
 def equal_messages(sent, ptr, senders, i, j, one, other):  # type: ignore[no-untyped-def]
-    """`one` and `other` are room to sort short lists in."""
+    """True if two nodes receive equal messages, in any order; `one` and `other`: scratch space for short lists."""
     count = ptr[i + 1] - ptr[i]
     if ptr[j + 1] - ptr[j] != count:
         return False
@@ -168,7 +168,7 @@ def equal_messages(sent, ptr, senders, i, j, one, other):  # type: ignore[no-unt
 
 @loop
 def insert(value, line, count):  # type: ignore[no-untyped-def]
-    """Into a line that is short, and in order; behind a long one."""
+    """Inserts a value into a short line that is sorted; appends it to a long one, which is sorted later."""
     place = count
     if line.size <= _SHORT:
         while place > 0 and line[place - 1] > value:
@@ -179,7 +179,7 @@ def insert(value, line, count):  # type: ignore[no-untyped-def]
 
 @loop
 def number_colors(colors, place, rows):  # type: ignore[no-untyped-def]
-    """Numbers the colors in the order of their first nodes; how many there are."""
+    """Numbers the colors in the order of their first nodes; returns how many there are."""
     count = 0
     for i in range(colors.size):
         if colors[i] == i:

@@ -10,7 +10,7 @@ from dqconvert.kernels.cpu.llvm.memory import AHEAD, LINE, pointer, prefetch
 
 @loop
 def multiply_rows(a, a_rows, b, b_rows, a_zero, b_zero, factor, found, start, stop):  # type: ignore[no-untyped-def]
-    """Edges `start` to `stop`; False if one ends nowhere."""
+    """Computes the products of edges `start` to `stop`; False if one ends at no node."""
     width, heads, last = a.shape[1], found.shape[1], a_rows.size - 1
     columns = width // heads
     for e in range(start, stop):

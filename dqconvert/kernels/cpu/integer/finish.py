@@ -17,8 +17,8 @@ GRID = 2
 """How many numbers stand for a table: zero and scale."""
 
 
-class PointedSteps(NamedTuple):
-    """Steps as they are handed on for every row: an array that is passed on is counted each time, a pointer is not.
+class PointedFinish(NamedTuple):
+    """A finish as it is handed on for every row: numba counts references to an array each time, but none to a pointer.
 
     Attributes: those of :class:`dqconvert.kernels.integer.finish.FinishArrays`, and of each group
         columns, ramps, planes, entries: How many there are: of factors, of what stands for tables, and of tables.
@@ -45,70 +45,59 @@ class PointedSteps(NamedTuple):
 
 
 @loop
-def pointed(steps, columns):  # type: ignore[no-untyped-def]
-    """Returns steps by pointers into them: whoever uses these keeps `steps`."""
-    number = steps.number
-    return PointedSteps(
+def pointed(finish, columns):  # type: ignore[no-untyped-def]
+    """Returns pointers into a finish, which whoever uses them keeps alive."""
+    number = finish.number
+    return PointedFinish(
         columns,
-        pointer(steps.factor, 0),
-        pointer(steps.bias, 0),
-        pointer(steps.grid, 0),
-        steps.kind,
-        pointer(steps.ramp, 0),
-        steps.ramp.size // number,
-        pointer(steps.plane, 0),
-        steps.plane.size // number,
-        pointer(steps.table, 0),
-        steps.table.size // number,
-        steps.by_column,
-        pointer(steps.other, 0),
-        steps.other.size,
-        steps.packed,
-        pointer(steps.shares, 0),
-        steps.shares.size > 0,
+        pointer(finish.factor, 0),
+        pointer(finish.bias, 0),
+        pointer(finish.grid, 0),
+        finish.kind,
+        pointer(finish.ramp, 0),
+        finish.ramp.size // number,
+        pointer(finish.plane, 0),
+        finish.plane.size // number,
+        pointer(finish.table, 0),
+        finish.table.size // number,
+        finish.by_column,
+        pointer(finish.other, 0),
+        finish.other.size,
+        finish.packed,
+        pointer(finish.shares, 0),
+        finish.shares.size > 0,
     )
 
 
 @loop
-def finish_row(line, row, own, share, steps, codes, to):  # type: ignore[no-untyped-def]
-    """One row, `row`, of sums, to `to`, as its group, `own`, ends, by :func:`pointed` steps; all by pointers.
+def finish_row(line, row, own, share, finish, codes, to):  # type: ignore[no-untyped-def]
+    """Requantizes row `row` of sums, which is in group `own`, to `to`; `finish`: from :func:`pointed`.
 
-    `share`: float32, what the row is multiplied by behind the factor, with its share of the steps. `codes`: uint8
+    `share`: float32, what the row is multiplied by behind the factor, besides its share of the finish. `codes`: uint8
     `[columns]`, to work with.
     """
-    columns = steps.columns
-    if steps.shared:
-        share = share * steps.shares[row]
+    columns = finish.columns
+    if finish.shared:
+        share = share * finish.shares[row]
     finish_pointed(
         line,
         columns,
         share,
-        further(steps.factor, own * columns),
-        steps.bias,
-        further(steps.grid, 4 * own),
-        steps.kind,
-        further(steps.ramp, own * steps.ramps),
-        further(steps.plane, own * steps.planes),
-        further(steps.table, own * steps.entries),
-        steps.entries,
-        steps.by_column,
-        further(steps.other, row * columns if steps.others > 0 else 0),
-        steps.others,
-        steps.packed,
+        further(finish.factor, own * columns),
+        finish.bias,
+        further(finish.grid, 4 * own),
+        finish.kind,
+        further(finish.ramp, own * finish.ramps),
+        further(finish.plane, own * finish.planes),
+        further(finish.table, own * finish.entries),
+        finish.entries,
+        finish.by_column,
+        further(finish.other, row * columns if finish.others > 0 else 0),
+        finish.others,
+        finish.packed,
         codes,
         to,
     )
-
-
-@loop
-def group_of(group, row, count):  # type: ignore[no-untyped-def]
-    """Returns the group of a row, of `count` that there are; 0 if none are given.
-
-    None stands for none where a look at an empty array costs too much, for every row: loops are compiled for it.
-    """
-    if group is None:
-        return 0
-    return min(np.intp(group[row]), count - 1) if group.size > 0 else 0
 
 
 @loop
@@ -140,7 +129,7 @@ def finish_pointed(  # type: ignore[no-untyped-def]
     codes,
     to,
 ):
-    """:func:`finish_row`, by pointers and how many entries are behind them."""
+    """Does what :func:`finish_row` does, given pointers and how many entries are behind them."""
     if kind == AS_VALUES:
         values_of_sums(line, columns, factor, share, bias, to)
         return
@@ -164,14 +153,14 @@ def straight(line, columns, factor, share, bias, grid, kind, ramp, plane, other,
 
 @loop
 def values_of_sums(line, count, factor, share, bias, to):  # type: ignore[no-untyped-def]
-    """Values instead of codes: float32, as training has them but for the rounding of its sums."""
+    """Scales sums to float32 values, where no grid follows."""
     for c in range(count):
         to[c] = np.float32(line[c]) * factor[c] * share + bias[c]
 
 
 @loop
 def pack_row(codes, columns, to):  # type: ignore[no-untyped-def]
-    """Codes below 16, two to a byte."""
+    """Packs codes below 16 two to a byte."""
     half = columns // 2
     for c in range(half):
         to[c] = codes[2 * c] | (codes[2 * c + 1] << 4)
@@ -181,7 +170,7 @@ def pack_row(codes, columns, to):  # type: ignore[no-untyped-def]
 
 @loop
 def look_up_row(codes, columns, table, entries, by_column, other, others, to):  # type: ignore[no-untyped-def]
-    """Looks the codes of a row up."""
+    """Looks up the codes of a row."""
     if entries == GRID:
         values_on_grid(codes, columns, table[0], table[1], to)
     elif others > 0:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.integer.finish import finish_row, group_of, pointed
+from dqconvert.kernels.cpu.integer.finish import finish_row, pointed
 from dqconvert.kernels.cpu.llvm.memory import pointer
+from dqconvert.kernels.cpu.tile import group_of
 
 
 @loop
-def add_rows(x, zero, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop`."""
+def add_rows(x, zero, columns, finish, out, start, stop):  # type: ignore[no-untyped-def]
+    """Adds up the heads of rows `start` to `stop`, and requantizes the sums."""
     sums, codes, one = np.empty(columns, np.int32), np.empty(columns, np.uint8), np.float32(1)
-    heads, ends = x.shape[1] // columns, pointed(steps, columns)
+    heads, ends = x.shape[1] // columns, pointed(finish, columns)
     nothing = np.int32(heads * zero)
     for row in range(start, stop):
         sums[:] = -nothing
         for h in range(heads):
             add_head(pointer(x, row * x.shape[1] + h * columns), columns, sums)
-        own = group_of(steps.group, row, steps.number)
+        own = group_of(finish.group, row, finish.number)
         finish_row(pointer(sums, 0), row, own, one, ends, pointer(codes, 0), pointer(out, row * out.shape[1]))
 
 

@@ -7,10 +7,11 @@ import numpy as np
 from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import code_of_value, grid_at, quantize_values
-from dqconvert.kernels.cpu.integer.finish import finish_pointed, finish_row, group_of, pointed
+from dqconvert.kernels.cpu.integer.finish import finish_pointed, finish_row, pointed
 from dqconvert.kernels.cpu.llvm.listed import list_values, multiply_listed
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.multiply import GROUP, multiply_pairs
+from dqconvert.kernels.cpu.tile import group_of
 
 ROWS = 48
 """Rows that are worked on together: a multiple of the strips' height."""
@@ -32,8 +33,8 @@ EXACT = 1 << 14
 
 
 @loop
-def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, steps, out, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop`; `pairs`: of the whole depth. True if there is NaN among the values.
+def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, finish, out, start, stop):  # type: ignore[no-untyped-def]
+    """Computes rows `start` to `stop`; True if there is NaN among the values. `pairs`: of the whole depth.
 
     `grids`: float32 `[groups, 4]`, that of the rows of each group; None: all have `of_grid`.
     """
@@ -42,20 +43,18 @@ def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, steps, 
     tile, sums = np.zeros(ROWS * a_row, np.int16), np.zeros(ROWS * c_row, np.int32)
     totals = np.zeros(ROWS * c_row if pairs > EXACT else 0, np.int64)
     # Where zero has the grid's own code, a value of zero adds nothing: rows that are mostly zeros are listed.
-    listing = (
-        x.itemsize > 1 and x.shape[1] >= WIDE and code_of_value(np.float32(0), grid) == grid.zero
-    )  # zeros are left out of products
+    listing = x.itemsize > 1 and x.shape[1] >= WIDE and code_of_value(np.float32(0), grid) == grid.zero
     if grids is not None:
         for own in range(grids.shape[0]):
             listing &= code_of_value(np.float32(0), grid_at(grids, own)) == grids[own, 1]
     room = ROWS * a_row if listing else 0
     places, factors, counts = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(ROWS, np.int64)
-    group, ends = steps.group, pointed(steps, columns)
+    group, ends = finish.group, pointed(finish, columns)
     codes, one, missing = np.empty(columns, np.uint8), np.float32(1), False
     # Rows of few columns are requantized as one long row: what is left of a vector costs as much as a whole one.
-    alike = not (steps.packed or steps.by_column or steps.shares.size > 0) and steps.number == 1
+    alike = not (finish.packed or finish.by_column or finish.shares.size > 0) and finish.number == 1
     joined = columns <= NARROW and totals.size == 0 and alike and stop - start >= ROWS
-    many = join_rows(steps, ROWS if joined else 0)
+    many = join_rows(finish, ROWS if joined else 0)
     for first in range(start, stop, ROWS):
         rows = min(ROWS, stop - first)
         totals[:] = 0
@@ -81,10 +80,10 @@ def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, steps, 
                 for i in range(rows * c_row):
                     totals[i] += sums[i]
         if joined and rows == ROWS:
-            finish_joined(sums, c_row, columns, first, many, steps, out)
+            finish_joined(sums, c_row, columns, first, many, finish, out)
             continue
         for r in range(rows):
-            own, to = group_of(group, first + r, steps.number), pointer(out, (first + r) * out.shape[1])
+            own, to = group_of(group, first + r, finish.number), pointer(out, (first + r) * out.shape[1])
             if totals.size > 0:
                 finish_row(pointer(totals, r * c_row), first + r, own, one, ends, pointer(codes, 0), to)
             else:
@@ -93,22 +92,22 @@ def linear_rows(x, packed_input, of_grid, grids, weight, pairs, columns, steps, 
 
 
 @loop
-def join_rows(steps, rows):  # type: ignore[no-untyped-def]
-    """Factors, biases and ramps of so many rows, one behind the other; and room for their sums and their codes."""
-    columns = steps.factor.size
+def join_rows(finish, rows):  # type: ignore[no-untyped-def]
+    """Repeats factors, biases and ramps for so many rows; returns them, and room for the rows' sums and codes."""
+    columns = finish.factor.size
     count = rows * columns
     factor, bias = np.empty(count, np.float32), np.empty(count, np.float32)
-    ramp = np.empty((4, count if steps.ramp.size > 0 else 0), np.float32)
+    ramp = np.empty((4, count if finish.ramp.size > 0 else 0), np.float32)
     for at in range(count):
         column = at % columns
-        factor[at], bias[at] = steps.factor[column], steps.bias[column]
-        for part in range(4 if steps.ramp.size > 0 else 0):
-            ramp[part, at] = steps.ramp[part * columns + column]
+        factor[at], bias[at] = finish.factor[column], finish.bias[column]
+        for part in range(4 if finish.ramp.size > 0 else 0):
+            ramp[part, at] = finish.ramp[part * columns + column]
     return factor, bias, ramp, np.empty(count, np.int32), np.empty(count, np.uint8)
 
 
 @loop
-def finish_joined(sums, c_row, columns, first, many, steps, out):  # type: ignore[no-untyped-def]
+def finish_joined(sums, c_row, columns, first, many, finish, out):  # type: ignore[no-untyped-def]
     """Requantizes the sums of the rows from `first` on as one row, by what :func:`join_rows` made of as many."""
     factor, bias, ramp, line, codes = many
     for r in range(line.size // columns):
@@ -121,15 +120,15 @@ def finish_joined(sums, c_row, columns, first, many, steps, out):  # type: ignor
         np.float32(1),
         pointer(factor, 0),
         pointer(bias, 0),
-        pointer(steps.grid, 0),
-        steps.kind,
+        pointer(finish.grid, 0),
+        finish.kind,
         pointer(ramp, 0),
-        pointer(steps.plane, 0),
-        pointer(steps.table, 0),
-        steps.table.size,
+        pointer(finish.plane, 0),
+        pointer(finish.table, 0),
+        finish.table.size,
         False,
-        pointer(steps.other, first * columns if steps.other.size > 0 else 0),
-        steps.other.size,
+        pointer(finish.other, first * columns if finish.other.size > 0 else 0),
+        finish.other.size,
         False,
         pointer(codes, 0),
         pointer(out, first * columns),
@@ -146,7 +145,7 @@ def grid_of(grid, grids, group, row):  # type: ignore[no-untyped-def]
 
 @loop
 def list_tile(x, of_all, grids, group, first, rows, span, places, factors, apart, counts):  # type: ignore[no-untyped-def]
-    """Lists what is not zero in a span of columns of a few rows. Whether it is little; whether there is NaN."""
+    """Lists what is not zero in a span of columns of a few rows; returns whether that is little, and any NaN."""
     width, missing, (start, stop) = x.shape[1], False, span
     count = min(stop, width) - start
     for r in range(rows):
@@ -160,7 +159,7 @@ def list_tile(x, of_all, grids, group, first, rows, span, places, factors, apart
 
 @loop
 def read_tile(x, packed_input, of_all, grids, group, first, rows, span, tile, a_row):  # type: ignore[no-untyped-def]
-    """A span of columns of a few rows of `x`, centred; what is not there is zero. Whether there is NaN."""
+    """Reads a span of columns of a few rows less their zero point, filled up with zeros; True if there is NaN."""
     width, missing, (start, stop) = x.shape[1], False, span
     count = min(stop, 2 * width if packed_input else width) - start
     whole = count == width and grids is None  # rows that lie one behind the other, on one grid

@@ -39,7 +39,7 @@ def _cached(multipliers: bytes, zero: int, middle: int, low: int, top: int) -> N
 
 
 def lines(multipliers: NDArray[Any], zero: int, middle: int, low: int, top: int) -> NDArray[Any] | None:
-    """int8 `[weights, 80]`, an entry for each multiplier; None if there are messages that none gives.
+    """Returns int8 `[weights, 80]`, an entry for each multiplier; None if there are messages that none gives.
 
     Args:
         multipliers: float32 `[weights]`, finite.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
-from dqconvert.kernels.cpu.integer.finish import finish_row, group_of, pointed
+from dqconvert.kernels.cpu.integer.finish import finish_row, pointed
 from dqconvert.kernels.cpu.integer.lines import message_of
 from dqconvert.kernels.cpu.llvm.edges import LEAST, MADE, MOST, reduce_edges
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.messages import SUM
+from dqconvert.kernels.cpu.tile import group_of
 
 
 @loop
@@ -41,7 +42,7 @@ def plan_strips(all_size, row_size, heads, summed, widest):  # type: ignore[no-u
 
 @loop
 def strip_size(left, row_size, summed, widest):  # type: ignore[no-untyped-def]
-    """Of the strip for the first of the `left` bytes: rather one of which a quarter is not needed than two."""
+    """Returns the size of a strip for the first of `left` bytes: one that is a quarter too wide rather than two."""
     size = widest
     while size > LEAST and (4 * left <= 3 * size or size > row_size):
         size //= 2
@@ -68,12 +69,12 @@ def propagate_rows(  # type: ignore[no-untyped-def]
     most,
     size,
     columns,
-    steps,
+    finish,
     out,
     start,
     stop,
 ):
-    """Nodes `start` to `stop`.
+    """Reduces the messages to each of the nodes `start` to `stop`, and requantizes the sums.
 
     `table`: see :mod:`dqconvert.kernels.cpu.llvm.edges`. `per_byte`: columns in a byte of the rows. `numbers`:
     zeros of the rows and of the messages, lowest and highest message, as the strips take them, and by how much each
@@ -91,11 +92,11 @@ def propagate_rows(  # type: ignore[no-untyped-def]
         width += plan[part, 4] * per_byte
     found = np.empty(MOST * per_byte, np.int32)
     sums, totals = np.empty(width, np.int32), np.empty(width, np.int64)
-    codes, one, ends = np.empty(columns, np.uint8), np.float32(1), pointed(steps, columns)
+    codes, one, ends = np.empty(columns, np.uint8), np.float32(1), pointed(finish, columns)
     last = senders.size - 1
     for row in range(start, stop):
         first, end, to_row = ptr[row], ptr[row + 1], pointer(out, row * out.shape[1])
-        own = group_of(steps.group, row, steps.number)
+        own = group_of(finish.group, row, finish.number)
         if first == end:  # a node without edges: its sum is zero, and so is its largest and smallest message
             sums[:] = 0
             finish_row(pointer(sums, 0), row, own, one, ends, pointer(codes, 0), to_row)
@@ -158,12 +159,12 @@ def propagate_groups(  # type: ignore[no-untyped-def]
     mean,
     most,
     columns,
-    steps,
+    finish,
     out,
     start,
     stop,
 ):
-    """Nodes `start` to `stop`, whose messages are on the grid of their group, made of rows on that of their sender's.
+    """Does what `propagate_rows` does, with messages on the grid of the receiver's group, of rows on the sender's.
 
     `own`: uint8, the group of each row of `x`, or empty. `tables`: float32 `[groups of receivers, groups of senders,
     256]`. `zeros`: of each group of senders. `numbers`: of each group of receivers, see `propagate_rows`: the zero of
@@ -175,9 +176,9 @@ def propagate_groups(  # type: ignore[no-untyped-def]
     for part in range(plan.shape[0]):
         width += plan[part, 4]
     found, sums, totals = np.empty(MOST, np.int32), np.empty(width, np.int32), np.empty(width, np.int64)
-    codes, one, last, ends = np.empty(columns, np.uint8), np.float32(1), senders.size - 1, pointed(steps, columns)
+    codes, one, last, ends = np.empty(columns, np.uint8), np.float32(1), senders.size - 1, pointed(finish, columns)
     for row in range(start, stop):
-        first, end, group = ptr[row], ptr[row + 1], group_of(steps.group, row, tables.shape[0])
+        first, end, group = ptr[row], ptr[row + 1], group_of(finish.group, row, tables.shape[0])
         middle, low, high = np.int32(numbers[group, 0]), np.int32(numbers[group, 1]), np.int32(numbers[group, 2])
         wide = end - first > most
         totals[:] = 0
@@ -219,7 +220,7 @@ def propagate_groups(  # type: ignore[no-untyped-def]
                 for c in range(width):
                     totals[c] += sums[c]
         share = one / np.float32(end - first) if mean and end > first else one
-        ends_as, to_row = group_of(steps.group, row, steps.number), pointer(out, row * out.shape[1])
+        ends_as, to_row = group_of(finish.group, row, finish.number), pointer(out, row * out.shape[1])
         if wide:
             finish_row(pointer(totals, 0), row, ends_as, share, ends, pointer(codes, 0), to_row)
         else:
@@ -228,7 +229,7 @@ def propagate_groups(  # type: ignore[no-untyped-def]
 
 @loop
 def take_over(found, count, beyond, fresh, sums):  # type: ignore[no-untyped-def]
-    """Sums of a block of edges, less what is `beyond` them (to 2^32, as they are)."""
+    """Adds the sums of a block of edges, less the `beyond` by which they are too large, modulo 2^32."""
     # Messages come out too large by a constant each. Sums may wrap around on the way: differences to 2^32 are right.
     less = np.int32(np.uint32(beyond & 0xFFFFFFFF))
     if fresh:
@@ -241,7 +242,7 @@ def take_over(found, count, beyond, fresh, sums):  # type: ignore[no-untyped-def
 
 @loop
 def messages_of_codes(multipliers, zero, middle, low, high):  # type: ignore[no-untyped-def]
-    """uint8 `[256, 16]`: the message of a weight's code and a code below 16, counted from the lowest message.
+    """Returns the message of a weight's code and a code below 16, above the lowest message: uint8 `[256, 16]`.
 
     `middle`, `low`, `high`: the message of nothing, the lowest and the highest, as training counts them.
     """

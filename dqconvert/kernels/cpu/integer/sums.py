@@ -6,9 +6,10 @@ import numpy as np
 
 from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.codes import grid_at, quantize_values
-from dqconvert.kernels.cpu.integer.finish import CODES, GRID, end_of_group, group_of
+from dqconvert.kernels.cpu.integer.finish import CODES, GRID, end_of_group
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.requantize import sum_span
+from dqconvert.kernels.cpu.tile import group_of
 
 BLOCK = 1 << 12
 """Values that are summed up together: they stay in the first cache."""
@@ -16,7 +17,7 @@ BLOCK = 1 << 12
 
 @loop
 def sum_in_one(places, numbers, columns, grids, group, codes, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop` of whole terms, values or codes on a grid, in one pass.
+    """Sums rows `start` to `stop` of terms that are values or codes on a grid, in one pass, and quantizes the sums.
 
     `numbers`: `[groups, terms, 2]`. `grids`: `[groups, 4]`. `group`: uint8 `[rows]`, or empty.
     """

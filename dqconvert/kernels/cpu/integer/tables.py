@@ -8,7 +8,6 @@ from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.integer.finish import (
     CODES,
     end_of_group,
-    group_of,
     look_up_both,
     look_up_columns,
     look_up_values,
@@ -16,13 +15,14 @@ from dqconvert.kernels.cpu.integer.finish import (
 )
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.requantize import ramp_span
+from dqconvert.kernels.cpu.tile import group_of
 
 # In all of these `group` is uint8 `[rows]`, whose table a row has; empty: all have the first.
 
 
 @loop
 def climb_rows(codes, ramps, group, found, columns, start, stop):  # type: ignore[no-untyped-def]
-    """Rows `start` to `stop`; `ramps`: float32 `[groups, 4 * columns]`."""
+    """Applies ramps to the codes of rows `start` to `stop`; `ramps`: float32 `[groups, 4 * columns]`."""
     for row in range(start, stop):
         own, at = group_of(group, row, ramps.shape[0]) * ramps.shape[1], row * columns
         ramp_span(pointer(codes, at), columns, pointer(ramps, own), columns, pointer(found, at))

@@ -123,7 +123,7 @@ class _ChainWriter(Writer):
 def chain_span(  # type: ignore[no-untyped-def]
     typing_context, values, count, bits, bias, other, alpha, flags, kinds, grids, bounds, counts, noted, room
 ):
-    """`count` values through the chain, in place.
+    """Passes `count` values through the chain, in place.
 
     All but the numbers are pointers (:func:`.pointer.pointer`): `values`, `bias` and `other` to as
     many values; `bits` to as many bytes; `flags` to four bytes, whether there are bits, a bias, another value, and
@@ -198,7 +198,7 @@ def _write_span(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 @intrinsic
 def round_span(typing_context, values, count, grid):  # type: ignore[no-untyped-def]
-    """`count` values to a grid, in place; pointers to the values and to `[4]`, as in :func:`chain_span`."""
+    """Rounds `count` values to a grid, in place; pointers to the values and to `[4]`, as in :func:`chain_span`."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values, count, grid = args
@@ -218,7 +218,7 @@ def round_span(typing_context, values, count, grid):  # type: ignore[no-untyped-
 
 @intrinsic
 def pass_span(typing_context, grad, passes, bit, out, count):  # type: ignore[no-untyped-def]
-    """`count` values of `grad` to `out` where `passes` has the bit, zero elsewhere; pointers but for the numbers."""
+    """Copies `count` values of `grad` to `out` where `passes` has the bit, else zero; pointers but for the numbers."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         grad, passes, bit, out, count = args

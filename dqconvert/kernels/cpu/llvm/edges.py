@@ -88,7 +88,7 @@ def reduce_edges(  # type: ignore[no-untyped-def]
     high,
     out,
 ):
-    """Over the edges `start` to `stop`, of which there is one, of `size` bytes of the senders' rows, one of `_SIZES`.
+    """Reduces edges `start` to `stop`, one at least, of `size` bytes (one of `_SIZES`) of the senders' rows.
 
     By pointers: `x` to the first of these bytes, `weights` to that of edge 0, edges `heads` apart; what is found goes
     to `out`, int32, a column each. Rows of edges to come, up to `last`, are asked for.

@@ -123,7 +123,7 @@ def _add_listed(typing_context, places, factors, count, packed, sums, fresh):  #
 
 @loop
 def multiply_listed(places, factors, counts, apart, b, b_at, b_group, rows, c, columns, fresh):  # type: ignore[no-untyped-def]
-    """`c = a @ b`, or `c += a @ b` unless `fresh`, as :func:`.multiply.multiply_pairs` does it.
+    """Computes `c = a @ b`, or `c += a @ b` unless `fresh`, as :func:`.multiply.multiply_pairs` does it.
 
     `a`: the values of each row that are listed, `counts` of them, rows `apart` from each other.
     """

@@ -57,7 +57,7 @@ def further(typing_context: Any, place: Any, count: Any) -> Any:
 
 @intrinsic
 def prefetch(typing_context: Any, array: Any, at: Any) -> Any:
-    """Asks for the cache line of element `at` of a contiguous array: rows of neighbours lie where no processor can
+    """Prefetches the cache line of element `at` of a contiguous array: rows of neighbours lie where no processor can
     guess."""
 
     def write(context: Any, builder: Any, signature: Any, args: Any) -> Any:

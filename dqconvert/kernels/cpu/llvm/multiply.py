@@ -137,7 +137,7 @@ def _float_strip(typing_context, rows, vectors, a, a_row, a_step, b, b_step, c, 
 
 
 @loop
-def groups_of(columns, itemsize):  # type: ignore[no-untyped-def]
+def vectors_of(columns, itemsize):  # type: ignore[no-untyped-def]
     """Returns how many vectors hold a row of so many columns."""
     lanes = VECTOR // itemsize
     return (columns + lanes - 1) // lanes
@@ -151,7 +151,7 @@ def width_of(left):  # type: ignore[no-untyped-def]
 
 @loop
 def multiply(a, a_at, a_row, a_step, rows, depth, b, b_row, groups, c, c_at, c_row, fresh):  # type: ignore[no-untyped-def]
-    """`c = a @ b`, or `c += a @ b` unless `fresh`, of flat arrays.
+    """Computes `c = a @ b`, or `c += a @ b` unless `fresh`, of flat arrays.
 
     Row `i` of `a` begins at `a_at + i * a_row` and goes on in steps of `a_step`. `b`: packed, see `pack`; or, with
     `b_row > 0`, a matrix whose rows are `b_row` apart and may be read up to whole vectors. Row `i` of `c`, of
@@ -179,7 +179,7 @@ def pack(b):  # type: ignore[no-untyped-def]
     """Returns a matrix `[depth, columns]` in the order in which `multiply` reads it, filled up with zeros."""
     depth, columns = b.shape
     lanes = VECTOR // b.itemsize
-    groups = groups_of(columns, b.itemsize)
+    groups = vectors_of(columns, b.itemsize)
     packed = np.zeros(groups * lanes * depth, b.dtype)
     group = 0
     while group < groups:
@@ -245,7 +245,7 @@ def integer_strip(typing_context, wide, a, a_row, b, c, c_row, pairs, fresh):  #
 
 @loop
 def multiply_pairs(a, a_at, a_row, rows, b, b_at, b_group, c, columns, pairs, fresh):  # type: ignore[no-untyped-def]
-    """`c = a @ b`, or `c += a @ b` unless `fresh`.
+    """Computes `c = a @ b`, or `c += a @ b` unless `fresh`.
 
     `a`: int16, from `a_at` on, rows `a_row` apart; `c`: int32, rows of whole groups; both with room for a multiple of
     `HEIGHT` rows. `b`: packed, of which `pairs` are taken; group `g` of them begins at `b_at + g * b_group`.

@@ -63,7 +63,7 @@ class Bytes:
 
 @intrinsic
 def quantize_span(typing_context, values, count, scale, middle, low, top, codes):  # type: ignore[no-untyped-def]
-    """`count` values to as many codes, `clamp(round(value / scale + middle), low, top) - low`; whether one is NaN.
+    """Quantizes `count` values: `clamp(round(value / scale + middle), low, top) - low`; True if one is NaN.
 
     `values`: a pointer to float32 or float64; all other numbers of that type. `codes`: a pointer to uint8. The code of
     NaN is that of zero.
@@ -153,7 +153,7 @@ last: sums stay values and no codes are made, which is none of :func:`finish_spa
 def finish_span(  # type: ignore[no-untyped-def]
     typing_context, line, count, factor, share, bias, grid, kind, ramp, plane, other, to
 ):
-    """`count` sums to as many codes.
+    """Requantizes `count` sums.
 
     Pointers: `line` to int32 or int64, `other` and `to` to uint8, the rest to float32: `factor` and `bias` to as many;
     `grid` to four, scale, zero, highest and lowest code, the second and the third as training counts them; `ramp` and
@@ -222,7 +222,7 @@ def _step(context: Any, writer: Writer, signature: Any, args: Any) -> Callable[[
 
 @intrinsic
 def sum_span(typing_context, places, numbers, terms, start, count, scale, middle, low, top, codes):  # type: ignore[no-untyped-def]
-    """`count` sums of so many terms, of each from value `start` on, to as many codes.
+    """Adds up so many terms, of each `count` values from `start` on, and quantizes the sums.
 
     `places`: a pointer to int64, the address of each term; `numbers`: to float32 `[terms, 2]`: of values, float32, NaN
     and what they are multiplied by; of codes, uint8, their zero and their scale. The rest as for

@@ -66,7 +66,7 @@ def function(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 
 def fetch(builder: Any, place: Any) -> None:
-    """Asks for the cache line of a place: to read, to keep, data."""
+    """Prefetches the cache line of a place: to read, to keep, data."""
     prefetch = function(builder, "llvm.prefetch.p0", ir.VoidType(), cgutils.voidptr_t, INT, INT, INT)
     builder.call(prefetch, [builder.bitcast(place, cgutils.voidptr_t), INT(0), INT(3), INT(1)])
 

@@ -87,7 +87,7 @@ class Writer:
         return self.rint(self.builder.fadd(self.builder.fdiv(value, grid.scale), grid.zero_point))
 
     def rint(self, value: Any) -> Any:
-        """Rounded, halves to even."""
+        """Returns values rounded, halves to even."""
         return self.call(f"llvm.rint.{self.suffix}", self.vector, value)
 
     def value(self, grid: GridVectors, code: Any) -> Any:
@@ -96,7 +96,7 @@ class Writer:
         return self.builder.fmul(self.builder.fsub(code, grid.zero_point), grid.scale)
 
     def clamped(self, value: Any, low: Any, high: Any) -> Any:
-        """Between two vectors; NaN stays NaN."""
+        """Clamps values between two vectors; NaN stays NaN."""
         value = self.builder.select(self.builder.fcmp_ordered("<", value, low), low, value)
         return self.builder.select(self.builder.fcmp_ordered(">", value, high), high, value)
 

@@ -34,7 +34,7 @@ def plain_row_colors(x: Tensor) -> Tensor:
 
 
 def as_words(x: Tensor) -> Tensor:
-    """Integers `[rows, columns]` that hold the same bits, in the same memory if that can be."""
+    """Returns integers `[rows, columns]` of the same bits, as a view where possible."""
     x = x.detach()
     if x.dim() != 2 or not x.is_contiguous():
         x = x.reshape(x.size(0), -1).contiguous()
@@ -71,8 +71,7 @@ def row_colors(x: Tensor) -> Tensor:
         >>> row_colors(torch.tensor([[1.0], [2.0], [1.0]]))
         tensor([0, 1, 0], dtype=torch.int32)
     """
-    result: Tensor = row_colors_operator(x)
-    return result
+    return row_colors_operator(x)
 
 
 def plain_have_colors(x: Tensor, colors: Tensor) -> Tensor:

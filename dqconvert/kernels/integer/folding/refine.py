@@ -56,7 +56,7 @@ refine_colors_operator = Operator(
 
 
 def refine_colors(colors: Tensor, sent: Tensor, ptr: Tensor, senders: Tensor) -> Tensor:
-    """For each node the first one that has its color and receives as many messages of each color.
+    """Returns for each node the first one of its color that receives as many messages of each color.
 
     Args:
         colors: int32 `[num_nodes]`, of the nodes.
@@ -72,5 +72,4 @@ def refine_colors(colors: Tensor, sent: Tensor, ptr: Tensor, senders: Tensor) ->
         >>> refine_colors(colors, colors, ptr, senders)
         tensor([0, 1, 1, 1], dtype=torch.int32)
     """
-    result: Tensor = refine_colors_operator(colors, sent, ptr, senders)
-    return result
+    return refine_colors_operator(colors, sent, ptr, senders)
