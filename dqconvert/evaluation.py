@@ -70,7 +70,7 @@ class Evaluation:
     threads: int
     notes: tuple[str, ...] = ()
     advice: Mapping[str, Advice] = field(default_factory=dict)
-    """Of prepared models where there is any, by name."""
+    """By name, the advice on each prepared model that has some."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as plain data for JSON; a number that is not finite is None."""

@@ -108,7 +108,7 @@ def expect_path(path: Any, door: str) -> str | os.PathLike[str]:
 
 
 def _form(module: Any) -> str:
-    """``"traced"``, ``"prepared"`` or ``"integer"``; ``""`` of anything else."""
+    """Returns ``"traced"``, ``"prepared"`` or ``"integer"``; ``""`` for anything else."""
     return type(module)._form if isinstance(module, TracedModule) else ""
 
 

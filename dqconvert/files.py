@@ -141,7 +141,7 @@ def _named(path: AnyPath, done: str) -> Iterator[None]:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Of what is there, links not followed; ``None`` if nothing is."""
+    """Returns the status of what is there, links not followed; ``None`` if nothing is."""
     try:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

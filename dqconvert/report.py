@@ -122,7 +122,7 @@ class Report:
     left_float: tuple[LeftFloat, ...] = ()
     remarks: tuple[str, ...] = ()
     of_config: tuple[str, ...] = ()
-    """Those of the remarks that this config is the reason for: preparing again with another leaves them out."""
+    """The remarks that are due to this config: preparing again with another one drops them."""
     protection: tuple[str, ...] = field(default=())
     """Paths of the modules that draw the protected nodes."""
     fusions: tuple[Fusion, ...] = ()

@@ -176,8 +176,7 @@ def _forward(
 def _caller(module: Any) -> Callable[[Inputs], Tensor]:
     def call(inputs: Inputs) -> Tensor:
         args, kwargs = inputs.call()
-        found: Tensor = module(*args, **kwargs)
-        return found
+        return module(*args, **kwargs)
 
     return call
 

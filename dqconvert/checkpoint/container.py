@@ -113,7 +113,7 @@ def _bytes_of(name: str, tensor: Tensor) -> memoryview:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what :func:`write` wrote, and believes none of it before the checksum.
+    """Reads what :func:`write` wrote; verifies its checksum before anything in it is used.
 
     Returns:
         The tensors and the document.

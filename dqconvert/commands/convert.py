@@ -146,8 +146,7 @@ def convert(
 
 def prepared_model(source: Source) -> PreparedModule:
     """Returns the prepared module in a prepared file."""
-    module: PreparedModule = load(source.checkpoint, unfilled(source))
-    return module
+    return load(source.checkpoint, unfilled(source))
 
 
 def unfilled(source: Source) -> nn.Module:

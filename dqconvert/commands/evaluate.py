@@ -76,8 +76,7 @@ def _opened(file: Path, source: Source, model: nn.Module | None) -> nn.Module | 
     """Returns the module in a file; of an exported one its path."""
     if file.suffix in ENDINGS:
         return file
-    found: nn.Module = load(file, None if holds_integer(file) else model or unfilled(source))
-    return found
+    return load(file, None if holds_integer(file) else model or unfilled(source))
 
 
 def _metrics(scoring: Scoring) -> dict[str, Any] | None:

@@ -102,8 +102,7 @@ def load_integer(file: Path) -> IntegerModule:
     """
     if not holds_integer(file):
         raise CommandError(f"{file}: holds a prepared module: make integers of it with `dqconvert convert --integer`.")
-    module: IntegerModule = load(file)
-    return module
+    return load(file)
 
 
 def _call(module: Callable[..., Any], call: BoundArguments, *, whole: bool = False) -> tuple[dict[str, Tensor], float]:

@@ -83,7 +83,7 @@ def lower(module: PreparedModule, *, passes: Sequence[Pass] = PASSES) -> Integer
     left_out: dict[str, str] = {}
 
     def take(method: Method, program: Program, floats: Mapping[Node, Float]) -> IntegerReport:
-        """Takes one more method in, and returns the report with it."""
+        """Adds one more lowered method to the module; returns the report that includes it."""
         merge(own.root, program.root, program.graph)
         more.append(Method(name=method.name, graph=program.graph, how=method.how))
         return report.and_of(IntegerReport.of(module.report.model, program.graph, floats))

@@ -110,7 +110,7 @@ def rows_named(index: Tensor) -> int:
 
 
 def in_edge_order(codes: Tensor, edges: Tensor) -> Tensor:
-    """Puts what lies in the order of the edges' receivers into the order of their list.
+    """Returns rows that are in the order of the edges' receivers in the order of the edge list.
 
     Args:
         codes: ``[num_edges, *rest]``.

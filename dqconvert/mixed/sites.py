@@ -64,7 +64,7 @@ def sites_of(module: PreparedBase) -> tuple[BitSite, ...]:
 
 
 class _Through(nn.Module):
-    """Stands where a quantizer is."""
+    """Stands in for a quantizer while the model is prepared again."""
 
     def __init__(self, key: Key) -> None:
         super().__init__()

@@ -46,8 +46,7 @@ def file_of(module: Any, example_inputs: Any = None, *, exact: bool = False, tar
     model = model_of(module, example_inputs, exact=exact, target=target)
     if (size := model.ByteSize()) >= _MOST:
         raise ExportError(f"format='onnx': the file would have {size:,} bytes, and ONNX files have less than 2 GiB.")
-    content: bytes = model.SerializeToString()
-    return content
+    return model.SerializeToString()
 
 
 def model_of(

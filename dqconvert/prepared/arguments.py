@@ -19,6 +19,7 @@ from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.connectivity import input_name, is_connectivity, is_input
 from dqconvert.trace.globals import place_name, read_global
 from dqconvert.trace.note import Note, note_of
+from dqconvert.words import count
 
 MISSING = object()
 """Stands for an argument that a call leaves out."""
@@ -94,7 +95,7 @@ class TensorInput:
             return value
         if not (self.note.ndim == 1 and value.dim() == 2 and value.size(1) == 1):
             raise InputShapeError(
-                f"{self.name} has shape {tuple(value.shape)}, of {_counted(value.dim(), 'dimension')}, and the model "
+                f"{self.name} has shape {tuple(value.shape)}, of {count(value.dim(), 'dimension')}, and the model "
                 f"was prepared for {self.note.ndim}"
             )
         return value.squeeze(1) if squeezes else value
@@ -127,10 +128,6 @@ def _as_index(index: Tensor, name: str, ndim: int) -> Tensor:
     if index.dim() != ndim:
         raise InputIndexError(f"{name} must be a vector, an entry for each row, got shape {tuple(index.shape)}")
     return index.long()
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def tensor_inputs(graph: Graph) -> Iterator[TensorInput]:

@@ -40,8 +40,7 @@ def float_view(prepared: PreparedBase) -> nn.Module:
         for value in state.values():
             map_tensors(value, lambda tensor: _without_history(tensor, memo))
         vars(shell).update(deepcopy(state, memo))
-    view: nn.Module = memo[id(prepared)]
-    return view
+    return memo[id(prepared)]
 
 
 _OWN = (

@@ -133,7 +133,7 @@ def _adopt(boxes: list[Box], takers: Mapping[str, list[Box]]) -> None:
 
 
 class _Units:
-    """Layers as they grow, and which of them feed which."""
+    """Layers under construction, and which of them feed which."""
 
     def __init__(self) -> None:
         self.of: dict[str, int] = {}

@@ -298,7 +298,7 @@ class Attributes:
                 self._state(key)
             self._changed.add(key)
             self.lost_parts.setdefault(key, source_line())
-            self._lose(key)
+            self._lose(key, "changes")
 
     def put(self, key: Read, step: Step) -> None:
         """Records that an item of a container was set: what is read of it from now on is what was put there.
@@ -317,17 +317,16 @@ class Attributes:
         self._set.add(item)
         self.lost_parts.setdefault(item, source_line())
         self._grown.add(key)
-        self._lose(key)
+        self._lose(key, "changes")
 
-    def _lose(self, key: Read) -> None:
+    def _lose(self, key: Read, does: str) -> None:
         self.lost.append(dotted(key))
-        self.writer.remarks[f"{words(key)} stays as it is, where the float model's forward changes it"] = None
+        self.writer.remarks[f"{words(key)} stays as it is, where the float model's forward {does} it"] = None
 
     def _keep(self, key: Read, value: Any) -> None:
         (_, name), path = key[1][0], key[0]
         if isinstance(value, nn.Module) or not self.writer.representable(value):
-            self.lost.append(dotted(key))
-            self.writer.remarks[f"{words(key)} stays as it is, where the float model's forward sets it"] = None
+            self._lose(key, "sets")
             return
         owner = self.writer.graph.create_node("get_attr", path or ITSELF)
         annotate(owner, Note(module=path, source=source_line()))

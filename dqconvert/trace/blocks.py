@@ -135,7 +135,7 @@ class Blocks:
         return cell.node
 
     def write(self, tensor: Tensor, node: Node) -> None:
-        """Says that a tensor was written and has the value of a node now; so has all that shares its block."""
+        """Notes that a tensor, and all that shares its block, has the value of a node from now on."""
         cell = self.find(tensor)
         assert cell is not None
         block = cell.block

@@ -54,8 +54,7 @@ def generate(root: nn.Module, entries: Iterable[Condition], *, whole: bool) -> C
         lines = [lines[0], "    try:", *body, "    except Exception:", "        return False"]
     names: dict[str, Any] = dict(writer.constants)
     exec(compile("\n".join(lines), "<what must stay>", "exec"), names)
-    function: Callable[[Any, Any], bool] = names["holds"]
-    return function
+    return names["holds"]
 
 
 class _Plain:

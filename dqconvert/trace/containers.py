@@ -138,7 +138,7 @@ class _SeenSequence(Seen):
 
 
 class SeenList(_SeenSequence, list):
-    """A list of settings."""
+    """A list that reports which of its items are read."""
 
     _usual = list
 

@@ -93,8 +93,7 @@ def deepcopy(value: Value, memo: dict[Any, Any] | None = None) -> Value:
     """
     memo = {} if memo is None else memo
     _keep(value, memo)
-    copied: Value = _copied(value, memo)
-    return copied
+    return _copied(value, memo)
 
 
 def _keep(value: Any, memo: dict[Any, Any]) -> None:

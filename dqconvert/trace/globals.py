@@ -110,7 +110,7 @@ class Globals:
         return places if known is tensor and not tensor.requires_grad else []
 
     def found(self, place: GlobalName) -> GlobalName | None:
-        """Returns where the tensor of another program's place is found in this one, whose module may have another name.
+        """Returns the place in this program of a tensor that a file names; its module may have another name here.
 
         Returns:
             ``None`` if no code of the model reads a tensor of that name, or that of several modules.

@@ -94,8 +94,7 @@ def method_of(model: nn.Module, method: str) -> Callable[..., Any]:
     if getattr(function, "__name__", "") == "_forward_unimplemented":
         say = f"say which of its methods to prepare, with method={own[0]!r}" if own else "prepare what calls its parts"
         raise TraceError(f"{name} has no forward: {say}; {there}.")
-    found: Callable[..., Any] = function
-    return found
+    return function
 
 
 def signature_of(model: nn.Module, method: str) -> inspect.Signature:

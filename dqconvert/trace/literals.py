@@ -65,7 +65,7 @@ def literal_changes(spaces: Sequence[dict[str, Any]], model: nn.Module) -> Itera
 
 @functools.lru_cache(maxsize=4096)
 def _of_library(module: str, size: int) -> tuple[tuple[Any, str, Any], ...]:
-    """Returns the changes of a library's module; looked at again where it has got more names."""
+    """Returns the changes to make in a library's module; computed anew once the module has gained names."""
     found = _Changes()
     found.of_namespace(vars(sys.modules[module]))
     return tuple(change for change in found.changes if isinstance(change[0], FunctionType))

@@ -201,7 +201,7 @@ def set_aside(state: dict[str, Any], user: type[nn.Module]) -> dict[str, Any]:
 
 
 def put_back(state: dict[str, Any]) -> None:
-    """Sets the methods on the instance again, in place, that were set aside."""
+    """Puts the methods that were set aside back on the instance, in place."""
     state.update(state.pop(ASIDE, {}))
 
 
@@ -253,8 +253,7 @@ def method_names(user: type[nn.Module]) -> tuple[str, ...]:
         (('forward', 'encode', 'decode', 'recon_loss', 'test'), ('forward',), ())
     """
     cls: Any = user  # to mypy a class of modules has no hash
-    names: tuple[str, ...] = _method_names(cls)
-    return names
+    return _method_names(cls)
 
 
 @functools.cache

@@ -98,7 +98,7 @@ def is_foreign(module: str) -> bool:
 def in_place_of(
     spaces: Iterable[dict[str, Any]], functions: dict[int, Callable[..., Any]]
 ) -> Iterator[tuple[Any, str, Any]]:
-    """Yields the changes that put functions in the place of others, of which ``functions`` has the ``id``."""
+    """Yields the changes that replace functions, given by their ``id`` in ``functions``, by others."""
     wanted = _same_set(frozenset(functions))
     for names in spaces:
         module = names.get("__name__")

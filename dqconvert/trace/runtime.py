@@ -60,8 +60,7 @@ def on_a_copy(method: str, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """
     if method not in ON_COPIES:
         raise ValueError(f"{method!r} is none of the in-place methods that a graph may call on a copy")
-    result: Tensor = getattr(target.clone(), method)(*args, **kwargs)
-    return result
+    return getattr(target.clone(), method)(*args, **kwargs)
 
 
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:

@@ -117,14 +117,14 @@ def note_reads(
 
 
 def join_reads(graph: Graph, other: Graph) -> None:
-    """Adds to what a graph holds for what another one, of the same calls, holds for."""
+    """Adds the conditions of another graph, of the same calls, to those of a graph."""
     for node in graph.nodes:
         if node.target is unchanged:
             node.args = (Reads(tuple(dict.fromkeys((*entries_of(graph), *entries_of(other))))),)
 
 
 def entries_of(graph: Graph) -> list[Condition]:
-    """Returns what must stay for a graph to hold."""
+    """Returns the conditions under which a graph holds."""
     nodes = graph.find_nodes(op="call_function", target=unchanged)
     return [entry for node in nodes for entry in reads_of(node).entries]
 
@@ -273,7 +273,7 @@ def equal(found: Any, was: Any) -> bool:
 
 
 def checks(graphs: Iterable[Graph | None]) -> Iterator[Condition]:
-    """Yields what must stay for all of some graphs."""
+    """Yields the conditions of several graphs."""
     for graph in graphs:
         if graph is not None:
             yield from entries_of(graph)

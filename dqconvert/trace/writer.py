@@ -92,7 +92,7 @@ class Writer:
 
     @contextmanager
     def inside(self, path: str, module: nn.Module) -> Iterator[None]:
-        """Nodes recorded inside belong to the module at ``path``."""
+        """Attributes the nodes recorded inside to the module at ``path``."""
         call = self.calls.get(path, 0)
         self.calls[path] = call + 1
         self.where.append((path, call))

@@ -77,5 +77,4 @@ def _cut_out(program: Program, group: list[Node], path: str) -> nn.Module:
     for node in reversed(group):
         graph.erase_node(node)
     program.sort()
-    module: nn.Module = TracedModule.build(nn.Module(), inner)
-    return module
+    return TracedModule.build(nn.Module(), inner)
