@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+ASKED_EVERY = 10.0
+"""Seconds for which objects that were frozen are taken to be: Python counts one by one what is frozen."""
+
+_found_frozen = -ASKED_EVERY
 
 
 @contextmanager
@@ -15,7 +21,7 @@ def collecting_new_objects() -> Iterator[None]:
     through everything that torch and the program hold: up to half of the time. What is made inside is collected as
     ever. Where objects are frozen already, by the program or by a call around this one, nothing is done.
     """
-    if gc.get_freeze_count():
+    if _frozen():
         yield
         return
     gc.freeze()
@@ -23,3 +29,13 @@ def collecting_new_objects() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def _frozen() -> bool:
+    global _found_frozen
+    if time.monotonic() - _found_frozen < ASKED_EVERY:
+        return True
+    if not gc.get_freeze_count():
+        return False
+    _found_frozen = time.monotonic()
+    return True
