@@ -114,9 +114,7 @@ def forward_of(engine: Engine, subject: Subject, example: bool = False) -> Forwa
     """
     inputs = subject.inputs
     if engine.preset is not None:
-        integer = _integer(engine.preset, subject)
-        integer.graph_memory.results = 1  # two graphs take turns, each of which is to be new
-        return _forward(_caller(integer), integer, _part(subject) if example else inputs)
+        return forward_with(_integer(engine.preset, subject), _part(subject) if example else inputs)
     module = copy.deepcopy(subject.model).eval()
     inputs = _part(subject) if example else inputs
     if engine.bfloat16:
@@ -127,6 +125,12 @@ def forward_of(engine: Engine, subject: Subject, example: bool = False) -> Forwa
         return _forward(_float_caller(called), module, inputs)
     _keep_norms(module)
     return _forward(_float_caller(called), module, inputs, with_csr, lambda: _forget_norms(module))
+
+
+def forward_with(integer: IntegerModule, inputs: Inputs) -> Forward:
+    """Returns the forward of an integer module, which from here on remembers one graph."""
+    integer.graph_memory.results = 1  # two graphs take turns, each of which is to be new
+    return _forward(_caller(integer), integer, inputs)
 
 
 def why_not(engine: Engine, subject: Subject) -> str | None:

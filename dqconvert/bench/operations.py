@@ -119,7 +119,7 @@ class _Counted(Interpreter):
         counts = self._counts
         counts.seconds[n] = min(seconds, counts.seconds.get(n, seconds))
         counts.name[n] = "remembered" if remembers else _name(n, inner)
-        counts.moved[n] = 0 if remembers else _moved((args, kwargs), result)
+        counts.moved[n] = 0 if remembers else moved_bytes((args, kwargs), result)
         counts.gathered[n] = _gathered(args) if n.target is integer_propagate else 0
         return result
 
@@ -128,7 +128,7 @@ def _name(node: Node, module: Any) -> str:
     return qualified_name(node).rsplit(".", 1)[-1] if module is None else type(module).__name__
 
 
-def _moved(given: Any, result: Any) -> int:
+def moved_bytes(given: Any, result: Any) -> int:
     """Returns the bytes of inputs and outputs; 0 where the output is but another view."""
     taken = _storages(given)
     made = {place: size for place, size in _storages(result).items() if place not in taken}

@@ -46,7 +46,7 @@ def show_train(result: TrainResult, console: Console) -> None:
             "Phases: under the profiler, which slows a step of many small operators; observe: what a step saves where "
             "every range stays as it is."
         )
-    _print_notes(console, result, *notes)
+    print_notes(console, result, *notes)
 
 
 def show_infer(result: infer.InferResult, console: Console) -> None:
@@ -75,7 +75,7 @@ def show_infer(result: infer.InferResult, console: Console) -> None:
             "Operations: the shortest time of each call; moved: every tensor read or written once; floor: what that "
             f"takes at {result.bandwidth / (1 << 30):.1f} GiB/s, as in a copy; gathered: rows read for the edges."
         )
-    _print_notes(console, result, *notes)
+    print_notes(console, result, *notes)
 
 
 def show_prepare(result: PrepareResult, console: Console) -> None:
@@ -83,26 +83,26 @@ def show_prepare(result: PrepareResult, console: Console) -> None:
     console.print(_points("prepare against layers", "layers", result.by_layers))
     console.print(_points("prepare against parameters", "parameters", result.by_parameters))
     growth = "Growth is over the line before: of time, and of size."
-    _print_notes(console, result, f"GCNs, {result.preset}; medians of {result.repeats}. {growth}")
+    print_notes(console, result, f"GCNs, {result.preset}; medians of {result.repeats}. {growth}")
 
 
 def show_sweep(result: SweepResult, console: Console) -> None:
     """Prints the ten worst shapes of training and of inference."""
-    training = _table("fused, ms", "unfused, ms", "x unfused", "x float", title="Training steps: the worst")
+    training = new_table("fused, ms", "unfused, ms", "x unfused", "x float", title="Training steps: the worst")
     for row in result.worst("fused_ratio"):
         times = _digits(row.fused_ms), _digits(row.unfused_ms)
         training.add_row(str(row.shape), *times, f"{row.fused_ratio:.2f}", f"{row.train_ratio:.2f}")
-    inference = _table("integer, ms", "float, ms", "x float", title="Forwards on a known graph: the worst")
+    inference = new_table("integer, ms", "float, ms", "x float", title="Forwards on a known graph: the worst")
     for row in result.worst("infer_ratio"):
         times = _digits(row.integer_forward_ms), _digits(row.float_forward_ms)
         inference.add_row(str(row.shape), *times, f"{row.infer_ratio:.2f}")
     console.print(training)
     console.print(inference)
     turns = f"{result.settings.rounds} steps of each in turns; ratios are of medians."
-    _print_notes(console, result, f"{len(result.rows)} shapes, {turns}")
+    print_notes(console, result, f"{len(result.rows)} shapes, {turns}")
 
 
-def _print_notes(console: Console, result: Any, *notes: str) -> None:
+def print_notes(console: Console, result: Any, *notes: str) -> None:
     """Prints what the figures mean, and what they were measured with."""
     console.print(" ".join(notes), highlight=False)
     console.print(f"{result.environment}; {result.seconds:.0f} s in all", highlight=False)
@@ -113,7 +113,8 @@ def _title(subject: dict[str, Any]) -> str:
     return f"{subject['name']}: {subject['title']} ({subject['data']}: {', '.join(sizes)})"
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def new_table(*columns: str, title: str | None = None) -> Table:
+    """Returns a table whose first column names its rows."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", no_wrap=True)
     for column in columns:
@@ -122,7 +123,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 
 def _times(case: TrainCase) -> Table:
-    table = _table("median", "min\nms", "x edge_\nindex", "x CSR", "x\nfaster", "peak\nMiB", "x\nfloat")
+    table = new_table("median", "min\nms", "x edge_\nindex", "x CSR", "x\nfaster", "peak\nMiB", "x\nfloat")
     base = case.rows[0].peak_mib
     for row in case.rows:
         table.add_row(
@@ -139,7 +140,7 @@ def _times(case: TrainCase) -> Table:
 
 
 def _phases(case: TrainCase) -> Table:
-    table = _table(*(phase.replace("protection", "protec-\ntion") for phase in PHASES), "sum, ms")
+    table = new_table(*(phase.replace("protection", "protec-\ntion") for phase in PHASES), "sum, ms")
     for row in case.rows:
         if row.phases_ms is not None:
             table.add_row(row.variant.name, *(_digits(row.phases_ms[name]) for name in PHASES), _digits(_sum(row)))
@@ -149,7 +150,7 @@ def _phases(case: TrainCase) -> Table:
 def _speeds(case: infer.InferCase) -> Iterator[Table]:
     """Yields a table for the known graph, one for new ones, and one of memory: together they are too wide."""
     for title in ("Known graph", "New graph"):
-        table = _table("median, ms", "min, ms", "x edge_index", "x CSR", "Mnodes/s", title=title)
+        table = new_table("median, ms", "min, ms", "x edge_index", "x CSR", "Mnodes/s", title=title)
         for row in case.rows:
             if (speed := row.warm if title == "Known graph" else row.cold) is not None:
                 times, ratios = (speed.median_ms, speed.min_ms), (speed.over_edge_index, speed.over_csr)
@@ -157,7 +158,7 @@ def _speeds(case: infer.InferCase) -> Iterator[Table]:
                 table.add_row(row.engine.name, *map(_digits, times), *map(_ratio, ratios), f"{rate:.2f}")
         if table.row_count:
             yield table
-    table = _table("peak, MiB", "file, kB", title="Memory")
+    table = new_table("peak, MiB", "file, kB", title="Memory")
     for row in case.rows:
         table.add_row(row.engine.name, _peaks(row), f"{row.file_bytes / 1e3:.0f}")
     yield table
@@ -170,7 +171,7 @@ def _peaks(row: infer.InferRow) -> str:
 def _operations(title: str, known: Sequence[Operation], new: Sequence[Operation] | None) -> Table:
     """Returns a row per operation that takes a noticeable share; what a known graph spares comes last."""
     columns = ["calls", "ms", "share", "moved\nMiB", "floor\nms", "gathered\nMiB"]
-    table = _table(*columns, *(["cold\nms", "cold\nfloor"] if new is not None else []), title=title)
+    table = new_table(*columns, *(["cold\nms", "cold\nfloor"] if new is not None else []), title=title)
     shown = dict.fromkeys(operation.name for operation in (*known, *(new or ())) if operation.share >= _SMALL)
     groups: dict[str, Sequence[str]] = {name: [name] for name in shown}
     groups["rest"] = [operation.name for operation in (*known, *(new or ())) if operation.name not in shown]
@@ -193,7 +194,7 @@ def _operations(title: str, known: Sequence[Operation], new: Sequence[Operation]
 
 def _growth(cases: Sequence[TrainCase]) -> Table | None:
     """Returns the growth of time from one size of a workload to the next; ``None`` where no workload has several."""
-    table = _table("edges", "features", "x edges", "x features", "x time", title="Growth")
+    table = new_table("edges", "features", "x edges", "x features", "x time", title="Growth")
     for before, case in pairwise(cases):
         if before.subject["name"] != case.subject["name"] or case.subject["edges"] is None:
             continue
@@ -208,7 +209,7 @@ def _growth(cases: Sequence[TrainCase]) -> Table | None:
 
 
 def _points(title: str, what: str, points: Sequence[Point]) -> Table:
-    table = _table("parameters", "median, s", "min, s", "x size", "x time", title=title)
+    table = new_table("parameters", "median, s", "min, s", "x size", "x time", title=title)
     for point in points:
         table.add_row(
             f"{point.layers} layers x {point.width}",

@@ -69,10 +69,14 @@ class Step:
 
     def __init__(self, module: nn.Module, inputs: Inputs, target: Tensor | None) -> None:
         self.module = module.train()
-        self.inputs = inputs
         self.target = target
-        self._args, self._kwargs = inputs.call()
+        self.take(inputs)
         self._optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+
+    def take(self, inputs: Inputs) -> None:
+        """Has the next steps train on these."""
+        self.inputs = inputs
+        self._args, self._kwargs = inputs.call()
 
     def __call__(self) -> Tensor:
         """Takes one step; returns the loss."""

@@ -252,6 +252,67 @@ def sweep(
     _end(result, show_sweep, None, chart=None, as_json=as_json)
 
 
+@bench.command()
+def plan(
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes of the graph.")],
+    edges: Annotated[int, typer.Option(min=1, help="Edges, each direction counted.")],
+    features: Annotated[int, typer.Option(min=1, help="Features of a node.")] = 128,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of the hidden layers.")] = 128,
+    classes: Annotated[int, typer.Option(min=1, help="Width of the output.")] = 40,
+    model: Annotated[str, typer.Option(metavar="NAME", help="GCN, GIN, SAGE or GAT.")] = "GCN",
+    layers: Annotated[int, typer.Option(min=1, help="Number of layers.")] = 2,
+    qconfig: Annotated[str, typer.Option(metavar="NAME", help="Preset, or path to a config.")] = "int8-dq",
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that train together.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Train on sampled neighbourhoods of that many nodes.")
+    ] = None,
+    fanout: Annotated[
+        list[int] | None, typer.Option(help="Neighbours sampled per node, repeatable: one for each layer; -1: all.")
+    ] = None,
+    train_nodes: Annotated[
+        int | None, typer.Option(min=1, help="Nodes that train, with --batch. Default: all.")
+    ] = None,
+    network: Annotated[
+        float | None, typer.Option(min=0.001, metavar="GBIT", help="Gbit/s between ranks. Default: measured here.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Measure three larger sizes, too, and compare.")] = False,
+    threads: _Threads = 2,
+    as_json: _Json = False,
+    quiet: _Quiet = False,
+) -> None:
+    """Plan memory, traffic and time on a graph that is not here.
+
+    Measures the model on small graphs of this machine, and counts up: a
+    training epoch and an inference, in float and with the config.
+
+    Example: dqconvert bench plan --nodes 111000000 --edges 1600000000
+    """
+    from dqconvert.bench.plan import Wanted
+    from dqconvert.bench.probes import run
+    from dqconvert.bench.sweep import LAYERS
+    from dqconvert.bench.workloads import Size
+
+    _check_names("--model", [model], list(LAYERS))
+    wanted = Wanted(
+        size=Size(nodes=nodes, edges=edges, features=features, hidden=hidden, classes=classes),
+        layer=model,
+        layers=layers,
+        qconfig=qconfig,
+        ranks=ranks,
+        batch=batch,
+        fanout=tuple(fanout or ()),
+        train_nodes=train_nodes,
+        threads=threads,
+    )
+    _begin(None)
+    with _progress(silent=quiet or as_json) as progress:
+        result = run(wanted, link=None if network is None else network * 1e9 / 8, check=check, progress=progress)
+
+    from dqconvert.bench.plan_table import show_plan
+
+    _end(result, show_plan, None, chart=None, as_json=as_json)
+
+
 def _workloads(
     names: Sequence[str] | None,
     edges: Sequence[int] | None,
