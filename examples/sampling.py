@@ -46,9 +46,10 @@ class NeighborSamples:
 
     def __iter__(self) -> Iterator[Data]:
         for input_id in torch.arange(len(self.input_nodes)).split(self.batch_size):
-            yield self._batch(input_id)
+            yield self(input_id)
 
-    def _batch(self, input_id: Tensor) -> Data:
+    def __call__(self, input_id: Tensor) -> Data:
+        """Returns the batch of these input nodes, by place, as NeighborLoader does."""
         seeds = self.input_nodes[input_id]
         hops, edges = [seeds], []
         self._place[seeds] = torch.arange(len(seeds))
@@ -89,6 +90,19 @@ def _in_order_met(nodes: Tensor) -> Tensor:
     found, which = nodes.unique(return_inverse=True)
     first = which.new_full((len(found),), len(nodes)).scatter_reduce(0, which, torch.arange(len(nodes)), "amin")
     return found[first.argsort()]
+
+
+def link_batch(loader: NeighborLoader | NeighborSamples, links: Tensor) -> Data:
+    """Returns a batch around the ends of some links, laid out as LinkNeighborLoader's.
+
+    Args:
+        loader: Whose input nodes are all nodes.
+        links: int64 ``[2, links]``, in the whole graph; ``edge_label_index`` of the batch has their places in it.
+    """
+    ends, places = links.unique(return_inverse=True)
+    batch = loader(ends)
+    batch.edge_label_index = places
+    return batch
 
 
 def loader_of(

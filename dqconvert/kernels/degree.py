@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dqconvert.errors import InputShapeError
+from dqconvert.errors import InputIndexError, InputShapeError
 from dqconvert.kernels._operator import nobody_looks
 
 _CELLS = 1 << 20  # pairs of graph and degree that are counted whatever the number of nodes
@@ -31,10 +33,12 @@ def in_degree(index: Sequence[Tensor], num_nodes: int, device: torch.device | No
     if device is None and index:
         device = index[0].device
     degree = torch.zeros(num_nodes, dtype=torch.int64, device=device)
+    one = torch.ones((), dtype=torch.int64, device=device)
     for targets in index:
         targets = targets.long()  # within a list or a dict they are as they were given
-        # Not bincount, which waits for the largest index. Sums of integers do not depend on their order.
-        degree.scatter_add_(0, targets, torch.ones_like(targets))
+        # Not bincount, which waits for the largest index. Sums of integers do not depend on their order. Not a one for
+        # each edge in memory, either: targets may be a file, mapped, and larger.
+        degree.scatter_add_(0, targets, one.expand(targets.shape))
     return degree
 
 
@@ -109,7 +113,37 @@ def protection_probability(
         device = index[0].device if index else batch.device if batch is not None else None
     if num_nodes == 0 or sum(targets.numel() for targets in index) == 0:
         return torch.full((num_nodes,), p_min, dtype=torch.float32, device=device)
-    degree = in_degree(index, num_nodes, device)
+    return _by_degree(in_degree(index, num_nodes, device), p_min, p_max, batch)
+
+
+def probability_in_parts(
+    parts: Iterable[Any], num_nodes: int, p_min: float, p_max: float, size: int = 1 << 22
+) -> Tensor:
+    """Returns the same for one graph whose edges come in parts: of each one piece after the other is in memory.
+
+    Args:
+        parts: The target node of each edge, integers `[edges]` each: tensors, or arrays, of a mapped file too.
+        size: Edges that are in memory at once.
+
+    Raises:
+        InputIndexError: For an edge that ends at no node.
+    """
+    degree = torch.zeros(num_nodes, dtype=torch.int64)
+    for targets in parts:
+        for begin in range(0, len(targets), size):
+            piece = targets[begin : begin + size]
+            # Copied: numpy maps files read-only, which tensors do not know.
+            piece = piece.long() if isinstance(piece, Tensor) else torch.from_numpy(np.array(piece, np.int64))
+            low, high = (int(end) for end in piece.aminmax())
+            if low < 0 or high >= num_nodes:
+                raise InputIndexError(f"an edge ends at node {low if low < 0 else high} of {num_nodes}")
+            degree.scatter_add_(0, piece, torch.ones_like(piece))
+    if not degree.any():
+        return torch.full((num_nodes,), p_min)
+    return _by_degree(degree, p_min, p_max, None)
+
+
+def _by_degree(degree: Tensor, p_min: float, p_max: float, batch: Tensor | None) -> Tensor:
     graph = torch.zeros_like(degree) if batch is None else batch
     # Counting reads sizes back, which neither an accelerator nor compiled code is to wait for.
     at_most, size = (_counted if nobody_looks((degree, graph)) else _sorted)(degree, graph)

@@ -6,7 +6,7 @@ ICLR 2021, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
 from torch_geometric.transforms import BaseTransform
 
-from dqconvert.errors import ConfigError
+from dqconvert.errors import ConfigError, InputShapeError
 from dqconvert.kernels import protection_probability
+from dqconvert.kernels.degree import probability_in_parts
 from dqconvert.kernels.derived import Derived
 from dqconvert.qconfig import Protect
 from dqconvert.quant.memo import Memo, plain_integers
@@ -168,7 +169,8 @@ class DegreeProtection(BaseTransform):
     It sets ``protect_prob`` (float32 ``[num_nodes]``), which loaders cut along with the other node features: a
     model trained on sampled neighbourhoods, in which in-degrees are cut short, so protects by the true ones.
 
-    In-degrees are counted on ``edge_index`` or, where that is missing, on ``adj_t``. In a ``HeteroData`` each node
+    In-degrees are counted on ``edge_index``, which may be a file mapped into memory, or, where that is missing, on
+    ``adj_t``; on several files by :meth:`of_parts`. In a ``HeteroData`` each node
     type has its own ``protect_prob``, from in-degrees summed over the edge types that reach it. In a batch
     in-degrees compare within each graph.
 
@@ -208,6 +210,30 @@ class DegreeProtection(BaseTransform):
             self._set(data, [data])
         return data
 
+    def of_parts(self, edges: Iterable[Any], num_nodes: int) -> Tensor:
+        """Returns the probabilities of a graph whose edges come in parts: files, or partitions, one after the other.
+
+        Of these a piece at a time is in memory, whatever is mapped into it. Set the result as ``data.protect_prob``.
+
+        Args:
+            edges: Parts of an ``edge_index``, integers ``[2, edges]`` each: tensors, or arrays as ``numpy.load(file,
+                mmap_mode="r")`` returns them.
+            num_nodes: Of the whole graph.
+
+        Returns:
+            float32 ``[num_nodes]``.
+
+        Raises:
+            InputIndexError: For an edge that ends at no node.
+            InputShapeError: For a part of another shape.
+
+        Example:
+            >>> parts = torch.tensor([[0, 1], [1, 2]]), torch.tensor([[3], [2]])
+            >>> [round(p, 3) for p in DegreeProtection(p_max=0.2).of_parts(parts, num_nodes=4).tolist()]
+            [0.1, 0.15, 0.2, 0.1]
+        """
+        return probability_in_parts(map(_second_row, edges), num_nodes, self.protect.p_min, self.protect.p_max)
+
     def _set(self, nodes: Any, edges: Sequence[Any]) -> None:
         targets = [index for store in edges if (index := _targets(store)) is not None]
         batch = nodes.batch if "batch" in nodes else None
@@ -216,6 +242,12 @@ class DegreeProtection(BaseTransform):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(p_min={self.protect.p_min}, p_max={self.protect.p_max})"
+
+
+def _second_row(edges: Any) -> Any:
+    if edges.ndim != 2 or edges.shape[0] != 2:
+        raise InputShapeError(f"a part of an edge_index has shape [2, edges], got {list(edges.shape)}")
+    return edges[1]
 
 
 def _targets(store: Any) -> Tensor | None:

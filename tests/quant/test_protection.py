@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch, Data, HeteroData
 
-from dqconvert.errors import ConfigError, DQConvertError
+from dqconvert.errors import ConfigError, DQConvertError, InputIndexError, InputShapeError
 from dqconvert.kernels import protection_probability
+from dqconvert.kernels.degree import probability_in_parts
 from dqconvert.qconfig import Protect
 from dqconvert.quant import DegreeProtection, Protection, gather_protected
 
@@ -174,6 +176,23 @@ class TestDegreeProtection:
         want = protection_probability([torch.cat([self.EDGES[1], torch.tensor([4, 4])])], 5, 0.1, 0.6)
         assert torch.equal(out["paper"].protect_prob, want)
         assert torch.equal(out["author"].protect_prob, torch.full((3,), 0.1))
+
+    def test_of_edges_in_mapped_files_and_parts(self, tmp_path):
+        torch.manual_seed(0)
+        edges = torch.randint(50, (2, 400))
+        want = DegreeProtection(0.1, 0.6)(Data(edge_index=edges, num_nodes=51)).protect_prob
+        np.save(tmp_path / "edges.npy", edges.numpy())
+        mapped = np.load(tmp_path / "edges.npy", mmap_mode="r")
+        whole = torch.from_numpy(np.load(tmp_path / "edges.npy", mmap_mode="c"))
+        assert torch.equal(DegreeProtection(0.1, 0.6)(Data(edge_index=whole, num_nodes=51)).protect_prob, want)
+        for parts in ([mapped], [edges.int()], [mapped[:, :150], edges[:, 150:150], edges[:, 150:]]):
+            assert torch.equal(DegreeProtection(0.1, 0.6).of_parts(parts, 51), want)
+        assert torch.equal(probability_in_parts([mapped[1], edges[1, :0]], 51, 0.1, 0.6, size=7), want)
+        assert DegreeProtection(0.1, 0.6).of_parts([], 3).tolist() == pytest.approx([0.1] * 3)
+        with pytest.raises(InputIndexError, match="ends at node 49 of 49"):
+            DegreeProtection().of_parts([mapped], 49)
+        with pytest.raises(InputShapeError, match=r"\[2, edges\]"):
+            DegreeProtection().of_parts([edges.t()], 51)
 
     def test_of_a_graph_without_edges(self):
         assert DegreeProtection()(Data(num_nodes=3)).protect_prob.tolist() == [0, 0, 0]
