@@ -75,19 +75,40 @@ class Ranks:
             DistributedError: If another rank speaks of something else.
         """
         padded = [self.tag, self.tag**2, *numbers, *[0] * (room - len(numbers))]
-        total = torch.tensor(padded, dtype=torch.int64, device=_device())
+        total = torch.tensor(padded, dtype=torch.int64, device=_place(torch.device("cpu")))
         distributed.all_reduce(total)
         tags, squares, *found = total.tolist()
         if squares * distributed.get_world_size() != tags**2:  # equal only where all are (Cauchy and Schwarz)
             raise _elsewhere()
         return found[: len(numbers)]
 
+    def widest(self, lo: Tensor, hi: Tensor, room: int = 16) -> tuple[Tensor, Tensor]:
+        """Returns the smallest `lo` and the largest `hi` of all ranks, float32 and of one shape: in one call.
+
+        Of more channels than there is `room` for a second call says first that all ranks speak of the same.
+
+        Raises:
+            DistributedError: If another rank speaks of something else.
+        """
+        number = lo.numel()
+        if 2 * number > room:
+            self.add_up([])  # calls of different lengths would fail in words of the backend
+        ends = torch.full((2 + max(room, 2 * number),), float(self.tag), dtype=torch.float64, device=lo.device)
+        ends[1], ends[2 : 2 + number], ends[2 + number : 2 + 2 * number] = -self.tag, -lo.reshape(-1), hi.reshape(-1)
+        ends = ends.to(_place(lo.device))
+        distributed.all_reduce(ends, distributed.ReduceOp.MAX)
+        highest, lowest = ends[:2].tolist()
+        if highest != -lowest:
+            raise _elsewhere()
+        least, most = ends[2 : 2 + 2 * number].to(lo).view(2, *lo.shape)
+        return -least, most
+
     def gather(self, values: Tensor) -> Tensor:
         """Returns the tensors of all ranks, which have one shape and one type, as one: `[ranks, *values.shape]`."""
-        values = values.contiguous()
-        every = values.new_empty((distributed.get_world_size(), *values.shape))
-        distributed.all_gather(list(every.unbind()), values)
-        return every
+        sent = values.to(_place(values.device)).contiguous()
+        every = sent.new_empty((distributed.get_world_size(), *sent.shape))
+        distributed.all_gather(list(every.unbind()), sent)
+        return every.to(values.device)
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Returns the rows of all ranks, one rank behind the other; each may have another number of them."""
@@ -100,11 +121,29 @@ class Ranks:
         return torch.cat([part[:number] for part, number in zip(self.gather(padded), numbers, strict=True)])
 
 
-def _device() -> torch.device:
-    """Returns where the default group takes tensors from: of CPUs, if it knows them."""
-    if "gloo" in distributed.get_backend() or "cpu" in distributed.get_backend():
+def _place(device: torch.device) -> torch.device:
+    """Returns where the default group takes a tensor of this device from: as it lies, where the group can."""
+    return place_of(device, distributed.get_backend_config())
+
+
+def place_of(device: torch.device, backends: str) -> torch.device:
+    """Returns where a group with these backends takes a tensor of a device from.
+
+    Args:
+        backends: Device and backend pairs, as ``torch.distributed.get_backend_config`` has them.
+
+    Example:
+        >>> for backends in ("cpu:gloo,cuda:gloo", "cpu:gloo,cuda:nccl"):
+        ...     [str(place_of(torch.device(device), backends)) for device in ("cpu", "cuda:1")]
+        ['cpu', 'cpu']
+        ['cpu', 'cuda:1']
+    """
+    known = dict(pair.split(":") for pair in backends.split(","))
+    if device.type in known and (device.type == "cpu" or known[device.type] != "gloo"):  # gloo gathers none of a GPU
+        return device
+    if "cpu" in known:
         return torch.device("cpu")
-    return torch.device(torch.accelerator.current_accelerator() or "cpu")
+    return torch.device(next(iter(known)), torch.accelerator.current_device_index())
 
 
 def _elsewhere() -> DistributedError:

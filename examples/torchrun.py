@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
 from torch_geometric.data import Data
 from torch_geometric.nn import GraphSAGE
 
@@ -96,11 +98,16 @@ def train(options: argparse.Namespace, rank: int, ranks: int) -> None:
             print(how, flush=True)
         ddp.train()
         for step, batch in enumerate(loader, 1):
-            out = ddp(batch.x, batch.edge_index, protect_prob=batch.protect_prob)
-            loss = F.cross_entropy(out[: batch.batch_size], batch.y[: batch.batch_size])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            last = rank == 0 and (epoch + 1, step) == (options.epochs, len(loader))
+            with profile(activities=[ProfilerActivity.CPU]) if last else nullcontext() as seen:
+                out = ddp(batch.x, batch.edge_index, protect_prob=batch.protect_prob)
+                loss = F.cross_entropy(out[: batch.batch_size], batch.y[: batch.batch_size])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            if seen is not None:
+                calls = sum(event.count for event in seen.key_averages() if event.key.startswith("c10d::"))
+                print(f"collectives of the last step: {calls}, that of the gradients included", flush=True)
             if rank == 0 and (step % options.log_every == 0 or step == len(loader)):
                 print(f"epoch {epoch + 1}/{options.epochs} step {step}/{len(loader)} loss {loss:.4f}", flush=True)
         if rank == 0:

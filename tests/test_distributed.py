@@ -15,6 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
 
 import dqconvert
+from dqconvert.bench.case import Case, build
+from dqconvert.bench.collectives import collectives_of
+from dqconvert.bench.timing import interleave
+from dqconvert.bench.variants import step_of, variants_of
 from dqconvert.distributed import ranks_of
 from dqconvert.errors import DistributedError
 from dqconvert.kernels.cpu.beyond import percentiles_among
@@ -318,12 +322,60 @@ def norm_of_all(rank):
     return True
 
 
+def settled_calls(rank):
+    """By model: collectives of a training step whose ranges do not move; those without sharing; and how many may be."""
+    found = {}
+    for model, config, fuse in QUICK[:2]:
+        module = made(model, config, fuse, protect=None)
+        ddp = DistributedDataParallel(module)
+        data = graph(rank, 0, 30 + rank)
+
+        def step(ddp=ddp, data=data):
+            loss_of(ddp, *data).backward()
+
+        for _ in range(3):
+            step()
+        on = collectives_of(step)
+        with dqconvert.sync_ranges(False):
+            found[model] = on, collectives_of(step), levels(module)
+    return found
+
+
+def levels(module):
+    """How many ranges follow one from the other in the graph that runs: the ranks cannot say less often."""
+    depth = {}
+    for node in module._runs(module.graph).nodes:
+        depth[node] = max((depth[one] for one in node.all_input_nodes), default=0) + ranges_of(module, node)
+    return max(depth.values())
+
+
+def ranges_of(module, node):
+    """The ranges that an operator moves, of a chain all at once; those of weights are the same on every rank."""
+
+    def observes(one):
+        path = str(getattr(one, "target", ""))
+        quantizer = path in quantizers and not path.endswith(".weight")
+        return quantizer or (isinstance(one, fused.FusedChain) and any(map(observes, one.quantizers)))
+
+    quantizers = dict(module.quantizers())
+    if node.op == "get_attr":
+        return 0
+    return sum(map(observes, (node, *node.args, *node.kwargs.values())))
+
+
 CHECKS = (norm_of_all, percentiles_agree, each_by_itself, elsewhere, batches, resumed, of_shards)
-CHECKS += (learned_of_shards, own_quantizers)
+CHECKS += (learned_of_shards, own_quantizers, settled_calls)
 
 
 def test_percentiles_are_those_of_all_ranks_values():
     assert [one[percentiles_agree] for one in on_two(QUICK)] == [[], []]
+
+
+def test_settled_steps_say_so_once_per_level():
+    """And two more calls a step: that of the gradients, and one of DistributedDataParallel's buffers."""
+    for found in (one[settled_calls] for one in on_two(QUICK)):
+        for on, off, most in found.values():
+            assert 1 <= off <= 2 < on <= most + 2
 
 
 def test_switched_off_ranks_observe_by_themselves():
@@ -397,3 +449,25 @@ def test_four_ranks_have_the_same_state_after_fifty_steps(case):
     for got, wanted, *_ in firsts:
         assert got == wanted
     assert sum(one[2] for one in firsts) == pytest.approx(firsts[0][3], rel=1e-5)
+
+
+def together_and_alone(rank):
+    """Times of settled steps on half of W1 each, observing together and not, in turns."""
+    step = step_of(variants_of(["int8-dq"])[0], build(Case(workload="W1", scale=0.5), seed=rank))
+    ddp = DistributedDataParallel(step.module)
+
+    def one(enabled):
+        with dqconvert.sync_ranges(enabled):
+            args, kwargs = step.inputs.call()
+            torch.nn.functional.cross_entropy(ddp(*args, **kwargs), step.target).backward()
+
+    for _ in range(30):
+        one(True)
+    times = interleave({name: functools.partial(one, name) for name in (True, False)}, rounds=15)
+    return times[True].median / times[False].median
+
+
+@pytest.mark.study
+def test_observing_together_costs_little_time():
+    step_of(variants_of(["int8-dq"])[0], build(Case(workload="W1", scale=0.05)))()  # compiles
+    assert max(on_ranks(2, together_and_alone)) < 1.25  # 1.10 on an idle machine

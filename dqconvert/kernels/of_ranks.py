@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dqconvert.distributed import Ranks
 from dqconvert.kernels._layout import range_shape, wide_dtype, with_validity
+from dqconvert.kernels.minmax import plain_minmax_pair
 
 
 def pair_of_ranks(
@@ -27,21 +28,18 @@ def pair_of_ranks(
     Returns:
         `(lo, hi)`, float32, the same on every rank.
     """
+    if p == 0:
+        return ranks.widest(*plain_minmax_pair(values, keep, row_dim, channel_dim))
     matrix, valid = with_validity(values.to(wide_dtype(values.dtype)), keep, row_dim, channel_dim)
-    counts = ranks.gather_rows(valid.sum(dim=1)[None]).sum(dim=0)
+    own = valid.sum(dim=1)
+    counts = own.new_tensor(ranks.add_up(own.tolist())) if len(own) == 1 else ranks.gather_rows(own[None]).sum(dim=0)
     below = (counts.double() * p).long().clamp(min=1)
     above = counts - torch.minimum((counts.double() * (1 - p)).long().clamp(min=1), counts.clamp(min=1)) + 1
-    above = above.clamp(min=1)  # where nothing counts
-    lo = _kth(torch.where(valid, matrix, torch.inf), below, ranks)
-    hi = -_kth(torch.where(valid, -matrix, torch.inf), above, ranks)
-    shape = range_shape(values, channel_dim)
-    return lo.float().reshape(shape), torch.where(counts == 0, -torch.inf, hi).float().reshape(shape)
-
-
-def _kth(matrix: Tensor, k: Tensor, ranks: Ranks) -> Tensor:
-    """Returns the `k`-th smallest value, int64 `[channels]`, of each row of all ranks' `[channels, number]`."""
+    k = torch.stack([below, above.clamp(min=1)])  # where nothing counts, too
+    smallest = torch.where(valid, torch.stack([matrix, -matrix]), torch.inf)  # [2, channels, values]
     most = int(k.max())
-    missing = matrix.new_full((matrix.size(0), max(most - matrix.size(1), 0)), torch.inf)
-    least = torch.cat([matrix, missing], dim=1).topk(most, dim=1, largest=False).values
-    every = ranks.gather(least).movedim(0, 1).flatten(1).sort(dim=1).values
-    return every.gather(1, (k - 1)[:, None])[:, 0]
+    missing = smallest.new_full((*k.shape, max(most - smallest.size(2), 0)), torch.inf)
+    least = torch.cat([smallest, missing], dim=2).topk(most, dim=2, largest=False).values
+    every = ranks.gather(least).movedim(0, 2).flatten(2).sort(dim=2).values
+    lo, hi = every.gather(2, (k - 1)[..., None])[..., 0].float().reshape(2, *range_shape(values, channel_dim))
+    return lo, -hi

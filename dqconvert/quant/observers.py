@@ -140,7 +140,7 @@ class MinMaxObserver(Observer):
     def range_of_ranks(
         self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None, ranks: Ranks
     ) -> RangePair:
-        return pair_of_ranks(values, 0.0, ranks, keep=keep, row_dim=row_dim, channel_dim=channel_dim)
+        return ranks.widest(*self.batch_range(values, keep, row_dim, channel_dim))
 
     def merge(self, old: RangePair, batch: RangePair) -> RangePair:
         return running(old, batch)
