@@ -7,6 +7,8 @@ sums once more. No edge has a weight, and codes of rows are added up as they are
 from __future__ import annotations
 
 import operator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,28 +62,38 @@ def scale_rows(x: Tensor, factor: Tensor, dim: int = 0) -> Tensor:
     return x * factor.to(x.dtype).view(-1, *[1] * (x.dim() - 1 - dim))
 
 
-def fold_norms(graph: Graph, root: nn.Module) -> list[str]:
+def fold_norms(graphs: Sequence[Graph], root: nn.Module) -> list[str]:
     """Folds, in place, every GCN norm whose edges have no weight and that does nothing but multiply messages of sums.
 
     Without quantizers the result equals the original but for rounding: some units in the last place of the largest
     term of each sum (a relative 1e-6 in float32).
 
     Args:
-        graph: A traced graph, weights visible.
-        root: The module that it is of.
+        graphs: Traced graphs of one method, in training and in evaluation, weights visible. A norm is folded in both or
+            in neither: messages have one range.
+        root: The module that they are of.
 
     Returns:
         Remarks on the norms that stay on the edges, and why.
     """
+    found: dict[tuple[str, int], list[Node]] = {}
+    for graph in graphs:
+        number = Counter[str]()
+        for node in graph.nodes:
+            if node.op == "call_function" and op_name(node) == "gcn_norm":
+                module = note_of(node).module
+                found.setdefault((module, number[module]), []).append(node)
+                number[module] += 1
     remarks = []
-    for node in list(graph.nodes):
-        if node.op == "call_function" and op_name(node) == "gcn_norm":
-            found = _sums(node, root)
-            if isinstance(found, str):
-                where = note_of(node).module or "the root module"
-                remarks.append(f"norm='nodes': the norm of {where} stays on its edges: {found}")
-            else:
-                _write(graph, node, found)
+    for (module, _), norms in found.items():
+        sums = [_sums(norm, root) for norm in norms]
+        why = next((one for one in sums if isinstance(one, str)), None)
+        if why is not None:
+            remarks.append(f"norm='nodes': the norm of {module or 'the root module'} stays on its edges: {why}")
+            continue
+        for norm, one in zip(norms, sums, strict=True):
+            assert not isinstance(one, str)
+            _write(norm.graph, norm, one)
     return remarks
 
 

@@ -25,7 +25,7 @@ from dqconvert.trace.leaves import WEIGHTED_MODULES
 from dqconvert.trace.method import Method
 from dqconvert.trace.module import write_nowhere
 from dqconvert.trace.note import Note, annotate
-from dqconvert.trace.products import cut_products, use_products
+from dqconvert.trace.products import Product, cut_products, use_products
 from dqconvert.trace.runtime import stage_output
 
 
@@ -86,13 +86,19 @@ def rewrite(
     train = Placer(root, ledger, known=known)
     prefix = container_name(root)
     protections = _protections(root, prefix)
-    if not _rewrite_graph(root, graph, train, whole, protections):
+    graphs = [graph] if eval_graph is None else [graph, eval_graph]
+    for one in graphs:
+        open_leaves(one, root)
+    cut = [cut_products(one) for one in graphs]
+    if ledger.qconfig.norm == "nodes":
+        train.remarks += fold_norms(graphs, root)
+    if not _rewrite_graph(root, graph, train, whole, protections, cut[0]):
         plain = replace(method, graph=source[0], eval_graph=source[1])
         return Rewritten(method=plain, entries=(), left_float=(), protection=(), found=False)
     placers = [train]
     if eval_graph is not None:
         placers.append(Placer(root, ledger, training=train))
-        _rewrite_graph(root, eval_graph, placers[1], whole, protections)
+        _rewrite_graph(root, eval_graph, placers[1], whole, protections, cut[1])
     for name, protection in protections.items():
         attach(root, f"{prefix}.{name}", protection)
     left = [left for placer in placers for left in placer.left_float]
@@ -132,16 +138,13 @@ def _rewrite_graph(
     placer: Placer,
     islands: frozenset[str],
     protections: dict[str, nn.Module],
+    products: list[Product],
 ) -> bool:
-    """Rewrites one graph in place.
+    """Rewrites one graph in place, whose products were cut out of it.
 
     Returns:
         True if there was anything to quantize.
     """
-    open_leaves(graph, root)
-    products = cut_products(graph)
-    if placer.ledger.qconfig.norm == "nodes":
-        placer.remarks += fold_norms(graph, root)
     dropouts = Dropouts(graph, root) if placer.ledger.qconfig.placement == "before_dropout" else None
     if dropouts is not None:
         dropouts.move_behind_messages()

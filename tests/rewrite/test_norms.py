@@ -175,6 +175,21 @@ def test_where_it_stays_on_the_edges_the_report_says_so(model, inputs, why):
     assert torch.equal(one, paper.train()(*inputs))
 
 
+def test_a_norm_that_training_drops_stays_in_evaluation_too():
+    """Messages have one range for both: of the products that training sends."""
+    model = Layer(APPNP(2, 0.1, dropout=0.5))
+    modules = [prepared(model, config).module for config in (NODE_NORM, PAPER)]
+    for module in modules:
+        torch.manual_seed(0)
+        module.train()(X, EDGES)
+    assert not modules[0].eval_graph.find_nodes(op="call_function", target=scale_rows)
+    assert torch.equal(*(module.eval()(X, EDGES) for module in modules))
+    assert "the norm of layer stays on its edges: it does more" in str(modules[0].report)
+    plus = prepared(model, "int4-dq+").module
+    dqconvert.calibrate(plus, (X, EDGES))
+    assert plus.eval()(X, EDGES).isfinite().all()
+
+
 def test_a_sparse_adjacency_stays():
     adj = torch.sparse_coo_tensor(EDGES.flip(0), torch.ones(EDGES.size(1)), (NODES, NODES)).coalesce().to_sparse_csr()
     module, _ = prepared(Layer(GCNConv(8, 4)), NODE_NORM, (X, adj))
