@@ -108,8 +108,7 @@ def infer(
     whole = WholeGraph(stages.rows, module, given)
     folder = Store(store, _fingerprint(stages, whole, module))
     try:
-        release_memory()
-        run = Run(stages, whole, module, folder, lambda: limit - resident(), chunk)
+        run = Run(stages, whole, module, folder, lambda: limit - resident(release=True), chunk)
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not progress or not console.is_terminal) as bar:
             task = bar.add_task("sorting edges", total=run.total)
@@ -143,8 +142,10 @@ def bytes_of(memory: Any) -> int:
     return size
 
 
-def resident() -> int:
-    """Returns the bytes of memory that this process holds."""
+def resident(*, release: bool = False) -> int:
+    """Returns the bytes of memory that this process holds; ``release``: what is free goes back to the system first."""
+    if release:
+        release_memory()
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))

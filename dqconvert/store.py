@@ -28,7 +28,7 @@ except ImportError:  # where there are no such locks, two processes in one folde
     fcntl = None  # type: ignore[assignment]
 
 _STATE, _LOCK = "state.json", "lock"
-_BLOCK = 1 << 25
+_BLOCK = 1 << 23
 """Bytes that are hashed at a time."""
 
 _MAPS = Path("/proc/self/maps")

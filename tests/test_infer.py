@@ -64,7 +64,7 @@ class Attentive(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = GATConv(WIDTH, 4, heads=2, edge_dim=3), GATConv(8, 5, edge_dim=3)
+        self.first, self.second = GATConv(WIDTH, 8, heads=2, edge_dim=3), GATConv(16, 5, edge_dim=3)
 
     def forward(self, x, edge_index, edge_attr):
         return self.second(self.first(x, edge_index, edge_attr).relu(), edge_index, edge_attr)
@@ -153,7 +153,7 @@ def infer(integer, data, folder, **options):
     return dqconvert.infer(integer, data, **{"memory": "1TiB", "progress": False, **options}, store=folder)
 
 
-@pytest.mark.sample(4, keep=("GAT-int8-dq+", "GCN-int8-dq"))
+@pytest.mark.sample(15, keep=("GAT-int8-dq+", "heterogeneous-int8-dq"))
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", MODELS)
 def test_chunks_give_what_the_whole_gives(name, preset, tmp_path):
@@ -163,14 +163,14 @@ def test_chunks_give_what_the_whole_gives(name, preset, tmp_path):
 
 @pytest.mark.parametrize(("nodes", "edges"), [(0, 0), (1, 0), (NODES, 0)])
 def test_graphs_without_edges_or_nodes(nodes, edges, tmp_path):
-    for name in ("GCN", "GAT", "GraphSAGE"):
+    for name in ("GCN", "GAT, edges"):
         integer, data = converted(name), inputs(name, nodes, edges)
         assert torch.equal(infer(integer, data, tmp_path / name), integer(*data))
 
 
 @pytest.mark.parametrize("chunk", [1, 64])
 def test_chunks_of_any_size(chunk, tmp_path):
-    integer, data = converted("GAT"), inputs("GAT")
+    integer, data = converted("GAT, edges"), inputs("GAT, edges", 12)
     assert torch.equal(infer(integer, data, tmp_path, chunk=chunk), integer(*data))
 
 
@@ -185,8 +185,8 @@ def work(integer, data, folder, room):
 @pytest.mark.parametrize("name", ["GCN", "GAT, edges"])
 def test_little_memory(name, tmp_path):
     """Edges are sorted in several ranges of receivers, and the rows of senders copied, a part of a file at a time."""
-    integer, data = converted(name), inputs(name, 3000)
-    run = work(integer, data, tmp_path, 160_000)
+    integer, data = converted(name), inputs(name, 1500)
+    run = work(integer, data, tmp_path, 60_000)
     done = [rows for what, rows in run.work() if what.startswith("stage")]
     assert len(done) > 20
     assert torch.equal(run.result(), integer(*data))
@@ -205,13 +205,13 @@ def test_features_and_edges_in_files(tmp_path):
 
 
 def test_a_file_gives_the_same(tmp_path):
-    integer, data = converted("GIN"), inputs("GIN")
-    dqconvert.save(integer, tmp_path / "gin.int")
-    loaded = dqconvert.load(tmp_path / "gin.int")
+    integer, data = converted("GCN"), inputs("GCN")
+    dqconvert.save(integer, tmp_path / "gcn.int")
+    loaded = dqconvert.load(tmp_path / "gcn.int")
     assert torch.equal(infer(loaded, data, tmp_path / "store", chunk=7), integer(*data))
     arguments = dict(zip(("x", "edge_index"), data, strict=True))
     safetensors.torch.save_file(arguments, tmp_path / "graph.safetensors")
-    words = ["run", tmp_path / "gin.int", "--data", tmp_path / "graph.safetensors", "--memory", "1TiB"]
+    words = ["run", tmp_path / "gcn.int", "--data", tmp_path / "graph.safetensors", "--memory", "1TiB"]
     runner = CliRunner()
     assert runner.invoke(app, [str(word) for word in words]).exit_code == 2
     words += ["--store", tmp_path / "of run", "-o", tmp_path / "out.safetensors"]
@@ -222,31 +222,32 @@ def test_a_file_gives_the_same(tmp_path):
 
 def test_what_was_killed_goes_on(tmp_path, spare):
     """The process is killed when some chunks are done; the next one computes the others alone."""
-    integer, data = converted("GraphSAGE, max"), inputs("GraphSAGE, max", 400)
-    dqconvert.save(integer, tmp_path / "sage.int")
+    integer, data = converted("GCN"), inputs("GCN", 400)
+    dqconvert.save(integer, tmp_path / "gcn.int")
     torch.save(data, tmp_path / "data.pt")
     code = """
-        import os, signal, sys, threading, json
+        import json, os, signal, sys, threading, time
         from pathlib import Path
         import torch, dqconvert
         folder = Path(sys.argv[1])
         def watch():
             while True:
+                time.sleep(0.001)
                 try:
                     done = json.loads((folder / "store" / "state.json").read_text())["done"]
                 except (OSError, ValueError):
                     continue
-                if 10 < done.get("stage_2", 0):
+                if 0 < done.get("stage_2", 0):
                     os.kill(os.getpid(), signal.SIGKILL)
         threading.Thread(target=watch, daemon=True).start()
-        integer, data = dqconvert.load(folder / "sage.int"), torch.load(folder / "data.pt")
-        dqconvert.infer(integer, data, memory="1TiB", store=folder / "store", chunk=1, progress=False)
+        integer, data = dqconvert.load(folder / "gcn.int"), torch.load(folder / "data.pt")
+        dqconvert.infer(integer, data, memory="1TiB", store=folder / "store", chunk=50, progress=False)
     """
     killed = spare.run(textwrap.dedent(code), tmp_path)
     assert killed.returncode == -9, killed.stderr
     state = json.loads((tmp_path / "store" / "state.json").read_text())
-    assert 10 < state["done"]["stage_2"] < 400
-    assert torch.equal(infer(integer, data, tmp_path / "store", chunk=50), integer(*data))
+    assert 0 < state["done"]["stage_2"] < 400
+    assert torch.equal(infer(integer, data, tmp_path / "store", chunk=70), integer(*data))
     with pytest.raises(ConfigError, match="another module, graph or features"):
         infer(integer, (data[0] + 1, data[1]), tmp_path / "store")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import tempfile
@@ -70,7 +69,6 @@ def peak_of(step: Callable[[], object], repeats: int = 2) -> Peak:
         raise CommandError(reason)
     gc.collect()
     release_memory()
-    _return_freed_memory()
     _RESET.write_text("5")  # VmHWM, the highest resident memory so far, becomes the present one
     before = _status("VmRSS")
     for _ in range(repeats):
@@ -82,10 +80,3 @@ def _status(field: str) -> float:
     """Returns a field of the process's status, in MiB."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024 / _MIB
-
-
-def _return_freed_memory() -> None:
-    """Returns freed memory to the system: glibc would keep it, and its reuse would not be seen."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -8,6 +8,7 @@ kept when the tensor in them is gone.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import math
 import mmap
@@ -151,11 +152,14 @@ empty = _buffers.empty
 def release_memory() -> None:
     """Gives memory that the CPU kernels keep back to the system: buffers for results, and values derived from tensors.
 
-    After training, say, in a process that goes on with other work. What modules keep of their graphs is theirs:
-    ``module.graph_memory.clear()``.
+    After training, say, in a process that goes on with other work. What was freed goes back, too: glibc would keep it.
+    What modules keep of their graphs is theirs: ``module.graph_memory.clear()``.
 
     Example:
         >>> release_memory()
     """
     _buffers.release()
     clear_derived()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -15,11 +15,15 @@ from dqconvert.lower.staged.kinds import Listing, Order
 from dqconvert.lower.staged.whole import WholeGraph
 from dqconvert.store import Array, Store, release
 
-_PER_EDGE = 64
+_PER_EDGE = 128
 """Bytes that an edge takes while it is sorted: its ends as they are listed and collected, its place, its sender."""
 
 _BLOCK = 1 << 21
-"""Edges that are looked at, at a time."""
+"""Edges that are looked at, at a time, if there is room for ten times as many to be sorted."""
+
+
+_LEAST = 256
+"""Edges that there has to be room for."""
 
 
 class Files(NamedTuple):
@@ -48,6 +52,7 @@ class Orders:
 
     def __init__(self, whole: WholeGraph, store: Store, orders: Iterable[Order], listed: frozenset[Listing]) -> None:
         self._whole, self._store, self._listed = whole, store, listed
+        self._block = _BLOCK
         self._names = {order: f"order_{number}" for number, order in enumerate(dict.fromkeys(orders))}
 
     def sort(self, order: Order, room: int) -> None:
@@ -64,11 +69,12 @@ class Orders:
         if self._store.done(name):
             return
         targets = self._whole.count(self._whole.rows.at[order.listing, order.receive])
-        ptr = self._counted(order, targets)
         room -= 16 * targets
+        self._block = max(_LEAST, min(_BLOCK, room // _PER_EDGE // 10))
+        ptr = self._counted(order, targets)
         widest = int(ptr.diff().max()) if targets > 0 else 0
-        if room < _PER_EDGE * max(widest, 1024):
-            lacking = _PER_EDGE * max(widest, 1024) - room
+        if room < _PER_EDGE * max(widest, _LEAST):
+            lacking = _PER_EDGE * max(widest, _LEAST) - room
             raise ConfigError(
                 f"memory is too small: to sort the edges of {targets:,} nodes, of which one has {widest:,}, takes "
                 f"{lacking:,} bytes more."
@@ -140,8 +146,8 @@ class Orders:
         asked = listing in self._listed
         known = ((end, whole.rows.at.get((listing, end))) for end in (order.send, order.receive))
         counts = {end: whole.count(space) for end, space in known if space is not None}
-        for start in range(0, ends.size(1), _BLOCK):
-            block = ends[:, start : start + _BLOCK]
+        for start in range(0, ends.size(1), self._block):
+            block = ends[:, start : start + self._block]
             taken = block.long().clone() if mapped or block.dtype != torch.int64 else block
             if mapped:
                 release(block[0])
