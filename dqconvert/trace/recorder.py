@@ -87,7 +87,10 @@ class Recorder(TorchFunctionMode):
             return result
         if func in _OF_DATA and args and holds_numpy(args[0]):
             func, name, args, kwargs = torch.tensor, "tensor", (as_data(args[0]),), {**kwargs, "dtype": result.dtype}
-        return self.writer.bind(result, self.writer.node(*normal_call(func, args, kwargs)))
+        call = normal_call(func, args, kwargs)
+        if call.kwargs.get("training") is False:  # a dropout, which then writes nothing
+            call.kwargs.pop("inplace", None)
+        return self.writer.bind(result, self.writer.node(*call))
 
     def _record_write(self, func: Any, name: str, args: Any, kwargs: Any, result: Any, changed: list[Tensor]) -> Any:
         """Records a call that changed its arguments, as one that returns their new values."""

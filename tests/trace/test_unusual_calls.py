@@ -9,7 +9,7 @@ from torch import nn
 from torch_geometric.nn import GCN, DeepGCNLayer, EdgeCNN, GCN2Conv, GCNConv, GENConv, GroupAddRev, HeteroConv, SAGEConv
 
 import dqconvert
-from checks import assert_same, evaluation, normal, step
+from checks import assert_float_identity, assert_same, evaluation, normal, step
 from dqconvert import QConfig, TraceError
 
 EDGES = torch.randint(12, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -118,6 +118,27 @@ def test_models_with_an_activation_in_place(model):
     assert_same(evaluation(module, inputs), evaluation(model, inputs))
     trained, _ = dqconvert.prepare(model, "int8-dq", inputs)
     step(trained, inputs)
+
+
+class DroppedInPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.lin = GCNConv(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x, edge_index):
+        h = self.conv(x, edge_index)
+        return self.lin(nn.functional.dropout(h, 0.5, self.training, inplace=True))
+
+
+def test_a_dropout_in_place_is_one_graph_for_both_modes_and_converts():
+    model, inputs = DroppedInPlace(), (normal(12, 8), EDGES)
+    module = assert_float_identity(model, inputs)
+    assert module.eval_graph is None
+    trained, _ = dqconvert.prepare(model, "int8-dq+", inputs)
+    dqconvert.calibrate(trained, inputs)
+    torch.testing.assert_close(
+        dqconvert.convert(trained)(*inputs), evaluation(trained, inputs)[0], rtol=0.02, atol=0.02
+    )
 
 
 # -- computed again in the backward --------------------------------------------------------------------------------
