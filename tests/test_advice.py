@@ -66,6 +66,7 @@ def found(kind: str, report):
     return next((one for one in report.advice() if one.kind == kind and f"{module}.quant.{role}" in one.paths), None)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("form", ["config", "command line"])
 def test_what_costs_accuracy_is_found_and_pasting_the_rule_mends_it(kind, form):

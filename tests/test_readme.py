@@ -31,7 +31,8 @@ def transcripts() -> Iterator[object]:
             blocks = list(BLOCK.finditer(section))
             if any(block["kind"] == "console" for block in blocks):
                 title = section.splitlines()[0].removeprefix("## ")
-                yield pytest.param(blocks, id=f"{Path(page).stem}: {title}")
+                marks = [pytest.mark.study] if page != "README.md" else []
+                yield pytest.param(blocks, id=f"{Path(page).stem}: {title}", marks=marks)
 
 
 @pytest.mark.parametrize("blocks", list(transcripts()))

@@ -63,6 +63,7 @@ def test_sums_of_norms_on_nodes_are_integer_all_the_way():
     assert (want.argmax(1) == got.argmax(1)).float().mean() >= 0.999
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("model", [GCN, GAT])
 def test_weighted_messages_are_integer(model, bits):

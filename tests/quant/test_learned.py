@@ -174,6 +174,7 @@ BY_DEGREE = replace(EVERYWHERE, activation=replace(LEARNED, granularity="degree"
 DROPPED = replace(EVERYWHERE, placement="before_dropout")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("model_class", "config"),
     [

@@ -147,6 +147,7 @@ class Attribute(Called):
         return self.conv(nn.functional.dropout(x, self.p, training=self.training), edge_index)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("kind", [Dropped, Called, Attribute])
 @pytest.mark.parametrize("spec", [{}, {"grad": "clip"}, {"granularity": "channel"}, {"range": "learned"}], ids=str)
@@ -198,6 +199,7 @@ def test_so_is_that_of_a_function(tmp_path, kind):
         assert one.conv.quant.message.stretch == pytest.approx(5 if kind is Attribute else 2)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("kind", [Dropped, Called, Attribute])
 def test_a_part_that_is_frozen_drops_nothing(kind, fuse):

@@ -90,6 +90,7 @@ def prepared(model, config=EVERY, inputs=X):
     return module, {entry.path: entry for entry in report.entries}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("between", BETWEEN)
 def test_a_value_that_feeds_only_relus_is_unsigned(between):
     cut = between in ("nothing", "dropout", "view", "gather", "max", "pool", "both")

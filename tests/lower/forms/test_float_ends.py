@@ -40,6 +40,7 @@ def products_in_float(integer):
     return [name for name in names if name in ("linear", "matmul", "addmm", "mm", "einsum")]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "preset"),
     [*((name, "int8-ptq+") for name in MODELS), ("GIN", "int4-dq+"), ("GraphSAGE", "int4-dq+")],
@@ -70,6 +71,7 @@ class Matmul(nn.Module):
         return x @ self.weight
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize(
