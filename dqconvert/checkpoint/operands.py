@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dqconvert.checkpoint import constants
-from dqconvert.kernels.integer.attention import attention_codes, softmax_codes
+from dqconvert.kernels.integer.attention import attention_codes, attention_sums, softmax_codes
 from dqconvert.kernels.integer.codes import check_numbers, quantize
 from dqconvert.kernels.integer.edge_products import edge_products
 from dqconvert.kernels.integer.folding.fold import DEEPEST, Level, fold_nodes, place_rows, take_rows
@@ -192,7 +192,7 @@ SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
         "reduce": _REDUCE,
         "packed_input": _FLAG,
     },
-    add_heads: {"x": AnyValue(), "x_grid": _GRID, "columns": _COUNT, "finish": FINISH},
+    add_heads: {"x": AnyValue(), "x_grid": _GRIDS, "columns": _COUNT, "finish": FINISH},
     quantize: {"x": AnyValue(), "dim": OrNone(_WHOLE), "grid": _QUANTIZED, "packed": _FLAG, "name": _NAME},
     quantize_sum: {
         "terms": ListOf(AnyValue()),
@@ -217,7 +217,14 @@ SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
         "heads": _COUNT,
         "factor": _NUMBER,
     },
-    softmax_codes: {"codes": AnyValue(), "logits": _LOGITS, "ptr": _PTR, "edges": _EDGES, "grid": _GRID},
+    softmax_codes: {
+        "codes": AnyValue(),
+        "logits": ConstantOf(_LOGITS.words, _of_rows(_LOGITS.sound)),
+        "ptr": _PTR,
+        "edges": _EDGES,
+        "grid": ConstantOf(_GRID.words, _of_rows(_GRID.sound)),
+        "groups": OrNone(AnyValue()),
+    },
     attention_codes: {
         "source": AnyValue(),
         "target": AnyValue(),
@@ -226,6 +233,16 @@ SIGNATURES: dict[Callable[..., Any], dict[str, Any]] = {
         "ptr": _PTR,
         "senders": _SENDERS,
         "grid": _GRID,
+    },
+    attention_sums: {
+        "source": AnyValue(),
+        "target": AnyValue(),
+        "steps": _GROUP_GRIDS,
+        "logits": ConstantOf("a finite number by group and code", _always(constants.of_groups(constants.by_code))),
+        "ptr": _PTR,
+        "senders": _SENDERS,
+        "grid": _GROUP_GRIDS,
+        "groups": AnyValue(),
     },
     gcn_codes: {"ptr": _PTR, "senders": _SENDERS, "roots": _ROOTS, "grid": _GRID},
     gcn_order: {"edge_index": AnyValue(), "num_nodes": AnyValue(), "loops": _FLAG},

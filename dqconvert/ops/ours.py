@@ -146,6 +146,7 @@ INTEGER = (
         remembered=True,
     ),
     _integer("attention", "attention_codes"),
+    _integer("attention", "attention_sums"),
     _integer("attention", "softmax_codes"),
     _integer("receivers", "gcn_codes", remembered=True),
     _integer("receivers", "gcn_order", remembered=True),

@@ -295,7 +295,14 @@ class TestPhases:
         names = {name.split(".")[0] for name in torch._C._dispatch_get_all_op_names() if name.startswith("dqconvert::")}
         names = {name for name in names if not name.startswith("dqconvert::test_")}  # of other tests
         assert "dqconvert::fake_quantize_clip" in names, dqconvert.kernels
-        linear = ("integer_linear", "integer_propagate", "edge_products", "add_heads", "receiver_order")
+        linear = (
+            "integer_linear",
+            "integer_propagate",
+            "edge_products",
+            "add_heads",
+            "attention_sums",
+            "receiver_order",
+        )
         integer = ("_codes", "_colors", "_pairs", "_groups", "quantize_sum", *linear)  # no part of a training step
         assert {name for name in names if phase_of(name) is None and not name.endswith(integer)} == set()
 

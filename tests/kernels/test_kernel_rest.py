@@ -74,6 +74,7 @@ INDEX = torch.tensor([2, 0, 2, 1])
     {
         "edge_order": (INDEX, INDEX, 3),
         "dropout": (torch.randn(4, 3, requires_grad=True), 0.5),
+        "scale_rows": (torch.randn(4, 3, requires_grad=True), torch.randn(4)),
         "dropout_grad": (torch.randn(4, 3), torch.randint(2, (4, 3), dtype=torch.uint8), 0.5),
     }.items(),
     ids=lambda value: value if isinstance(value, str) else "",
@@ -92,8 +93,9 @@ def test_every_operator_is_checked_somewhere():
     known |= {f"learned_{name}" for name in ("fake_quantize", "chain", "propagate", "linear")}
     known |= {f"learned_{name}_grad" for name in ("chain", "propagate", "linear")} | {"mix", "mix_grad"}
     known |= {"quantize_codes", "quantize_sum", "dequantize_codes", "look_up_codes", "look_up_pairs"}
-    known |= {"quantize_groups"}
+    known |= {"quantize_groups", "scale_rows"}
     known |= {"integer_linear", "integer_propagate", "attention_codes", "softmax_codes", "add_heads", "edge_products"}
+    known |= {"attention_sums"}
     known |= {"receiver_order", "gcn_codes", "row_colors", "have_colors", "refine_colors"}
     modules = ("codes", "sums", "linear", "propagate", "attention", "heads", "edge_products", "receivers")
     modules += ("folding.colors", "folding.refine", "groups")

@@ -71,7 +71,31 @@ def test_weighted_messages_are_integer(model, bits):
     _, integer = converted(model(6, 16, 2, 5), bits, *graph())
     assert calls(integer).count("integer_propagate") == 2
     assert not [one for one in integer.report.floats if "aggr" in one.op or one.op in ("mul", "sum")]
-    assert model is GAT or not integer.report.floats
+    assert not integer.report.floats
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("output", [True, False])
+def test_attention_is_integer_all_the_way(bits, output):
+    """Logits, coefficients and the mean over heads are on the grids of who receives; without a grid it is float32."""
+    module, integer = converted(GAT(6, 16, 2, 5, heads=4), bits, *graph(), output=output)
+    assert not integer.report.floats
+    assert [calls(integer).count(name) for name in ("attention_sums", "integer_propagate", "add_heads")] == [2, 2, 1]
+    assert not {"softmax", "index_select", "mean", "quantize_groups"} & {*calls(integer)}
+    with torch.no_grad():
+        want, got = module(*graph()), integer(*graph())
+    assert ((want - got).abs() > 1e-5).float().mean() <= 1e-3
+
+
+def test_coefficients_of_logits_on_edges_are_integer():
+    """Where no sum of both ends makes a logit, its codes are on the edges."""
+    model = GAT(6, 16, 2, 5, heads=2, v2=True)
+    module, integer = converted(model, 8, *graph())
+    assert calls(integer).count("softmax_codes") == 2
+    assert "softmax" not in calls(integer)
+    with torch.no_grad():
+        want, got = module(*graph()), integer(*graph())
+    assert ((want - got).abs() > 1e-5).float().mean() <= 1e-3
 
 
 def test_values_between_groups_and_one_grid_are_looked_up():

@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dqconvert.errors import InputShapeError
-from dqconvert.kernels._grid import CodeGrid
 from dqconvert.kernels._operator import Operator
 from dqconvert.kernels._takes import Takes
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.integer.heads import add_rows
 from dqconvert.kernels.cpu.threads import parts, run
-from dqconvert.kernels.integer.codes import as_numbers
+from dqconvert.kernels.derived import Derived
 from dqconvert.kernels.integer.finish import TAKES, Finish, check, fake_room, finish_arrays, plain_finish, room
 
 MOST = 1 << 23
@@ -28,15 +27,25 @@ MOST = 1 << 23
 
 def plain_add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
     """Defines what every implementation is held to; the arguments are those of :func:`add_heads`."""
-    centred = x.long() - CodeGrid(*x_grid).zero.long()
+    zero = x_grid[..., 1].long()
+    if finish.groups is not None and zero.dim() > 0:
+        zero = zero[finish.groups.long()].unsqueeze(1)
+    centred = x.long() - zero
     sums = centred.view(x.size(0), x.size(1) // columns, columns).sum(1)
     return plain_finish(sums, finish)
+
+
+def _make_zeros(x_grid: Tensor) -> NDArray[Any]:
+    return array(x_grid.reshape(-1, 4)[:, 1].int())
+
+
+_zeros = Derived(_make_zeros)
 
 
 def _on_cpu(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
     rows, width = x.shape
     out = room(rows, columns, finish)
-    args = array(x), int(as_numbers(x_grid, np.float32).zero), columns, finish_arrays(finish, columns), array(out)
+    args = array(x), _zeros((x_grid,)), columns, finish_arrays(finish, columns), array(out)
     run(lambda _, start, stop: add_rows(*args, start, stop), parts(rows, rows * width))
     return out
 
@@ -46,15 +55,17 @@ def _fake(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
 
 
 def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
-    x, _, columns, *finish = args
-    _check_width(x, columns)
+    x, x_grid, columns, *finish = args
+    _check_forms(x, x_grid, columns, Finish(*finish))
     check(Finish(*finish), sizes["rows"], columns)
 
 
-def _check_types(x: Tensor, x_grid: Tensor, columns: int, *finish: object) -> None:
+def _check_forms(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> None:
     _check_width(x, columns)
     if x.dtype != torch.uint8:
         raise TypeError(f"x must be uint8 codes, got {x.dtype}")
+    if x_grid.dim() > 1 and (finish.groups is None or x_grid.size(0) != finish.factor.size(0)):
+        raise InputShapeError(f"grids {tuple(x_grid.shape)} of groups of rows take a finish of as many groups")
 
 
 add_heads_operator = Operator(
@@ -62,8 +73,15 @@ add_heads_operator = Operator(
     plain_add_heads,
     fake=_fake,
     cpu=_on_cpu,
-    check=_check_types,
-    takes=Takes("add_heads", x="uint8 [rows, width]", x_grid="float32 [4]", columns="size", **TAKES, also=_check),
+    check=_check_forms,
+    takes=Takes(
+        "add_heads",
+        x="uint8 [rows, width]",
+        x_grid="float32 [4] | [count, 4]",
+        columns="size",
+        **TAKES,
+        also=_check,
+    ),
 )
 
 
@@ -77,7 +95,8 @@ def add_heads(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor
 
     Args:
         x: uint8 codes `[rows, heads * columns]`.
-        x_grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training.
+        x_grid: float32 `[4]`: scale, zero, the highest code, and the lowest of training; or `[groups, 4]`, by the
+            groups of the finish.
         columns: Of a head, and of the result.
         finish: What makes codes of the sums; its factor is the scale of `x`, for a mean divided by the heads.
 

@@ -11,7 +11,7 @@ from torch.fx import Node
 from dqconvert.kernels.integer.edge_products import MOST, edge_products
 from dqconvert.kernels.integer.heads import add_heads
 from dqconvert.kernels.integer.linear import integer_linear, pack_weight
-from dqconvert.lower.forms.linear import centred_codes, finish_products
+from dqconvert.lower.forms.linear import by_group, centred_codes, ended, finish_products
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.patterns import taken
 from dqconvert.lower.values import Codes, Constant, GroupCodes, GroupGrid, Plain, QuantizerGrid, Value
@@ -89,9 +89,13 @@ def lower_edge_products(lowering: Lowering, node: Node) -> Value | None:
 
 
 def lower_mean(lowering: Lowering, node: Node) -> Value | None:
-    """Lowers the rounding of ``x.mean(1)``, or of that and a bias, where ``x`` are the codes of all heads."""
-    grid, mean, bias = lowering.grid(node), node.args[0] if node.args else None, None
-    if grid is None or not isinstance(mean, Node):
+    """Lowers ``x.mean(1)``, or that and a bias, where ``x`` are the codes of all heads.
+
+    What is rounded right behind becomes codes, with the rounding; all else leaves as float32.
+    """
+    rounds = lowering.quantizer(node) is not None
+    grid, mean, bias = lowering.any_grid(node), node.args[0] if rounds else node, None
+    if (rounds and grid is None) or not isinstance(mean, Node):
         return None
     if op_name(mean) == "add" and len(mean.args) == 2 and not mean.kwargs:
         known = isinstance(lowering.value(mean.args[1]), Constant)
@@ -102,16 +106,24 @@ def lower_mean(lowering: Lowering, node: Node) -> Value | None:
     sizes = note_of(mean.args[0]).sizes if isinstance(mean.args[0], Node) else ()
     widths = {size[1] for size in note.sizes if len(size) == 2}
     heads = {size[1] for size in sizes if len(size) == 3}
-    if not isinstance(x, Codes) or len(widths) != 1 or len(heads) != 1 or note.dtype != torch.float32:
+    if not isinstance(x, Codes | GroupCodes) or len(widths) != 1 or len(heads) != 1 or note.dtype != torch.float32:
         return None
-    columns, count, label = widths.pop(), heads.pop(), str(node.target)
+    of_rows = [one for one in (x.grid, grid) if isinstance(one, GroupGrid)]
+    if len({one.groups for one in of_rows}) > 1:
+        return None
+    columns, count, label = widths.pop(), heads.pop(), str(node.target) if rounds else f"{note.module}.mean"
     if bias is not None and (not isinstance(added, Constant) or added.value.shape not in ((columns,), (1, columns))):
         return None
-    factor = torch.tensor([x.grid.scale], dtype=torch.float32) / count
-    finish = lowering.program.finish(factor, grid, label, added.value if isinstance(added, Constant) else None)
+    steps = (x.grid,) if isinstance(x.grid, QuantizerGrid) else x.grid.grids
+    factor, ends, groups = torch.tensor([one.scale for one in steps], dtype=torch.float32) / count, grid, None
+    if of_rows:
+        factor, groups = factor.unsqueeze(1).expand(len(of_rows[0].grids), 1), of_rows[0].groups
+        ends = None if grid is None else by_group(grid, of_rows[0])
+    offset = added.value if isinstance(added, Constant) else None
+    finish = lowering.program.finish(factor, ends, label, offset, groups=groups)
     x_grid = lowering.program.grid(x.grid, f"{label}.input_grid")
     args = _flat(lowering, x.node, count * columns), x_grid, columns, finish
-    return Codes(lowering.program.call(add_heads, args, note_of(node)), grid)
+    return ended(lowering.program.call(add_heads, args, note_of(node)), grid)
 
 
 def _summed_products(node: Node) -> tuple[tuple[Any, ...], ...]:

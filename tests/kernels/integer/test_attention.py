@@ -8,16 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.utils import softmax
 
+from dqconvert.errors import InputShapeError
 from dqconvert.kernels import edge_order
 from dqconvert.kernels.integer.attention import (
     attention_codes,
     attention_codes_operator,
+    attention_sums,
+    attention_sums_operator,
     plain_attention_codes,
+    plain_attention_sums,
     plain_softmax_codes,
     softmax_codes,
     softmax_codes_operator,
 )
 from dqconvert.kernels.integer.codes import quantize
+from dqconvert.kernels.integer.groups import quantize_groups
 
 GRIDS = {
     "int8": torch.tensor([1 / 255, 0.0, 255.0, 0.0]),
@@ -41,6 +46,25 @@ def codes(rows, heads):
 def rising(spread=3.0):
     """Logits, some of them equal."""
     return (torch.randn(256) * spread).sort().values.clamp(min=-2 * spread)
+
+
+def of_groups(nodes):
+    """Logits and grids of each group, the grids of sums, and the group of each node."""
+    steps = torch.tensor([[0.1, 128.0, 255.0, -128.0], [0.4, 7.0, 15.0, -8.0], [0.02, 0.0, 255.0, 0.0], INT8.tolist()])
+    logits = torch.stack([rising(spread) for spread in (3.0, 0.5, 1e3, 3.0)])
+    return logits, torch.stack(list(GRIDS.values())), steps, torch.randint(4, (nodes,), dtype=torch.uint8)
+
+
+def check_groups(senders, nodes, edges, heads):
+    """Both operators, where grids differ by group; returns the arguments of the softmax."""
+    _, _, order = a_graph(senders, nodes, edges)
+    logits, grids, steps, groups = of_groups(nodes)
+    ends = torch.randn(senders, heads) * 9, torch.randn(nodes, heads) * 9
+    args = *ends, steps, logits, order.ptr, order.others, grids, groups
+    assert torch.equal(attention_sums(*args), plain_attention_sums(*args))
+    args = codes(edges, heads), logits, order.ptr, order.edges, grids, groups
+    assert torch.equal(softmax_codes(*args), plain_softmax_codes(*args))
+    return args
 
 
 def check_attention(source, target, table, logits, order, grid=INT8):
@@ -93,6 +117,49 @@ def test_any_graph(nodes, edges, heads, grid, spread, seed):
     _, _, order = a_graph(*nodes, edges)
     check_attention(codes(nodes[0], heads), codes(nodes[1], heads), codes(256, 256), rising(spread), order, grid)
     check_softmax(codes(edges, heads), rising(spread), order, grid)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_grids_of_groups(threads, heads):
+    for edges in (40_000, 3000):
+        given, logits, ptr, edges, grids, groups = check_groups(900, 700, edges, heads)
+        found = softmax_codes(given, logits, ptr, edges, grids, groups)
+        own = groups.repeat_interleave(ptr.diff())
+        for group in range(4):  # it has what it would have alone
+            alone = softmax_codes(given, logits[group], ptr, edges, grids[group])
+            assert torch.equal(found[own == group], alone[own == group])
+
+
+@settings(max_examples=40)
+@given(nodes=st.integers(0, 12), edges=st.integers(0, 60), heads=st.integers(0, 5), seed=st.integers(0, 10_000))
+def test_grids_of_groups_of_any_graph(nodes, edges, heads, seed):
+    torch.manual_seed(seed)
+    check_groups(7, nodes, edges if nodes else 0, heads)
+
+
+def test_sums_of_both_ends_are_rounded_as_values_are():
+    sender, receiver, order = a_graph(20, 15, 300)
+    logits, grids, steps, groups = of_groups(15)
+    source, target = torch.randn(20, 2) * 9, torch.randn(15, 2) * 9
+    source[3] = torch.nan  # has the code of zero
+    of_edges = quantize_groups(source[sender] + target[receiver], steps, groups[receiver])
+    found = attention_sums(source, target, steps, logits, order.ptr, order.others, grids, groups)
+    assert torch.equal(found, softmax_codes(of_edges, logits, order.ptr, order.edges, grids, groups))
+
+
+def test_groups_that_do_not_fit_are_an_error():
+    _, _, order = a_graph(30, 20, 200)
+    logits, grids, steps, groups = of_groups(20)
+    given = codes(200, 2), logits, order.ptr, order.edges, grids
+    for wrong in ((*given[:1], logits[0], *given[2:], groups), (*given[:4], grids[0], groups), given):
+        with pytest.raises(ValueError, match="expected logits"):
+            softmax_codes(*wrong)
+    with pytest.raises(InputShapeError, match="groups has shape"):
+        softmax_codes(*given, groups[:-1])
+    args = torch.randn(30, 2), torch.randn(20, 2), steps, logits, order.ptr, order.others, grids, groups
+    for place, wrong in ((1, args[0]), (2, steps[:3]), (3, logits[:3]), (6, grids[0]), (7, groups[:-1])):
+        with pytest.raises(InputShapeError, match="attention_sums"):
+            attention_sums(*args[:place], wrong, *args[place + 1 :])
 
 
 def test_equal_edges_share_exactly():
@@ -184,6 +251,11 @@ def test_operators_keep_their_contract(heads):
     args = codes(7, heads), codes(5, heads), codes(256, 256), rising(), order.ptr, order.others, INT8
     torch.library.opcheck(torch.ops.dqconvert.attention_codes.default, args)
     assert torch.equal(attention_codes_operator(*args), plain_attention_codes(*args))
-    args = codes(12, heads), rising(), order.ptr, order.edges, INT8
-    torch.library.opcheck(torch.ops.dqconvert.softmax_codes.default, args)
-    assert torch.equal(softmax_codes_operator(*args), plain_softmax_codes(*args))
+    logits, grids, steps, groups = of_groups(5)
+    for own, grid, which in ((rising(), INT8, None), (logits, grids, groups)):
+        args = codes(12, heads), own, order.ptr, order.edges, grid, which
+        torch.library.opcheck(torch.ops.dqconvert.softmax_codes.default, args)
+        assert torch.equal(softmax_codes_operator(*args), plain_softmax_codes(*args))
+    args = torch.randn(7, heads), torch.randn(5, heads), steps, logits, order.ptr, order.others, grids, groups
+    torch.library.opcheck(torch.ops.dqconvert.attention_sums.default, args)
+    assert torch.equal(attention_sums_operator(*args), plain_attention_sums(*args))

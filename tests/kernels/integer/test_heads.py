@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dqconvert.errors import InputShapeError
 from dqconvert.kernels.integer.finish import Finish
 from dqconvert.kernels.integer.heads import MOST, add_heads, add_heads_operator, plain_add_heads
 
@@ -55,6 +56,23 @@ def test_the_definition_is_the_mean_of_values():
 def test_any_shape_and_end(rows, heads, columns, end, seed):
     torch.manual_seed(seed)
     checked(codes(rows, heads * columns), columns, a_finish(columns, end, rows))
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_rows_of_groups_are_on_grids_of_their_own(rounded):
+    grids = torch.stack([GRID, torch.tensor([0.5, 3.0, 15.0, 0.0]), torch.tensor([0.01, 0.0, 255.0, 0.0])])
+    groups, x, factor = torch.randint(3, (70,), dtype=torch.uint8), codes(70, 3 * 9), grids[:, :1] / 3
+    finish = Finish(factor, grids.flip(0) if rounded else None, torch.randn(9), groups=groups)
+    found = add_heads(x, grids, 9, finish)
+    assert torch.equal(found, plain_add_heads(x, grids, 9, finish))
+    assert found.dtype == (torch.uint8 if rounded else torch.float32)
+    for group in range(3):
+        rows, grid = groups == group, finish.grid[group] if rounded else None
+        alone = add_heads(x[rows], grids[group], 9, Finish(factor[group], grid, finish.bias))
+        assert torch.equal(found[rows], alone)
+    for wrong in (finish._replace(groups=None, factor=factor[0], grid=None), finish):
+        with pytest.raises(InputShapeError, match="as many groups"):
+            add_heads(x, grids[:2], 9, wrong)
 
 
 def test_many_rows_on_one_thread_and_many(threads):
