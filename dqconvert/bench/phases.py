@@ -42,6 +42,7 @@ PHASE_OF: Mapping[str, str] = MappingProxyType(
         "dqconvert::observe*": "observe",
         "dqconvert::propagate*": "message passing",
         "dqconvert::csr*": "message passing",
+        "dqconvert::scale_rows*": "message passing",
         "dqconvert::edge_order*": "message passing",
         "dqconvert::linear*": "linear",
         "dqconvert::matmul*": "linear",

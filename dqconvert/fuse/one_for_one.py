@@ -12,13 +12,15 @@ from torch.fx import Node
 
 from dqconvert.fuse.context import Context
 from dqconvert.fuse.memos import memo, origin
-from dqconvert.ops import TORCH, op_of, op_of_layer
-from dqconvert.quant.fused import batch_norm, dropout, linear
+from dqconvert.ops import OURS, TORCH, op_of, op_of_layer
+from dqconvert.quant.fused import batch_norm, dropout, linear, scale_rows
 from dqconvert.quant.memo import Remembered
 from dqconvert.trace.note import annotate, note_of
 
-_STAND_INS: Mapping[str, Callable[..., Any]] = MappingProxyType({"linear": linear, "dropout": dropout})
-"""Functions that have a counterpart with the same results, by their operation."""
+_STAND_INS: Mapping[tuple[str, str], Callable[..., Any]] = MappingProxyType(
+    {(TORCH, "linear"): linear, (TORCH, "dropout"): dropout, (OURS, "scale_rows"): scale_rows}
+)
+"""Functions that have a counterpart with the same results, by the package and name of their operation."""
 
 
 def put_stand_ins(context: Context) -> None:
@@ -27,8 +29,8 @@ def put_stand_ins(context: Context) -> None:
         if any(note_of(value).sparse for value in node.all_input_nodes):  # features as a sparse matrix: torch's affair
             continue
         op, layer = op_of(node), context.plain_module(node)
-        if node.op == "call_function" and op.package == TORCH and op.name in _STAND_INS:
-            node.target = _STAND_INS[op.name]
+        if node.op == "call_function" and (op.package, op.name) in _STAND_INS:
+            node.target = _STAND_INS[op.package, op.name]
         elif op_of_layer(layer).name == "dropout":
             _open_dropout(context, node)
         elif type(layer) is nn.BatchNorm1d and len(node.args) == 1 and not node.kwargs:

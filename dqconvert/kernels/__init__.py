@@ -26,6 +26,7 @@ from dqconvert.kernels.own_size import own_size
 from dqconvert.kernels.parts import quantize_parts
 from dqconvert.kernels.percentile import percentile_pair
 from dqconvert.kernels.propagate import propagate
+from dqconvert.kernels.scale_rows import scale_rows
 
 __all__ = [
     "NO_CHAIN",
@@ -59,4 +60,5 @@ __all__ = [
     "quantize_linear",
     "quantize_parts",
     "release_memory",
+    "scale_rows",
 ]

@@ -33,6 +33,7 @@ from dqconvert.kernels import (
     quantize_parts,
 )
 from dqconvert.kernels import dropout as kernel_dropout
+from dqconvert.kernels import scale_rows as kernel_scale_rows
 from dqconvert.quant.degrees import groups_of_edges
 from dqconvert.quant.fake_quantize import FakeQuantize
 from dqconvert.quant.protection import gather_protected
@@ -241,7 +242,7 @@ def batch_norm(
 
 
 LARGE = 1 << 15
-"""Values of which a batch norm of our own is the faster one."""
+"""Values of which a batch norm or a product of our own is the faster one."""
 
 
 def message_passing(
@@ -375,6 +376,14 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
     return kernel_dropout(x, p)
 
 
+def scale_rows(x: Tensor, factor: Tensor, dim: int = 0) -> Tensor:
+    """Runs :func:`dqconvert.rewrite.norms.scale_rows`."""
+    ordinary = x.device.type == "cpu" and type(x) is Tensor and x.dtype == factor.dtype and not factor.requires_grad
+    if ordinary and dim == 0 and x.numel() >= LARGE:
+        return kernel_scale_rows(x, factor)
+    return x * factor.to(x.dtype).view(-1, *[1] * (x.dim() - 1 - dim))
+
+
 __all__ = [
     "FusedChain",
     "batch_norm",
@@ -382,5 +391,6 @@ __all__ = [
     "dropout",
     "linear",
     "message_passing",
+    "scale_rows",
     "weights",
 ]
