@@ -149,16 +149,25 @@ class FakeQuantize(ObservedGrid):
             self.check_groups(groups, x.size(self.row_dim) if x.dim() > 0 else -1)
         if not self.training:
             protected = None
-        scheme = self.scheme_for(x)
+        noise = self.noise if self.training else None
+        dithers = self.random and self.training and self.spec.rounding == "stochastic"
+        scheme, value = self.scheme_for(x, drawing=True), x
         if scheme is not None and self.row_dim == 0:
+            if dithers:
+                if scheme.observe:  # values as they are
+                    self._observe(x, protected, groups)
+                    scheme = scheme._replace(observe=False)
+                value = self._dithered(x, groups, protected)
             chain = Chain.of(
                 (None, scheme, None), self.ends(x.numel()), protected=protected, groups=groups, learned=self.learned
             )
             if self.learned:
-                return learned_chain(x, chain)
-            y, ends = quantize_chain(x, chain)
-            self.take(scheme, ends)
-            return y
+                y = learned_chain(value, chain)
+            else:
+                y, ends = quantize_chain(value, chain)
+                self.take(scheme, ends)
+            y = y.to(x.dtype) if dithers else y  # narrow types were widened
+            return y if noise is None else mix(x, y, noise)
         observing = self._observing
         if observing:
             self._observe(x, protected, groups)
@@ -177,13 +186,11 @@ class FakeQuantize(ObservedGrid):
         dim = self.channel_dim
         if groups is not None:  # each row has the grid of its group
             grid, dim = (lo[groups.long()], hi[groups.long()]), self.row_dim
-        value = x
-        if self.training and self.spec.rounding == "stochastic":
-            value = self._dithered(x, groups, protected)
+        value = self._dithered(x, groups, protected) if dithers else x
         how = (*grid, self.quant_min, self.quant_max, protected, self.row_dim, dim)
         y = learned_fake_quantize(value, *how) if self.learned else fake_quantize(value, *how, self.spec.grad)
         y = y.to(x.dtype)
-        return mix(x, y, self.noise) if self.training and self.noise is not None else y
+        return y if noise is None else mix(x, y, noise)
 
     def _dithered(self, x: Tensor, groups: Tensor | None, protected: Tensor | None) -> Tensor:
         """Returns values that are rounded stochastically by being rounded to the nearest: moved by up to half a step.
@@ -228,14 +235,17 @@ class FakeQuantize(ObservedGrid):
         alike = isinstance(x, nn.Parameter) and self.spec.sample is None and _WEIGHT.fullmatch(self.name)
         return None if alike else ranks_of(self.name)
 
-    def scheme_for(self, x: Tensor) -> Scheme | None:
-        """Returns how the operators that observe and round at once are to treat ``x``; ``None`` if they cannot."""
+    def scheme_for(self, x: Tensor, *, drawing: bool = False) -> Scheme | None:
+        """Returns how the operators that observe and round at once are to treat ``x``; ``None`` if they cannot.
+
+        ``drawing``: whether who asks draws what training draws.
+        """
         if x.layout is not torch.strided:
             raise InputTypeError(
                 f"quantizer {self.name!r} rounds each value, zeros too, and got a {x.layout} tensor: give .to_dense()"
             )
         observing = self._observing
-        if self.training and self.random:
+        if self.training and self.random and not drawing:
             return None
         if self._fused is None or not self.fake_quant_enabled or x.dim() == 0:
             return None
