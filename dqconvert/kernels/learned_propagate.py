@@ -32,9 +32,10 @@ def plain_learned_propagate(sent: Sent, messages: Ranged, mean: bool, groups: Te
 
 
 def plain_learned_propagate_grad(
-    grad: Tensor, sent: Sent, out: Tensor, messages: Ranged, mean: bool, groups: Tensor | None
+    grad: Tensor, sent: Sent, out: Tensor, messages: Ranged, mean: bool, groups: Tensor | None, for_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Defines the gradients of `x`, of the weights (`[0, 0]` without any) and of the range, message by message."""
+    """Defines the gradients of `x` (`[0, 0]` unless `for_x`), of the weights (`[0, 0]` without any) and of the range,
+    message by message."""
     scheme, range_ = messages.scheme, messages.range_
     grad = averaged(grad, sent) if mean else grad
     every = sent.sender.new_ones(sent.x.size(0), dtype=torch.bool)
@@ -44,7 +45,8 @@ def plain_learned_propagate_grad(
     of_edges = None if groups is None else groups.index_select(0, sent.receiver)
     args = (message, range_, scheme, rows, of_edges)
     to_message, to_ends = plain_grid_back(grad.index_select(0, sent.receiver), *args)
-    return *messages_back(to_message, sent, True), torch.stack(to_ends).float()
+    to_x, to_weight = messages_back(to_message, sent, True)
+    return to_x if for_x else to_x.new_empty((0, 0)), to_weight, torch.stack(to_ends).float()
 
 
 def _serves(sent: Sent, groups: Tensor | None) -> bool:
@@ -56,12 +58,17 @@ def _on_cpu(sent: Sent, messages: Ranged, mean: bool, groups: Tensor | None) -> 
     return torch.from_numpy(sums.sums_of(sent, messages.grid(), mean, groups).rows())
 
 
+def _fake_grad(grad: Tensor, sent: Sent, out: Tensor, messages: Ranged, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    to_x, to_weight = fake_messages_back(sent, True)
+    return to_x if rest[-1] else to_x.new_empty((0, 0)), to_weight, torch.empty_like(messages.range_)
+
+
 learned_propagate_grad = Operator(
     "learned_propagate_grad",
     plain_learned_propagate_grad,
-    fake=lambda grad, sent, out, messages, *_: (*fake_messages_back(sent, True), torch.empty_like(messages.range_)),
+    fake=_fake_grad,
     cpu=_loops.propagate_back,
-    serves=lambda grad, sent, *rest: grad.dtype == sent.x.dtype and _serves(sent, rest[-1]),
+    serves=lambda grad, sent, *rest: grad.dtype == sent.x.dtype and _serves(sent, rest[-2]),
     takes=Takes(
         "learned_propagate_grad",
         grad="real [num_nodes, columns]",
@@ -70,6 +77,7 @@ learned_propagate_grad = Operator(
         **RANGED,
         mean="flag",
         groups="uint8? [num_nodes]",
+        for_x="free",
         also=sums.check_heads,
     ),
 )
@@ -85,8 +93,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     # A gradient of a gradient goes through torch's own operators.
     back = plain_learned_propagate_grad if torch.is_grad_enabled() else learned_propagate_grad
     given = sent._replace(x=sent.x.contiguous())
-    to_x, to_weight, to_range = back(grad.contiguous(), given, out, Ranged(range_, *ctx.scheme), ctx.mean, groups)
-    to_sent = Sent.gradients(to_x, None if sent.weight is None else to_weight)
+    for_x, messages = ctx.needs_input_grad[0], Ranged(range_, *ctx.scheme)
+    to_x, to_weight, to_range = back(grad.contiguous(), given, out, messages, ctx.mean, groups, for_x)
+    to_sent = Sent.gradients(to_x if for_x else None, None if sent.weight is None else to_weight)
     return to_sent, (to_range, None, None), None, None
 
 

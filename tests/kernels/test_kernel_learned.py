@@ -22,7 +22,10 @@ from dqconvert.kernels import (
     learned_linear,
     learned_propagate,
     qparams,
+    quantize_chain,
 )
+from dqconvert.kernels.chain import plain_quantize_chain
+from dqconvert.kernels.cpu.narrow import COLUMNS
 from dqconvert.kernels.learned import learned_chain_grad, plain_learned_chain_grad
 from dqconvert.kernels.learned_linear import (
     learned_linear_grad,
@@ -151,6 +154,28 @@ def test_gradients_of_a_chain_are_as_defined(bits, kind, dtype):
                     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [1, 4, COLUMNS - 1, COLUMNS])
+def test_narrow_rows_of_groups_are_as_defined(columns, dtype, threads):
+    """Values and gradients of one grid, which loops over many rows at once; NaN and infinities, too."""
+    for rows in (1, 700, 20_000):
+        x, grad = torch.randn(rows, columns, dtype=dtype) * 3, torch.randn(rows, columns, dtype=dtype)
+        _, groups = groups_of(rows)
+        args = (grad, x, chain_of({1: scheme(4)}, ranges_of((4,), groups), False, protected=None, groups=groups))
+        got, want = learned_chain_grad(*args), plain_learned_chain_grad(*args)
+        assert torch.equal(got[0], want[0])
+        torch.testing.assert_close(got[-1], want[-1], rtol=1e-4, atol=1e-3)
+        odd = x.masked_fill(torch.rand(rows, columns) < 0.1, (math.nan, math.inf, -math.inf)[rows % 3])
+        for given, clip in itertools.product((x, odd), (True, False)):
+            own = chain_of({1: scheme(4)._replace(clip=clip)}, args[2].ranges, False, protected=None, groups=groups)
+            values = given.clone().requires_grad_()
+            y, _ = quantize_chain(values, own)
+            wanted, _, passes = plain_quantize_chain(given, own)
+            torch.testing.assert_close(y, wanted, rtol=0, atol=0, equal_nan=True)
+            y.backward(grad)
+            assert torch.equal(values.grad, torch.where((passes & 2) > 0, grad, 0) if clip else grad)
+
+
 @pytest.mark.parametrize("heads", [None, 1, 4])
 @pytest.mark.parametrize("mean", [False, True])
 def test_message_passing_is_as_defined(mean, heads):
@@ -168,9 +193,11 @@ def test_message_passing_is_as_defined(mean, heads):
                 rest = (Ranged(ranges_of([bits], groups), *scheme(bits).packed()), mean, groups)
                 out = learned_propagate_operator(sent, *rest)
                 torch.testing.assert_close(out, plain_learned_propagate(sent, *rest), rtol=1e-5, atol=1e-4)
-                args = (torch.randn(nodes, 16), sent, out, *rest)
-                for one, other in zip(learned_propagate_grad(*args), plain_learned_propagate_grad(*args), strict=True):
-                    torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
+                for for_x in (True, False):
+                    args = (torch.randn(nodes, 16), sent, out, *rest, for_x)
+                    both = learned_propagate_grad(*args), plain_learned_propagate_grad(*args)
+                    for one, other in zip(*both, strict=True):
+                        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.sample(5)

@@ -22,6 +22,7 @@ from dqconvert.kernels.cpu import tile as tile
 from dqconvert.kernels.cpu.arrays import array
 from dqconvert.kernels.cpu.beyond import Beyond, percentiles_among
 from dqconvert.kernels.cpu.llvm.chain_span import CLIP, GRID, NOTE
+from dqconvert.kernels.cpu.narrow import is_narrow, round_narrow
 from dqconvert.kernels.cpu.select import Ends, Found, Rows, Values
 from dqconvert.kernels.cpu.threads import parts, run
 
@@ -97,6 +98,10 @@ class StoredRows(Source):
         super().__init__(x.shape, x.dtype, parts(len(self._x), self._x.size))
 
     def go(self, y: NDArray[Any], chain: tile.ChainArrays, caught: Sequence[tile.Caught]) -> None:
+        if is_narrow(chain, y.shape[1]):
+            args = self._x, chain.group, chain.grids, bool(chain.kinds[1] & CLIP), y, chain.bits
+            run(lambda _, start, stop: round_narrow(*args, start, stop), self.cuts)
+            return
         run(lambda part, start, stop: tile.chain_rows(self._x, y, chain, caught[part], start, stop), self.cuts)
 
     def rows(self) -> NDArray[Any]:

@@ -14,11 +14,11 @@ from dqconvert.kernels.cpu.compiled import loop
 from dqconvert.kernels.cpu.learned import (
     chain_ends_back,
     ends_back,
-    grid_back,
     learned_arrays,
     room_for_sums,
     tile_back,
 )
+from dqconvert.kernels.cpu.llvm.learned_span import LANES, grid_back_span
 from dqconvert.kernels.cpu.llvm.memory import pointer
 from dqconvert.kernels.cpu.llvm.multiply import multiply, pack, vectors_of
 from dqconvert.kernels.cpu.product_loops import (
@@ -31,7 +31,7 @@ from dqconvert.kernels.cpu.product_loops import (
     round_rows,
 )
 from dqconvert.kernels.cpu.threads import parts, run
-from dqconvert.kernels.cpu.tile import add_values, copy_values, group_of, numbers_of
+from dqconvert.kernels.cpu.tile import add_values, copy_values, group_of
 
 
 def back(
@@ -56,7 +56,7 @@ def back(
         torch.zeros((len(cuts), 0 if added is None else columns), dtype=x.dtype) for added in (offset, bias)
     )
     to_weight = torch.zeros((len(cuts), columns, padded(depth, x.itemsize)), dtype=x.dtype)
-    sums, at_entry = room_for_sums(chain, len(cuts)), np.zeros((len(cuts), len(grids), 3))
+    sums, at_entry = room_for_sums(chain, len(cuts)), np.zeros((len(cuts), len(grids), 3, LANES))
     args = (matrix(grad), matrix(product), rows, grids, pack(array(weight)), chain, array(to_x), array(to_other))
 
     def task(part: int, start: int, stop: int) -> float:
@@ -67,7 +67,7 @@ def back(
     asked = other is not None and alpha is not None
     to_range = torch.empty(0)
     if entry is not None:
-        to_range = ends_back(at_entry.sum(0)[:, None], grids[:, None], entry.range_)
+        to_range = ends_back(at_entry.sum((0, -1))[:, None], grids[:, None], entry.range_)
     return (
         to_x,
         to_weight.sum(0)[:, :depth].contiguous(),
@@ -87,7 +87,7 @@ def learned_linear_back(  # type: ignore[no-untyped-def]
     """Computes the gradients of everything, of rows `start` to `stop`; what is not wanted is empty.
 
     `made`: the product. `entry`: the grids `[groups, 4]` that rows of `x` are rounded to, or empty; `at_entry`:
-    `[groups, 3]`, what :func:`grid_back` adds up there. Returns the gradient of `alpha`.
+    `[groups, 3, LANES]`, what :func:`grid_back_span` adds up there. Returns the gradient of `alpha`.
     """
     columns, depth, skip, group = grad.shape[1], x.shape[1], chain.skip, chain.group
     step = product_rows(max(columns, depth), BACK)
@@ -95,7 +95,7 @@ def learned_linear_back(  # type: ignore[no-untyped-def]
     groups = vectors_of(depth, x.itemsize)
     rounded, spare = np.empty((step if entry.size > 0 else 0, depth), x.dtype), np.empty(step * wide_depth, x.dtype)
     at = np.empty(step * columns, x.dtype)
-    total, behind = np.empty_like(at), np.empty_like(at)
+    at_sum, biases = np.empty_like(at), np.empty_like(at)
     apart_x, apart_grad = wide_depth + gap(wide_depth, x.itemsize), columns + gap(columns, x.itemsize)
     copied = apart_x != depth  # rows that are not in memory as they are needed
     rows_of_x = np.zeros((step if copied else 0, apart_x), x.dtype)
@@ -110,7 +110,7 @@ def learned_linear_back(  # type: ignore[no-untyped-def]
             round_rows(x, first, last, entry, skip, group, rounded)
             given = rounded[:rows]
         rest = (to_other, to_bias, sums, first, last)
-        product += tile_back(flat_made, first * columns, grad, chain, at, total, behind, *rest)
+        product += tile_back(flat_made, first * columns, grad, chain, at_sum, biases, at, 0, *rest)
         if to_offset.size > 0:
             for r in range(rows):
                 add_values(pointer(at, r * columns), pointer(to_offset, 0), columns)
@@ -119,8 +119,8 @@ def learned_linear_back(  # type: ignore[no-untyped-def]
             for r in range(rows):
                 if not (skip.size > 0 and skip[first + r]):
                     own = group_of(group, first + r, entry.shape[0])
-                    numbers, found = numbers_of(entry[own]), pointer(at_entry, 3 * own)
-                    grid_back(pointer(x, (first + r) * depth), numbers, pointer(spare, r * wide_depth), depth, found)
+                    from_, to, found = pointer(x, (first + r) * depth), r * wide_depth, 3 * LANES * own
+                    grid_back_span(from_, pointer(entry, 4 * own), pointer(spare, to), depth, pointer(at_entry, found))
             if to_x.size > 0:
                 leave(spare, rows, wide_depth, to_x, first)
         elif to_x.size > 0:

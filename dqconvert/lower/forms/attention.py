@@ -201,7 +201,7 @@ def _of_codes(lowering: Lowering, call: _Softmax, node: Node) -> tuple[Node, Nod
     if None in ranked:
         return None
     if not all(map(_rise, tables)):
-        ranks, tables = map(list, zip(*ranked, strict=True))  # type: ignore[arg-type, assignment]
+        ranks, tables = map(list, zip(*ranked, strict=True))
         rank = program.constant(ranks[0] if groups is None else torch.stack(ranks), f"{call.name}.table")
         if groups is None:
             codes = program.call(look_up_last, (codes, rank), note_of(codes))
