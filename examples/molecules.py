@@ -139,7 +139,7 @@ def jobs_of(args: argparse.Namespace) -> Iterator[Job]:
                     return Net(layer, degrees)
 
                 scratch = Recipe(epochs=args.float_epochs, lr=0.002, start="scratch")
-                further = replace(scratch, epochs=args.epochs, lr=args.lr, distil=1.0, start="float")
+                further = replace(scratch, epochs=args.epochs, lr=args.lr, distil=1.0, start="float", batch_size=32)
                 recipes = {"float": scratch} | dict.fromkeys(args.configs, further)
                 key = {"dataset": name, "graphs": len(molecules), "model": layer, "seed": seed}
                 yield from jobs(new_model, split, TASK, recipes, args.configs, key, seed=seed, out=args.out)

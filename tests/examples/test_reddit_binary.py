@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from torch_geometric.data import Data
 
 import dqconvert
 import reddit_binary
+from dqconvert import QSpec, presets
+from dqconvert.qconfig import as_qconfig
 
 
 def graphs(number: int = 40) -> list[Data]:
@@ -46,6 +50,15 @@ def test_presets_of_the_paper_are_those_of_its_runs() -> None:
         second = [f"nn.2.quant.{role}" for role in ("feature", "input", "weight")]
         assert first == [*second, *(f"quant.{role}" for role in ("aggregate", "message", "update"))]
     assert reddit_binary.official("int8-ptq", dqconvert.presets["int8-ptq"]) == dqconvert.presets["int8-ptq"]
+
+
+def test_what_percentiles_clip_trains_from_new_weights() -> None:
+    assert reddit_binary.recipe_of("int4-hubs", 30, None).start == "scratch"
+    assert reddit_binary.recipe_of("int4-dq+", 30, None).start == "float"
+    hubs = as_qconfig(Path(reddit_binary.__file__).with_name("int4-hubs.toml"))
+    spec = QSpec(bits=4, signed="graph", range="percentile", percentile=0.001, grad="clip")
+    assert hubs.activation == hubs.message == hubs.aggregate == spec
+    assert hubs == replace(presets["int4-dq+"], weight=hubs.weight, activation=spec, message=spec, aggregate=spec)
 
 
 def test_folds_are_stratified_and_apart() -> None:
