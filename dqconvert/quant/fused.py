@@ -274,7 +274,8 @@ def message_passing(
         by_sender: Likewise.
         quantizer: The quantizer of the messages.
         senders_protected: bool ``[num_senders]``, or ``None``.
-        reduce: ``"sum"``, ``"mean"``, or ``"max"``, the largest by feature; 0 where there is no message.
+        reduce: ``"sum"``, ``"mean"``, or ``"max"``, the largest by feature; 0 where there is no message. Maxima go
+            through no chain, and their messages have no groups: :mod:`dqconvert.fuse` asks for neither.
         drop: A probability, and whether it is in training: then messages are dropped, once they are rounded, each with
             all channels that one number of ``weight`` multiplies. ``None``: none are.
         steps: The chain of the aggregates.
@@ -292,7 +293,7 @@ def message_passing(
     kept = dropout(torch.ones_like(weight, requires_grad=False), p) if weight is not None and p > 0 else None
     # What is dropped is zero, and would have a say in an offset that is learned.
     alone = p >= 1 or (quantizer.learned and kept is not None)
-    alone = alone or (reduce == "max" and (quantizer.learned or quantizer.grouped))
+    alone = alone or (reduce == "max" and quantizer.learned)
     if scheme is None or by_receiver is None or by_sender is None or not fits or alone:
         own = groups if quantizer.grouped else None
         edges = (x, weight, sender, receiver, num_nodes)
@@ -312,8 +313,6 @@ def message_passing(
             quantizer.take(scheme, observe_messages(sent, Ranged.of(scheme, ends)))
             scheme, ends = scheme._replace(observe=False), quantizer.ends(sender.size(0) * features)
         sent, factor = sent._replace(weight=_by_head(weight * (kept != 0))), 1 / (1 - p)
-        steps, later = FusedChain(), steps
-    elif reduce == "max":
         steps, later = FusedChain(), steps
     messages = Ranged.of(scheme, ends)
     if quantizer.learned:
