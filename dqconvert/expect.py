@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -169,7 +169,8 @@ def _found(value: Any, expected: str) -> tuple[str, str]:
         if hasattr(value, "_fields"):
             return "the module and its report in one", "take them apart: module, report = dqconvert.prepare(…)"
         return "a tuple that begins with a module", "pass the module alone"
-    if isinstance(value, list | dict) and value and all(isinstance(item, nn.Module) for item in _items(value)):
+    items = value.values() if isinstance(value, dict) else value
+    if isinstance(value, list | dict) and value and all(isinstance(item, nn.Module) for item in items):
         return f"{kind_of(value)} of modules", "pass one after the other"
     if type(value).__module__.startswith("dqconvert") and type(value).__name__.endswith("Report"):
         return kind_of(value), "it only says what was done: pass the module that came with it"
@@ -181,10 +182,6 @@ def _found(value: Any, expected: str) -> tuple[str, str]:
         name = getattr(value, "__qualname__", "") or getattr(value, "__name__", "")
         return f"the function {name}" if name else kind_of(value), "call it, and pass what it returns"
     return kind_of(value), ""
-
-
-def _items(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
 
 
 def _found_module(module: Any, expected: str) -> tuple[str, str]:

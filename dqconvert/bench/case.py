@@ -114,7 +114,7 @@ def _users_model(case: Case) -> Subject:
         origin=Path(case.example).name,
         model=model,
         inputs=inputs,
-        example=_passed(inputs),
+        example={name: value for name, value in inputs.arguments.items() if name in inputs.given},
         target=None,
     )
 
@@ -136,10 +136,6 @@ def _workload(workload: Workload, case: Case) -> Subject:
         example=_small_part(sample),
         target=sample.target,
     )
-
-
-def _passed(inputs: Inputs) -> dict[str, Any]:
-    return {name: value for name, value in inputs.arguments.items() if name in inputs.given}
 
 
 def _small_part(sample: Sample) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def facts_of(
         "model": module._user_class.__name__,
         "method": module.method,
         "factory": factory,
-        "kwargs": _plain_kwargs(kwargs),
+        "kwargs": None if kwargs is None else json.loads(json.dumps(dict(kwargs), default=repr)),
         "versions": versions(),
         "qconfig": _qconfig(module, lenient),
     }
@@ -136,10 +136,6 @@ def _plain_method(method: Method) -> dict[str, Any] | None:
 def _graphs(*graphs: Graph | None) -> dict[str, Any]:
     names = ("train", "eval", "float_train", "float_eval")
     return {name: None if graph is None else encode_graph(graph) for name, graph in zip(names, graphs, strict=True)}
-
-
-def _plain_kwargs(kwargs: Mapping[str, Any] | None) -> Any:
-    return None if kwargs is None else json.loads(json.dumps(dict(kwargs), default=repr))
 
 
 def _qconfig(module: PreparedModule, lenient: bool) -> Any:

@@ -249,7 +249,8 @@ def _fault(value: Any, declared: Any, place: str) -> str:
         return ""
     if origin in (Union, types.UnionType):
         faults = [_fault(value, part, place) for part in parts]
-        inner = [fault for fault, part in zip(faults, parts, strict=True) if _is_container(value, part)]
+        held = isinstance(value, list | dict)
+        inner = [fault for fault, part in zip(faults, parts, strict=True) if held and part is not type(None)]
         return "" if "" in faults else (inner or faults)[0]
     if typing.is_typeddict(declared) or dataclasses.is_dataclass(declared):
         return _object_fault(value, declared, place)
@@ -264,10 +265,6 @@ def _fault(value: Any, declared: Any, place: str) -> str:
     kinds: Any = (int, float) if declared is float else declared
     sound = isinstance(value, kinds) and (declared is bool or not isinstance(value, bool))
     return "" if sound else _wrong(value, declared, place)
-
-
-def _is_container(value: Any, declared: Any) -> bool:
-    return isinstance(value, list | dict) and declared is not type(None)
 
 
 def _object_fault(value: Any, declared: Any, place: str) -> str:

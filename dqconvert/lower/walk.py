@@ -9,7 +9,7 @@ from torch.fx import Graph, Node
 from dqconvert.lower.forms import FORMS
 from dqconvert.lower.lowering import Lowering
 from dqconvert.lower.places import Place, hold, rounded_value
-from dqconvert.lower.values import Codes, Value
+from dqconvert.lower.values import Codes
 from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import Note, note_of
 
@@ -32,17 +32,14 @@ def walk(graph: Graph, root: nn.Module) -> Lowering:
         lowering.program.where = note_of(node)
         if node is first:
             lowering.program.call(torch._C._set_grad_enabled, (True,))
-        value = lowering.values[node] = _lowered(lowering, node)
+        value = next(found for form in FORMS if (found := form(lowering, node)) is not None)
+        lowering.values[node] = value
         if node is last:
             lowering.program.call(torch._C._set_grad_enabled, (False,))
         if isinstance(value, Codes) and (quantizer := lowering.quantizer(node)) is not None:
             _note_place(lowering, node, value, quantizer)
     lowering.program.where = Note()
     return lowering
-
-
-def _lowered(lowering: Lowering, node: Node) -> Value:
-    return next(value for form in FORMS if (value := form(lowering, node)) is not None)
 
 
 def _note_place(lowering: Lowering, node: Node, value: Codes, quantizer: FakeQuantize) -> None:

@@ -63,7 +63,7 @@ class Signs:
         stack = [node]
         while stack:
             top = stack[-1]
-            readers = [user for user in top.users if not _reads_form(user)]
+            readers = [user for user in top.users if not (op_of(user).reads_size or user.target is getattr)]
             verdict = self._cut.get(top)
             if verdict is None and not all(map(self._cuts_or_passes, readers)):
                 verdict = False
@@ -104,7 +104,3 @@ def _may_be_negative(operand: object) -> bool:
     if isinstance(operand, Node):
         return not note_of(operand).is_float and note_of(operand).dtype is not torch.bool
     return isinstance(operand, int | float) and operand < 0
-
-
-def _reads_form(node: Node) -> bool:
-    return op_of(node).reads_size or node.target is getattr

@@ -36,8 +36,8 @@ _GRAPH_MODULE = torch.fx.GraphModule(nn.Module(), torch.fx.Graph())
 _TORCH = frozenset((*vars(nn.Module()), *dir(nn.Module), *vars(_GRAPH_MODULE), *dir(_GRAPH_MODULE), "_wrapped_call"))
 _BRACKETED = frozenset((*STAGE_METHODS, "propagate", "edge_updater", "fuse", "inspector"))
 
-_TAKEN_OUT = ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-"""Attributes of torch's layers that are arguments in a graph that shows their weights."""
+_TAKEN_OUT = ("inplace", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+"""Attributes of torch's layers that become arguments in a graph."""
 
 _OPAQUE = (
     *(type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, functools.partial),
@@ -64,11 +64,7 @@ def dotted(key: Read) -> str:
 
 
 def refuse_left(recorded: Mapping[bool, Attributes]) -> None:
-    """Raises where a forward reads in one mode what it puts into a container in the other: no graph puts it there.
-
-    Raises:
-        Untraceable: If that is so.
-    """
+    """Raises `Untraceable` where one mode reads what the other puts into a container, which no graph does."""
     for mode, one in recorded.items():
         looked = recorded[not mode].looked if (not mode) in recorded else ()
         for part, source in one.lost_parts.items():
@@ -133,8 +129,6 @@ class Attributes:
         for name, value in module._parameters.items() if leaf else ():
             if value is None:
                 self._note(attribute_of(path, name), "none")
-        if leaf and "inplace" in vars(module):
-            self._note(attribute_of(path, "inplace"), "value")
         for name in _TAKEN_OUT if leaf else ():
             if name in vars(module):
                 self._note(attribute_of(path, name), "value")

@@ -267,10 +267,7 @@ def _method_names(user: Any) -> tuple[str, ...]:
             private = name.startswith("_") and (name.startswith("__") or package == "torch_geometric")
             known = name in _NEVER or name in _MESSAGE_PASSING or hasattr(nn.Module, name)
             written = type(value) is FunctionType and module_of(value) == module_of(cls)  # not by PyG at run time
-            if written and not private and not known and not _yields(value):
+            yields = written and (inspect.isgeneratorfunction(value) or inspect.iscoroutinefunction(value))
+            if written and not private and not known and not yields:
                 found[name] = None
     return tuple(name for name in found if isinstance(inspect.getattr_static(user, name), FunctionType))
-
-
-def _yields(function: FunctionType) -> bool:
-    return inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function)

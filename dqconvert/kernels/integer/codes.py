@@ -94,11 +94,7 @@ def for_loops(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
     return _numbers((grid,), kind)
 
 
-def _make_numbers(grid: Tensor, kind: type[np.floating]) -> tuple[np.floating, ...]:
-    return tuple(map(kind, grid.tolist()))
-
-
-_numbers = Derived(_make_numbers)
+_numbers: Derived[tuple[np.floating, ...]] = Derived(lambda grid, kind: tuple(map(kind, grid.tolist())))
 
 
 def _fake_quantize(x: Tensor, grid: Tensor, dim: int | None, packed: bool, name: str | None = None) -> Tensor:

@@ -50,10 +50,6 @@ def _on_cpu(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
     return out
 
 
-def _fake(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Tensor:
-    return fake_room(x, x.size(0), columns, finish)
-
-
 def _check(sizes: Mapping[str, int], args: Sequence[Any]) -> None:
     x, x_grid, columns, *finish = args
     _check_forms(x, x_grid, columns, Finish(*finish))
@@ -71,7 +67,7 @@ def _check_forms(x: Tensor, x_grid: Tensor, columns: int, finish: Finish) -> Non
 add_heads_operator = Operator(
     "add_heads",
     plain_add_heads,
-    fake=_fake,
+    fake=lambda x, x_grid, columns, finish: fake_room(x, x.size(0), columns, finish),
     cpu=_on_cpu,
     check=_check_forms,
     takes=Takes(

@@ -172,14 +172,10 @@ def _codes_on_cpu(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> 
     return codes
 
 
-def _fake_codes(ptr: Tensor, senders: Tensor, roots: Tensor, grid: Tensor) -> Tensor:
-    return senders.new_empty((senders.numel(), 1), dtype=torch.uint8)
-
-
 gcn_codes_operator = Operator(
     "gcn_codes",
     plain_gcn_codes,
-    fake=_fake_codes,
+    fake=lambda ptr, senders, *_: senders.new_empty((senders.numel(), 1), dtype=torch.uint8),
     cpu=_codes_on_cpu,
     takes=Takes(
         "gcn_codes",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import operator
 
-from torch.fx import Node
-
 from dqconvert.fuse.context import reads_form
 from dqconvert.kernels.integer.codes import check_numbers
 from dqconvert.lower.program import Program
@@ -34,7 +32,7 @@ def refuse_nan(program: Program) -> Program:
         if not readers:
             continue
         first = min(readers, key=order.__getitem__)
-        if _quantizes(first, node):
+        if op_of(first).refuses_nan and first.args[0] is node:
             first.kwargs = {**first.kwargs, "name": name}
             continue
         with graph.inserting_after(node):
@@ -42,7 +40,3 @@ def refuse_nan(program: Program) -> Program:
         for user in readers:
             user.replace_input_with(node, checked)
     return program
-
-
-def _quantizes(user: Node, node: Node) -> bool:
-    return op_of(user).refuses_nan and user.args[0] is node
