@@ -304,3 +304,51 @@ def test_amounts_of_memory():
     for wrong in ("", "GiB", "2", "-1GiB", 0, True, None, "2gib", 1.5):
         with pytest.raises(ConfigError, match="memory is"):
             bytes_of(wrong)
+
+
+LARGE = """
+import sys, time
+from pathlib import Path
+import torch, dqconvert
+from dqconvert.store import release
+from torch_geometric.nn import GCN
+
+folder, nodes, edges, memory = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+
+def status(field):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) << 10
+
+def filled(name, dtype, shape, make):
+    size = shape[0] * shape[1]
+    values = torch.from_file(str(folder / name), shared=True, size=size, dtype=dtype)
+    for start in range(0, size, 1 << 24):
+        values[start : start + (1 << 24)] = make(min(1 << 24, size - start))
+    release(values)
+    return values.view(shape)
+
+module, _ = dqconvert.prepare(GCN(128, 128, 3, 40), "int8-dq")
+dqconvert.calibrate(module, (torch.randn(2000, 128), torch.randint(2000, (2, 20000))))
+integer = dqconvert.convert(module)
+x = filled("x", torch.float32, (nodes, 128), torch.randn)
+edge_index = filled("edges", torch.int64, (2, edges), lambda size: (torch.rand(size) ** 2 * nodes).long())
+start = time.perf_counter()
+found = dqconvert.infer(integer, (x, edge_index), memory=memory, store=folder / "store", progress=False)
+seconds, peak = time.perf_counter() - start, status("VmHWM")
+start = time.perf_counter()
+whole = integer(x, edge_index)
+of_whole = f"{status('VmHWM') >> 20} MiB, {time.perf_counter() - start:.1f} s"
+print(f"in chunks {peak >> 20} MiB, {seconds:.1f} s; as a whole {of_whole}")
+assert torch.equal(found, whole)
+assert peak <= int(sys.argv[5])
+"""
+
+
+@pytest.mark.study
+@pytest.mark.parametrize(
+    ("nodes", "edges", "memory"), [(200_000, 2_000_000, "700MiB"), (2_000_000, 20_000_000, "2GiB")]
+)
+def test_memory_is_what_was_asked_for(nodes, edges, memory, tmp_path, spare):
+    done = spare.run(LARGE, tmp_path, nodes, edges, memory, bytes_of(memory))
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr

@@ -161,7 +161,8 @@ class Rows:
     def stands_at(self, node: Node, listing: Listing, end: int, space: Any) -> None:
         """Notes which nodes are at an end of edges."""
         space = space.of if isinstance(space, Count) else space
-        if not isinstance(space, tuple) or self.at.setdefault((listing, end), space) != space:
+        fits = isinstance(space, tuple) and listing.loops in (None, space)
+        if not fits or self.at.setdefault((listing, end), space) != space:
             raise self.refuse(node, "which nodes its edges are between is not known")
 
     def received(self, node: Node, order: Order) -> None:
