@@ -21,6 +21,7 @@ from dqconvert.ops import op_of
 from dqconvert.prepared.arguments import MISSING, TensorInput, input_path, is_part, names_rows
 from dqconvert.rewrite.connectivity import is_input
 from dqconvert.trace.note import note_of
+from dqconvert.words import listed
 
 _INDEX = re.compile(
     r"out of bounds|out of range|not there|begins at node|names node|invalid 'dim_size'|indexing axis dim"
@@ -76,8 +77,9 @@ def explain(error: Exception, place: Failed, given: Sequence[tuple[TensorInput, 
         given: The tensors that the graph takes, and what the call gave for them.
     """
     node, values = place
+    empty = _empty(error, [one.name for one, value in given if isinstance(value, Tensor) and value.size()[:1] == (0,)])
     if isinstance(error, IndexError | RuntimeError | ValueError) and _INDEX.search(str(error)):
-        return _out_of_range(node, values, _NAMED.search(str(error)))
+        return _out_of_range(node, values, _NAMED.search(str(error))) or empty
     if isinstance(error, InputTypeError) and (sparse := _sparse(node, values)) is not None:
         return sparse
     tensors = [(one, value) for one, value in given if isinstance(value, Tensor)]
@@ -88,7 +90,18 @@ def explain(error: Exception, place: Failed, given: Sequence[tuple[TensorInput, 
     found = _width_of_an_argument(tensors, layer)
     if found is None and width is not None:
         found = _too_wide("its input", width[1], layer, width[2])
-    return found or _lengths(tensors)
+    return found or _lengths(tensors) or empty
+
+
+def _empty(error: Exception, names: list[str]) -> InputShapeError | None:
+    """Returns the error about arguments without rows, of which the model's own code may know what to make."""
+    if not names or not isinstance(error, IndexError | RuntimeError | ValueError):
+        return None
+    said = str(error).partition("\n")[0]
+    return InputShapeError(
+        f"{listed(names)}: there are no rows, and the model was prepared on some; what it computed of them cannot be "
+        f"computed of none ({said}). Leave out graphs without nodes."
+    )
 
 
 def layer_of(node: Node) -> str:

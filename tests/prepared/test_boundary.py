@@ -9,7 +9,18 @@ import re
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import GAT, GCN, GIN, GATConv, GCNConv, GraphSAGE, HeteroConv, SAGEConv, global_mean_pool
+from torch_geometric.nn import (
+    GAT,
+    GCN,
+    GIN,
+    AttentionalAggregation,
+    GATConv,
+    GCNConv,
+    GraphSAGE,
+    HeteroConv,
+    SAGEConv,
+    global_mean_pool,
+)
 
 import dqconvert
 from dqconvert.errors import ConfigError, InputIndexError, InputShapeError, InputTypeError, LoweringError
@@ -38,6 +49,17 @@ class Pooled(nn.Module):
         return self.lin(global_mean_pool(self.norm(self.conv(x, edge_index)).relu(), batch))
 
 
+class Read(nn.Module):
+    """The groups of its readout are as many as the largest one says."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.read = SAGEConv(16, 8), AttentionalAggregation(nn.Linear(8, 1))
+
+    def forward(self, x, edge_index, batch):
+        return self.read(self.conv(x, edge_index), batch)
+
+
 class Hetero(nn.Module):
     def __init__(self):
         super().__init__()
@@ -62,6 +84,7 @@ EXAMPLES = {
     "GAT": (lambda: GAT(16, 8, 2, 3), (X, EDGES)),
     "Weighted": (Weighted, (X, EDGES, torch.rand(160))),
     "Pooled": (Pooled, (X, EDGES, torch.arange(40) // 10)),
+    "Read": (Read, (X, EDGES, torch.arange(40) // 10)),
     "Hetero": (Hetero, HETERO),
 }
 _made = {}
@@ -107,6 +130,11 @@ def test_features_of_another_width(kind, columns):
     refused(kind, InputShapeError, message, torch.randn(40, columns), EDGES)
     with pytest.raises(RuntimeError):  # as the float model's
         modes(kind)[0](torch.randn(40, columns), EDGES)
+
+
+def test_no_nodes_where_groups_are_counted():
+    message = r"^x, batch: there are no rows, and the model was prepared on some; .* \(max.*\). Leave out graphs"
+    refused("Read", InputShapeError, message, torch.randn(0, 16), EDGES[:, :0], torch.arange(0))
 
 
 @pytest.mark.parametrize("shape", [(16,), (2, 40, 16), ()])
