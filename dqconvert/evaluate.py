@@ -26,7 +26,7 @@ from dqconvert.expect import expect_float
 from dqconvert.exported import open_exported, run_program
 from dqconvert.labels import Rows, chosen, holders_of, outputs_of, rows_of
 from dqconvert.lower import IntegerModule
-from dqconvert.metrics import Gauge, default_metric, metrics_of
+from dqconvert.metrics import Gauge, default_metric, metrics_of, of_users
 from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.switches import rounding
 from dqconvert.samples import enough, looking, seen_as, watching
@@ -71,7 +71,8 @@ def evaluate(
         :meth:`dqconvert.Report.advice`.
 
     Raises:
-        ConfigError: If there is no model or no data, or labels, mask or metric do not fit.
+        ConfigError: If there is no model or no data, labels, mask or metric do not fit, or a model's or metric's own
+            code raises: the message names it, and what it raised.
         ObserverError: If a prepared module has no ranges yet.
 
     Example:
@@ -170,9 +171,10 @@ class _Run:
 
     @torch.no_grad()
     def __call__(self, call: BoundArguments) -> Any:
-        if self._exported is not None:
-            return self._exported(call)
-        return self.module(*map(shallow, call.args), **{key: shallow(value) for key, value in call.kwargs.items()})
+        with of_users(f"the model {self.name!r}, called on the data,"):
+            if self._exported is not None:
+                return self._exported(call)
+            return self.module(*map(shallow, call.args), **{key: shallow(value) for key, value in call.kwargs.items()})
 
     def look(self, call: BoundArguments) -> None:
         """Looks at the values of a prepared module as they are before they are rounded, of the first few calls."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dqconvert.errors import ConfigError
+from dqconvert.errors import ConfigError, DQConvertError
 from dqconvert.labels import as_classes, as_labels
-from dqconvert.words import did_you_mean, kind_of, listed
+from dqconvert.words import did_you_mean, kind_of, listed, raised
 
 
 class _Named(NamedTuple):
@@ -44,6 +45,17 @@ NAMED: dict[str, _Named] = {
 }
 """Metrics by name: the share of labels that are the column of the largest score; the mean absolute error; the root of
 the mean squared error."""
+
+
+@contextmanager
+def of_users(what: str) -> Iterator[None]:
+    """Names the model or metric whose own code raises."""
+    try:
+        yield
+    except DQConvertError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"evaluate: {what} raised {raised(error)}") from error
 
 
 class Gauge:
@@ -83,7 +95,8 @@ class Gauge:
             self._total += float(items.double().sum())
             self._count += items.numel()
         elif self._object is not None:
-            self._object.update(rows, labels)
+            with of_users(f"the metric {self.name}"):
+                self._object.update(rows, labels)
         else:
             self._kept.append((rows, labels))
 
@@ -91,14 +104,15 @@ class Gauge:
         """Returns the metric of all that was added; NaN of nothing.
 
         Raises:
-            ConfigError: If a metric of the user's returns no number.
+            ConfigError: If a metric of the user's raises, or returns no number.
         """
         if self._named is not None:
             return self._named.value(self._total / self._count) if self._count else math.nan
-        if self._object is not None:
-            found = self._object.compute()
-        else:
-            found = self._function(*(torch.cat(part) for part in zip(*self._kept, strict=True)))
+        with of_users(f"the metric {self.name}"):
+            if self._object is not None:
+                found = self._object.compute()
+            else:
+                found = self._function(*(torch.cat(part) for part in zip(*self._kept, strict=True)))
         try:
             return float(found)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -66,6 +66,16 @@ def shortened(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
+def raised(error: BaseException) -> str:
+    """Returns what an error is, and the first line of what it says.
+
+    Example:
+        >>> raised(ValueError("no such row, of 5")), raised(KeyError())
+        ('ValueError: no such row, of 5', 'KeyError')
+    """
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"``, or ``""`` where no known word is near.
 

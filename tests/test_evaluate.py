@@ -188,6 +188,7 @@ def test_training_rows_among_the_labels_are_mentioned(case):
         ({"metric": 3}, "got an int"),
         ({"metric": Pooled}, "make an instance"),
         ({"metric": lambda rows, y: rows}, "one number is expected"),
+        ({"metric": {"mine": lambda rows, y: rows[999]}}, "the metric mine raised IndexError: index 999"),
         ({"labels": "label"}, "which has"),
         ({"mask": "x"}, "bool tensor"),
         ({"repeats": 0}, "from 1 on"),
@@ -197,6 +198,13 @@ def test_wrong_arguments(case, arguments, says):
     data, models = case
     with pytest.raises(ConfigError, match=says):
         dqconvert.evaluate(models["float"], data, costs=False, **arguments)
+
+
+def test_data_that_a_model_does_not_take(case):
+    data, models = case
+    wide = Data(torch.ones(5, 31), data.edge_index % 5)
+    with pytest.raises(ConfigError, match="the model 'float', called on the data, raised RuntimeError: "):
+        dqconvert.evaluate(models["float"], wide, costs=False)
 
 
 def test_models_that_do_not_belong_together(case):

@@ -17,6 +17,7 @@ from dqconvert.errors import CommandError
 from dqconvert.lower import IntegerModule
 from dqconvert.prepare import prepare
 from dqconvert.trace.inputs import Inputs
+from dqconvert.words import raised
 
 _OBSERVED = 3
 """Training forwards on the whole graph before conversion: ranges, and what batch norms have seen, are those of it."""
@@ -146,7 +147,7 @@ def why_not(engine: Engine, subject: Subject) -> str | None:
     try:
         forward_of(engine, subject, example=True).warm()
     except Exception as error:  # whatever torch raises on a type, a matrix or a compiler that it cannot do with
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return raised(error)
     return None
 
 

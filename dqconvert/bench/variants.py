@@ -18,7 +18,7 @@ from dqconvert.bench.case import Subject
 from dqconvert.errors import CommandError, DQConvertError
 from dqconvert.prepare import prepare
 from dqconvert.trace.inputs import Inputs, bind, map_tensors
-from dqconvert.words import kind_of
+from dqconvert.words import kind_of, raised
 
 FORMS = ("fused", "unfused")
 """The ways to prepare a preset."""
@@ -137,7 +137,7 @@ def why_not_csr(subject: Subject) -> str | None:
     except DQConvertError:
         raise
     except Exception as error:  # whatever layers raise on a connectivity that they were not made for
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return raised(error)
     difference = float((expected - found).detach().abs().max())
     if difference > 1e-3 * float(expected.detach().abs().max()):
         return f"it gives other results (by {difference:.2g}): parallel edges count once in a CSR adjacency"

@@ -17,6 +17,7 @@ from torch_geometric.utils import to_dense_adj, to_torch_csr_tensor
 from dqconvert.errors import TraceError
 from dqconvert.trace.inputs import Inputs, from_bound, method_of, signature_of
 from dqconvert.trace.leaves import uninitialized
+from dqconvert.words import raised
 
 NODES, EDGES, GRAPHS = (13, 17), (37, 53), (2, 3)
 """Sizes of the first and second made-up graph: no two alike, none shared."""
@@ -83,7 +84,7 @@ def _try(model: nn.Module, method: str, inputs: Inputs) -> str | None:
         with torch.no_grad():
             method_of(model, method)(*args, **kwargs)
     except Exception as error:  # whatever a wrong guess makes the user's code raise
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return raised(error)
     return None
 
 

@@ -22,6 +22,7 @@ from dqconvert.trace.merge import erase_unused
 from dqconvert.trace.module import TracedModule
 from dqconvert.trace.note import Stage, note_of
 from dqconvert.trace.runtime import either
+from dqconvert.words import raised
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _differs(with_products: TracedModule, model: nn.Module, inputs: Inputs, meth
         try:
             different = verify.compare(model, method, with_products, inputs, training, as_given=True)
         except (RuntimeError, NotImplementedError) as error:  # a product that torch cannot differentiate
-            different = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            different = raised(error)
         if different is not None:
             return different
     return None

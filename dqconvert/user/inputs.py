@@ -21,7 +21,7 @@ from dqconvert.errors import CommandError, ConfigError, DQConvertError, GuardErr
 from dqconvert.files import open_file
 from dqconvert.trace.given import calls_of, is_single
 from dqconvert.weights.archive import load_archive
-from dqconvert.words import kind_of
+from dqconvert.words import kind_of, raised
 
 
 def _new_batch(kind: type, base: type) -> Any:
@@ -148,15 +148,7 @@ class SavedInputs:
         except DQConvertError:  # of the model, whatever the inputs are
             raise
         except Exception as error:  # whatever the model raises on inputs that it was not made for
-            message = (
-                f"{self.option} {self._where}: does not fit the model: {type(error).__name__}: {first_line(error)}"
-            )
-            raise CommandError(message) from error
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error of the user's code, without what torch.fx adds."""
-    return (str(error).strip().splitlines() or [""])[0]
+            raise CommandError(f"{self.option} {self._where}: does not fit the model: {raised(error)}") from error
 
 
 def _checked(found: Any, option: str, path: str | os.PathLike[str]) -> Any:
