@@ -53,8 +53,7 @@ class QuantizationCallback(Callback):
       was written at the end of an epoch is the one that was not interrupted, bit for bit: the same shuffling, dropout
       and protection. (Lightning goes on in the middle of an epoch only with loaders that can.)
     - **Averaged weights** (``WeightAveraging``, ``EMAWeightAveraging``, ``StochasticWeightAveraging``) get ranges of
-      their own when they are validated, and at the end. A checkpoint of them that you load yourself: call
-      :func:`observe_weights`.
+      their own when they are validated, in checkpoints, and at the end.
 
     Steps are the trainer's ``global_step``.
 
@@ -253,11 +252,20 @@ class QuantizationCallback(Callback):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
-        states: list[Any] = [_random_state()]
+        before = _random_state()
+        states: list[Any] = [before]
         if trainer.world_size > 1:
             states = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, _random_state())
+            torch.distributed.all_gather_object(states, before)
         checkpoint[_KEY] = states
+        for averaging in _averaging(trainer, WeightAveraging):
+            if (average := averaging._average_model) is None:
+                continue
+            for _, module in _prepared(average.module):
+                observe_weights(module)
+            if "current_model_state" in checkpoint:  # it has put its average into the checkpoint, and came before
+                checkpoint["state_dict"] = average.module.state_dict()
+            _set_random_state(before)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":  # also called where a checkpoint is validated or tested

@@ -325,6 +325,26 @@ def test_averaged_weights_have_ranges_of_their_own(tmp_path):
     assert not all(high == weight for high, weight in lit.seen)  # without the callback
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_checkpoints_hold_averages_with_ranges_of_their_own_and_resume(tmp_path, first):
+    """Whichever callback comes first: one puts the average into the checkpoint, the other observes its weights."""
+
+    def callbacks():
+        found = [EMAWeightAveraging(decay=0.9), QuantizationCallback()]
+        return found[first:] + found[:first]
+
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    whole, resumed = Lit(ALL_OF_WEIGHTS), Lit(ALL_OF_WEIGHTS)
+    fit(whole, tmp_path, *callbacks(), keep, epochs=2, enable_checkpointing=True)
+    loaded = Lit.load_from_checkpoint(tmp_path / "epoch=0.ckpt", qconfig=ALL_OF_WEIGHTS, weights_only=False).net
+    quantizer = dict(loaded.quantizers())["convs.0.nn.lins.0.quant.weight"]
+    assert quantizer.max_val.item() == loaded.convs[0].nn.lins[0].weight.max().item()
+    fit(resumed, tmp_path, *callbacks(), seed=99, epochs=2, ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert resumed.losses == whole.losses[3:]
+    states = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
+
+
 @pytest.mark.study
 def test_training_goes_on_as_if_averages_had_not_been_looked_at(tmp_path):
     plain, looked = Lit(), Lit()
