@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch_geometric.data import Data, HeteroData
-from torch_geometric.nn import GCN, GIN
+from torch_geometric.nn import GCN, GIN, GraphSAGE, to_hetero
 from torch_geometric.utils import degree
 
 import dqconvert
@@ -87,6 +87,24 @@ def test_errors_grow_with_the_in_degree_where_messages_are_summed(tmp_path):
     assert errors[degrees > 20].mean() > 2 * errors[degrees < 4].mean()
     plot.errors_by_degree(module, DATA, tmp_path / "a.svg")
     assert {"convs.0", "in-degree", "error of aggregates, relative"} <= {*texts(tmp_path / "a.svg")}
+
+
+def test_errors_by_degree_of_several_types_of_nodes(tmp_path):
+    """In-degrees are summed over the types of edges; a layer that is called twice counts twice."""
+    torch.manual_seed(0)
+    edges = {(a, "to", b): torch.randint(9, (2, 40)) for a, b in (("a", "b"), ("b", "a"), ("a", "a"))}
+    model = to_hetero(GraphSAGE(6, 8, 2, 3), (["a", "b"], [*edges]))
+    inputs = {"a": torch.randn(12, 6), "b": torch.randn(9, 6)}, edges
+    module, _ = dqconvert.prepare(model, "int8-ptq", inputs)
+    dqconvert.calibrate(module, inputs)
+    plot.errors_by_degree(module, inputs, tmp_path / "a.svg")
+    wanted = {entry.path for entry in module.report.entries if entry.role == "aggregate"}
+    found = _errors(module, inputs, wanted)
+    assert found.keys() == wanted
+    ends = {kind: torch.cat([e[1] for (_, _, to), e in edges.items() if to == kind]) for kind in "ab"}
+    into = {kind: degree(ends[kind], len(inputs[0][kind]), dtype=torch.long) for kind in "ab"}
+    for path, (degrees, _) in found.items():
+        assert torch.equal(degrees, into["a" if "__to__a" in path else "b"]), path
 
 
 def test_accuracy_by_bits(tmp_path):
