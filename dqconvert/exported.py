@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from inspect import BoundArguments
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch_geometric.data import HeteroData
 from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import CheckpointError, ConfigError, ExportError
 from dqconvert.files import open_file
+from dqconvert.pt2 import name_of_part
 from dqconvert.words import did_you_mean, listed
 
 ENDINGS = (".pt2", ".onnx")
@@ -61,7 +63,21 @@ def _named(call: BoundArguments, name: str) -> Any:
     given = call.arguments
     if name in given:
         return given[name]
-    for value in given.values():
-        if isinstance(value, BaseData) and name in value:
-            return value[name]
+    for argument, value in given.items():
+        for steps, part in _parts(value):
+            if name_of_part(argument, *steps) == name or (isinstance(value, BaseData) and name_of_part(*steps) == name):
+                return part
     raise ConfigError(f"the exported program takes {name!r}, which is not among the inputs: {listed(given)}.")
+
+
+def _parts(value: Any) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yields what is in an argument, and the keys by which it is taken out."""
+    if isinstance(value, HeteroData):
+        for kind in (*value.node_types, *value.edge_types):
+            for field, part in value[kind].items():
+                yield (kind, field), part
+                yield (f"{field}_dict", kind), part
+    elif isinstance(value, BaseData | Mapping):
+        items = value.to_dict() if isinstance(value, BaseData) else value
+        for key, part in items.items():
+            yield (key,), part

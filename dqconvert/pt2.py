@@ -40,7 +40,7 @@ from dqconvert.trace.guards import ARGUMENT_CHECKS, pinned
 from dqconvert.trace.method import Method, fits
 from dqconvert.trace.note import Note, note_of
 from dqconvert.trace.unchanged import without_reads
-from dqconvert.words import listed
+from dqconvert.words import listed, raised
 
 METADATA = "dqconvert.json"
 """The file in the archive that says what the program was made of."""
@@ -79,8 +79,9 @@ def program_of(module: Any, example_inputs: Any = None, *, strict: bool = False)
     """Returns a module as a program of torch.export, whose graphs may have any sizes.
 
     Its arguments are those of forward that its graph reads, by position, in their order; a data object's fields are
-    arguments of their names. Of a prepared module it computes bit for bit what ``fuse=False`` does; values that no
-    quantizer rounds, as the results of presets with a ``+``, a fused operator may add up in another order (1e-6 off).
+    arguments of their names, tensors in a dict of its name and their keys (:func:`name_of_part`). Of a prepared module
+    it computes bit for bit what ``fuse=False`` does; values that no quantizer rounds, as the results of presets with a
+    ``+``, a fused operator may add up in another order (1e-6 off).
 
     Args:
         module: As :func:`pt2_bytes`.
@@ -111,7 +112,7 @@ def program_of(module: Any, example_inputs: Any = None, *, strict: bool = False)
             if isinstance(module, PreparedModule) and _ours(program):
                 program = program.run_decompositions(_definitions())
     except Exception as error:  # whatever torch raises on an operation that it cannot follow
-        raise ExportError(f"{_place(error, plain)}torch.export cannot follow it: {_line(error)}") from error
+        raise ExportError(f"{_place(error, plain)}torch.export cannot follow it: {raised(error)}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # of no use in a file, which would hold paths of this machine
     if isinstance(module, PreparedModule) and (ours := _ours(program)):
@@ -134,10 +135,6 @@ def _place(error: Exception, plain: GraphModule) -> str:
     found = failed(error, plain, nodes)
     node = found[0] if found is not None else nodes.get(named[1]) if named is not None else None
     return "" if node is None else _where(node)
-
-
-def _line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _where(node: Node) -> str:
@@ -310,32 +307,46 @@ def _itself(value: Any) -> Any:
 
 def _spread(graph: Graph, holder: Node) -> None:
     """Makes arguments of what the graph takes out of an argument: fields of a data object, items of a dict."""
-    names = {str(node.target) for node in graph.find_nodes(op="placeholder")}
-    last = graph.find_nodes(op="placeholder")[-1]
     for user in list(holder.users):
         if user.target not in (getattr, operator.getitem) or not is_input(user):
             raise ExportError(
-                f"{_where(user)}does with {input_path(holder)!r} what no program can: pass its fields as arguments."
+                f"{_where(user)}reads {input_path(holder)!r}, which is no tensor: give the model tensors as arguments, "
+                f"or dicts of such, and export that."
             )
         if not note_of(user).is_tensor:
-            _spread_further(graph, user)
+            _spread(graph, user)
             continue
-        name = str(user.args[1]) if str(user.args[1]).isidentifier() else f"{holder.target}_{len(names)}"
-        name = f"{holder.target}_{name}" if name in names else name
-        names.add(name)
+        *_, last = placeholders = graph.find_nodes(op="placeholder")
+        steps, taken = _steps(user), {str(node.target) for node in placeholders}
+        names = [name_of_part(*steps[1:]), name_of_part(*steps)][user.target is operator.getitem :]
         with graph.inserting_after(last):
-            last = graph.placeholder(name)
-        last.meta.update(user.meta)
-        user.replace_all_uses_with(last)
+            made = graph.placeholder(next((name for name in names if name not in taken), names[-1]))
+        made.meta.update(user.meta)
+        user.replace_all_uses_with(made)
         graph.erase_node(user)
     graph.erase_node(holder)
 
 
-def _spread_further(graph: Graph, user: Node) -> None:
-    raise ExportError(
-        f"{_where(user)}reads {input_path(user)!r}, which is no tensor: give the model tensors as "
-        f"arguments, and export that."
-    )
+def name_of_part(*steps: Any) -> str:
+    """Returns what a tensor is called that is taken out of an argument.
+
+    Args:
+        steps: The argument's name, and the keys by which it is taken; of a field of a data object, these alone.
+
+    Example:
+        >>> name_of_part("x_dict", "paper"), name_of_part("edge_index_dict", ("paper", "cites", "paper"))
+        ('x_dict__paper', 'edge_index_dict__paper__cites__paper')
+    """
+    names = ["__".join(map(str, step)) if isinstance(step, tuple) else str(step) for step in steps]
+    return re.sub(r"\W", "_", "__".join(names))
+
+
+def _steps(node: Node) -> tuple[Any, ...]:
+    """Returns an argument's name, and the keys by which a part of it is taken out."""
+    if node.op == "placeholder":
+        return (str(node.target),)
+    assert isinstance(node.args[0], Node)
+    return *_steps(node.args[0]), node.args[1]
 
 
 _FIRST = 7
@@ -357,4 +368,4 @@ def _shape(note: Note, sizes: dict[tuple[int, ...], int]) -> tuple[list[int], di
     return shape, dims
 
 
-__all__ = ["METADATA", "program_of", "pt2_bytes"]
+__all__ = ["METADATA", "name_of_part", "program_of", "pt2_bytes"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 import shutil
 import subprocess
@@ -13,11 +14,24 @@ import zipfile
 import pytest
 import torch
 from torch import nn
-from torch_geometric.data import Data
-from torch_geometric.nn import GAT, GCN, GIN, PNA, GINEConv, GraphSAGE, SAGEConv, global_add_pool
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.nn import (
+    GAT,
+    GCN,
+    GIN,
+    PNA,
+    GATConv,
+    GINEConv,
+    GraphSAGE,
+    HeteroConv,
+    SAGEConv,
+    global_add_pool,
+    to_hetero,
+)
 
 import dqconvert
 from dqconvert.errors import ExportError
+from dqconvert.exported import run_program
 from dqconvert.pt2 import METADATA, program_of
 
 SIZES = [(30, 3), (200, 6), (2, 4)]
@@ -129,6 +143,58 @@ def test_every_model_strict_and_not_in_a_fresh_process(name, form, strict, prese
     assert_computes_the_same(program, module, name)
     torch.export.save(program, tmp_path / "model.pt2")
     assert_loads(tmp_path, name, form, module, spare)
+
+
+EDGES = [("paper", "cites", "paper"), ("author", "writes", "paper"), ("paper", "by", "author")]
+
+
+class Relations(nn.Module):
+    """Attention between papers, means over the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (HeteroConv(dict(zip(EDGES, self.layers(), strict=True))) for _ in range(2))
+
+    def layers(self):
+        return GATConv(16, 16, add_self_loops=False), SAGEConv((16, 16), 16), SAGEConv((16, 16), 16)
+
+    def forward(self, data):
+        x = {kind: h.relu() for kind, h in self.first(data.x_dict, data.edge_index_dict).items()}
+        return self.second(x, data.edge_index_dict)["paper"]
+
+
+def of_types(papers, authors, degree, seed=0):
+    """A graph of two types of nodes."""
+    g = torch.Generator().manual_seed(seed)
+    sizes, data = {"paper": papers, "author": authors}, HeteroData()
+    for kind, size in sizes.items():
+        data[kind].x = torch.randn(size, 16, generator=g)
+    for number, (one, name, other) in enumerate(EDGES):
+        ends = [torch.randint(sizes[kind], (degree * papers + number,), generator=g) for kind in (one, other)]
+        data[one, name, other].edge_index = torch.stack(ends)
+    return data
+
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("form", ["prepared", "integer"])
+@pytest.mark.parametrize("takes", ["dicts", "data"])
+def test_several_types_of_nodes(takes, form):
+    def given(data):
+        return (data,) if takes == "data" else (data.x_dict, data.edge_index_dict)
+
+    torch.manual_seed(0)
+    model = Relations() if takes == "data" else to_hetero(GraphSAGE(16, 16, 2, 3), (["paper", "author"], EDGES))
+    module, _ = dqconvert.prepare(model, "int8-dq", given(of_types(40, 21, 3)))
+    dqconvert.calibrate(module, [given(of_types(50, 30, 4, seed)) for seed in range(2)])
+    module = module.eval() if form == "prepared" else dqconvert.convert(module)
+    program = program_of(module)
+    part = "x__paper" if takes == "dicts" else "data__x_dict__paper"
+    assert part in program.graph_signature.user_inputs
+    run = run_program(program)
+    for size in ((30, 11, 3), (200, 70, 5), (4, 2, 2)):
+        arguments = given(of_types(*size))
+        expected, found = module(*arguments), run(inspect.signature(module.forward).bind(*arguments))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.study
