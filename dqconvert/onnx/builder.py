@@ -39,6 +39,7 @@ class Builder:
         self._constants: dict[Any, Wire] = {}
         self._held: dict[str, Wire] = {}
         self._required: list[Wire] = []
+        self._conditions: set[str] = set()
         self._numbers: dict[str, Dim] = {}
         self._sizes: dict[str, list[Dim]] = {}
 
@@ -68,6 +69,8 @@ class Builder:
     ) -> list[Wire]:
         """Writes one operation of several results, of which types and numbers of dimensions are given."""
         names = ["" if one is None else one.name for one in wires]
+        while names and not names[-1]:  # where it is named and left out, ONNX Runtime's LayerNormalization crashes
+            names.pop()
         key = kind, len(results), *names, *sorted((name, str(value)) for name, value in how.items())
         if key not in self._written:
             name = self.name(f"{self.scope}/{kind}" if self.scope else kind)
@@ -121,10 +124,10 @@ class Builder:
 
     def constant(self, value: Tensor | float, dtype: torch.dtype | None = None, name: str = "") -> Wire:
         """Returns a constant; of numbers the type is float32, int64 or bool unless given."""
-        tensor = torch.as_tensor(value).detach().cpu()
-        if dtype is None and not isinstance(value, Tensor):
-            dtype = torch.float32 if isinstance(value, float) else tensor.dtype
-        tensor = tensor.to(dtype or tensor.dtype).contiguous()
+        if isinstance(value, Tensor):
+            tensor = value.detach().cpu().to(dtype or value.dtype).contiguous()
+        else:
+            tensor = torch.tensor(value, dtype=dtype or (torch.float32 if isinstance(value, float) else None))
         if tensor.dtype not in TYPES:
             raise ExportError(f"ONNX files are written in float32, and a constant is {tensor.dtype}: cast the module.")
         array = tensor.numpy()
@@ -167,6 +170,9 @@ class Builder:
         Args:
             name: Of the operation that fails, which runtimes say.
         """
+        if condition.name in self._conditions:
+            return
+        self._conditions.add(condition.name)
         place = self.op("Where", condition, 0, 1, dtype=torch.int64, ndim=0)
         nothing = self.constant(torch.zeros(1, dtype=torch.int64))
         free = self.name(name)

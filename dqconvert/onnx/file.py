@@ -17,7 +17,7 @@ from dqconvert.lower.check import check_ready
 from dqconvert.lower.evaluation import evaluation_of, refused
 from dqconvert.onnx.builder import Builder
 from dqconvert.onnx.inputs import Inputs, Steps
-from dqconvert.onnx.targets import check_target, form_for
+from dqconvert.onnx.targets import check_operators, check_target, form_for
 from dqconvert.onnx.values import TYPES, Wire
 from dqconvert.onnx.walk import walk
 from dqconvert.onnx.writing import Writing
@@ -57,7 +57,7 @@ def model_of(
     Raises:
         ExportError: If it has no ranges, or something has no form in ONNX, or none that the target takes.
     """
-    form = form_for(target, exact)
+    form_for(target, exact)
     method = _method(module, example_inputs)
     if has_hooks(module):
         raise ExportError("export: the module has hooks, which an exported file cannot run: remove them first.")
@@ -68,9 +68,22 @@ def model_of(
     except (GuardError, LoweringError) as error:
         raise ExportError(f"export: {error}") from error
     check_target(graph, module, target)
-    file = Builder()
+    return model_of_graph(graph, module, exact=exact, target=target)
+
+
+def model_of_graph(
+    graph: Graph, module: PreparedModule, *, exact: bool = False, target: str | None = None
+) -> onnx.ModelProto:
+    """Returns a graph of evaluation as ONNX.
+
+    Args:
+        graph: From :func:`dqconvert.lower.evaluation.evaluation_of`.
+        module: The module that it is of.
+    """
+    form, file = form_for(target, exact), Builder()
     writing = Writing(file, Inputs(file), exact=exact, scatters=form.scatters, plain=form.plain)
     returned = walk(writing, graph, module)
+    check_operators(file, target)
     outputs = [
         helper.make_tensor_value_info(
             file.returned(name, wire), TYPES[wire.dtype], [f"{name}_{dim}" for dim in range(wire.ndim)]

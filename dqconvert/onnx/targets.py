@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from onnx import TensorProto, helper
 from torch import nn
 from torch.fx import Graph
 
 from dqconvert.errors import ExportError
+from dqconvert.onnx.builder import Builder
 from dqconvert.quant import FakeQuantize
 from dqconvert.words import did_you_mean, listed
 
@@ -21,7 +23,8 @@ class Form:
     Attributes:
         plain: Whether roundings are pairs of QuantizeLinear and DequantizeLinear and nothing else: what the runtime
             looks for. Otherwise halves fall as in training.
-        scatters: Whether rows are added up by ScatterElements.
+        scatters: Whether rows are added up by ScatterElements: the runtime neither sorts, compresses, nor computes in
+            double precision.
         symmetric: Whether zero points must be 0, and codes signed.
         preset: One that gives what it takes.
     """
@@ -39,7 +42,8 @@ TARGETS: Mapping[str, Form] = MappingProxyType(
         "tensorrt": Form(scatters=True, symmetric=True, preset="int8-dq-symmetric"),
     }
 )
-"""By name. TensorRT sorts no more than 3840 values; its ScatterElements adds up."""
+"""By name. What TensorRT takes is what its parser of ONNX says of TensorRT 10 (``docs/operators.md`` of
+github.com/onnx/onnx-tensorrt): no file was run there."""
 
 
 def form_for(target: str | None, exact: bool) -> Form:
@@ -71,6 +75,22 @@ def check_target(graph: Graph, root: nn.Module, target: str | None) -> None:
             f"{', signed and with zero point 0' if form.symmetric else ''}: not {shown}. Prepare the model with "
             f"{form.preset!r}."
         )
+
+
+def check_operators(file: Builder, target: str | None) -> None:
+    """Raises :class:`ExportError` if a file has operators or types that a runtime does not take; it says which."""
+    if target is None or not TARGETS[target].scatters:
+        return
+    held, found = {one.name: one.data_type for one in file.initializers}, set[str]()
+    for node in file.nodes:
+        how = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        sorts = node.op_type == "TopK" and node.input[1] not in held
+        if sorts or node.op_type in ("Compress", "CumSum") or (node.op_type == "ScatterND" and "reduction" in how):
+            found.add(node.op_type)
+        held |= {node.output[0]: how["to"]} if node.op_type == "Cast" else {}
+    found |= {TensorProto.DataType.Name(one) for one in (TensorProto.DOUBLE, TensorProto.UINT8) if one in held.values()}
+    if found:
+        raise ExportError(f"target={target!r} has no {listed(sorted(found))}, which the file needs: leave target out.")
 
 
 def _odd(graph: Graph, root: nn.Module, form: Form) -> Iterator[tuple[str, str]]:

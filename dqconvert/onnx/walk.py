@@ -10,20 +10,23 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from dqconvert.errors import ExportError, LoweringError
+from dqconvert.lower.runtime import check_edges
 from dqconvert.onnx.inputs import Given
 from dqconvert.onnx.quantizers import quantize
 from dqconvert.onnx.values import Wire
-from dqconvert.onnx.writers import graphs, layers, moving, pointwise, products, recurrent
+from dqconvert.onnx.writers import batches, graphs, layers, moving, pointwise, products, recurrent
 from dqconvert.onnx.writing import Writing
 from dqconvert.ops import op_of
 from dqconvert.quant import FakeQuantize
 from dqconvert.quant.own_grid import OwnGrid, says_grid
+from dqconvert.rewrite.connectivity import is_connectivity, is_input
 from dqconvert.trace.adjacency import plain_connectivity
 from dqconvert.trace.guards import guard
 from dqconvert.trace.nested import map_items
 from dqconvert.trace.note import note_of
+from dqconvert.words import raised
 
-WRITERS = (graphs, layers, moving, pointwise, products, recurrent)
+WRITERS = (batches, graphs, layers, moving, pointwise, products, recurrent)
 """The modules whose import registers the writers."""
 
 
@@ -61,14 +64,21 @@ def walk(w: Writing, graph: Graph, root: nn.Module) -> Any:
         except LoweringError as error:
             raise w.refusal(str(error)) from error
         except Exception as error:  # a writer was given arguments of a form that it does not know
-            raise w.refusal(f"{type(error).__name__}: {error}") from error
+            raise w.refusal(f"it has arguments that its writer does not know ({raised(error)})") from error
         if isinstance(value, Wire) and w.note.is_tensor and (value.dtype, value.ndim) != (w.note.dtype, w.note.ndim):
             raise w.refusal(
                 f"it became {value.dtype} of {value.ndim} dimensions, and is {w.note.dtype} of {w.note.ndim}"
             )
+        if isinstance(value, Wire) and is_input(node) and is_connectivity(node) and not _is_checked(node):
+            w.require_places(value, f"{value.name} names a negative node")
         w.known(value, w.note)
         values[node] = value
     return None
+
+
+def _is_checked(node: Node) -> bool:
+    """True if the graph checks itself where edges end."""
+    return check_edges in (node.target, *(user.target for user in node.users))
 
 
 def _written(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,10 +57,11 @@ class Writing:
         file: What it is written into.
         inputs: What the file takes.
         exact: Whether roundings are arithmetic.
-        scatters: Whether rows are added up by ScatterElements, instead of in the order of their receivers.
+        scatters: Whether the file is for a runtime that neither sorts, compresses nor computes in double precision.
         plain: Whether roundings are pairs of QuantizeLinear and DequantizeLinear and nothing else.
 
     Attributes:
+        real: The type of Python's floats.
         note: Of the node that is being written.
         name: Of that node.
     """
@@ -70,6 +72,7 @@ class Writing:
         self.exact = exact
         self.scatters = scatters
         self.plain = plain
+        self.real = torch.float32 if scatters else torch.float64
         self.note = Note()
         self.name = ""
         self._sizes: dict[str, tuple[tuple[int, ...], ...]] = {}
@@ -116,14 +119,28 @@ class Writing:
         spread = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
         return [size if isinstance(size, int) else self.wire(size) for size in spread]
 
-    def math(self, kind: str, *operands: Any, dtype: torch.dtype | None = None) -> Wire:
+    def math(self, kind: str, *operands: Any, dtype: torch.dtype | None = None, **how: Any) -> Wire:
         """Writes an operation on each entry, of operands that broadcast, in the type that torch computes in.
 
         Args:
             dtype: Of the result, if it is another.
+            how: The operator's attributes.
         """
         wires = self.promoted(*operands)
-        return self.op(kind, *wires, ndim=max(wire.ndim for wire in wires), dtype=dtype or wires[0].dtype)
+        result = self.op(kind, *wires, ndim=max(wire.ndim for wire in wires), dtype=dtype or wires[0].dtype, **how)
+        return self.number_of(result, *operands)
+
+    def number_of(self, result: Wire, *operands: Any) -> Wire:
+        """Returns a result as one of Python's numbers, if what it was computed of are such."""
+        return replace(result, number=True) if all(is_number(one) for one in operands) else result
+
+    def whole(self, x: Any) -> Wire:
+        """Returns one of Python's integers; of a fraction without what is behind the point."""
+        return replace(self.file.cast(self.wire(x), torch.int64), number=True)
+
+    def reals(self, x: Any) -> Wire:
+        """Returns a value in the type in which torch computes functions that are no integers."""
+        return self.promoted(x, floats=True)[0]
 
     def promoted(self, *operands: Any, floats: bool = False) -> list[Wire]:
         """Returns operands in the type that torch computes them in.
@@ -133,6 +150,9 @@ class Writing:
         """
         known = [one if isinstance(one, int | float) else self.wire(one) for one in operands]
         parts = [_stand_in(one) for one in known]
+        if not any(isinstance(part, Tensor) for part in parts):
+            whole = not floats and all(isinstance(part, int) for part in parts)
+            return [self.file.cast(one, torch.int64 if whole else self.real) for one in known]
         dtype = torch.result_type(parts[0], parts[0])
         for index, part in enumerate(parts[1:], 1):
             so_far = torch.empty([1] * max(_dims(p) for p in parts[:index]), dtype=dtype, device="meta")
@@ -140,6 +160,24 @@ class Writing:
         if floats and not dtype.is_floating_point:
             dtype = torch.float32
         return [self.file.cast(one, dtype) for one in known]
+
+    def masked(self, x: Any, mask: Wire, axis: int) -> Wire:
+        """Returns the slices of a value that a mask, bool ``[slices]``, has."""
+        if not self.scatters:
+            return self.op("Compress", x, mask, axis=axis)
+        places = self.op("NonZero", self.file.cast(mask, torch.float32), dtype=torch.int64, ndim=2)
+        return self.file.gather(self.wire(x), self.file.reshape(places, [-1]), axis)
+
+    def require_places(self, index: Wire, name: str) -> None:
+        """Has the file fail for a negative place, which ONNX counts from the end. Runtimes refuse too large ones.
+
+        Args:
+            index: Integers.
+            name: Of the operation that fails, which runtimes say.
+        """
+        flat = self.op("Concat", self.file.reshape(index, [-1]), torch.tensor([0], dtype=index.dtype), axis=0)
+        least = self.op("ReduceMin", flat, ndim=0, keepdims=0)
+        self.file.require(self.math("GreaterOrEqual", least, 0, dtype=torch.bool), name)
 
     # -- operations --------------------------------------------------------------------------------------------------
 
@@ -150,13 +188,17 @@ class Writing:
                 return (
                     function(*args, **kwargs) if callable(function) else getattr(args[0], function)(*args[1:], **kwargs)
                 )
-        if op.identity or op.drops:
+        if function in ("where", Tensor.where):  # whose condition is the second
+            args = (args[1], args[0], *args[2:])
+        if op.drops:
+            return self._kept(op, function, args, kwargs)
+        if op.identity:
             return args[0]
         package = package_of(function) if callable(function) else op.package
-        writer = OPERATIONS.get((package, op.name)) or OPERATIONS.get((op.package, op.name))
+        writer = OPERATIONS.get((package, op.name))
         if writer is not None:
             return self.bound(writer, args, kwargs)
-        if op.onnx:
+        if op.onnx and package == TORCH:
             return self._one(op, args, kwargs)
         raise self.refusal(f"there is no writer of {op.name} of {package}")
 
@@ -165,26 +207,42 @@ class Writing:
         try:
             bound = inspect.signature(writer).bind(self, *args, **kwargs)
         except TypeError as error:
-            raise self.refusal(str(error)) from error
+            raise self.refusal(f"it has arguments that its writer does not know ({error})") from error
         return writer(*bound.args, **bound.kwargs)
+
+    def _kept(self, op: Op, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Returns what a dropout is given: in evaluation it drops nothing, unless it is told to."""
+        given = dict(zip(op.parameters, args, strict=False)) | kwargs
+        always = function is not None and given.get("training", "alpha" not in op.name)
+        if always and given.get("p", 0.5) != 0:
+            raise self.refusal(f"{op.name} drops in evaluation, too: pass training=self.training")
+        return given["input"]
 
     def _one(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Wire:
         """Writes an operation that one of ONNX's computes."""
-        logical = op.onnx in _LOGICAL
-        operands = [one for one in (*args, *kwargs.values()) if logical or not isinstance(one, bool)]
+        kind, number = op.onnx, 1 + (op.onnx in _OF_TWO)
+        operands = [*args, *(value for name, value in kwargs.items() if name == "other")]
+        if number == 1 and all(isinstance(one, bool) for one in operands[1:]):
+            operands = operands[:1]  # without whether it is in place
         odd = [name for name, value in kwargs.items() if name not in ("inplace", "other") and value is not None]
-        if odd or len(operands) > 2:
+        if odd or len(operands) != number:
             raise self.refusal(f"{op.name} with {', '.join(odd) or f'{len(operands)} operands'}")
-        whole = op.onnx in _ON_INTEGERS or logical
-        wires = self.promoted(*operands, floats=not whole)
-        if logical and wires[0].dtype is not torch.bool:
+        wires = self.promoted(*operands, floats=kind not in _ON_INTEGERS)
+        truths = wires[0].dtype is torch.bool
+        if kind in _LOGICAL and not truths:
             if not op.name.startswith("logical"):
                 raise self.refusal(f"{op.name} of the bits of integers")
             wires = [self.file.cast(wire, torch.bool) for wire in wires]
-        tells = op.onnx in _TELLS or logical
-        result = self.math(op.onnx, *wires, dtype=torch.bool if tells else None)
-        number = all(isinstance(one, int) or (isinstance(one, Wire) and one.number) for one in operands)
-        return Wire(result.name, result.dtype, 0, number=True) if number and whole else result
+        elif truths and kind in _OF_TRUTHS:
+            kind = _OF_TRUTHS[kind]
+        elif truths and kind in _ORDERS:
+            wires = [self.file.cast(wire, torch.int32) for wire in wires]
+        tells = kind in _TELLS or kind in _LOGICAL
+        result = self.op(
+            kind, *wires, ndim=max(wire.ndim for wire in wires), dtype=torch.bool if tells else wires[0].dtype
+        )
+        counted = self.number_of(result, *operands)
+        return self.whole(counted) if counted.number and kind in _TO_INTEGERS else counted
 
     def layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Writes the call of a layer that stays whole in graphs."""
@@ -204,16 +262,29 @@ class Writing:
 
 
 _LOGICAL = ("And", "Or", "Xor", "Not")
-_TELLS = ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "IsNaN", "IsInf")
-_ON_INTEGERS = ("Add", "Sub", "Mul", "Max", "Min", "Neg", "Abs", "Sign", "Pow", *_TELLS)
+_ORDERS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual")
+_TELLS = ("Equal", *_ORDERS, "IsNaN", "IsInf")
+_OF_TWO = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Equal", *_ORDERS, "And", "Or", "Xor")
+_ON_INTEGERS = ("Add", "Sub", "Mul", "Max", "Min", "Neg", "Abs", "Sign", "Pow", "Equal", *_ORDERS, *_LOGICAL)
 """What torch computes on integers as such."""
+_TO_INTEGERS = ("Floor", "Ceil", "Round")
+"""What makes integers of Python's floats."""
+_OF_TRUTHS = {"Add": "Or", "Max": "Or", "Mul": "And", "Min": "And"}
+"""What torch computes of booleans, which ONNX does not add up."""
+
+
+def is_number(value: Any) -> bool:
+    """Returns True for one of Python's numbers."""
+    return value.number if isinstance(value, Wire) else isinstance(value, int | float)
 
 
 def _stand_in(value: Any) -> Any:
     """Returns what torch takes for a value when it finds the type of a result."""
     if not isinstance(value, Wire):
         return value
-    return 1 if value.number else torch.empty([1] * value.ndim, dtype=value.dtype, device="meta")
+    if value.number:
+        return 1.0 if value.dtype.is_floating_point else 1
+    return torch.empty([1] * value.ndim, dtype=value.dtype, device="meta")
 
 
 def _dims(value: Any) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dqconvert.onnx.segments import count_rows, number_of_groups, reduce_rows, softmax_rows
 from dqconvert.onnx.values import Size, Wire
+from dqconvert.onnx.writers.products import reduced_over
 from dqconvert.onnx.writing import Writing, writes
 from dqconvert.ops import OURS, PYG
 
@@ -55,8 +56,8 @@ def _loop_attributes(w: Writing, edge_index: Wire, attributes: Wire, num_nodes: 
 def _remove_self_loops(w: Writing, edge_index: Any, edge_attr: Any = None) -> tuple[Wire, Wire | None]:
     edges = w.wire(edge_index)
     mask = _no_loops(w, edges)
-    kept = None if edge_attr is None else w.op("Compress", edge_attr, mask, axis=0)
-    return w.op("Compress", edges, mask, axis=1), kept
+    kept = None if edge_attr is None else w.masked(edge_attr, mask, 0)
+    return w.masked(edges, mask, 1), kept
 
 
 @writes("add_self_loops", package=PYG)
@@ -66,8 +67,7 @@ def _add_self_loops(
     edges = w.wire(edge_index)
     if isinstance(num_nodes, tuple | list):
         first, second = (number_of_nodes(w, edges, number) for number in num_nodes)
-        least = w.math("Min", first, second)
-        number: Size = Wire(least.name, torch.int64, 0, number=True)
+        number: Size = w.whole(w.math("Min", first, second))
     else:
         number = number_of_nodes(w, edges, num_nodes)
     with_loops = _with_loops(w, edges, number)
@@ -84,16 +84,16 @@ def _add_remaining_self_loops(
     edges = w.wire(edge_index)
     number = number_of_nodes(w, edges, num_nodes)
     mask = _no_loops(w, edges)
-    all_edges = _with_loops(w, w.op("Compress", edges, mask, axis=1), number)
+    all_edges = _with_loops(w, w.masked(edges, mask, 1), number)
     if edge_attr is None:
         return all_edges, None
     attributes = w.wire(edge_attr)
     loops = w.op("Not", mask)
-    nodes = w.file.unsqueeze(w.op("Compress", w.file.gather(edges, 0), loops, axis=0), 1)
-    own = w.op("Compress", attributes, loops, axis=0)
+    nodes = w.file.unsqueeze(w.masked(w.file.gather(edges, 0), loops, 0), 1)
+    own = w.masked(attributes, loops, 0)
     filled = _loop_attributes(w, edges, attributes, number, fill_value)
     filled = w.op("ScatterND", filled, nodes, own)
-    return all_edges, w.op("Concat", w.op("Compress", attributes, mask, axis=0), filled, axis=0)
+    return all_edges, w.op("Concat", w.masked(attributes, mask, 0), filled, axis=0)
 
 
 def _inverse_root(w: Writing, degree: Wire) -> Wire:
@@ -216,8 +216,7 @@ def _pool(name: str, how: str, whole: str) -> None:
         dim = -1 if value.ndim == 1 else -2
         if batch is not None:
             return reduced(w, value, batch, dim, size, how)
-        keep = value.ndim <= 2
-        return w.op(whole, value, torch.tensor([dim % value.ndim]), ndim=value.ndim - (not keep), keepdims=int(keep))
+        return reduced_over(w, whole, value, dim, value.ndim <= 2)
 
 
 for _name, _how, _whole in (
@@ -233,11 +232,8 @@ for _name, _how, _whole in (
 
 @writes("check_edges", package=OURS)
 def _check_edges(w: Writing, edge_index: Any, num_nodes: Any) -> Wire:
-    """Has the file fail for a negative node, which ONNX counts from the end. Runtimes refuse too large ones."""
     edges = w.wire(edge_index)
-    flat = w.op("Concat", w.file.reshape(edges, [-1]), torch.tensor([0], dtype=edges.dtype), axis=0)
-    least = w.op("ReduceMin", flat, ndim=0, keepdims=0)
-    w.file.require(w.math("GreaterOrEqual", least, 0, dtype=torch.bool), "edge_index names a negative node")
+    w.require_places(edges, "edge_index names a negative node")
     return edges
 
 

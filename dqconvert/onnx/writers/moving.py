@@ -27,7 +27,7 @@ def _same(w: Writing, x: Any, *_: Any, **__: Any) -> Any:
 @writes("view", "reshape")
 def _reshape(w: Writing, x: Any, *shape: Any) -> Wire:
     if len(shape) == 1 and isinstance(shape[0], torch.dtype):
-        raise w.refusal("a view as another type")
+        raise w.refusal("it is viewed as another type")
     return w.file.reshape(w.wire(x), w.numbers(shape))
 
 
@@ -56,7 +56,11 @@ def _ravel(w: Writing, x: Any) -> Wire:
 def _unflatten(w: Writing, input: Any, dim: int, sizes: Any) -> Wire:
     x = w.wire(input)
     kept = [w.file.size(x, each) for each in range(x.ndim)]
-    return w.file.reshape(x, [*kept[: dim % x.ndim], *w.numbers((sizes,)), *kept[dim % x.ndim + 1 :]])
+    at, parts = dim % x.ndim, w.numbers((sizes,))
+    whole = math.prod(part for part in parts if isinstance(part, int))
+    if isinstance(size := kept[at], int) and whole < 0 and all(isinstance(part, int) for part in parts):
+        parts = [-size // whole if part == -1 else part for part in parts]  # of no entries it could not be told
+    return w.file.reshape(x, [*kept[:at], *parts, *kept[at + 1 :]])
 
 
 @writes("squeeze")
@@ -67,6 +71,10 @@ def _squeeze(w: Writing, input: Any, dim: Any = None) -> Wire:
     gone = sorted(dims) if dim is not None and x.ndim - len(dims) == w.note.ndim else known
     if x.ndim - len(gone) != w.note.ndim:
         raise w.refusal("dimensions of size 1 are taken out, and which these are depends on the graph")
+    for dim in {*dims} - {*gone}:
+        if isinstance(size := w.file.size(x, dim), Wire):
+            one = w.math("Equal", size, 1, dtype=torch.bool)
+            w.file.require(w.op("Not", one), "a dimension has size 1, and would be taken out")
     return w.op("Squeeze", x, torch.tensor(gone), ndim=x.ndim - len(gone)) if gone else x
 
 
@@ -94,14 +102,13 @@ def _transpose(w: Writing, x: Any, dim0: int, dim1: int) -> Wire:
 
 
 @writes("movedim")
-def _movedim(w: Writing, x: Any, source: int, destination: int) -> Wire:
-    return _moved(w, w.wire(x), source, destination)
-
-
-def _moved(w: Writing, x: Wire, source: int, destination: int) -> Wire:
-    order = [dim for dim in range(x.ndim) if dim != source % x.ndim]
-    order.insert(destination % x.ndim, source % x.ndim)
-    return x if order == list(range(x.ndim)) else w.op("Transpose", x, perm=order)
+def _movedim(w: Writing, x: Any, source: Any, destination: Any) -> Wire:
+    value = w.wire(x)
+    sources, places = ([one] if isinstance(one, int) else one for one in (source, destination))
+    goes = {place % value.ndim: one % value.ndim for one, place in zip(sources, places, strict=True)}
+    stay = iter([dim for dim in range(value.ndim) if dim not in goes.values()])
+    order = [goes[dim] if dim in goes else next(stay) for dim in range(value.ndim)]
+    return value if order == list(range(value.ndim)) else w.op("Transpose", value, perm=order)
 
 
 @writes("t")
@@ -131,17 +138,21 @@ def _expand_as(w: Writing, x: Any, other: Any) -> Wire:
 # -- picks -----------------------------------------------------------------------------------------------------------
 
 
-@writes("index_select")
-@writes("select", package=PYG)
-def _index_select(w: Writing, input: Any, dim: Any, index: Any) -> Wire:
-    if isinstance(index, int):  # PyG's has them the other way round
-        dim, index = index, dim
-    return w.file.gather(w.wire(input), w.wire(index), dim)
-
-
-@writes("select")
+@writes("index_select", "select")
 def _select(w: Writing, input: Any, dim: int, index: Any) -> Wire:
     return w.file.gather(w.wire(input), w.wire(index), dim)
+
+
+@writes("select", package=PYG)
+def _pick(w: Writing, src: Any, index_or_mask: Any, dim: int) -> Wire:
+    return _taken(w, w.wire(src), w.wire(index_or_mask), dim)
+
+
+def _taken(w: Writing, x: Wire, rows: Wire, dim: int) -> Wire:
+    """Returns slices of a value, by their places or a mask."""
+    if rows.dtype is torch.uint8:
+        raise w.refusal("uint8 is a mask to torch, and an index to ONNX: make it bool")
+    return w.masked(x, rows, dim % x.ndim) if rows.dtype is torch.bool else w.file.gather(x, rows, dim)
 
 
 @writes("gather")
@@ -152,11 +163,15 @@ def _gather(w: Writing, input: Any, dim: int, index: Any) -> Wire:
 
 @writes("narrow")
 def _narrow(w: Writing, input: Any, dim: int, start: Any, length: Any) -> Wire:
-    if isinstance(start, int) and isinstance(length, int):
-        return _sliced(w, w.wire(input), dim, start, start + length or (_END if start < 0 else 0))
+    x = w.wire(input)
     if isinstance(start, int) and start < 0:
-        raise w.refusal("it starts from the end, and its length follows the graph")
-    return _sliced(w, w.wire(input), dim, start, w.math("Add", start, length))
+        if not isinstance(length, int):
+            raise w.refusal("it starts from the end, and its length follows the graph")
+        return _sliced(w, x, dim, start, start + length or _END)
+    end = w.math("Add", start, length)
+    fits = w.math("LessOrEqual", end, w.file.size(x, dim), dtype=torch.bool)
+    w.file.require(fits, "what is narrowed ends before it does")
+    return _sliced(w, x, dim, start, end)
 
 
 def _sliced(w: Writing, x: Wire, dim: int, start: Any, end: Any, step: int = 1) -> Wire:
@@ -195,6 +210,9 @@ def _getitem(w: Writing, x: Any, index: Any) -> Any:
         return x[index]
     value, dim = w.wire(x), 0
     parts = index if isinstance(index, tuple) else (index,)
+    if len(parts) > 1 and all(isinstance(part, Wire | Tensor) and _is_vector(w, part) for part in parts):
+        places = [w.file.unsqueeze(w.file.cast(w.wire(part), torch.int64), 1) for part in parts]
+        return w.op("GatherND", value, w.op("Concat", *places, axis=1), ndim=value.ndim - len(parts) + 1)
     used = sum(part is not None and part is not ... for part in parts)
     gathered = False
     for part in parts:
@@ -211,33 +229,43 @@ def _getitem(w: Writing, x: Any, index: Any) -> Any:
             value, used = w.file.gather(value, w.wire(part), dim), used - 1
         else:
             rows = w.wire(torch.tensor(part) if isinstance(part, list) else part)
-            if gathered or rows.ndim != 1:
-                raise w.refusal(
-                    f"it is indexed by {'several tensors' if gathered else f'a tensor of {rows.ndim} dimensions'}"
-                )
-            value = (
-                w.op("Compress", value, rows, axis=dim) if rows.dtype is torch.bool else w.file.gather(value, rows, dim)
-            )
-            dim, gathered = dim + 1, True
+            if gathered or (rows.dtype is torch.bool and rows.ndim != 1):
+                why = "several tensors" if gathered else f"a mask of {rows.ndim} dimensions"
+                raise w.refusal(f"it is indexed by {why}")
+            value = _taken(w, value, rows, dim)
+            dim, used, gathered = dim + rows.ndim, used + rows.ndim - 1, True
     return value
+
+
+def _is_vector(w: Writing, index: Any) -> bool:
+    rows = w.wire(index)
+    return rows.ndim == 1 and rows.dtype in (torch.int64, torch.int32)
 
 
 @writes("setitem", package=OURS)
 def _setitem(w: Writing, target: Any, index: Any, value: Any) -> Wire:
     x, mask = w.wire(target), w.wire(index) if isinstance(index, Wire) else None
-    if mask is None or mask.dtype is not torch.bool:
-        raise w.refusal("it is set by an index that is no mask")
-    new = w.file.cast(w.wire(value) if isinstance(value, Wire) else value, x.dtype)
-    if new.ndim <= x.ndim - mask.ndim:
+    new = w.file.cast(value if isinstance(value, int | float) else w.wire(value), x.dtype)
+    if mask is not None and mask.dtype is torch.bool and new.ndim <= x.ndim - mask.ndim:
         wide = w.file.unsqueeze(mask, *range(mask.ndim, x.ndim))
         return w.op("Where", wide, new, x, dtype=x.dtype, ndim=x.ndim)
-    places = w.op("NonZero", mask, dtype=torch.int64, ndim=2)
-    return w.op("ScatterND", x, w.op("Transpose", places, perm=[1, 0]), new)
+    sizes = [w.file.size(x, dim) for dim in range(x.ndim)]
+    entries = w.file.reshape(w.file.arange(w.whole(w.op("Size", x, dtype=torch.int64, ndim=0))), sizes)
+    places = _getitem(w, entries, index)
+    spread = w.op("Expand", new, w.file.shape(places), ndim=places.ndim)
+    flat = (w.file.reshape(one, shape) for one, shape in ((x, [-1]), (places, [-1, 1]), (spread, [-1])))
+    return w.file.reshape(w.op("ScatterND", *flat), sizes)
 
 
 @writes("masked_select")
 def _masked_select(w: Writing, x: Any, mask: Any) -> Wire:
-    return w.op("Compress", w.file.reshape(w.wire(x), [-1]), w.file.reshape(w.wire(mask), [-1]), ndim=1)
+    value, chosen = w.wire(x), w.wire(mask)
+    if w.file.sizes(value) != w.file.sizes(chosen):  # both as large as they are together
+        ndim = max(value.ndim, chosen.ndim)
+        either = w.op("Or", chosen, w.file.cast(value, torch.bool), ndim=ndim)
+        value = w.op("Where", chosen, value, value, dtype=value.dtype, ndim=ndim)
+        chosen = w.op("And", chosen, either, ndim=ndim)
+    return w.masked(w.file.reshape(value, [-1]), w.file.reshape(chosen, [-1]), 0)
 
 
 @writes("flip")
@@ -258,7 +286,8 @@ def _repeat(w: Writing, x: Any, *times: Any) -> Wire:
 @writes("repeat_interleave")
 def _repeat_interleave(w: Writing, x: Any, repeats: Any, dim: Any = None, *, output_size: Any = None) -> Wire:
     value = w.wire(x)
-    if not isinstance(repeats, int):
+    number = repeats if isinstance(repeats, int) else w.wire(repeats)
+    if isinstance(number, Wire) and not number.number:
         raise w.refusal("rows are repeated by numbers of a tensor")
     if dim is None:
         value, dim = w.file.reshape(value, [-1]), 0
@@ -266,10 +295,10 @@ def _repeat_interleave(w: Writing, x: Any, repeats: Any, dim: Any = None, *, out
     spread = w.op(
         "Expand",
         w.file.unsqueeze(value, at + 1),
-        torch.tensor([1] * (at + 1) + [repeats] + [1] * (value.ndim - at - 1)),
+        w.file.vector([*[1] * (at + 1), number, *[1] * (value.ndim - at - 1)]),
     )
     sizes = [w.file.size(value, each) for each in range(value.ndim)]
-    wide = sizes[at] * repeats if isinstance(sizes[at], int) else -1
+    wide = sizes[at] * number if isinstance(sizes[at], int) and isinstance(number, int) else -1
     return w.file.reshape(spread, [*sizes[:at], wide, *sizes[at + 1 :]])
 
 
@@ -303,13 +332,13 @@ def _masked_fill(w: Writing, x: Any, mask: Any, value: Any) -> Wire:
 
 @writes("where")
 def _where(w: Writing, condition: Any, x: Any, y: Any) -> Wire:
-    chosen = w.wire(condition)
-    if chosen.dtype is torch.bool and isinstance(x, Wire) and x.dtype is torch.bool:
-        raise w.refusal("a choice among booleans")
-    if chosen.dtype is not torch.bool:  # the method of a tensor, which comes first
-        condition, x = x, condition
-        chosen = w.wire(condition)
-    one, other = w.promoted(x, y)
+    chosen, (one, other) = w.wire(condition), w.promoted(x, y)
+    if chosen.dtype is not torch.bool:
+        raise w.refusal(f"a condition of {chosen.dtype}")
+    if one.dtype is torch.bool:  # which ONNX Runtime has no Where of
+        no, ndim = w.op("Not", chosen), max(chosen.ndim, one.ndim, other.ndim)
+        sides = w.op("And", chosen, one, ndim=ndim), w.op("And", no, other, ndim=ndim)
+        return w.op("Or", *sides, ndim=ndim)
     return w.op("Where", chosen, one, other, dtype=one.dtype, ndim=max(chosen.ndim, one.ndim, other.ndim))
 
 

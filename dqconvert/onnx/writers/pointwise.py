@@ -21,20 +21,21 @@ def _rsub(w: Writing, x: Any, other: Any) -> Wire:
 
 @writes("floordiv", "floor_divide")
 def _floor_divide(w: Writing, x: Any, other: Any) -> Wire:
-    one, two = w.promoted(x, other)
-    if one.dtype.is_floating_point:
-        return w.op("Floor", w.math("Div", one, two))
-    result = w.math("Div", w.math("Sub", one, w.math("Mod", one, two)), two)  # Mod rounds down, Div towards zero
-    number = all(isinstance(part, int) or (isinstance(part, Wire) and part.number) for part in (x, other))
-    return Wire(result.name, result.dtype, 0, number=True) if number else result
+    """Divides what the remainder leaves: 1 // 0.1 is 9, as 0.1 is a little more than a tenth."""
+    whole = w.math("Div", w.math("Sub", x, _remainder(w, x, other)), other)
+    return w.number_of(w.op("Round", whole), whole) if whole.dtype.is_floating_point else whole
 
 
 @writes("mod", "remainder")
 def _remainder(w: Writing, x: Any, other: Any) -> Wire:
-    one, two = w.promoted(x, other)
-    if not one.dtype.is_floating_point:
-        return w.math("Mod", one, two)
-    return w.math("Sub", one, w.math("Mul", w.op("Floor", w.math("Div", one, two)), two))
+    _, divisor = w.promoted(x, other)
+    if not divisor.dtype.is_floating_point:
+        return w.math("Mod", x, other)
+    rest = w.math("Mod", x, other, fmod=1)  # of the sign of x; what is wanted has that of the other
+    signs = (w.math("Less", one, 0, dtype=torch.bool) for one in (rest, other))
+    turned = w.op("And", w.op("Xor", *signs, ndim=rest.ndim), _ne(w, rest, 0))
+    more = w.op("Where", turned, divisor, w.file.constant(0, rest.dtype), dtype=rest.dtype, ndim=rest.ndim)
+    return w.number_of(w.op("Add", rest, more), x, other)
 
 
 @writes("square")
@@ -44,17 +45,20 @@ def _square(w: Writing, x: Any) -> Wire:
 
 @writes("rsqrt")
 def _rsqrt(w: Writing, x: Any) -> Wire:
-    return w.op("Reciprocal", w.op("Sqrt", x))
+    return w.op("Reciprocal", w.op("Sqrt", w.reals(x)))
 
 
 @writes("log1p")
 def _log1p(w: Writing, x: Any) -> Wire:
-    return w.op("Log", w.math("Add", x, 1.0))
+    return w.number_of(w.op("Log", w.math("Add", w.reals(x), 1.0)), x)
 
 
 @writes("log2")
 def _log2(w: Writing, x: Any) -> Wire:
-    return w.math("Div", w.op("Log", x), math.log(2))
+    """In double precision: of a power of two it is whole."""
+    value = w.reals(x)
+    wide = w.op("Div", w.op("Log", w.file.cast(value, w.real)), w.file.constant(math.log(2), w.real))
+    return w.number_of(w.file.cast(wide, value.dtype), x)
 
 
 @writes("clamp")
@@ -84,7 +88,8 @@ def _ne(w: Writing, x: Any, other: Any) -> Wire:
 
 @writes("isfinite")
 def _isfinite(w: Writing, x: Any) -> Wire:
-    return w.op("Not", w.op("Or", w.op("IsNaN", x, dtype=torch.bool), w.op("IsInf", x, dtype=torch.bool)))
+    value = w.reals(x)
+    return w.op("Not", w.op("Or", w.op("IsNaN", value, dtype=torch.bool), w.op("IsInf", value, dtype=torch.bool)))
 
 
 # -- nonlinearities --------------------------------------------------------------------------------------------------
@@ -183,7 +188,15 @@ def _to(
     value = w.wire(x)
     wanted = next((one for one in (*how, dtype) if isinstance(one, torch.dtype)), None)
     other = next((one for one in how if isinstance(one, Wire)), None)
-    return w.file.cast(value, wanted or (value.dtype if other is None else other.dtype))
+    return _as_type(w, value, wanted or (value.dtype if other is None else other.dtype))
+
+
+def _as_type(w: Writing, x: Wire, dtype: torch.dtype) -> Wire:
+    if dtype not in TYPES:
+        raise w.refusal(f"it is cast to {dtype}")
+    if not x.number:
+        return w.file.cast(x, dtype)
+    return w.number_of(w.file.cast(x, w.real), x) if dtype.is_floating_point else w.whole(x)  # int(…), float(…)
 
 
 @writes("type_as")
@@ -194,9 +207,7 @@ def _type_as(w: Writing, x: Any, other: Any) -> Wire:
 def _cast(name: str, dtype: torch.dtype) -> None:
     @writes(name)
     def write(w: Writing, x: Any) -> Wire:
-        if dtype not in TYPES:
-            raise w.refusal(f"it is cast to {dtype}")
-        return w.file.cast(w.wire(x), dtype)
+        return _as_type(w, w.wire(x), dtype)
 
 
 for _name in ("float", "long", "int", "bool", "double", "half", "bfloat16"):

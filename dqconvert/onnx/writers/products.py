@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 from dqconvert.onnx.segments import reduce_rows
 from dqconvert.onnx.stored import Stored
 from dqconvert.onnx.values import Wire
-from dqconvert.onnx.writing import Writing, writes
+from dqconvert.onnx.writing import Writing, is_number, writes
 
 # -- products --------------------------------------------------------------------------------------------------------
 
 
 @writes("linear")
-def _linear(w: Writing, input: Any, weight: Any, bias: Any = None) -> Wire:
+def linear(w: Writing, input: Any, weight: Any, bias: Any = None) -> Wire:
+    """Writes a linear layer."""
     x = w.wire(input)
     if isinstance(weight, Stored):
         columns = weight.wire(w.file, transposed=True, plain=x.rounded is None)
@@ -59,23 +61,41 @@ def _einsum(w: Writing, equation: str, *operands: Any) -> Wire:
 
 
 @writes("embedding")
-def _embedding(w: Writing, input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any) -> Wire:
+def _embedding(
+    w: Writing, input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *_: Any, **__: Any
+) -> Wire:
     if max_norm is not None:
         raise w.refusal("an embedding with max_norm")
-    return w.file.gather(w.wire(weight), w.wire(input))
+    index = w.wire(input)
+    w.require_places(index, "an embedding is asked for a negative entry")
+    return w.file.gather(w.wire(weight), index)
 
 
 # -- reductions ------------------------------------------------------------------------------------------------------
 
 
-def _reduced(w: Writing, kind: str, x: Any, dim: Any, keepdim: bool) -> Wire:
+def reduced_over(w: Writing, kind: str, x: Any, dim: Any, keepdim: bool) -> Wire:
+    """Writes a reduction of ONNX's; of nothing a mean is NaN, and the largest is none."""
     value = w.wire(x)
-    if dim is None:
-        return w.op(kind, value, ndim=value.ndim if keepdim else 0, keepdims=int(keepdim))
-    dims = sorted({each % value.ndim for each in ([dim] if isinstance(dim, int) else dim)})
-    return w.op(
-        kind, value, torch.tensor(dims), ndim=value.ndim if keepdim else value.ndim - len(dims), keepdims=int(keepdim)
-    )
+    every = range(value.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    dims = sorted({each % value.ndim for each in every})
+    free = [size for each in dims if isinstance(size := w.file.size(value, each), Wire)]
+    if free and kind in ("ReduceMax", "ReduceMin"):
+        for size in free:
+            w.file.require(w.math("Greater", size, 0, dtype=torch.bool), "the largest or smallest of nothing")
+    mean = free and kind == "ReduceMean"
+    ndim = value.ndim if keepdim else value.ndim - len(dims)
+    along = [] if dim is None else [torch.tensor(dims)]
+    result = w.op("ReduceSum" if mean else kind, value, *along, ndim=ndim, keepdims=int(keepdim))
+    return w.math("Div", result, w.file.cast(_count(w, value, dims), value.dtype)) if mean else result
+
+
+def _count(w: Writing, x: Wire, dims: Iterable[int]) -> Wire:
+    """Returns how many entries there are along dimensions."""
+    number = w.wire(1)
+    for dim in dims:
+        number = w.math("Mul", number, w.file.size(x, dim))
+    return number
 
 
 def _reduction(name: str, kind: str) -> None:
@@ -83,7 +103,7 @@ def _reduction(name: str, kind: str) -> None:
     def write(w: Writing, input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Wire:
         x = w.wire(input)
         whole = dtype or (torch.int64 if name == "sum" and not x.dtype.is_floating_point else x.dtype)
-        return _reduced(w, kind, w.file.cast(x, whole), dim, keepdim)
+        return reduced_over(w, kind, w.file.cast(x, whole), dim, keepdim)
 
 
 for _name, _kind in (
@@ -100,10 +120,10 @@ for _name, _kind in (
 def _extreme(name: str, kind: str, arg: str) -> None:
     @writes(name)
     def write(w: Writing, input: Any, dim: Any = None, keepdim: bool = False) -> Any:
-        if not isinstance(dim, int) and dim is not None:
+        if is_number(input) or not isinstance(dim, int | None):
             return w.math(kind, input, dim)
         x = w.wire(input)
-        reduced = _reduced(w, f"Reduce{kind}", x, dim, keepdim)
+        reduced = reduced_over(w, f"Reduce{kind}", x, dim, keepdim)
         if dim is None:
             return reduced
         where = w.op(arg, x, dtype=torch.int64, ndim=reduced.ndim, axis=dim % x.ndim, keepdims=int(keepdim))
@@ -117,21 +137,19 @@ _extreme("min", "Min", "ArgMin")
 def _variance(w: Writing, x: Any, dim: Any, unbiased: bool, keepdim: bool) -> Wire:
     value = w.wire(x)
     dims = list(range(value.ndim)) if dim is None else [dim] if isinstance(dim, int) else list(dim)
-    apart = w.math("Sub", value, _reduced(w, "ReduceMean", value, dims, True))
+    apart = w.math("Sub", value, reduced_over(w, "ReduceMean", value, dims, True))
     if not unbiased:
-        return _reduced(w, "ReduceMean", w.math("Mul", apart, apart), dims, keepdim)
-    sizes = [w.file.size(value, each) for each in dims]
-    number = sizes[0]
-    for size in sizes[1:]:
-        number = w.op("Mul", number, size)
-    rest = w.file.cast(w.op("Sub", number, 1), value.dtype)
-    return w.math("Div", _reduced(w, "ReduceSum", w.math("Mul", apart, apart), dims, keepdim), rest)
+        return reduced_over(w, "ReduceMean", w.math("Mul", apart, apart), dims, keepdim)
+    rest = w.file.cast(w.math("Max", w.math("Sub", _count(w, value, dims), 1), 0), value.dtype)
+    return w.math("Div", reduced_over(w, "ReduceSum", w.math("Mul", apart, apart), dims, keepdim), rest)
 
 
 @writes("var")
 def _var(
     w: Writing, input: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
 ) -> Wire:
+    if isinstance(dim, bool):  # x.var(False)
+        dim, unbiased = None, dim
     if correction not in (None, 0, 1):
         raise w.refusal(f"a variance with correction={correction}")
     return _variance(w, input, dim, unbiased if correction is None else bool(correction), keepdim)
@@ -148,10 +166,10 @@ def _std(
 def _norm(
     w: Writing, input: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, out: None = None, dtype: None = None
 ) -> Wire:
-    kinds = {1: "ReduceL1", 2: "ReduceL2"}
+    kinds = {1: "ReduceL1", 2: "ReduceL2", "fro": "ReduceL2"}
     if p not in kinds:
         raise w.refusal(f"a norm of order {p}")
-    return _reduced(w, kinds[p], input, dim, keepdim)
+    return reduced_over(w, kinds[p], input, dim, keepdim)
 
 
 @writes("normalize")
@@ -173,15 +191,47 @@ _softmax("log_softmax", "LogSoftmax")
 
 
 @writes("cumsum")
-def _cumsum(w: Writing, input: Any, dim: int) -> Wire:
+def _cumsum(w: Writing, input: Any, dim: int, *, dtype: Any = None) -> Wire:
     x = w.wire(input)
-    return w.op("CumSum", x, dim % x.ndim)
+    summed = w.file.cast(x, dtype or (x.dtype if x.dtype.is_floating_point else torch.int64))
+    return w.op("CumSum", summed, dim % x.ndim)
 
 
-@writes("argmax")
-def _argmax(w: Writing, input: Any, dim: int, keepdim: bool = False) -> Wire:
-    x = w.wire(input)
-    return w.op("ArgMax", x, dtype=torch.int64, ndim=x.ndim - (not keepdim), axis=dim % x.ndim, keepdims=int(keepdim))
+def _place(name: str, kind: str) -> None:
+    @writes(name)
+    def write(w: Writing, input: Any, dim: Any = None, keepdim: bool = False) -> Wire:
+        x = w.wire(input)
+        if dim is None:
+            if keepdim:
+                raise w.refusal("it keeps all dimensions")
+            x, dim = w.file.reshape(x, [-1]), 0
+        if isinstance(size := w.file.size(x, dim), Wire):
+            w.file.require(w.math("Greater", size, 0, dtype=torch.bool), "the largest or smallest of nothing")
+        how = {"axis": dim % x.ndim, "keepdims": int(keepdim)}
+        return w.op(kind, x, dtype=torch.int64, ndim=x.ndim - (not keepdim), **how)
+
+
+_place("argmax", "ArgMax")
+_place("argmin", "ArgMin")
+
+
+@writes("topk")
+def _topk(w: Writing, input: Any, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Wire, ...]:
+    x, number = w.wire(input), w.wire(k) if not isinstance(k, int) else k
+    results = [(x.dtype, x.ndim), (torch.int64, x.ndim)]
+    how = {"axis": dim % x.ndim, "largest": int(largest), "sorted": int(sorted)}
+    return tuple(w.file.ops("TopK", [x, w.wire(w.file.vector([number]))], results, **how))
+
+
+@writes("sort")
+def _sort(w: Writing, input: Any, dim: int = -1, descending: bool = False, *, stable: bool = False) -> tuple[Wire, ...]:
+    """TopK puts what is equal in the order of its places: stable."""
+    return _topk(w, input, w.file.size(w.wire(input), dim), dim, descending)
+
+
+@writes("argsort")
+def _argsort(w: Writing, input: Any, dim: int = -1, descending: bool = False, *, stable: bool = False) -> Wire:
+    return _sort(w, input, dim, descending)[1]
 
 
 # -- scatters --------------------------------------------------------------------------------------------------------
@@ -201,7 +251,9 @@ def _index_add(w: Writing, input: Any, dim: int, index: Any, source: Any) -> Wir
 def _made(w: Writing, sizes: Any, value: Any, dtype: Any) -> Wire:
     wanted = w.numbers(sizes)
     if isinstance(value, Wire):
-        return w.op("Expand", value, w.file.vector(wanted), ndim=len(wanted))
+        kind = dtype or (value.dtype if value.dtype is not torch.float64 else torch.float32)
+        result = w.op("Expand", w.file.cast(value, kind), w.file.vector(wanted), ndim=len(wanted))
+        return replace(result, number=False)
     kind = dtype or (
         torch.bool if isinstance(value, bool) else torch.int64 if isinstance(value, int) else torch.float32
     )
@@ -252,12 +304,14 @@ def _new_full(w: Writing, x: Any, size: Any, fill_value: Any, *, dtype: Any = No
 @writes("full_like")
 def _full_like(w: Writing, input: Any, fill_value: Any, *, dtype: Any = None, device: Any = None) -> Wire:
     x = w.wire(input)
-    return w.file.full(_size(w, x), fill_value, dtype or x.dtype)
+    return _made(w, (_size(w, x),), fill_value, dtype or x.dtype)
 
 
 @writes("arange")
 def _arange(w: Writing, *ends: Any, dtype: Any = None, device: Any = None) -> Wire:
-    start, end, step = ends if len(ends) == 3 else (*ends, 1) if len(ends) == 2 else (0, *ends, 1)
+    start, end, step = w.promoted(*(ends if len(ends) == 3 else (*ends, 1) if len(ends) == 2 else (0, *ends, 1)))
+    if start.dtype is not torch.int64:
+        raise w.refusal("a range of numbers that are no integers")
     return w.file.cast(w.op("Range", start, end, step, dtype=torch.int64, ndim=1), dtype or torch.int64)
 
 
@@ -269,18 +323,13 @@ def _size(w: Writing, x: Any, dim: Any = None) -> Any:
 
 @writes("numel")
 def _numel(w: Writing, x: Any) -> Wire:
-    return _as_number(w, w.op("Size", x, dtype=torch.int64, ndim=0))
+    return w.whole(w.op("Size", x, dtype=torch.int64, ndim=0))
 
 
 @writes("item")
 def _item(w: Writing, x: Any) -> Wire:
     value = w.file.reshape(w.wire(x), [])
-    return value if value.dtype.is_floating_point else _as_number(w, value)
-
-
-def _as_number(w: Writing, x: Any) -> Wire:
-    value = w.file.cast(w.wire(x), torch.int64)
-    return Wire(value.name, torch.int64, 0, number=True)
+    return replace(w.file.cast(value, w.real), number=True) if value.dtype.is_floating_point else w.whole(value)
 
 
 @writes("getattr")
