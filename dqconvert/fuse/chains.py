@@ -11,7 +11,8 @@ from torch.fx import Node
 
 from dqconvert.fuse.context import Context, groups_of, only_user, protection_of, reads_form
 from dqconvert.ops import op_of
-from dqconvert.quant.fused import FusedChain, batch_norm, chain, linear, message_passing
+from dqconvert.quant.fused import FusedChain, batch_norm, chain, linear
+from dqconvert.quant.fused_messages import message_passing
 from dqconvert.rewrite.derive import Size
 from dqconvert.trace.note import annotate, note_of
 

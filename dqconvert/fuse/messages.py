@@ -12,7 +12,7 @@ from dqconvert.fuse.context import Context, groups_of, only_user, protection_of
 from dqconvert.fuse.memos import memo, origin, size_of
 from dqconvert.ops import Moves, op_of, op_of_layer
 from dqconvert.quant import gather_protected, groups_of_edges
-from dqconvert.quant.fused import message_passing
+from dqconvert.quant.fused_messages import message_passing
 from dqconvert.quant.memo import EdgeOrders
 from dqconvert.rewrite.connectivity import Gather, end_of_edges, gather
 from dqconvert.rewrite.derive import Size
@@ -24,7 +24,7 @@ _REDUCTIONS = ("sum", "mean", "max")
 
 
 def fuse_messages(context: Context) -> None:
-    """Replaces gather, product, quantizer and aggregation by :func:`dqconvert.quant.fused.message_passing`.
+    """Replaces gather, product, quantizer and aggregation by :func:`dqconvert.quant.fused_messages.message_passing`.
 
     Messages are then never all in memory. Only those of the form ``x_j`` or ``w * x_j`` whose quantizer has the
     protection of the nodes that send; others stay as they are.

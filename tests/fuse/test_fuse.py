@@ -13,7 +13,8 @@ from torch_geometric.nn import GCNConv, GINConv, SAGEConv
 import dqconvert
 import zoo
 from dqconvert.fuse import fuse
-from dqconvert.quant.fused import dropout, linear, message_passing
+from dqconvert.quant.fused import dropout, linear
+from dqconvert.quant.fused_messages import message_passing
 from dqconvert.quant.memo import EdgeOrders, Remembered
 
 

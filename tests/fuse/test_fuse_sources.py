@@ -15,7 +15,8 @@ import dqconvert
 import products
 import zoo
 from dqconvert.fuse import fuse
-from dqconvert.quant.fused import chain, linear, message_passing
+from dqconvert.quant.fused import chain, linear
+from dqconvert.quant.fused_messages import message_passing
 
 WIDTH = zoo.WIDTH
 

@@ -17,7 +17,8 @@ from dqconvert.errors import ObserverError
 from dqconvert.kernels import edge_order
 from dqconvert.qconfig import QSpec
 from dqconvert.quant import FakeQuantize, disable_fake_quant, disable_observer
-from dqconvert.quant.fused import FusedChain, chain, dropout, linear, message_passing
+from dqconvert.quant.fused import FusedChain, chain, dropout, linear
+from dqconvert.quant.fused_messages import message_passing
 from dqconvert.quant.memo import EdgeOrders, Remembered
 
 SPECS = {
