@@ -6,17 +6,12 @@ Like :mod:`dqconvert.cli`, it imports what it needs only when a command runs.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from dqconvert.bench.case import Case
+from dqconvert.cli.bench_runs import begin, cases_of, check_names, end, once, own_model, progress_bar, workloads
 
 bench = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -106,22 +101,22 @@ def train(
     from dqconvert.bench.variants import FORMS, variants_of
     from dqconvert.qconfig import presets
 
-    _check_names("--preset", chosen, list(presets))
-    _check_names("--variant", forms, FORMS)
+    check_names("--preset", chosen, list(presets))
+    check_names("--variant", forms, FORMS)
     if model is None:
         where = None if root is None else str(root)
-        cases = _workloads(workload, edges, features, scale=scale, root=where)
+        cases = workloads(workload, edges, features, scale=scale, root=where)
     else:
-        cases = _own_model(model, kwargs, str(example))
+        cases = own_model(model, kwargs, str(example))
     settings = TrainSettings(steps=steps, warmup=warmup, threads=threads, memory=memory, phases=phases)
-    _begin(chart)
-    with _progress(silent=quiet or as_json) as progress:
-        result = run(cases, variants_of(_once(chosen), _once(forms)), settings, progress)
+    begin(chart)
+    with progress_bar(silent=quiet or as_json) as progress:
+        result = run(cases, variants_of(once(chosen), once(forms)), settings, progress)
 
     from dqconvert.bench.charts import draw_train
     from dqconvert.bench.tables import show_train
 
-    _end(result, show_train, draw_train, chart=chart, as_json=as_json)
+    end(result, show_train, draw_train, chart=chart, as_json=as_json)
 
 
 @bench.command()
@@ -168,17 +163,17 @@ def infer(
     from dqconvert.bench.workloads import INFERENCE
     from dqconvert.qconfig import presets
 
-    _check_names("--preset", chosen, list(presets))
-    cases = _cases(workload, list(INFERENCE), scale=scale, root=root)
+    check_names("--preset", chosen, list(presets))
+    cases = cases_of(workload, list(INFERENCE), scale=scale, root=root)
     settings = InferSettings(rounds=rounds, threads=threads, cold=cold, memory=memory, phases=phases)
-    _begin(chart)
-    with _progress(silent=quiet or as_json) as progress:
-        result = run(cases, engines_of(_once(chosen), bfloat16=bf16, compiled=compiled), settings, progress)
+    begin(chart)
+    with progress_bar(silent=quiet or as_json) as progress:
+        result = run(cases, engines_of(once(chosen), bfloat16=bf16, compiled=compiled), settings, progress)
 
     from dqconvert.bench.charts import draw_infer
     from dqconvert.bench.tables import show_infer
 
-    _end(result, show_infer, draw_infer, chart=chart, as_json=as_json)
+    end(result, show_infer, draw_infer, chart=chart, as_json=as_json)
 
 
 @bench.command()
@@ -203,12 +198,12 @@ def prepare(
     from dqconvert.bench.prepare import LAYERS, WIDTHS, run
     from dqconvert.qconfig import presets
 
-    _check_names("--preset", [preset], list(presets))
-    _begin(chart)
-    with _progress(silent=quiet or as_json) as progress:
+    check_names("--preset", [preset], list(presets))
+    begin(chart)
+    with progress_bar(silent=quiet or as_json) as progress:
         result = run(
-            layers=_once(layers or LAYERS),
-            widths=_once(width or WIDTHS),
+            layers=once(layers or LAYERS),
+            widths=once(width or WIDTHS),
             preset=preset,
             repeats=repeats,
             num_threads=threads,
@@ -218,7 +213,7 @@ def prepare(
     from dqconvert.bench.charts import draw_prepare
     from dqconvert.bench.tables import show_prepare
 
-    _end(result, show_prepare, draw_prepare, chart=chart, as_json=as_json)
+    end(result, show_prepare, draw_prepare, chart=chart, as_json=as_json)
 
 
 @bench.command()
@@ -243,13 +238,13 @@ def sweep(
     wanted = SweepSettings(seconds=seconds, seed=seed, threads=threads)
     if quick:
         wanted = SweepSettings(seconds=min(seconds, 30), largest=1 << 20, seed=seed, threads=threads)
-    _begin(None)
-    with _progress(silent=quiet or as_json) as progress:
+    begin(None)
+    with progress_bar(silent=quiet or as_json) as progress:
         result = run(wanted, progress)
 
     from dqconvert.bench.tables import show_sweep
 
-    _end(result, show_sweep, None, chart=None, as_json=as_json)
+    end(result, show_sweep, None, chart=None, as_json=as_json)
 
 
 @bench.command()
@@ -292,7 +287,7 @@ def plan(
     from dqconvert.bench.sweep import LAYERS
     from dqconvert.bench.workloads import Size
 
-    _check_names("--model", [model], list(LAYERS))
+    check_names("--model", [model], list(LAYERS))
     wanted = Wanted(
         size=Size(nodes=nodes, edges=edges, features=features, hidden=hidden, classes=classes),
         layer=model,
@@ -304,102 +299,10 @@ def plan(
         train_nodes=train_nodes,
         threads=threads,
     )
-    _begin(None)
-    with _progress(silent=quiet or as_json) as progress:
+    begin(None)
+    with progress_bar(silent=quiet or as_json) as progress:
         result = run(wanted, link=None if network is None else network * 1e9 / 8, check=check, progress=progress)
 
     from dqconvert.bench.plan_table import show_plan
 
-    _end(result, show_plan, None, chart=None, as_json=as_json)
-
-
-def _workloads(
-    names: Sequence[str] | None,
-    edges: Sequence[int] | None,
-    features: Sequence[int] | None,
-    *,
-    scale: float,
-    root: str | None,
-) -> list[Case]:
-    """Returns a case for each workload and size that was asked for."""
-    from dqconvert.bench.case import Case
-    from dqconvert.bench.workloads import WORKLOADS
-
-    found = _once(name.upper() for name in names) if names else list(WORKLOADS)
-    _check_names("--workload", found, list(WORKLOADS))
-    fixed = [name for name in found if not WORKLOADS[name].grows]
-    if (edges or features) and fixed:
-        growing = ", ".join(name for name, workload in WORKLOADS.items() if workload.grows)
-        raise typer.BadParameter(f"--edges and --features do not apply to {fixed[0]}: choose --workload of {growing}.")
-    widths: Sequence[int | None] = features or [None]
-    numbers: Sequence[int | None] = edges or [None]
-    return [
-        Case(workload=name, scale=scale, edges=number, features=width, root=root)
-        for name in found
-        for width in widths
-        for number in numbers
-    ]
-
-
-def _cases(names: Sequence[str] | None, known: Sequence[str], *, scale: float, root: Path | None) -> list[Case]:
-    from dqconvert.bench.case import Case
-
-    found = _once(name.upper() for name in names) if names else known
-    _check_names("--workload", found, known)
-    return [Case(workload=name, scale=scale, root=None if root is None else str(root)) for name in found]
-
-
-def _own_model(factory: str, kwargs: str | None, example: str) -> list[Case]:
-    from dqconvert.bench.case import Case
-
-    return [Case(factory=factory, kwargs=kwargs, example=example)]
-
-
-def _check_names(option: str, names: Sequence[str], allowed: Sequence[str]) -> None:
-    for name in names:
-        if name not in allowed:
-            raise typer.BadParameter(f"{option}: there is no {name!r}: choose from {', '.join(allowed)}.")
-
-
-def _once(values: Any) -> list[Any]:
-    """Returns the values without repeats, in order."""
-    return list(dict.fromkeys(values))
-
-
-def _begin(chart: Path | None) -> None:
-    """Checks the chart's path and warns of spinning threads, before the work rather than after it."""
-    from dqconvert.bench.charts import check_chart
-    from dqconvert.bench.environment import spinning
-
-    if chart is not None:
-        check_chart(chart)
-    if (warning := spinning()) is not None:
-        typer.echo(f"dqconvert: {warning}", err=True)
-
-
-@contextmanager
-def _progress(*, silent: bool) -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    stdout, stderr = Console(), Console(stderr=True)
-    silent = silent or not (stdout.is_terminal and stderr.is_terminal)
-    with Progress(console=stderr, transient=True, disable=silent) as progress:
-        yield progress
-
-
-def _end(result: Any, show: Any, draw: Any, *, chart: Path | None, as_json: bool) -> None:
-    """Writes the chart, and prints the result."""
-    import json
-
-    from rich.console import Console
-
-    if chart is not None:
-        draw(result, chart)
-    if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
-        return
-    console = Console()
-    show(result, console if console.is_terminal else Console(width=80))
-    if chart is not None:
-        typer.echo(f"{chart}: written")
+    end(result, show_plan, None, chart=None, as_json=as_json)
