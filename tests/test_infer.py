@@ -16,7 +16,9 @@ from torch_geometric.nn import (
     GCN,
     GIN,
     BatchNorm,
+    EdgeConv,
     GATConv,
+    GATv2Conv,
     GCNConv,
     GraphConv,
     GraphNorm,
@@ -24,6 +26,9 @@ from torch_geometric.nn import (
     HeteroConv,
     Linear,
     SAGEConv,
+    SGConv,
+    TAGConv,
+    TransformerConv,
     global_add_pool,
 )
 from typer.testing import CliRunner
@@ -31,7 +36,8 @@ from typer.testing import CliRunner
 import dqconvert
 from dqconvert.cli import app
 from dqconvert.errors import ConfigError, InputError, LoweringError
-from dqconvert.infer import Run, bytes_of
+from dqconvert.infer import bytes_of
+from dqconvert.lower.staged.run import Run
 from dqconvert.lower.staged.stages import Stages
 from dqconvert.lower.staged.whole import WholeGraph
 from dqconvert.store import Store
@@ -106,6 +112,11 @@ MODELS = {
     "GAT, edges": Attentive,
     "GCN, other way": lambda: Alone(GCNConv(WIDTH, 5, flow="target_to_source")),
     "heterogeneous": Hetero,
+    "SGConv": lambda: Alone(SGConv(WIDTH, 5, K=2)),
+    "TAGConv": lambda: Alone(TAGConv(WIDTH, 5, K=2)),
+    "GATv2Conv": lambda: Alone(GATv2Conv(WIDTH, 5, heads=2)),
+    "TransformerConv": lambda: Alone(TransformerConv(WIDTH, 5, heads=2)),
+    "EdgeConv": lambda: Alone(EdgeConv(nn.Linear(2 * WIDTH, 5))),
 }
 PRESETS = ("int8-dq", "int4-dq", "int8-dq+")
 
@@ -116,7 +127,7 @@ class Alone(nn.Module):
         self.conv = conv
 
     def forward(self, x, edge_index):
-        return self.conv(x, edge_index)
+        return self.conv(x, edge_index).log_softmax(-1)
 
 
 def a_graph(nodes=NODES, edges=None, width=WIDTH):

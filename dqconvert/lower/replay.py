@@ -31,6 +31,12 @@ def by_name(call: inspect.BoundArguments) -> dict[str, Any]:
     return {f"{stars.get(parameters[name].kind, '')}{name}": value for name, value in call.arguments.items()}
 
 
+def argument_of(target: str, defaults: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
+    """Returns an argument of a graph, by name; its default where it is not given."""
+    empty: Any = {} if target.startswith("**") else () if target.startswith("*") else None
+    return given[target] if target in given else defaults[0] if defaults else empty
+
+
 class _Run(Interpreter):
     """Runs a graph on arguments by name, and shows every tensor to :meth:`seen`."""
 
@@ -49,12 +55,11 @@ class _Run(Interpreter):
         return tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, result)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        empty: Any = {} if target.startswith("**") else () if target.startswith("*") else None
-        return self._given[target] if target in self._given else args[0] if args else empty
+        return argument_of(target, args, self._given)
 
     def fetch_args_kwargs_from_env(self, n: Node) -> tuple[Any, Any]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
-        return _plain(args), _plain(kwargs)  # a graph's lists and dicts cannot be changed, what is called may want to
+        return plain(args), plain(kwargs)  # a graph's lists and dicts cannot be changed, what is called may want to
 
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
@@ -168,13 +173,13 @@ class QuantizedRun(_Run):
                 self._report(place.path, expected, found)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns a graph's lists and dicts as Python's own."""
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return tuple(map(_plain, value)) if type(value) is tuple else value
+        return {key: plain(item) for key, item in value.items()}
+    return tuple(map(plain, value)) if type(value) is tuple else value
 
 
 def _rounded(graph: Graph, module: nn.Module) -> tuple[Place, ...]:

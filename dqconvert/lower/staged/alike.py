@@ -27,6 +27,7 @@ from dqconvert.lower.staged.kinds import (
 from dqconvert.lower.staged.rows import Rows, from_front
 from dqconvert.ops import Moves, Op, argument, op_of
 from dqconvert.rewrite.derive import dimensions
+from dqconvert.rewrite.norms import scale_rows
 from dqconvert.trace.note import note_of
 
 _ALONG = {"sum", "mean", "amax", "amin", "prod", "max", "min", "softmax", "log_softmax", "logsumexp"}
@@ -100,10 +101,18 @@ def going_row_by_row(known: Rows, node: Node) -> Kind | None:
         return _unstacked(node, op, count)
     if op.moves is Moves.STACK and argument(node, "dim", 0) == 0:
         return Stacked(count)
-    if plain or reshaped or columns or type(layer) in _LAYERS:
+    scaled = node.target is scale_rows and node.args[2:] in ((), (0,)) and not node.kwargs
+    if plain or reshaped or columns or scaled or _is_all(known, node, count) or type(layer) in _LAYERS:
         several = op.moves is Moves.SPLIT or (op.name in ("max", "min") and not op.pointwise)
         return (count,) * _MOST_PARTS if several else count
     return None
+
+
+def _is_all(known: Rows, node: Node, rows: Kind) -> bool:
+    """True if a value is cut to as many rows as it has: ``x[:x.size(0)]``."""
+    cut = node.args[1] if op_of(node).moves is Moves.ITEM and len(node.args) > 1 else None
+    whole = isinstance(cut, slice) and cut.start is None and cut.step is None and isinstance(rows, Nodes)
+    return whole and known.kind(cut.stop) == Count(rows.space)  # type: ignore[union-attr]
 
 
 def _unstacked(node: Node, op: Op, kind: Stacked) -> Kind | None:
@@ -115,7 +124,7 @@ def _unstacked(node: Node, op: Op, kind: Stacked) -> Kind | None:
 
 def _dim(node: Node, op: Op) -> Any:
     """Returns along which dimensions an operation works."""
-    by_position = node.args[1] if op.name in ("max", "min") and len(node.args) > 1 else None
+    by_position = node.args[1] if not op.parameters and len(node.args) > 1 else None
     return argument(node, "dim", 0 if op.joins or op.moves is Moves.SPLIT else by_position)
 
 

@@ -190,7 +190,7 @@ class Chunk:
         """True if an operation is told how many rows a result has, and not a number of the graph."""
         layer = self._root.get_submodule(str(reader.target)) if reader.op == "call_module" else None
         adds_up = reader.target in (softmax, scatter) or (layer is not None and bool(op_of_layer(layer).reduces))
-        return adds_up or op_of(reader).moves in (Moves.RESHAPE, Moves.EXPAND)
+        return adds_up or op_of(reader).moves in (Moves.RESHAPE, Moves.EXPAND, Moves.ITEM)
 
     def _count(self, of: Space | Listing) -> int:
         if isinstance(of, Listing):

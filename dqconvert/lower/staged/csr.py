@@ -55,8 +55,12 @@ class Orders:
         self._block = _BLOCK
         self._names = {order: f"order_{number}" for number, order in enumerate(dict.fromkeys(orders))}
 
+    def done(self, order: Order) -> bool:
+        """True if an order is there."""
+        return self._store.done(self._names[order]) > 0
+
     def sort(self, order: Order, room: int) -> None:
-        """Writes an order, if it is not there.
+        """Writes an order.
 
         Args:
             room: Bytes of memory that may be used.
@@ -66,8 +70,6 @@ class Orders:
             ConfigError: If there is too little room.
         """
         name = self._names[order]
-        if self._store.done(name):
-            return
         targets = self._whole.count(self._whole.rows.at[order.listing, order.receive])
         room -= 16 * targets
         self._block = max(_LEAST, min(_BLOCK, room // _PER_EDGE // 10))

@@ -6,6 +6,7 @@ the rows of other nodes says so by :func:`sent`, which :class:`Rows` writes in f
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -142,7 +143,9 @@ class Rows:
             return Whole()
         if sizes[0] not in self._edges or (len(sizes[0]) == 1 and not input_name(node).startswith("edge")):
             return Nodes(sizes[0])
-        listing = self._edges[sizes[0]]
+        together = node.args[0].users if node.target is operator.getitem else ()  # type: ignore[union-attr]
+        sources = [one for one in together if one.target is operator.getitem and is_connectivity(one)]
+        listing = Listing(sources[0]) if len(sources) == 1 and not is_argument(node) else self._edges[sizes[0]]
         if listing is None:
             raise self.refuse(node, "of which edges its rows are is not known: there are two lists of as many")
         return Listed(listing)

@@ -85,7 +85,7 @@ class Stages:
             kind = self.rows.kinds[node]
             if isinstance(kind, Nodes):
                 self._want(node, wanted)
-            elif isinstance(kind, OF_ROWS | tuple):
+            elif isinstance(kind, _OF_CHUNKS):
                 raise self.rows.refuse(node, "the forward returns a row for each edge")
         found: list[Stage] = []
         while wanted:

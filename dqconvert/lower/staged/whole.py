@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from dqconvert.errors import InputShapeError
+from dqconvert.lower.replay import argument_of, plain
 from dqconvert.lower.staged.kinds import OF_ROWS, Count, Ends, Form, Listing, Nodes, Part, Space
 from dqconvert.lower.staged.rows import Rows
 from dqconvert.ops import op_of
@@ -87,7 +88,7 @@ class WholeGraph:
         if isinstance(kind, Count) and node not in self.rows.given:
             return self.count(kind.of)
         if node.op == "placeholder":
-            return self._given[str(node.target)] if str(node.target) in self._given else _absent(node)
+            return argument_of(str(node.target), node.args, self._given)
         if node.op == "get_attr":
             return attrgetter(str(node.target))(self._root)
         args, kwargs = map_arg((node.args, node.kwargs), self._argument)
@@ -96,7 +97,7 @@ class WholeGraph:
 
 def call(node: Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
     """Returns what a node of a graph computes of its arguments."""
-    args, kwargs = _plain(args), _plain(kwargs)
+    args, kwargs = plain(args), plain(kwargs)
     if node.op == "call_module":
         return root.get_submodule(str(node.target))(*args, **kwargs)
     if node.op == "call_method":
@@ -104,18 +105,3 @@ def call(node: Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
             *args, **kwargs
         )
     return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def _plain(value: Any) -> Any:
-    """Returns a graph's lists and dicts as Python's own."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return tuple(map(_plain, value)) if type(value) is tuple else value
-
-
-def _absent(node: Node) -> Any:
-    """Returns the default of an argument."""
-    empty: Any = {} if str(node.target).startswith("**") else () if str(node.target).startswith("*") else None
-    return node.args[0] if node.args else empty
