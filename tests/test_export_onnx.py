@@ -28,8 +28,8 @@ from dqconvert.quant import FakeQuantize
 from dqconvert.trace.note import annotate, note_of
 
 SIZES = (zoo.TRACED, zoo.OTHER, (17, 40))
-LAYERS = ("GATv2Conv_attr", "ChebConv", "NNConv")
-QUICK = ("GCN", "GIN", "GraphSAGE", "GAT_attr", "DataClassifier", "Tied")
+LAYERS = ("ChebConv", "NNConv")
+QUICK = ("GCN", "GIN", "GAT_attr", "DataClassifier")
 
 
 @functools.cache

@@ -311,6 +311,7 @@ def test_data_goes_where_the_module_is_and_stays_where_it_was(form):
 # -- averaged weights --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.study
 def test_averaged_weights_have_ranges_of_their_own(tmp_path):
     """The average of weights that grow in training lies within them: its range is narrower than that of training."""
     for order in (0, 1):
@@ -325,6 +326,7 @@ def test_averaged_weights_have_ranges_of_their_own(tmp_path):
     assert not all(high == weight for high, weight in lit.seen)  # without the callback
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("first", [0, 1])
 def test_checkpoints_hold_averages_with_ranges_of_their_own_and_resume(tmp_path, first):
     """Whichever callback comes first: one puts the average into the checkpoint, the other observes its weights."""
@@ -336,6 +338,7 @@ def test_checkpoints_hold_averages_with_ranges_of_their_own_and_resume(tmp_path,
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     whole, resumed = Lit(ALL_OF_WEIGHTS), Lit(ALL_OF_WEIGHTS)
     fit(whole, tmp_path, *callbacks(), keep, epochs=2, enable_checkpointing=True)
+    assert all(high == weight for high, weight in whole.seen)  # in validation
     loaded = Lit.load_from_checkpoint(tmp_path / "epoch=0.ckpt", qconfig=ALL_OF_WEIGHTS, weights_only=False).net
     quantizer = dict(loaded.quantizers())["convs.0.nn.lins.0.quant.weight"]
     assert quantizer.max_val.item() == loaded.convs[0].nn.lins[0].weight.max().item()
