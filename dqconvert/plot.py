@@ -7,7 +7,6 @@ matplotlib is missing (``pip install 'dqconvert[plot]'``). Of comparisons and ev
 from __future__ import annotations
 
 import math
-import operator
 import os
 import re
 import statistics
@@ -16,25 +15,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
 from torch_geometric.data import HeteroData
 from torch_geometric.utils import degree
 
-from dqconvert.calibrate import callee_of
 from dqconvert.drawing import PALETTE, chart, check_drawing, log_axis
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_prepared
 from dqconvert.kernels import protection_probability
-from dqconvert.lower.evaluation import remove_unused
-from dqconvert.lower.replay import FloatRun, QuantizedRun, by_name
+from dqconvert.node_errors import errors_of_nodes
 from dqconvert.prepared import PreparedModule
 from dqconvert.quant import Protection
 from dqconvert.report import ROLE_COLORS
-from dqconvert.rewrite.connectivity import end_of_edges, input_connectivities, is_input
-from dqconvert.rewrite.derive import Size, dimensions, grows
 from dqconvert.tally import Tally, tallies
-from dqconvert.trace.given import calls_of
-from dqconvert.trace.note import Stage, note_of
 from dqconvert.words import did_you_mean, listed, shortened
 
 _COLUMNS, _MOST_TICKS = 3, 17
@@ -225,7 +217,7 @@ def errors_by_degree(module: PreparedModule, data: Any, path: Path, *, role: str
             f"plot.errors_by_degree: no value of nodes has the role {role!r}{did_you_mean(role, roles)} "
             f"(there are: {listed(sorted(roles))})"
         )
-    errors = _errors(module, data, set(wanted))
+    errors = errors_of_nodes(module, data, set(wanted))
     with chart(path, 1, size=(9, 5)) as (_, (axes,)):
         for place, name in enumerate(one for one in wanted if one in errors):
             degrees, values = errors[name]
@@ -245,84 +237,6 @@ def errors_by_degree(module: PreparedModule, data: Any, path: Path, *, role: str
         axes.set_ylabel(f"error of {role}s, relative")
         axes.grid(visible=True)
         axes.legend()
-
-
-def _errors(module: PreparedModule, data: Any, wanted: set[str]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns, by quantizer, in-degrees and errors of all nodes."""
-    kept: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    degrees: dict[str, Tensor] = {}
-
-    def keep(path: str, expected: Tensor, found: Tensor) -> None:
-        if path in wanted:
-            if len(degrees[path]) != len(expected):
-                raise ConfigError(f"plot.errors_by_degree: the rows of {path} are not those of one type of nodes")
-            kept.setdefault(path, []).append((expected.double().flatten(1), found.double().flatten(1), degrees[path]))
-
-    quantized = QuantizedRun(module, keep)
-    reference = FloatRun(module, {place.value for place in quantized.places})
-    counting = _Counting(module, {place.path: place.value for place in quantized.places if place.path in wanted})
-    for call in calls_of(callee_of(module), data):
-        given = by_name(call)
-        degrees.update(counting.start(given))
-        values, _ = reference.values(given)
-        quantized.against(values, given)
-    if not kept:
-        raise ConfigError("plot.errors_by_degree: there was no data to look at; pass at least one batch.")
-    found = {}
-    for path, parts in kept.items():
-        floats, rounded, counted = (torch.cat(part) for part in zip(*parts, strict=True))
-        scale = floats.square().mean().sqrt().clamp(min=1e-30)
-        found[path] = counted, (floats - rounded).square().mean(1).sqrt() / scale
-    return found
-
-
-class _Counting(FloatRun):
-    """A run that counts the in-degrees of nodes, and nothing else.
-
-    Args:
-        module: The prepared module.
-        values: By the path of a quantizer, the name of the node whose rows are meant.
-    """
-
-    def __init__(self, module: PreparedModule, values: Mapping[str, str]) -> None:
-        super().__init__(module, set())
-        self.garbage_collect_values = False  # which goes by the nodes that were there
-        nodes, output = {node.name: node for node in self.graph.nodes}, self.graph.output_node()
-        received, found = _received(self.graph), dict[str, Node]()
-        for path, name in values.items():
-            sizes = dimensions(note_of(nodes[name]))
-            dim = next((dim for dim, size in enumerate(sizes) if size in received), None)
-            if dim is None:
-                raise ConfigError(f"plot.errors_by_degree: no edges are known that reach the nodes of {path}")
-            with self.graph.inserting_before(output):
-                rows = self.graph.call_method("size", (nodes[name], dim))
-                ends = [self.graph.call_function(operator.getitem, end) for end in received[sizes[dim]]]
-                found[path] = self.graph.call_function(_in_degree, (rows, *ends))
-        output.args = (found,)
-        remove_unused(self.graph)
-
-
-def _received(graph: Graph) -> dict[Size, dict[tuple[Node, int], None]]:
-    """Returns, by type of node, the connectivities that reach it, and the row of each that holds who receives.
-
-    Of nodes that the model is given: those that it is given, without self-loops that layers add.
-    """
-    given = {size for node in graph.nodes if is_input(node) for size in dimensions(note_of(node))}
-    found: dict[Size, dict[tuple[Node, int], None]] = {}
-    for node in graph.nodes:
-        space = next((size for size in dimensions(note_of(node)) if grows(size)), None)
-        if note_of(node).stage is not Stage.AGGREGATE or space is None:
-            continue
-        for edges, row in filter(None, map(end_of_edges, node.all_input_nodes)):
-            sources = input_connectivities(edges) if space in given else [edges]
-            for source in sources:
-                if not {*source.users} & {*sources}:  # not the one that is checked, and what checks it
-                    found.setdefault(space, {})[source, row] = None
-    return found
-
-
-def _in_degree(nodes: int, *targets: Tensor) -> Tensor:
-    return torch.stack([degree(target, nodes, dtype=torch.long) for target in targets]).sum(0)
 
 
 def accuracy_by_bits(

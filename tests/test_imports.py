@@ -36,6 +36,7 @@ HOUSE = (
         "weights",
         "lightning",
         "plot",
+        "node_errors",
         "tally",
         "compare",
         "checkpoint",

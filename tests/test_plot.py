@@ -14,7 +14,7 @@ from torch_geometric.utils import degree
 import dqconvert
 from dqconvert import plot
 from dqconvert.errors import CommandError, ConfigError, ObserverError, UsageError
-from dqconvert.plot import _errors
+from dqconvert.node_errors import errors_of_nodes
 from dqconvert.report import ROLE_COLORS
 
 torch.manual_seed(0)
@@ -72,7 +72,7 @@ def test_protection_is_drawn_against_in_degrees(trained, tmp_path):
 
 def test_errors_are_the_definition_s_by_node(trained):
     """Relative to the root mean square of all float values of the layer."""
-    found = _errors(trained, [(DATA.x, DATA.edge_index)] * 2, {"convs.0.quant.aggregate"})
+    found = errors_of_nodes(trained, [(DATA.x, DATA.edge_index)] * 2, {"convs.0.quant.aggregate"})
     degrees, errors = found["convs.0.quant.aggregate"]
     assert torch.equal(degrees, degree(DATA.edge_index[1], NODES, dtype=torch.long).repeat(2))
     comparison = dqconvert.compare(trained, trained, (DATA.x, DATA.edge_index))
@@ -83,7 +83,7 @@ def test_errors_are_the_definition_s_by_node(trained):
 def test_errors_grow_with_the_in_degree_where_messages_are_summed(tmp_path):
     module, _ = dqconvert.prepare(GIN(6, 8, 1, 3), "int4-dq")
     module.train()(DATA.x, DATA.edge_index).sum().backward()
-    ((degrees, errors),) = _errors(module, (DATA.x, DATA.edge_index), {"convs.0.quant.aggregate"}).values()
+    ((degrees, errors),) = errors_of_nodes(module, (DATA.x, DATA.edge_index), {"convs.0.quant.aggregate"}).values()
     assert errors[degrees > 20].mean() > 2 * errors[degrees < 4].mean()
     plot.errors_by_degree(module, DATA, tmp_path / "a.svg")
     assert {"convs.0", "in-degree", "error of aggregates, relative"} <= {*texts(tmp_path / "a.svg")}
@@ -99,7 +99,7 @@ def test_errors_by_degree_of_several_types_of_nodes(tmp_path):
     dqconvert.calibrate(module, inputs)
     plot.errors_by_degree(module, inputs, tmp_path / "a.svg")
     wanted = {entry.path for entry in module.report.entries if entry.role == "aggregate"}
-    found = _errors(module, inputs, wanted)
+    found = errors_of_nodes(module, inputs, wanted)
     assert found.keys() == wanted
     ends = {kind: torch.cat([e[1] for (_, _, to), e in edges.items() if to == kind]) for kind in "ab"}
     into = {kind: degree(ends[kind], len(inputs[0][kind]), dtype=torch.long) for kind in "ab"}
