@@ -117,18 +117,19 @@ def propagating(known: Rows, node: Node) -> Kind | None:
 
 
 def attending(known: Rows, node: Node) -> Kind | None:
-    """Weighs edges by codes at either end, for each node."""
-    source, target, table, logits, ptr, senders, grid = node.args
+    """Weighs edges by codes or values at either end, for each node, which may be in a group."""
+    source, target, _, _, ptr, senders, _, *groups = node.args
     order = known.of_order(node, ptr, senders)
-    known.check_own(node, (target,), Nodes(known.at[order.listing, order.receive]))
-    node.args = (known.mark(node, source, order, senders), target, table, logits, ptr, senders, grid)
+    known.check_own(node, (target, *groups), Nodes(known.at[order.listing, order.receive]))
+    node.args = (known.mark(node, source, order, senders), *node.args[1:])
     return Sorted(order)
 
 
 def softening(known: Rows, node: Node) -> Kind | None:
-    """Weighs edges by a code of each, for each node."""
+    """Weighs edges by a code of each, for each node, which may be in a group."""
     order = known.of_order(node, node.args[2], node.args[3])
     known.check_own(node, (node.args[0],), Listed(order.listing))
+    known.check_own(node, node.args[5:], Nodes(known.at[order.listing, order.receive]))
     return Sorted(order)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch_geometric.utils import add_remaining_self_loops, add_self_loops, remove_self_loops
 
-from dqconvert.kernels.integer.attention import attention_codes, softmax_codes
+from dqconvert.kernels.integer.attention import attention_codes, attention_sums, softmax_codes
 from dqconvert.kernels.integer.edge_products import edge_products
 from dqconvert.kernels.integer.propagate import integer_propagate
 from dqconvert.kernels.integer.receivers import gcn_codes, gcn_order, receiver_order
@@ -31,6 +31,7 @@ _OF_TARGETS: dict[Any, Rule] = {
     gcn_codes: along.gcn_weighing,
     integer_propagate: along.propagating,
     attention_codes: along.attending,
+    attention_sums: along.attending,
     softmax_codes: along.softening,
     in_edge_order: along.listing_again,
     edge_products: along.multiplying,
