@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.fx import Graph, Node, map_arg
 
 from dqconvert.bits import Elements, averages, words_of
 from dqconvert.distributed import in_step
 from dqconvert.errors import ConfigError
 from dqconvert.expect import expect_prepared
+from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.base import note_agreement, note_bits
 from dqconvert.prepared.switches import rounding
+from dqconvert.quant import FakeQuantize
 from dqconvert.rewrite.protect import ARGUMENT
 from dqconvert.samples import looking, watching
 from dqconvert.trace.callee import Callee, callee_of_graph
@@ -77,6 +82,70 @@ def calibrate(module: nn.Module, data: Any, batches: int | None = None, *, metho
         prepared,
         f"not known; ranges were calibrated on {batches_seen}. dqconvert.compare(model, module, data) measures it",
     )
+
+
+def observe_weights(module: PreparedModule) -> None:
+    """Gives the quantizers of weights, of a prepared module, the ranges of the weights as they are now.
+
+    For weights that training did not reach step by step: averages of others, or those of another checkpoint. Steps that
+    are learned stay, and so does what was never observed.
+
+    Args:
+        module: The prepared module.
+
+    Raises:
+        ConfigError: If it is none.
+
+    Example:
+        >>> import torch, dqconvert
+        >>> from torch_geometric.nn import SAGEConv
+        >>> module, _ = dqconvert.prepare(SAGEConv(8, 4), "int8-ptq")
+        >>> dqconvert.calibrate(module, (torch.randn(5, 8), torch.tensor([[0, 1, 2], [1, 2, 3]])))
+        >>> with torch.no_grad():
+        ...     _ = module.lin_r.weight.mul_(0.5)
+        >>> observe_weights(module)
+        >>> quantizer = dict(module.quantizers())["lin_r.quant.weight"]
+        >>> torch.equal(quantizer.max_val, module.lin_r.weight.max().detach())
+        True
+    """
+    expect_prepared(module, "observe_weights")
+    quantizers, done = dict(module.quantizers()), set[str]()
+    for method in module.all_methods():
+        for graph in method.graphs():
+            for path, value in _weights(graph, module, quantizers.keys() - done):
+                done.add(path)
+                _observe(quantizers[path], value)
+
+
+def _observe(quantizer: FakeQuantize, value: Tensor) -> None:
+    if quantizer.log_scale is not None or not quantizer.is_observed():
+        return
+    was = quantizer.observer_enabled, quantizer.calibrating, quantizer.fake_quant_enabled
+    quantizer.reset()
+    quantizer.observer_enabled, quantizer.calibrating, quantizer.fake_quant_enabled = True, True, False
+    try:
+        quantizer(value)
+    finally:
+        quantizer.observer_enabled, quantizer.calibrating, quantizer.fake_quant_enabled = was
+    quantizer.is_observed()
+
+
+@torch.no_grad()
+def _weights(graph: Graph, module: nn.Module, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the wanted quantizers that round parameters, and what they round."""
+    values: dict[Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            values[node] = attrgetter(str(node.target))(module)
+        elif not node.all_input_nodes or not {*node.all_input_nodes} <= values.keys():
+            continue
+        elif node.op == "call_module" and str(node.target) in wanted:
+            yield str(node.target), values[node.args[0]]
+        elif node.op in ("call_function", "call_method"):
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+            of_tensor = node.op == "call_method"
+            call = getattr(args[0], str(node.target)) if of_tensor else node.target
+            values[node] = call(*args[of_tensor:], **kwargs)
 
 
 def callee_of(module: Any, method: str | None = None) -> Callee:

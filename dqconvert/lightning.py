@@ -7,18 +7,16 @@ import inspect
 import logging
 import random
 from collections.abc import Iterator, Mapping
-from operator import attrgetter
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node, map_arg
 
 from dqconvert.calibrate import calibrate as calibrate_module
 from dqconvert.calibrate import callee_of
+from dqconvert.calibrate import observe_weights as observe_weights
 from dqconvert.errors import CommandError, ConfigError
-from dqconvert.expect import expect_prepared
 from dqconvert.prepared import PreparedModule
 from dqconvert.quant import FakeQuantize
 from dqconvert.schedule import Annealing, schedule
@@ -270,70 +268,6 @@ class QuantizationCallback(Callback):
     def on_load_checkpoint(self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":  # also called where a checkpoint is validated or tested
             self._states = checkpoint.get(_KEY)
-
-
-def observe_weights(module: PreparedModule) -> None:
-    """Gives the quantizers of weights, of a prepared module, the ranges of the weights as they are now.
-
-    For weights that training did not reach step by step: averages of others, or those of another checkpoint. Steps that
-    are learned stay, and so does what was never observed.
-
-    Args:
-        module: The prepared module.
-
-    Raises:
-        ConfigError: If it is none.
-
-    Example:
-        >>> import dqconvert
-        >>> from torch_geometric.nn import SAGEConv
-        >>> module, _ = dqconvert.prepare(SAGEConv(8, 4), "int8-ptq")
-        >>> dqconvert.calibrate(module, (torch.randn(5, 8), torch.tensor([[0, 1, 2], [1, 2, 3]])))
-        >>> with torch.no_grad():
-        ...     _ = module.lin_r.weight.mul_(0.5)
-        >>> observe_weights(module)
-        >>> quantizer = dict(module.quantizers())["lin_r.quant.weight"]
-        >>> torch.equal(quantizer.max_val, module.lin_r.weight.max().detach())
-        True
-    """
-    expect_prepared(module, "observe_weights")
-    quantizers, done = dict(module.quantizers()), set[str]()
-    for method in module.all_methods():
-        for graph in method.graphs():
-            for path, value in _weights(graph, module, quantizers.keys() - done):
-                done.add(path)
-                _observe(quantizers[path], value)
-
-
-def _observe(quantizer: FakeQuantize, value: Tensor) -> None:
-    if quantizer.log_scale is not None or not quantizer.is_observed():
-        return
-    was = quantizer.observer_enabled, quantizer.calibrating, quantizer.fake_quant_enabled
-    quantizer.reset()
-    quantizer.observer_enabled, quantizer.calibrating, quantizer.fake_quant_enabled = True, True, False
-    try:
-        quantizer(value)
-    finally:
-        quantizer.observer_enabled, quantizer.calibrating, quantizer.fake_quant_enabled = was
-    quantizer.is_observed()
-
-
-@torch.no_grad()
-def _weights(graph: Graph, module: nn.Module, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
-    """Yields the wanted quantizers that round parameters, and what they round."""
-    values: dict[Node, Any] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            values[node] = attrgetter(str(node.target))(module)
-        elif not node.all_input_nodes or not {*node.all_input_nodes} <= values.keys():
-            continue
-        elif node.op == "call_module" and str(node.target) in wanted:
-            yield str(node.target), values[node.args[0]]
-        elif node.op in ("call_function", "call_method"):
-            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
-            of_tensor = node.op == "call_method"
-            call = getattr(args[0], str(node.target)) if of_tensor else node.target
-            values[node] = call(*args[of_tensor:], **kwargs)
 
 
 def _prepared(root: nn.Module) -> Iterator[tuple[str, PreparedModule]]:
