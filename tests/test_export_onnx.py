@@ -266,6 +266,8 @@ FORMS = {
     "entries by places": lambda x, e: x[e[0], e[1] % 4],
     "rows by places in rows": lambda x, e: x[e],
     "columns set": lambda x, e: set_part(x, (slice(None), 1), x[:, 2]),
+    "entries written": lambda x, e: x.scatter(0, x.argmin(0, keepdim=True), 2.0) + x.scatter(1, x.argmax(1, True), x),
+    "unequal parts": lambda x, e: torch.tensor_split(x, 3, dim=1)[0] + x.tensor_split(3, 1)[2],
     "rows set by places": lambda x, e: set_part(x, e[0], 0.5),
     "no gain": lambda x, e: functional.layer_norm(x, (4,)),
     "several dimensions": lambda x, e: torch.movedim(x.view(-1, 2, 2), (0, 1), (1, 2)),
@@ -276,7 +278,7 @@ FORMS = {
     "a matrix of edges": lambda x, e: to_dense_adj(e, edge_attr=x[e[0]]),
     "edges dropped in training": lambda x, e: dropout_edge(e, training=x.size(0) < 0)[1].float(),
 }
-NOT_OF_NOTHING = ("item", "graphs as rows")
+NOT_OF_NOTHING = ("item", "graphs as rows", "entries written")
 REFUSED = {
     "other correction": (lambda x, e: torch.var(x, dim=1, correction=2), "correction=2"),
     "integers": (lambda x, e: scatter(e[0], e[1], 0, x.size(0), "max")[:, None] + x, "rows of torch.int64"),

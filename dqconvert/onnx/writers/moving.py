@@ -198,6 +198,15 @@ def _split(w: Writing, input: Any, split_size: Any, dim: int = 0) -> tuple[Wire,
     return tuple(w.file.ops("Split", [x, w.file.wire(w.file.vector(sizes))], parts, axis=dim % x.ndim))
 
 
+@writes("tensor_split")
+def _tensor_split(w: Writing, input: Any, sections: Any, dim: int = 0) -> tuple[Wire, ...]:
+    x = w.wire(input)
+    if not isinstance(sections, int):
+        raise w.refusal("it is split at places")
+    size = w.fixed_size(x, dim)
+    return _split(w, x, [size // sections + (place < size % sections) for place in range(sections)], dim)
+
+
 @writes("unbind")
 def _unbind(w: Writing, input: Any, dim: int = 0) -> tuple[Wire, ...]:
     x = w.wire(input)
@@ -255,6 +264,19 @@ def _setitem(w: Writing, target: Any, index: Any, value: Any) -> Wire:
     spread = w.op("Expand", new, w.file.shape(places), ndim=places.ndim)
     flat = (w.file.reshape(one, shape) for one, shape in ((x, [-1]), (places, [-1, 1]), (spread, [-1])))
     return w.file.reshape(w.op("ScatterND", *flat), sizes)
+
+
+@writes("scatter")
+def _scatter(w: Writing, x: Any, dim: int, index: Any, src: Any) -> Wire:
+    value, places = w.wire(x), w.wire(index)
+    w.require_places(places, "entries are written to a negative place")
+    new = w.file.cast(src if isinstance(src, int | float) else w.wire(src), value.dtype)
+    sizes = w.file.shape(places)
+    if not new.ndim:
+        new = w.op("Expand", new, sizes, ndim=places.ndim)
+    elif w.file.sizes(new) != w.file.sizes(places):  # of more entries the first ones count
+        new = w.op("Slice", new, torch.zeros(new.ndim, dtype=torch.int64), sizes)
+    return w.op("ScatterElements", value, places, new, axis=dim % value.ndim)
 
 
 @writes("masked_select")
