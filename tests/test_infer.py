@@ -225,6 +225,8 @@ def test_a_file_gives_the_same(tmp_path):
     words = ["run", tmp_path / "gcn.int", "--data", tmp_path / "graph.safetensors", "--memory", "1TiB"]
     runner = CliRunner()
     assert runner.invoke(app, [str(word) for word in words]).exit_code == 2
+    wrong = [*words[:-1], "2 Gigs", "--store", tmp_path / "of run"]
+    assert runner.invoke(app, [str(word) for word in wrong]).stderr.startswith("dqconvert: memory is a number of bytes")
     words += ["--store", tmp_path / "of run", "-o", tmp_path / "out.safetensors"]
     done = runner.invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output

@@ -20,7 +20,7 @@ from torch import Tensor
 from dqconvert.checkpoint import holds_integer, load
 from dqconvert.checkpoint.container import plain_chunks
 from dqconvert.commands.options import Output
-from dqconvert.errors import CommandError, UsageError
+from dqconvert.errors import CommandError, ConfigError, UsageError
 from dqconvert.files import check_target, write_file
 from dqconvert.infer import infer
 from dqconvert.lower import IntegerModule
@@ -60,7 +60,11 @@ def run(
             return _call(module, given)
         if times:
             raise CommandError(f"--data {data}: holds several graphs, and --memory runs one.")
-        return _call(partial(infer, module, memory=within[0], store=within[1], progress=not silent), given, whole=True)
+        run_in = partial(infer, module, memory=within[0], store=within[1], progress=not silent)
+        try:
+            return _call(run_in, given, whole=True)
+        except ConfigError as error:  # of the memory or the store, not of the data
+            raise CommandError(str(error)) from error
 
     with Progress(console=console, transient=True, disable=silent or within is not None) as progress:
         task = progress.add_task("running", total=1.0)
