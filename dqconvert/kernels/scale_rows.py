@@ -59,6 +59,7 @@ def scale_rows(x: Tensor, factor: Tensor) -> Tensor:
         Contiguous, of `x`'s shape. Gradients reach `x` alone.
 
     Example:
+        >>> import torch
         >>> scale_rows(torch.ones(2, 2), torch.tensor([1.0, 3.0]))
         tensor([[1., 1.],
                 [3., 3.]])
