@@ -27,7 +27,7 @@ from dqconvert.lower.values import (
     Tabulated,
     Value,
     as_tabulated,
-    groups_of,
+    groups_node,
     is_identity,
     number_of_groups,
     rounded,
@@ -155,7 +155,7 @@ class Lowering:
         program = self.program
         if isinstance(value, Codes | GroupCodes) and value.grid == grid:
             return value
-        if isinstance(grid, GroupGrid) or groups_of(value) is not None:
+        if isinstance(grid, GroupGrid) or groups_node(value) is not None:
             return self._rounded_by_group(value, grid, note, name)
         if isinstance(value, Joined):
             parts = [self.rounded(part, grid, note, name) for part in value.parts]
@@ -172,7 +172,7 @@ class Lowering:
         return Codes(program.call(quantize, (program.plain(value, note), numbers), note), grid)
 
     def _rounded_by_group(self, value: Value, grid: QuantizerGrid | GroupGrid, note: Note, name: str) -> Value:
-        program, groups = self.program, groups_of(value)
+        program, groups = self.program, groups_node(value)
         own = grid.groups if isinstance(grid, GroupGrid) else groups
         assert own is not None
         count = len(grid.grids) if isinstance(grid, GroupGrid) else number_of_groups(value)

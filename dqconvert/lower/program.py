@@ -28,7 +28,7 @@ from dqconvert.lower.values import (
     Tabulated,
     Value,
     as_tabulated,
-    groups_of,
+    groups_node,
     number_of_groups,
     tables_by_group,
     together,
@@ -190,7 +190,7 @@ class Program:
             return self.call(torch.cat, ([self.plain(part, note) for part in value.parts], value.dim), note)
         if isinstance(value, Plain):
             return value.node
-        if value not in self._plain and groups_of(value) is not None:
+        if value not in self._plain and groups_node(value) is not None:
             self._plain[value] = self._plain_by_group(value, note)
         elif value not in self._plain:
             assert isinstance(value, Codes | Tabulated)
@@ -199,7 +199,7 @@ class Program:
         return self._plain[value]
 
     def _plain_by_group(self, value: Value, note: Note) -> Node:
-        groups = groups_of(value)
+        groups = groups_node(value)
         assert groups is not None
         form = max(note.ndim, 1), note.dtype or torch.float32
         found = together(tables_by_group(value, number_of_groups(value), *form), groups)

@@ -161,7 +161,7 @@ class Joined:
 Value = Plain | Codes | Tabulated | GroupCodes | GroupTabulated | Constant | Literal | Joined
 
 
-def groups_of(value: Value) -> Node | None:
+def groups_node(value: Value) -> Node | None:
     """Returns the node that holds the group of each row, if rows differ by group."""
     if isinstance(value, GroupCodes):
         return value.grid.groups

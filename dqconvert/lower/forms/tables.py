@@ -20,7 +20,7 @@ from dqconvert.lower.values import (
     Tabulated,
     Value,
     as_tabulated,
-    groups_of,
+    groups_node,
     number_of_groups,
     of_group,
     tabular,
@@ -39,7 +39,7 @@ def lower_pointwise(lowering: Lowering, node: Node) -> Value | None:
         None if a node is no such function, or if a table would take codes of three values, or pairs of codes by column.
     """
     module = lowering.module(node)
-    groups = {groups for source in node.all_input_nodes if (groups := groups_of(lowering.values[source])) is not None}
+    groups = {groups for source in node.all_input_nodes if (groups := groups_node(lowering.values[source])) is not None}
     if groups:
         return _by_group(lowering, node, groups.pop()) if len(groups) == 1 else None
     if not _pointwise(node, module) or not any(tabular(lowering.values[n]) for n in node.all_input_nodes):

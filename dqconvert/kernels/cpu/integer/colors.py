@@ -47,7 +47,7 @@ def equal_rows(x, i, j):  # type: ignore[no-untyped-def]
 
 @loop
 def match_rows(x, hashes, table, colors):  # type: ignore[no-untyped-def]
-    """Fills `colors`, by a table of nodes at the places that their hashes say, or behind those."""
+    """Finds for each node the first one with an equal row, in a hash table of nodes with linear probing."""
     mask = np.uint64(table.size - 1)
     for i in range(colors.size):
         place = hashes[i] & mask
@@ -89,7 +89,7 @@ def hash_messages(colors, sent, ptr, senders, hashes, start, stop):  # type: ign
     for i in range(start, stop):
         total, sender = np.uint64(0), pointer(senders, ptr[i])
         for e in range(ptr[i + 1] - ptr[i]):
-            total += splitmix(color[sender[e]])
+            total += splitmix(color[sender[e]])  # a sum is the same in any order
         hashes[i] = splitmix(total ^ splitmix(~np.uint64(colors[i])))
 
 
@@ -146,6 +146,7 @@ def equal_messages(sent, ptr, senders, i, j, one, other):  # type: ignore[no-unt
     if ptr[j + 1] - ptr[j] != count:
         return False
     mine, theirs, color = pointer(senders, ptr[i]), pointer(senders, ptr[j]), pointer(sent, 0)
+    # What both lists begin and end with alike needs no sorting; mostly that is all of it.
     first, last = 0, count - 1
     while first < count and color[mine[first]] == color[theirs[first]]:
         first += 1
