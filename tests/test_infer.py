@@ -233,6 +233,23 @@ def test_a_file_gives_the_same(tmp_path):
     assert torch.equal(safetensors.torch.load_file(tmp_path / "out.safetensors")["graph"], integer(*data))
 
 
+def test_what_stopped_goes_on(tmp_path):
+    """What is done is not done again, and what was cut off in the middle of a stage is the same in the end."""
+    integer, data = converted("GCN"), inputs("GCN", 1500)
+    run = work(integer, data, tmp_path, 60_000)
+    steps = run.work()
+    done = next(rows for what, rows in steps if what.startswith("stage 2"))
+    assert 1500 < done < 3000
+    steps.close()
+    run.store.close()
+    again = work(integer, data, tmp_path, 60_000)
+    rest = [step for step in again.work() if step[0].startswith("stage")]
+    assert rest[0][0].startswith("stage 2")
+    assert rest[0][1] > done
+    assert torch.equal(again.result(), integer(*data))
+
+
+@pytest.mark.study
 def test_what_was_killed_goes_on(tmp_path, spare):
     """The process is killed when some chunks are done; the next one computes the others alone."""
     integer, data = converted("GCN"), inputs("GCN", 400)

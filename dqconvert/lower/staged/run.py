@@ -57,6 +57,7 @@ class Run:
         chunk: Rows of a chunk at most.
 
     Attributes:
+        store: As given.
         total: Rows of all stages.
     """
 
@@ -69,7 +70,7 @@ class Run:
         room: Callable[[], int],
         chunk: int | None = None,
     ) -> None:
-        self._stages, self._whole, self._root, self._store = stages, whole, root, store
+        self._stages, self._whole, self._root, self.store = stages, whole, root, store
         self._room, self._chunk = room, _MOST if chunk is None else chunk
         orders = (order for stage in stages.stages for order in stage.orders)
         self._orders = Orders(whole, store, orders, stages.listed)
@@ -80,7 +81,7 @@ class Run:
         stages, before = self._stages.stages, 0
         for number, stage in enumerate(stages, 1):
             name, rows = f"stage_{number}", self._whole.count(stage.space)
-            if rows == 0 or self._store.done(name) < rows:
+            if rows == 0 or self.store.done(name) < rows:
                 for order in stage.orders:
                     if not self._orders.done(order):
                         yield "sorting edges", before
@@ -102,7 +103,7 @@ class Run:
         return self._array(node).mapped(private=True)
 
     def _array(self, node: Node) -> Array:
-        return self._store.array(node.name)
+        return self.store.array(node.name)
 
     def _chunk_of(self, stage: Stage, start: int, stop: int, window: int | None) -> Chunk:
         parts = {"whole": self._whole, "root": self._root, "orders": self._orders, "array": self._array}
@@ -112,18 +113,18 @@ class Run:
         """Computes the rows of a stage that are not there; yields how many are."""
         empty = self._chunk_of(stage, 0, 0, 1)
         for node, found in empty.run().items():
-            self._store.array(node.name, (rows, *found.shape[1:]), found.dtype)
+            self.store.array(node.name, (rows, *found.shape[1:]), found.dtype)
         room = self._room()
         crossing = sum(self._bytes(node) for node in dict.fromkeys(node for node, _ in stage.sent))
         window = None if crossing <= room // 3 else max(1, min(room // 8, 1 << 26))
         costs = Costs(empty, stage, self._whole, copies=window is not None)
         room -= crossing if window is None else window
-        start = self._store.done(name)
+        start = self.store.done(name)
         while start < rows:
             stop = start + self._fitting(stage, costs, start, rows, room)
             for node, found in self._chunk_of(stage, start, stop, window).run().items():
                 self._array(node).write(start, found)
-            self._store.finish(name, stop)
+            self.store.finish(name, stop)
             start = stop
             yield start
         for node, _ in stage.sent:
@@ -166,6 +167,6 @@ class Run:
             needed |= {*stage.reads, *(node for node, _ in stage.sent)}
         for node in itertools.chain.from_iterable(stage.results for stage in stages[:number]):
             if node not in needed:
-                self._store.drop(node.name)
+                self.store.drop(node.name)
         if number == len(stages):
             self._orders.drop()
