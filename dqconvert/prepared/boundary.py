@@ -104,9 +104,11 @@ def bounded(forward: Callable[..., Any], boundary: Boundary) -> Callable[..., An
         args, kwargs = boundary.admit(self, args, kwargs)
         if self.training and several_ranks():
             check_ranks(self)
+        gradients = torch.is_grad_enabled()
         try:
             result = forward(self, *args, **kwargs)
         except Exception as error:
+            torch._C._set_grad_enabled(gradients)  # the graph may have switched them off, as the model does
             better = boundary.explain(error, self, args, kwargs) or boundary.unsound(error, self)
             if better is None or better is error:
                 raise

@@ -111,7 +111,7 @@ def test_an_interrupt(module):
 def test_a_quantizer_that_saw_nothing_has_seen_nothing(module):
     fresh, _ = dqconvert.prepare(Encoder(), "int8-dq", (X, EDGES))
     leaves_no_trace(fresh, lambda: fresh(X, EDGES + 1))
-    with pytest.raises(dqconvert.errors.ObserverError):
+    with pytest.raises(dqconvert.ObserverError):
         fresh.eval()(X, EDGES)
 
 
@@ -153,3 +153,24 @@ def test_arguments_that_only_the_user_s_code_takes_leave_the_graph_to_the_others
         assert (module({"rows": X.numpy()}, EDGES) - expected).abs().max() < 0.1 * expected.abs().max()
         assert torch.equal(module(X, EDGES), expected)
     assert module.own_code == {}
+
+
+def test_gradients_are_on_again_where_a_method_without_them_fails():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.first(x)
+
+        @torch.no_grad()
+        def predict(self, x):
+            return self.second(self.first(x))
+
+    x = torch.randn(5, 4)
+    module, _ = dqconvert.prepare(Model(), "int8-dq", (x,))
+    module.train()(x)
+    with pytest.raises(dqconvert.ObserverError):
+        module.eval().predict(x)
+    assert torch.is_grad_enabled()
