@@ -52,7 +52,7 @@ def measure(wanted: Wanted) -> Between:
     """
     package = Path(dqconvert.__file__).parent.parent
     path = os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path}
+    environment = {"KINETO_LOG_LEVEL": "6", **os.environ, "PYTHONPATH": path}  # notes of the profiler
     if sys.platform == "linux":
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory() as folder:

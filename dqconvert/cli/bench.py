@@ -279,6 +279,7 @@ def plan(
 
     Measures the model on small graphs of this machine, and counts up: a
     training epoch and an inference, in float and with the config.
+    With --threads 1 the processor's time counts, whatever else the machine does.
 
     Example: dqconvert bench plan --nodes 111000000 --edges 1600000000
     """
