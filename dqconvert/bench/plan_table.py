@@ -24,21 +24,15 @@ def show_plan(plan: Plan, console: Console) -> None:
         f"the whole graph's data: {_bytes(wanted.data_bytes)}",
         highlight=False,
     )
-    table = new_table(
-        "step or\nforward", "waits for\nranks", "epoch", "data", "memory\nabove", "traffic", "traffic\nalone"
-    )
+    times = new_table("step or\nforward", "waits for\nranks", "epoch", "traffic\nalone")
+    sizes = new_table("data", "above it,\nat most", "traffic")
     for row in plan.rows:
-        table.add_row(
-            row.name,
-            _time(row.seconds),
-            _time(row.between_seconds) if row.between_seconds else "",
-            "" if row.epoch_seconds is None else _time(row.epoch_seconds),
-            _bytes(row.data_bytes),
-            "" if row.memory_bytes is None else _bytes(row.memory_bytes),
-            _bytes(row.traffic_bytes),
-            _time(row.floor_seconds),
-        )
-    console.print(table)
+        waits = _time(row.between_seconds) if row.between_seconds else ""
+        epoch = "" if row.epoch_seconds is None else _time(row.epoch_seconds)
+        times.add_row(row.name, _time(row.seconds), waits, epoch, _time(row.floor_seconds))
+        above = "" if row.memory_bytes is None else _bytes(row.memory_bytes)
+        sizes.add_row(row.name, _bytes(row.data_bytes), above, _bytes(row.traffic_bytes))
+    console.print(times, sizes)
     too_large = [row.name for row in plan.rows if row.data_bytes + (row.memory_bytes or 0) > here.memory]
     if plan.checked:
         console.print(_checked(plan.checked))
@@ -63,17 +57,25 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def _checked(checked: Sequence[Checked]) -> Table:
-    table = new_table(
-        "nodes", "edges", "measured", "planned", "ratio", "memory\nmeasured", "ratio", title="Planned / measured"
-    )
+    title = "Planned / measured"
+    columns = ("nodes,\n1000s", "edges,\n1000s", "time", "planned\n/ it", "peak,\nMiB", "planned\n/ it")
+    table = new_table(*columns, title=title)
     for one in checked:
         planned, measured = one.seconds
-        memory = (
-            ("", "") if one.memory is None else (_bytes(one.memory[1]), f"{one.memory[0] / max(one.memory[1], 1):.2f}")
+        memory = ("", "") if one.memory is None else (f"{one.memory[1] / (1 << 20):.0f}", _over(*one.memory))
+        table.add_row(
+            one.name,
+            f"{one.nodes / 1e3:,.0f}",
+            f"{one.edges / 1e3:,.0f}",
+            _time(measured),
+            _over(planned, measured),
+            *memory,
         )
-        times = _time(measured), _time(planned), f"{planned / measured:.2f}"
-        table.add_row(one.name, f"{one.nodes:,}", f"{one.edges:,}", *times, *memory)
     return table
+
+
+def _over(planned: float, measured: float) -> str:
+    return f"{planned / measured:.2f}" if measured else ""
 
 
 def _time(seconds: float) -> str:
