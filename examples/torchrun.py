@@ -107,7 +107,10 @@ def train(options: argparse.Namespace, rank: int, ranks: int) -> None:
                 optimizer.step()
             if seen is not None:
                 calls = sum(event.count for event in seen.key_averages() if event.key.startswith("c10d::"))
-                print(f"collectives of the last step: {calls}, that of the gradients included", flush=True)
+                print(
+                    f"collectives of the last step: {calls}, those of gradients and of ranges that moved too",
+                    flush=True,
+                )
             if rank == 0 and (step % options.log_every == 0 or step == len(loader)):
                 print(f"epoch {epoch + 1}/{options.epochs} step {step}/{len(loader)} loss {loss:.4f}", flush=True)
         if rank == 0:
