@@ -93,6 +93,7 @@ def test_what_costs_accuracy_is_found_and_pasting_the_rule_mends_it(kind, form):
     assert ratios[1] > ratios[0] + 3
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("preset", ["int8-dq", "int8-ptq", "int8-ptq+", "int4-dq+", "int8-qat"])
 def test_ordinary_values_get_none(preset):
     module, report = dqconvert.prepare(GCN(16, 32, 2, 4), preset)

@@ -176,6 +176,7 @@ def test_files_do_not_know_whether_it_was_fused(both, tmp_path):
 # -- switches ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["GIN", "GCN", "GAT"])
 @pytest.mark.parametrize("which", ["observer", "fake_quant"])
 def test_switches_do_the_same(both, name, which):

@@ -28,7 +28,7 @@ def qconfig_from(name: str, sets: Sequence[str] | None = (), rules: Sequence[str
     Example:
         >>> qconfig = qconfig_from("int8-dq", ["activation.bits=4"], ["conv1.*@message=float"])
         >>> qconfig.activation.bits, qconfig.rules
-        (4, (Rule(module='conv1.*', role='message', kind=None, op=None, spec=None),))
+        (4, (Rule(module='conv1.*', role='message', kind=None, op=None, level=None, spec=None),))
     """
     sets, rules = sets or (), rules or ()
     if not sets and not rules:

@@ -156,7 +156,7 @@ def test_the_table_is_whole() -> None:
     assert "…" not in text
 
 
-@pytest.mark.study
+@pytest.mark.idle
 @pytest.mark.parametrize("model", ["GCN", "GIN", "SAGE", "GAT"])
 def test_plans_are_near_what_is_measured(model: str) -> None:
     """At three sizes beyond those that a plan is made from: within 30 % of time, and of memory and traffic."""

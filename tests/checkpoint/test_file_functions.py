@@ -85,6 +85,7 @@ class Model(nn.Module):
         return self.out(self.function(self.lin(x), edge_index))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_module_that_calls_it_is_saved_and_loaded(name, tmp_path):
     model = Model(FUNCTIONS[name])

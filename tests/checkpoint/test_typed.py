@@ -297,6 +297,7 @@ def test_what_believes_sizes_and_pointers_is_on_no_list(op, target, kind, files,
     check_refused(files, tmp_path, f"GCN.{kind}", change, "not allowed|only integer graphs")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("function", INTEGER_ONLY, ids=lambda function: function.__name__)
 def test_prepared_files_call_no_operation_of_integer_files(function, files, tmp_path):
     """Their operands would not be looked at."""

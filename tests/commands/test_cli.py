@@ -27,6 +27,7 @@ def test_help_imports_hardly_more_than_the_help_of_an_empty_command() -> None:
     assert modules("from dqconvert.cli import app") <= modules(empty) + 40
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("args", [["--help"], ["-h"], ["demo", "--help"], ["--version"]])
 def test_help_and_version_import_no_torch(args: list[str]) -> None:
     code = (

@@ -90,6 +90,7 @@ FAILED = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("case", WRONG_USAGE)
 def test_what_was_typed_wrong_exits_with_2(case):
     result = dq(*WRONG_USAGE[case])

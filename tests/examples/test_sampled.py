@@ -74,7 +74,7 @@ def test_links_have_their_ends_in_the_batch(tmp_path):
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
-@pytest.mark.study
+@pytest.mark.idle
 def test_two_million_nodes_stay_on_disk(tmp_path, capsys):
     sizes = ["--nodes", "2000000", "--edges", "20000000", "--measure", "30"]
     sampled.main(["--data", str(tmp_path), *sizes])

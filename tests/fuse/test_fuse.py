@@ -99,6 +99,7 @@ MESSAGES = {
 """Sums, means and maxima of x_j and w x_j; not messages of another form."""
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("name", MESSAGES)
 def test_messages_that_are_fused(prepared, name):
     module, _ = prepared(name)

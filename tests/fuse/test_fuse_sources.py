@@ -274,6 +274,7 @@ def test_a_bias_on_features_with_heads(monkeypatch):
 # -- hooks ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "path", ["one.quant.feature", "two.quant.input", "two.quant.feature", "conv.quant.aggregate", "conv.quant.message"]
 )

@@ -64,6 +64,7 @@ def test_every_pair_of_schemes_behind_the_sum(first, second):
         assert_as_defined(growing((60, 17)), {0: SCHEMES[second], **schemes}, relu=relu, bias=torch.randn(17))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "shape", [(0, 4), (1, 4), (5, 0), (7,), (40, 1), (40, 16), (700, 64), (120, 300), (2, 5000), (9, 3, 4)], ids=str
@@ -119,6 +120,7 @@ def test_special_values(kind, rows):
         assert_as_defined(order, {0: INT4, 2: scheme()}, bias=torch.randn(20), protected=torch.rand(rows) < 0.2)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("rows", [50, 2000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_special_values_that_pass_two_grids(kind, rows):
@@ -322,6 +324,7 @@ def test_errors_name_what_does_not_fit():
         quantize_chain(torch.randn(3, 2), Chain.of((None, INT8, None), never, protected=torch.ones(2) > 0))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("added", ["bias", "other"])
 def test_operators_keep_their_contract(added, masked):

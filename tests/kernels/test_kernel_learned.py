@@ -154,6 +154,7 @@ def test_gradients_of_a_chain_are_as_defined(bits, kind, dtype):
                     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("columns", [1, 4, COLUMNS - 1, COLUMNS])
 def test_narrow_rows_of_groups_are_as_defined(columns, dtype, threads):

@@ -135,6 +135,7 @@ def test_what_is_rounded_on_the_way_in_is_not_kept():
     assert [t.data_ptr() for t in large] == [x.data_ptr()]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("trained", [("x",), ("x", "weight"), ("x", "weight", "offset")], ids=str)
 @pytest.mark.parametrize(("depth", "columns"), [(37, 24), (700, 130)])

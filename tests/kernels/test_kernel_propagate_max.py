@@ -91,6 +91,7 @@ def test_graphs(graph, heads, scheme):
             ranges = assert_as_defined(graph, x, weight, SCHEMES[scheme], protected, ranges=ranges)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("heads", [0, 1, 3])
 def test_many_messages_on_one_thread_and_many(heads, dtype, threads):

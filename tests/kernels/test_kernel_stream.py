@@ -69,6 +69,7 @@ def test_rows_through_a_chain(x, threads):
         assert torch.equal(one, two)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("out", [COLUMNS, 70])
 def test_rows_of_a_linear_layer(x, out, threads):
     weight, skip = torch.randn(out, COLUMNS), torch.rand(ROWS) < 0.1

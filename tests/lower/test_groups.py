@@ -74,6 +74,7 @@ def test_weighted_messages_are_integer(model, bits):
     assert not integer.report.floats
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("output", [True, False])
 def test_attention_is_integer_all_the_way(bits, output):

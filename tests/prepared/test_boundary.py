@@ -261,6 +261,7 @@ def test_probabilities_of_unknown_nodes():
             dqconvert.DegreeProtection(*bounds)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [("GCN", torch.float64), ("GIN", torch.bfloat16), ("SAGE", torch.float16), ("GAT", torch.float64)],

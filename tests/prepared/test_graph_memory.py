@@ -32,6 +32,7 @@ def a_module(kind, layer=GCN):
 KINDS = ("training", "evaluation", "integer")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layer", [GCN, GIN])
 def test_graphs_that_come_back_are_known(kind, layer):
@@ -87,6 +88,7 @@ def test_clear_frees_what_was_kept(kind):
     assert memory.nbytes == 0
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_copies_have_an_empty_one_of_their_own(kind, copied):

@@ -137,6 +137,7 @@ def test_a_grid_that_is_not_what_it_rounds_to_is_an_error():
         dqconvert.convert(module)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "grid", [(0.5, 0, -8), (0.0, 0, -8, 7), (0.5, 0.5, -8, 7), (0.5, 9, -8, 7), (0.5, 0, 0, 300), "none", 3]
 )

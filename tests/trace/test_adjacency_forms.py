@@ -183,6 +183,7 @@ class Signed(nn.Module):
         return self.conv(x, positive, negative)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("layer", "form"),
     [

@@ -201,6 +201,7 @@ def trained_one(request: Any) -> Any:
     return module.eval()
 
 
+@pytest.mark.sample(2)
 def test_a_prepared_file_reads_it_off_the_models_code(trained_one: Any, tmp_path: Any) -> None:
     dqconvert.save(trained_one, tmp_path / "file.dq")
     loaded = dqconvert.load(tmp_path / "file.dq", model=trained_one._user_class())

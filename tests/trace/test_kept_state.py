@@ -278,6 +278,7 @@ def test_what_training_puts_into_a_container_and_evaluation_reads_is_no_graphs(k
         assert torch.equal(module.train(training)(X, EDGES), model.train(training)(X, EDGES))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", [Hidden, Once, EveryOther, History, Before, Counts])
 def test_state_that_a_graph_cannot_hold(kind):
     with pytest.raises(TraceError, match=r"keeps state from one call to the next in|branches on"):

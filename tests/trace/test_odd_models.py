@@ -152,6 +152,7 @@ class Memory(nn.Module):
         return self.conv(x + self.memory.memory, edge_index)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", [Silent, WithoutMode, Falsy, Memory])
 def test_models_with_methods_of_their_own(kind, tmp_path):
     module = trained(kind())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dqconvert.kernels.cpu.integer.lines import lines
 from dqconvert.kernels.cpu.integer.propagate import messages_of_codes, plan_strips
 from dqconvert.kernels.cpu.llvm.vectors import AVX2
+from dqconvert.kernels.integer import message_weights
 from dqconvert.kernels.integer import propagate as module
 from dqconvert.kernels.integer.finish import Finish, pack, plain_finish, unpack
 from dqconvert.kernels.integer.message_weights import REDUCTIONS
@@ -88,9 +89,9 @@ def check(x, order, columns, finish, *, weight=None, reduce="sum", packed_input=
     want = plain_integer_propagate(x, grid, ptr, senders, columns, packed_input, reduce, weight, finish)
     assert got.dtype == want.dtype
     assert torch.equal(got, want)
-    if weight is not None and not packed_input and module.lines is lines:
+    if weight is not None and not packed_input and message_weights.lines is lines:
         with pytest.MonkeyPatch.context() as patch:  # the same by products
-            patch.setattr(module, "lines", lambda *_: None)
+            patch.setattr(message_weights, "lines", lambda *_: None)
             check(x, order, columns, finish, weight=weight, reduce=reduce)
     return got
 
@@ -138,6 +139,7 @@ def test_every_number_of_columns(packed):
                 check(x, order, columns, finish, weight=weight, reduce=reduce, packed_input=packed)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("packed", [False, True], ids=["int8", "int4"])
 @pytest.mark.parametrize("heads", [1, 2, 4, 8])
 def test_every_width_of_heads(heads, packed):

@@ -109,6 +109,7 @@ def test_values_of_another_dtype_stay_a_product_in_float():
         torch.testing.assert_close(integer(x), module(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("granularity", ["tensor", "degree"])
 @pytest.mark.parametrize("model", [GCN, GraphSAGE])
 def test_sums_of_messages_leave_as_float_where_no_aggregate_is_rounded(model, granularity):

@@ -21,6 +21,7 @@ def converted(layer, x, edge_index):
     return dqconvert.convert(module), dqconvert.convert(module)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("layer", [GCN, GraphSAGE, GIN, GAT])
 def test_numpy_may_write_into_the_graph(layer):
     """Torch does not notice: neither in the tensor that was given, nor in another one of the same memory."""

@@ -44,6 +44,7 @@ def stars(hubs, leaves):
     return receiver_order(sender, receiver, nodes, nodes)[:2]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(40,), (40, 1), (40, 5), (40, 2, 3), (1, 4)], ids=str)
 def test_rows_of_any_shape_and_type(dtype, shape):
