@@ -45,7 +45,7 @@ def _prepare_libraries():
 def pytest_collection_finish():
     """Keeps the garbage collector from what is there by now: a second each time, for none of it ever goes."""
     gc.freeze()
-    gc.set_threshold(1000, 20, 30)  # what is left is small, and it would go through all of that ten times as often
+    gc.set_threshold(10_000, 20, 30)  # what is left is small, and it would go through all of that ten times as often
     gc.enable()
 
 
