@@ -264,6 +264,18 @@ def test_compiled_ahead_of_time(tmp_path):
 
 
 @pytest.mark.study
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+def test_integer_programs_are_not_compiled_ahead_of_time(tmp_path):
+    """They were, and some steps off."""
+    dqconvert.export(modules("data")["integer"], tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2")
+    with pytest.raises(Exception, match=r"AOTInductor cannot compile dqconvert's operators.*prepared module"):
+        torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "aoti.pt2"))
+    tensors = graph("data", *SIZES[0], 0)
+    assert torch.equal(program.module()(*tensors), modules("data")["integer"](*given("data", tensors)))
+
+
+@pytest.mark.study
 @pytest.mark.parametrize("imports", ["dqconvert, torch", "torch, dqconvert"])
 def test_operators_register_on_demand_whichever_import_comes_first(imports):
     """In a process of its own: here, torch is there already."""

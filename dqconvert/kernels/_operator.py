@@ -7,6 +7,7 @@ costs about a tenth of a millisecond a call, which is more than many of ours tak
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from dqconvert.errors import InputTypeError
+from dqconvert.errors import ExportError, InputTypeError
 from dqconvert.kernels._takes import ORDINARY, Takes
 
 DEFINITIONS: dict[str, Callable[..., Any]] = {}
@@ -67,7 +68,13 @@ class Operator:
 
         self.definition, DEFINITIONS[name] = definition, flat(definition)
         self.registered = torch.library.custom_op(f"dqconvert::{name}", flat(definition), mutates_args=(), tags=tags)
-        self.registered.register_fake(flat(fake))
+
+        @wraps(fake)
+        def sizes(*args: Any, **kwargs: Any) -> Any:
+            _refuse_ahead_of_time()
+            return fake(*args, **kwargs)
+
+        self.registered.register_fake(flat(sizes))
         self._direct: Callable[..., Any] = lambda args, given: definition(*given)
         self._loops: Callable[..., Any] | None = None
         self._apply, self._check = None, check
@@ -209,6 +216,18 @@ def _flattened(definition: Callable[..., Any], names: tuple[str, ...] | None) ->
         return signature, groups
     named = [parameter.replace(name=name) for parameter, name in zip(parameters, names, strict=True)]
     return signature.replace(parameters=named), groups
+
+
+def _refuse_ahead_of_time() -> None:
+    """Raises if AOTInductor compiles: its constants are written into memory that is used again, without torch counting
+    it as a change, and operators go by what they derived from it before."""
+    inductor = sys.modules.get("torch._inductor.virtualized")
+    if inductor is not None and getattr(inductor.V.graph, "aot_mode", False):
+        raise ExportError(
+            "AOTInductor cannot compile dqconvert's operators: constants it puts into memory that is used again would "
+            "be taken for those before. Run the program as it is (torch.export.load(path).module()), or compile that "
+            "of the prepared module, which has no operators of dqconvert."
+        )
 
 
 def _check_devices(name: str, args: tuple[Any, ...]) -> None:
