@@ -16,7 +16,7 @@ from dqconvert.methods import Methods, methods_of, with_shapes
 from dqconvert.optimizers import watch_optimizers
 from dqconvert.prepared.again import prepare_again
 from dqconvert.prepared.base import add_rewritten, defer_method, fuse_more, keep_plain, rewrite_more, run_own_code
-from dqconvert.prepared.module import PreparedModule, assemble
+from dqconvert.prepared.module import PreparedModule, assemble, hidden_methods, refuse_taken_names
 from dqconvert.qconfig import QConfig, RuleLedger, as_qconfig
 from dqconvert.report import Report
 from dqconvert.rewrite.rewrite import no_quantizers, rewrite
@@ -115,6 +115,7 @@ def prepare(
 
 def _prepare(model: nn.Module, methods: Methods, qconfig: QConfig, *, strict: bool, fuse: bool) -> PreparedModule:
     """Traces, rewrites and fuses each method of a model, and makes one module of them."""
+    refuse_taken_names(model)
     model = with_shapes(model, methods)
     ledger = RuleLedger(qconfig)
     first, *others = methods.inputs
@@ -127,6 +128,7 @@ def _prepare(model: nn.Module, methods: Methods, qconfig: QConfig, *, strict: bo
     if called != "forward" and type(model).forward is not nn.Module.forward:
         kept = f"calling the module runs {called}, not the model's own forward: to keep that, pass a tuple of names"
         remarks = (*remarks, kept)
+    remarks = (*remarks, *hidden_methods(model))
     module = assemble(found.module, rewritten, fused, qconfig, called=called, fuse=fuse, remarks=remarks)
     keeping = {first: found.left} if first != "forward" else {}
     for name in others:

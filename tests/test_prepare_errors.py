@@ -338,3 +338,42 @@ SETS = (Set2Set(8, 2), aggr.AttentionalAggregation(nn.Linear(8, 1)), aggr.DeepSe
 def test_inputs_of_aggregations_are_made_up(layer):
     x, index = torch.randn(9, 8), torch.arange(9) // 4
     assert len(dqconvert.prepare(layer, "int8-dq").module(x, index)) == 3
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "method", "report"])
+@pytest.mark.parametrize("part", [True, False], ids=["part", "attribute"])
+def test_names_that_prepared_modules_have(name, part):
+    """They were hidden: "is gone now", or an error of torch's that asks to be reported."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = GCNConv(4, 2)
+            setattr(self, name, GCNConv(4, 2) if part else "mean")
+
+        def forward(self, x, edge_index):
+            return self.conv(x, edge_index)
+
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, x, edge_index):
+            return self.net(x, edge_index)
+
+    with pytest.raises(TraceError, match=f"^Net has {name}, which in prepared modules means something else: name it"):
+        dqconvert.prepare(Net())
+    x, edge_index = torch.randn(5, 4), torch.randint(5, (2, 9))
+    module, _ = dqconvert.prepare(Around(), "int8-dq", (x, edge_index))
+    module(x, edge_index).sum().backward()
+    assert getattr(module.net, name) == "mean" or part
+
+
+def test_a_method_that_prepared_modules_have_is_told():
+    class Net(GCNConv):
+        def run(self, x, edge_index):
+            return self(x, edge_index)
+
+    _, report = dqconvert.prepare(Net(4, 2))
+    assert "run() is that of prepared modules: the model's own has the same name" in report.remarks

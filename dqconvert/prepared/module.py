@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import nn
 from torch.fx import Graph
 
 from dqconvert import notebook
+from dqconvert.errors import TraceError
 from dqconvert.fuse import Fused
 from dqconvert.prepared.base import PreparedBase, extended
 from dqconvert.prepared.first_call import first_call
@@ -22,7 +25,8 @@ from dqconvert.rewrite.rewrite import Rewritten
 from dqconvert.show.tree import tree
 from dqconvert.show.view import View, view_of
 from dqconvert.trace import TracedModule
-from dqconvert.trace.parts import DoorCall
+from dqconvert.trace.parts import DoorCall, method_names
+from dqconvert.words import listed
 
 
 class PreparedModule(PreparedBase):
@@ -129,3 +133,30 @@ def assemble(
         if isinstance(child, Quantizers):
             child.to(device)
     return module
+
+
+def refuse_taken_names(model: nn.Module) -> None:
+    """Raises where a part or an attribute of a model would be hidden by what prepared modules have under its name.
+
+    Raises:
+        TraceError: If that is so.
+    """
+    own = {*vars(model), *model._modules, *model._parameters, *model._buffers} - {"fuse"}  # which layers of PyG have
+    if taken := sorted(own & _names()):
+        raise TraceError(
+            f"{type(model).__name__} has {listed(taken)}, which in prepared modules means something else: name it "
+            f"otherwise, or prepare a module that holds the model and calls it."
+        )
+
+
+def hidden_methods(model: nn.Module) -> list[str]:
+    """Returns remarks on methods of a model that are not reached, as prepared modules have others of their names."""
+    methods = (name for name in method_names(type(model)) if name in _names())
+    return [f"{name}() is that of prepared modules: the model's own has the same name" for name in methods]
+
+
+@functools.cache
+def _names() -> frozenset[str]:
+    """Returns the public names that prepared modules have, and other modules have not."""
+    found = {*dir(PreparedModule), *(name for cls in PreparedModule.__mro__ for name in inspect.get_annotations(cls))}
+    return frozenset(name for name in found - {*dir(nn.Module), "training"} if not name.startswith("_"))
