@@ -171,7 +171,7 @@ def test_plans_are_near_what_is_measured(model: str) -> None:
     assert off == {}
 
 
-@pytest.mark.study
+@pytest.mark.idle
 def test_what_ranks_say_is_counted() -> None:
     size = Size(nodes=10**5, edges=10**6, features=8, hidden=8, classes=4)
     between = run(Wanted(size=size, ranks=2)).between
