@@ -186,7 +186,7 @@ def test_several_types_of_nodes(takes, form):
     dqconvert.calibrate(module, [given(of_types(50, 30, 4, seed)) for seed in range(2)])
     module = module.eval() if form == "prepared" else dqconvert.convert(module)
     program = program_of(module)
-    part = "x__paper" if takes == "dicts" else "data__x_dict__paper"
+    part = "x__paper" if takes == "dicts" else "paper__x"
     assert part in program.graph_signature.user_inputs
     run = run_program(program)
     for size in ((30, 11, 3), (200, 70, 5), (4, 2, 2)):
