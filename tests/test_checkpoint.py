@@ -66,6 +66,7 @@ def test_a_loaded_module_is_the_saved_one(name, tmp_path):
     assert loaded.code == module.code
 
 
+@pytest.mark.study
 def test_a_new_process_evaluates_and_trains_on_alike(spare, tmp_path):
     case = zoo.CASES["GIN"]
     module = prepared("GIN", steps=5)

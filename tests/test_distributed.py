@@ -122,7 +122,7 @@ def found(*case):
     return [one[case] for one in on_two(QUICK if case in QUICK else LONG)]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.study
 @pytest.mark.parametrize(("model", "config", "fuse"), CASES)
 def test_every_rank_has_the_same_state(model, config, fuse):
     (one, _), (two, _) = found(model, config, fuse)

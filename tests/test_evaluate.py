@@ -130,6 +130,7 @@ def test_classes_in_a_column(case):
     assert found[0] == found[1]
 
 
+@pytest.mark.study
 def test_exported_models(case, tmp_path):
     data, models = case
     dqconvert.export(models["integer"], tmp_path / "gcn.pt2")

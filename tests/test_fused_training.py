@@ -372,7 +372,7 @@ def test_other_types(both, dtype):
     torch.testing.assert_close(ranges(fused), ranges(plain), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.study
 @pytest.mark.parametrize("name", ["GCNConv", "GINConv", "SAGEConv", "GATConv"])
 def test_compiled_as_one_graph_it_trains_the_same(prepared, name):
     torch._dynamo.reset()

@@ -127,6 +127,7 @@ def test_what_works(made):
 # -- evaluation before training ------------------------------------------------------------------------------------
 
 
+@pytest.mark.study
 def test_validation_before_training_says_how_to_go_on():
     module = dqconvert.prepare(GCN(6, 8, 2, 3)).module.eval()
     with pytest.raises(ObserverError, match=r"before the first training step.*num_sanity_val_steps=0.*calibrate"):

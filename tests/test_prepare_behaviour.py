@@ -349,6 +349,7 @@ def test_a_copy_shares_nothing(prepared):
     assert all(value.data_ptr() not in pointers for value in copied.state_dict().values())
 
 
+@pytest.mark.study
 def test_pickle_loads_in_a_new_process(prepared, spare, tmp_path):
     names = ["NoisyInTraining", "WeightedGCN", "DataClassifier", "GAT"]
     modules = [prepared(name)[0] for name in names]

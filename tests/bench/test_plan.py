@@ -113,6 +113,7 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -
 SMALL = ["bench", "plan", "--nodes", "400", "--edges", "1200", "--features", "8", "--hidden", "8", "--quiet"]
 
 
+@pytest.mark.study
 def test_the_command_prints_a_plan_or_json() -> None:
     found = CliRunner().invoke(app, [*SMALL, "--batch", "20", "--fanout", "3", "--fanout", "2", "--json"])
     assert found.exit_code == 0, found.output

@@ -80,7 +80,7 @@ def test_in_words_with_a_config_of_ones_own():
     assert {rule.spec.range for rule in config.rules if rule.role == "feature"} == {"percentile"}
 
 
-@pytest.mark.sample(3)
+@pytest.mark.study
 @pytest.mark.parametrize(("options", "calls"), [([], 5), (["--batch-size", 2], 3), (["--batches", 4, "--numbers"], 4)])
 def test_a_list_of_graphs(options, calls):
     result = dq("--budget", 3, "--json", *options, data="graphs.pt")

@@ -39,6 +39,7 @@ def test_float_float_trained_on_and_each_preset(capsys: pytest.CaptureFixture[st
     assert lines[2]["change"] == pytest.approx(runs[2]["test"] - runs[0]["test"])
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("how", ["--distil", "--unlabelled", "--calibrate"])
 def test_other_ways(capsys: pytest.CaptureFixture[str], how: str) -> None:
     runs, _ = run(capsys, how, "--bits", "8", "--bits", "2", "--model", "GIN", "--epochs", "4")

@@ -41,6 +41,7 @@ def test_parts_of_a_split_are_apart_and_follow_the_seed() -> None:
     assert {id(m) for m in split.test} != {id(m) for m in other.test}
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("layer", molecules.MODELS)
 def test_a_run(layer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(molecules, "load", lambda root, name, limit: made_up())

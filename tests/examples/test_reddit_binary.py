@@ -77,6 +77,7 @@ def test_folds_are_stratified_and_apart() -> None:
     ]
 
 
+@pytest.mark.study
 def test_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.setattr(reddit_binary, "load", lambda root: reddit_binary.with_degrees(graphs()))

@@ -213,7 +213,7 @@ def test_a_change_in_a_collection_is_an_error_that_names_it(reading, monkeypatch
     module(X, EDGES)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.study
 @pytest.mark.parametrize("how", ["item", "get", "attribute", "loop"])
 def test_compiled_code_sees_it(reading, monkeypatch, how):
     _, _, place, key, value = next(case.values for case in CHANGES if case.values[0] == how)

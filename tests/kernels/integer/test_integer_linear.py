@@ -193,6 +193,7 @@ def test_sums_are_exact_to_the_unit():
             assert got[row, column] == 100
 
 
+@pytest.mark.study
 def test_blocks_of_the_depth_are_added_up(monkeypatch):
     """The limit of int32, where it costs less to get there."""
     fresh = {"BLOCK": 2, "SPAN": 4, "EXACT": 8, "ROWS": 12}
