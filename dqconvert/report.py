@@ -172,8 +172,8 @@ class Report:
             >>> words, edge_index = 0.1 * (torch.rand(200, 50) < 0.008), torch.randint(200, (2, 600))
             >>> module, report = dqconvert.prepare(SAGEConv(50, 4), "int4-dq")
             >>> dqconvert.calibrate(module, (words, edge_index))
-            >>> report.advice()[0].kind
-            'bag of words'
+            >>> "bag of words" in {one.kind for one in report.advice()}
+            True
             >>> print(report.advice()[0].option)
             --rule lin_r@input=bits=8,range=minmax
         """
