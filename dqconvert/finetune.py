@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import itertools
 import math
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from dqconvert.prepare import Prepared, prepare
 from dqconvert.prepared.switches import rounding
 from dqconvert.qconfig import QConfig, presets
 from dqconvert.samples import looking, watching
+from dqconvert.store import digest
 from dqconvert.trace.copies import working_copy
 from dqconvert.weights.archive import load_archive
 from dqconvert.words import kind_of, shortened
@@ -183,13 +184,9 @@ def _config_name(qconfig: QConfig) -> str:
 
 
 def _checksum(model: nn.Module) -> str:
-    """Returns a checksum of a model's parameters and buffers."""
-    total = 0
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.layout is torch.strided:
-            values = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            total = zlib.crc32(values.view(-1).view(torch.uint8).numpy().tobytes(), total)
-    return f"{total:08x}"
+    """Returns a hash of a model's parameters and buffers; sparse ones are left out."""
+    tensors = (tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.layout is torch.strided)
+    return hashlib.sha256("".join(digest(tensor.cpu(), False) for tensor in tensors).encode()).hexdigest()[:8]
 
 
 def first_inputs(data: Any, door: str) -> Any:

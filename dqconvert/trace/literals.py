@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from dqconvert.trace.names import closed_over, module_of, unwrapped
+from dqconvert.trace.patching import is_library
 from dqconvert.trace.values import KeptFloat
 
 
@@ -48,8 +49,8 @@ def literal_changes(spaces: Sequence[dict[str, Any]], model: nn.Module) -> Itera
     found = _Changes()
     known = {id(names) for names in spaces}
     for names in spaces:
-        module = str(names.get("__name__", ""))
-        if module.startswith("torch_geometric."):
+        module = names.get("__name__")
+        if is_library(module, names):
             yield from _of_library(module, len(names))
         else:
             found.of_namespace(names)
