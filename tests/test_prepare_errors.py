@@ -340,7 +340,7 @@ def test_inputs_of_aggregations_are_made_up(layer):
     assert len(dqconvert.prepare(layer, "int8-dq").module(x, index)) == 3
 
 
-@pytest.mark.parametrize("name", ["graph", "code", "method", "report"])
+@pytest.mark.parametrize("name", ["graph", "code", "fusions", "report"])
 @pytest.mark.parametrize("part", [True, False], ids=["part", "attribute"])
 def test_names_that_prepared_modules_have(name, part):
     """They were hidden: "is gone now", or an error of torch's that asks to be reported."""
@@ -370,10 +370,33 @@ def test_names_that_prepared_modules_have(name, part):
     assert getattr(module.net, name) == "mean" or part
 
 
+@pytest.mark.parametrize("name", ["method", "source", "run"])
+def test_names_that_models_often_have_are_theirs(name):
+    """PyG's MaskLabel keeps its way of joining under "method"."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = GCNConv(4, 2)
+            setattr(self, name, "mean")
+
+        def forward(self, x, edge_index):
+            return self.conv(x, edge_index) * (2.0 if getattr(self, name) == "mean" else 1.0)
+
+    model, x, edge_index = Net(), torch.randn(5, 4), torch.randint(5, (2, 9))
+    module, _ = dqconvert.prepare(model, QConfig(), (x, edge_index))
+    assert getattr(module, name) == "mean"
+    assert torch.equal(module(x, edge_index), model(x, edge_index))
+    calibrated, _ = dqconvert.prepare(model, "int8-dq", (x, edge_index))
+    calibrated(x, edge_index)
+    integer = dqconvert.convert(calibrated.eval())
+    assert getattr(integer, name) == "mean"
+
+
 def test_a_method_that_prepared_modules_have_is_told():
     class Net(GCNConv):
-        def run(self, x, edge_index):
+        def fusions(self, x, edge_index):
             return self(x, edge_index)
 
     _, report = dqconvert.prepare(Net(4, 2))
-    assert "run() is that of prepared modules: the model's own has the same name" in report.remarks
+    assert "fusions() is that of prepared modules: the model's own has the same name" in report.remarks

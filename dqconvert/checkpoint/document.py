@@ -54,7 +54,7 @@ def facts_of(
     return {
         "kind": KIND,
         "model": module._user_class.__name__,
-        "method": module.method,
+        "method": module.graph_method,
         "factory": factory,
         "kwargs": None if kwargs is None else json.loads(json.dumps(dict(kwargs), default=repr)),
         "versions": versions(),
@@ -108,7 +108,7 @@ def describe(
         ],
         "modules": class_names(module),
         "state": _state(module),
-        "graphs": _graphs(module.graph, module.eval_graph, *module.source),
+        "graphs": _graphs(module.graph, module.eval_graph, *module.float_graphs),
         "methods": [_method(method) for method in module.more_methods],
         "plain_methods": [data for method in module.plain_methods if (data := _plain_method(method)) is not None],
     }

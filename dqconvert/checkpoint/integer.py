@@ -84,7 +84,7 @@ def describe(module: IntegerModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "modules": {path: encode_module(child, path) for path, child in leaves.items()},
         "memos": {path: encode_graph(_inner(child)) for path, child in memos.items()},
         "graph": encode_graph(module.graph, held),
-        "method": module.method,
+        "method": module.graph_method,
         "called_method": module.called_method,
         "methods": [
             {"name": method.name, "how": method.how, "graph": encode_graph(method.graph, held)}
@@ -207,7 +207,7 @@ def rebuild(document: Mapping[str, Any], tensors: Mapping[str, Tensor], where: s
             root,
             graph,
             report=report,
-            method=name,
+            graph_method=name,
             called_method=_door_name(document.get("called_method", name)),
             more_methods=tuple(more),
             from_file=True,

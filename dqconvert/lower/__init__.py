@@ -115,7 +115,7 @@ def lower(module: PreparedModule, *, passes: Sequence[Pass] = PASSES) -> Integer
         own.root,
         own.graph,
         report=report,
-        method=module.method,
+        graph_method=module.graph_method,
         called_method=module.called_method,
         more_methods=tuple(more),
         own_code=own_code,
@@ -133,12 +133,12 @@ def _evaluated(module: PreparedModule) -> list[Method]:
         LoweringError: If the model takes arguments of no form there that the method was called on.
     """
     found = [method for method in module.all_methods() if refused(method.graph) is None]
-    own = next((method for method in found if method.name == module.method), None)
+    own = next((method for method in found if method.name == module.graph_method), None)
     if own is None:
         refusal = refused(module.graph)
         raise LoweringError(
-            f"{module.method}({words_of(module.graph)}) is what the model refuses in evaluation ({refusal}): call the "
-            f"prepared module once, in evaluation, on arguments that it takes there, before convert."
+            f"{module.graph_method}({words_of(module.graph)}) is what the model refuses in evaluation ({refusal}): "
+            f"call the prepared module once, in evaluation, on arguments that it takes there, before convert."
         )
     return [own, *(method for method in found if method is not own)]
 

@@ -44,8 +44,8 @@ class PreparedBase(DoorModule):
     Attributes:
         qconfig: The config it was prepared with.
         report: What was inserted where, and what runs as one operator.
-        source: The float graphs (training, and evaluation where it differs), to prepare it again from.
-        method: The method of the user's class that ``graph`` stands for.
+        float_graphs: The float graphs (training, and evaluation where it differs), to prepare it again from.
+        graph_method: The method of the user's class that ``graph`` stands for.
         called_method: The method that calling the module runs.
         more_methods: The graphs of other methods, and of calls on other forms of arguments.
         own_code: Methods that no graph can hold, and why: they run the user's code, in which layers are prepared each
@@ -60,7 +60,7 @@ class PreparedBase(DoorModule):
 
     qconfig: QConfig
     _noted: Report
-    source: tuple[Graph, Graph | None]
+    float_graphs: tuple[Graph, Graph | None]
     plain_methods: tuple[Method, ...] = ()
     islands: tuple[Island, ...]
     fuse: bool = True
@@ -72,10 +72,10 @@ class PreparedBase(DoorModule):
     def all_methods(self) -> Iterator[Method]:
         """Yields every graph of the module; first the one that is ``graph``."""
         yield Method(
-            name=self.method,
+            name=self.graph_method,
             graph=self._graph,
             eval_graph=self.eval_graph,
-            source=self.source,
+            source=self.float_graphs,
             islands=self.islands,
             how="named",
         )

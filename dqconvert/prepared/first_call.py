@@ -81,7 +81,7 @@ def first_call(host: PreparedBase, call: DoorCall, refusal: Exception | None = N
             with _lock:
                 _note_own_code(host, door, why)
         return result
-    return host.run(running, call)
+    return host.run_door(running, call)
 
 
 def _whole(host: PreparedBase) -> Iterator[str]:

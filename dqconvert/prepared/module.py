@@ -83,7 +83,7 @@ def class_names(module: PreparedModule) -> dict[str, str]:
 
 def view_module(module: PreparedModule) -> View:
     """Returns what there is to see of a module."""
-    train, evaluate = module.source
+    train, evaluate = module.float_graphs
     protections = {path: one.protect for path, one in module.named_modules() if isinstance(one, Protection)}
     return view_of(
         {"train": module.graph, "eval": module.eval_graph, "float_train": train, "float_eval": evaluate},
@@ -120,8 +120,8 @@ def assemble(
     state |= {
         "qconfig": qconfig,
         "_noted": extended(Report(model=user.__name__, entries=()), rewritten, remarks),
-        "source": method.source,
-        "method": method.name,
+        "float_graphs": method.source,
+        "graph_method": method.name,
         "called_method": called,
         "islands": method.islands,
         "fuse": fuse,

@@ -47,13 +47,13 @@ class DoorModule(TracedModule):
     """A traced module whose other methods and parts run graphs of its own.
 
     Attributes:
-        method: The door that ``graph`` and ``eval_graph`` are of.
+        graph_method: The door that ``graph`` and ``eval_graph`` are of.
         called_method: The door that calling the module enters.
         more_methods: Further graphs: of other doors, and of the same on arguments of another form.
         own_code: Doors that run the user's code, whose parts are doors again, and why.
     """
 
-    method: str = "forward"
+    graph_method: str = "forward"
     called_method: str = "forward"
     more_methods: tuple[Method, ...] = ()
     own_code: Mapping[str, str] = MappingProxyType({})
@@ -87,10 +87,10 @@ class DoorModule(TracedModule):
         code = super()._write_code()
         self.__dict__.update(_hooks_seen=hooks_of(self), _hook_number=new_hook_number())
         primary = Running(self._graph, cls.forward)
-        cls._running = {**running, self.method: [primary, *running.get(self.method, ())]}
+        cls._running = {**running, self.graph_method: [primary, *running.get(self.graph_method, ())]}
         called = self.called_method
         user = function_of(self, self._user_class, called) if hasattr(self._user_class, called) else None
-        cls.forward = door_method(primary.function if called == self.method else user, called, user=user)
+        cls.forward = door_method(primary.function if called == self.graph_method else user, called, user=user)
         return code
 
     def _opened(self, method: Method) -> Running:
@@ -133,7 +133,7 @@ class DoorModule(TracedModule):
 
     def all_methods(self) -> Iterator[Method]:
         """Yields every graph of the module; first the one that is ``graph``."""
-        yield Method(name=self.method, graph=self._graph, eval_graph=self.eval_graph)
+        yield Method(name=self.graph_method, graph=self._graph, eval_graph=self.eval_graph)
         yield from self.more_methods
 
     # -- the doors ---------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ class DoorModule(TracedModule):
         if not found or call.door in self.own_code:
             return self._no_graph(call)
         try:
-            return self.run(found[0], call)
+            return self.run_door(found[0], call)
         except Exception as error:
             # What a graph refuses, or trips over, may be what another one is for.
             if call.fits(found[0].graph) or not binds(found[0].graph, call.args, call.kwargs):
@@ -187,7 +187,7 @@ class DoorModule(TracedModule):
                 was.restore()
             chosen = next((running for running in found[1:] if call.fits(running.graph)), None)
             if chosen is not None:
-                return self.run(chosen, call)
+                return self.run_door(chosen, call)
             if len(found) >= MOST_FORMS:
                 raise ArgumentError(
                     f"{call.door}: was called on arguments of more than {MOST_FORMS} forms (flags, words, absent "
@@ -201,7 +201,7 @@ class DoorModule(TracedModule):
         """Returns how to undo a call of a part that fails; ``None`` if the call changes nothing."""
         return None
 
-    def run(self, running: Running, call: DoorCall) -> Any:
+    def run_door(self, running: Running, call: DoorCall) -> Any:
         """Runs a graph; where one of its quantizers has no range yet, the error names the door, too."""
         try:
             return running.function(self, *call.args, **call.kwargs)

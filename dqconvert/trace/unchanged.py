@@ -37,7 +37,8 @@ ASIDE = "_dqconvert_methods"
 
 RESERVED = frozenset(
     (
-        *("graph", "code", "eval_graph", "meta", "report", "qconfig", "source", "method", "islands", "fuse", "fusions"),
+        *("graph", "code", "eval_graph", "meta", "report", "qconfig", "float_graphs", "graph_method"),
+        *("fuse", "fusions", "islands"),
         *("called_method", "more_methods", "own_code", "user_fuse", "from_file", "graphs", "all_methods", "quantizers"),
         "plain_methods",
     )
