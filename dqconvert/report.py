@@ -169,7 +169,8 @@ class Report:
         Example:
             >>> import torch, dqconvert
             >>> from torch_geometric.nn import SAGEConv
-            >>> words, edge_index = 0.1 * (torch.rand(200, 50) < 0.008), torch.randint(200, (2, 600))
+            >>> words, edge_index = torch.zeros(200, 50), torch.randint(200, (2, 600))
+            >>> words[::5, 7] = 0.1
             >>> module, report = dqconvert.prepare(SAGEConv(50, 4), "int4-dq")
             >>> dqconvert.calibrate(module, (words, edge_index))
             >>> "bag of words" in {one.kind for one in report.advice()}

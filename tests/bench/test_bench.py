@@ -126,7 +126,7 @@ class TestWorkloads:
         assert subject.edge_index.size(1) == 3_000
         assert arguments(subject)["x"].shape == (1_000, 64)
 
-    @pytest.mark.sample(3)
+    @pytest.mark.sample(9)
     @pytest.mark.parametrize("name", WORKLOADS)
     def test_traced_on_a_part_it_trains_on_the_whole(self, name: str) -> None:
         subject = build(tiny(name))

@@ -81,7 +81,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 
 class TestEngines:
-    @pytest.mark.sample(3)
+    @pytest.mark.sample(9)
     @pytest.mark.parametrize("name", TINY)
     def test_they_compute_the_same_on_known_graphs_and_on_new_ones(self, name: str) -> None:
         subject = build(tiny(name))
