@@ -125,10 +125,11 @@ class Placer:
             if isinstance(groups, Node):
                 return spec
             self._per_tensor[id(site)] = groups
-        elif site.level is Level.PARAMETER or len(note_of(site.value).sizes[0]) != 1:
+        elif len(note_of(site.value).sizes[0]) != 1:
             return spec
         else:
-            self._per_tensor[id(site)] = "one number per row has no channels"
+            what = "a vector" if site.level is Level.PARAMETER else "one number per row"
+            self._per_tensor[id(site)] = f"{what} has no channels"
         return replace(spec, granularity="tensor", groups=None)
 
     def _groups_of(self, graph: Graph, rows: RowSpaces, site: Site, spec: QSpec) -> Node | str:
