@@ -238,9 +238,15 @@ def _getitem(w: Writing, x: Any, index: Any) -> Any:
             value, used = w.file.gather(value, w.wire(part), dim), used - 1
         else:
             rows = w.wire(torch.tensor(part) if isinstance(part, list) else part)
-            if gathered or (rows.dtype is torch.bool and rows.ndim != 1):
+            many = rows.dtype is torch.bool and rows.ndim != 1
+            if gathered or (many and (rows.ndim == 0 or any(one is ... for one in parts))):
                 why = "several tensors" if gathered else f"a mask of {rows.ndim} dimensions"
                 raise w.refusal(f"it is indexed by {why}")
+            if many:  # the dimensions that it is of become one
+                sizes = [w.file.size(value, each) for each in range(value.ndim)]
+                along = w.whole(w.op("Size", rows, dtype=torch.int64, ndim=0))
+                value = w.file.reshape(value, [*sizes[:dim], along, *sizes[dim + rows.ndim :]])
+                rows = w.file.reshape(rows, [-1])
             value = _taken(w, value, rows, dim)
             dim, used, gathered = dim + rows.ndim, used + rows.ndim - 1, True
     return value

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqconvert.onnx.segments import reduce_rows
+from dqconvert.onnx.segments import number_of_groups, reduce_rows
 from dqconvert.onnx.stored import Stored
 from dqconvert.onnx.values import Wire
 from dqconvert.onnx.writing import Writing, is_number, writes
@@ -115,6 +115,17 @@ for _name, _kind in (
     ("logsumexp", "ReduceLogSumExp"),
 ):
     _reduction(_name, _kind)
+
+
+@writes("any")
+def _any(w: Writing, input: Any, dim: Any = None, keepdim: bool = False) -> Wire:
+    counts = w.file.cast(w.file.cast(w.wire(input), torch.bool), torch.int64)
+    return w.math("Greater", reduced_over(w, "ReduceSum", counts, dim, keepdim), 0, dtype=torch.bool)
+
+
+@writes("all")
+def _all(w: Writing, input: Any, dim: Any = None, keepdim: bool = False) -> Wire:
+    return w.op("Not", _any(w, w.op("Not", w.file.cast(w.wire(input), torch.bool)), dim, keepdim))
 
 
 def _extreme(name: str, kind: str, arg: str) -> None:
@@ -313,6 +324,18 @@ def _arange(w: Writing, *ends: Any, dtype: Any = None, device: Any = None) -> Wi
     if start.dtype is not torch.int64:
         raise w.refusal("a range of numbers that are no integers")
     return w.file.cast(w.op("Range", start, end, step, dtype=torch.int64, ndim=1), dtype or torch.int64)
+
+
+@writes("one_hot")
+def _one_hot(w: Writing, input: Any, num_classes: Any = -1) -> Wire:
+    x = w.wire(input)
+    number: Any = num_classes if num_classes != -1 else number_of_groups(w, w.file.reshape(x, [-1]))
+    w.require_places(x, "one_hot is asked for a negative class")
+    beyond = _any(w, w.math("GreaterOrEqual", x, number, dtype=torch.bool))
+    w.file.require(w.op("Not", beyond), "one_hot is asked for a class that there is not")
+    result = w.op("OneHot", x, number, torch.tensor([0, 1]), dtype=torch.int64, ndim=x.ndim + 1)
+    w.file.set_sizes(result, [*w.file.sizes(x), number if isinstance(number, int) else None])
+    return result
 
 
 @writes("size")

@@ -1,4 +1,4 @@
-"""Recurrent layers, and linear ones by type, whose weights a prepared graph hands over one by one."""
+"""Recurrent layers, attention, and linear layers by type, whose weights a prepared graph hands over one by one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import HeteroDictLinear, HeteroLinear
 
 from dqconvert.onnx.values import Wire
+from dqconvert.onnx.writers.attention import multi_head_attention
 from dqconvert.onnx.writers.products import linear
 from dqconvert.onnx.writing import Writer, Writing, writes
 from dqconvert.ops import OURS
@@ -20,10 +21,10 @@ _GATES = {nn.LSTM: ("LSTM", (0, 3, 1, 2)), nn.GRU: ("GRU", (1, 0, 2))}
 @writes("call_with_weights", package=OURS)
 def _call_with_weights(w: Writing, module: Any, weights: Any, *args: Any, **kwargs: Any) -> Any:
     layer = getattr(module, "_user_class", type(module))
-    if layer in _CELLS:
-        return w.bound(_CELLS[layer], (module, weights, *args), kwargs)
+    if layer in _WHOLE:
+        return w.bound(_WHOLE[layer], (module, weights, *args), kwargs)
     if layer not in _GATES or module.num_layers != 1 or getattr(module, "proj_size", 0):
-        known = ", ".join(one.__name__ for one in _CELLS)
+        known = ", ".join(one.__name__ for one in _WHOLE)
         raise w.refusal(f"there is no writer of {layer.__name__}, but of LSTM and GRU of one layer, {known}")
     return w.bound(_sequence, (module, weights, *args), kwargs)
 
@@ -116,10 +117,11 @@ def _hetero_linear(w: Writing, module: Any, weights: Any, x: Any, type_vec: Any)
     return own if module.bias is None else w.op("Add", own, w.file.gather(w.wire(module.bias), kinds))
 
 
-_CELLS: dict[type[nn.Module], Writer] = {
+_WHOLE: dict[type[nn.Module], Writer] = {
     nn.GRUCell: _gru_cell,
     nn.LSTMCell: _lstm_cell,
     HeteroDictLinear: _hetero_dict_linear,
     HeteroLinear: _hetero_linear,
+    nn.MultiheadAttention: multi_head_attention,
 }
 """By layer: what writes it, given its rounded weights."""
