@@ -17,6 +17,7 @@ from dqconvert.checkpoint.schema import PreparedData, check_document, made
 from dqconvert.ops import qualified_name
 from dqconvert.prepared.module import PreparedModule, view_module
 from dqconvert.report import Report
+from dqconvert.show.page import ONCE
 from dqconvert.show.view import View, view_of
 
 
@@ -33,16 +34,26 @@ def view_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], View]:
     tensors, document = container.read(path)
     check_document(document, PreparedData, str(path))
     with wellformed(f"{path}: the description of the module"):
-        graphs = document["graphs"]
+        graphs = _decoded(document["graphs"])
+        others = [(one["name"], _decoded(one["graphs"])) for one in document.get("methods", ())]
         view = view_of(
-            {name: None if nodes is None else decode_graph(nodes) for name, nodes in graphs.items()},
+            graphs,
             made(Report, document["report"]),
             modules=document["modules"],
             protections={one["path"]: (one["p_min"], one["p_max"]) for one in document["protections"]},
             ranges={data["path"]: quantizer_of(data, tensors).range for data in document["quantizers"]},
+            methods=[
+                (name, train, one["eval"])
+                for name, one in [(document["method"], graphs), *others]
+                if (train := one["train"]) is not None
+            ],
             name=_name,
         )
         return {key: document[key] for key in FACTS}, view
+
+
+def _decoded(graphs: Mapping[str, Any]) -> dict[str, Graph | None]:
+    return {name: None if nodes is None else decode_graph(nodes) for name, nodes in graphs.items()}
 
 
 def view_live(module: PreparedModule) -> tuple[dict[str, Any], View]:
@@ -73,7 +84,7 @@ def integer_graphs(document: Mapping[str, Any]) -> dict[str, Graph]:
     found = {"": document["graph"]}
     for method in document["methods"]:
         found[_unused(found, f"method {method['name']}:")] = method["graph"]
-    found |= {f"{path}, computed once for each graph:": nodes for path, nodes in document["memos"].items()}
+    found |= {f"{path}{ONCE}": nodes for path, nodes in document["memos"].items()}
     return {title: decode_graph(nodes) for title, nodes in found.items()}
 
 

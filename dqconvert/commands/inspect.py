@@ -110,7 +110,10 @@ def _inspect_integer(
             held.setdefault(place.node, []).append((place.path, grid))
         floats = {one.node: one.reason for one in report.floats}
         graphs = integer_graphs(document)
-        page = integer_page(report.model, graphs, held=held, floats=floats, notes=report.remarks, ratios=ratios)
+        method = document.get("method", "forward")
+        page = integer_page(
+            report.model, graphs, method=method, held=held, floats=floats, notes=report.remarks, ratios=ratios
+        )
         _write(html, page)
         return
     if as_json:

@@ -91,6 +91,7 @@ def view_module(module: PreparedModule) -> View:
         modules=class_names(module),
         protections={path: (protect.p_min, protect.p_max) for path, protect in protections.items()},
         ranges={path: quantizer.range for path, quantizer in module.quantizers()},
+        methods=[(method.name, method.graph, method.eval_graph) for method in module.all_methods()],
     )
 
 

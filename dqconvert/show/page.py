@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -18,6 +19,9 @@ from dqconvert.words import article, count
 
 _NUMBERS = ("size", "getattr", "numel", "item", "guard", "given_probability")
 """What computes a number, or checks: no value flows on behind it."""
+
+ONCE = ", computed once for each graph:"
+"""What the title of a graph ends in that is a part of others."""
 
 _ON_CODES = ("dqconvert.kernels.integer.", "dqconvert.lower.runtime.look_up")
 _MOVES = "dqconvert.kernels.integer.folding."
@@ -53,13 +57,14 @@ def page_of(view: View, ratios: Mapping[str, float] | None = None) -> str:
         view: What there is to see.
         ratios: Signal-to-quantization-noise ratios in dB by the path of a quantizer, to color layers by.
     """
-    report, nodes = view.report, view.nodes["train"]
-    boxes = _boxes(nodes, lambda node: _inserted(view, node, ratios or {}), view.modules, _flows_by_type)
+    report = view.report
+    boxes = {
+        title: _boxes(nodes, lambda node: _inserted(view, node, ratios or {}), view.modules, _flows_by_type)
+        for title, nodes in view.methods.items()
+    }
     summary = [f"{count(len(report.entries), 'quantizer')}, {_bits(report)}."] if report.entries else []
     for low, high in list(view.protections.values())[:1]:
         summary.append(f"In training, rows of a node pass in full precision with a probability of {low:g} to {high:g}.")
-    if "eval" in view.graphs:
-        summary.append("Evaluation has a graph of its own; this is the one of training.")
     if report.agreement:
         summary.append(f"Agreement with float: {report.agreement}.")
     lists = {
@@ -73,67 +78,78 @@ def integer_page(
     model: str,
     graphs: Mapping[str, Graph],
     *,
+    method: str = "forward",
     held: Mapping[str, Sequence[tuple[str, str]]],
     floats: Mapping[str, str],
     notes: Sequence[str] = (),
     ratios: Mapping[str, float] | None = None,
 ) -> str:
-    """Returns the page of an integer module: the graph of its forward.
+    """Returns the page of an integer module.
 
     Args:
         model: The float model's class.
-        graphs: The graphs by title; that of forward has none.
-        held: By node, the quantizers whose codes it holds, each with its grid in words.
-        floats: Why a node computes in float.
+        graphs: The graphs by title, from :func:`dqconvert.checkpoint.view.integer_graphs`.
+        method: The method that the first is of, which has no title.
+        held: By node of it, the quantizers whose codes it holds, each with its grid in words.
+        floats: Why a node of it computes in float.
         notes: What there is to say of it.
         ratios: Signal-to-quantization-noise ratios in dB by the path of a quantizer, to color layers by.
     """
-    nodes = [node_view(node) for node in graphs[""].nodes]
+    drawn = {
+        title.removeprefix("method ").removesuffix(":") or method: graph
+        for title, graph in graphs.items()
+        if not title.endswith(ONCE)
+    }
     inside = {
         title.partition(",")[0]: ", ".join(one.label for node in graph.nodes if (one := node_view(node)).is_arithmetic)
         for title, graph in graphs.items()
     }
 
-    def more(node: NodeView) -> dict[str, Any]:
-        found = [ratio for path, _ in held.get(node.name, ()) if (ratio := (ratios or {}).get(path)) is not None]
+    def more(node: NodeView, first: bool) -> dict[str, Any]:
+        holds = held.get(node.name, ()) if first else ()  # which is known of the first graph's nodes
+        found = [ratio for path, _ in holds if (ratio := (ratios or {}).get(path)) is not None]
         facts: dict[str, Any] = {"sqnr": min(found)} if found else {}
-        details = [("holds", f"{path}: {grid}") for path, grid in held.get(node.name, ())]
+        details = [("holds", f"{path}: {grid}") for path, grid in holds]
         if node.target.startswith(_ON_CODES) and not node.target.startswith(_MOVES):
             facts |= {"kind": "integer", "role": "codes"}
-        elif node.name in floats:
+        elif first and node.name in floats:
             facts |= {"in_float": floats[node.name]}
         elif node.label in inside:
             facts |= {"label": "once per graph", "below": inside[node.label]}
         return {**facts, "details": details}
 
-    boxes = _boxes(nodes, more, {}, lambda parent, drawn: drawn and not parent.dtype.startswith("int"))
-    known = sum(box.kind == "integer" for box in boxes)
-    summary = [f"{count(known, 'operation')} on codes, {count(len(floats), 'operation')} in float."]
-    others = [title.rstrip(":") for title in graphs if title.startswith("method ")]
-    summary += [f"This is the graph of forward; there are also: {', '.join(others)}."] if others else []
+    first = next(iter(drawn))
+    boxes = {
+        title: _boxes(
+            [node_view(node) for node in graph.nodes],
+            partial(more, first=title == first),
+            {},
+            lambda parent, shown: shown and not parent.dtype.startswith("int"),
+        )
+        for title, graph in drawn.items()
+    }
+    known = sum(box.kind == "integer" for box in boxes[first])
+    summary = [f"{count(known, 'operation')} on codes, {count(len(floats), 'operation')} in float, in {first}."]
     lists = {"Notes": list(notes)}
     return _page(f"{article(model)[:1].upper()}{article(model)[1:]} in integers", summary, boxes, {}, lists)
 
 
 def _page(
-    title: str, summary: list[str], boxes: list[Box], modules: Mapping[str, str], lists: Mapping[str, list[str]]
+    title: str,
+    summary: list[str],
+    graphs: Mapping[str, list[Box]],
+    modules: Mapping[str, str],
+    lists: Mapping[str, list[str]],
 ) -> str:
-    layers, named = layers_of(boxes), {box.id: box for box in boxes}
-    homes = {name: layer.id for layer in layers for name in layer.members}
-    used = {name for box in boxes for name in (box.role, *(["float"] if box.in_float else []))}
+    used = {
+        name for boxes in graphs.values() for box in boxes for name in (box.role, *(["float"] if box.in_float else []))
+    }
+    first, *others = graphs
+    about = {first: [f"There are other graphs, above: {', '.join(others)}."] if others else []}
     picture = {
         "summary": summary,
         "colors": _COLORS,
-        "layers": [
-            {
-                "id": layer.id,
-                "path": layer.path,
-                "kind": modules.get(layer.path, ""),
-                "facts": _facts([named[name] for name in layer.members]),
-            }
-            for layer in layers
-        ],
-        "nodes": [{**box.to_dict(), "layer": homes.get(box.id, "")} for box in boxes],
+        "graphs": [_drawn(name, about.get(name, []), boxes, modules) for name, boxes in graphs.items()],
         "legend": [[name, text] for name, text in _LEGEND.items() if name in used],
         "signs": list(_SIGNS.items())[0 if "protection" in used or ROLE_COLORS.keys() & used else 3 :],
         "lists": [[name, lines] for name, lines in lists.items() if lines],
@@ -144,6 +160,26 @@ def _page(
         parts[mark] = room.joinpath(name).read_text(encoding="utf-8")
     page = room.joinpath("page.html").read_text(encoding="utf-8")
     return re.sub(r"@([A-Z]+)@", lambda found: parts[found[1]], page)
+
+
+def _drawn(title: str, about: list[str], boxes: list[Box], modules: Mapping[str, str]) -> dict[str, Any]:
+    """Returns a graph as the page draws it."""
+    layers, named = layers_of(boxes), {box.id: box for box in boxes}
+    homes = {name: layer.id for layer in layers for name in layer.members}
+    return {
+        "title": title,
+        "about": about,
+        "layers": [
+            {
+                "id": layer.id,
+                "path": layer.path,
+                "kind": modules.get(layer.path, ""),
+                "facts": _facts([named[name] for name in layer.members]),
+            }
+            for layer in layers
+        ],
+        "nodes": [{**box.to_dict(), "layer": homes.get(box.id, "")} for box in boxes],
+    }
 
 
 def _boxes(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from types import MappingProxyType
 from typing import Any
 
@@ -97,6 +98,7 @@ class View:
         quantizers: The quantizers by path.
         graphs: ``train``, ``float_train``, and where evaluation differs in structure, ``eval`` and ``float_eval``.
         nodes: The nodes of each graph.
+        methods: Those of what else the module computes, by title: of evaluation, other methods, other arguments.
         modules: The class of every module of the model, by path.
         protections: By path of what draws the protected nodes, the smallest and the largest probability.
     """
@@ -105,6 +107,7 @@ class View:
     quantizers: Mapping[str, QuantizerView]
     graphs: Mapping[str, Graph]
     nodes: Mapping[str, tuple[NodeView, ...]]
+    methods: Mapping[str, tuple[NodeView, ...]]
     modules: Mapping[str, str]
     protections: Mapping[str, tuple[float, float]]
 
@@ -116,6 +119,11 @@ class View:
             "report": self.report.to_dict(),
             "quantizers": [quantizer.to_dict() for quantizer in self.quantizers.values()],
             "graphs": {name: [asdict(node) for node in nodes] for name, nodes in self.nodes.items()},
+            "methods": {
+                title: [asdict(node) for node in nodes]
+                for title, nodes in self.methods.items()
+                if nodes not in self.nodes.values()
+            },
         }
 
 
@@ -126,12 +134,14 @@ def view_of(
     modules: Mapping[str, str],
     protections: Mapping[str, tuple[float, float]],
     ranges: Mapping[str, tuple[Tensor, Tensor]],
+    methods: Iterable[tuple[str, Graph, Graph | None]],
     name: Callable[[Node], str] = qualified_name,
 ) -> View:
     """Makes a view of graphs and the report on them.
 
     Args:
         graphs: The graphs by name, see :class:`View`; ``None``: there is none of the name.
+        methods: Every method by name, with its graph and that of evaluation, if it has one; first the one of `graphs`.
         modules: The class of every module of the model, by path.
         protections: By path of what draws the protected nodes, the smallest and the largest probability.
         ranges: The ends of the ranges of quantizers, by path.
@@ -139,17 +149,35 @@ def view_of(
     """
     quantizers = {entry.path: _quantizer(entry, ranges.get(entry.path)) for entry in report.entries}
     found = {key: graph for key, graph in graphs.items() if graph is not None}
+
+    def views(graph: Graph) -> tuple[NodeView, ...]:
+        return tuple(node_view(node, quantizers, report.protection, name) for node in graph.nodes)
+
     return View(
         report=report,
         quantizers=quantizers,
         graphs=found,
-        nodes={
-            key: tuple(node_view(node, quantizers, report.protection, name) for node in graph.nodes)
-            for key, graph in found.items()
-        },
+        nodes={key: views(graph) for key, graph in found.items()},
+        methods={title: views(graph) for title, graph in titled(methods).items()},
         modules=modules,
         protections=protections,
     )
+
+
+def titled(methods: Iterable[tuple[str, Graph, Graph | None]]) -> dict[str, Graph]:
+    """Returns the graphs of methods by titles, each of which there is once.
+
+    Example:
+        >>> list(titled([("forward", Graph(), Graph()), ("encode", Graph(), None), ("forward", Graph(), None)]))
+        ['forward', 'forward in evaluation', 'encode', 'forward (2)']
+    """
+    found: dict[str, Graph] = {}
+    for name, graph, evaluation in methods:
+        title = next(title for title in chain([name], (f"{name} ({n})" for n in count(2))) if title not in found)
+        found[title] = graph
+        if evaluation is not None:
+            found[f"{title} in evaluation"] = evaluation
+    return found
 
 
 def _quantizer(entry: Entry, ends: tuple[Tensor, Tensor] | None) -> QuantizerView:

@@ -145,7 +145,7 @@ def test_json_has_all_of_it_under_stable_keys(gin):
     found = json.loads(shown(gin, "--json"))
     assert list(found) == [
         *("kind", "model", "method", "factory", "kwargs", "versions", "qconfig", "protections", "modules"),
-        *("report", "quantizers", "graphs"),
+        *("report", "quantizers", "graphs", "methods"),
     ]
     assert found["factory"] == "torch_geometric.nn:GIN"
     assert found["kwargs"] == KWARGS

@@ -39,8 +39,10 @@ def trained(model, qconfig="int8-dq"):
     return module.eval()
 
 
-def picture(text):
-    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+def picture(text, graph=0):
+    """What a page says, and what it says of one of its graphs."""
+    found = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+    return found | found["graphs"][graph]
 
 
 def dq(*args):
@@ -262,6 +264,74 @@ def test_edges_end_in_arrows_at_boxes_and_cross_none(tmp_path, browser):
     })()""")
     assert found["hits"] == []
     assert found["arrows"] == found["marked"] > 20
+
+
+class Parts(nn.Module):
+    """Has a method beside forward, and another graph in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = GCNConv(8, 8), nn.Linear(8, 3)
+
+    def encode(self, x, edge_index):
+        return self.conv(x, edge_index).relu()
+
+    def forward(self, x, edge_index):
+        h = self.encode(x, edge_index)
+        return self.head(h) if self.training else self.head(h).softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory):
+    """The pages of a prepared and of an integer file of several graphs."""
+    folder = tmp_path_factory.mktemp("methods")
+    module = dqconvert.prepare(Parts(), "int8-dq", (X, EDGES), method=["forward", "encode"]).module
+    dqconvert.calibrate(module, (X, EDGES))
+    for kind, one in (("dq", module), ("int", dqconvert.convert(module))):
+        dqconvert.save(one, folder / f"parts.{kind}")
+        assert dq("inspect", folder / f"parts.{kind}", "--html", folder / f"{kind}.html").exit_code == 0
+    return folder
+
+
+def test_other_methods_and_evaluation_have_graphs_of_their_own(methods):
+    text = (methods / "dq.html").read_text()
+    titles = ["forward", "forward in evaluation", "encode"]
+    assert [graph["title"] for graph in picture(text)["graphs"]] == titles
+    labels = [[node["label"] for node in picture(text, number)["nodes"]] for number in range(3)]
+    assert [("softmax" in one, one.count("linear")) for one in labels] == [(False, 2), (True, 2), (False, 1)]
+    assert [len(picture(text, number)["layers"]) for number in range(3)] == [2, 2, 1]
+    text = (methods / "int.html").read_text()
+    assert [graph["title"] for graph in picture(text)["graphs"]] == ["forward", "encode"]
+    assert [sum(n["kind"] == "integer" for n in picture(text, number)["nodes"]) > 1 for number in (0, 1)] == [
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_one_chooses_which_graph_to_see(methods, files, browser, width):
+    browser.open(methods / "dq.html", width, 844)
+    options = "[...document.getElementById('graph').options].map(o => o.text)"
+    assert browser.run(options) == ["forward", "forward in evaluation", "encode"]
+    browser.run("choose('linear_1')")
+    assert browser.run(CHOSEN) == "linear_1"
+    turn = "const g = document.getElementById('graph'); g.selectedIndex = 2; g.dispatchEvent(new Event('change'))"
+    browser.run(f"{{ {turn} }}")
+    assert browser.run("data.nodes.filter(n => n.label === 'linear').length") == 1
+    assert browser.run(CHOSEN) is None
+    assert browser.run("location.hash") == "#encode~"
+    browser.run("choose('linear')")
+    assert browser.run("location.hash") == "#encode~linear"
+    browser.run("location.hash = '#forward%20in%20evaluation~softmax'")
+    browser.wait("document.getElementById('graph').selectedIndex === 1")
+    assert browser.run("[state.chosen, data.nodes.some(n => n.label === 'softmax')]") == ["softmax", True]
+    browser.run("location.hash = '#linear_1'")
+    browser.wait("document.getElementById('graph').selectedIndex === 0")
+    assert browser.run("state.chosen") == "linear_1"
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.run("document.getElementById('graph').offsetHeight") >= (44 if width == 390 else 32)
+    browser.open(files / "dq.html", width, 844)  # which has one graph
+    assert browser.run("getComputedStyle(document.getElementById('graph')).display") == "none"
 
 
 def test_zoom_fit_and_map(files, browser):

@@ -1,13 +1,7 @@
-const data = JSON.parse(document.getElementById("data").textContent);
 const byId = id => document.getElementById(id);
-const nodes = new Map(data.nodes.map(node => [node.id, node])), layers = new Map(data.layers.map(layer => [layer.id, layer]));
-const takers = new Map(data.nodes.map(node => [node.id, []]));
-for (const layer of data.layers) layer.members = [];
-for (const node of data.nodes) {
-  if (node.layer) layers.get(node.layer).members.push(node);
-  for (const source of [...node.inputs, ...node.refs]) takers.get(source).push(node.id);
-}
-const state = {open: new Set(), chosen: "", view: {x: 0, y: 0, k: 1}, matches: [], match: 0, drawn: null};
+const data = JSON.parse(byId("data").textContent); // data.nodes, data.layers: of the graph that is shown
+const nodes = new Map(), layers = new Map(), takers = new Map();
+const state = {graph: 0, open: new Set(), chosen: "", view: {x: 0, y: 0, k: 1}, matches: [], match: 0, drawn: null};
 const stage = byId("stage"), world = byId("world"), map = byId("map"), panel = byId("details");
 const isSheet = () => matchMedia("(max-width: 899px)").matches;
 
@@ -44,7 +38,22 @@ const tint = node => data.colors[node.role] ? `--role: ${data.colors[node.role]}
 
 // -- sizes and places -------------------------------------------------------------------------------------------------
 
-for (const node of data.nodes) {
+function load(index) {
+  const graph = data.graphs[index];
+  Object.assign(data, {nodes: graph.nodes, layers: graph.layers});
+  for (const known of [nodes, layers, takers]) known.clear();
+  for (const layer of data.layers) layers.set(layer.id, Object.assign(layer, {members: []}));
+  for (const node of data.nodes) nodes.set(node.id, node), takers.set(node.id, []);
+  for (const node of data.nodes) {
+    if (node.layer) layers.get(node.layer).members.push(node);
+    for (const source of [...node.inputs, ...node.refs]) takers.get(source).push(node.id);
+  }
+  data.nodes.forEach(sizeNode);
+  data.layers.forEach(sizeLayer);
+  Object.assign(state, {graph: index, chosen: "", open: new Set(data.nodes.length <= 60 ? layers.keys() : [])});
+  byId("graph").selectedIndex = index;
+}
+function sizeNode(node) {
   node.pills = (node.kind === "quantizer" ? [] : node.refs).slice(0, 3).map(id => ({id, text: nodes.get(id).label.slice(0, 20)}));
   for (const pill of node.pills) pill.width = wide(pill.text, 11) + 14;
   node.pillRoom = node.pills.length ? Math.max(...node.pills.map(pill => pill.width)) + 16 : 0;
@@ -57,7 +66,7 @@ for (const node of data.nodes) {
   node.height = Math.max(node.below ? 44 : 32, node.pills.length * 22);
 }
 const HEAD = 54, PAD = 18, ROLE = 13;
-for (const layer of data.layers) {
+function sizeLayer(layer) {
   const ratios = layer.members.map(node => node.sqnr).filter(ratio => ratio !== undefined);
   if (ratios.length) layer.sqnr = ratios.reduce((worst, ratio) => number(ratio) < number(worst) ? ratio : worst);
   layer.shown = cut(layer.path, 260, 14, 650);
@@ -317,6 +326,21 @@ function mark() {
   world.classList.toggle("searching", Boolean(byId("find").value.trim()));
 }
 
+// "#linear" of the first graph, "#encode~linear" of another.
+const address = id => state.graph || id ? `#${state.graph ? `${encodeURIComponent(data.graphs[state.graph].title)}~` : ""}${encodeURIComponent(id)}` : "";
+function follow() {
+  const [title, id] = location.hash.includes("~") ? location.hash.slice(1).split("~") : ["", location.hash.slice(1)];
+  const index = Math.max(0, data.graphs.findIndex(graph => graph.title === decodeURIComponent(title)));
+  if (index !== state.graph || !state.drawn) show(index);
+  choose(decodeURIComponent(id));
+}
+function show(index) {
+  load(index);
+  paint();
+  fit(isSheet() ? 0.6 : 0.8);
+  if (byId("find").value) search();
+}
+
 function choose(id, {move = true, focus = false} = {}) {
   state.chosen = nodes.has(id) || layers.has(id) ? id : "";
   const layer = nodes.get(id)?.layer;
@@ -325,7 +349,7 @@ function choose(id, {move = true, focus = false} = {}) {
     paint();
     move = true;
   }
-  const wanted = state.chosen ? `#${encodeURIComponent(state.chosen)}` : "";
+  const wanted = address(state.chosen);
   if (location.hash !== wanted) history.replaceState(null, "", wanted || "#");
   describe();
   panel.classList.toggle("open", Boolean(state.chosen));
@@ -355,7 +379,7 @@ function item(id) {
   const one = nodes.get(id) || layers.get(id), name = layers.has(id) ? one.path : one.label;
   const swatch = layers.has(id) ? "" : element("i", {class: `swatch${one.in_float ? " float" : ""}`, style: tint(one)});
   const where = nodes.has(id) && one.module ? element("span", {class: "code"}, ` ${one.module}`) : "";
-  const link = element("a", {href: `#${encodeURIComponent(id)}`, "data-id": id}, name, where);
+  const link = element("a", {href: address(id), "data-id": id}, name, where);
   const ratio = one.sqnr !== undefined ? [element("span", {class: `chip ${grade(one.sqnr)}`}, decibels(one.sqnr))] : [];
   return element("li", {}, swatch, link, ...ratio, element("span", {class: "code"}, layers.has(id) ? one.kind : one.code || ""));
 }
@@ -402,7 +426,7 @@ function ruler({range, ends}) {
 }
 
 function overview() {
-  const parts = data.summary.map(text => element("p", {}, text));
+  const parts = [...data.summary, ...data.graphs[state.graph].about].map(text => element("p", {}, text));
   const shown = data.layers.map(layer => layer.id);
   if (shown.length) parts.push(...list("Layers", shown));
   const key = ([name, text]) => element("li", {}, element("i", {class: `swatch${name === "float" ? " float" : ""}`, style: data.colors[name] ? `--role: ${data.colors[name]}` : ""}), element("span", {}, element("b", {}, name.replace("_", " ")), ` ${text}`));
@@ -543,6 +567,12 @@ const actions = {
 };
 for (const [id, act] of Object.entries(actions)) byId(id).addEventListener("click", act);
 byId("find").addEventListener("input", search);
+byId("graph").append(...data.graphs.map(graph => element("option", {}, graph.title)));
+byId("graph").toggleAttribute("hidden", data.graphs.length === 1);
+byId("graph").addEventListener("change", event => {
+  show(event.target.selectedIndex);
+  choose("");
+});
 
 const keys = {"+": "zoom-in", "=": "zoom-in", "-": "zoom-out", 0: "fit", e: "open-all", c: "close-all", d: "theme", "?": "help"};
 document.addEventListener("keydown", event => {
@@ -551,6 +581,8 @@ document.addEventListener("keydown", event => {
     if (find.value || typing) clearSearch(); else shut();
   } else if (typing) {
     if (event.key === "Enter") step(event.shiftKey ? -1 : 1);
+    return;
+  } else if (event.target.id === "graph") {
     return;
   } else if (event.ctrlKey || event.metaKey || event.altKey) return;
   else if (event.key === "/") find.focus();
@@ -567,11 +599,8 @@ document.addEventListener("keydown", event => {
   else return;
   event.preventDefault();
 });
-addEventListener("hashchange", () => choose(decodeURIComponent(location.hash.slice(1))));
+addEventListener("hashchange", follow);
 addEventListener("resize", () => { paintMap(); look(state.view); describe(); });
 
 setTheme(dark.matches ? "dark" : "light");
-if (data.nodes.length <= 60) state.open = new Set(layers.keys());
-paint();
-fit(isSheet() ? 0.6 : 0.8);
-choose(decodeURIComponent(location.hash.slice(1)));
+follow();
