@@ -55,6 +55,19 @@ class Wire:
     rounded: Rounded | None = None
 
 
+@dataclass(frozen=True)
+class Sparse:
+    """A sparse matrix that the file computes, as dense ones.
+
+    Attributes:
+        values: float32 ``[rows, columns]``, 0 where it has no entry.
+        there: Likewise, 1 where it has one: some are 0.
+    """
+
+    values: Wire
+    there: Wire
+
+
 Operand: TypeAlias = Wire | Tensor | float | int | bool
 Size: TypeAlias = int | Wire
 

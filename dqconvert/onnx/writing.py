@@ -14,7 +14,7 @@ from dqconvert.errors import ExportError
 from dqconvert.onnx.builder import Builder
 from dqconvert.onnx.inputs import Given, Inputs
 from dqconvert.onnx.stored import Stored
-from dqconvert.onnx.values import Wire
+from dqconvert.onnx.values import Sparse, Wire
 from dqconvert.ops import TORCH, Op, op_of_layer, package_of
 from dqconvert.trace.leaves import has_hooks
 from dqconvert.trace.nested import leaves_in
@@ -183,7 +183,7 @@ class Writing:
 
     def call(self, op: Op, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Writes the call of a function or of a tensor's method; of what is known already, computes it."""
-        if not any(isinstance(leaf, Wire | Stored | Given) for leaf in leaves_in((args, kwargs))):
+        if not any(isinstance(leaf, Wire | Stored | Given | Sparse) for leaf in leaves_in((args, kwargs))):
             with torch.no_grad():
                 return (
                     function(*args, **kwargs) if callable(function) else getattr(args[0], function)(*args[1:], **kwargs)

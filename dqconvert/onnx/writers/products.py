@@ -34,8 +34,8 @@ def linear(w: Writing, input: Any, weight: Any, bias: Any = None) -> Wire:
     return w.math("Add", y, bias) if w.plain or not isinstance(bias, Tensor) else w.op("Sub", y, -bias)
 
 
-@writes("matmul", "spmm")
-def _matmul(w: Writing, input: Any, other: Any) -> Wire:
+def matmul(w: Writing, input: Any, other: Any) -> Wire:
+    """Writes a product of dense matrices or vectors."""
     x, y = w.promoted(input, other)
     dims = (
         max(x.ndim, y.ndim)
@@ -51,7 +51,7 @@ def _matmul(w: Writing, input: Any, other: Any) -> Wire:
 def _addmm(w: Writing, input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Wire:
     if (beta, alpha) != (1, 1):
         raise w.refusal("addmm with beta or alpha")
-    return w.math("Add", input, _matmul(w, mat1, mat2))
+    return w.math("Add", input, matmul(w, mat1, mat2))
 
 
 @writes("einsum")
