@@ -115,6 +115,8 @@ def prepare(
 
 def _prepare(model: nn.Module, methods: Methods, qconfig: QConfig, *, strict: bool, fuse: bool) -> PreparedModule:
     """Traces, rewrites and fuses each method of a model, and makes one module of them."""
+    if torch._C._is_tracing():  # its recorder and ours would each see what the other does; torch's crashed
+        raise TraceError("prepare was called within torch.jit.trace: prepare the model before, outside of it.")
     refuse_taken_names(model)
     model = with_shapes(model, methods)
     ledger = RuleLedger(qconfig)

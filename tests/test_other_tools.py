@@ -57,6 +57,17 @@ def test_a_module_inside_another_that_is_scripted_or_traced(made):
             tool(Outer(made["prepared"]))
 
 
+def test_preparing_within_a_trace_of_torchs_is_refused():
+    """Two recorders at once: torch's crashed."""
+
+    class Prepares(nn.Module):
+        def forward(self, x, edge_index):
+            return dqconvert.prepare(GCN(6, 8, 2, 3), "int8-dq", (x, edge_index)).module(x, edge_index)
+
+    with pytest.raises(TraceError, match=r"^prepare was called within torch\.jit\.trace: prepare the model before"):
+        torch.jit.trace(Prepares(), graph())
+
+
 class Outer(nn.Module):
     def __init__(self, inner):
         super().__init__()

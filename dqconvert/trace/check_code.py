@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -53,8 +55,14 @@ def generate(root: nn.Module, entries: Iterable[Condition], *, whole: bool) -> C
         body = [f"    {line}" for line in lines[1:]]
         lines = [lines[0], "    try:", *body, "    except Exception:", "        return False"]
     names: dict[str, Any] = dict(writer.constants)
-    exec(compile("\n".join(lines), "<what must stay>", "exec"), names)
+    exec(_compiled("\n".join(lines)), names)
     return names["holds"]
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(source: str) -> CodeType:
+    """Returns the code of a source; graphs of one model, one after the other, are checked by the same."""
+    return compile(source, "<what must stay>", "exec")
 
 
 class _Plain:
