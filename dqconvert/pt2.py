@@ -28,6 +28,7 @@ from dqconvert.kernels.fake_quantize import plain_fake_quantize
 from dqconvert.lower.evaluation import evaluation_of, refused
 from dqconvert.lower.module import IntegerModule
 from dqconvert.lower.runtime import rows_named
+from dqconvert.ops import PYG, package_of
 from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.arguments import input_path
 from dqconvert.prepared.explain import failed
@@ -216,15 +217,16 @@ def _plain_graph(module: Any, method: Method) -> tuple[nn.Module, Graph]:
 
 
 def _count_rows(root: nn.Module, graph: Graph) -> None:
-    """Gives poolings, softmaxes and aggregations that count the rows named by an index their number, in place.
+    """Gives poolings, softmaxes, aggregations and norms that count the rows named by an index their number, in place.
 
     PyG makes a Python number of the largest index, which the program of other values would be held to.
     """
     for node in list(graph.nodes):
         called: Any = node.target
-        if node.op == "call_module" and isinstance(root.get_submodule(str(called)), Aggregation):
-            called = root.get_submodule(str(called)).forward
-        elif node.op != "call_function" or not getattr(called, "__module__", "").startswith("torch_geometric."):
+        layer = root.get_submodule(str(called)) if node.op == "call_module" else None
+        if isinstance(layer, Aggregation) or (layer is not None and package_of(type(layer)) == PYG):
+            called = layer.forward
+        elif node.op != "call_function" or package_of(called) != PYG:
             continue
         try:
             given = inspect.signature(called).bind(*node.args, **node.kwargs)
@@ -232,7 +234,7 @@ def _count_rows(root: nn.Module, graph: Graph) -> None:
             continue
         given.apply_defaults()
         index = next((given.arguments[name] for name in ("index", "batch") if name in given.arguments), None)
-        size = next((name for name in ("dim_size", "num_nodes", "size") if name in given.arguments), None)
+        size = next((name for name in ("dim_size", "num_nodes", "size", "batch_size") if name in given.arguments), None)
         named = isinstance(index, Node) and note_of(index).ndim == 1 and given.arguments.get("ptr") is None
         if named and size is not None and given.arguments[size] is None:
             with graph.inserting_before(node):
@@ -247,11 +249,15 @@ def _attribute(module: nn.Module, path: str) -> Any:
 
 
 def _hold(root: nn.Module, path: str, value: Any) -> None:
+    """Sets a value under a path. Modules of the user's on the way are copied first, for what they hold is not theirs."""
     *parents, name = path.split(".")
     for parent in parents:
-        if parent not in root._modules:
-            root.add_module(parent, nn.Module())
-        root = root._modules[parent]  # type: ignore[assignment]
+        known = root._modules.get(parent)
+        inner = nn.Module() if known is None else object.__new__(type(known))
+        if known is not None:
+            inner.__dict__ = known.__dict__ | {"_modules": dict(known._modules)}
+        root._modules[parent] = inner
+        root = inner
     if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         root.register_buffer(name, value)
     else:

@@ -24,6 +24,7 @@ from torch_geometric.nn import (
     GINEConv,
     GraphSAGE,
     HeteroConv,
+    LayerNorm,
     SAGEConv,
     global_add_pool,
     to_hetero,
@@ -141,6 +142,29 @@ def test_every_model_strict_and_not_in_a_fresh_process(name, form, strict, prese
     assert_computes_the_same(program, module, name)
     torch.export.save(program, tmp_path / f"{form}.pt2")
     assert_loads(tmp_path, name, {form: module}, spare)
+
+
+class Whole(nn.Module):
+    """Layers that stay whole: a recurrent one, whose weights are rounded, and a norm over graphs that counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.gnn, self.norm, self.lin = GraphSAGE(16, 8, 2, jk="lstm"), LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x, edge_index, batch):
+        return self.lin(self.norm(self.gnn(x, edge_index), batch))
+
+
+@pytest.mark.study
+def test_layers_that_stay_whole():
+    """Their own quantizers are left in place, which the program has as constants."""
+    module, _ = dqconvert.prepare(Whole(), "int8-dq", graph("pooled", 60, 4))
+    dqconvert.calibrate(module, [graph("pooled", 100, 4, seed) for seed in range(2)])
+    before, quantizers = module.eval()(*graph("pooled", 30, 3)), dict(module.quantizers())
+    program = program_of(module)
+    assert dict(module.quantizers()) == quantizers
+    assert torch.equal(module(*graph("pooled", 30, 3)), before)
+    assert_computes_the_same(program, module, "pooled")
 
 
 EDGES = [("paper", "cites", "paper"), ("author", "writes", "paper"), ("paper", "by", "author")]

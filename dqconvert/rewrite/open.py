@@ -29,7 +29,8 @@ def call_with_weights(module: nn.Module, weights: dict[str, Tensor], *args: Any,
         >>> call_with_weights(linear, {"weight": torch.zeros(1, 2), "bias": torch.ones(1)}, torch.ones(3, 2)).shape
         torch.Size([3, 1])
     """
-    return torch.func.functional_call(module, weights, (AS_IT_IS, *args) if isinstance(module, Part) else args, kwargs)
+    held = dict(weights)  # which a graph's cannot be changed in the meantime
+    return torch.func.functional_call(module, held, (AS_IT_IS, *args) if isinstance(module, Part) else args, kwargs)
 
 
 def open_leaves(graph: Graph, root: nn.Module) -> None:
