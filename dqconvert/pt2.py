@@ -249,7 +249,7 @@ def _attribute(module: nn.Module, path: str) -> Any:
 
 
 def _hold(root: nn.Module, path: str, value: Any) -> None:
-    """Sets a value under a path. Modules of the user's on the way are copied first, for what they hold is not theirs."""
+    """Sets a value under a path. The user's modules on the way are copied, which must not hold it themselves."""
     *parents, name = path.split(".")
     for parent in parents:
         known = root._modules.get(parent)
