@@ -14,7 +14,7 @@ from dqconvert.lower.runtime import check_edges
 from dqconvert.onnx.inputs import Given
 from dqconvert.onnx.quantizers import quantize
 from dqconvert.onnx.values import Wire
-from dqconvert.onnx.writers import batches, graphs, layers, moving, pointwise, products, recurrent, sparse
+from dqconvert.onnx.writers import batches, graphs, layers, moving, picks, pointwise, products, recurrent, sparse
 from dqconvert.onnx.writing import Writing
 from dqconvert.ops import op_of
 from dqconvert.quant import FakeQuantize
@@ -26,7 +26,7 @@ from dqconvert.trace.nested import map_items
 from dqconvert.trace.note import note_of
 from dqconvert.words import raised
 
-WRITERS = (batches, graphs, layers, moving, pointwise, products, recurrent, sparse)
+WRITERS = (batches, graphs, layers, moving, picks, pointwise, products, recurrent, sparse)
 """The modules whose import registers the writers."""
 
 
