@@ -22,6 +22,7 @@ from dqconvert.trace.method import Method
 from dqconvert.trace.note import note_of
 from dqconvert.trace.runtime import store
 from dqconvert.trace.unchanged import checks
+from dqconvert.words import listed
 
 
 def check_ready(graph: Graph, root: nn.Module) -> None:
@@ -39,20 +40,20 @@ def check_ready(graph: Graph, root: nn.Module) -> None:
     empty = [path for path, quantizer in quantizers.items() if not quantizer.is_observed()]
     if empty:
         raise LoweringError(
-            f"{_named(empty)} never observed a value (what is NaN or infinite does not count): "
+            f"{listed(map(repr, empty))} never observed a value (what is NaN or infinite does not count): "
             "train at least one step, or run dqconvert.calibrate."
         )
     wrong = [path for path, quantizer in quantizers.items() if not _is_finite(quantizer)]
     if wrong:
-        raise LoweringError(f"{_named(wrong)} has a range that is not finite: the training went astray.")
+        raise LoweringError(f"{listed(map(repr, wrong))} has a range that is not finite: the training went astray.")
     tensors = {name: tensor for name, tensor in _tensors(graph, root) if tensor.is_floating_point()}
     bad = [name for name, tensor in tensors.items() if bool(tensor.isnan().any())]
     if bad:
-        raise LoweringError(f"{_named(bad)} holds NaN: the training went astray.")
+        raise LoweringError(f"{listed(map(repr, bad))} holds NaN: the training went astray.")
     weights = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
     endless = [name for name, tensor in weights.items() if bool(tensor.isinf().any())]
     if endless:
-        raise LoweringError(f"{_named(endless)} holds infinite values: the training went astray.")
+        raise LoweringError(f"{listed(map(repr, endless))} holds infinite values: the training went astray.")
 
 
 def check_plain(method: Method, module: PreparedModule, skeleton: nn.Module) -> None:
@@ -111,8 +112,3 @@ def _tensors(graph: Graph, root: nn.Module) -> Iterator[tuple[str, Tensor]]:
             module = root.get_submodule(str(node.target))
             for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
                 yield f"{node.target}.{name}", tensor
-
-
-def _named(paths: list[str]) -> str:
-    shown = ", ".join(map(repr, paths[:8]))
-    return shown + (f" and {len(paths) - 8} more" if len(paths) > 8 else "")

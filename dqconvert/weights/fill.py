@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from dqconvert.checkpoint.fit import check_fit, shapes_of
 from dqconvert.errors import CheckpointError
 from dqconvert.weights.names import fitted
+from dqconvert.words import listed
 
 
 def fill(model: nn.Module, state: Mapping[str, Any], path: str | os.PathLike[str]) -> str:
@@ -78,8 +79,7 @@ def check_finite(model: nn.Module, tensors: Mapping[str, Tensor], path: str | os
         elif name in weights and not bool(value.isfinite().all()):
             wrong.append(f"{name!r} (infinite)")
     if wrong:
-        rest = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise CheckpointError(
-            f"{path}: has values that are not finite in {', '.join(wrong[:10])}{rest}: the training diverged; take an "
+            f"{path}: has values that are not finite in {listed(wrong)}: the training diverged; take an "
             f"earlier checkpoint."
         )

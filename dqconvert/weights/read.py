@@ -16,7 +16,7 @@ from dqconvert.checkpoint.limits import read_json
 from dqconvert.errors import CheckpointError, CheckpointKeyError
 from dqconvert.files import open_file
 from dqconvert.weights.archive import load_archive, read_start
-from dqconvert.words import kind_of
+from dqconvert.words import kind_of, listed
 
 _KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "model_state")
 """Keys of the weights in training checkpoints; Lightning's is the first."""
@@ -97,7 +97,7 @@ def _read_shards(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     missing = [name for name in places if name not in found]
     if missing:
         raise CheckpointError(
-            f"{path}: its files lack {missing[0]!r}{f' and {len(missing) - 1} more' if missing[1:] else ''}."
+            f"{path}: its files lack {listed(map(repr, missing))}."
         )
     return {name: found[name] for name in places}
 
