@@ -104,6 +104,11 @@ def load_integer(file: Path) -> IntegerModule:
         CheckpointError: If the file cannot be read.
         CommandError: If it holds another kind of module.
     """
+    if file.suffix == ".pt2" and file.exists():
+        raise CommandError(
+            f"{file}: is a program of torch.export: call torch.export.load({str(file)!r}).module(), or see what "
+            f"`dqconvert evaluate` says of it."
+        )
     if not holds_integer(file):
         raise CommandError(f"{file}: holds a prepared module: make integers of it with `dqconvert convert --integer`.")
     return load(file)

@@ -58,6 +58,12 @@ def test_mistakes_are_one_line(args, words):
     assert words in line
 
 
+def test_a_program_is_not_run_and_it_says_what_does(module, tmp_path):
+    (tmp_path / "gin.pt2").write_bytes(b"")
+    [line] = dq("run", "gin.pt2", "--data", "graph.pt", code=1).stderr.splitlines()
+    assert "torch.export.load('gin.pt2')" in line
+
+
 def test_a_file_of_somebody_else_is_refused():
     with open("other.onnx", "wb") as file:
         file.write(b"no such thing")
