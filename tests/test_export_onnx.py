@@ -162,6 +162,8 @@ def test_predictions_are_those_of_the_module_where_they_are_decided(name, qconfi
     for size in ((300, 1200), (500, 900), (700, 4000)):
         inputs = zoo.CASES[name].inputs(size)
         expected, found = module(*inputs), session(*inputs)
+        if (qconfig, target) == ("int8-dq", None):
+            assert ((expected - found).abs() < 1.01 * last_step(module)).float().mean() >= 0.999
         first, second = expected.topk(2, dim=1)[0].T
         decided = first - second > last_step(module)
         equal.append((expected.argmax(1) == found.argmax(1))[decided])

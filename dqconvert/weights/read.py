@@ -96,9 +96,7 @@ def _read_shards(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         found |= read_weights(os.path.join(os.path.dirname(os.fspath(path)), name)).state
     missing = [name for name in places if name not in found]
     if missing:
-        raise CheckpointError(
-            f"{path}: its files lack {listed(map(repr, missing))}."
-        )
+        raise CheckpointError(f"{path}: its files lack {listed(map(repr, missing))}.")
     return {name: found[name] for name in places}
 
 
