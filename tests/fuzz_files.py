@@ -53,11 +53,12 @@ def _process(*args):
     return subprocess.run([sys.executable, __file__, *map(str, args)], capture_output=True, text=True)
 
 
-def run(folder, count, seed=0, workers=1, start=_process):
+def run(folder, count, seed=0, workers=1, start=_process, listed=BAD):
     """How many of ``count`` mutations of the files in ``folder`` came out how; and what is wrong with the bad ones.
 
     Args:
         start: Runs this file as a script in a process of its own.
+        listed: The outcomes of which each one is told.
     """
     cuts = [count * part // workers for part in range(workers + 1)]
     with ThreadPoolExecutor(workers) as pool:
@@ -66,7 +67,7 @@ def run(folder, count, seed=0, workers=1, start=_process):
     outcomes, bad = collections.Counter(), []
     for number, outcome, detail in (line for lines in found for line in lines):
         outcomes[outcome] += 1
-        if outcome in BAD:
+        if outcome in listed:
             bad.append(f"{number}: {outcome}: {detail}")
     return outcomes, bad
 
@@ -149,11 +150,12 @@ def _main():
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_bases(Path(folder))
-        outcomes, bad = run(Path(folder), given.count, given.seed, given.workers)
+        listed = (*BAD, OURS, FLOATS) if given.show else BAD
+        outcomes, told = run(Path(folder), given.count, given.seed, given.workers, listed=listed)
     for outcome, number in outcomes.most_common():
         print(f"{number:6} {outcome}")
-    print(*bad, sep="\n")
-    return 1 if bad else 0
+    print(*told, sep="\n")
+    return 1 if any(outcomes[outcome] for outcome in BAD) else 0
 
 
 if __name__ == "__main__":

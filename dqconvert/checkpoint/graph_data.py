@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -37,6 +38,17 @@ from dqconvert.trace.runtime import store, unchanged
 from dqconvert.trace.unchanged import GLOBAL, ITSELF, reads_from, reads_of
 
 Data = dict[str, Any]
+
+
+def _may_read(owner: Any, name: Any) -> bool:
+    """True if a graph may read an attribute: one that any value may have, or a field of an argument (``data.t``) whose
+    name is that of a method which a graph may call anyway, and which writes nothing."""
+    if is_readable(name):
+        return True
+    while isinstance(owner, Node) and owner.target is operator.getitem:
+        owner = owner.args[0]
+    of_argument = isinstance(owner, Node) and owner.op == "placeholder"
+    return of_argument and isinstance(name, str) and name in allowed_methods() and not name.endswith("_")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------
@@ -77,7 +89,7 @@ class _Encoder:
             raise self._unnamed(f"the method {node.target}() of a tensor", node)
         if node.op != "call_function":
             return str(node.target)
-        if node.target is getattr and not is_readable(node.args[1]):
+        if node.target is getattr and not _may_read(*node.args):
             raise self._unnamed(f"a read of the attribute {node.args[1]!r}", node)
         name = function_name(node.target)  # type: ignore[arg-type]
         if name is None:
@@ -212,7 +224,7 @@ class _Decoder:
                 raise CheckpointError(f"the graph in the file calls {target!r}, which only integer graphs do.")
             if function is store and self.integer:
                 raise CheckpointError(f"the graph in the file calls {target!r}, and integer graphs keep no state.")
-            if function is getattr and not (len(args) == 2 and not kwargs and is_readable(args[1])):
+            if function is getattr and not (len(args) == 2 and not kwargs and _may_read(*args)):
                 raise CheckpointError(f"the graph in the file reads the attribute {args[1:]!r}, which is not allowed.")
             return function
         if op == "call_method":

@@ -129,14 +129,16 @@ def probability_in_parts(
         InputIndexError: For an edge that ends at no node.
     """
     degree = torch.zeros(num_nodes, dtype=torch.int64)
-    for targets in parts:
+    for number, targets in enumerate(parts):
         for begin in range(0, len(targets), size):
             piece = targets[begin : begin + size]
             # Copied: numpy maps files read-only, which tensors do not know.
             piece = piece.long() if isinstance(piece, Tensor) else torch.from_numpy(np.array(piece, np.int64))
             low, high = (int(end) for end in piece.aminmax())
             if low < 0 or high >= num_nodes:
-                raise InputIndexError(f"an edge ends at node {low if low < 0 else high} of {num_nodes}")
+                beyond = low if low < 0 else high
+                edge = begin + int((piece == beyond).nonzero()[0])
+                raise InputIndexError(f"part {number}, edge {edge}: it ends at node {beyond} of {num_nodes}")
             degree.scatter_add_(0, piece, torch.ones_like(piece))
     if not degree.any():
         return torch.full((num_nodes,), p_min)

@@ -184,17 +184,22 @@ class IntegerModule(DoorModule):
             raise AttributeError(f"the integer module has no {name!r}: {self.left_out[name]}")
         raise AttributeError(
             f"the integer module has no {name!r}. Of the user's class it has what the prepared module was called by: "
-            f"call it once on the prepared module before convert, or name it in prepare's method=."
+            f"call it once on the prepared module before convert, or name it in prepare's method=. What calls no layer "
+            f"runs as {self.report.model}.{name}(module, …)."
         )
 
     def __reduce__(self) -> Any:
         make, (kind, user, state, *graphs) = super().__reduce__()
         return make, (kind, user, {**state, "skeleton": None, "left_out": self.lost(), "own_code": {}}, *graphs)
 
+    def _by_class(self, door: str) -> str:
+        """Says how the user's code runs on a module that does not hold it."""
+        return f"; {self.report.model}.{door}(module, …) runs it, if it needs no weights" if "." not in door else ""
+
     def lost(self) -> dict[str, str]:
         """Returns the methods that a file or a pickle of this module does not hold, and why."""
         own = {
-            door: f"{door} {why}, and so runs the model's own code, which a file does not hold"
+            door: f"{door} {why}, and so runs the model's own code, which a file does not hold" + self._by_class(door)
             for door, why in self.own_code.items()
             if door not in self._running
         }

@@ -15,7 +15,7 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
 from torch_geometric.transforms import BaseTransform
 
-from dqconvert.errors import ConfigError, InputShapeError
+from dqconvert.errors import ConfigError, InputShapeError, InputTypeError
 from dqconvert.kernels import protection_probability
 from dqconvert.kernels.degree import probability_in_parts
 from dqconvert.kernels.derived import Derived
@@ -224,15 +224,17 @@ class DegreeProtection(BaseTransform):
             float32 ``[num_nodes]``.
 
         Raises:
-            InputIndexError: For an edge that ends at no node.
+            InputIndexError: For an edge that ends at no node; it names the part and the edge, from 0.
             InputShapeError: For a part of another shape.
+            InputTypeError: For a part that holds no integers.
 
         Example:
             >>> parts = torch.tensor([[0, 1], [1, 2]]), torch.tensor([[3], [2]])
             >>> [round(p, 3) for p in DegreeProtection(p_max=0.2).of_parts(parts, num_nodes=4).tolist()]
             [0.1, 0.15, 0.2, 0.1]
         """
-        return probability_in_parts(map(_second_row, edges), num_nodes, self.protect.p_min, self.protect.p_max)
+        targets = (_second_row(part, number) for number, part in enumerate(edges))
+        return probability_in_parts(targets, num_nodes, self.protect.p_min, self.protect.p_max)
 
     def _set(self, nodes: Any, edges: Sequence[Any]) -> None:
         targets = [index for store in edges if (index := _targets(store)) is not None]
@@ -244,9 +246,11 @@ class DegreeProtection(BaseTransform):
         return f"{type(self).__name__}(p_min={self.protect.p_min}, p_max={self.protect.p_max})"
 
 
-def _second_row(edges: Any) -> Any:
+def _second_row(edges: Any, number: int) -> Any:
     if edges.ndim != 2 or edges.shape[0] != 2:
-        raise InputShapeError(f"a part of an edge_index has shape [2, edges], got {list(edges.shape)}")
+        raise InputShapeError(f"a part of an edge_index has shape [2, edges], part {number} has {list(edges.shape)}")
+    if "int" not in str(edges.dtype):
+        raise InputTypeError(f"a part of an edge_index holds integers, part {number} holds {edges.dtype}")
     return edges[1]
 
 

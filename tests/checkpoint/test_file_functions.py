@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx import Graph
 from torch.overrides import get_testing_overrides, resolve_name
+from torch_geometric.data import Data
 
 import dqconvert
 import zoo
@@ -16,6 +18,7 @@ from dqconvert.errors import CheckpointError
 from dqconvert.ops import ALIASES
 from dqconvert.trace.calls import normal_call
 from dqconvert.trace.in_place import becomes_a_view, written
+from dqconvert.trace.note import Note, annotate
 from dqconvert.trace.runtime import store
 
 # These believe what they are told of memory, or are the insides of others, which models call.
@@ -152,3 +155,39 @@ def test_a_function_is_read_back_under_the_name_that_passes_know():
     for name in ("mm", "bmm", "matmul", "cat", "relu", "sum", "mul", "stack"):
         function = getattr(torch, name)
         assert allowed_functions()[function_name(function)].__name__ == name
+
+
+class Timed(nn.Module):
+    """Reads fields whose names tensors have as methods."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(3, 2)
+
+    def forward(self, data):
+        return self.lin(data.x) * data.t + data.norm
+
+
+def test_a_field_of_an_argument_may_be_called_as_a_method(tmp_path):
+    data = Data(x=torch.randn(6, 3), t=torch.rand(6, 1), norm=torch.rand(6, 1))
+    module = dqconvert.prepare(Timed(), "int8-dq", data).module.train()
+    module(data)
+    for one, given in ((module.eval(), {"model": Timed()}), (dqconvert.convert(module), {})):
+        dqconvert.save(one, tmp_path / "file")
+        assert torch.equal(dqconvert.load(tmp_path / "file", **given)(data), one(data))
+
+
+@pytest.mark.parametrize("name", ["t", "fill_", "data", "set_", "grad"])
+@pytest.mark.parametrize("of_argument", [True, False])
+def test_a_method_of_a_tensor_is_no_field(name, of_argument):
+    graph = Graph()
+    x = graph.placeholder("x")
+    read = graph.call_function(getattr, (x if of_argument else graph.call_method("relu", (x,)), name))
+    graph.output(read)
+    for node in graph.nodes:
+        annotate(node, Note())
+    if name == "t" and of_argument:
+        encode_graph(graph)
+        return
+    with pytest.raises(CheckpointError, match=f"attribute '{name}'"):
+        encode_graph(graph)

@@ -230,8 +230,13 @@ def test_a_file_of_integers_says_which_methods_it_does_not_keep(tmp_path):
     assert torch.equal(integer.decode(z, EI), Dots.decode(module, z, EI))
     reasons = {"best": "branches on the value", "norm": r"reads the weight 'conv1\.lin\.weight'", "scaled": "'once'"}
     for name, why in reasons.items():
-        with pytest.raises(AttributeError, match=why):
+        with pytest.raises(AttributeError, match=rf"{why}.*; Dots\.{name}\(module, …\) runs it"):
             getattr(integer, name)
+    assert torch.equal(Dots.best(integer, z), Dots.best(module, z))
+    with pytest.raises(AttributeError):
+        Dots.norm(integer, z)
+    with pytest.raises(AttributeError, match=r"no 'worst'.* runs as Dots\.worst\(module, …\)"):
+        integer.worst()
 
 
 def test_an_autoencoder_decodes_from_a_file(tmp_path):

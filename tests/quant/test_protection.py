@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch_geometric.data import Batch, Data, HeteroData
 
-from dqconvert.errors import ConfigError, DQConvertError, InputIndexError, InputShapeError
+from dqconvert.errors import ConfigError, DQConvertError, InputIndexError, InputShapeError, InputTypeError
 from dqconvert.kernels import protection_probability
 from dqconvert.kernels.degree import probability_in_parts
 from dqconvert.qconfig import Protect
@@ -189,8 +189,11 @@ class TestDegreeProtection:
             assert torch.equal(DegreeProtection(0.1, 0.6).of_parts(parts, 51), want)
         assert torch.equal(probability_in_parts([mapped[1], edges[1, :0]], 51, 0.1, 0.6, size=7), want)
         assert DegreeProtection(0.1, 0.6).of_parts([], 3).tolist() == pytest.approx([0.1] * 3)
-        with pytest.raises(InputIndexError, match="ends at node 49 of 49"):
-            DegreeProtection().of_parts([mapped], 49)
+        at = edges[1].tolist().index(49)
+        with pytest.raises(InputIndexError, match=f"part 1, edge {at}: it ends at node 49 of 49"):
+            DegreeProtection().of_parts([edges[:, :0], mapped], 49)
+        with pytest.raises(InputTypeError, match=r"part 1 holds torch\.float32"):
+            DegreeProtection().of_parts([edges, edges.float()], 51)
         with pytest.raises(InputShapeError, match=r"\[2, edges\]"):
             DegreeProtection().of_parts([edges.t()], 51)
 
