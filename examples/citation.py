@@ -104,7 +104,7 @@ class Family(NamedTuple):
 MODELS = {
     "GCN": Family(GCN, 0.01, 0.02, 300),
     "GAT": Family(GAT, 0.005, 0.01, 300),
-    "GIN": Family(GIN, 0.01, 0.02, 300),
+    "GIN": Family(GIN, 0.01, 0.005, 300),
 }
 
 
