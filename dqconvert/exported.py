@@ -15,7 +15,7 @@ from torch_geometric.data.data import BaseData
 
 from dqconvert.errors import CheckpointError, ConfigError, ExportError
 from dqconvert.files import open_file
-from dqconvert.pt2 import name_of_part
+from dqconvert.pt2_inputs import name_of_part
 from dqconvert.words import did_you_mean, listed
 
 ENDINGS = (".pt2", ".onnx")

@@ -10,13 +10,12 @@ import copy
 import inspect
 import io
 import json
-import operator
 import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule, Node
 from torch_geometric.nn.aggr import Aggregation
 
@@ -30,16 +29,13 @@ from dqconvert.lower.module import IntegerModule
 from dqconvert.lower.runtime import rows_named
 from dqconvert.ops import PYG, package_of
 from dqconvert.prepared import PreparedModule
-from dqconvert.prepared.arguments import input_path
 from dqconvert.prepared.explain import failed
+from dqconvert.pt2_inputs import plain_inputs, where
 from dqconvert.quant import FakeQuantize
 from dqconvert.quant.memo import Remembered
-from dqconvert.rewrite.connectivity import is_input
 from dqconvert.trace.given import calls_of
-from dqconvert.trace.globals import read_global
-from dqconvert.trace.guards import ARGUMENT_CHECKS, pinned
 from dqconvert.trace.method import Method, fits
-from dqconvert.trace.note import Note, note_of
+from dqconvert.trace.note import note_of
 from dqconvert.trace.unchanged import without_reads
 from dqconvert.words import listed, raised
 
@@ -80,9 +76,10 @@ def program_of(module: Any, example_inputs: Any = None, *, strict: bool = False)
     """Returns a module as a program of torch.export, whose graphs may have any sizes.
 
     Its arguments are those of forward that its graph reads, by position, in their order; a data object's fields are
-    arguments of their names, tensors in a dict of its name and their keys (:func:`name_of_part`). Of a prepared module
-    it computes bit for bit what ``fuse=False`` does; values that no quantizer rounds, as the results of presets with a
-    ``+``, a fused operator may add up in another order (1e-6 off).
+    arguments of their names, tensors in a dict of its name and their keys
+    (:func:`~dqconvert.pt2_inputs.name_of_part`). Of a prepared module it computes bit for bit what ``fuse=False``
+    does; values that no quantizer rounds, as the results of presets with a ``+``, a fused operator may add up in
+    another order (1e-6 off).
 
     Args:
         module: As :func:`pt2_bytes`.
@@ -105,7 +102,7 @@ def program_of(module: Any, example_inputs: Any = None, *, strict: bool = False)
     _check_ranges(module)
     root, graph = _plain_graph(module, _chosen(module, example_inputs))
     _count_rows(root, graph)
-    arguments, shapes = _plain_inputs(graph)
+    arguments, shapes = plain_inputs(graph)
     plain = GraphModule(root, graph).eval()
     try:
         with torch.no_grad():
@@ -135,12 +132,7 @@ def _place(error: Exception, plain: GraphModule) -> str:
     nodes = {node.name: node for node in plain.graph.nodes}
     found = failed(error, plain, nodes)
     node = found[0] if found is not None else nodes.get(named[1]) if named is not None else None
-    return "" if node is None else _where(node)
-
-
-def _where(node: Node) -> str:
-    note = note_of(node)
-    return f"{note.source or 'a line without a source'}, {note.module or 'the model'}, {node.name}: "
+    return "" if node is None else where(node)
 
 
 def _check_ranges(module: Any) -> None:
@@ -262,116 +254,3 @@ def _hold(root: nn.Module, path: str, value: Any) -> None:
         root.register_buffer(name, value)
     else:
         setattr(root, name, value)
-
-
-# -- the inputs --------------------------------------------------------------------------------------------------
-
-
-def _plain_inputs(graph: Graph) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Makes tensors the arguments of a graph, in place: fields of data objects, nothing that must be absent.
-
-    Returns:
-        Arguments of such shapes, and which of their dimensions follow the graph.
-    """
-    for node in list(graph.nodes):
-        if node.target is pinned:
-            argument, value = node.args[:2]
-            graph.erase_node(node)
-            argument.replace_all_uses_with(_constant(graph, argument, value)) if argument.users else None
-        elif node.target in ARGUMENT_CHECKS:
-            graph.erase_node(node)
-        elif node.target is read_global:
-            raise ExportError(f"{_where(node)}reads a tensor from a global variable: make it an argument of forward.")
-    for holder in graph.find_nodes(op="placeholder"):
-        if not holder.users:
-            graph.erase_node(holder)
-        elif not note_of(holder).is_tensor:
-            _spread(graph, holder)
-    arguments, shapes = [], {}
-    sizes: dict[tuple[int, ...], int] = {}
-    for node in graph.find_nodes(op="placeholder"):
-        note = note_of(node)
-        if not note.is_tensor or note.sparse:
-            what = "a sparse matrix" if note.sparse else "neither a tensor nor a data object"
-            raise ExportError(f"argument {node.target!r} is {what}, which no program takes: pass an edge_index.")
-        node.args = ()  # no default: it was given when the module was prepared
-        shape, dims = _shape(note, sizes)
-        arguments.append(torch.zeros(shape, dtype=note.dtype))
-        shapes[str(node.target)] = dims
-    return tuple(arguments), shapes
-
-
-def _constant(graph: Graph, argument: Node, value: Any) -> Any:
-    """Returns a node of a flag or a word that an argument was."""
-    with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
-        return graph.call_function(_itself, (value,), name=f"{argument.name}_value")
-
-
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _spread(graph: Graph, holder: Node) -> None:
-    """Makes arguments of what the graph takes out of an argument: fields of a data object, items of a dict."""
-    for user in list(holder.users):
-        if user.target not in (getattr, operator.getitem) or not is_input(user):
-            raise ExportError(
-                f"{_where(user)}reads {input_path(holder)!r}, which is no tensor: give the model tensors as arguments, "
-                f"or dicts of such, and export that."
-            )
-        if not note_of(user).is_tensor:
-            _spread(graph, user)
-            continue
-        *_, last = placeholders = graph.find_nodes(op="placeholder")
-        steps, taken = _steps(user), {str(node.target) for node in placeholders}
-        names = [name_of_part(*steps[1:]), name_of_part(*steps)][user.target is operator.getitem :]
-        with graph.inserting_after(last):
-            made = graph.placeholder(next((name for name in names if name not in taken), names[-1]))
-        made.meta.update(user.meta)
-        user.replace_all_uses_with(made)
-        graph.erase_node(user)
-    graph.erase_node(holder)
-
-
-def name_of_part(*steps: Any) -> str:
-    """Returns what a tensor is called that is taken out of an argument.
-
-    Args:
-        steps: The argument's name, and the keys by which it is taken; of a field of a data object, these alone.
-
-    Example:
-        >>> name_of_part("x_dict", "paper"), name_of_part("edge_index_dict", ("paper", "cites", "paper"))
-        ('x_dict__paper', 'edge_index_dict__paper__cites__paper')
-    """
-    names = ["__".join(map(str, step)) if isinstance(step, tuple) else str(step) for step in steps]
-    return re.sub(r"\W", "_", "__".join(names))
-
-
-def _steps(node: Node) -> tuple[Any, ...]:
-    """Returns an argument's name, and the keys by which a part of it is taken out."""
-    if node.op == "placeholder":
-        return (str(node.target),)
-    assert isinstance(node.args[0], Node)
-    return *_steps(node.args[0]), node.args[1]
-
-
-_FIRST = 7
-"""The smallest number of rows of the example: 0 and 1 would be taken for constants."""
-
-
-def _shape(note: Note, sizes: dict[tuple[int, ...], int]) -> tuple[list[int], dict[int, Any]]:
-    """Returns a shape like that of a note, and the dimensions that follow the graph; ``sizes``: of those, so far.
-
-    Rows of one kind have one number in every argument, those of others another one.
-    """
-    shape, dims = [], {}
-    for dim, both in enumerate(zip(*note.sizes, strict=True)):
-        if len(set(both)) == 1 and len(both) > 1:
-            shape.append(both[0])
-            continue
-        shape.append(sizes.setdefault(both, _FIRST + 6 * len(sizes)))
-        dims[dim] = Dim.DYNAMIC if len(both) > 1 else Dim.AUTO
-    return shape, dims
-
-
-__all__ = ["METADATA", "name_of_part", "program_of", "pt2_bytes"]

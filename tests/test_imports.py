@@ -32,6 +32,7 @@ HOUSE = (
         "export",
         "onnx",
         "pt2",
+        "pt2_inputs",
         "labels",
         "weights",
         "lightning",
