@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from dqconvert.errors import GuardError
 from dqconvert.trace import verify
@@ -15,34 +17,64 @@ from dqconvert.trace.merge import remove_unused
 from dqconvert.trace.module import TracedModule
 
 
-def without_empty_guards(graphs: list[Graph]) -> dict[Node, Any]:
-    """Has the guards of graphs that ask whether there are edges say yes; returns them with their arguments."""
-    guards = [node for graph in graphs for node in graph.nodes if node.target is guard and _on_emptiness(node)]
-    saved = {node: node.args for node in guards}
-    for node in guards:
-        node.args = (0, "==", 0, True, node.args[4])
-    return saved
+class _Erased(NamedTuple):
+    """What a node was, and which one came after it."""
+
+    node: Node
+    graph: Graph
+    following: Node
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
-def settle_empty_guards(
-    root: nn.Module, traced: TracedModule, empty: Inputs, method: str, guards: dict[Node, Any]
-) -> None:
-    """Drops the guards that :func:`without_empty_guards` found, or puts them back.
+class EmptyGuards:
+    """The guards of graphs that ask whether there are edges, and what only they read: erased, and to be put back.
 
     Layers shortcut on ``index.numel() == 0``. Where the graph agrees with the model on a graph without edges, the
-    shortcut changed nothing, and empty graphs need not be refused.
+    shortcut changed nothing, and empty graphs need not be refused. Most agree: so the graph is written without the
+    guards first.
     """
-    try:
-        agreed = all(verify.compare(root, method, traced, empty, mode) is None for mode in empty.modes)
-    except (RuntimeError, IndexError, ValueError, GuardError):  # the model itself refuses graphs without edges
-        agreed = False
-    for node, args in guards.items():
-        node.args = args
-        if agreed:
-            node.graph.erase_node(node)
-    for graph in traced.graphs():
-        remove_unused(graph)
-    traced.recompile()
+
+    def __init__(self, graphs: Sequence[Graph]) -> None:
+        self._erased: list[_Erased] = []
+        for graph in graphs:
+            guards = [node for node in graph.nodes if node.target is guard and _on_emptiness(node)]
+            for node in guards:
+                self._erase(node)
+            if guards:
+                remove_unused(graph, self._erase)
+
+    def __bool__(self) -> bool:
+        return bool(self._erased)
+
+    def settle(self, root: nn.Module, traced: TracedModule, empty: Inputs, method: str) -> None:
+        """Puts the guards back if the graphs do not compute what the model does on inputs without edges."""
+        try:
+            agreed = all(verify.compare(root, method, traced, empty, mode) is None for mode in empty.modes)
+        except (RuntimeError, IndexError, ValueError, GuardError):  # the model itself refuses graphs without edges
+            agreed = False
+        if not agreed:
+            self._put_back()
+            traced.recompile()
+
+    def _erase(self, node: Node) -> None:
+        self._erased.append(_Erased(node, node.graph, node.next, node.args, node.kwargs))
+        node.graph.erase_node(node)
+
+    def _put_back(self) -> None:
+        again: dict[Node, Node] = {}
+        for node, graph, following, args, kwargs in reversed(self._erased):
+            with graph.inserting_before(again.get(following, following)):
+                made = graph.create_node(
+                    node.op,
+                    node.target,
+                    map_arg(args, lambda one: again.get(one, one)),
+                    map_arg(kwargs, lambda one: again.get(one, one)),
+                    node.name,
+                    node.type,
+                )
+            made.meta = node.meta
+            again[node] = made
 
 
 def _on_emptiness(node: Node) -> bool:

@@ -14,16 +14,21 @@ from dqconvert.trace.runtime import by_mode, unchanged
 from dqconvert.trace.unchanged import join_reads
 
 
-def remove_unused(graph: Graph) -> None:
+def remove_unused(graph: Graph, erase: Callable[[Node], None] | None = None) -> None:
     """Erases nodes that only read sizes, attributes and parts, and that nobody uses."""
-    erase_unused(graph, _reads)
+    erase_unused(graph, _reads, erase)
 
 
-def erase_unused(graph: Graph, may: Callable[[Node], bool]) -> None:
-    """Erases, in place, nodes that nothing reads and that may go."""
+def erase_unused(graph: Graph, may: Callable[[Node], bool], erase: Callable[[Node], None] | None = None) -> None:
+    """Erases, in place, nodes that nothing reads and that may go.
+
+    Args:
+        erase: Erases one; the default is the graph's own way.
+    """
+    erase = erase or graph.erase_node
     for node in reversed(list(graph.nodes)):
         if not node.users and may(node):
-            graph.erase_node(node)
+            erase(node)
 
 
 def _reads(node: Node) -> bool:

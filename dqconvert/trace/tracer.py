@@ -15,7 +15,7 @@ from dqconvert.errors import GuardError, TraceError
 from dqconvert.trace import leaves, verify
 from dqconvert.trace.adjacency import with_visible_messages
 from dqconvert.trace.copies import deepcopy, set_mode, working_copy
-from dqconvert.trace.empty_guards import settle_empty_guards, without_empty_guards
+from dqconvert.trace.empty_guards import EmptyGuards
 from dqconvert.trace.grow import drop_edges, enlarge, shrink
 from dqconvert.trace.guards import only_in
 from dqconvert.trace.inputs import Inputs, bind, method_of
@@ -169,10 +169,10 @@ def _trace_on(
     for graph in (train, evaluate):
         remove_unused(graph)
     empty = drop_edges(inputs)
-    guards = {} if empty is None else without_empty_guards([train] if eval_graph is None else [train, eval_graph])
+    guards = EmptyGuards([] if empty is None else [train] if eval_graph is None else [train, eval_graph])
     traced = TracedModule.build(deepcopy(root), train, eval_graph)
     if empty is not None and guards:
-        settle_empty_guards(root, traced, replace(empty, modes=inputs.modes), method, guards)
+        guards.settle(root, traced, replace(empty, modes=inputs.modes), method)
     if len(inputs.modes) == 1:
         recorded.remarks.append(_in_one_mode(traced, inputs, method))
     both = [inputs] if recorded.second is None else [inputs, recorded.second]
