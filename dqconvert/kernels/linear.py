@@ -55,8 +55,18 @@ def plain_quantize_linear(
     return *plain_quantize_chain(torch.nn.functional.linear(rounded, weight, offset), chain), range_
 
 
+_GREW: dict[tuple[Any, ...], bool] = {}
+"""Of products of a kind, whether a range behind the latest grew, and its rows were wanted again: then those of the next
+are kept. On new graphs ranges grow in every other step, and to make rows takes several times as long as to write them.
+"""
+
+
 class Product(_chain.Source):
-    """The rows of a product, made when they are wanted; `kept`: where they are to stay, too."""
+    """The rows of a product, made when they are wanted; `kept`: where they are to stay, too.
+
+    Attributes:
+        again: Whether rows that had gone through the chain were wanted once more.
+    """
 
     def __init__(
         self,
@@ -72,6 +82,7 @@ class Product(_chain.Source):
         self._offset = np.empty(0, self._x.dtype) if offset is None else array(offset)
         self._entry, self._skip = np.empty((0, 4), self._x.dtype), flags(chain.protected)
         self._group = groups_of(chain.groups)
+        self._rows, self._gone, self.again = kept, False, False
         self._kept = np.empty((0, 0), self._x.dtype) if kept is None else array(kept)
         if entry is not None:
             _chain.observe(entry, Rows(self._x, self._skip if len(self._skip) else None))
@@ -82,6 +93,11 @@ class Product(_chain.Source):
     def go(self, y: NDArray[Any], chain: ChainArrays, caught: Sequence[Caught]) -> None:
         made = (self._x, self._entry, self._skip, self._group, self._packed, self._offset, self._kept)
         run(lambda part, start, stop: loops.chain_products(*made, y, chain, caught[part], start, stop), self.cuts)
+        self._gone = True
+
+    def stored(self) -> _chain.StoredRows:
+        self.again = self._gone
+        return super().stored() if self._rows is None or not self._gone else _chain.StoredRows(self._rows)
 
 
 def _on_cpu(
@@ -93,10 +109,13 @@ def _on_cpu(
         if entry is None and not chain.acts:
             nothing = torch.empty(0)
             return y, torch.empty_like(chain.ranges), nothing.to(torch.uint8), nothing
-        product: _chain.Source = _chain.StoredRows(y)
+        results = _chain.quantize(_chain.StoredRows(y), chain)
     else:
-        product = Product(x, weight, offset, grid, chain)
-    results = _chain.quantize(product, chain)
+        kind = weight.shape, offset is None, chain.other is None
+        kept = empty((x.size(0), weight.size(0)), x.dtype) if _GREW.get(kind) else None
+        product = Product(x, weight, offset, grid, chain, kept)
+        results = _chain.quantize(product, chain)
+        _GREW[kind] = product.again
     return *results, torch.empty(0) if entry is None or grid is None else entry.of_grid(grid)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from chain_cases import INT8, NEVER, PLACES, as_ranges, by_place, chain_of
 
 from dqconvert.kernels import Chain, Ranged, Scheme, linear, quantize_chain, quantize_linear
+from dqconvert.kernels.cpu.chain import quantize
 from dqconvert.kernels.cpu.entry import CHUNK
 from dqconvert.kernels.linear import Product
 
@@ -94,6 +96,19 @@ def test_rows_go_through_the_chain_while_ranges_grow(places, relu, threads):
         assert torch.equal(y, want)
         assert torch.equal(new, ends)
         ranges = list(new.unbind())
+
+
+def test_rows_that_are_kept_are_not_made_again():
+    x, weight, place = torch.randn(300, 40), torch.randn(24, 40), torch.empty(300, 24)
+    grown = Chain.of((INT8, None, None), as_ranges((-0.1, 0.1)))
+    product = Product(x, weight, None, kept=place)
+    y, *_ = quantize(product, grown)
+    assert product.again
+    assert np.shares_memory(product.stored().rows(), place.numpy())
+    assert torch.equal(y, quantize(Product(x, weight, None), grown)[0])
+    within = Product(x, weight, None)
+    quantize(within, Chain.of((INT8, None, None), as_ranges((-1e3, 1e3))))
+    assert not within.again
 
 
 @pytest.mark.sample(3)
