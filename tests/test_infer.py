@@ -337,7 +337,7 @@ def test_amounts_of_memory():
 
 
 LARGE = """
-import sys, time
+import json, os, signal, sys, threading, time
 from pathlib import Path
 import torch, dqconvert
 from dqconvert.store import release
@@ -350,18 +350,31 @@ def status(field):
     return int(line.split()[1]) << 10
 
 def filled(name, dtype, shape, make):
-    size = shape[0] * shape[1]
+    size, there = shape[0] * shape[1], (folder / name).exists()
     values = torch.from_file(str(folder / name), shared=True, size=size, dtype=dtype)
-    for start in range(0, size, 1 << 24):
+    for start in range(0, 0 if there else size, 1 << 24):
         values[start : start + (1 << 24)] = make(min(1 << 24, size - start))
     release(values)
     return values.view(shape)
 
+def kill_half_way():
+    while True:
+        time.sleep(0.01)
+        try:
+            done = json.loads((folder / "store" / "state.json").read_text())["done"]
+        except (OSError, ValueError):
+            continue
+        if done.get("stage_2", 0) > nodes // 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.manual_seed(0)
 module, _ = dqconvert.prepare(GCN(128, 128, 3, 40), "int8-dq")
 dqconvert.calibrate(module, (torch.randn(2000, 128), torch.randint(2000, (2, 20000))))
 integer = dqconvert.convert(module)
 x = filled("x", torch.float32, (nodes, 128), torch.randn)
 edge_index = filled("edges", torch.int64, (2, edges), lambda size: (torch.rand(size) ** 2 * nodes).long())
+if len(sys.argv) == 7:
+    threading.Thread(target=kill_half_way, daemon=True).start()
 start = time.perf_counter()
 found = dqconvert.infer(integer, (x, edge_index), memory=memory, store=folder / "store", progress=False)
 seconds, peak = time.perf_counter() - start, status("VmHWM")
@@ -374,11 +387,26 @@ assert peak <= int(sys.argv[5])
 """
 
 
+SIZES = [(200_000, 2_000_000, "700MiB"), (2_000_000, 20_000_000, "2GiB")]
+
+
 @pytest.mark.study
-@pytest.mark.parametrize(
-    ("nodes", "edges", "memory"), [(200_000, 2_000_000, "700MiB"), (2_000_000, 20_000_000, "2GiB")]
-)
+@pytest.mark.parametrize(("nodes", "edges", "memory"), SIZES)
 def test_memory_is_what_was_asked_for(nodes, edges, memory, tmp_path, spare):
     done = spare.run(LARGE, tmp_path, nodes, edges, memory, bytes_of(memory))
     print(done.stdout)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.study
+@pytest.mark.parametrize(("nodes", "edges", "memory"), SIZES)
+def test_a_large_one_that_was_killed_half_way_goes_on(nodes, edges, memory, tmp_path, spare):
+    """The second process does the rest, within the memory, and has the bytes of the whole graph's forward."""
+    killed = spare.run(LARGE, tmp_path, nodes, edges, memory, bytes_of(memory), "killed")
+    assert killed.returncode == -9, killed.stderr
+    done = json.loads((tmp_path / "store" / "state.json").read_text())["done"]
+    assert nodes // 2 < done["stage_2"] < nodes
+    print(f"killed when {done} was done")
+    rest = spare.run(LARGE, tmp_path, nodes, edges, memory, bytes_of(memory))
+    print(rest.stdout)
+    assert rest.returncode == 0, rest.stderr
