@@ -185,7 +185,7 @@ _KINDS = ("bag of words", "empty range", "outlier", "clipped", "noise")
 def _judge(role: str, quantizer: FakeQuantize, loss: _Loss | None, median: float) -> _Judged | None:
     """Returns what is wrong with one quantizer; ``None``: nothing that stands out."""
     spec = quantizer.spec
-    fixed = spec.range in ("mse", "learned")
+    fixed = spec.range in ("mse", "relative", "learned")
     widest = _with_range(spec, "minmax")
     if loss is None:
         reach = "its range is empty: values are rounded to whole numbers"
@@ -204,7 +204,9 @@ def _judge(role: str, quantizer: FakeQuantize, loss: _Loss | None, median: float
         what = f"{100 * loss.clipped:.1f} % of the values lie beyond its range, {ratio}"
         return _Judged("clipped", what, _with_range(spec, "mse"))
     if loss.ratio < min(LOW, median - BELOW):
-        better = replace(spec, bits=8) if spec.bits < 8 else _with_range(spec, "mse")
+        better = (
+            replace(spec, bits=8) if spec.bits < 8 else spec if spec.range == "relative" else _with_range(spec, "mse")
+        )
         return None if better == spec else _Judged("noise", f"{ratio}, where others have {median:.0f}", better)
     return None
 

@@ -31,6 +31,8 @@ from ranks import on_ranks
 MODELS = {"GCN": GCN, "GIN": GIN, "SAGE": GraphSAGE, "GAT": GAT}
 CONFIGS = {name: name for name in ("int8-dq", "int4-dq", "int8-qat", "int8-lsq", "int4-dq+")}
 CONFIGS["channel"] = {"activation": {"granularity": "channel"}}
+RELATIVE = {"range": "relative"}
+CONFIGS["relative"] = dict.fromkeys(("weight", "activation", "message", "aggregate"), RELATIVE)
 AVERAGED = {"range": "percentile", "percentile": 0.01, "momentum": 0.1}
 CONFIGS["averaged percentiles"] = {"activation": AVERAGED, "message": AVERAGED, "aggregate": AVERAGED}
 SIZES = (40, 23)
@@ -100,7 +102,7 @@ QUICK = (("GCN", "int8-dq", True), ("GAT", "int4-dq", True), ("SAGE", "int8-qat"
 LONG = (
     *itertools.product(("GIN", "SAGE", "GAT"), ("int8-dq",), (True,)),
     *(("GCN", "int8-dq", False), ("GIN", "int8-qat", True), ("GCN", "int8-lsq", True), ("SAGE", "int4-dq+", True)),
-    *(("GIN", "channel", False), ("GCN", "averaged percentiles", True)),
+    *(("GIN", "channel", False), ("GCN", "averaged percentiles", True), ("SAGE", "relative", True)),
 )
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.study) for case in LONG)]
 

@@ -11,7 +11,7 @@ from dqconvert.errors import ConfigError
 from dqconvert.qconfig.tables import as_number, require, require_choice
 
 Granularity: TypeAlias = Literal["tensor", "channel", "degree"]
-Range: TypeAlias = Literal["minmax", "ema", "percentile", "mse", "learned"]
+Range: TypeAlias = Literal["minmax", "ema", "percentile", "mse", "relative", "learned"]
 Norm: TypeAlias = Literal["edges", "nodes"]
 Placement: TypeAlias = Literal["paper", "before_dropout"]
 Grad: TypeAlias = Literal["ste", "clip"]
@@ -62,16 +62,18 @@ class QSpec:
             (graphs behind a pooling) and messages of plain sums (``x_j``), whose receivers differ: the report says
             which and why. A group of which calibration and training saw no node takes the range of the nearest group,
             of two equally near the lower one. While ranges of groups are observed, their quantizers run one by
-            one, slower than fused; those of ``"mse"``, once they are found, run fused.
+            one, slower than fused; those of ``"mse"`` and ``"relative"``, once they are found, run fused.
         groups: How many groups, 2 to 32, with ``granularity="degree"`` only: floor(log2(in-degree)); 0 belongs to the
             first, all above to the last. ``None``: 8.
         range: Where the range comes from. ``"minmax"`` (the default): running minimum and maximum. ``"ema"``: an
             exponential moving average of each step's minimum and maximum. ``"percentile"``: each step's low and high
             percentiles, kept as running minimum and maximum, or as a moving average where ``momentum`` is given.
             ``"mse"``: the range whose grid is nearest to the non-zero values in squared error, searched in calibration,
-            or else in the first training step, and kept from then on. ``"learned"``: begins there, and then its step is
-            a parameter of the module, trained by the gradient of LSQ (Esser et al., ICLR 2020), and so is, where the
-            grid is affine, an offset (LSQ+, Bhalgat et al., 2020).
+            or else in the first training step, and kept from then on. ``"relative"``: so, too, but each row's squared
+            errors are divided by the mean square of the row (and a tenth of that of the median row): where hubs sum and
+            send thousands, they don't decide for all other nodes. ``"learned"``: begins where ``"mse"`` ends, and then
+            its step is a parameter of the module, trained by the gradient of LSQ (Esser et al., ICLR 2020), and so is,
+            where the grid is affine, an offset (LSQ+, Bhalgat et al., 2020).
         percentile: The share of values left out at either end, between 0 and 0.5, with ``range="percentile"`` only.
             ``None``: 0.001, and 0.01 at 4 bits or fewer.
         momentum: The weight of the newest step in a moving average, above 0 and up to 1, with ``range="ema"`` or

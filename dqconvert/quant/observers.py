@@ -18,7 +18,7 @@ from dqconvert.kernels import Scheme, minmax_pair, percentile_pair
 from dqconvert.kernels._layout import kept_values, wide_dtype
 from dqconvert.kernels.of_ranks import pair_of_ranks
 from dqconvert.qconfig import QSpec
-from dqconvert.quant.search import searched_range
+from dqconvert.quant.search import row_weights, searched_range
 
 RangePair: TypeAlias = tuple[Tensor, Tensor]
 
@@ -204,15 +204,46 @@ class SearchedObserver(Observer):
     def batch_range(self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None) -> RangePair:
         if keep is not None:
             values = values.index_select(row_dim, keep.nonzero().view(-1))
-        rows = values.reshape(1, -1) if channel_dim is None else values.movedim(channel_dim, 0).flatten(1)
-        low, high = searched_range(rows, self.spec.bits, self.spec.symmetric)
+        weights = self._weights(values, row_dim)
+        by_range = _rows_of_ranges(values, channel_dim)
+        weights = None if weights is None else _rows_of_ranges(weights, channel_dim)
+        low, high = searched_range(by_range, self.spec.bits, self.spec.symmetric, weights)
         return (low[0], high[0]) if channel_dim is None else (low, high)
+
+    def _weights(self, values: Tensor, row_dim: int) -> Tensor | None:
+        """Returns what the squared error of each value counts for; ``None``: all the same."""
+        return None
 
     def merge(self, old: RangePair, batch: RangePair) -> RangePair:
         return running(old, batch)
 
     def scheme(self, quant_min: int, quant_max: int) -> Scheme | None:
         return self._scheme(quant_min, quant_max, p=0.0)
+
+
+class RelativeObserver(SearchedObserver):
+    """The range that is searched, where errors count in relation to their row: large rows don't decide for small."""
+
+    kind = "relative"
+
+    def range_of_ranks(
+        self, values: Tensor, keep: Tensor | None, row_dim: int, channel_dim: int | None, ranks: Ranks
+    ) -> RangePair:
+        if keep is not None:
+            values = values.index_select(row_dim, keep.nonzero().view(-1))
+        values = values.to(wide_dtype(values.dtype))
+        if channel_dim is None:
+            return self.batch_range(ranks.gather_rows(values.movedim(row_dim, 0).contiguous()), None, 0, None)
+        if channel_dim % values.dim() == row_dim % values.dim():  # each row has a range of its own
+            every = ranks.gather_rows(_rows_of_ranges(values, channel_dim).t().contiguous())
+            return self.batch_range(every, None, 1, 1)
+        every = ranks.gather_rows(values.movedim((row_dim, channel_dim), (0, 1)).contiguous())
+        return self.batch_range(every, None, 0, 1)
+
+    def _weights(self, values: Tensor, row_dim: int) -> Tensor | None:
+        shape = [1] * values.dim()
+        shape[row_dim] = -1
+        return row_weights(values, row_dim).view(shape).expand_as(values)
 
 
 class LearnedObserver(SearchedObserver):
@@ -223,6 +254,10 @@ class LearnedObserver(SearchedObserver):
     def scheme(self, quant_min: int, quant_max: int) -> Scheme | None:
         # Its ends are those of an affine grid, and its gradient is an operator's own.
         return self._scheme(quant_min, quant_max, p=0.0)._replace(symmetric=False, observe=False, clip=False)
+
+
+def _rows_of_ranges(values: Tensor, channel_dim: int | None) -> Tensor:
+    return values.reshape(1, -1) if channel_dim is None else values.movedim(channel_dim, 0).flatten(1)
 
 
 def running(old: RangePair, batch: RangePair) -> RangePair:
@@ -243,7 +278,14 @@ def moving_average(old: RangePair, batch: RangePair, momentum: float) -> RangePa
 
 OBSERVERS: dict[str, type[Observer]] = {
     observer.kind: observer
-    for observer in (MinMaxObserver, EMAObserver, PercentileObserver, SearchedObserver, LearnedObserver)
+    for observer in (
+        MinMaxObserver,
+        EMAObserver,
+        PercentileObserver,
+        SearchedObserver,
+        RelativeObserver,
+        LearnedObserver,
+    )
 }
 
 

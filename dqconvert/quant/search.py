@@ -27,10 +27,31 @@ FINE = _factors(0.95, 1.05, 16)
 ONE_END = _factors(0.6, 1.3, 24)
 """What either end of an affine range is multiplied by on its own, in the third and fourth."""
 
+FLOOR = 0.1
+"""The share of the median row's mean square that is added to each row's, so that rows near zero don't decide."""
+
 _SEED = 20210504
 
 
-def searched_range(values: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+def row_weights(values: Tensor, row_dim: int) -> Tensor:
+    """Returns what the squared errors of each row count for in relation to the row's own size: float32 ``[rows]``.
+
+    It is ``m / (s + FLOOR m)``: ``s`` the mean square of the row's values, ``m`` the median of those that are not 0.
+    NaN and infinities count as zeros.
+
+    Example:
+        >>> row_weights(torch.tensor([[1.0, -1.0], [3.0, 3.0], [1.0, 1.0]]), 0)
+        tensor([0.9091, 0.1099, 0.9091])
+    """
+    rows = values.detach().movedim(row_dim, 0).nan_to_num(0.0, 0.0, 0.0)
+    rows = rows.flatten(1) if rows.dim() > 1 else rows.unsqueeze(1)
+    sizes = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square() / max(rows.size(1), 1)
+    some = sizes[sizes > 0]
+    middle = some.median() if len(some) else sizes.new_ones(())
+    return (middle / (sizes + FLOOR * middle)).clamp(min=1e-30).float()
+
+
+def searched_range(values: Tensor, bits: int, symmetric: bool, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Returns the range whose grid rounds the non-zero values with the least squared error.
 
     Zero is on every grid, so zeros, of which sparse features and values behind a ReLU have many, say nothing of where
@@ -41,6 +62,8 @@ def searched_range(values: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, 
         values: Floating, ``[channels, number]``. NaN and infinities are left out.
         bits: Width of the codes.
         symmetric: Whether the grid lies evenly around zero.
+        weights: What each squared error is multiplied by, shaped like ``values``; ``None``: 1. With them, the search
+            also looks at ranges that clip far more.
 
     Returns:
         ``low`` and ``high``, float32 ``[channels]``: ``low <= 0 <= high``. Zero and zero where all values are zero;
@@ -56,46 +79,61 @@ def searched_range(values: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, 
         >>> bool(low[0] >= -100) and bool(high[0] <= 105)
         True
     """
-    rows = [_sampled(row) for row in values.detach()]
-    found = [_searched(row, bits, symmetric) for row in rows]
+    of_rows = [None] * len(values) if weights is None else weights
+    found = [
+        _searched(*_sampled(row, weight), bits, symmetric) for row, weight in zip(values.detach(), of_rows, strict=True)
+    ]
     low, high = (torch.stack(ends) for ends in zip(*found, strict=True))
     return low.float(), high.float()
 
 
-def _sampled(row: Tensor) -> Tensor:
+def _sampled(row: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Returns the finite values as float64, at most `SAMPLE` of them; of non-zero ones, if there are any."""
-    finite = row[row.isfinite()]
-    nonzero = finite[finite != 0]
+    finite = row.isfinite()
+    some = finite & (row != 0)
+    nonzero = row[some]
+    weights = None if weights is None else weights[some]
     if not len(nonzero):
-        return finite[:1].double()
+        return row[finite][:1].double(), None
     if len(nonzero) > SAMPLE:
-        ends = torch.stack([nonzero.min(), nonzero.max()])
+        ends = torch.stack([nonzero.argmin(), nonzero.argmax()])
         generator = torch.Generator(device=row.device).manual_seed(_SEED)
         chosen = torch.randint(len(nonzero), (SAMPLE,), generator=generator, device=row.device)
-        nonzero = torch.cat([nonzero[chosen], ends])
-    return nonzero.double()
+        chosen = torch.cat([chosen, ends])
+        nonzero, weights = nonzero[chosen], None if weights is None else weights[chosen]
+    return nonzero.double(), None if weights is None else weights.double()
 
 
-def _searched(values: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+def _searched(values: Tensor, weights: Tensor | None, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     if not len(values):
         return values.new_tensor(torch.inf), values.new_tensor(-torch.inf)
     low, high = values.min().clamp(max=0), values.max().clamp(min=0)
-    for factors in map(values.new_tensor, (COARSE, FINE)):
-        low, high = _nearest(values, factors * low, factors * high, bits, symmetric)
+    for factors in map(values.new_tensor, (COARSE if weights is None else _reaching_in(values, weights), FINE)):
+        low, high = _nearest(values, weights, factors * low, factors * high, bits, symmetric)
     if not symmetric:
         factors = values.new_tensor(ONE_END)
-        low, high = _nearest(values, factors * low, high.expand_as(factors), bits, symmetric)
-        low, high = _nearest(values, low.expand_as(factors), factors * high, bits, symmetric)
+        low, high = _nearest(values, weights, factors * low, high.expand_as(factors), bits, symmetric)
+        low, high = _nearest(values, weights, low.expand_as(factors), factors * high, bits, symmetric)
     return low, high
 
 
-def _nearest(values: Tensor, lows: Tensor, highs: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+def _reaching_in(values: Tensor, weights: Tensor) -> list[float]:
+    """Returns factors for the first pass, a tenth apart, down to 0.3 of the root mean square of weighted values."""
+    size = ((values.square() * weights).sum() / weights.sum()).sqrt() / values.abs().max()
+    smallest = min(max(0.3 * float(size), 1e-30), 0.9)
+    return _factors(smallest, 1.05, math.ceil(10 * math.log(1.05 / smallest)))
+
+
+def _nearest(
+    values: Tensor, weights: Tensor | None, lows: Tensor, highs: Tensor, bits: int, symmetric: bool
+) -> tuple[Tensor, Tensor]:
     """Returns the pair of ends whose grid is nearest to the values; of equals, the first."""
     top = 2**bits - 1
     scales, zeros = qparams(lows, highs, 0, top, symmetric)
     errors = []
     for scale, zero in zip(scales.double(), zeros.double(), strict=True):
         rounded = (torch.round(values / scale) + zero).clamp(0, top) - zero
-        errors.append((rounded * scale - values).square().sum())
+        squares = (rounded * scale - values).square()
+        errors.append((squares if weights is None else squares * weights).sum())
     best = torch.stack(errors).argmin()
     return lows[best], highs[best]

@@ -13,7 +13,7 @@ from dqconvert.qconfig import QConfig, QSpec, Rule, as_qconfig
 from dqconvert.quant import FakeQuantize, groups_of_edges, groups_of_nodes
 from dqconvert.quant.observers import observer_for
 
-RANGES = {"minmax": {}, "ema": {}, "percentile": {"percentile": 0.1}, "mse": {}}
+RANGES = {"minmax": {}, "ema": {}, "percentile": {"percentile": 0.1}, "mse": {}, "relative": {}}
 
 
 def quantizer(**fields):

@@ -24,6 +24,7 @@ SPECS = [
     QSpec(range="percentile", percentile=0.1, momentum=0.3),
     QSpec(range="mse"),
     QSpec(range="mse", bits=3, symmetric=True),
+    QSpec(range="relative", bits=4),
 ]
 PER_CHANNEL = [None, 1]
 
@@ -36,9 +37,16 @@ def empty_range(channel_dim):
 def batch_pair(spec, values, channel_dim):
     if spec.range == "percentile":
         return percentile_pair(values, spec.percentile_value, channel_dim=channel_dim)
-    if spec.range == "mse":
-        rows = values.view(1, -1) if channel_dim is None else values.T.contiguous()
-        low, high = searched_range(rows, spec.bits, spec.symmetric)
+    if spec.range in ("mse", "relative"):
+        weights = None
+        if spec.range == "relative":
+            sizes = values.square().mean(1, keepdim=True)
+            weights = (1 / (sizes + 0.1 * sizes.median())).expand_as(values)
+        rows, of_rows = (
+            part if part is None else part.reshape(1, -1) if channel_dim is None else part.T.contiguous()
+            for part in (values, weights)
+        )
+        low, high = searched_range(rows, spec.bits, spec.symmetric, of_rows)
         return (low[0], high[0]) if channel_dim is None else (low, high)
     return minmax_pair(values, channel_dim=channel_dim)
 
@@ -87,7 +95,7 @@ def test_nan_and_infinities_are_not_observed(spec):
     spoiled = torch.cat([values.flatten(), torch.tensor([math.nan, math.inf, -math.inf])])
     observer = observer_for(spec)
     assert observer.update(empty_range(None), spoiled, None, 0, None) == observer.update(
-        empty_range(None), values, None, 0, None
+        empty_range(None), values.flatten(), None, 0, None
     )
 
 

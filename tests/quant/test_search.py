@@ -11,14 +11,14 @@ import zoo
 from dqconvert import QConfig, QSpec
 from dqconvert.kernels import fake_quantize, qparams
 from dqconvert.quant import FakeQuantize
-from dqconvert.quant.search import SAMPLE, searched_range
+from dqconvert.quant.search import SAMPLE, row_weights, searched_range
 
 
-def error(values, low, high, bits, symmetric=False):
+def error(values, low, high, bits, symmetric=False, weights=1.0):
     """The squared error of rounding to the grid of a range."""
     top = 2**bits - 1
     scale, zero_point = qparams(low, high, 0, top, symmetric)
-    return (fake_quantize(values, scale, zero_point, 0, top) - values).double().square().sum().item()
+    return (fake_quantize(values, scale, zero_point, 0, top) - values).double().square().mul(weights).sum().item()
 
 
 VALUES = {
@@ -46,6 +46,36 @@ def test_nearly_as_near_as_the_best_range_of_all(name, bits, symmetric):
     best = min(error(values, a, b, bits, symmetric) for a, b in tried)
     assert found <= 1.15 * best
     assert found <= 1.0001 * error(values, *full, bits, symmetric)
+
+
+def hubs(rows=500, columns=4):
+    """Rows of ones and, one in a hundred, of tens of thousands."""
+    torch.manual_seed(0)
+    return torch.randn(rows, columns) * torch.where(torch.arange(rows) % 100 == 0, 2e4, 1.0)[:, None]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_of_errors_in_relation_to_their_rows_it_is_nearly_the_least(bits, symmetric):
+    values = hubs()
+    weights = row_weights(values, 0)[:, None].expand_as(values)
+    low, high = (end[0] for end in searched_range(values.view(1, -1), bits, symmetric, weights.reshape(1, -1)))
+    found = error(values, low, high, bits, symmetric, weights)
+    full = values.min(), values.max()
+    shares = torch.linspace(math.log(2e-5), 0, 60).exp()
+    tried = ((a * full[0], b * full[1]) for a in shares for b in shares if a == b or not symmetric)
+    assert found <= 1.15 * min(error(values, a, b, bits, symmetric, weights) for a, b in tried)
+
+
+def test_rows_of_thousands_do_not_decide_for_all_others():
+    values = hubs()
+    lost = {}
+    for kind in ("mse", "relative"):
+        module = quantizer(range=kind)
+        lost[kind] = [(module(values) - values)[part].square().mean().item() for part in (slice(1, 100), slice(0, 1))]
+    assert lost["mse"][0] > 0.9  # all of them are rounded to zero
+    assert lost["relative"][0] < 0.05
+    assert lost["relative"][1] > lost["mse"][1]  # hubs pay for it
 
 
 def test_zeros_say_nothing():
@@ -80,7 +110,7 @@ def test_each_channel_is_searched_alone():
 
 
 def quantizer(**options):
-    return FakeQuantize(QSpec(bits=4, range="mse", **options), name="test", signed=True)
+    return FakeQuantize(QSpec(**{"bits": 4, "range": "mse"} | options), name="test", signed=True)
 
 
 def test_training_keeps_the_first_range():

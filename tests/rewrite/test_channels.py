@@ -12,7 +12,7 @@ from dqconvert import QConfig, QSpec
 
 
 @pytest.mark.sample(2)
-@pytest.mark.parametrize("range_", ["minmax", "mse", "percentile", "ema", "learned"])
+@pytest.mark.parametrize("range_", ["minmax", "mse", "relative", "percentile", "ema", "learned"])
 def test_one_number_per_edge_has_one_range_and_graphs_may_differ(range_, tmp_path):
     spec = QSpec(granularity="channel", range=range_)
     torch.manual_seed(0)
