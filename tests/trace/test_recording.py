@@ -111,6 +111,27 @@ def test_a_branch_on_a_size_is_checked_when_the_graph_runs():
         traced(*graph(101, 20))
 
 
+class Shortcuts(nn.Module):
+    """Two shortcuts: one changes nothing where it is taken; the other asks about what graphs without edges have."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = SAGEConv(8, 4)
+
+    def forward(self, x, edge_index, extra):
+        h = self.conv(x, edge_index.clone() if edge_index.numel() == 0 else edge_index)
+        return h * 2 if extra.numel() == 0 else h + extra.sum()
+
+
+def test_of_graphs_without_edges_only_guards_on_edges_are_dropped():
+    (x, edges), extra, model = graph(9, 20), torch.rand(3), Shortcuts()
+    traced = trace(model, (x, edges, extra)).module
+    assert torch.allclose(traced(x, edges[:, :0], extra), model(x, edges[:, :0], extra))
+    for some in (edges, edges[:, :0]):
+        with pytest.raises(GuardError, match=r"test_recording\.py:\d+: .* `0 == 0` was False"):
+            traced(x, some, extra[:0])
+
+
 def test_a_number_that_swallows_a_size_is_refused_and_named():
     ratios = [0.5]
     with pytest.raises(TraceError, match=r"test_recording\.py:\d+: the root module .* turns a size or a value"):
