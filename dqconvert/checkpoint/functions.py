@@ -45,6 +45,9 @@ _MAKERS = (
     "blackman_window kaiser_window"
 )
 
+# What torch lets one see, and has not on its list of that.
+_UNLISTED = "hardsigmoid hardswish"
+
 # What some of torch's functions call instead of themselves.
 _PARTS = (
     "_sparse_sum _softmax _log_softmax _C._nn.pad_sequence _C._sparse._sparse_mm _C._sparse._sparse_addmm "
@@ -86,6 +89,8 @@ def _tables() -> Iterator[tuple[str, Function]]:
                 yield name, function
     for name in _MAKERS.split():
         yield f"torch.{name}", getattr(torch, name)
+    for name in _UNLISTED.split():
+        yield f"torch.nn.functional.{name}", getattr(torch.nn.functional, name)
     for name in (op.operator for op in OPS if op.operator):
         yield f"operator.{name}", getattr(operator, name)
     for name in _BUILTINS:

@@ -15,7 +15,7 @@ import zoo
 from dqconvert.checkpoint.functions import allowed_functions, allowed_methods, function_name
 from dqconvert.checkpoint.graph_data import decode_graph, encode_graph
 from dqconvert.errors import CheckpointError
-from dqconvert.ops import ALIASES
+from dqconvert.ops import ALIASES, OPS
 from dqconvert.trace.calls import normal_call
 from dqconvert.trace.in_place import becomes_a_view, written
 from dqconvert.trace.note import Note, annotate
@@ -45,6 +45,13 @@ def test_every_function_that_torch_lets_one_see_has_a_name_in_files():
         if not REFUSED.search(name) and not UNSAFE.search(name) and not names(normal_call(function, (), {})):
             missing.append(name)
     assert missing == []
+
+
+def test_every_activation_of_the_table_has_a_name_in_files():
+    functions = {getattr(F, name) for op in OPS for name in op.names if callable(getattr(F, name, None))}
+    functions -= {F.sigmoid, F.tanh}  # which call a tensor's methods: these are recorded
+    assert {F.hardswish, F.relu} < functions
+    assert not [function for function in functions if function_name(function) is None]
 
 
 def test_every_name_that_an_alias_stands_for_is_in_files():
