@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch_geometric.nn import GCNConv
 
 import dqconvert
@@ -148,6 +149,20 @@ def test_a_hook_registered_later_runs_on_what_stays_whole_and_warns_elsewhere():
         warnings.simplefilter("error")
         module(X, EDGES)
     assert "lost" not in seen
+
+
+@pytest.mark.parametrize("hook", [nn.utils.spectral_norm, lambda lin: prune.random_unstructured(lin, "weight", 0.5)])
+@pytest.mark.parametrize("fuse", [True, False])
+def test_a_hook_of_torch_that_computes_a_weight_is_refused_once_the_model_is_prepared(hook, fuse):
+    module = settle(dqconvert.prepare(net(), "int8-dq", (X, EDGES), fuse=fuse).module)
+    hook(module.out)
+    for _ in range(2):
+        with pytest.raises(GuardError, match=r"'weight' of module out is computed by"):
+            module(X, EDGES)
+    if prune.is_pruned(module.out):
+        prune.remove(module.out, "weight")
+        assert (module.out.weight == 0).any()
+        module(X, EDGES)
 
 
 def test_hooks_for_all_modules_are_remarked():

@@ -132,6 +132,7 @@ def test_what_works(made):
     assert torch.equal(nn.DataParallel(module)(x, edge_index), expected)
     assert torch.equal(torch.export.export(module, (x, edge_index)).module()(x, edge_index), expected)
     prune.l1_unstructured(module.convs[0].lin, "weight", 0.5)
+    prune.remove(module.convs[0].lin, "weight")
     assert not torch.equal(module(x, edge_index), expected)
 
 

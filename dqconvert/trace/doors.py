@@ -18,7 +18,7 @@ from torch.fx import Graph
 
 from dqconvert.errors import ArgumentError, ModeError, ObserverError
 from dqconvert.trace.check import Check
-from dqconvert.trace.hooks import Hook, hooks_of, new_hook_number, warn_of_lost
+from dqconvert.trace.hooks import Hook, hooks_of, new_hook_number, refuse_weight_hooks, warn_of_lost
 from dqconvert.trace.method import Method, binds
 from dqconvert.trace.module import TracedModule, write_nowhere
 from dqconvert.trace.parts import WHOLE, DoorCall, door_method, function_of, method_names, open_parts, set_aside
@@ -104,11 +104,12 @@ class DoorModule(TracedModule):
 
     def _look_for_hooks(self) -> None:
         """Lets hooks run that were registered since the code was generated, and warns of those that cannot."""
-        before = self._hooks_seen
+        before, graphs = self._hooks_seen, [graph for method in self.all_methods() for graph in method.graphs()]
+        refuse_weight_hooks(self, graphs)
         self._hook_number = new_hook_number()
         if hooks_of(self) - before:
             self.recompile()
-            warn_of_lost(self._hooks_seen - before, [g for method in self.all_methods() for g in method.graphs()])
+            warn_of_lost(self._hooks_seen - before, graphs)
 
     def check_unchanged(self) -> None:
         """Checks that what its methods read off its modules is what it was when they were traced.

@@ -125,3 +125,22 @@ def warn_of_lost(hooks: set[Hook], graphs: list[Graph]) -> None:
                 f"that.",
                 stacklevel=6,
             )
+
+
+def refuse_weight_hooks(root: nn.Module, graphs: list[Graph]) -> None:
+    """Checks that graphs read no weight that a hook of ``torch.nn.utils`` computes, which they do not call.
+
+    Raises:
+        GuardError: If they do: such a hook (``prune``, ``spectral_norm``) was registered after they were traced.
+    """
+    read = {str(node.target) for graph in graphs for node in graph.find_nodes(op="get_attr")}
+    for path, module in nn.Module.named_modules(root):
+        for hook in filter(of_torch, module._forward_pre_hooks.values()):
+            name = str(getattr(hook, "_tensor_name", None) or getattr(hook, "name", "weight"))
+            if f"{path}.{name}" in read:
+                raise GuardError(
+                    f"{name!r} of module {path} is computed by a {type(hook).__name__} of torch.nn.utils, registered "
+                    f"after the model was prepared: the graph would not run it, and the weight would stay as it is. "
+                    f"Register it on the float model and prepare that; or make the weight a parameter again, by "
+                    f"torch.nn.utils.prune.remove; or use torch.nn.utils.parametrizations, which are followed."
+                )
