@@ -61,6 +61,14 @@ def test_what_percentiles_clip_trains_from_new_weights() -> None:
     assert hubs == replace(presets["int4-dq+"], weight=hubs.weight, activation=spec, message=spec, aggregate=spec)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_configs_of_relative_ranges_are_the_presets_but_for_the_search(bits: int) -> None:
+    found = as_qconfig(Path(reddit_binary.__file__).with_name(f"int{bits}-relative.toml"))
+    plus = presets[f"int{bits}-dq+"]
+    spec = replace(plus.activation, range="relative")
+    assert found == replace(plus, activation=spec, message=spec, aggregate=spec)
+
+
 def test_folds_are_stratified_and_apart() -> None:
     pytest.importorskip("sklearn")
     data = reddit_binary.with_degrees(graphs())
