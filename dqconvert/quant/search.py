@@ -108,8 +108,11 @@ def _searched(values: Tensor, weights: Tensor | None, bits: int, symmetric: bool
     if not len(values):
         return values.new_tensor(torch.inf), values.new_tensor(-torch.inf)
     low, high = values.min().clamp(max=0), values.max().clamp(min=0)
-    for factors in map(values.new_tensor, (COARSE if weights is None else _reaching_in(values, weights), FINE)):
-        low, high = _nearest(values, weights, factors * low, factors * high, bits, symmetric)
+    factors = values.new_tensor(COARSE)
+    lows, highs = (factors * low, factors * high) if weights is None else _cut(values, weights, low, high)
+    low, high = _nearest(values, weights, lows, highs, bits, symmetric)
+    factors = values.new_tensor(FINE)
+    low, high = _nearest(values, weights, factors * low, factors * high, bits, symmetric)
     if not symmetric:
         factors = values.new_tensor(ONE_END)
         low, high = _nearest(values, weights, factors * low, high.expand_as(factors), bits, symmetric)
@@ -117,11 +120,17 @@ def _searched(values: Tensor, weights: Tensor | None, bits: int, symmetric: bool
     return low, high
 
 
-def _reaching_in(values: Tensor, weights: Tensor) -> list[float]:
-    """Returns factors for the first pass, a tenth apart, down to 0.3 of the root mean square of weighted values."""
-    size = ((values.square() * weights).sum() / weights.sum()).sqrt() / values.abs().max()
-    smallest = min(max(0.3 * float(size), 1e-30), 0.9)
-    return _factors(smallest, 1.05, math.ceil(10 * math.log(1.05 / smallest)))
+def _cut(values: Tensor, weights: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns ranges for the first pass: the full one, cut at sizes a tenth apart from both sides.
+
+    They go down to 0.3 of the root mean square of weighted values. One tail may be far longer than the other, so both
+    ends are not scaled alike.
+    """
+    reach = values.abs().max()
+    smallest = 0.3 * ((values.square() * weights).sum() / weights.sum()).sqrt() / reach
+    smallest = min(max(float(smallest), 1e-30), 0.9)
+    sizes = reach * values.new_tensor(_factors(smallest, 1.0, math.ceil(-10 * math.log(smallest)) + 1))
+    return torch.maximum(-sizes, low), torch.minimum(sizes, high)
 
 
 def _nearest(

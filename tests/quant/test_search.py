@@ -54,16 +54,20 @@ def hubs(rows=500, columns=4):
     return torch.randn(rows, columns) * torch.where(torch.arange(rows) % 100 == 0, 2e4, 1.0)[:, None]
 
 
+def sums():
+    """The same, but those of hubs are positive."""
+    return torch.where(hubs().abs() > 50, hubs().abs(), hubs())
+
+
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_of_errors_in_relation_to_their_rows_it_is_nearly_the_least(bits, symmetric):
-    values = hubs()
+@pytest.mark.parametrize("values", [hubs(), sums()], ids=["both sides", "one side"])
+def test_of_errors_in_relation_to_their_rows_it_is_nearly_the_least(values, bits, symmetric):
     weights = row_weights(values, 0)[:, None].expand_as(values)
     low, high = (end[0] for end in searched_range(values.view(1, -1), bits, symmetric, weights.reshape(1, -1)))
     found = error(values, low, high, bits, symmetric, weights)
-    full = values.min(), values.max()
-    shares = torch.linspace(math.log(2e-5), 0, 60).exp()
-    tried = ((a * full[0], b * full[1]) for a in shares for b in shares if a == b or not symmetric)
+    sizes = torch.linspace(0, math.log(values.abs().max()), 50).exp()
+    tried = ((-a, b) for a in sizes for b in sizes if a == b or not symmetric)
     assert found <= 1.15 * min(error(values, a, b, bits, symmetric, weights) for a, b in tried)
 
 
