@@ -114,9 +114,15 @@ def _copied(value: Any, memo: dict[Any, Any]) -> Any:
         if kind is OrderedDict and value.__dict__:
             made.__dict__.update(value.__dict__)  # what typing sets: OrderedDict[int, Callable]()
         for key, item in value.items():
-            made[key if type(key) in _ATOMS else _copied(key, memo)] = (
-                item if type(item) in _ATOMS else _copied(item, memo)
-            )
+            of = type(item)
+            if of not in _ATOMS:
+                # Most tables of a module are empty.
+                empty = not item if of is dict else of is OrderedDict and not item and not item.__dict__
+                if empty and id(item) not in memo:
+                    item = memo[id(item)] = of()
+                else:
+                    item = _copied(item, memo)
+            made[key if type(key) in _ATOMS else _copied(key, memo)] = item
         return made
     if kind is list:
         made = memo[id(value)] = []
