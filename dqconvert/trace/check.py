@@ -18,6 +18,7 @@ from dqconvert.trace.unchanged import (
     MISSING,
     Condition,
     equal,
+    followed,
     global_value,
     global_words,
     reached,
@@ -61,8 +62,14 @@ class Check:
                 self._holds = generate(root, self.entries, whole=True)
 
     def _changes(self, root: nn.Module) -> Iterator[str]:
-        known = vars(root)["_objects"]
-        return filter(None, (_change(root, entry, known.get(entry)) for entry in self.entries))
+        known: dict[Condition, Any] = vars(root)["_objects"]
+        modules: dict[str, Any] = {}
+        for entry in self.entries:
+            if entry.kind not in GLOBAL and entry.path not in modules:  # most modules have many entries
+                modules[entry.path] = reached(root, entry.path, ())
+            change = _change(modules.get(entry.path), entry, known.get(entry))
+            if change is not None:
+                yield change
 
     def _explain(self, root: nn.Module) -> None:
         for change in self._changes(root):
@@ -102,8 +109,8 @@ def _has_parts(module: nn.Module, parts: frozenset[str]) -> bool:
     return module._modules.keys() == parts if isinstance(module, LISTS) else module._modules.keys() >= parts
 
 
-def _change(root: nn.Module, entry: Condition, known: Any) -> str | None:
-    """Returns what changed, in words; ``None`` if nothing did."""
+def _change(module: Any, entry: Condition, known: Any) -> str | None:
+    """Returns what changed of a module (:data:`MISSING` if it is gone), in words; ``None`` if nothing did."""
     path, steps, kind, was = entry
     if kind in GLOBAL:
         found = global_value(entry) if path in sys.modules else was
@@ -111,14 +118,14 @@ def _change(root: nn.Module, entry: Condition, known: Any) -> str | None:
         then = "" if kind == "contents" else f"was {_short(was)} {_THEN}, and "
         return None if equal(found, was) else f"{global_words(entry)} {then}{now} now"
     name = words((path, steps))
-    found = reached(root, path, steps)
+    found = followed(module, steps)
     if kind == "class":
         if known is not None and isinstance(found, nn.Module) and not _has_parts(found, known):
             return f"module {path} had the parts {sorted(known)} {_THEN}, and has {sorted(found._modules)} now"
         is_now = "gone" if found is MISSING else f"a {type_name(found)}"
         return None if is_now == f"a {was}" else f"module {path} was a {was} {_THEN}, and is {is_now} now"
-    if kind in ("absent", "method"):
-        owner = vars(root.get_submodule(path))
+    if kind in ("absent", "method") and module is not MISSING:
+        owner = vars(module)
         owner = {**owner, **owner.get(ASIDE, {})}
         if steps[0][1] not in owner or (kind == "method" and _bound(owner, steps[0][1])):
             return None

@@ -178,10 +178,11 @@ def reached(root: nn.Module, path: str, steps: Iterable[Step]) -> Any:
         owner: Any = root.get_submodule(path)
     except AttributeError:
         return MISSING
-    return _follow(owner, steps)
+    return followed(owner, steps)
 
 
-def _follow(found: Any, steps: Iterable[Step]) -> Any:
+def followed(found: Any, steps: Iterable[Step]) -> Any:
+    """Returns the value at the end of the steps from another; :data:`MISSING` if they lead nowhere."""
     try:
         for kind, name in steps:
             found = getattr(found, name) if kind == "attr" else found[name]
@@ -192,7 +193,7 @@ def _follow(found: Any, steps: Iterable[Step]) -> Any:
 
 def global_value(entry: Condition) -> Any:
     """Returns what is there now of what an entry of :data:`GLOBAL` names; :data:`MISSING` if it is gone."""
-    found = _follow(sys.modules.get(entry.path), entry.steps)
+    found = followed(sys.modules.get(entry.path), entry.steps)
     return found if found is MISSING else frozen(found) if entry.kind == "contents" else literal(found)
 
 
