@@ -473,4 +473,6 @@ def together_and_alone(rank):
 @pytest.mark.idle
 def test_observing_together_costs_little_time():
     step_of(variants_of(["int8-dq"])[0], build(Case(workload="W1", scale=0.05)))()  # compiles
-    assert max(on_ranks(2, together_and_alone)) < 1.25  # 1.10 on an idle machine
+    ratios = on_ranks(2, together_and_alone)
+    print("step observing together / alone, by rank:", *(f"{ratio:.3f}" for ratio in ratios))
+    assert max(ratios) < 1.25  # 1.10 on an idle machine
