@@ -127,8 +127,8 @@ def _cut(values: Tensor, weights: Tensor, low: Tensor, high: Tensor) -> tuple[Te
     ends are not scaled alike.
     """
     reach = values.abs().max()
-    smallest = 0.3 * ((values.square() * weights).sum() / weights.sum()).sqrt() / reach
-    smallest = min(max(float(smallest), 1e-30), 0.9)
+    share = ((values.square() * weights).sum() / weights.sum()).sqrt() / reach
+    smallest = min(max(0.3 * float(share), 1e-30), 0.9)
     sizes = reach * values.new_tensor(_factors(smallest, 1.0, math.ceil(-10 * math.log(smallest)) + 1))
     return torch.maximum(-sizes, low), torch.minimum(sizes, high)
 
