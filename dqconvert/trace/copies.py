@@ -119,7 +119,7 @@ def _copied(value: Any, memo: dict[Any, Any]) -> Any:
                 # Most tables of a module are empty.
                 empty = not item if of is dict else of is OrderedDict and not item and not item.__dict__
                 if empty and id(item) not in memo:
-                    item = memo[id(item)] = of()
+                    memo[id(item)] = item = of()  # in this order: targets are assigned from left to right
                 else:
                     item = _copied(item, memo)
             made[key if type(key) in _ATOMS else _copied(key, memo)] = item
