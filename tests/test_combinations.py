@@ -86,7 +86,7 @@ def trained(module, steps=3):
     return found, {name: value.clone() for name, value in module.state_dict().items()}
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(("model", "name"), CASES, ids=[f"{model}-{name}" for model, name in CASES])
 def test_options_together(model, name, tmp_path):
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ def reference(x, weight, shift, eps=1e-5):
     return functional.batch_norm(x, None, None, weight, shift, training=True, eps=eps)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(2, 1), (2, 70), (33, 1), (700, 64), (65, 300), (3, 5000), (90000, 3)], ids=str)
 def test_it_is_torchs_in_double_precision(shape, dtype, threads):

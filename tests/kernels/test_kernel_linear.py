@@ -62,7 +62,7 @@ def test_gradients_of_gradients_add_up_in_the_order_of_torch():
         assert torch.equal(descend(linear, weight, x), descend(F.linear, weight, x))
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(7)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("columns", [1, 7, 40, 64, 89])
 @pytest.mark.parametrize("depth", [1, 5, 64, 130])

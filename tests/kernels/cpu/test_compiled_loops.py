@@ -198,6 +198,7 @@ def test_old_folders_are_swept(tmp_path):
     assert cache_folder.sweep(tmp_path / "nowhere") == []
 
 
+@pytest.mark.study
 def test_every_import_of_the_kernels_is_seen():
     """Statements are found by their beginning, which is quicker than reading the whole file; as many are found."""
     for path in (SOURCES / "kernels").rglob("*.py"):

@@ -72,7 +72,7 @@ def finishes(rows, columns):
     }
 
 
-@pytest.mark.sample(99)  # each kind compiles six loops
+@pytest.mark.study  # each kind compiles six loops
 @pytest.mark.parametrize("rows", [0, 1, 130])
 @pytest.mark.parametrize("kind", finishes(1, 1))
 def test_linear_layers_end_as_the_group_of_each_row_says(kind, rows, threads):
@@ -104,6 +104,7 @@ def test_weighted_messages_are_on_grids_of_groups(kind, threads):
             integer_propagate_operator(*args[:6], reduce, wrong, finish)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("kind", finishes(1, 1))
 def test_plain_sums_end_as_the_group_of_each_node_says(kind, threads):
     sender, receiver = torch.randint(50, (2, 300))

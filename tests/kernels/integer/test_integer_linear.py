@@ -239,7 +239,7 @@ def test_float_values_come_out_of_a_table():
     assert torch.equal(values, check(x, weight, finish).float())
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("rows", [0, 13, 100])
 @pytest.mark.parametrize("columns", [7, 40])
 def test_values_are_sums_times_a_factor_where_there_is_no_grid(rows, columns):
@@ -335,6 +335,7 @@ def test_nan_among_zeros(place):
         integer_linear(x, X_GRID, weight, 3, finish, name="x")
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("columns", [1, 2, 7, 8, 31, 32, 33])
 @pytest.mark.parametrize("rows", [47, 48, 101])
 def test_rows_of_a_few_columns_are_joined(rows, columns):

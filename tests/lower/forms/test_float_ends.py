@@ -40,7 +40,7 @@ def products_in_float(integer):
     return [name for name in names if name in ("linear", "matmul", "addmm", "mm", "einsum")]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("name", "preset"),
     [*((name, "int8-ptq+") for name in MODELS), ("GIN", "int4-dq+"), ("GraphSAGE", "int4-dq+")],
