@@ -60,8 +60,8 @@ def infer(
         data: One call's worth of inputs, as for :func:`dqconvert.calibrate`. Tensors and numpy arrays may lie in files
             that are mapped into memory: ``numpy.load(file, mmap_mode="r")``, ``torch.from_file(..., shared=True)``.
         memory: What the process may hold, all in all: bytes, or ``"1.5GiB"``, ``"800MB"``. It counts what is there
-            already, the inputs that are no files among it. One thing is made of all edges at once and is not counted:
-            the norm of a GCN whose edges have weights, which takes 40 bytes an edge while it is made.
+            already, the inputs that are no files among it. One thing is made of all edges at once: the norm of a GCN
+            whose edges have weights, which takes 40 bytes an edge while it is made.
         store: A folder, made if it is missing, on a disk: of the inputs' size and more. It is left with the outputs.
         chunk: Rows of a chunk at most. ``None``: as many as the memory allows.
         progress: Show a progress bar, if standard error is a terminal.
@@ -93,7 +93,7 @@ def infer(
         raise ConfigError(f"infer takes as chunk a whole number of rows from 1 on, or None, got {shortened(chunk)}.")
     graph, given = _call(module, data)
     stages = Stages(graph, module)
-    whole = WholeGraph(stages.rows, module, given)
+    whole = WholeGraph(stages.rows, module, given, lambda: limit - resident(release=True))
     folder = Store(store, _fingerprint(stages, whole, module))
     try:
         run = Run(stages, whole, module, folder, lambda: limit - resident(release=True), chunk)

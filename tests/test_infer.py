@@ -37,7 +37,7 @@ import dqconvert
 from dqconvert.cli import app
 from dqconvert.errors import ConfigError, InputError, LoweringError
 from dqconvert.infer import bytes_of
-from dqconvert.lower.staged.run import Run
+from dqconvert.lower.staged.run import Run, resident
 from dqconvert.lower.staged.stages import Stages
 from dqconvert.lower.staged.whole import WholeGraph
 from dqconvert.store import Store
@@ -327,6 +327,15 @@ def test_errors_say_what_to_do(tmp_path):
     (tmp_path / "other" / "mine.txt").touch()
     with pytest.raises(ConfigError, match="something else"):
         infer(integer, (x, edge_index), tmp_path / "other")
+
+
+def test_what_is_made_of_all_edges_fits_or_is_refused(tmp_path):
+    """The norm of a GCN whose edges have weights is made whole: 841 MiB were held of 650 that were asked for."""
+    x, edge_index, weight = inputs("GCN, weights")
+    integer, times = converted("GCN, weights"), 2_000_000 // weight.numel()
+    data = x, edge_index.repeat(1, times), weight.repeat(times)
+    with pytest.raises(ConfigError, match=r"gcn_norm \(.*gcn_conv.*\) is made of all edges at once, which takes 79,"):
+        infer(integer, data, tmp_path, memory=resident(release=True) + 20_000_000)
 
 
 def test_amounts_of_memory():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -11,12 +11,16 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from dqconvert.errors import InputShapeError
+from dqconvert.errors import ConfigError, InputShapeError
 from dqconvert.lower.replay import argument_of, plain
-from dqconvert.lower.staged.kinds import OF_ROWS, Count, Ends, Form, Listing, Nodes, Part, Space
+from dqconvert.lower.staged.kinds import OF_ROWS, Count, Ends, Form, Listing, Made, Nodes, Part, Space
 from dqconvert.lower.staged.rows import Rows
 from dqconvert.ops import op_of
 from dqconvert.store import in_file
+from dqconvert.trace.note import note_of
+
+BYTES_OF_EDGE = 40
+"""What a norm takes for each edge while it is made: both ends and the weight, with loops, and what they are made of."""
 
 
 class WholeGraph:
@@ -26,13 +30,17 @@ class WholeGraph:
         rows: What the rows of each value are.
         root: The module of the graph.
         given: The arguments, by the names of their placeholders.
+        room: Returns the bytes that may be used from now on; ``None``: any number.
 
     Raises:
+        ConfigError: If there is no room for what is made of all edges at once.
         GuardError: If the arguments are not what the model was traced for.
     """
 
-    def __init__(self, rows: Rows, root: nn.Module, given: Mapping[str, Any]) -> None:
-        self.rows, self._root, self._given = rows, root, given
+    def __init__(
+        self, rows: Rows, root: nn.Module, given: Mapping[str, Any], room: Callable[[], int] | None = None
+    ) -> None:
+        self.rows, self._root, self._given, self._room = rows, root, given, room
         self._known: dict[Node, Any] = {}
         self._in_file: dict[Node, bool] = {}
         self._counts: dict[Space, tuple[int, Node]] = {}
@@ -91,8 +99,19 @@ class WholeGraph:
             return argument_of(str(node.target), node.args, self._given)
         if node.op == "get_attr":
             return attrgetter(str(node.target))(self._root)
+        if isinstance(kind, Made):
+            self._check_room(node)
         args, kwargs = map_arg((node.args, node.kwargs), self._argument)
         return call(node, self._root, args, kwargs)
+
+    def _check_room(self, node: Node) -> None:
+        listings = [kind.listing for one in node.all_input_nodes if isinstance(kind := self.rows.kinds[one], Ends)]
+        needed = BYTES_OF_EDGE * max(map(self.count, listings), default=0)
+        if self._room is not None and needed > (room := self._room()):
+            raise ConfigError(
+                f"memory is too small: {node.name} ({note_of(node).source}) is made of all edges at once, which takes "
+                f"{needed:,} bytes, {needed - room:,} more than there are beside what the process holds."
+            )
 
 
 def call(node: Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
