@@ -31,7 +31,7 @@ from torch_geometric.utils import trim_to_layer
 import dqconvert
 from checks import assert_float_identity, assert_same, assert_trains, evaluation, mask_of, normal, step
 from dqconvert import ConfigError, Protect, QConfig
-from dqconvert.errors import InputIndexError
+from dqconvert.errors import CheckpointError, InputIndexError
 from test_prepare_protection import (
     SPEC,
     Watch,
@@ -712,3 +712,20 @@ def test_targets_among_the_sources():
     for arguments in (inputs(23, 14, 5, 40), inputs(31, 17, 6, 53)):
         assert_same(step(copy.deepcopy(module), arguments), step(copy.deepcopy(model), arguments))
         assert_same(evaluation(module, arguments), evaluation(model, arguments))
+
+
+def test_a_node_type_that_no_input_ever_had(tmp_path):
+    """Its weights stay without a shape, as in float: what is computed works, and a file is refused in words."""
+    metadata = ["author", "paper", "school"], [("author", "writes", "paper"), ("school", "employs", "author")]
+    x = {"author": torch.randn(4, 8), "paper": torch.randn(6, 12)}
+    edges = {("author", "writes", "paper"): torch.randint(4, (2, 20))}
+    model = HGTConv(-1, 16, metadata, heads=2)
+    model(x, edges)
+    module, _ = dqconvert.prepare(model, QConfig(), (x, edges))
+    assert torch.equal(module(x, edges)["paper"], model(x, edges)["paper"])
+    module, _ = dqconvert.prepare(model, "int8-dq", (x, edges))
+    module.train()(x, edges)["paper"].sum().backward()
+    expected = module.eval()(x, edges)["paper"]
+    assert (dqconvert.convert(module)(x, edges)["paper"] - expected).abs().max() < 0.1
+    with pytest.raises(CheckpointError, match=r"^'kqv_lin.lins.school.weight'.* of lazy layers without a shape cannot"):
+        dqconvert.save(module, tmp_path / "hgt.dq")

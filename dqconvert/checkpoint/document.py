@@ -11,6 +11,7 @@ import torch
 import torch_geometric
 from torch import Tensor, nn
 from torch.fx import Graph
+from torch.nn.parameter import is_lazy
 
 import dqconvert
 from dqconvert.checkpoint.graph_data import encode_graph
@@ -24,7 +25,7 @@ from dqconvert.trace.computed import at_rest, computed_names
 from dqconvert.trace.hooks import call_hook
 from dqconvert.trace.method import Method
 from dqconvert.trace.unchanged import Read, entries_of, followed_reads
-from dqconvert.words import kind_of
+from dqconvert.words import kind_of, listed
 
 KIND = "prepared"
 
@@ -181,10 +182,18 @@ def tensors_of(module: PreparedModule) -> dict[str, Tensor]:
 
     The ``state_dict``, buffers that are not part of it, and plain attributes that the graph reads; not the weights that
     a parametrized layer computes from others.
+
+    Raises:
+        CheckpointError: If a parameter has no shape yet.
     """
     with at_rest(module):
         computed = computed_names(module)
         state = module.state_dict(keep_vars=True)
+        if shapeless := [name for name, value in state.items() if isinstance(value, Tensor) and is_lazy(value)]:
+            raise CheckpointError(
+                f"{listed([*map(repr, shapeless)], most=3)} of lazy layers without a shape cannot be saved, as no "
+                f"input reached them (a node type that no example had): prepare the model on inputs with all of them."
+            )
         stored = {name: value for name, value in state.items() if isinstance(value, Tensor) and name not in computed}
         return {**stored, **_beside_state(module, {*state, *computed})}
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
+from torch.nn.parameter import is_lazy
 
 from dqconvert.kernels.integer.finish import CODES, Finish
 from dqconvert.kernels.integer.groups import look_up_groups, look_up_pairs_groups
@@ -169,7 +170,10 @@ class Program:
         """Registers a copy of a module under a path, in evaluation mode, without quantizers."""
         owner, name = holder(self.root, path)
         if not hasattr(owner, name):
-            copied = set_mode(copy_apart(module), False).requires_grad_(False)
+            copied = set_mode(copy_apart(module), False)
+            for parameter in nn.Module.parameters(copied):
+                if not is_lazy(parameter):  # of a node type that no input ever had
+                    parameter.requires_grad_(False)
             for part in list(copied.modules()):
                 for held, child in list(part.named_children()):
                     if isinstance(child, Quantizers):  # the graph calls them, never the module

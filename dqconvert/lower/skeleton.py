@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from dqconvert.prepared import PreparedModule
 from dqconvert.prepared.base import quantized_parameters
@@ -32,7 +33,8 @@ def skeleton_of(module: PreparedModule) -> nn.Module:
     quantized = quantized_parameters(module)
     view = set_mode(float_view(module), False)
     for parameter in nn.Module.parameters(view):  # a model may have a method of that name for something else
-        parameter.requires_grad_(False)
+        if not is_lazy(parameter):
+            parameter.requires_grad_(False)
     for path, part in view.named_modules():
         for name in list(part._parameters):
             if isinstance(part, WEIGHTED_MODULES) or (f"{path}.{name}" if path else name) in quantized:

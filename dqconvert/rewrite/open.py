@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, Node
+from torch.nn.parameter import is_lazy
 
 from dqconvert.ops import op_of_layer
 from dqconvert.trace.leaves import WEIGHTED_MODULES, has_hooks
@@ -111,7 +112,8 @@ def _open_whole(leaf: _Leaf) -> Node:
     """Makes arguments of the weight matrices; biases and everything inside stay as they are."""
     path = str(leaf.node.target)
     whole = annotate(leaf.graph.create_node("get_attr", path), Note(module=path))
-    names = [name for name, parameter in leaf.module.named_parameters() if parameter.dim() > 1]
+    found = leaf.module.named_parameters()  # without those of node types that no input ever had: they have no shape
+    names = [name for name, parameter in found if not is_lazy(parameter) and parameter.dim() > 1]
     weights = {name: leaf.parameter(name) for name in names}
     return leaf.graph.call_function(call_with_weights, (whole, weights, *leaf.node.args), dict(leaf.node.kwargs))
 
