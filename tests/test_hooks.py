@@ -165,6 +165,21 @@ def test_a_hook_of_torch_that_computes_a_weight_is_refused_once_the_model_is_pre
         module(X, EDGES)
 
 
+def test_one_on_the_model_itself_runs():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(X.size(1), 4))
+
+        def forward(self, x, edge_index):
+            return (x @ self.weight)[edge_index[0]]
+
+    module = dqconvert.prepare(Root(), "int8-dq", (X, EDGES)).module.train()
+    nn.utils.spectral_norm(module)
+    module(X, EDGES).sum().backward()
+    assert module.weight_orig.grad.abs().sum() > 0
+
+
 def test_hooks_for_all_modules_are_remarked():
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:

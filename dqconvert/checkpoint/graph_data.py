@@ -89,7 +89,7 @@ class _Encoder:
             raise self._unnamed(f"the method {node.target}() of a tensor", node)
         if node.op != "call_function":
             return str(node.target)
-        if node.target is getattr and not _may_read(*node.args):
+        if node.target is getattr and not _may_read(node.args[0], node.args[1]):
             raise self._unnamed(f"a read of the attribute {node.args[1]!r}", node)
         name = function_name(node.target)  # type: ignore[arg-type]
         if name is None:
@@ -224,7 +224,7 @@ class _Decoder:
                 raise CheckpointError(f"the graph in the file calls {target!r}, which only integer graphs do.")
             if function is store and self.integer:
                 raise CheckpointError(f"the graph in the file calls {target!r}, and integer graphs keep no state.")
-            if function is getattr and not (len(args) == 2 and not kwargs and _may_read(*args)):
+            if function is getattr and not (len(args) == 2 and not kwargs and _may_read(args[0], args[1])):
                 raise CheckpointError(f"the graph in the file reads the attribute {args[1:]!r}, which is not allowed.")
             return function
         if op == "call_method":

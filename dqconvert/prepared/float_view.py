@@ -44,18 +44,8 @@ def float_view(prepared: PreparedBase) -> nn.Module:
 
 
 _OWN = (
-    *(
-        "qconfig",
-        "_noted",
-        "float_graphs",
-        "graph_method",
-        "called_method",
-        "more_methods",
-        "own_code",
-        "islands",
-        "fuse",
-    ),
-    *("plain_methods", "user_fuse", "eval_graph", "_objects", "_hooks_seen", "_hook_number", "_agreement"),
+    *("qconfig", "_noted", "float_graphs", "graph_method", "called_method", "more_methods", "islands", "fuse"),
+    *("own_code", "plain_methods", "user_fuse", "eval_graph", "_objects", "_hooks_seen", "_hook_number", "_agreement"),
 )
 """Attributes of a prepared module that the float model does not have."""
 

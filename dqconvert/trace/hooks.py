@@ -130,11 +130,15 @@ def warn_of_lost(hooks: set[Hook], graphs: list[Graph]) -> None:
 def refuse_weight_hooks(root: nn.Module, graphs: list[Graph]) -> None:
     """Checks that graphs read no weight that a hook of ``torch.nn.utils`` computes, which they do not call.
 
+    Hooks of the root run before its graph does, and so what they compute is read.
+
     Raises:
         GuardError: If they do: such a hook (``prune``, ``spectral_norm``) was registered after they were traced.
     """
     read = {str(node.target) for graph in graphs for node in graph.find_nodes(op="get_attr")}
     for path, module in nn.Module.named_modules(root):
+        if module is root:
+            continue
         for hook in filter(of_torch, module._forward_pre_hooks.values()):
             name = str(getattr(hook, "_tensor_name", None) or getattr(hook, "name", "weight"))
             if f"{path}.{name}" in read:
@@ -142,5 +146,6 @@ def refuse_weight_hooks(root: nn.Module, graphs: list[Graph]) -> None:
                     f"{name!r} of module {path} is computed by a {type(hook).__name__} of torch.nn.utils, registered "
                     f"after the model was prepared: the graph would not run it, and the weight would stay as it is. "
                     f"Register it on the float model and prepare that; or make the weight a parameter again, by "
-                    f"torch.nn.utils.prune.remove; or use torch.nn.utils.parametrizations, which are followed."
+                    f"prune.remove, remove_weight_norm or remove_spectral_norm of torch.nn.utils; or use "
+                    f"torch.nn.utils.parametrizations, which are followed."
                 )
